@@ -1,0 +1,38 @@
+"""The `d3pack` command: parse, call, print. One module a verb family; heavy imports stay in them."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import typer
+
+from d3pack.cli import _out
+from d3pack.errors import D3MError
+
+app = typer.Typer(
+    name="d3pack",
+    help="Image-classification datasets as recipes: encode, decode, verify, share.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+VERBS = (
+    "d3pack.cli.pack",
+)
+
+for _module in VERBS:
+    import_module(_module).register(app)
+
+
+def main() -> None:
+    """Run the command; every expected failure is one line and an exit code."""
+    try:
+        app()
+    except D3MError as error:
+        _out.fail(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _out.say("interrupted")
+        sys.exit(130)
