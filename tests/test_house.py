@@ -1,0 +1,127 @@
+"""The house rules that a machine can check: layers, light imports, module size, the public surface."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "d3pack"
+
+# Each layer imports only from those above it in this list.
+LAYERS = (
+    "errors",
+    "recipe",
+    "pack",
+    "codecs",
+    "format",
+    "noise",
+    "samplers",
+    "backbones",
+    "decode",
+    "hub",
+    "dataset",
+    "sources",
+    "train",
+    "encode",
+    "evaluate",
+    "preview",
+    "demo",
+    "cli",
+)
+HEAVY_ROOMS = {"backbones", "train", "encode", "evaluate"}  # may import diffusers and transformers
+NUMPY_ONLY = {"errors", "recipe", "pack", "codecs", "format"}
+LIGHT_CALLS = (
+    "import d3pack",
+    "import d3pack.cli",
+    "import d3pack, sys; d3pack.read; d3pack.write; d3pack.Pack",
+)
+BIG_MODULE = 400
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> list[tuple[str, bool]]:
+    """Every module name imported by a file, and whether that is only for the type checker."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in {
+            "TYPE_CHECKING",
+            "typing.TYPE_CHECKING",
+        }:
+            typing_only.update(id(inner) for inner in ast.walk(node))
+    found: list[tuple[str, bool]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, id(node) in typing_only) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            base = node.module or ""
+            names = [f"{base}.{alias.name}" for alias in node.names] if base == "d3pack" else [base]
+            found += [(name, id(node) in typing_only) for name in names]
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_layers_import_only_downwards(path: Path) -> None:
+    here = room(path)
+    if here in {"__init__", "__main__"}:
+        return
+    assert here in LAYERS, f"{here} is in no layer: add it to the design and to LAYERS"
+    for name, _ in imported(path):
+        top, *rest = name.split(".")
+        if top != "d3pack" or not rest or rest[0].startswith("__"):
+            continue
+        assert rest[0] in LAYERS, f"{path.name} imports unknown layer {name}"
+        assert LAYERS.index(rest[0]) <= LAYERS.index(here), f"{path.name} reaches up to {name}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_heavy_libraries_stay_in_their_rooms(path: Path) -> None:
+    here = room(path)
+    for name, typing_only in imported(path):
+        top = name.split(".")[0]
+        if top in {"diffusers", "transformers"}:
+            assert here in HEAVY_ROOMS, f"{path} imports {top}"
+        if top == "torch" and not typing_only:
+            assert here not in NUMPY_ONLY, f"{path} imports torch"
+
+
+@pytest.mark.parametrize("statement", LIGHT_CALLS)
+def test_torch_stays_out_of_light_calls(statement: str) -> None:
+    check = f"{statement}; import sys; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_modules_fit_on_a_few_screens(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= BIG_MODULE
+
+
+def test_public_names() -> None:
+    import d3pack
+
+    assert sorted(d3pack.__all__) == [
+        "BackboneRef",
+        "D3MDataset",
+        "D3MError",
+        "Decoder",
+        "Pack",
+        "Recipe",
+        "__version__",
+        "read",
+        "write",
+    ]
+    for name in d3pack.__all__:
+        assert getattr(d3pack, name) is not None
