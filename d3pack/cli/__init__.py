@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import Annotated
 
 import typer
 
+from d3pack import __version__
 from d3pack.cli import _out
 from d3pack.errors import D3MError
 
@@ -20,7 +22,20 @@ app = typer.Typer(
 
 VERBS = (
     "d3pack.cli.pack",
+    "d3pack.cli.env",
 )
+
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Image-classification datasets as recipes: encode, decode, verify, share."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
 
 for _module in VERBS:
     import_module(_module).register(app)

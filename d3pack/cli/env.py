@@ -1,0 +1,102 @@
+"""`d3pack env`: what a bug report needs to say."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+from typing import Annotated, Any
+
+import typer
+
+import d3pack
+from d3pack.cli import _out
+
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "huggingface_hub",
+    "numpy",
+    "pillow",
+    "typer",
+    "rich",
+    "torchvision",
+    "datasets",
+    "pyarrow",
+    "matplotlib",
+    "scikit-learn",
+    "model-signing",
+)
+SETTINGS = (
+    "D3PACK_HOME",
+    "HF_HOME",
+    "HF_ENDPOINT",
+    "HF_HUB_OFFLINE",
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add `env`."""
+    app.command("env")(env)
+
+
+def env(
+    output: Annotated[_out.Format, typer.Option("--format", help="human, json or quiet.")] = "human",
+) -> None:
+    """Print versions and settings for a bug report. No path and no token is shown.
+
+    Example: d3pack env
+    """
+    facts = collect()
+    if output == "json":
+        _out.emit(facts)
+    elif output == "human":
+        for group, values in facts.items():
+            if not isinstance(values, dict):
+                print(f"{group:<16} {values}")
+                continue
+            print(group)
+            for name, value in values.items():
+                print(f"  {name:<22} {value}")
+
+
+def collect() -> dict[str, Any]:
+    """Gather the facts; torch is asked for its devices, so this takes a second."""
+    import torch
+
+    return {
+        "d3pack": d3pack.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "packages": {name: version(name) for name in PACKAGES},
+        "device": {
+            "cuda": torch.version.cuda or "none",
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "threads": torch.get_num_threads(),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        },
+        "settings": {name: setting(name) for name in SETTINGS},
+        "terminal": sys.stdout.isatty(),
+    }
+
+
+def version(package: str) -> str:
+    """The installed version, or that there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def setting(name: str) -> str:
+    """Whether a variable is set; values that name a place stay private."""
+    value = os.environ.get(name)
+    if value is None:
+        return "unset"
+    return "set" if name.endswith(("_HOME", "_ENDPOINT")) else value
