@@ -6,6 +6,12 @@
     ├── BackboneError               E_BACKBONE    exit 4   the generator is missing, other, or refused
     ├── NotFoundError               E_NOT_FOUND   exit 5   a file or a repository is not there
     ├── HubError                    E_HUB         exit 6   the Hub, or the way to it
+    │   ├── HubOfflineError         E_HUB_OFFLINE          offline, and not in the cache
+    │   ├── HubAccessError          E_HUB_ACCESS           gated, forbidden, wrong token
+    │   ├── HubBusyError            E_HUB_BUSY             limits, failures, silence: try later
+    │   ├── HubBytesError           E_HUB_BYTES            not the bytes that were asked for
+    │   ├── RootPinError            E_HUB_PIN              another pack than the address pins
+    │   └── SignatureError          E_HUB_SIGNATURE        missing, not of this pack, or another's
     └── SourceError                 E_SOURCE      exit 7   the real images cannot be used
 
 A message is one line: what is wrong; `hint` says what to do next. Codes are stable: scripts and the
@@ -63,6 +69,42 @@ class HubError(D3MError):
 
     code = "E_HUB"
     exit_code = 6
+
+
+class HubOfflineError(HubError):
+    """Offline, and not in the cache."""
+
+    code = "E_HUB_OFFLINE"
+
+
+class HubAccessError(HubError):
+    """Gated, forbidden, or the token is wrong."""
+
+    code = "E_HUB_ACCESS"
+
+
+class HubBusyError(HubError):
+    """The Hub limits, fails or falls silent: the same call may work later."""
+
+    code = "E_HUB_BUSY"
+
+
+class HubBytesError(HubError):
+    """Other bytes, or another part of the file, than were asked for."""
+
+    code = "E_HUB_BYTES"
+
+
+class RootPinError(HubError):
+    """The pack is valid but not the one that the address pins."""
+
+    code = "E_HUB_PIN"
+
+
+class SignatureError(HubError):
+    """A signature is missing, does not cover the pack, or is another's."""
+
+    code = "E_HUB_SIGNATURE"
 
 
 class SourceError(D3MError):
