@@ -1,0 +1,190 @@
+"""Random backbones of a few hundred kilobytes, in diffusers' layout, made in about a second.
+
+    path = tiny_sd(tmp_path / "sd")      # text to image, 64 px
+    path = tiny_dit(tmp_path / "dit")    # class to image, 64 px
+
+They are real models with real configs and a real tokenizer; only the weights are random.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+WORDS = (
+    "a photo of the goldfish penguin tabby cat dog lemon bus school golden retriever orange "
+    "castle bridge ship truck airplane automobile bird deer frog horse picture image an small"
+)
+
+
+def tiny_tokenizer(path: Path, *, layout: str = "json") -> None:
+    """Train a byte-pair tokenizer on a few words; "json" is one file, "vocab" the older two."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=end))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        end_of_word_suffix="</w>",
+        special_tokens=[start, end],
+    )
+    tokenizer.train_from_iterator([WORDS] * 3, trainer)
+    ids = tokenizer.get_vocab()
+    tokenizer.post_processor = processors.RobertaProcessing((end, ids[end]), (start, ids[start]))
+    path.mkdir(parents=True, exist_ok=True)
+    settings = {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": end}
+    _write(path / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer", **settings})
+    if layout == "json":
+        tokenizer.save(str(path / "tokenizer.json"))
+        return
+    state = json.loads(tokenizer.to_str())["model"]
+    _write(path / "vocab.json", state["vocab"])
+    merges = [m if isinstance(m, str) else " ".join(m) for m in state["merges"]]
+    (path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+
+
+def tiny_sd(
+    path: str | Path,
+    *,
+    vae: str = "tiny",
+    prediction: str = "epsilon",
+    tokenizer: str = "json",
+    positions: int = 16,
+    width: int = 32,
+    seed: int = 0,
+    scheduler: dict[str, Any] | None = None,
+) -> Path:
+    """Save a Stable Diffusion of about 1 MB: 64 px, 8x8x4 latents, `width` wide prompts."""
+    import torch
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers.models.clip.configuration_clip import CLIPTextConfig
+    from transformers.models.clip.modeling_clip import CLIPTextModel
+
+    path = Path(path)
+    tiny_tokenizer(path / "tokenizer", layout=tokenizer)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=1000,
+                hidden_size=width,
+                intermediate_size=2 * width,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=positions,
+                bos_token_id=0,
+                eos_token_id=2,
+                initializer_factor=20.0,
+            )
+        )
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=width,
+            attention_head_dim=4,
+            norm_num_groups=8,
+        )
+        _save_vae(path / "vae", vae)
+    text.save_pretrained(path / "text_encoder")
+    unet.save_pretrained(path / "unet")
+    _save_scheduler(path, prediction, "scaled_linear", 0.00085, 0.012, scheduler)
+    _write(path / "model_index.json", {"_class_name": "StableDiffusionPipeline"})
+    return path
+
+
+def tiny_dit(
+    path: str | Path,
+    *,
+    vae: str = "kl",
+    classes: int = 10,
+    learned_sigma: bool = True,
+    tied: bool = True,
+    seed: int = 0,
+) -> Path:
+    """Save a DiT of about 1 MB: 64 px, 8x8x4 latents, 32-wide class vectors, 10 classes + null."""
+    import torch
+    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+
+    path = Path(path)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        dit = DiTTransformer2DModel(
+            num_attention_heads=4,
+            attention_head_dim=8,
+            in_channels=4,
+            out_channels=8 if learned_sigma else 4,
+            num_layers=3,
+            attention_bias=True,
+            sample_size=8,
+            patch_size=2,
+            num_embeds_ada_norm=classes,
+        )
+        if tied:  # as in the published weights: one table, copied into each block
+            for block in dit.transformer_blocks[1:]:
+                block.norm1.emb.load_state_dict(dit.transformer_blocks[0].norm1.emb.state_dict())
+        _save_vae(path / "vae", vae)
+    dit.save_pretrained(path / "transformer")
+    _save_scheduler(path, "epsilon", "linear", 0.0001, 0.02, None)
+    names = WORDS.split()[4:]
+    labels = {str(i): names[i % len(names)] for i in range(classes)}
+    _write(path / "model_index.json", {"_class_name": "DiTPipeline", "id2label": labels})
+    return path
+
+
+def _save_vae(path: Path, kind: str) -> None:
+    if kind == "tiny":
+        from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+
+        AutoencoderTiny(
+            encoder_block_out_channels=(8, 8, 8, 8),
+            decoder_block_out_channels=(8, 8, 8, 8),
+            num_encoder_blocks=(1, 1, 1, 1),
+            num_decoder_blocks=(1, 1, 1, 1),
+            scaling_factor=1.3,
+        ).save_pretrained(path)
+        return
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    AutoencoderKL(
+        block_out_channels=(8, 8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=64,
+        scaling_factor=0.18215,
+    ).save_pretrained(path)
+
+
+def _save_scheduler(
+    path: Path, prediction: str, name: str, start: float, end: float, more: dict[str, Any] | None
+) -> None:
+    config: dict[str, Any] = {
+        "_class_name": "DDIMScheduler",
+        "beta_schedule": name,
+        "beta_start": start,
+        "beta_end": end,
+        "num_train_timesteps": 1000,
+        "prediction_type": prediction,
+        "clip_sample": False,
+        "set_alpha_to_one": True,
+    }
+    _write(path / "scheduler" / "scheduler_config.json", {**config, **(more or {})})
+
+
+def _write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
