@@ -1,0 +1,65 @@
+"""Real images with class names: folders, archives, shards, parquet, the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from d3pack.errors import NotFoundError, SourceError
+from d3pack.sources.archive import TAR_SUFFIXES, TarStore, ZipStore
+from d3pack.sources.base import OnError, Skip, Source, Store
+from d3pack.sources.folder import FolderStore
+from d3pack.sources.images import BadImageError
+from d3pack.sources.names import neighbour_table, read_table
+from d3pack.sources.shards import ShardStore, expand, looks_like_shards
+from d3pack.sources.table import ADDRESS, open_hub, open_parquet
+
+__all__ = ["BadImageError", "Skip", "Source", "open_source"]
+
+
+def open_source(
+    address: str | Path,
+    *,
+    class_names: str | Path | Mapping[str, str] | None = None,
+    split: str = "train",
+    on_error: OnError = "skip",
+) -> Source:
+    """Open real images: a folder, tar, zip, WebDataset shards, parquet, or `hf://datasets/...`."""
+    path = Path(address)
+    store = _store(str(address), path, split)
+    if isinstance(class_names, str | Path):
+        table: Mapping[str, str] | None = read_table(Path(class_names))
+    elif class_names is None and store.kind in {"folder", "tar", "zip"}:
+        table = neighbour_table(store.keys, path, path.parent)
+    else:
+        table = class_names
+    return Source(store, table=table, on_error=on_error)
+
+
+def _store(address: str, path: Path, split: str) -> Store:
+    if address.startswith(ADDRESS):
+        return open_hub(address, split)
+    if "{" in address and not path.exists():
+        return ShardStore(expand(address))
+    if path.is_dir():
+        suffixes = {entry.suffix.lower() for entry in path.iterdir() if entry.is_file()}
+        if suffixes & TAR_SUFFIXES:
+            return ShardStore(expand(address))
+        if ".parquet" in suffixes or any((path / "data").glob("*.parquet")):
+            return open_parquet(path, split)
+        return FolderStore(path, split)
+    if not path.is_file():
+        raise NotFoundError(
+            f"no source at {path.name}", hint="give a folder, archive or hf://datasets/..."
+        )
+    suffix = path.suffix.lower()
+    if suffix in TAR_SUFFIXES:
+        return ShardStore([path]) if looks_like_shards(path) else TarStore(path, split)
+    if suffix == ".zip":
+        return ZipStore(path, split)
+    if suffix == ".parquet":
+        return open_parquet(path, split)
+    raise SourceError(
+        f"{path.name} is no source that d3pack reads",
+        hint="give a class-folder tree, .tar, .zip, WebDataset shards, .parquet or hf://datasets/...",
+    )

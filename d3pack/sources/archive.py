@@ -1,0 +1,197 @@
+"""A tar or zip of a class-folder tree, read in place: nothing is unpacked."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import mmap
+import stat
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
+
+from d3pack.errors import SourceError
+from d3pack.sources.base import Skip, edges
+from d3pack.sources.folder import SPLITS
+from d3pack.sources.images import EXTENSIONS, MAX_BYTES, BadImageError
+
+MAX_RATIO = 200  # a tar that grows more than this when uncompressed is a bomb, not a dataset
+SLACK = 1 << 30
+_OPENERS: dict[str, Any] = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+DAMAGE = (tarfile.TarError, EOFError, OSError, ValueError, lzma.LZMAError, zlib.error)
+TAR_SUFFIXES = frozenset({".tar", *_OPENERS})
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The files of one class: names beside two flat arrays, so that a million fit in memory."""
+
+    names: list[str] = field(default_factory=list)
+    places: array[int] = field(default_factory=lambda: array("Q"))
+    sizes: array[int] = field(default_factory=lambda: array("Q"))
+
+    def add(self, name: str, place: int, size: int) -> None:
+        self.names.append(name)
+        self.places.append(place)
+        self.sizes.append(size)
+
+    def sort(self) -> None:
+        order = sorted(range(len(self.names)), key=self.names.__getitem__)
+        self.names = [self.names[i] for i in order]
+        self.places = array("Q", (self.places[i] for i in order))
+        self.sizes = array("Q", (self.sizes[i] for i in order))
+
+
+class TarBytes:
+    """The bytes of a plain tar by offset: read in place, or from a spool when it is compressed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._spool: mmap.mmap | None = None
+        opener = _OPENERS.get(path.suffix.lower())
+        if opener is not None:
+            limit = path.stat().st_size * MAX_RATIO + SLACK
+            with tempfile.TemporaryFile() as spool, opener(path, "rb") as packed:
+                while block := packed.read(1 << 22):
+                    spool.write(block)
+                    if spool.tell() > limit:
+                        raise SourceError(f"{path.name} grows beyond {MAX_RATIO} times its size")
+                spool.flush()
+                self._spool = mmap.mmap(spool.fileno(), 0, access=mmap.ACCESS_READ)
+
+    @contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        if self._spool is not None:
+            self._spool.seek(0)
+            yield cast(IO[bytes], self._spool)
+        else:
+            with open(self._path, "rb") as file:
+                yield file
+
+    def members(self) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]]:
+        """Members in file order, each with a way to read it; tarfile itself would keep them all."""
+        with self.open() as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                yield member, lambda m=member: self.read_at(m.offset_data, m.size)  # type: ignore[misc]
+                tar.members = []  # type: ignore[attr-defined]
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        if self._spool is not None:
+            return self._spool[offset : offset + length]
+        with open(self._path, "rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+
+class _TreeIndex:
+    """Sorts the members of an archive into classes by their folders."""
+
+    def __init__(self, split: str) -> None:
+        self._split = split
+        self._folders: dict[tuple[str, ...], _Rows] = {}
+        self.refused: list[Skip] = []
+
+    def add(self, name: str, place: int, size: int) -> None:
+        path = PurePosixPath(name)
+        parts = tuple(part for part in path.parts if part != ".")
+        if path.is_absolute() or ".." in parts:
+            self.refused.append(Skip("", name, "its path leads out of the archive"))
+        elif len(parts) >= 2 and path.suffix.lower() in EXTENSIONS and parts[-1][0] != ".":
+            self._folders.setdefault(parts[:-1], _Rows()).add(parts[-1], place, size)
+
+    def classes(self) -> dict[str, _Rows]:
+        """Class key -> rows, below whatever folders all members share."""
+        folders = self._folders
+        while folders and len({f[0] for f in folders}) == 1 and all(len(f) > 1 for f in folders):
+            folders = {f[1:]: rows for f, rows in folders.items()}
+        tops = {f[0] for f in folders}
+        if self._split in tops and tops <= SPLITS:
+            folders = {f[1:]: r for f, r in folders.items() if f[0] == self._split and len(f) > 1}
+        classes: dict[str, _Rows] = {}
+        for folder, rows in folders.items():
+            merged = classes.setdefault(folder[0], _Rows())
+            for name, place, size in zip(rows.names, rows.places, rows.sizes, strict=True):
+                merged.add("/".join((*folder[1:], name)), place, size)
+        for rows in classes.values():
+            rows.sort()
+        if not classes:
+            raise SourceError("the archive holds no class folders with images")
+        return dict(sorted(classes.items()))
+
+
+class _ArchiveStore:
+    def __init__(self, index: _TreeIndex) -> None:
+        classes = index.classes()
+        self.keys = tuple(classes)
+        self._rows = tuple(classes.values())
+        self.counts = tuple(len(rows.names) for rows in self._rows)
+        self.refused = index.refused
+
+    def names(self, c: int) -> Sequence[str]:
+        return self._rows[c].names
+
+
+class TarStore(_ArchiveStore):
+    kind = "tar"
+
+    def __init__(self, path: Path, split: str = "train") -> None:
+        index = _TreeIndex(split)
+        try:
+            self._bytes = TarBytes(path)
+            for member, _ in self._bytes.members():
+                if member.isreg() and not member.issparse():
+                    index.add(member.name, member.offset_data, member.size)
+                elif not member.isdir():
+                    index.refused.append(Skip("", member.name, "a link or a special file"))
+        except DAMAGE as error:
+            raise SourceError(f"{path.name} is not a readable tar: {error}") from error
+        super().__init__(index)
+
+    def read(self, c: int, i: int) -> bytes:
+        rows = self._rows[c]
+        return self._bytes.read_at(rows.places[i], min(rows.sizes[i], MAX_BYTES + 1))
+
+    def stamp(self, c: int, i: int) -> bytes:
+        start = self._rows[c].places[i]
+        return edges(self._rows[c].sizes[i], lambda at, n: self._bytes.read_at(start + at, n))
+
+
+class ZipStore(_ArchiveStore):
+    kind = "zip"
+
+    def __init__(self, path: Path, split: str = "train") -> None:
+        index = _TreeIndex(split)
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise SourceError(f"{path.name} is not a readable zip: {error}") from error
+        self._infos = self._zip.infolist()
+        for place, info in enumerate(self._infos):
+            if info.is_dir():
+                continue
+            if stat.S_ISLNK(info.external_attr >> 16) or info.flag_bits & 1:
+                index.refused.append(Skip("", info.filename, "a link or an encrypted file"))
+            else:
+                index.add(info.filename, place, info.file_size)
+        super().__init__(index)
+
+    def read(self, c: int, i: int) -> bytes:
+        info = self._infos[self._rows[c].places[i]]
+        try:
+            with self._zip.open(info) as file:
+                return file.read(min(info.file_size, MAX_BYTES) + 1)
+        # zipfile names its complaints in many ways (bad CRC, unknown method, truncated stream)
+        except Exception as error:
+            raise BadImageError(f"cannot be unpacked: {error}") from error
+
+    def stamp(self, c: int, i: int) -> bytes:
+        info = self._infos[self._rows[c].places[i]]
+        return info.file_size.to_bytes(8, "little") + info.CRC.to_bytes(4, "little")

@@ -1,0 +1,104 @@
+"""A tree with one folder a class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from d3pack.errors import NotFoundError, SourceError
+from d3pack.sources.base import Skip, edges
+from d3pack.sources.images import EXTENSIONS, MAX_BYTES, BadImageError
+
+SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev"})
+DEPTH = 4  # Tiny-ImageNet keeps its files in <class>/images/
+
+
+class FolderStore:
+    """Class folders on disk. One class is listed at a time; symlinks are not followed out."""
+
+    kind = "folder"
+
+    def __init__(self, root: Path, split: str = "train") -> None:
+        self._root = _class_root(root, split)
+        self._real = Path(os.path.realpath(self._root))
+        self.refused: list[Skip] = []
+        folders = sorted(e.name for e in os.scandir(self._root) if e.is_dir() and e.name[0] != ".")
+        for name in folders:
+            if not self._inside(self._root / name):
+                raise SourceError(
+                    f"class folder {name!r} is a link that leads out of the source",
+                    hint="copy the images in, or name the folder it points to",
+                )
+        if not folders:
+            loose = any(Path(name).suffix.lower() in EXTENSIONS for name in os.listdir(self._root))
+            raise SourceError(
+                "no class folders" + (", only loose images" if loose else ""),
+                hint="make one folder for each class",
+            )
+        self.keys = tuple(folders)
+        self.counts = tuple(sum(1 for _ in self._files(name, refuse=True)) for name in self.keys)
+        self._listing = lru_cache(maxsize=4)(self._list)
+
+    def _inside(self, path: Path) -> bool:
+        return Path(os.path.realpath(path)).is_relative_to(self._real)
+
+    def _files(self, key: str, *, refuse: bool = False) -> Iterator[str]:
+        """Relative names of the image files of a class, unsorted."""
+        waiting = [("", 0)]
+        while waiting:
+            prefix, depth = waiting.pop()
+            with os.scandir(self._root / key / prefix) as entries:
+                for entry in entries:
+                    if entry.name[0] == ".":
+                        continue
+                    name = prefix + entry.name
+                    if entry.is_symlink() and not self._inside(Path(entry.path)):
+                        if refuse:
+                            self.refused.append(
+                                Skip(key, name, "a link that leads out of the source")
+                            )
+                    elif entry.is_dir(follow_symlinks=False):
+                        if depth < DEPTH:
+                            waiting.append((name + "/", depth + 1))
+                    elif os.path.splitext(name)[1].lower() in EXTENSIONS:
+                        yield name
+
+    def _list(self, c: int) -> tuple[str, ...]:
+        return tuple(sorted(self._files(self.keys[c])))
+
+    def names(self, c: int) -> Sequence[str]:
+        return self._listing(c)
+
+    def _path(self, c: int, i: int) -> Path:
+        path = self._root / self.keys[c] / self.names(c)[i]
+        if not path.is_file():
+            raise BadImageError("not a regular file")
+        return path
+
+    def read(self, c: int, i: int) -> bytes:
+        with open(self._path(c, i), "rb") as file:
+            # never more than the file holds: read() allocates what it is asked for
+            return file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES + 1))
+
+    def stamp(self, c: int, i: int) -> bytes:
+        path = self._root / self.keys[c] / self.names(c)[i]
+        with open(path, "rb") as file:
+
+            def read_at(offset: int, length: int) -> bytes:
+                file.seek(offset)
+                return file.read(length)
+
+            return edges(os.fstat(file.fileno()).st_size, read_at)
+
+
+def _class_root(root: Path, split: str) -> Path:
+    """The folder that holds the class folders: `root` itself, or its `train/`."""
+    if not root.is_dir():
+        raise NotFoundError(f"no such folder: {root.name}")
+    folders = {e.name for e in os.scandir(root) if e.is_dir() and e.name[0] != "."}
+    # "train" is also a vehicle: it is a split only among other splits.
+    if split in folders and folders <= SPLITS:
+        return root / split
+    return root

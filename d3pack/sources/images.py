@@ -1,0 +1,78 @@
+"""From the bytes of one file to an RGB image, or to one line that says why not."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from d3pack.errors import SourceError
+
+MAX_PIXELS = 64_000_000
+MAX_BYTES = 256 * 1024 * 1024
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+)
+# Only formats that photographs come in: every other decoder of Pillow stays out of reach.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+
+class BadImageError(SourceError):
+    """One image of the source cannot be used."""
+
+    code = "E_SOURCE_IMAGE"
+
+
+def decode(data: bytes) -> Image.Image:
+    """RGB image of a file's bytes: first frame, upright, 8 bits, transparency on white."""
+    if len(data) > MAX_BYTES:
+        raise BadImageError(f"file of {len(data)} bytes is over the limit of {MAX_BYTES}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the size is judged below, damage by the decoder
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise BadImageError(
+                        f"{width}x{height} is over the limit of {MAX_PIXELS} pixels"
+                    )
+                image.seek(0)
+                image.load()
+                return _rgb(ImageOps.exif_transpose(image))
+    except BadImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadImageError(f"over the limit of {MAX_PIXELS} pixels") from error
+    # Pillow's decoders raise nearly anything on damaged bytes; a bad file is never our crash.
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "BytesIO" in reason:
+            reason = "not an image in a known format"
+        raise BadImageError(reason[:200]) from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_wide(image).convert("RGB")
+    if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_wide(image: Image.Image) -> Image.Image:
+    """16- and 32-bit greys: Pillow's own conversion clips at 255 and gives white."""
+    values = np.asarray(image, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise BadImageError("holds values that are no numbers")
+    low, high = float(values.min()), float(values.max())
+    if image.mode == "F" and low >= 0.0 and high <= 1.0:
+        top = 1.0
+    elif low >= 0.0 and high <= 65535.0:
+        top = 65535.0
+    else:
+        raise BadImageError(f"grey values from {low:g} to {high:g} have no known scale")
+    return Image.fromarray(np.rint(values * (255.0 / top)).astype(np.uint8))

@@ -1,0 +1,144 @@
+"""WebDataset shards: tar files whose members `000042.jpg` and `000042.cls` belong together."""
+
+from __future__ import annotations
+
+import json
+import re
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from d3pack.errors import NotFoundError, SourceError
+from d3pack.sources.archive import DAMAGE, TAR_SUFFIXES, TarBytes
+from d3pack.sources.base import Skip, edges
+from d3pack.sources.images import EXTENSIONS, MAX_BYTES
+from d3pack.sources.names import read_table
+
+NAME_TABLES = ("classnames.txt", "classes.txt", "class_names.json", "classnames.json")
+MAX_SIDE = 1 << 20  # label members are small; a large one is not read
+_BRACES = re.compile(r"^(.*)\{(\d+)\.\.(\d+)\}(.*)$")
+
+
+def expand(address: str) -> list[Path]:
+    """`train-{0000..0012}.tar`, a folder of tars, or one tar -> the shards in order."""
+    braces = _BRACES.match(address)
+    if braces:
+        head, low, high, tail = braces.groups()
+        if int(high) - int(low) > 1_000_000:
+            raise SourceError("the range of shards is too long")
+        paths = [Path(f"{head}{i:0{len(low)}d}{tail}") for i in range(int(low), int(high) + 1)]
+    elif Path(address).is_dir():
+        paths = sorted(p for p in Path(address).iterdir() if p.suffix.lower() in TAR_SUFFIXES)
+    else:
+        paths = [Path(address)]
+    absent = [path.name for path in paths if not path.is_file()]
+    if absent or not paths:
+        raise NotFoundError(
+            f"{len(absent)} shards are missing, first {absent[0]}" if absent else "no shards"
+        )
+    return paths
+
+
+def looks_like_shards(path: Path) -> bool:
+    """Whether the first members of a tar are samples with a label beside the image."""
+    try:
+        for count, (member, _) in enumerate(TarBytes(path).members()):
+            if PurePosixPath(member.name).name.partition(".")[2] == "cls":
+                return True
+            if count > 64:
+                break
+    except DAMAGE as error:
+        raise SourceError(f"{path.name} is not a readable tar: {error}") from error
+    return False
+
+
+class ShardStore:
+    """An index of (shard, offset, size) a file; the images stay where they are."""
+
+    kind = "webdataset"
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._shards: list[TarBytes] = []
+        self.refused: list[Skip] = []
+        rows: dict[str, list[tuple[str, int, int, int]]] = {}
+        for shard, path in enumerate(paths):
+            try:
+                self._shards.append(TarBytes(path))
+                for label, name, offset, size in self._samples(path.name, self._shards[shard]):
+                    rows.setdefault(label, []).append((name, shard, offset, size))
+            except DAMAGE as error:
+                raise SourceError(f"{path.name} is not a readable shard: {error}") from error
+        if not rows:
+            raise SourceError("the shards hold no image with a .cls or .json label beside it")
+        self.keys = _class_keys(list(rows), paths[0].parent)
+        ordered = [sorted(rows[key]) for key in sorted(rows, key=_label_order)]
+        self._names = [[row[0] for row in part] for part in ordered]
+        self._places = [array("Q", (v for row in part for v in row[1:])) for part in ordered]
+        self.counts = tuple(len(names) for names in self._names)
+
+    def _samples(self, shard: str, tar: TarBytes) -> Iterator[tuple[str, str, int, int]]:
+        """(label, name, offset, size) of every labelled image of one shard."""
+        stem, image, label = "", None, None
+        for member, content in tar.members():
+            if not member.isreg():
+                continue
+            path = PurePosixPath(member.name)
+            base, _, ext = path.name.partition(".")
+            here = str(path.with_name(base))
+            if here != stem:
+                if image:
+                    self.refused.append(Skip("", f"{shard}:{stem}", "no label beside it"))
+                stem, image, label = here, None, None
+            if f".{ext.lower()}" in EXTENSIONS:
+                image = (f"{shard}:{member.name}", member.offset_data, member.size)
+            elif ext in {"cls", "json"} and member.size <= MAX_SIDE:
+                label = _label(ext, content())
+            if image and label is not None:
+                yield (label, *image)
+                image = None
+        if image:
+            self.refused.append(Skip("", f"{shard}:{stem}", "no label beside it"))
+
+    def names(self, c: int) -> Sequence[str]:
+        return self._names[c]
+
+    def _place(self, c: int, i: int) -> tuple[int, int, int]:
+        shard, offset, size = self._places[c][3 * i : 3 * i + 3]
+        return shard, offset, size
+
+    def read(self, c: int, i: int) -> bytes:
+        shard, offset, size = self._place(c, i)
+        return self._shards[shard].read_at(offset, min(size, MAX_BYTES + 1))
+
+    def stamp(self, c: int, i: int) -> bytes:
+        shard, offset, size = self._place(c, i)
+        return edges(size, lambda at, n: self._shards[shard].read_at(offset + at, n))
+
+
+def _label(ext: str, data: bytes) -> str | None:
+    try:
+        text = data.decode("utf-8").strip()
+        if ext == "cls":
+            return text or None
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    for key in ("label", "class", "cls", "class_name"):
+        if isinstance(found, dict) and isinstance(found.get(key), int | str):
+            return str(found[key])
+    return None
+
+
+def _label_order(label: str) -> tuple[bool, int, str]:
+    number = label.isdecimal()
+    return (not number, int(label) if number else 0, label)
+
+
+def _class_keys(labels: list[str], folder: Path) -> tuple[str, ...]:
+    ordered = sorted(labels, key=_label_order)
+    if all(label.isdecimal() for label in ordered):
+        for name in NAME_TABLES:
+            if (folder / name).is_file():
+                table = read_table(folder / name)
+                return tuple(table.get(label, label) for label in ordered)
+    return tuple(ordered)

@@ -1,0 +1,123 @@
+"""Parquet files and Hub datasets, through the `datasets` library (memory-mapped Arrow)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from d3pack.errors import HubError, NotFoundError, SourceError
+from d3pack.sources.base import Skip, edges
+from d3pack.sources.images import MAX_BYTES, BadImageError
+
+LABELS = ("label", "labels", "fine_label", "class", "cls", "target", "y")
+IMAGES = ("image", "img", "pixel_values", "picture")
+ADDRESS = "hf://datasets/"
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise SourceError(
+            "parquet and Hub sources need the `datasets` library",
+            hint="pip install 'd3pack[encode]'",
+        ) from error
+    datasets.disable_progress_bars()
+    return datasets
+
+
+def open_parquet(path: Path, split: str = "train") -> TableStore:
+    """One parquet file, or the files of a folder (those of `split`, if their names tell)."""
+    datasets = _library()
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    named = [file for file in files if file.name.startswith(split)]
+    try:
+        table = datasets.Dataset.from_parquet([str(file) for file in named or files])
+    # pyarrow and datasets name a damaged file in many ways
+    except Exception as error:
+        raise SourceError(f"{path.name} is not readable parquet: {_line(error)}") from error
+    return TableStore(table, "parquet")
+
+
+def open_hub(address: str, split: str = "train") -> TableStore:
+    """`hf://datasets/org/name[@revision]`; label names come from the dataset's own features."""
+    repo, _, revision = address.removeprefix(ADDRESS).partition("@")
+    if repo.count("/") > 1 or not repo:
+        raise SourceError(f"{address} names no dataset", hint=f"write {ADDRESS}org/name[@revision]")
+    datasets = _library()
+    try:
+        table = datasets.load_dataset(repo, split=split, revision=revision or None)
+    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError) as error:
+        raise NotFoundError(f"no dataset {repo} on the Hub: {_line(error)}") from error
+    # whatever the network, the Hub or the dataset's own layout did
+    except Exception as error:
+        raise HubError(
+            f"cannot load {repo}: {_line(error)}", hint="check the name, the split and the network"
+        ) from error
+    return TableStore(table, "hub")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+class TableStore:
+    """Rows with an image column and a label column; only row numbers are kept in memory."""
+
+    def __init__(self, table: Any, kind: str) -> None:
+        datasets = _library()
+        self.kind = kind
+        self.refused: Sequence[Skip] = ()
+        features = table.features
+        images = [n for n, f in features.items() if isinstance(f, datasets.Image)]
+        images += [n for n in IMAGES if n in features and n not in images]
+        labels = [n for n, f in features.items() if isinstance(f, datasets.ClassLabel)]
+        labels += [n for n in LABELS if n in features and n not in labels]
+        if not images or not labels:
+            raise SourceError(
+                f"no {'label' if images else 'image'} column among {', '.join(list(features)[:9])}",
+                hint="name the columns image and label",
+            )
+        self._image, label = images[0], labels[0]
+        if isinstance(features[self._image], datasets.Image):
+            table = table.cast_column(self._image, datasets.Image(decode=False))
+        self._table = table.with_format(None)
+        values = table.with_format("numpy")[label][:]
+        if isinstance(features[label], datasets.ClassLabel):
+            self.keys = tuple(features[label].names)
+            codes = np.asarray(values, dtype=np.int64)
+        else:
+            found, codes = np.unique(np.asarray(values), return_inverse=True)
+            self.keys = tuple(str(value) for value in found)
+        order = np.argsort(codes, kind="stable")
+        ends = np.searchsorted(codes[order], np.arange(len(self.keys) + 1))
+        self._rows = [order[a:b] for a, b in pairwise(ends)]
+        self.counts = tuple(len(rows) for rows in self._rows)
+
+    def names(self, c: int) -> Sequence[str]:
+        return [f"{row:09d}" for row in self._rows[c]]
+
+    def read(self, c: int, i: int) -> bytes:
+        value = self._table[int(self._rows[c][i])][self._image]
+        if isinstance(value, dict):
+            data, path = value.get("bytes"), value.get("path")
+            if data is None and path:
+                with open(path, "rb") as file:
+                    return file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES + 1))
+            value = data
+        if not isinstance(value, bytes):
+            raise BadImageError("the row holds no image bytes")
+        return value
+
+    def stamp(self, c: int, i: int) -> bytes:
+        try:
+            data = self.read(c, i)
+        except BadImageError:
+            return hashlib.sha256(b"none").digest()
+        return edges(len(data), lambda at, length: data[at : at + length])
