@@ -152,7 +152,7 @@ def _from_web(location: str, text: str) -> str:
         path = path.removeprefix(ours.path.rstrip("/"))
     elif parts.hostname not in _HOSTS:
         raise UsageError(
-            f"{parts.netloc or text!r} is not the Hub ({ours.netloc})",
+            f"{(parts.netloc or text)!r} is not the Hub ({ours.netloc})",
             hint="set HF_ENDPOINT for another one, or download the file and pass its path",
         )
     home, _, rest = path.strip("/").partition("/")

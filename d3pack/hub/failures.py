@@ -1,0 +1,127 @@
+"""Whatever huggingface_hub and its HTTP library raise, told as one line with the way on."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from d3pack.errors import (
+    D3MError,
+    HubAccessError,
+    HubBusyError,
+    HubError,
+    HubOfflineError,
+    NotFoundError,
+)
+from d3pack.hub.address import Address, endpoint
+
+# huggingface_hub has changed its HTTP library twice; the exceptions are known by where they live.
+_HTTP_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
+_LOGIN = "log in with `hf auth login` or set HF_TOKEN"
+
+
+@contextmanager
+def hub_calls(address: Address) -> Iterator[None]:
+    """Run calls to the Hub; failures leave as HubError or NotFoundError."""
+    try:
+        yield
+    except D3MError:
+        raise
+    except Exception as error:
+        raise translate(error, address) from error
+
+
+def translate(error: Exception, address: Address) -> D3MError:
+    """The d3pack error for a failure on the way to the Hub."""
+    from huggingface_hub import errors as hf
+
+    where = f"dataset repository {address.repo}"
+    if isinstance(error, hf.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        return translate(error.__cause__, address)
+    if isinstance(error, (hf.OfflineModeIsEnabled, hf.LocalEntryNotFoundError)):
+        return offline(address)
+    if isinstance(error, hf.GatedRepoError):
+        return HubAccessError(
+            f"{where} is gated", hint=f"ask for access on {_page(address)}, then {_LOGIN}"
+        )
+    if isinstance(error, hf.RepositoryNotFoundError):
+        return NotFoundError(
+            f"there is no {where} on {endpoint()}, or it is private",
+            hint=f"check the name; for a private one {_LOGIN}",
+        )
+    if isinstance(error, hf.RevisionNotFoundError):
+        return NotFoundError(
+            f"{where} has no revision {address.revision or 'main'!r}",
+            hint=f"see its branches and commits on {_page(address)}",
+        )
+    if isinstance(error, hf.EntryNotFoundError):
+        return NotFoundError(
+            f"{where} has no file {address.file} at revision {address.revision or 'main'!r}",
+            hint=f"see its files on {_page(address)}/tree/{address.revision or 'main'}",
+        )
+    if isinstance(error, hf.HfHubHTTPError):
+        return _http(error, address)
+    if is_network(error):
+        return HubBusyError(
+            f"the connection to {endpoint()} failed or was cut ({_named(error)})",
+            hint="check the network and HF_ENDPOINT, then run it again",
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return HubError("the disk is full", hint="free space, or set HF_HOME to another disk")
+    if isinstance(error, PermissionError):
+        return HubError(
+            "the Hub cache cannot be written", hint="set HF_HOME to a directory you may write"
+        )
+    if isinstance(error, hf.FileMetadataError):
+        return HubError(
+            f"{endpoint()} does not answer like the Hub", hint="check HF_ENDPOINT and the proxy"
+        )
+    return HubError(
+        f"the Hub's answer about {address.repo} could not be used ({_named(error)})",
+        hint="run it again; if it stays, HF_DEBUG=1 shows the requests",
+    )
+
+
+def offline(address: Address) -> HubOfflineError:
+    """Offline, and the cache does not have it."""
+    return HubOfflineError(
+        f"offline, and the cache does not hold {address}",
+        hint=f"once online, run `d3pack pull {address}`, or unset HF_HUB_OFFLINE",
+    )
+
+
+def _http(error: Exception, address: Address) -> D3MError:
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", 0)
+    if status == 401:
+        return HubAccessError("the Hub does not accept the token", hint=f"{_LOGIN} again")
+    if status == 403:
+        return HubAccessError(
+            f"the token may not do this with {address.repo}",
+            hint="use a token with write access to it, or another repository",
+        )
+    if status == 412:
+        return HubError(f"{address.repo} changed while the commit was made", hint="run it again")
+    if status == 429:
+        return HubBusyError("the Hub limits the rate of requests (429)", hint="wait and try again")
+    if status == 408 or status >= 500:
+        return HubBusyError(f"the Hub fails at the moment ({status})", hint="try again later")
+    return HubError(f"the Hub refused with status {status}", hint=f"look at {_page(address)}")
+
+
+def is_network(error: Exception) -> bool:
+    """Whether the connection failed or a body was cut, rather than an answer refused."""
+    library = type(error).__module__.partition(".")[0]
+    if library == "huggingface_hub":
+        return False
+    short = isinstance(error, OSError) and "Consistency check failed" in str(error)
+    return library in _HTTP_LIBRARIES or isinstance(error, (ConnectionError, TimeoutError)) or short
+
+
+def _named(error: Exception) -> str:
+    return type(error).__name__
+
+
+def _page(address: Address) -> str:
+    return f"{endpoint()}/datasets/{address.repo}"

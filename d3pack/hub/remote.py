@@ -1,0 +1,118 @@
+"""Parts of one file on the Hub, by range requests that are checked to be what was asked for."""
+
+from __future__ import annotations
+
+import re
+from contextlib import AbstractContextManager
+from typing import Any
+
+from d3pack.errors import HubBytesError
+from d3pack.hub.address import Address
+from d3pack.hub.failures import hub_calls, is_network
+
+_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_ATTEMPTS = 3  # a body cut on its way is asked for again
+_CHUNK = 1 << 16
+
+
+class RemoteFile:
+    """A pack on the Hub, read by ranges at one commit.
+
+    The first read resolves the revision; all later ones ask for that commit and must be of the same
+    file (size and ETag).
+    """
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.size = 0
+        self.requests = 0
+        self.received = 0
+        self._etag: str | None = None
+
+    def read(self, begin: int, length: int) -> bytes:
+        """Exactly the bytes from `begin`, fewer only where the file ends."""
+        with hub_calls(self.address):
+            for attempt in range(1, _ATTEMPTS + 1):
+                try:
+                    return self._read(begin, length)
+                except Exception as error:
+                    if attempt == _ATTEMPTS or not is_network(error):
+                        raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def _read(self, begin: int, length: int) -> bytes:
+        from huggingface_hub import constants
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+        headers = build_hf_headers(library_name="d3pack")
+        headers |= {"Range": f"bytes={begin}-{begin + length - 1}", "Accept-Encoding": "identity"}
+        self.requests += 1
+        with _stream(_url(self.address), headers, constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
+            hf_raise_for_status(response)
+            expected = self._check(response, begin, length)
+            data = bytearray()
+            for chunk in response.iter_bytes(chunk_size=_CHUNK):
+                data += chunk
+                self.received += len(chunk)
+                if len(data) > expected:
+                    break
+        if len(data) != expected:
+            raise HubBytesError(
+                f"{self.address}: {len(data)} bytes arrived where {expected} were announced",
+                hint="run it again; a proxy on the way may change answers",
+            )
+        return bytes(data)
+
+    def _check(self, response: Any, begin: int, length: int) -> int:
+        """Refuse an answer that is another part or another file; how many bytes must follow."""
+        told = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        if response.status_code != 206 or told is None:
+            raise HubBytesError(
+                f"{self.address}: asked for a range, answered {response.status_code} with no range",
+                hint="a proxy or mirror ignores range requests; `d3pack pull` the whole file",
+            )
+        first, last, size = (int(number) for number in told.groups())
+        if (first, last) != (begin, min(begin + length, size) - 1):
+            raise HubBytesError(
+                f"{self.address}: asked for bytes {begin}-{begin + length - 1}, got {first}-{last}",
+                hint="run it again; a proxy on the way may change answers",
+            )
+        commit, etag = _identity(response)
+        if self._etag is None:
+            if commit is None:
+                raise HubBytesError(
+                    f"{self.address}: the answer names no commit", hint="check HF_ENDPOINT"
+                )
+            self.address, self.size, self._etag = self.address.at(commit), size, etag
+        elif (etag, size) != (self._etag, self.size) or commit != self.address.revision:
+            raise HubBytesError(
+                f"{self.address}: the file changed between two reads",
+                hint="run it again; if it stays, the Hub or a proxy is inconsistent",
+            )
+        return last + 1 - first
+
+
+def _identity(response: Any) -> tuple[str | None, str | None]:
+    """Commit and ETag, which the Hub's own answer names before it redirects to a store."""
+    commit = etag = None
+    for step in (*response.history, response):
+        commit = commit or step.headers.get("X-Repo-Commit")
+        etag = etag or step.headers.get("X-Linked-Etag")
+    return commit, etag or response.headers.get("ETag")
+
+
+def _url(address: Address) -> str:
+    from huggingface_hub import hf_hub_url
+
+    return hf_hub_url(
+        address.repo, str(address.file), repo_type="dataset", revision=address.revision
+    )
+
+
+def _stream(url: str, headers: dict[str, str], timeout: float) -> AbstractContextManager[Any]:
+    from huggingface_hub.utils import http_stream_backoff
+
+    # Only a failure before the body may be retried in here: once bytes flow, `read` starts anew.
+    return http_stream_backoff(
+        "GET", url, headers=headers, timeout=timeout, max_retries=3, retry_on_exceptions=()
+    )
