@@ -54,7 +54,7 @@ def tiny_sd(
     path: str | Path,
     *,
     vae: str = "tiny",
-    prediction: str = "epsilon",
+    prediction: str = "v_prediction",
     tokenizer: str = "json",
     positions: int = 16,
     width: int = 32,
@@ -96,6 +96,10 @@ def tiny_sd(
             attention_head_dim=4,
             norm_num_groups=8,
         )
+        with torch.no_grad():  # so that the prompt shows in the image
+            for name, weight in unet.named_parameters():
+                if ".attn2.to_out" in name:
+                    weight.mul_(20)
         _save_vae(path / "vae", vae)
     text.save_pretrained(path / "text_encoder")
     unet.save_pretrained(path / "unet")

@@ -1,0 +1,229 @@
+"""From verified files to models: configs are distrusted, tensors are counted before they are read."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from d3pack.backbones.layout import weight_files
+from d3pack.errors import BackboneConfigError, BackboneMissingError, BackboneWeightsError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+# the only classes ever built, whatever a config says
+CLASSES = {
+    "UNet2DConditionModel": "diffusers.models.unets.unet_2d_condition",
+    "DiTTransformer2DModel": "diffusers.models.transformers.dit_transformer_2d",
+    "AutoencoderKL": "diffusers.models.autoencoders.autoencoder_kl",
+    "AutoencoderTiny": "diffusers.models.autoencoders.autoencoder_tiny",
+    "CLIPTextModel": "transformers.models.clip.modeling_clip",
+}
+_FLOATS = ("F32", "F16", "BF16")
+_MOST = 1 << 20  # vocabularies; anything else is far below
+_MOST_BY_NAME = {
+    "num_layers": 256,
+    "num_hidden_layers": 256,
+    "layers_per_block": 32,
+    "transformer_layers_per_block": 64,
+    "num_encoder_blocks": 32,
+    "num_decoder_blocks": 32,
+    "sample_size": 1024,
+    "max_position_embeddings": 4096,
+    "num_train_timesteps": 100_000,
+}
+_CHANNELS = 1 << 15  # any width: channels, heads, hidden sizes
+_LIST = 64
+
+
+class Files:
+    """The verified files of one backbone, and the only way to read them."""
+
+    def __init__(self, paths: Mapping[str, Path]) -> None:
+        self._paths = dict(paths)
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._paths
+
+    def read(self, path: str) -> bytes:
+        """All bytes of a small file."""
+        if path not in self._paths:
+            raise BackboneMissingError(
+                f"{path} is not among the locked files", hint="lock the backbone again"
+            )
+        return self._paths[path].read_bytes()
+
+    def json(self, path: str) -> dict[str, Any]:
+        """A JSON object."""
+        try:
+            value = json.loads(self.read(path))
+        except (ValueError, RecursionError):
+            raise BackboneConfigError(f"{path} is not JSON") from None
+        if not isinstance(value, dict):
+            raise BackboneConfigError(f"{path} is not a JSON object")
+        return value
+
+    def weights(self, stem: str) -> tuple[Path, ...]:
+        """The safetensors files of one part."""
+        found = tuple(self._paths[path] for path in weight_files(self._paths, stem))
+        if not found:
+            raise BackboneMissingError(f"no weights for {stem} among the locked files")
+        return found
+
+
+def build(
+    files: Files,
+    folder: str,
+    stem: str,
+    allowed: tuple[str, ...],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> nn.Module:
+    """One model of a known class, with exactly the weights that its config asks for."""
+    import torch
+    from accelerate import init_empty_weights
+
+    path = f"{folder}/config.json"
+    config = files.json(path)
+    name = config.get("_class_name") or next(iter(config.get("architectures") or [""]))
+    if name not in allowed or name not in CLASSES:
+        raise BackboneConfigError(
+            f"{path} asks for {name!r}, which is not one of {', '.join(allowed)}"
+        )
+    check_config(path, config)
+    cls = getattr(import_module(CLASSES[name]), name)
+    with init_empty_weights(include_buffers=False):
+        model = _construct(path, cls, config)
+    wanted = dict(model.state_dict())
+    state = _read(files.weights(f"{folder}/{stem}"), folder, wanted, dtype)
+    model.load_state_dict(state, assign=True, strict=False)  # `_read` was the strict one
+    model = model.eval().requires_grad_(False).to(device)
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.to(dtype)
+    assert isinstance(model, torch.nn.Module)
+    return model
+
+
+def check_config(path: str, config: Mapping[str, Any]) -> None:
+    """Refuse numbers that no real model has, before anything is allocated for them."""
+    for key, value in config.items():
+        if key.startswith("_") or key in ("id2label", "label2id"):
+            continue
+        for item in _numbers(path, key, value):
+            limit = _MOST_BY_NAME.get(key, _MOST if key == "vocab_size" else _CHANNELS)
+            if isinstance(item, int) and not isinstance(item, bool) and not -1 <= item <= limit:
+                if key.endswith("token_id") and 0 <= item <= _MOST:
+                    continue
+                raise BackboneConfigError(
+                    f"{path} asks for {key} = {item}, more than {limit}",
+                    hint="this is no config of a real model",
+                )
+
+
+def _numbers(path: str, key: str, value: Any) -> list[Any]:
+    flat = [value]
+    for _ in range(3):
+        if any(isinstance(v, list) and len(v) > _LIST for v in flat):
+            raise BackboneConfigError(f"{path}: the list {key} is too long")
+        flat = [w for v in flat for w in (v if isinstance(v, list) else [v])]
+    return flat
+
+
+def _construct(path: str, cls: Any, config: Mapping[str, Any]) -> Any:
+    """Any failure of the library to build from a stranger's config is the config's failure."""
+    try:
+        if cls.__name__ == "CLIPTextModel":
+            from transformers.models.clip.configuration_clip import CLIPTextConfig
+
+            known = {k: v for k, v in config.items() if not k.startswith("_") and k in _CLIP}
+            return cls(CLIPTextConfig(**known))
+        known = {k: v for k, v in config.items() if k in inspect.signature(cls).parameters}
+        return cls(**known)
+    except Exception as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise BackboneConfigError(f"{path} does not describe a {cls.__name__}: {reason}") from None
+
+
+_CLIP = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "hidden_act",
+    "layer_norm_eps",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+_RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def _read(
+    paths: tuple[Path, ...], folder: str, wanted: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    state: dict[str, torch.Tensor] = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for stored in file.keys():  # noqa: SIM118 - not a mapping
+                    if stored.endswith("position_ids"):  # a constant that old files carry
+                        continue
+                    name = _current_name(stored, wanted)
+                    part = file.get_slice(stored)
+                    _check_tensor(folder, name, part.get_dtype(), part.get_shape(), wanted)
+                    # a copy of its own: aligned like every tensor, and free of the file
+                    state[name] = file.get_tensor(stored).to(dtype, copy=True)
+        except (SafetensorError, OSError) as error:
+            raise BackboneWeightsError(f"{folder}/{path.name} cannot be read: {error}") from None
+    for name in wanted:
+        if name not in state and not name.endswith("position_ids"):
+            raise BackboneWeightsError(
+                f"{folder} has no tensor {name}", hint="weights and config do not belong together"
+            )
+    for name, tensor in state.items():
+        # a sum carries any NaN or infinity, in one pass and without a mask of its size
+        if not torch.isfinite(tensor.sum(dtype=torch.float64)):
+            raise BackboneWeightsError(f"{folder}: {name} holds values that are not finite")
+    return state
+
+
+def _current_name(stored: str, wanted: Mapping[str, torch.Tensor]) -> str:
+    """Names as the installed libraries use them; both sides have renamed theirs over the years."""
+    if stored in wanted:
+        return stored
+    bare = stored.removeprefix("text_model.")
+    parts = stored.split(".")
+    if len(parts) > 1 and parts[-2] in _RENAMED:
+        parts[-2] = _RENAMED[parts[-2]]
+    for candidate in (bare, f"text_model.{stored}", ".".join(parts)):
+        if candidate in wanted:
+            return candidate
+    return stored
+
+
+def _check_tensor(
+    folder: str, name: str, dtype: str, shape: list[int], wanted: Mapping[str, torch.Tensor]
+) -> None:
+    if name not in wanted:
+        raise BackboneWeightsError(
+            f"{folder} has a tensor {name} that its config does not ask for",
+            hint="weights and config do not belong together",
+        )
+    if dtype not in _FLOATS:
+        raise BackboneWeightsError(f"{folder}: {name} is {dtype}, not one of {', '.join(_FLOATS)}")
+    if tuple(shape) != tuple(wanted[name].shape):
+        raise BackboneWeightsError(
+            f"{folder}: {name} has shape {tuple(shape)}, the config says {tuple(wanted[name].shape)}"
+        )

@@ -1,0 +1,185 @@
+"""The lock: which files a backbone consists of, and that they are the very ones.
+
+Nothing is parsed before its size and sha256 are checked against the `BackboneRef`. Hashing
+gigabytes at every start would be no use, so a full verification is remembered by (path, device,
+inode, size, mtime); a memory that disagrees is never believed, the file is hashed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from d3pack.errors import (
+    BackboneChangedError,
+    BackboneMissingError,
+    BackboneRefusedError,
+    NotFoundError,
+)
+from d3pack.recipe import BackboneRef, FileLock
+
+Progress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
+
+SUFFIXES = (".safetensors", ".json", ".txt")
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack", ".h5")
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_CHUNK = 1 << 22
+
+
+def cache_home() -> Path:
+    """Where d3pack keeps what it may lose: $D3PACK_HOME, $XDG_CACHE_HOME/d3pack, ~/.cache/d3pack."""
+    if home := os.environ.get("D3PACK_HOME"):
+        return Path(home)
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "d3pack"
+    return Path.home() / ".cache" / "d3pack"
+
+
+def directory_revision(files: Mapping[str, FileLock]) -> str:
+    """40 hex digits for a directory that has no commit: a hash of its locks."""
+    lines = (f"{path}\0{lock.size}\0{lock.sha256}\n" for path, lock in sorted(files.items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:40]
+
+
+def check_path(path: str) -> None:
+    """Refuse every file name that has no business in a backbone."""
+    parts = path.split("/")
+    if len(parts) > 4 or not all(_PART.fullmatch(part) for part in parts):
+        raise BackboneRefusedError(f"{path!r} is not a plain relative file name")
+    if path.endswith(_PICKLES):
+        raise BackboneRefusedError(
+            f"{path} is a pickle, which can run code", hint="use a copy in safetensors"
+        )
+    if not path.endswith(SUFFIXES):
+        raise BackboneRefusedError(f"{path} is not {', '.join(SUFFIXES)}")
+
+
+def listing(root: Path) -> tuple[str, ...]:
+    """Relative POSIX paths of the files below a directory, two levels deep: diffusers' layout."""
+    if not root.is_dir():
+        raise NotFoundError(f"there is no backbone directory {root}")
+    found = [p for pattern in ("*", "*/*") for p in root.glob(pattern) if p.is_file()]
+    return tuple(sorted(p.relative_to(root).as_posix() for p in found))
+
+
+def lock_files(
+    root: Path,
+    paths: Iterable[str],
+    progress: Progress | None = None,
+) -> dict[str, FileLock]:
+    """Hash the files of a directory, as they are."""
+    locks = {}
+    with _Memory() as memory:
+        for path in sorted(paths):
+            check_path(path)
+            target = _inside(root, path)
+            digest = memory.get(target) or memory.hash(path, target, progress)
+            locks[path] = FileLock(target.stat().st_size, digest)
+    return locks
+
+
+def verify(root: Path, ref: BackboneRef, progress: Progress | None = None) -> dict[str, Path]:
+    """Check every file of a lock, and give the paths to read. Raises at the first difference."""
+    if not root.is_dir():
+        raise NotFoundError(f"there is no backbone directory {root}")
+    found = {}
+    with _Memory() as memory:
+        for path, lock in sorted(ref.files.items()):
+            check_path(path)
+            target = _inside(root, path)
+            size = target.stat().st_size
+            if size != lock.size:
+                raise _changed(path, f"{size} bytes instead of {lock.size}")
+            if memory.get(target) != lock.sha256:
+                digest = memory.hash(path, target, progress)
+                if digest != lock.sha256:
+                    raise _changed(path, f"sha256 {digest[:12]}... instead of {lock.sha256[:12]}...")
+            found[path] = target
+    return found
+
+
+def _changed(path: str, how: str) -> BackboneChangedError:
+    return BackboneChangedError(
+        f"{path} is not the locked file: {how}",
+        hint="fetch the locked revision again, or encode anew with this backbone",
+    )
+
+
+def _inside(root: Path, path: str) -> Path:
+    """The regular file behind a name. Links may lead about a Hub cache entry, never out of it."""
+    try:
+        target = (root / path).resolve(strict=True)
+    except (OSError, RuntimeError):
+        raise BackboneMissingError(
+            f"{path} is missing in {root}", hint="fetch the whole repository again"
+        ) from None
+    home = root.resolve()
+    if home.parent.name == "snapshots":  # models--org--name/{snapshots/<revision>,blobs}
+        home = home.parent.parent
+    if not target.is_relative_to(home):
+        raise BackboneRefusedError(f"{path} is a link that leads out of {home}")
+    if not stat.S_ISREG(target.stat().st_mode):
+        raise BackboneRefusedError(f"{path} is not a regular file")
+    return target
+
+
+class _Memory:
+    """What was hashed before, in one small JSON file; worthless contents are thrown away."""
+
+    def __init__(self) -> None:
+        self._path = cache_home() / "verified.json"
+        self._known: dict[str, str] = {}
+        self._news = False
+
+    def __enter__(self) -> _Memory:
+        try:
+            known = json.loads(self._path.read_bytes())
+        except (OSError, ValueError):
+            known = {}
+        if isinstance(known, dict):
+            self._known = {str(k): v for k, v in known.items() if isinstance(v, str)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._news:
+            return
+        try:  # a read-only home only costs time
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self._path.parent, prefix="verified-")
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(dict(sorted(self._known.items())[-10_000:]), file, indent=0)
+            os.replace(name, self._path)
+        except OSError:
+            pass
+
+    def get(self, target: Path) -> str | None:
+        return self._known.get(_identity(target, target.stat()))
+
+    def hash(self, path: str, target: Path, progress: Progress | None) -> str:
+        digest, done = hashlib.sha256(), 0
+        try:
+            with target.open("rb", buffering=0) as file:
+                before = os.fstat(file.fileno())
+                while chunk := file.read(_CHUNK):
+                    digest.update(chunk)
+                    done += len(chunk)
+                    if progress:
+                        progress(path, done, before.st_size)
+        except OSError as error:
+            raise BackboneMissingError(f"{path} cannot be read: {error.strerror}") from None
+        if _identity(target, before) != _identity(target, target.stat()):
+            raise _changed(path, "it was written to while it was read")
+        self._known[_identity(target, before)] = digest.hexdigest()
+        self._news = True
+        return digest.hexdigest()
+
+
+def _identity(target: Path, status: os.stat_result) -> str:
+    numbers = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return "|".join((str(target), *map(str, numbers)))

@@ -1,0 +1,188 @@
+"""From a name, a directory or a `BackboneRef` to an open backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module, resources
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from d3pack.backbones import hub_files
+from d3pack.backbones.loading import Files
+from d3pack.backbones.lock import (
+    Progress,
+    directory_revision,
+    listing,
+    lock_files,
+    verify,
+)
+from d3pack.errors import BackboneConfigError, BackboneError, BackboneMissingError, NotFoundError
+from d3pack.recipe import BackboneRef
+
+if TYPE_CHECKING:
+    from d3pack.backbones.protocol import Backbone
+
+MINI = "mini"
+STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+_BUILT_IN = {
+    "stable-diffusion": "d3pack.backbones.stable_diffusion:StableDiffusion",
+    "dit": "d3pack.backbones.dit:DiT",
+}
+
+
+@cache
+def kinds() -> Mapping[str, str]:
+    """Families by kind, as "module:class": ours and those of the group "d3pack.backbones".
+
+    A family's module has KIND, LAYOUT and the class; the class is called with a `BackboneRef`,
+    `Files`, and device= and dtype=.
+    """
+    found = {e.name: e.value for e in entry_points(group="d3pack.backbones")}
+    return {**found, **_BUILT_IN}
+
+
+def _family(kind: str) -> tuple[Any, Any]:
+    """The module and the class of a kind."""
+    if kind not in kinds():
+        raise BackboneError(
+            f"backbones of the kind {kind!r} are unknown here",
+            hint=f"known: {', '.join(sorted(kinds()))}; others come with a plugin",
+        )
+    module_name, _, class_name = kinds()[kind].partition(":")
+    module = import_module(module_name)
+    return module, getattr(module, class_name)
+
+
+def default_backbone(device: str) -> str:
+    """The backbone when nobody names one: small without a GPU, Stable Diffusion 1.5 with one."""
+    return MINI if device.startswith("cpu") else STABLE_DIFFUSION
+
+
+def mini_directory() -> Path:
+    """Where the embedded backbone lies."""
+    path = Path(str(resources.files("d3pack.backbones"))) / MINI
+    if not (path / "unet" / "config.json").is_file():
+        raise BackboneMissingError(
+            "the embedded backbone is not in this installation",
+            hint="install d3pack from a wheel, or name another backbone",
+        )
+    return path
+
+
+def lock_directory(
+    path: str | Path,
+    *,
+    kind: str | None = None,
+    repo: str = "",
+    revision: str | None = None,
+    licence: str = "unknown",
+    variant: str | None = None,
+    progress: Progress | None = None,
+) -> BackboneRef:
+    """Lock a directory in diffusers' layout: find its kind, hash what that kind needs."""
+    root = Path(path)
+    paths = listing(root)
+    found = kind or _detect(paths, str(root))
+    layout = _family(found)[0].LAYOUT
+    files = lock_files(root, layout.needed(paths, variant), progress)
+    return BackboneRef(found, repo, revision or directory_revision(files), files, licence)
+
+
+def _detect(paths: tuple[str, ...], where: str) -> str:
+    for kind in kinds():
+        if _family(kind)[0].LAYOUT.matches(paths):
+            return kind
+    there = set(paths)
+    if "unet/config.json" in there or "transformer/config.json" in there:
+        raise BackboneMissingError(
+            f"{where} lacks parts of every known family",
+            hint="Stable Diffusion needs unet, vae, text_encoder, tokenizer, scheduler;"
+            " DiT needs transformer, vae, scheduler",
+        )
+    raise BackboneConfigError(
+        f"{where} is no backbone in diffusers' layout", hint="expected unet/ or transformer/"
+    )
+
+
+def lock(
+    name: str,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    progress: Progress | None = None,
+) -> tuple[BackboneRef, Path]:
+    """Lock "mini", a directory or a Hub repository, and say where its files are."""
+    if name == MINI:
+        root = mini_directory()
+        licence = _mini_licence(root)
+        return lock_directory(root, repo=MINI, licence=licence, progress=progress), root
+    if Path(name).is_dir():
+        return lock_directory(name, variant=variant, progress=progress), Path(name)
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        raise NotFoundError(
+            f"there is no backbone {name!r}", hint='use "mini", a directory, or org/name'
+        )
+    info = hub_files.describe(name, revision)
+    kind = _detect(info.paths, name)
+    wanted = _family(kind)[0].LAYOUT.needed(info.paths, variant)
+    root = hub_files.fetch(name, info.revision, wanted)
+    return (
+        lock_directory(
+            root,
+            kind=kind,
+            repo=name,
+            revision=info.revision,
+            licence=info.licence,
+            variant=variant,
+            progress=progress,
+        ),
+        root,
+    )
+
+
+def _mini_licence(root: Path) -> str:
+    files = Files({"lock.json": root / "lock.json"})
+    if (root / "lock.json").is_file():
+        licence = files.json("lock.json").get("licence")
+        if isinstance(licence, str):
+            return licence
+    return "unknown"
+
+
+def locate(ref: BackboneRef) -> Path:
+    """Where the files of a lock are, fetched if need be; not yet verified."""
+    if ref.repo == MINI:
+        return mini_directory()
+    if not ref.repo:
+        raise BackboneMissingError(
+            "the pack's backbone was a directory without a public home",
+            hint="point to it with --backbone PATH",
+        )
+    return hub_files.fetch(ref.repo, ref.revision, tuple(ref.files))
+
+
+def open_backbone(
+    ref: BackboneRef | str,
+    *,
+    path: str | Path | None = None,
+    device: Any = "cpu",
+    dtype: Any = None,
+    progress: Progress | None = None,
+) -> Backbone:
+    """Open a backbone. A `BackboneRef` is held to its hashes, wherever the files come from.
+
+    A name ("mini", a directory, org/name) is locked as it is now; `.ref` is that lock.
+    """
+    import torch
+
+    if isinstance(ref, str):
+        ref, root = lock(ref, progress=progress)
+    else:
+        root = Path(path) if path is not None else locate(ref)
+    found = verify(root, ref, progress)
+    backbone: Backbone = _family(ref.kind)[1](
+        ref, Files(found), device=torch.device(device), dtype=dtype or torch.float32
+    )
+    return backbone
