@@ -1,0 +1,111 @@
+"""Canonical JSON: one spelling for one value, so that bytes can be compared and hashed.
+
+Keys sorted by code point, no whitespace, ASCII with `\\uXXXX` escapes, integers within +-(2**53 - 1),
+reals as the shortest decimal that reads back as the same binary64 (always with a point or an
+exponent), no NaN, no infinity, at most 32 levels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from d3pack.errors import JsonError
+
+MAX_DEPTH = 32
+MAX_INT = 2**53 - 1
+
+
+def dumps(value: Any) -> str:
+    """The canonical spelling of a value made of plain JSON types, mappings and sequences."""
+    return json.dumps(
+        plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
+
+
+def loads(text: str, where: str) -> Any:
+    """Parse JSON and refuse what cannot be canonical; `where` names the text in the message."""
+    try:
+        value = json.loads(
+            text, parse_constant=_constant, parse_float=_real, parse_int=_integer
+        )
+        return plain(value)
+    except RecursionError:
+        raise JsonError(f"{where}: nested deeper than {MAX_DEPTH} levels") from None
+    except ValueError as error:
+        raise JsonError(f"{where}: {error}") from None
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """A copy made of dict, list, str, int, float, bool and None; anything else is an error."""
+    kind = type(value)
+    if kind is str:
+        if not value.isascii():
+            _scalar_text(value)
+        return value
+    if kind is bool or value is None:
+        return value
+    if kind is int:
+        if abs(value) > MAX_INT:
+            raise JsonError("an integer is beyond 2**53 - 1", hint="write it as a string")
+        return value
+    if kind is float:
+        if not math.isfinite(value):
+            raise JsonError("a number is NaN or infinite")
+        return value
+    if depth >= MAX_DEPTH:
+        raise JsonError(f"nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise JsonError("an object key is not a string")
+        return {plain(str(key)): plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, depth + 1) for item in value]
+    if hasattr(value, "item") and getattr(value, "shape", None) == ():  # a NumPy scalar
+        return plain(value.item(), depth)
+    raise JsonError(f"a value of type {kind.__name__} has no place in JSON")
+
+
+class FrozenDict(dict[str, Any]):
+    """A dict that cannot change: unlike a mapping proxy it pickles and prints as JSON."""
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("this mapping is immutable")
+
+    __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = __ior__ = _refuse  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[type[FrozenDict], tuple[dict[str, Any]]]:
+        return FrozenDict, (dict(self),)
+
+
+def freeze(value: Any) -> Any:
+    """An immutable copy: mappings become FrozenDict, sequences tuples."""
+    if isinstance(value, Mapping):
+        return FrozenDict({key: freeze(item) for key, item in value.items()})
+    if isinstance(value, (list, tuple)):
+        return tuple(freeze(item) for item in value)
+    return value
+
+
+def _scalar_text(text: str) -> None:
+    if any("\ud800" <= ch <= "\udfff" for ch in text):
+        raise JsonError("a string holds half of a surrogate pair")
+
+
+def _constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def _real(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError("a number is too large")
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > 17:
+        raise ValueError("an integer is beyond 2**53 - 1")
+    return int(text)

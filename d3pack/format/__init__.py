@@ -1,0 +1,8 @@
+"""Bytes <-> Pack: the strict reader and the canonical writer."""
+
+from __future__ import annotations
+
+from d3pack.format.reader import Header, read, read_header
+from d3pack.format.writer import pack_bytes, write
+
+__all__ = ["Header", "pack_bytes", "read", "read_header", "write"]

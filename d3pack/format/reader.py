@@ -1,0 +1,247 @@
+"""The strict reader. Checks run in the order of the specification: the first broken rule is named."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from d3pack import canonical, container
+from d3pack.codecs.params import NUMPY
+from d3pack.coded import Coded
+from d3pack.errors import (
+    CanonError,
+    FeatureError,
+    HashError,
+    HeaderError,
+    JsonError,
+    LeafError,
+    LimitError,
+    ManifestError,
+    NotFoundError,
+    PaddingError,
+    RootError,
+    TrailingError,
+    TruncatedError,
+    VersionError,
+)
+from d3pack.format import rules
+from d3pack.pack import MAJOR, Pack, Probes, manifest_root
+from d3pack.recipe import Recipe
+
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview
+
+MAX_CLASSES = 2**20
+MAX_IMAGES = 2**24
+FIELDS = {
+    "d3m", "requires", "optional", "classes", "images_per_class", "seed", "recipe", "provenance",
+    "sections", "root",
+}  # fmt: skip
+_SEED = re.compile(r"[0-9a-f]{16}")
+_FEATURE = re.compile(r"[a-z][a-z0-9-]{0,31}")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """All that is before the tensors, checked: what range requests are planned from."""
+
+    manifest: Mapping[str, Any]
+    recipe: Recipe
+    slots: tuple[container.Slot, ...]  # offsets count from `data`
+    data: int  # where the tensors begin
+    size: int  # bytes of the whole file
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return int(self.manifest["classes"])
+
+    @property
+    def root(self) -> str:
+        """The identity of the pack."""
+        return str(self.manifest["root"])
+
+
+def read(source: Source) -> Pack:
+    """Read a pack from a path or from bytes; every rule and every hash is checked."""
+    data = bytes(source) if isinstance(source, (bytes, bytearray, memoryview)) else load(source)
+    head = read_header(data)
+    if len(data) < head.size:
+        raise TruncatedError(f"the file has {len(data)} bytes, its header says {head.size}",
+                             hint="fetch it again")
+    if len(data) > head.size:
+        raise TrailingError(f"{len(data) - head.size} bytes after the last tensor")
+    for start, stop in container.gaps(head.slots):
+        if any(data[head.data + start : head.data + stop]):
+            raise PaddingError(f"padding at offset {head.data + start} is not zero")
+    view = memoryview(data)
+    for slot in head.slots:
+        check_hash(slot, view[head.data + slot.start : head.data + slot.stop], head.data)
+    return assemble(head, {
+        slot.name: np.frombuffer(
+            data, NUMPY[slot.dtype], (slot.stop - slot.start) // np.dtype(NUMPY[slot.dtype]).itemsize,
+            head.data + slot.start,
+        ).reshape(slot.shape)
+        for slot in head.slots
+    })  # fmt: skip
+
+
+def load(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a regular file, read once: a mapped file could change, or vanish, under us."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        with open(fd, "rb") as file:
+            info = os.fstat(fd)
+            if not stat.S_ISREG(info.st_mode):
+                raise NotFoundError(f"{os.fspath(path)} is not a regular file")
+            if info.st_size > 8 + container.MAX_HEADER + container.MAX_DATA:
+                raise LimitError(f"{os.fspath(path)} has {info.st_size} bytes")
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        raise NotFoundError(f"{os.fspath(path)}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise NotFoundError(f"{os.fspath(path)!r}: {error}") from None
+
+
+def read_header(data: bytes) -> Header:
+    """Check everything up to the first tensor; `data` may be a prefix of the file."""
+    if len(data) < 8:
+        raise TruncatedError(f"{len(data)} bytes, a pack begins with 8 bytes of header length")
+    length = int.from_bytes(data[:8], "little")
+    if length > container.MAX_HEADER:
+        raise LimitError(f"a header of {length} bytes, at most {container.MAX_HEADER}",
+                         hint="is this a .d3m file?")
+    if 8 + length > len(data):
+        raise TruncatedError(f"a header of {length} bytes in {len(data)} bytes")
+    raw = data[8 : 8 + length]
+    manifest, text = _manifest(raw)
+    recipe, placed = _check_manifest(manifest, text)
+    if data[: 8 + length] != container.header(text, placed):
+        raise CanonError("the header is not the one that its manifest demands")
+    return Header(canonical.freeze(manifest), recipe, placed, 8 + length, 8 + length + placed[-1].stop)
+
+
+def check_hash(slot: container.Slot, data: bytes | memoryview, offset: int) -> None:
+    """Refuse a tensor that is not the one written."""
+    got = hashlib.sha256(data).hexdigest()
+    if got != slot.sha256:
+        raise HashError(
+            f"{slot.name} at offset {offset + slot.start}: sha256 is {got}, must be {slot.sha256}",
+            hint="the file is damaged: fetch it again",
+        )
+
+
+def assemble(head: Header, arrays: Mapping[str, Any]) -> Pack:
+    """The Pack that these tensors make; leaves and values are checked."""
+    coded = {
+        section["name"]: Coded(
+            section["codec"],
+            {entry[0]: arrays[f"{section['name']}.{entry[0]}"] for entry in section["tensors"]},
+            section["params"],
+            frozenset(entry[0] for entry in section["tensors"] if entry[3] == "shared"),
+        )
+        for section in head.manifest["sections"]
+    }
+    classes = head.classes
+    want = container.leaves(
+        (part for name, part in coded.items() if name not in ("classes", "leaves")), classes
+    )
+    wrong = (want != coded["leaves"].tensors["hash"]).any(axis=1)
+    if wrong.any():
+        raise LeafError(f"class {int(np.argmax(wrong))} does not match its leaf hash")
+    names = rules.class_names(coded["classes"], classes)
+    rules.check_values(coded, names, head.manifest["images_per_class"])
+    probes = coded.get("probes")
+    pack = Pack(
+        classes=names,
+        images_per_class=head.manifest["images_per_class"],
+        recipe=head.recipe,
+        prompts=coded["prompts"],
+        seed=int(head.manifest["seed"], 16),
+        picks=coded["picks"].tensors["index"] if "picks" in coded else None,
+        labels=coded.get("labels"),
+        adapter=coded.get("adapter"),
+        probes=Probes(**probes.tensors) if probes else None,
+        provenance=head.manifest["provenance"],
+        ids=coded["ids"].tensors["ids"] if "ids" in coded else None,
+        optional=head.manifest["optional"],
+        extensions={name: part for name, part in coded.items() if name not in container.KNOWN},
+        minor=head.manifest["d3m"][1],
+    )
+    object.__setattr__(pack, "_manifest", head.manifest)
+    return pack
+
+
+def _manifest(raw: bytes) -> tuple[dict[str, Any], str]:
+    if not raw.startswith(b"{") or not raw.isascii():
+        raise HeaderError("the header does not begin with { or is not ASCII",
+                          hint="is this a .d3m file?")
+    outer = canonical.loads(raw.decode("ascii"), "header")
+    meta = outer.get("__metadata__")
+    if not isinstance(meta, dict) or list(meta) != ["d3m"] or not isinstance(meta["d3m"], str):
+        raise HeaderError("the header has no __metadata__ with one d3m entry",
+                          hint="this may be a safetensors file, but it is no pack")
+    text = meta["d3m"]
+    if not text.isascii():
+        raise JsonError("manifest: not ASCII")
+    manifest = canonical.loads(text, "manifest")
+    if not isinstance(manifest, dict):
+        raise ManifestError("the manifest is not an object")
+    return manifest, text
+
+
+def _check_manifest(
+    manifest: dict[str, Any], text: str
+) -> tuple[Recipe, tuple[container.Slot, ...]]:
+    _check_version(manifest)
+    if canonical.dumps(manifest) != text:
+        raise CanonError("the manifest is not in canonical form")
+    for name in sorted(set(manifest) ^ FIELDS):
+        raise ManifestError(f"{name}: {'unknown field' if name in manifest else 'missing'}")
+    optional = manifest["optional"]
+    if not isinstance(optional, dict) or not all(map(_FEATURE.fullmatch, optional)):
+        raise ManifestError("optional: not an object of feature names")
+    if not isinstance(manifest["provenance"], dict):
+        raise ManifestError("provenance: not an object")
+    if not isinstance(manifest["seed"], str) or not _SEED.fullmatch(manifest["seed"]):
+        raise ManifestError("seed: not 16 hex digits")
+    for name, limit in (("classes", MAX_CLASSES), ("images_per_class", MAX_IMAGES)):
+        if type(manifest[name]) is not int:
+            raise ManifestError(f"{name}: not an integer")
+        if not 1 <= manifest[name] <= limit:
+            raise LimitError(f"{name}: {manifest[name]}, must be 1 to {limit}")
+    if manifest["root"] != manifest_root(manifest):
+        raise RootError("root is not the hash of the manifest", hint="the file is damaged: fetch it again")
+    recipe = Recipe.from_json(manifest["recipe"])
+    container.order(manifest["sections"], optional)
+    placed = container.slots(manifest["sections"], manifest["classes"])
+    rules.check_sections(manifest)
+    return recipe, placed
+
+
+def _check_version(manifest: dict[str, Any]) -> None:
+    version = manifest.get("d3m")
+    if not (isinstance(version, list) and len(version) == 2) or not all(
+        type(part) is int and 0 <= part <= 2**31 - 1 for part in version
+    ):
+        raise ManifestError("d3m: not a version [major, minor]")
+    if version[0] != MAJOR:
+        raise VersionError(
+            f"the pack is of version {version[0]}.{version[1]}, this reader knows {MAJOR}.x",
+            hint="install a newer d3pack",
+        )
+    requires = manifest.get("requires")
+    if not isinstance(requires, list) or not all(isinstance(name, str) for name in requires):
+        raise ManifestError("requires: not an array of feature names")
+    if requires:
+        raise FeatureError(
+            f"the pack (version {version[0]}.{version[1]}) requires {', '.join(requires)!r:.200}",
+            hint="install a newer d3pack",
+        )

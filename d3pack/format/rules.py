@@ -1,0 +1,147 @@
+"""Rules about meaning: what each known section must look like, and what its values may be."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from d3pack.codecs import adapter, labels, prompts
+from d3pack.codecs import params as p
+from d3pack.coded import Array, Coded
+from d3pack.errors import (
+    ClassNameError,
+    CodecError,
+    IdError,
+    LimitError,
+    PickError,
+    ProbeError,
+    ShapeError,
+)
+
+MAX_TOTAL = 2**32
+MAX_NAME = 1024
+MAX_PROBES = 4096
+
+# C0 and C1 controls, line and paragraph separators, and the marks that turn text around.
+_CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]")
+
+
+def check_sections(manifest: Mapping[str, Any]) -> None:
+    """Refuse known sections whose codec, parameters or tensors are not as specified."""
+    classes, images = manifest["classes"], manifest["images_per_class"]
+    if classes * images > MAX_TOTAL:
+        raise LimitError(f"{classes * images} images, at most {MAX_TOTAL}")
+    for section in manifest["sections"]:
+        form = p.Form(
+            section["codec"],
+            section["params"],
+            {entry[0]: (entry[1], tuple(entry[2])) for entry in section["tensors"]},
+            frozenset(entry[0] for entry in section["tensors"] if entry[3] == "shared"),
+        )
+        name = section["name"]
+        if name == "prompts":
+            prompts.check_prompts(form, classes)
+        elif name == "labels":
+            labels.check_labels(form, classes, images)
+        elif name == "adapter":
+            adapter.check_adapter(form)
+        elif name in _PLAIN:
+            codecs, layout = _PLAIN[name](form, classes, images)
+            if form.codec not in codecs:
+                raise CodecError(f"{name}: unknown codec {form.codec!r:.80}")
+            p.keys(form.params, name, set())
+            p.tensors(form, name, layout, frozenset() if name in ("ids", "picks") else frozenset(layout))
+
+
+def class_names(coded: Coded, classes: int) -> tuple[str, ...]:
+    """The class names: UTF-8, one a line, the last one without its line end."""
+    try:
+        text = coded.tensors["text"].tobytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ClassNameError(f"the class names are not UTF-8: {error.reason}") from None
+    control = _CONTROLS.search(text)
+    if control:
+        raise ClassNameError(f"a class name holds U+{ord(control[0]):04X}, a control character")
+    names = tuple(text.split("\n"))
+    if len(names) != classes:
+        raise ClassNameError(f"{len(names)} class names for {classes} classes")
+    if len(set(names)) != classes:
+        raise ClassNameError("two classes have the same name")
+    if not all(names):
+        raise ClassNameError("a class name is empty")
+    longest = max(names, key=len)
+    if len(longest) > MAX_NAME // 4 and any(len(name.encode()) > MAX_NAME for name in names):
+        raise ClassNameError(f"a class name is longer than {MAX_NAME} bytes")
+    return names
+
+
+def check_values(coded: Mapping[str, Coded], names: tuple[str, ...], images: int) -> None:
+    """Refuse values without a meaning, naming the class."""
+    if "ids" in coded:
+        ids = coded["ids"].tensors["ids"]
+        if np.unique(ids).size != ids.size:
+            raise IdError("two classes have the same id")
+        if np.array_equal(ids, np.arange(ids.size)):
+            raise IdError("the ids are 0, 1, 2, ... and must be left out")
+    prompts.check_prompt_values(coded["prompts"], names)
+    if "picks" in coded:
+        _check_picks(coded["picks"].tensors["index"], coded["prompts"].params["shape"][0], names)
+    if "labels" in coded:
+        labels.check_label_values(coded["labels"], names)
+    if "adapter" in coded:
+        adapter.check_adapter_values(coded["adapter"])
+    if "probes" in coded:
+        tensors = coded["probes"].tensors
+        pairs = list(zip(tensors["labels"].tolist(), tensors["indices"].tolist(), strict=True))
+        for label, index in pairs:
+            if label >= len(names) or index >= images:
+                raise ProbeError(f"a probe of image {index} of class {label} is beyond the pack")
+        if len(set(pairs)) != len(pairs):
+            raise ProbeError("two probes of the same image")
+
+
+def _check_picks(picks: Array, modes: int, names: tuple[str, ...]) -> None:
+    for mode in range(min(modes, picks.shape[1])):
+        mine = np.sort(picks[:, mode::modes], axis=1)
+        twice = (mine[:, 1:] == mine[:, :-1]).any(axis=1)
+        if twice.any():
+            row = int(np.argmax(twice))
+            raise PickError(f"class {row} ({names[row]!r}) picks one candidate twice in a mode")
+
+
+def _classes(form: p.Form, classes: int, images: int) -> tuple[tuple[str, ...], p.Layout]:
+    size = math.prod(form.tensors["text"][1]) if "text" in form.tensors else 0
+    return ("utf8",), {"text": ("U8", (size,))}
+
+
+def _leaves(form: p.Form, classes: int, images: int) -> tuple[tuple[str, ...], p.Layout]:
+    return ("sha256-128",), {"hash": ("U8", (classes, 16))}
+
+
+def _ids(form: p.Form, classes: int, images: int) -> tuple[tuple[str, ...], p.Layout]:
+    return ("u32",), {"ids": ("U32", (classes,))}
+
+
+def _picks(form: p.Form, classes: int, images: int) -> tuple[tuple[str, ...], p.Layout]:
+    return ("u8", "u16"), {"index": (form.codec.upper(), (classes, images))}
+
+
+def _probes(form: p.Form, classes: int, images: int) -> tuple[tuple[str, ...], p.Layout]:
+    shape = form.tensors.get("images", ("", ()))[1]
+    if len(shape) != 4:
+        raise ShapeError("probes.images: must be [probes, 3, height, width]")
+    count = shape[0]
+    if count > MAX_PROBES:
+        raise LimitError(f"{count} probes, at most {MAX_PROBES}")
+    return ("u8",), {
+        "images": ("U8", (count, 3, shape[2], shape[3])),
+        "labels": ("U32", (count,)),
+        "indices": ("U32", (count,)),
+    }
+
+
+_PLAIN = {"classes": _classes, "leaves": _leaves, "ids": _ids, "picks": _picks, "probes": _probes}
