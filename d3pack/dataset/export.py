@@ -1,0 +1,52 @@
+"""A D3MDataset as a Hugging Face dataset."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from d3pack.dataset.transforms import as_pil
+from d3pack.errors import UsageError
+
+if TYPE_CHECKING:
+    import datasets
+
+    from d3pack.dataset.dataset import D3MDataset
+
+_CHUNK = 256  # images in hand
+
+
+def to_hf(dataset: D3MDataset) -> datasets.Dataset:
+    """Write images and labels, without transforms, to the `datasets` cache, and open them there."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise UsageError(
+            "to_hf() needs the package `datasets`", hint="pip install 'd3pack[encode]'"
+        ) from error
+    columns = {"image": datasets.Image(), "label": datasets.ClassLabel(names=dataset.classes)}
+    if dataset.probabilities:
+        columns["probabilities"] = datasets.List(datasets.Value("float32"))
+    what = f"{dataset.identity} {dataset.epoch} {sorted(columns)} {dataset.device.type}"
+    return datasets.Dataset.from_generator(
+        lambda: _rows(dataset),
+        features=datasets.Features(columns),
+        fingerprint=sha256(what.encode()).hexdigest()[:16],
+    )
+
+
+def _rows(dataset: D3MDataset) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(dataset), _CHUNK):
+        indices = np.arange(start, min(start + _CHUNK, len(dataset)))
+        images = dataset.images.get(dataset.numbers(indices), dataset.epoch)
+        labels = dataset.label(indices, images).cpu()
+        hard = dataset.hard_labels(indices)
+        for image, vector, label in zip(images, labels, hard, strict=True):
+            png = io.BytesIO()
+            as_pil(image).save(png, format="PNG")
+            row = {"image": {"bytes": png.getvalue(), "path": None}, "label": label}
+            yield row | ({"probabilities": vector.tolist()} if dataset.probabilities else {})

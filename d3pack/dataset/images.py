@@ -1,0 +1,178 @@
+"""Images by number: the store first, then the decoder; both opened when a process needs them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from d3pack.dataset import shelf
+from d3pack.dataset.choice import Wish, choose
+from d3pack.dataset.order import Ints
+from d3pack.dataset.progress import Progress, say
+from d3pack.dataset.store import Store
+from d3pack.decode import Decoder
+from d3pack.errors import UsageError
+from d3pack.pack import Pack
+
+
+class Images:
+    """Every image of a pack, each decoded once as long as the store holds it."""
+
+    def __init__(
+        self,
+        pack: Pack,
+        *,
+        device: torch.device,
+        mode: str,
+        backbone: str | Path | None,
+        wish: Wish,
+        fresh: bool,
+        quiet: bool,
+    ) -> None:
+        self.pack = pack
+        self.device = device
+        self.group = pack.recipe.group
+        self._mode = mode
+        self._backbone = backbone
+        self._wish = wish
+        self._fresh = fresh
+        self._quiet = quiet
+        self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs to open its own."""
+        names = ("pack", "device", "group", "_mode", "_backbone", "_wish", "_fresh", "_quiet")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.RLock()
+        self._store: Store | None = None
+        self._decoder: Decoder | None = None
+        self._epoch = 0
+        self._progress = Progress(self.total, quiet=self._quiet or self._fresh)
+
+    @property
+    def total(self) -> int:
+        return len(self.pack.classes) * self.pack.images_per_class
+
+    @property
+    def identity(self) -> shelf.Identity:
+        """What decides about the bytes: see `shelf.Identity`."""
+        if self.device.type == "cuda":
+            kind = f"cuda {torch.cuda.get_device_name(self.device)}"
+        else:
+            kind = f"{self.device.type} {platform.machine()} {_cpu_capability()}"
+        height, width = self.pack.recipe.size
+        return shelf.Identity(
+            root=self.pack.root,
+            mode=self._mode,
+            device=kind,
+            software=f"torch {torch.__version__}",
+            images=self.total,
+            shape=(3, height, width),
+        )
+
+    @contextmanager
+    def _here(self, epoch: int) -> Iterator[Store]:
+        """The store for an epoch, opened in this process, for this thread alone."""
+        if os.getpid() != self._process:
+            self._forget()  # a fork inherits handles and locks that belong to its parent
+        worker = get_worker_info()
+        if worker is not None and self.device.type == "cuda":
+            raise UsageError(
+                "images are decoded on CUDA, which DataLoader workers cannot do: each would open "
+                "its own copy of the backbone, and a forked one cannot use CUDA at all",
+                hint="write ds.loader(batch_size=...) or num_workers=0; or D3MDataset(..., "
+                "device='cpu') to decode in the workers",
+            )
+        with self._lock:
+            if self._store is None or (self._fresh and epoch != self._epoch):
+                self._store, words = choose(self._wish, self.identity, self.device, self.group)
+                if worker is None and not self._quiet and self._wish.cache == "auto":
+                    say(f"cache=auto: {words}")
+                self._epoch = epoch
+            yield self._store
+
+    def missing(self, numbers: Ints, epoch: int) -> Ints:
+        """Those that have to be decoded."""
+        with self._here(epoch) as store:
+            return store.missing(numbers)
+
+    def read(self, numbers: Ints, epoch: int) -> Tensor:
+        """Images that are not missing, on the device."""
+        with self._here(epoch) as store:
+            return self._on_device(store.read(numbers))
+
+    def decode(self, numbers: Ints, epoch: int) -> Tensor:
+        """Decode images and leave them in the store; slots left in the last group are used."""
+        with self._here(epoch) as store:
+            if self._decoder is None:
+                self._decoder = Decoder(
+                    self.pack, device=self.device, mode=self._mode, backbone=self._backbone
+                )
+            spare = -len(numbers) % self.group
+            all_numbers = np.concatenate([numbers, store.wanted(spare, numbers)])
+            started = time.perf_counter()
+            images = self._decoder.images(all_numbers, epoch=epoch if self._fresh else 0)
+            if self.device.type == "cuda":
+                # Whoever reads the images next may do so on another stream.
+                torch.cuda.current_stream(self.device).synchronize()
+            seconds = time.perf_counter() - started
+            store.write(all_numbers, images)
+            if get_worker_info() is None:
+                self._progress.add(len(all_numbers), seconds, store.ready())
+            return images[: len(numbers)]
+
+    def get(self, numbers: Ints, epoch: int) -> Tensor:
+        """Images in the order asked for, on the device; repeated numbers are decoded once."""
+        with self._here(epoch):
+            if not self.missing(numbers, epoch).size:
+                return self.read(numbers, epoch)
+            hand: dict[int, Tensor] = {}
+            self.fetch(np.unique(numbers), hand, epoch)
+            return torch.stack([hand[number] for number in numbers.tolist()])
+
+    def fetch(self, numbers: Ints, hand: dict[int, Tensor], epoch: int) -> None:
+        """Put images in hand. Decoded ones are not read back: the store may be full, or forget."""
+        with self._here(epoch):
+            missing = self.missing(numbers, epoch)
+            stored = np.setdiff1d(numbers, missing)
+            if stored.size:
+                hand.update(zip(stored.tolist(), self.read(stored, epoch), strict=True))
+            if missing.size:
+                hand.update(zip(missing.tolist(), self.decode(missing, epoch), strict=True))
+
+    def _on_device(self, images: Tensor) -> Tensor:
+        if self.device.type == "cuda" and images.device.type == "cpu":
+            return images.pin_memory().to(self.device, non_blocking=True)
+        return images
+
+    def close(self) -> None:
+        """Let go of the decoder and the store; both come back when needed."""
+        if os.getpid() == self._process:
+            with self._lock:
+                if self._store is not None:
+                    self._store.close()
+                if self._decoder is not None:
+                    self._decoder.close()
+        self._forget()
+
+
+def _cpu_capability() -> str:
+    return torch.backends.cpu.get_cpu_capability()
