@@ -1,0 +1,238 @@
+"""Training protocols: `quick` is ours, the others are as published, each with its source."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from d3pack.errors import UsageError
+from d3pack.evaluate.augment import (
+    DSA,
+    BatchOp,
+    ColorJitter,
+    CutMix,
+    Flip,
+    Lighting,
+    RandomResizedCrop,
+    ShufflePatches,
+)
+from d3pack.evaluate.students import Norm
+
+Labels = Literal["hard", "stored", "teacher"]
+BY_IMAGES = tuple[tuple[int, int], ...]  # (images per class up to, value), ascending
+
+
+@dataclass(frozen=True, slots=True)
+class Updates:
+    """A fixed number of optimiser steps, whatever the size of the set."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Epochs:
+    """Passes over the set, by images per class: the first row that is large enough holds."""
+
+    table: BY_IMAGES
+
+
+@dataclass(frozen=True, slots=True)
+class SGD:
+    """Stochastic gradient descent with momentum."""
+
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AdamW:
+    """AdamW; weight decay spares parameters of one dimension."""
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Multiply the rate by `gamma` at each milestone, total * a // b + shift."""
+
+    milestones: tuple[tuple[int, int], ...]
+    gamma: float
+    shift: int = 0
+    fresh_momentum: bool = False  # the published loop makes a new optimiser at the milestone
+
+    def passed(self, position: int, total: int) -> int:
+        return sum(position >= total * a // b + self.shift for a, b in self.milestones)
+
+    def factor(self, position: int, total: int) -> float:
+        return float(self.gamma ** self.passed(position, total))
+
+
+@dataclass(frozen=True, slots=True)
+class Cosine:
+    """0.5 (1 + cos(pi p / stretch)) with p from 0 to 1, after a linear warm-up."""
+
+    stretch: float = 1.0
+    warmup: float = 0.0
+
+    def factor(self, position: int, total: int) -> float:
+        if position < self.warmup * total:
+            return (position + 1) / (self.warmup * total + 1)
+        return 0.5 * (1.0 + math.cos(math.pi * position / total / self.stretch))
+
+
+@dataclass(frozen=True, slots=True)
+class Testing:
+    """When the student is tested: every so many units (or total // parts), after a share of them."""
+
+    every: int = 0
+    parts: int = 1
+    after: float = 0.0
+
+    def due(self, position: int, total: int) -> bool:
+        """Whether to test when unit `position` (from 0) of `total` has ended."""
+        every = self.every or max(1, total // self.parts)
+        regular = (position + 1) % every == 0 and position > self.after * total
+        return regular or position == total - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """One way to train and test a student, complete."""
+
+    name: str
+    source: str
+    student: str
+    norm: Norm
+    size: int | None  # pixels; None: the size of the test images
+    batch: BY_IMAGES
+    length: Updates | Epochs
+    optimizer: SGD | AdamW
+    schedule: Steps | Cosine
+    testing: Testing
+    pixel_ops: tuple[BatchOp, ...] = ()  # on values in 0..1
+    batch_ops: tuple[BatchOp, ...] = ()  # on normalised values
+    mix: CutMix | None = None
+    labels: Labels = "hard"
+    temperature: float = 1.0
+    normalise: Literal["data", "imagenet"] = "data"
+    test_resize: float = 1.0  # shorter side before the centre crop, in units of `size`
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seeds: int = 3
+
+    def units(self, images_per_class: int) -> int:
+        """Epochs, or updates where the preset counts those."""
+        if isinstance(self.length, Updates):
+            return self.length.count
+        return by_images(self.length.table, images_per_class)
+
+
+def by_images(table: BY_IMAGES, images_per_class: int) -> int:
+    """The value of the first row that covers this many images per class."""
+    return next((value for limit, value in table if images_per_class <= limit), table[-1][1])
+
+
+ANY = 1 << 60
+
+QUICK = Preset(
+    name="quick",
+    source="d3pack's own: made for two processor cores",
+    student="convnet3",
+    norm="instance",
+    size=None,
+    batch=((ANY, 64),),
+    length=Updates(400),
+    optimizer=SGD(lr=0.02, momentum=0.9, weight_decay=5e-4, nesterov=True),
+    schedule=Cosine(warmup=0.05),
+    testing=Testing(parts=4, after=0.4),
+    batch_ops=(DSA(),),
+    labels="stored",
+    precision="bfloat16",
+)
+
+DC = Preset(
+    name="dc",
+    source="VICO-UoE/DatasetCondensation utils.evaluate_synset, main.py without --dsa: the"
+    " protocol behind the published accuracies of random real images",
+    student="convnet3",
+    norm="instance",
+    size=None,
+    batch=((ANY, 256),),
+    length=Epochs(((ANY, 301),)),
+    optimizer=SGD(),
+    schedule=Steps(milestones=((1, 2),), gamma=0.1, shift=2, fresh_momentum=True),
+    testing=Testing(),
+)
+
+ECCV24 = Preset(
+    name="eccv24",
+    source="DataDistillation/ECCV2024-Dataset-Distillation-Challenge evaluate.py (track 1)",
+    student="convnet3",
+    norm="instance",
+    size=None,
+    batch=((ANY, 256),),
+    length=Epochs(((ANY, 1001),)),
+    optimizer=SGD(),
+    schedule=Steps(milestones=((1, 2),), gamma=0.1, shift=2, fresh_momentum=True),
+    testing=Testing(),
+    batch_ops=(DSA(),),
+)
+
+MINIMAX_HARD = Preset(
+    name="minimax-hard",
+    source="vimar-gu/MinimaxDiffusion train.py, argument.py, data.py (arXiv 2311.15529)",
+    student="resnetap10",
+    norm="instance",
+    size=224,
+    batch=((ANY, 64),),
+    length=Epochs(((1, 3000), (10, 2000), (50, 1500), (200, 1000), (500, 500), (ANY, 300))),
+    optimizer=SGD(),
+    schedule=Steps(milestones=((2, 3), (5, 6)), gamma=0.2),
+    testing=Testing(parts=100),
+    pixel_ops=(RandomResizedCrop(scale=(0.5, 1.0)), Flip(), ColorJitter(0.4), Lighting(0.1)),
+    mix=CutMix(p=1.0, beta=1.0),
+    normalise="imagenet",
+)
+
+
+def rded_soft(factor: int, student: str, size: int | None) -> Preset:
+    """RDED's validation; `factor` is 2 for ImageNet-like sets, 1 for CIFAR and Tiny-ImageNet."""
+    return Preset(
+        name="rded-soft",
+        source="LINs-lab/RDED validation/main.py, argument.py (arXiv 2312.03526)",
+        student=student,
+        norm="batch",
+        size=size,
+        batch=((9, 10), (49, 50), (ANY, 100)),
+        length=Epochs(((ANY, 300),)),
+        optimizer=AdamW(),
+        schedule=Cosine(stretch=2.0),
+        testing=Testing(every=10, after=0.8),
+        pixel_ops=(ShufflePatches(factor), RandomResizedCrop(scale=(1 / factor, 1.0)), Flip()),
+        mix=CutMix(p=1.0, beta=1.0),
+        labels="teacher",
+        temperature=20.0,
+        normalise="imagenet",
+        test_resize=8 / 7,
+    )
+
+
+PRESETS: dict[str, Preset] = {
+    "quick": QUICK,
+    "dc": DC,
+    "eccv24": ECCV24,
+    "minimax-hard": MINIMAX_HARD,
+    "rded-soft": rded_soft(2, "resnet18-imagenet", 224),
+    "rded-soft-small": rded_soft(1, "resnet18", None),
+}
+
+
+def find(name: str) -> Preset:
+    """The preset of this name."""
+    if name not in PRESETS:
+        raise UsageError(f"no preset named {name!r}", hint=f"one of {', '.join(PRESETS)}")
+    return PRESETS[name]
