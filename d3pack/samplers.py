@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,8 +45,8 @@ class Step:
 def timesteps(total: int, sampler: str, steps: int, spacing: str = "trailing") -> tuple[int, ...]:
     """Descending training timesteps, spaced as the diffusers scheduler of that name does.
 
-    "trailing" starts at the last training step (arXiv 2305.08891); "linspace" and "leading" are the older
-    habits. "lcm" has its own: every (total/50)-th step, thinned evenly (arXiv 2310.04378).
+    "trailing" starts at the last training step (arXiv 2305.08891); "linspace" and "leading" are
+    older habits. "lcm" has its own: every (total/50)-th, thinned evenly (arXiv 2310.04378).
     """
     _known(sampler)
     most = min(total, _LCM_STEPS) if sampler == "lcm" else total
@@ -83,12 +84,12 @@ def plan(
     """The coefficients of a sampler over these sigmas; "table" reads them from `extra["table"]`."""
     _known(sampler)
     levels = [float(s) for s in sigmas]
-    falling = all(a > b for a, b in zip(levels, levels[1:], strict=False))
+    falling = all(a > b for a, b in pairwise(levels))
     if len(levels) < 2 or not falling or levels[-1] != 0.0 or not math.isfinite(levels[0]):
         raise RecipeError("sigmas must be finite, strictly descending, and end in 0")
     if sampler == "table":
         return _tabulated(len(levels) - 1, (extra or {}).get("table"))
-    pairs = list(zip(levels, levels[1:], strict=False))
+    pairs = list(pairwise(levels))
     if sampler == "lcm":
         return tuple(Step(0.0, (1.0,), low) for _, low in pairs)
     if sampler == "dpmpp-2m":
@@ -98,7 +99,7 @@ def plan(
 
 
 def _second_order(levels: list[float], i: int) -> Step:
-    """DPM-Solver++(2M), arXiv 2211.01095: midpoint rule in lambda = -log sigma, first and last plain."""
+    """DPM-Solver++(2M), arXiv 2211.01095: midpoint in -log sigma; first and last are plain."""
     high, low = levels[i], levels[i + 1]
     gain = 1 - low / high
     if i == 0 or low == 0.0:
@@ -139,7 +140,7 @@ def sample(
     noise: Noise | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    """Follow a sampler from x to x0. `noise(i)` is the i-th fresh noise (from 1); only "lcm" asks."""
+    """Follow a sampler from x to x0. `noise(i)`, i from 1, is fresh noise; only "lcm" asks."""
     steps = plan(sampler, sigmas, extra)
     reach = max(len(step.b) for step in steps)
     calls: list[Tensor] = []  # newest first

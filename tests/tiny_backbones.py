@@ -149,15 +149,19 @@ def tiny_dit(
 
 def _save_vae(path: Path, kind: str) -> None:
     if kind == "tiny":
+        import torch
         from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 
-        AutoencoderTiny(
+        model = AutoencoderTiny(
             encoder_block_out_channels=(8, 8, 8, 8),
             decoder_block_out_channels=(8, 8, 8, 8),
             num_encoder_blocks=(1, 1, 1, 1),
             num_decoder_blocks=(1, 1, 1, 1),
             scaling_factor=1.3,
-        ).save_pretrained(path)
+        )
+        with torch.no_grad():  # contrast
+            model.decoder.layers[-1].weight.mul_(20)
+        model.save_pretrained(path)
         return
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from d3pack.backbones.lock import cache_home, directory_revision
+from d3pack.backbones.lock import cache_home
 from d3pack.backbones.protocol import TEMPLATE, Backbone, Condition
 from d3pack.backbones.resolve import (
     default_backbone,
@@ -18,7 +18,6 @@ __all__ = [
     "Condition",
     "cache_home",
     "default_backbone",
-    "directory_revision",
     "kinds",
     "lock",
     "lock_directory",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d3pack.backbones.loading import Files, build
@@ -14,7 +15,7 @@ KINDS = ("AutoencoderKL", "AutoencoderTiny")
 
 
 class Autoencoder:
-    """Latents carry the diffusion model's scale; the config's scaling and shift are applied here."""
+    """Latents carry the diffusion model's scale: the config's scaling and shift live here."""
 
     def __init__(self, files: Files, *, device: torch.device, dtype: torch.dtype) -> None:
         stem = "diffusion_pytorch_model"
@@ -46,3 +47,10 @@ def to_uint8(images: Tensor) -> Tensor:
     import torch
 
     return images.clamp(-1, 1).mul(127.5).add(127.5).round().to(torch.uint8)
+
+
+def tiny(path: Path, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
+    """A stand-in autoencoder from a directory of its own, not held to any lock."""
+    names = ("config.json", "diffusion_pytorch_model.safetensors")
+    files = Files({f"vae/{name}": path / name for name in names})
+    return Autoencoder(files, device=device, dtype=dtype)

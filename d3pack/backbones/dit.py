@@ -130,7 +130,7 @@ class DiT:
         return self.autoencoder.decode_float(latents)
 
     def name_vectors(self, name: str, k: int | None = 1) -> Tensor:
-        """The row of a class that the model knows by this name, else the mean of all its classes."""
+        """The row of a class that the model knows by this name, else the mean of all."""
         if k not in (None, 1):
             raise PromptWidthError(f"this backbone takes one vector a class, not {k}")
         table = self.denoiser.transformer_blocks[0].norm1.emb.table[:-1].float()

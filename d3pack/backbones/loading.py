@@ -1,4 +1,4 @@
-"""From verified files to models: configs are distrusted, tensors are counted before they are read."""
+"""From verified files to models: configs are distrusted, tensors counted before they are read."""
 
 from __future__ import annotations
 
@@ -225,5 +225,6 @@ def _check_tensor(
         raise BackboneWeightsError(f"{folder}: {name} is {dtype}, not one of {', '.join(_FLOATS)}")
     if tuple(shape) != tuple(wanted[name].shape):
         raise BackboneWeightsError(
-            f"{folder}: {name} has shape {tuple(shape)}, the config says {tuple(wanted[name].shape)}"
+            f"{folder}: {name} has shape {tuple(shape)}, not {tuple(wanted[name].shape)}",
+            hint="weights and config do not belong together",
         )

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from d3pack.errors import (
@@ -33,18 +33,12 @@ _CHUNK = 1 << 22
 
 
 def cache_home() -> Path:
-    """Where d3pack keeps what it may lose: $D3PACK_HOME, $XDG_CACHE_HOME/d3pack, ~/.cache/d3pack."""
+    """What d3pack may lose: $D3PACK_HOME, $XDG_CACHE_HOME/d3pack or ~/.cache/d3pack."""
     if home := os.environ.get("D3PACK_HOME"):
         return Path(home)
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base) / "d3pack"
     return Path.home() / ".cache" / "d3pack"
-
-
-def directory_revision(files: Mapping[str, FileLock]) -> str:
-    """40 hex digits for a directory that has no commit: a hash of its locks."""
-    lines = (f"{path}\0{lock.size}\0{lock.sha256}\n" for path, lock in sorted(files.items()))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:40]
 
 
 def check_path(path: str) -> None:
@@ -99,7 +93,7 @@ def verify(root: Path, ref: BackboneRef, progress: Progress | None = None) -> di
             if memory.get(target) != lock.sha256:
                 digest = memory.hash(path, target, progress)
                 if digest != lock.sha256:
-                    raise _changed(path, f"sha256 {digest[:12]}... instead of {lock.sha256[:12]}...")
+                    raise _changed(path, f"sha256 {digest[:12]}, not {lock.sha256[:12]}")
             found[path] = target
     return found
 

@@ -11,15 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from d3pack.backbones import hub_files
 from d3pack.backbones.loading import Files
-from d3pack.backbones.lock import (
-    Progress,
-    directory_revision,
-    listing,
-    lock_files,
-    verify,
-)
+from d3pack.backbones.lock import Progress, listing, lock_files, verify
 from d3pack.errors import BackboneConfigError, BackboneError, BackboneMissingError, NotFoundError
-from d3pack.recipe import BackboneRef
+from d3pack.recipe import BackboneRef, directory_revision
 
 if TYPE_CHECKING:
     from d3pack.backbones.protocol import Backbone

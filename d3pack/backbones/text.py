@@ -153,5 +153,3 @@ def _pad_token(files: Files) -> str:
             if isinstance(token, str):
                 return token
     return _END
-
-

@@ -1,0 +1,102 @@
+"""Adapters: small named tensors that tune a denoiser, put on and taken off without reloading.
+
+The name of a parameter, a dot, and what is done to it:
+
+    <parameter>.scale     w * scale    one value, or one for each output row
+    <parameter>.delta     w + delta    of the parameter's shape
+    <parameter>.lora_a    w + b @ a    a: (rank, inputs), b: (outputs, rank)
+    <parameter>.lora_b
+
+in this order. Taking off copies the originals back, so every bit is as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from d3pack.errors import AdapterError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from d3pack.backbones.protocol import Backbone
+
+_WAYS = ("scale", "delta", "lora_a", "lora_b")
+
+
+def check(backbone: Backbone, tensors: Mapping[str, Tensor]) -> None:
+    """Raise `AdapterError` unless every tensor fits a parameter."""
+    for name, ways in _by_parameter(tensors).items():
+        parameter = backbone.named_tensors().get(name)
+        if parameter is None:
+            raise AdapterError(
+                f"the adapter tunes {name}, which the backbone does not have",
+                hint="it was made for another backbone",
+            )
+        shape = parameter.shape
+        wide = parameter[0].numel() if parameter.ndim > 1 else 1
+        fits = {
+            "scale": lambda t, s=shape: t.numel() == 1 or tuple(t.shape) == tuple(s[:1]),
+            "delta": lambda t, s=shape: tuple(t.shape) == tuple(s),
+            "lora_a": lambda t, w=wide: t.ndim == 2 and t.shape[1] == w,
+            "lora_b": lambda t, s=shape: t.ndim == 2 and t.shape[0] == s[0],
+        }
+        for way, tensor in ways.items():
+            if not fits[way](tensor):
+                raise AdapterError(
+                    f"{name}.{way} of shape {tuple(tensor.shape)} does not fit {tuple(shape)}"
+                )
+        pair = [ways.get(way) for way in ("lora_a", "lora_b")]
+        if (pair[0] is None) != (pair[1] is None) or (
+            pair[0] is not None and pair[1] is not None and len(pair[0]) != pair[1].shape[1]
+        ):
+            raise AdapterError(f"the low-rank factors of {name} do not belong together")
+
+
+@contextmanager
+def applied(backbone: Backbone, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """The backbone with these tensors put on, for the length of a `with`."""
+    if not tensors:
+        yield
+        return
+    named = backbone.named_tensors()
+    saved: list[tuple[Tensor, Tensor]] = []
+    try:
+        with torch.no_grad():
+            for name, ways in _by_parameter(tensors).items():
+                weight = named[name].data
+                saved.append((weight, weight.clone()))
+                weight.copy_(_tuned(weight, ways))
+        backbone.changed()
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, original in saved:
+                weight.copy_(original)
+        backbone.changed()
+
+
+def _tuned(weight: Tensor, ways: Mapping[str, Tensor]) -> Tensor:
+    wide = weight.float()
+    put = {way: tensor.to(wide) for way, tensor in ways.items()}
+    if (scale := put.get("scale")) is not None:
+        wide = wide * (scale.reshape(-1, *(1,) * (wide.ndim - 1)) if wide.ndim else scale)
+    if (delta := put.get("delta")) is not None:
+        wide = wide + delta
+    if "lora_a" in put:
+        wide = wide + (put["lora_b"] @ put["lora_a"]).reshape(wide.shape)
+    return wide
+
+
+def _by_parameter(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        parameter, _, way = name.rpartition(".")
+        if way not in _WAYS:
+            raise AdapterError(f"{name} does not end in one of .{', .'.join(_WAYS)}")
+        found.setdefault(parameter, {})[way] = tensor
+    return found

@@ -1,0 +1,8 @@
+"""Packs to images: exact, or fast and declared."""
+
+from __future__ import annotations
+
+from d3pack.decode.decoder import Decoder
+from d3pack.decode.probes import ProbeReport, make_probes, verify_probes
+
+__all__ = ["Decoder", "ProbeReport", "make_probes", "verify_probes"]

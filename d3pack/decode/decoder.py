@@ -1,0 +1,272 @@
+"""The decoder: (class, index) -> the same uint8 image, however it is asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from d3pack import noise, samplers
+from d3pack.backbones import Condition, adapter, open_backbone
+from d3pack.codecs import decode_adapter, decode_prompts
+from d3pack.decode.modes import Mode, choose, exact_numerics, prepare
+from d3pack.errors import (
+    BackboneChangedError,
+    DeviceMemoryError,
+    NotFiniteError,
+    PromptWidthError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from d3pack.backbones import Backbone
+    from d3pack.backbones.lock import Progress
+    from d3pack.pack import Pack
+
+Pair = tuple[int, int]
+_KEPT = 256 << 20  # bytes of conditions kept: SD 1.5 in float32 has room for 1100 classes
+
+
+class Decoder:
+    """Rebuilds the images of a pack.
+
+    Every forward runs at one shape, `recipe.group` images, padded; so an image is a function of
+    pack, class and index alone. `mode="fast"` gives that up for speed, and says so in `describe()`.
+    """
+
+    def __init__(
+        self,
+        pack: Pack,
+        *,
+        device: str | torch.device = "cpu",
+        mode: str = "exact",
+        switches: Iterable[str] | None = None,
+        tiny_vae: str | Path | None = None,
+        group: int | None = None,
+        backbone: Backbone | None = None,
+        path: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.pack = pack
+        self.device = torch.device(device)
+        recipe = pack.recipe
+        self.mode: Mode = choose(mode, switches, recipe.dtype, self.device, tiny_vae)
+        if group is not None and group != recipe.group and not self.mode.fast:
+            raise UsageError(
+                f"exact images need the recipe's group of {recipe.group}",
+                hint='another group is a switch of mode="fast"',
+            )
+        self.group = group or recipe.group
+        self._steps = samplers.plan(recipe.sampler, recipe.sigmas, recipe.extra)
+        self._prompts = torch.from_numpy(decode_prompts(pack.prompts).copy())  # (C, m, k, D)
+        self._shared = backbone is not None
+        self.backbone = backbone or open_backbone(
+            recipe.backbone,
+            path=path,
+            device=self.device,
+            dtype=self.mode.dtype,
+            progress=progress,
+        )
+        self._check()
+        tuned = decode_adapter(pack.adapter) if pack.adapter is not None else {}
+        self._adapter = {n: torch.from_numpy(v.copy()).to(self.device) for n, v in tuned.items()}
+        adapter.check(self.backbone, self._adapter)
+        if not self._shared:
+            prepare(self.backbone, self.mode, self.device)
+        self._conditions: OrderedDict[Pair, Condition] = OrderedDict()
+        self._kept = 0
+        self._nothing: Condition | None = None
+        self._lock = threading.Lock()
+
+    def _check(self) -> None:
+        recipe, backbone = self.pack.recipe, self.backbone
+        if dict(backbone.ref.files) != dict(recipe.backbone.files):
+            raise BackboneChangedError("the open backbone is not the one that the pack names")
+        if backbone.dtype != self.mode.dtype or backbone.device.type != self.device.type:
+            raise UsageError(
+                f"the open backbone is {backbone.dtype} on {backbone.device}",
+                hint=f"this pack and mode want {self.mode.dtype} on {self.device}",
+            )
+        self.latent_shape = backbone.latent_shape_for(recipe.size)
+        most, width = backbone.prompt_shape
+        k, d = self._prompts.shape[2:]
+        if d != width or k > most:
+            raise PromptWidthError(
+                f"the pack holds {k} vectors of {d} a prompt, the backbone takes up to {most}"
+                f" of {width}",
+                hint="the pack was made for another backbone",
+            )
+
+    def __len__(self) -> int:
+        return len(self.pack.classes) * self.pack.images_per_class
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the backbone and everything computed from it."""
+        self._conditions.clear()
+        self._nothing = None
+        self._kept = 0
+        del self.backbone
+
+    def describe(self) -> dict[str, Any]:
+        """How the images are made: what a log should say."""
+        recipe = self.pack.recipe
+        return {
+            "mode": self.mode.name,
+            "switches": list(self.mode.switches),
+            "device": str(self.device),
+            "dtype": str(self.mode.dtype).removeprefix("torch."),
+            "group": self.group,
+            "backbone": recipe.backbone.repo or recipe.backbone.revision,
+            "revision": recipe.backbone.revision,
+            "sampler": recipe.sampler,
+            "steps": len(self._steps),
+            "guidance": recipe.guidance,
+            "size": list(recipe.size),
+            "adapter": len(self._adapter),
+        }
+
+    def pairs(self, wanted: Iterable[int | Pair]) -> list[Pair]:
+        """(class, index) pairs; a plain number counts through the dataset, class after class."""
+        classes, count = len(self.pack.classes), self.pack.images_per_class
+        found = []
+        for item in wanted:
+            if isinstance(item, int | np.integer):
+                if not 0 <= item < classes * count:
+                    raise UsageError(
+                        f"image {item} is out of range", hint=f"there are {classes * count}"
+                    )
+                found.append((int(item) // count, int(item) % count))
+                continue
+            c, i = item
+            if not 0 <= c < classes:
+                raise UsageError(f"class {c} is out of range", hint=f"there are {classes}")
+            if not 0 <= i < count:
+                raise UsageError(f"index {i} is out of range", hint=f"there are {count} a class")
+            found.append((int(c), int(i)))
+        return found
+
+    def images(self, wanted: Sequence[int | Pair] | Iterable[int | Pair], epoch: int = 0) -> Tensor:
+        """uint8 (N, 3, H, W) on the device, in the order asked. `epoch` > 0: fresh noise."""
+        pairs = self.pairs(wanted)
+        height, width = self.pack.recipe.size
+        out = torch.empty((len(pairs), 3, height, width), dtype=torch.uint8, device=self.device)
+        for positions, made in self.stream(pairs, epoch):
+            out[positions[0] : positions[-1] + 1] = made
+        return out
+
+    def stream(
+        self, wanted: Iterable[int | Pair], epoch: int = 0
+    ) -> Iterator[tuple[range, Tensor]]:
+        """(positions, images) group by group: memory does not grow with the number of images."""
+        pairs = self.pairs(wanted)
+        for first in range(0, len(pairs), self.group):
+            part = pairs[first : first + self.group]
+            padded = part + part[-1:] * (self.group - len(part))
+            yield range(first, first + len(part)), self._made(padded, epoch)[: len(part)].clone()
+
+    def _made(self, pairs: list[Pair], epoch: int) -> Tensor:
+        """One group. Never another size: a smaller one would give other bits."""
+        with (
+            self._lock,
+            torch.inference_mode(),
+            exact_numerics(self.device, self.mode),
+            adapter.applied(self.backbone, self._adapter),
+        ):
+            try:
+                images = self.backbone.decode(self._latents(pairs, epoch))
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                raise self._no_room() from None
+        return images
+
+    def _latents(self, pairs: list[Pair], epoch: int) -> Tensor:
+        recipe, pack = self.pack.recipe, self.pack
+        c = np.array([c for c, _ in pairs])
+        i = np.array([i for _, i in pairs])
+        words = c if pack.ids is None else pack.ids[c]
+        candidates = i if pack.picks is None else pack.picks[c, i]
+
+        def fresh(step: int) -> Tensor:
+            return noise.normal_torch(
+                pack.seed,
+                words,
+                candidates,
+                self.latent_shape,
+                draw=noise.draw_number(step, epoch),
+                device=self.device,
+            )
+
+        model = self._model(pairs)
+        x = samplers.start(fresh(0), recipe.sigmas)
+        x0 = samplers.sample(recipe.sampler, model, x, recipe.sigmas, fresh, recipe.extra)
+        if not torch.isfinite(x0.sum()):
+            raise NotFiniteError(
+                "the backbone made latents that are not finite",
+                hint=f"{self.mode.dtype} is too narrow for it, or the prompts have diverged",
+            )
+        return x0
+
+    def _model(self, pairs: list[Pair]) -> samplers.Model:
+        """The denoiser with its conditions, guided in one forward of twice the group."""
+        recipe, backbone = self.pack.recipe, self.backbone
+        modes = self._prompts.shape[1]
+        given = Condition.cat(self._condition(c, i % modes) for c, i in pairs)
+        if recipe.guidance == 1.0:
+            return lambda x, sigma: backbone.denoise(x, sigma, given)
+        if self._nothing is None:
+            self._nothing = backbone.unconditional()
+        both = Condition.cat([self._nothing.expand(len(pairs)), given])
+        channels = recipe.guided_channels or self.latent_shape[0]
+
+        def guided(x: Tensor, sigma: float) -> Tensor:
+            without, with_class = backbone.denoise(torch.cat([x, x]), sigma, both).chunk(2)
+            mixed = (with_class - without) * recipe.guidance + without
+            if channels >= mixed.shape[1]:
+                return mixed
+            return torch.cat([mixed[:, :channels], with_class[:, channels:]], dim=1)
+
+        return guided
+
+    def _condition(self, c: int, mode: int) -> Condition:
+        """Computed alone, so that no neighbour can change a bit; kept, the oldest dropped first."""
+        key = (c, mode)
+        found = self._conditions.get(key)
+        if found is None:
+            prompt = self._prompts[c, mode][None].to(self.device)
+            found = self.backbone.condition(prompt, self.pack.recipe.template)
+            self._conditions[key] = found
+            self._kept += _bytes(found)
+            while self._kept > _KEPT and len(self._conditions) > 1:
+                self._kept -= _bytes(self._conditions.popitem(last=False)[1])
+        self._conditions.move_to_end(key)
+        return found
+
+    def _no_room(self) -> DeviceMemoryError:
+        height, width = self.pack.recipe.size
+        return DeviceMemoryError(
+            f"{self.device} has no room for a group of {self.group} images of {height}x{width}",
+            hint="free memory, use a larger device, or encode the pack with a smaller group;"
+            ' mode="fast" also takes group= (other pixels)',
+        )
+
+
+def _bytes(condition: Condition) -> int:
+    return sum(t.numel() * t.element_size() for t in condition.tensors.values())
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

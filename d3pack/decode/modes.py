@@ -1,0 +1,120 @@
+"""Exact, or fast by named switches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from d3pack.errors import UsageError
+
+
+# what each gives up: bf16 three digits; channels_last and fused_attention the order of sums;
+# compile the promise of equal kernels; tiny_vae the autoencoder itself
+SWITCHES = ("bf16", "channels_last", "fused_attention", "compile", "tiny_vae")
+_BY_DEFAULT = ("bf16", "channels_last", "fused_attention")
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """How the models run."""
+
+    name: str
+    dtype: torch.dtype
+    switches: tuple[str, ...] = ()
+    tiny_vae: Path | None = None
+
+    @property
+    def fast(self) -> bool:
+        """Whether the images may differ from the exact ones."""
+        return self.name == "fast"
+
+
+def choose(
+    name: str,
+    switches: Iterable[str] | None,
+    dtype: str,
+    device: torch.device,
+    tiny_vae: str | Path | None = None,
+) -> Mode:
+    """Read the mode and its switches; a switch that is not asked for is not on."""
+    exact = getattr(torch, dtype)
+    if name == "exact":
+        if switches or tiny_vae:
+            raise UsageError("exact mode has no switches", hint='use mode="fast"')
+        return Mode("exact", exact)
+    if name != "fast":
+        raise UsageError(f"unknown mode {name!r}", hint="exact or fast")
+    wanted = tuple(_BY_DEFAULT if switches is None else switches)
+    if tiny_vae and "tiny_vae" not in wanted:
+        wanted = (*wanted, "tiny_vae")
+    for switch in wanted:
+        if switch not in SWITCHES:
+            raise UsageError(f"unknown switch {switch!r}", hint=f"one of {', '.join(SWITCHES)}")
+    if "tiny_vae" in wanted and not tiny_vae:
+        raise UsageError("tiny_vae needs an autoencoder", hint="give the directory of one")
+    chosen = torch.bfloat16 if "bf16" in wanted else exact
+    return Mode("fast", chosen, tuple(sorted(wanted)), Path(tiny_vae) if tiny_vae else None)
+
+
+def prepare(backbone: Any, mode: Mode, device: torch.device) -> None:
+    """Turn the switches on in a backbone that nobody else uses."""
+    if "tiny_vae" in mode.switches and mode.tiny_vae is not None:
+        from d3pack.backbones.autoencoder import tiny
+
+        small = tiny(mode.tiny_vae, device=device, dtype=mode.dtype)
+        if (small.channels, small.factor) != (
+            backbone.autoencoder.channels,
+            backbone.autoencoder.factor,
+        ):
+            raise UsageError(f"the autoencoder in {mode.tiny_vae} has other latents")
+        backbone.autoencoder = small
+    models = (backbone.denoiser, backbone.autoencoder.model)
+    if "channels_last" in mode.switches:
+        for model in models:
+            model.to(memory_format=torch.channels_last)
+    if "fused_attention" in mode.switches:
+        _fuse(backbone.denoiser)
+    if "compile" in mode.switches:
+        for model in models:
+            model.compile(dynamic=False)
+
+
+def _fuse(model: torch.nn.Module) -> None:
+    """Queries, keys and values of self-attention from one product."""
+    from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
+
+    for name, module in model.named_modules():
+        if isinstance(module, Attention) and name.endswith("attn1"):
+            module.fuse_projections()
+            module.set_processor(FusedAttnProcessor2_0())
+
+
+@contextmanager
+def exact_numerics(device: torch.device, mode: Mode) -> Iterator[None]:
+    """Full float32 and no kernel search on CUDA, whatever the program around has set."""
+    if device.type != "cuda" or mode.fast:
+        yield
+        return
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32)
+    reduced = (
+        matmul.allow_fp16_reduced_precision_reduction,
+        matmul.allow_bf16_reduced_precision_reduction,
+    )
+    try:
+        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = False, True, False
+        matmul.allow_tf32 = False
+        matmul.allow_fp16_reduced_precision_reduction = False
+        matmul.allow_bf16_reduced_precision_reduction = False
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before
+        (
+            matmul.allow_fp16_reduced_precision_reduction,
+            matmul.allow_bf16_reduced_precision_reduction,
+        ) = reduced
