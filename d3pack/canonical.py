@@ -1,7 +1,7 @@
 """Canonical JSON: one spelling for one value, so that bytes can be compared and hashed.
 
-Keys sorted by code point, no whitespace, ASCII with `\\uXXXX` escapes, integers within +-(2**53 - 1),
-reals as the shortest decimal that reads back as the same binary64 (always with a point or an
+Keys sorted by code point, no whitespace, ASCII with `\\uXXXX` escapes, integers within
++-(2**53 - 1), reals as the shortest decimal that reads back as the same binary64 (always with a point or an
 exponent), no NaN, no infinity, at most 32 levels.
 """
 
@@ -20,17 +20,20 @@ MAX_INT = 2**53 - 1
 
 def dumps(value: Any) -> str:
     """The canonical spelling of a value made of plain JSON types, mappings and sequences."""
+    return spell(plain(value))
+
+
+def spell(value: Any) -> str:
+    """`dumps` for a value that is known to be plain."""
     return json.dumps(
-        plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     )
 
 
 def loads(text: str, where: str) -> Any:
     """Parse JSON and refuse what cannot be canonical; `where` names the text in the message."""
     try:
-        value = json.loads(
-            text, parse_constant=_constant, parse_float=_real, parse_int=_integer
-        )
+        value = json.loads(text, parse_constant=_constant, parse_float=_real, parse_int=_integer)
         return plain(value)
     except RecursionError:
         raise JsonError(f"{where}: nested deeper than {MAX_DEPTH} levels") from None

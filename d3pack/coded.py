@@ -16,7 +16,7 @@ EMPTY: Mapping[str, Any] = FrozenDict()
 
 
 def frozen(array: Array) -> Array:
-    """The array, read-only, little-endian and contiguous; copied only if somebody could still write."""
+    """The array, read-only, little-endian, contiguous; copied only if one could still write."""
     array = np.asarray(array)
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))

@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -127,8 +128,10 @@ def slots(sections: Any, classes: int) -> tuple[Slot, ...]:
             if not isinstance(shape, list) or not all(type(side) is int for side in shape):
                 raise ShapeError(f"{where}: the shape is not an array of integers")
             if not 1 <= len(shape) <= MAX_DIMS or not all(1 <= side <= MAX_SIDE for side in shape):
-                raise LimitError(f"{where}: shape {shape!r:.120}, at most {MAX_DIMS} dimensions, "
-                                 f"each from 1 to {MAX_SIDE}")
+                raise LimitError(
+                    f"{where}: shape {shape!r:.120}, at most {MAX_DIMS} dimensions, "
+                    f"each from 1 to {MAX_SIDE}"
+                )
             if axis not in ("class", "shared") or (axis == "class" and shape[0] != classes):
                 raise ShapeError(f"{where}: axis {axis!r:.80} with first dimension {shape[0]}")
             if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
@@ -138,7 +141,16 @@ def slots(sections: Any, classes: int) -> tuple[Slot, ...]:
             if at > MAX_DATA:
                 raise LimitError(f"{where}: more than {MAX_DATA} bytes of tensors")
             out.append(
-                Slot(section["name"], tensor, dtype, tuple(shape), axis == "shared", sha256, start, at)
+                Slot(
+                    section["name"],
+                    tensor,
+                    dtype,
+                    tuple(shape),
+                    axis == "shared",
+                    sha256,
+                    start,
+                    at,
+                )
             )
     return tuple(out)
 
@@ -185,7 +197,7 @@ def header(manifest: str, placed: tuple[Slot, ...]) -> bytes:
 
 def gaps(placed: tuple[Slot, ...]) -> Iterator[tuple[int, int]]:
     """The padding between tensors."""
-    for before, after in zip(placed, placed[1:], strict=False):
+    for before, after in pairwise(placed):
         if before.stop < after.start:
             yield before.stop, after.start
 
@@ -212,6 +224,8 @@ def _tensors(placed: tuple[Slot, ...]) -> Iterator[tuple[str, str, tuple[int, ..
 def _dtype_name(array: Array) -> str:
     name = NAMES.get(array.dtype)
     if name is None:
-        raise UsageError(f"a tensor of dtype {array.dtype} has no place in a pack",
-                         hint=f"use {', '.join(NUMPY)}")
+        raise UsageError(
+            f"a tensor of dtype {array.dtype} has no place in a pack",
+            hint=f"use {', '.join(NUMPY)}",
+        )
     return name

@@ -1,53 +1,53 @@
 """Every error d3pack raises on purpose.
 
-    D3MError                        E_D3M         exit 1
-    ├── UsageError                  E_USAGE       exit 2   the call cannot be meant
-    ├── InvalidPackError            E_PACK        exit 3   the bytes are not a pack: one class a rule
-    │   ├── TruncatedError          E_TRUNCATED   the file ends before its header says
-    │   ├── LimitError              E_LIMIT       a limit of the format is exceeded
-    │   ├── HeaderError             E_HEADER      no safetensors header with one `d3m` entry
-    │   ├── JsonError               E_JSON        not JSON as the format allows it
-    │   ├── VersionError            E_VERSION     a newer major version
-    │   ├── FeatureError            E_FEATURE     a required feature that this reader does not know
-    │   ├── CanonError              E_CANON       the same content, spelled otherwise
-    │   ├── ManifestError           E_MANIFEST    a manifest field missing, unknown or of a wrong type
-    │   ├── RootError               E_ROOT        the identity does not match the manifest
-    │   ├── RecipeError             E_RECIPE      a recipe that cannot be followed
-    │   ├── SectionError            E_SECTION     a section missing, unknown, repeated or out of order
-    │   ├── CodecError              E_CODEC       an unknown codec, or parameters it does not take
-    │   ├── ShapeError              E_SHAPE       a tensor of another name, dtype or shape
-    │   ├── TrailingError           E_TRAILING    bytes after the last tensor
-    │   ├── PaddingError            E_PADDING     padding that is not zero
-    │   ├── HashError               E_HASH        a tensor's bytes are not the ones written
-    │   ├── LeafError               E_LEAF        a class's bytes do not match its leaf
-    │   ├── ClassNameError         E_NAME        a class name empty, repeated or with controls
-    │   ├── IdError                 E_IDS         class ids repeated or needless
-    │   ├── PromptError             E_PROMPT      a prompt value that is not a number
-    │   ├── PickError               E_PICKS       the same image twice
-    │   ├── LabelError              E_LABEL       labels that are no distribution over the classes
-    │   ├── AdapterError            E_ADAPTER     an adapter that does not fit its table
-    │   └── ProbeError              E_PROBE       a reference image of no image of the pack
-    ├── BackboneError               E_BACKBONE    exit 4   the generator is missing, other, or refused
-    │   ├── BackboneMissingError    E_BACKBONE_MISSING      a needed file is not in the directory
-    │   ├── BackboneChangedError    E_BACKBONE_CHANGED      a file is not the one that was locked
-    │   ├── BackboneRefusedError    E_BACKBONE_REFUSED      pickles, remote code, paths outside
-    │   ├── BackboneConfigError     E_BACKBONE_CONFIG       a config that is not one of ours, or not sane
-    │   ├── BackboneWeightsError    E_BACKBONE_WEIGHTS      tensors missing, left over, misshapen, not finite
-    │   ├── BackboneGoneError       E_BACKBONE_GONE         the repository or revision no longer exists
-    │   ├── BackboneGatedError      E_BACKBONE_GATED        the repository wants an accepted licence
-    │   ├── BackboneOfflineError    E_BACKBONE_OFFLINE      not downloaded yet, and no way to the Hub
-    │   ├── PromptWidthError        E_BACKBONE_PROMPT       learned vectors of another shape
-    │   ├── NotFiniteError          E_BACKBONE_NOT_FINITE   the images came out as no numbers
-    │   └── DeviceMemoryError       E_BACKBONE_MEMORY       the device has no room for one group
-    ├── NotFoundError               E_NOT_FOUND   exit 5   a file or a repository is not there
-    ├── HubError                    E_HUB         exit 6   the Hub, or the way to it
-    │   ├── HubOfflineError         E_HUB_OFFLINE          offline, and not in the cache
-    │   ├── HubAccessError          E_HUB_ACCESS           gated, forbidden, wrong token
-    │   ├── HubBusyError            E_HUB_BUSY             limits, failures, silence: try later
-    │   ├── HubBytesError           E_HUB_BYTES            not the bytes that were asked for
-    │   ├── RootPinError            E_HUB_PIN              another pack than the address pins
-    │   └── SignatureError          E_HUB_SIGNATURE        missing, not of this pack, or another's
-    └── SourceError                 E_SOURCE      exit 7   the real images cannot be used
+    D3MError                     E_D3M                  exit 1
+    ├── UsageError               E_USAGE                exit 2   the call cannot be meant
+    ├── InvalidPackError         E_PACK                 exit 3   the bytes are not a pack: one class a rule
+    │   ├── TruncatedError       E_TRUNCATED            the file ends before its header says
+    │   ├── LimitError           E_LIMIT                a limit of the format is exceeded
+    │   ├── HeaderError          E_HEADER               no safetensors header with one `d3m` entry
+    │   ├── JsonError            E_JSON                 not JSON as the format allows it
+    │   ├── VersionError         E_VERSION              a newer major version
+    │   ├── FeatureError         E_FEATURE              a required feature that this reader does not know
+    │   ├── CanonError           E_CANON                the same content, spelled otherwise
+    │   ├── ManifestError        E_MANIFEST             a manifest field missing, unknown or of a wrong type
+    │   ├── RootError            E_ROOT                 the identity does not match the manifest
+    │   ├── RecipeError          E_RECIPE               a recipe that cannot be followed
+    │   ├── SectionError         E_SECTION              a section missing, unknown, repeated or out of order
+    │   ├── CodecError           E_CODEC                an unknown codec, or parameters it does not take
+    │   ├── ShapeError           E_SHAPE                a tensor of another name, dtype or shape
+    │   ├── TrailingError        E_TRAILING             bytes after the last tensor
+    │   ├── PaddingError         E_PADDING              padding that is not zero
+    │   ├── HashError            E_HASH                 a tensor's bytes are not the ones written
+    │   ├── LeafError            E_LEAF                 a class's bytes do not match its leaf
+    │   ├── ClassNameError       E_NAME                 a class name empty, repeated or with controls
+    │   ├── IdError              E_IDS                  class ids repeated or needless
+    │   ├── PromptError          E_PROMPT               a prompt value that is not a number
+    │   ├── PickError            E_PICKS                the same image twice
+    │   ├── LabelError           E_LABEL                labels that are no distribution over the classes
+    │   ├── AdapterError         E_ADAPTER              an adapter that does not fit its table
+    │   └── ProbeError           E_PROBE                a reference image of no image of the pack
+    ├── BackboneError            E_BACKBONE             exit 4   the generator is missing, other, or refused
+    │   ├── BackboneMissingError E_BACKBONE_MISSING     a needed file is not in the directory
+    │   ├── BackboneChangedError E_BACKBONE_CHANGED     a file is not the one that was locked
+    │   ├── BackboneRefusedError E_BACKBONE_REFUSED     pickles, remote code, paths outside
+    │   ├── BackboneConfigError  E_BACKBONE_CONFIG      a config that is not one of ours, or not sane
+    │   ├── BackboneWeightsError E_BACKBONE_WEIGHTS     tensors missing, left over, misshapen, not finite
+    │   ├── BackboneGoneError    E_BACKBONE_GONE        the repository or revision no longer exists
+    │   ├── BackboneGatedError   E_BACKBONE_GATED       the repository wants an accepted licence
+    │   ├── BackboneOfflineError E_BACKBONE_OFFLINE     not downloaded yet, and no way to the Hub
+    │   ├── PromptWidthError     E_BACKBONE_PROMPT      learned vectors of another shape
+    │   ├── NotFiniteError       E_BACKBONE_NOT_FINITE  the images came out as no numbers
+    │   └── DeviceMemoryError    E_BACKBONE_MEMORY      the device has no room for one group
+    ├── NotFoundError            E_NOT_FOUND            exit 5   a file or a repository is not there
+    ├── HubError                 E_HUB                  exit 6   the Hub, or the way to it
+    │   ├── HubOfflineError      E_HUB_OFFLINE          offline, and not in the cache
+    │   ├── HubAccessError       E_HUB_ACCESS           gated, forbidden, wrong token
+    │   ├── HubBusyError         E_HUB_BUSY             limits, failures, silence: try later
+    │   ├── HubBytesError        E_HUB_BYTES            not the bytes that were asked for
+    │   ├── RootPinError         E_HUB_PIN              another pack than the address pins
+    │   └── SignatureError       E_HUB_SIGNATURE        missing, not of this pack, or another's
+    └── SourceError              E_SOURCE               exit 7   the real images cannot be used
 
 A message is one line: what is wrong; `hint` says what to do next. Codes are stable: scripts and the
 conformance corpus (`spec/vectors/index.json`) rely on them.

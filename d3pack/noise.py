@@ -35,14 +35,14 @@ CHUNK_DEVICE = 1 << 20  # and what keeps an accelerator busy
 def draw_number(step: int, epoch: int = 0) -> int:
     """The draw word of the counter: a fresh epoch has noise of its own."""
     if not 0 <= step < STEPS or not 0 <= epoch < 2**32 // STEPS:
-        raise UsageError(f"step {step} of epoch {epoch} has no noise", hint="256 steps, 2**24 epochs")
+        raise UsageError(
+            f"step {step} of epoch {epoch} has no noise", hint="256 steps, 2**24 epochs"
+        )
     return epoch * STEPS + step
 
 
-def normal(
-    seed: int, classes: Any, images: Any, shape: tuple[int, ...], draw: int = 0
-) -> Array:
-    """Standard normal noise, float32 (B, *shape): row b belongs to image images[b] of classes[b]."""
+def normal(seed: int, classes: Any, images: Any, shape: tuple[int, ...], draw: int = 0) -> Array:
+    """Standard normal noise, float32 (B, *shape); row b is for image images[b] of classes[b]."""
     rows, columns = _pairs(seed, classes, images, draw)
     size = math.prod(shape)
     blocks = -(-size // WORDS)
@@ -77,13 +77,19 @@ def normal_torch(
         row = torch.from_numpy(rows[at : at + step].astype(np.int64)).to(device)[:, None]
         column = torch.from_numpy(columns[at : at + step].astype(np.int64)).to(device)[:, None]
         words = _philox_torch((start, row, column, block), seed)
-        halves = torch.stack([half for word in words for half in (word & 0xFFFF, word >> 16)], dim=-1)
+        halves = torch.stack(
+            [half for word in words for half in (word & 0xFFFF, word >> 16)], dim=-1
+        )
         parts.append(quantiles[halves.flatten(1)][:, :size])
-    return torch.cat(parts).reshape(len(rows), *shape) if parts else torch.empty(0, *shape, device=device)
+    return (
+        torch.cat(parts).reshape(len(rows), *shape)
+        if parts
+        else torch.empty(0, *shape, device=device)
+    )
 
 
 def philox(counter: Sequence[Array], seed: int) -> tuple[Array, Array, Array, Array]:
-    """Philox4x32-10 on uint64 arrays that hold 32-bit words; the key is the seed, low word first."""
+    """Philox4x32-10 on uint64 arrays of 32-bit words; the key is the seed, low word first."""
     mask, half = np.uint64(0xFFFFFFFF), np.uint64(32)
     x0, x1, x2, x3 = counter
     k0, k1 = seed & 0xFFFFFFFF, seed >> 32

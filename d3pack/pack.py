@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from d3pack import container
-from d3pack.canonical import FrozenDict, dumps, freeze, plain
+from d3pack.canonical import FrozenDict, dumps, freeze, plain, spell
 from d3pack.codecs.labels import first_labels, restrict_labels
 from d3pack.coded import EMPTY, Array, Coded, frozen
 from d3pack.errors import UsageError
@@ -127,7 +127,7 @@ class Pack:
     def manifest(self) -> Mapping[str, Any]:
         """The manifest as it stands in the file."""
         if self._manifest is None:
-            value = {
+            value = plain({
                 "d3m": [MAJOR, self.minor],
                 "requires": [],
                 "optional": self.optional,
@@ -137,9 +137,9 @@ class Pack:
                 "recipe": self.recipe.to_json(),
                 "provenance": self.provenance,
                 "sections": container.entries(self.sections()),
-            }
+            })  # fmt: skip
             value["root"] = manifest_root(value)
-            object.__setattr__(self, "_manifest", freeze(plain(value)))
+            object.__setattr__(self, "_manifest", freeze(value))
         assert self._manifest is not None
         return self._manifest
 
@@ -260,10 +260,7 @@ class Pack:
 
     def _part(self, what: dict[str, int]) -> Pack:
         """This pack, ready to lose something: it says where it comes from."""
-        before = self.provenance.get("derived", ())
-        step = {"from": self.root, **what}
-        derived = [*before, step] if isinstance(before, tuple) else [step]
-        provenance = {**self.provenance, "derived": derived}
+        provenance = derived(self.provenance, self.root, what)
         return replace(self, provenance=provenance, optional={}, extensions={}, minor=MINOR)
 
     def _probes(self, rows: Mapping[int, int], images: int) -> Probes | None:
@@ -283,11 +280,20 @@ class Pack:
 def manifest_root(manifest: Mapping[str, Any]) -> str:
     """SHA-256 over the canonical manifest without its `root`."""
     rest = {name: value for name, value in manifest.items() if name != "root"}
-    return hashlib.sha256(dumps(rest).encode("ascii")).hexdigest()
+    return hashlib.sha256(spell(rest).encode("ascii")).hexdigest()
+
+
+def derived(provenance: Mapping[str, Any], root: str, what: dict[str, int]) -> dict[str, Any]:
+    """Provenance of a part: the identity of the pack that it was taken from, and what was taken."""
+    before = provenance.get("derived", ())
+    step = {"from": root, **what}
+    return {**provenance, "derived": [*before, step] if isinstance(before, tuple) else [step]}
 
 
 def _unsigned(array: Any, what: str) -> Array:
     wide = np.asarray(array)
-    if wide.dtype.kind not in "iu" or (wide.size and not 0 <= int(wide.min()) <= int(wide.max()) < 2**32):
+    if wide.dtype.kind not in "iu" or (
+        wide.size and not 0 <= int(wide.min()) <= int(wide.max()) < 2**32
+    ):
         raise UsageError(f"{what} are not unsigned 32-bit integers")
     return frozen(wide.astype(np.uint32))

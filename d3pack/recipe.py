@@ -45,11 +45,11 @@ class FileLock:
 
 @dataclass(frozen=True, slots=True)
 class BackboneRef:
-    """An exact reference to a diffusion model: the repository, its revision, and every needed byte."""
+    """An exact reference to a diffusion model: repository, revision and every needed byte."""
 
     kind: str  # "stable-diffusion", "dit", or a plugin's name
     repo: str  # "mini", "org/name", or "" for a directory that has no public home
-    revision: str  # 40 hex digits; for a directory: derived from its files (see `directory_revision`)
+    revision: str  # 40 hex digits; for a directory see `directory_revision`
     files: Mapping[str, FileLock]  # relative POSIX path -> lock
     licence: str = "unknown"
 

@@ -74,7 +74,9 @@ def decode_adapter(coded: Coded) -> dict[str, Array]:
 def check_adapter(form: p.Form, at: str = "adapter") -> None:
     """Refuse another layout than the codec's, or a table that does not add up."""
     if form.codec not in CODECS:
-        raise CodecError(f"{at}: unknown codec {form.codec!r:.80}", hint=f"known: {', '.join(CODECS)}")
+        raise CodecError(
+            f"{at}: unknown codec {form.codec!r:.80}", hint=f"known: {', '.join(CODECS)}"
+        )
     p.keys(form.params, at, {"table", "error"})
     p.figures(form.params, "error", at, {"rms"})
     table = form.params["table"]
@@ -104,7 +106,9 @@ def check_adapter_values(coded: Coded) -> None:
     for name, array in coded.tensors.items():
         good = p.finite_rows(array) if array.dtype.kind == "f" else array != -128
         if not good.all():
-            raise AdapterError(f"adapter.{name}: value {int(np.argmin(good))} is not a finite number")
+            raise AdapterError(
+                f"adapter.{name}: value {int(np.argmin(good))} is not a finite number"
+            )
 
 
 def _rows(shape: Any) -> int:

@@ -1,8 +1,8 @@
 """Soft-label codecs: a distribution over the classes for every image.
 
 `topk` keeps the k largest probabilities of an image: their classes, their ratio to the largest one
-in logarithmic steps, and the mass of all others, which is spread over them evenly. `dense` keeps all, as float16.
-Decoded labels are float32 and sum to one.
+in logarithmic steps, and the mass of all others, which is spread over them evenly. `dense` keeps
+all, as float16. Decoded labels are float32 and sum to one.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def decode_labels(coded: Coded, class_index: int | None = None) -> Array:
     index, codes = _topk_fields(coded)
     classes, k = coded.params["classes"], coded.params["k"]
     ratio = ratios(coded.params["bits"], coded.params["octaves"])
-    top = np.concatenate([np.ones_like(index[..., :1], dtype=np.float64), ratio[codes[..., :-1]]], 2)
+    top = np.concatenate(
+        [np.ones_like(index[..., :1], dtype=np.float64), ratio[codes[..., :-1]]], 2
+    )
     tail = ratio[codes[..., -1:]]
     total = np.zeros_like(tail)
     for rank in range(k):  # in this order: a sum of reals depends on it
@@ -99,7 +101,9 @@ def check_labels(form: p.Form, classes: int, images: int, at: str = "labels") ->
         p.figures(form.params, "kept", at, {"mean", "min"})
         layout = {"bits": ("U8", (classes, _bits.row_bytes(_widths(form.params, classes), images)))}
     else:
-        raise CodecError(f"{at}: unknown codec {form.codec!r:.80}", hint=f"known: {', '.join(CODECS)}")
+        raise CodecError(
+            f"{at}: unknown codec {form.codec!r:.80}", hint=f"known: {', '.join(CODECS)}"
+        )
     for name, wanted in (("classes", classes), ("images", images)):
         p.integer(form.params, name, at, wanted, wanted)
     p.figures(form.params, "error", at, {"mean", "max"})
@@ -119,7 +123,7 @@ def check_label_values(coded: Coded, classes: tuple[str, ...], chunk: int = 256)
 
 
 def restrict_labels(coded: Coded, rows: Array, keep: Array) -> Coded:
-    """Labels of the classes `rows`, as distributions over the label classes `keep` alone.
+    """Labels in the given rows, which are those of the label classes `keep`, over these alone.
 
     The rest is dropped and what stays scaled to one: the teacher's belief given that the image
     shows one of these classes. An image with nothing left gets its own class. How much mass stayed
@@ -128,11 +132,11 @@ def restrict_labels(coded: Coded, rows: Array, keep: Array) -> Coded:
     params = coded.params
     out = np.empty((len(rows), params["images"], len(keep)), dtype=np.float64)
     kept = np.empty((len(rows), params["images"]))
-    for place, row in enumerate(rows):
+    for place, (row, own) in enumerate(zip(rows, keep, strict=True)):
         part = decode_labels(coded, int(row)).astype(np.float64)[:, keep]
         kept[place] = part.sum(axis=1)
         lost = kept[place] <= 0
-        part[lost] = keep == row
+        part[lost] = keep == own
         out[place] = part / part.sum(axis=1, keepdims=True)
     if coded.codec == "topk":
         fresh = encode_labels(out, "topk", params["k"], params["bits"])
@@ -205,7 +209,9 @@ def _bad_topk(coded: Coded) -> tuple[Array, str]:
     params = coded.params
     index, codes = _topk_fields(coded)
     last = 2 ** params["bits"] - 1
-    ranks = np.concatenate([np.zeros_like(codes[..., :1]), codes[..., :-1]], axis=2).astype(np.int64)
+    ranks = np.concatenate([np.zeros_like(codes[..., :1]), codes[..., :-1]], axis=2).astype(
+        np.int64
+    )
     key = ranks * 2**32 + index  # ascending and unequal: sorted by rank, then by class
     tail = codes[..., -1]
     whole = params["k"] == params["classes"]
@@ -222,7 +228,9 @@ def _bad_topk(coded: Coded) -> tuple[Array, str]:
     for bad, why in checks:
         if bad.any():
             return bad, why
-    if not _bits.spare_is_zero(coded.tensors["bits"], _widths(params, params["classes"]), params["images"]):
+    if not _bits.spare_is_zero(
+        coded.tensors["bits"], _widths(params, params["classes"]), params["images"]
+    ):
         return np.ones(len(index), dtype=bool), "spare bits are not zero"
     return np.zeros(len(index), dtype=bool), ""
 

@@ -25,7 +25,9 @@ class Form(NamedTuple):
     shared: frozenset[str]
 
 
-def keys(params: Mapping[str, Any], at: str, need: set[str], may: frozenset[str] = frozenset()) -> None:
+def keys(
+    params: Mapping[str, Any], at: str, need: set[str], may: frozenset[str] = frozenset()
+) -> None:
     """Refuse parameters that the codec does not take, and missing ones."""
     for name in sorted(set(params) - need - may):
         raise CodecError(f"{at}.params.{name}: unknown parameter")

@@ -1,8 +1,8 @@
 """Prompt codecs: float32 (C classes, m modes, k vectors, D values) in fewer bytes.
 
 `f16` two bytes a value; `i8` one byte and a scale for every vector; `i4` half a byte and a scale
-for every group of 32 values; `pq` a byte for every `dim` values, out of a codebook all classes share.
-Scales and codebooks are float16, so that scale times code is exact in float32 on every machine.
+for every group of 32 values; `pq` a byte for every `dim` values, out of a codebook that all classes
+share. Scales and codebooks are float16, so that scale times code is exact in float32 on every machine.
 """
 
 from __future__ import annotations
@@ -39,12 +39,18 @@ def encode_prompts(values: Array, codec: str = "f16", **options: Any) -> Coded:
     if values.ndim != 4 or 0 in values.shape:
         raise UsageError(f"prompts have shape {values.shape}, must be (classes, modes, vectors, D)")
     if not np.isfinite(values).all():
-        raise UsageError("prompts hold NaN or infinity", hint="the inversion diverged: lower its rate")
+        raise UsageError(
+            "prompts hold NaN or infinity", hint="the inversion diverged: lower its rate"
+        )
     entry = _entry(codec, "prompts")
     tensors, extra = entry.encode(values, **options)
     params = {"shape": list(values.shape[1:]), **extra}
-    return Coded(codec, tensors, {**params, "error": _error(entry, codec, tensors, params, values)},
-                 entry.shared)
+    return Coded(
+        codec,
+        tensors,
+        {**params, "error": _error(entry, codec, tensors, params, values)},
+        entry.shared,
+    )
 
 
 def decode_prompts(coded: Coded) -> Array:

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from d3pack.format.ranges import Read, plan_class_reads, verify_class
 from d3pack.format.reader import Header, read, read_header
 from d3pack.format.writer import pack_bytes, write
 
-__all__ = ["Header", "pack_bytes", "read", "read_header", "write"]
+__all__ = [
+    "Header",
+    "Read",
+    "pack_bytes",
+    "plan_class_reads",
+    "read",
+    "read_header",
+    "verify_class",
+    "write",
+]

@@ -1,14 +1,14 @@
-"""The strict reader. Checks run in the order of the specification: the first broken rule is named."""
+"""The strict reader. Checks run in the specification's order: the first broken rule is named."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,8 +74,9 @@ def read(source: Source) -> Pack:
     data = bytes(source) if isinstance(source, (bytes, bytearray, memoryview)) else load(source)
     head = read_header(data)
     if len(data) < head.size:
-        raise TruncatedError(f"the file has {len(data)} bytes, its header says {head.size}",
-                             hint="fetch it again")
+        raise TruncatedError(
+            f"the file has {len(data)} bytes, its header says {head.size}", hint="fetch it again"
+        )
     if len(data) > head.size:
         raise TrailingError(f"{len(data) - head.size} bytes after the last tensor")
     for start, stop in container.gaps(head.slots):
@@ -84,13 +85,13 @@ def read(source: Source) -> Pack:
     view = memoryview(data)
     for slot in head.slots:
         check_hash(slot, view[head.data + slot.start : head.data + slot.stop], head.data)
-    return assemble(head, {
+    arrays = {
         slot.name: np.frombuffer(
-            data, NUMPY[slot.dtype], (slot.stop - slot.start) // np.dtype(NUMPY[slot.dtype]).itemsize,
-            head.data + slot.start,
+            data, NUMPY[slot.dtype], math.prod(slot.shape), head.data + slot.start
         ).reshape(slot.shape)
         for slot in head.slots
-    })  # fmt: skip
+    }
+    return assemble(head, arrays)
 
 
 def load(path: str | os.PathLike[str]) -> bytes:
@@ -116,8 +117,10 @@ def read_header(data: bytes) -> Header:
         raise TruncatedError(f"{len(data)} bytes, a pack begins with 8 bytes of header length")
     length = int.from_bytes(data[:8], "little")
     if length > container.MAX_HEADER:
-        raise LimitError(f"a header of {length} bytes, at most {container.MAX_HEADER}",
-                         hint="is this a .d3m file?")
+        raise LimitError(
+            f"a header of {length} bytes, at most {container.MAX_HEADER}",
+            hint="is this a .d3m file?",
+        )
     if 8 + length > len(data):
         raise TruncatedError(f"a header of {length} bytes in {len(data)} bytes")
     raw = data[8 : 8 + length]
@@ -125,7 +128,9 @@ def read_header(data: bytes) -> Header:
     recipe, placed = _check_manifest(manifest, text)
     if data[: 8 + length] != container.header(text, placed):
         raise CanonError("the header is not the one that its manifest demands")
-    return Header(canonical.freeze(manifest), recipe, placed, 8 + length, 8 + length + placed[-1].stop)
+    return Header(
+        canonical.freeze(manifest), recipe, placed, 8 + length, 8 + length + placed[-1].stop
+    )
 
 
 def check_hash(slot: container.Slot, data: bytes | memoryview, offset: int) -> None:
@@ -141,13 +146,7 @@ def check_hash(slot: container.Slot, data: bytes | memoryview, offset: int) -> N
 def assemble(head: Header, arrays: Mapping[str, Any]) -> Pack:
     """The Pack that these tensors make; leaves and values are checked."""
     coded = {
-        section["name"]: Coded(
-            section["codec"],
-            {entry[0]: arrays[f"{section['name']}.{entry[0]}"] for entry in section["tensors"]},
-            section["params"],
-            frozenset(entry[0] for entry in section["tensors"] if entry[3] == "shared"),
-        )
-        for section in head.manifest["sections"]
+        section["name"]: coded_section(section, arrays) for section in head.manifest["sections"]
     }
     classes = head.classes
     want = container.leaves(
@@ -179,15 +178,28 @@ def assemble(head: Header, arrays: Mapping[str, Any]) -> Pack:
     return pack
 
 
+def coded_section(section: Mapping[str, Any], arrays: Mapping[str, Any]) -> Coded:
+    """A section of the manifest with its tensors."""
+    return Coded(
+        section["codec"],
+        {entry[0]: arrays[f"{section['name']}.{entry[0]}"] for entry in section["tensors"]},
+        section["params"],
+        frozenset(entry[0] for entry in section["tensors"] if entry[3] == "shared"),
+    )
+
+
 def _manifest(raw: bytes) -> tuple[dict[str, Any], str]:
     if not raw.startswith(b"{") or not raw.isascii():
-        raise HeaderError("the header does not begin with { or is not ASCII",
-                          hint="is this a .d3m file?")
+        raise HeaderError(
+            "the header does not begin with { or is not ASCII", hint="is this a .d3m file?"
+        )
     outer = canonical.loads(raw.decode("ascii"), "header")
     meta = outer.get("__metadata__")
     if not isinstance(meta, dict) or list(meta) != ["d3m"] or not isinstance(meta["d3m"], str):
-        raise HeaderError("the header has no __metadata__ with one d3m entry",
-                          hint="this may be a safetensors file, but it is no pack")
+        raise HeaderError(
+            "the header has no __metadata__ with one d3m entry",
+            hint="this may be a safetensors file, but it is no pack",
+        )
     text = meta["d3m"]
     if not text.isascii():
         raise JsonError("manifest: not ASCII")
@@ -201,7 +213,7 @@ def _check_manifest(
     manifest: dict[str, Any], text: str
 ) -> tuple[Recipe, tuple[container.Slot, ...]]:
     _check_version(manifest)
-    if canonical.dumps(manifest) != text:
+    if canonical.spell(manifest) != text:
         raise CanonError("the manifest is not in canonical form")
     for name in sorted(set(manifest) ^ FIELDS):
         raise ManifestError(f"{name}: {'unknown field' if name in manifest else 'missing'}")
@@ -218,7 +230,9 @@ def _check_manifest(
         if not 1 <= manifest[name] <= limit:
             raise LimitError(f"{name}: {manifest[name]}, must be 1 to {limit}")
     if manifest["root"] != manifest_root(manifest):
-        raise RootError("root is not the hash of the manifest", hint="the file is damaged: fetch it again")
+        raise RootError(
+            "root is not the hash of the manifest", hint="the file is damaged: fetch it again"
+        )
     recipe = Recipe.from_json(manifest["recipe"])
     container.order(manifest["sections"], optional)
     placed = container.slots(manifest["sections"], manifest["classes"])

@@ -54,7 +54,9 @@ def check_sections(manifest: Mapping[str, Any]) -> None:
             if form.codec not in codecs:
                 raise CodecError(f"{name}: unknown codec {form.codec!r:.80}")
             p.keys(form.params, name, set())
-            p.tensors(form, name, layout, frozenset() if name in ("ids", "picks") else frozenset(layout))
+            p.tensors(
+                form, name, layout, frozenset() if name in ("ids", "picks") else frozenset(layout)
+            )
 
 
 def class_names(coded: Coded, classes: int) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The canonical writer: the same Pack gives the same bytes, and a file is there whole or not at all."""
+"""The canonical writer: one Pack, one sequence of bytes; a file is there whole or not at all."""
 
 from __future__ import annotations
 
