@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from contextlib import AbstractContextManager
-from typing import Any
+from contextlib import AbstractContextManager, closing
+from typing import Any, cast
 
 from d3pack.errors import HubBytesError
 from d3pack.hub.address import Address
@@ -42,16 +42,16 @@ class RemoteFile:
 
     def _read(self, begin: int, length: int) -> bytes:
         from huggingface_hub import constants
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-        headers = build_hf_headers(library_name="d3pack")
+        headers = _hub_utils().build_hf_headers(library_name="d3pack")
         headers |= {"Range": f"bytes={begin}-{begin + length - 1}", "Accept-Encoding": "identity"}
         self.requests += 1
         with _stream(_url(self.address), headers, constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
-            hf_raise_for_status(response)
+            _hub_utils().hf_raise_for_status(response)
             expected = self._check(response, begin, length)
             data = bytearray()
-            for chunk in response.iter_bytes(chunk_size=_CHUNK):
+            pieces = getattr(response, "iter_bytes", None) or response.iter_content
+            for chunk in pieces(chunk_size=_CHUNK):
                 data += chunk
                 self.received += len(chunk)
                 if len(data) > expected:
@@ -110,9 +110,22 @@ def _url(address: Address) -> str:
 
 
 def _stream(url: str, headers: dict[str, str], timeout: float) -> AbstractContextManager[Any]:
-    from huggingface_hub.utils import http_stream_backoff
-
     # Only a failure before the body may be retried in here: once bytes flow, `read` starts anew.
-    return http_stream_backoff(
-        "GET", url, headers=headers, timeout=timeout, max_retries=3, retry_on_exceptions=()
-    )
+    options: dict[str, Any] = {
+        "headers": headers,
+        "timeout": timeout,
+        "max_retries": 3,
+        "retry_on_exceptions": (),
+    }
+    streamed = getattr(_hub_utils(), "http_stream_backoff", None)
+    if streamed is not None:
+        return cast(AbstractContextManager[Any], streamed("GET", url, **options))
+    # huggingface_hub before 1.0 speaks through requests.
+    return closing(_hub_utils().http_backoff("GET", url, stream=True, **options))
+
+
+def _hub_utils() -> Any:
+    """Public, but exported lazily, which the type checker cannot see."""
+    import huggingface_hub.utils
+
+    return huggingface_hub.utils

@@ -1,0 +1,65 @@
+"""From an address to a verified pack: in the cache, or part of it by range reads."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from d3pack.errors import NotFoundError, RootPinError
+from d3pack.format import read
+from d3pack.hub.address import Address, is_address, parse
+from d3pack.hub.cache import fetch
+from d3pack.pack import Pack
+
+PathOrAddress = str | os.PathLike[str]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """A pack from the Hub, read and verified."""
+
+    address: Address  # with the file, the commit and the root filled in: it can never change
+    path: Path  # in the Hub's cache
+    pack: Pack
+
+
+def pull(address: Address) -> Pulled:
+    """Fetch a pack into the cache and verify it; a root that is not the pinned one is refused."""
+    path, found = fetch(address)
+    pack = read(path.read_bytes())
+    check_root(pack.root, found)
+    exact = found.at(str(found.revision), root=pack.root)
+    _log.info("%s", exact)
+    return Pulled(exact, path, pack)
+
+
+def check_root(root: str, address: Address) -> None:
+    """Refuse another pack than the address pins."""
+    if address.root not in (None, root):
+        raise RootPinError(
+            f"{address} is a valid pack, but its root is {root}",
+            hint="someone replaced it: ask whoever gave you the address, or pin the new root",
+        )
+
+
+def local_path(value: PathOrAddress) -> Path:
+    """The path itself, or where a pack from the Hub lies, verified."""
+    if is_address(value):
+        return pull(parse(str(value))).path
+    return Path(value)
+
+
+def load(value: PathOrAddress) -> Pack:
+    """Read a pack from a path or from the Hub."""
+    if is_address(value):
+        return pull(parse(str(value))).pack
+    path = Path(value)
+    if not path.exists() and path.suffix != ".d3m":
+        raise NotFoundError(
+            f"there is no file {value}", hint="for the Hub write hf://datasets/org/name/file.d3m"
+        )
+    return read(path)

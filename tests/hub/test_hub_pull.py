@@ -1,0 +1,247 @@
+"""From an address to a pack: whole, its header, or a few classes."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+from loopback import LoopbackHub
+from packs import make_pack
+
+from d3pack import hub as d3hub
+from d3pack.errors import (
+    HashError,
+    HubError,
+    InvalidPackError,
+    LeafError,
+    NotFoundError,
+    RootPinError,
+    TrailingError,
+    TruncatedError,
+    UsageError,
+)
+from d3pack.format import pack_bytes
+from d3pack.hub.address import parse
+from d3pack.pack import Pack
+
+ADDRESS = "hf://datasets/org/set/a.d3m"
+PACK = make_pack()
+DATA = pack_bytes(PACK)
+
+
+def part_of(pack: Pack, rows: Sequence[int]) -> Pack:
+    return replace(pack.select(rows), probes=None)
+
+
+def test_a_pulled_pack_is_exact_and_its_address_can_never_change(
+    hub: LoopbackHub, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "d3pack")
+    commit = hub.put("org/set", {"a.d3m": DATA})
+    pulled = d3hub.pull(parse(ADDRESS))
+    assert pulled.pack == PACK
+    assert len(hub.seen) == 2
+    exact = f"hf://datasets/org/set@{commit}/a.d3m#sha256={PACK.root}"
+    assert str(pulled.address) == exact
+    assert caplog.messages == [exact]
+    hub.seen.clear()
+    assert d3hub.load(exact) == PACK
+    assert d3hub.local_path(exact).read_bytes() == DATA
+    assert hub.seen == []
+
+
+def test_another_pack_than_the_pinned_one_is_refused(hub: LoopbackHub) -> None:
+    hub.put("org/set", {"a.d3m": pack_bytes(make_pack(seed=2))})
+    pinned = f"{ADDRESS}#sha256={PACK.root}"
+    for call in (d3hub.load, d3hub.local_path, d3hub.remote_info):
+        with pytest.raises(RootPinError, match="is a valid pack, but its root is"):
+            call(pinned)
+    with pytest.raises(RootPinError):
+        d3hub.read_classes(pinned, [0])
+
+
+def test_what_is_no_pack_is_refused(hub: LoopbackHub) -> None:
+    hub.put("org/set", {"a.d3m": DATA[:-1] + bytes([DATA[-1] ^ 1])})
+    with pytest.raises(HashError):
+        d3hub.load(ADDRESS)
+    hub.put("org/set", {"a.d3m": b"<html>not found</html>"}, lfs=())
+    with pytest.raises(InvalidPackError):
+        d3hub.load(ADDRESS)
+    for call in (d3hub.remote_info, lambda text: d3hub.read_classes(text, [0])):
+        with pytest.raises(InvalidPackError):
+            call(ADDRESS)
+
+
+def test_paths_stay_paths(hub: LoopbackHub, tmp_path: Path) -> None:
+    path = tmp_path / "a.d3m"
+    path.write_bytes(DATA)
+    assert d3hub.load(path) == d3hub.load(str(path)) == PACK
+    assert d3hub.local_path(str(path)) == path
+    assert d3hub.read_classes(path, [1]) == part_of(PACK, [1])
+    with pytest.raises(NotFoundError, match="for the Hub write hf://datasets"):
+        d3hub.load(tmp_path / "nowhere")
+    with pytest.raises(NotFoundError):
+        d3hub.load(tmp_path / "none.d3m")
+    assert hub.seen == []
+
+
+def test_info_takes_one_request_of_64_kib(hub: LoopbackHub) -> None:
+    whole = make_pack(1000, 2)
+    data = pack_bytes(whole)
+    commit = hub.put("org/set", {"a.d3m": data})
+    info = d3hub.remote_info(ADDRESS)
+    assert info.header.manifest == whole.manifest
+    assert info.classes == whole.classes
+    assert (info.header.size, info.received, info.requests) == (len(data), 65_536, 1)
+    assert (info.address.revision, info.address.root) == (commit, whole.root)
+    assert sum(seen.sent for seen in hub.seen) == 65_536
+
+
+@pytest.mark.parametrize("rows", [[7], [999, 3], [0, 1, 2, 500]])
+def test_some_classes_of_a_large_pack_cost_under_a_tenth(hub: LoopbackHub, rows: list[int]) -> None:
+    whole = make_pack(1000, 2)
+    data = pack_bytes(whole)
+    hub.put("org/set", {"a.d3m": data})
+    part = d3hub.read_classes(ADDRESS, rows)
+    assert part == part_of(whole, rows)
+    assert sum(seen.sent for seen in hub.seen) < len(data) / 10
+    assert d3hub.read_classes(ADDRESS, [whole.classes[row] for row in rows]) == part
+
+
+def test_most_of_a_pack_or_a_cached_one_is_taken_whole(hub: LoopbackHub, cache: Path) -> None:
+    hub.put("org/set", {"a.d3m": DATA})
+    assert d3hub.read_classes(ADDRESS, range(9)) == part_of(PACK, range(9))
+    assert d3hub.read_classes(ADDRESS, range(10)) == PACK
+    exact = d3hub.pull(parse(ADDRESS)).address
+    hub.seen.clear()
+    assert d3hub.read_classes(str(exact), [3]) == part_of(PACK, [3])
+    assert hub.seen == []
+
+
+def test_a_pack_without_extras(hub: LoopbackHub) -> None:
+    whole = make_pack(300, full=False)
+    hub.put("org/set", {"a.d3m": pack_bytes(whole)})
+    assert d3hub.read_classes(ADDRESS, [5, 2]) == whole.select([5, 2])
+    with pytest.raises(UsageError, match="no class 'class 9999'"):
+        d3hub.read_classes(ADDRESS, ["class 9999"])
+    with pytest.raises(UsageError, match="no class -1"):
+        d3hub.read_classes(ADDRESS, [-1])
+    with pytest.raises(UsageError, match="none of them twice"):
+        d3hub.read_classes(ADDRESS, [1, 1])
+    with pytest.raises(UsageError):
+        d3hub.read_classes(ADDRESS, [])
+
+
+def test_a_class_that_was_changed_is_named_and_the_others_still_read(hub: LoopbackHub) -> None:
+    whole = make_pack(1000, 2)
+    data = bytearray(pack_bytes(whole))
+    prompts = next(slot for slot in d3hub.partial.read_header(bytes(data)).slots
+                   if slot.section == "prompts")  # fmt: skip
+    start = d3hub.partial.read_header(bytes(data)).data
+    data[start + prompts.start + 700 * prompts.row + 5] ^= 1
+    hub.put("org/set", {"a.d3m": bytes(data)})
+    assert d3hub.read_classes(ADDRESS, [7]) == part_of(whole, [7])
+    with pytest.raises(LeafError, match=r"class 700 \('class 0700'\) does not match its leaf"):
+        d3hub.read_classes(ADDRESS, [7, 700])
+    with pytest.raises(HashError):
+        d3hub.load(ADDRESS)
+
+
+@pytest.mark.parametrize("offset", range(0, 60_000, 1_777))
+def test_no_bit_of_what_a_part_needs_can_change(hub: LoopbackHub, offset: int) -> None:
+    whole = make_pack(1000, 2, full=False)
+    data = bytearray(pack_bytes(whole))
+    data[offset] ^= 4
+    hub.put("org/set", {"a.d3m": bytes(data)})
+    header = d3hub.partial.read_header(pack_bytes(whole))
+    prompts = next(slot for slot in header.slots if slot.section == "prompts")
+    if offset < header.data + prompts.start - 64:
+        with pytest.raises(InvalidPackError):
+            d3hub.read_classes(ADDRESS, [500])
+    else:
+        assert d3hub.read_classes(ADDRESS, [500]) == whole.select([500])
+
+
+def test_a_file_that_is_too_short_or_too_long_is_refused(hub: LoopbackHub) -> None:
+    hub.put("org/set", {"a.d3m": DATA[:-1]})
+    with pytest.raises(TruncatedError):
+        d3hub.remote_info(ADDRESS)
+    hub.put("org/set", {"a.d3m": DATA + b"x"})
+    with pytest.raises(TrailingError):
+        d3hub.remote_info(ADDRESS)
+
+
+def test_a_header_longer_than_the_first_request(hub: LoopbackHub) -> None:
+    whole = replace(make_pack(), provenance={"notes": ["x" * 1000] * 100})
+    data = pack_bytes(whole)
+    hub.put("org/set", {"a.d3m": data})
+    info = d3hub.remote_info(ADDRESS)
+    assert (info.header.manifest, info.classes) == (whole.manifest, whole.classes)
+    assert info.received < len(data)
+
+
+def right_or_error(call: Callable[[], bool]) -> bool | str:
+    try:
+        return call()
+    except (HubError, InvalidPackError) as error:
+        return str(error)
+
+
+FAULTS = ("cut", "stall", "drip", "short", "ignore_range", "wrong_range", "lying_range",
+          "other_bytes", "status 429", "status 500")  # fmt: skip
+
+
+@pytest.mark.parametrize("redirect", [True, False])
+@pytest.mark.parametrize("times", [1, 99])
+@pytest.mark.parametrize("what", FAULTS)
+def test_every_fault_gives_the_right_pack_or_one_clear_line(
+    hub: LoopbackHub,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    times: int,
+    redirect: bool,
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    hub.redirect_lfs = redirect
+    whole = make_pack(300, 2)
+    hub.put("org/set", {"a.d3m": pack_bytes(whole)})
+    calls = {
+        "load": lambda: d3hub.load(ADDRESS) == whole,
+        "part": lambda: d3hub.read_classes(ADDRESS, [7]) == part_of(whole, [7]),
+        "info": lambda: d3hub.remote_info(ADDRESS).header.root == whole.root,
+    }
+    for name, call in calls.items():
+        kind, _, status = what.partition(" ")
+        hub.faults.clear()
+        hub.fault(kind, "cdn|resolve", times=times, after=9_000, seconds=0.4 * (kind == "stall"),
+                  status=int(status or 0))  # fmt: skip
+        outcome = right_or_error(call)
+        assert outcome is True or outcome.isprintable()
+        hub.faults.clear()
+        assert call(), name  # and nothing that went wrong is remembered
+    assert not list(cache.rglob("*.incomplete"))
+
+
+def test_offline_a_cached_pack_gives_its_classes_and_opens_no_socket(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.put("org/set", {"a.d3m": DATA})
+    d3hub.load(ADDRESS)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for name in ("socket", "create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, refuse)
+    assert d3hub.load(ADDRESS) == d3hub.load("org/set") == PACK
+    assert d3hub.read_classes(ADDRESS, [2]) == part_of(PACK, [2])
+    with pytest.raises(HubError, match=r"does not hold hf://datasets/org/set/b\.d3m"):
+        d3hub.load("hf://datasets/org/set/b.d3m")
+    with pytest.raises(HubError, match="offline"):
+        d3hub.remote_info("hf://datasets/org/set/b.d3m")
