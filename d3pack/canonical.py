@@ -1,8 +1,8 @@
 """Canonical JSON: one spelling for one value, so that bytes can be compared and hashed.
 
 Keys sorted by code point, no whitespace, ASCII with `\\uXXXX` escapes, integers within
-+-(2**53 - 1), reals as the shortest decimal that reads back as the same binary64 (always with a point or an
-exponent), no NaN, no infinity, at most 32 levels.
++-(2**53 - 1), reals as the shortest decimal that reads back as the same binary64 (always with a
+point or an exponent), no NaN, no infinity, at most 32 levels.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The container: sections of tensors <-> a canonical safetensors file. It knows no meaning.
 
     8 bytes   length N of the header, little-endian
-    N bytes   header: {"__metadata__":{"d3m":"<manifest>"},"<section>.<tensor>":{...},...} and spaces
+    N bytes   header {"__metadata__":{"d3m":"<manifest>"},"<section>.<tensor>":{...},...}, spaces
     data      tensors in the manifest's order, each at a multiple of 64, the gaps zero (`pad.*`)
 
 The header is a pure function of the manifest, so a reader rebuilds it and compares bytes.

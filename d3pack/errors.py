@@ -2,37 +2,37 @@
 
     D3MError                     E_D3M                  exit 1
     ├── UsageError               E_USAGE                exit 2   the call cannot be meant
-    ├── InvalidPackError         E_PACK                 exit 3   the bytes are not a pack: one class a rule
+    ├── InvalidPackError         E_PACK                 exit 3   not a pack: one class a rule
     │   ├── TruncatedError       E_TRUNCATED            the file ends before its header says
     │   ├── LimitError           E_LIMIT                a limit of the format is exceeded
     │   ├── HeaderError          E_HEADER               no safetensors header with one `d3m` entry
     │   ├── JsonError            E_JSON                 not JSON as the format allows it
     │   ├── VersionError         E_VERSION              a newer major version
-    │   ├── FeatureError         E_FEATURE              a required feature that this reader does not know
+    │   ├── FeatureError         E_FEATURE              a required feature, unknown here
     │   ├── CanonError           E_CANON                the same content, spelled otherwise
-    │   ├── ManifestError        E_MANIFEST             a manifest field missing, unknown or of a wrong type
+    │   ├── ManifestError        E_MANIFEST             a field missing, unknown or of a wrong type
     │   ├── RootError            E_ROOT                 the identity does not match the manifest
     │   ├── RecipeError          E_RECIPE               a recipe that cannot be followed
-    │   ├── SectionError         E_SECTION              a section missing, unknown, repeated or out of order
-    │   ├── CodecError           E_CODEC                an unknown codec, or parameters it does not take
+    │   ├── SectionError         E_SECTION              missing, unknown, repeated or out of order
+    │   ├── CodecError           E_CODEC                unknown, or parameters it does not take
     │   ├── ShapeError           E_SHAPE                a tensor of another name, dtype or shape
     │   ├── TrailingError        E_TRAILING             bytes after the last tensor
     │   ├── PaddingError         E_PADDING              padding that is not zero
     │   ├── HashError            E_HASH                 a tensor's bytes are not the ones written
     │   ├── LeafError            E_LEAF                 a class's bytes do not match its leaf
-    │   ├── ClassNameError       E_NAME                 a class name empty, repeated or with controls
+    │   ├── ClassNameError       E_NAME                 empty, repeated or with controls
     │   ├── IdError              E_IDS                  class ids repeated or needless
     │   ├── PromptError          E_PROMPT               a prompt value that is not a number
     │   ├── PickError            E_PICKS                the same image twice
-    │   ├── LabelError           E_LABEL                labels that are no distribution over the classes
+    │   ├── LabelError           E_LABEL                labels that are no distribution
     │   ├── AdapterError         E_ADAPTER              an adapter that does not fit its table
     │   └── ProbeError           E_PROBE                a reference image of no image of the pack
-    ├── BackboneError            E_BACKBONE             exit 4   the generator is missing, other, or refused
+    ├── BackboneError            E_BACKBONE             exit 4   the generator: missing or refused
     │   ├── BackboneMissingError E_BACKBONE_MISSING     a needed file is not in the directory
     │   ├── BackboneChangedError E_BACKBONE_CHANGED     a file is not the one that was locked
     │   ├── BackboneRefusedError E_BACKBONE_REFUSED     pickles, remote code, paths outside
-    │   ├── BackboneConfigError  E_BACKBONE_CONFIG      a config that is not one of ours, or not sane
-    │   ├── BackboneWeightsError E_BACKBONE_WEIGHTS     tensors missing, left over, misshapen, not finite
+    │   ├── BackboneConfigError  E_BACKBONE_CONFIG      a config not of ours, or not sane
+    │   ├── BackboneWeightsError E_BACKBONE_WEIGHTS     missing, left over, misshapen, not finite
     │   ├── BackboneGoneError    E_BACKBONE_GONE        the repository or revision no longer exists
     │   ├── BackboneGatedError   E_BACKBONE_GATED       the repository wants an accepted licence
     │   ├── BackboneOfflineError E_BACKBONE_OFFLINE     not downloaded yet, and no way to the Hub

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from importlib import metadata
 from typing import Annotated, Any
 
 import typer
@@ -88,6 +87,8 @@ def collect() -> dict[str, Any]:
 
 def version(package: str) -> str:
     """The installed version, or that there is none."""
+    from importlib import metadata  # a tenth of the command's start-up
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -2,7 +2,7 @@
 
 `f16` two bytes a value; `i8` one byte and a scale for every vector; `i4` half a byte and a scale
 for every group of 32 values; `pq` a byte for every `dim` values, out of a codebook that all classes
-share. Scales and codebooks are float16, so that scale times code is exact in float32 on every machine.
+share. Scales and codebooks are float16, so that scale times code is exact in float32 everywhere.
 """
 
 from __future__ import annotations
