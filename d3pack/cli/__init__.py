@@ -22,6 +22,7 @@ app = typer.Typer(
 
 VERBS = (
     "d3pack.cli.pack",
+    "d3pack.cli.preview",
     "d3pack.cli.env",
 )
 

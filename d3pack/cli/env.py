@@ -46,7 +46,9 @@ def register(app: typer.Typer) -> None:
 
 
 def env(
-    output: Annotated[_out.Format, typer.Option("--format", help="human, json or quiet.")] = "human",
+    output: Annotated[
+        _out.Format, typer.Option("--format", help="human, json or quiet.")
+    ] = "human",
 ) -> None:
     """Print versions and settings for a bug report. No path and no token is shown.
 

@@ -1,0 +1,5 @@
+"""`python -m d3pack`."""
+
+from d3pack.cli import main
+
+main()

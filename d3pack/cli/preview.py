@@ -1,0 +1,65 @@
+"""`d3pack preview`: a pack as a picture or a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from d3pack.cli import _out
+
+
+def register(app: typer.Typer) -> None:
+    """Add `preview`."""
+    app.command("preview")(preview)
+
+
+def preview(
+    pack: Annotated[str, typer.Argument(help="A .d3m file or an hf:// address.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="sheet.png, or page.html for a whole page.")
+    ],
+    classes: Annotated[int, typer.Option(min=1, help="Classes shown, spread over the pack.")] = 20,
+    images: Annotated[int, typer.Option(min=1, help="Images of each class.")] = 8,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Directory that holds the backbone, checked by its lock.")
+    ] = None,
+    form: Annotated[_out.Format, typer.Option("--format", help="human, json or quiet.")] = "human",
+) -> None:
+    """Draw a contact sheet, or a page with images, labels, ledger and recipe.
+
+    Example: d3pack preview cifar10.d3m -o page.html
+    """
+    from d3pack.errors import UsageError
+
+    kind = output.suffix.lower()
+    if kind not in {".png", ".html", ".htm"}:
+        raise UsageError(
+            f"cannot make a preview of kind {kind or '(none)'!r}", hint="write .png or .html"
+        )
+    import io
+
+    from d3pack import read
+    from d3pack.decode import Decoder, verify_probes
+    from d3pack.format.writer import replace_file
+    from d3pack.hub import local_path
+    from d3pack.preview import render_page, render_sheet, sample
+
+    opened = read(local_path(pack))
+    decoder = Decoder(opened, device=device or "cpu", path=backbone)
+    shown = sample(opened, decoder, classes=classes, images=images)
+    name = pack.rsplit("/", 1)[-1]
+    if kind == ".png":
+        buffer = io.BytesIO()
+        render_sheet(opened, shown, title=name).save(buffer, "PNG", optimize=True)
+        data = buffer.getvalue()
+    else:
+        verdict = "" if opened.probes is None else verify_probes(opened, decoder).verdict
+        data = render_page(opened, shown, name=name, verdict=verdict).encode()
+    replace_file(output, data)
+    if form == "json":
+        _out.emit({"output": output.name, "bytes": len(data), "root": opened.root})
+    elif form == "human":
+        _out.say(f"wrote {output} ({len(data):,} bytes)")

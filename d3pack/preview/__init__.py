@@ -1,0 +1,8 @@
+"""What is in a pack, to look at: a contact sheet (PNG) or one self-contained page (HTML)."""
+
+from __future__ import annotations
+
+from d3pack.preview.page import document, render_page
+from d3pack.preview.sheet import Sample, render_sheet, sample
+
+__all__ = ["Sample", "document", "render_page", "render_sheet", "sample"]

@@ -1,0 +1,172 @@
+"""A pack as one self-contained page: images, soft labels, ledger, recipe, verification."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib import resources
+from string import Template
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from d3pack.codecs import decode_labels
+from d3pack.pack import Ledger, Pack
+from d3pack.preview.sheet import Sample
+
+SHOWN_LABELS = 3
+
+
+def document(title: str, body: str) -> str:
+    """A whole HTML page in the house style."""
+    room = resources.files("d3pack.preview")
+    page = Template(room.joinpath("page.html").read_text(encoding="utf-8"))
+    style = room.joinpath("style.css").read_text(encoding="utf-8")
+    return page.substitute(title=escape(title), style=style, body=body)
+
+
+def data_uri(image: npt.NDArray[np.uint8]) -> str:
+    """One CHW image as it is, without loss, for an `img` element."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def size(nbytes: float) -> str:
+    """Bytes as a person reads them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000 or unit == "GB":
+            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.3g} {unit}"
+        nbytes /= 1000
+    raise AssertionError("unreachable")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: int = 1) -> str:
+    """Rows of ready HTML; the last `numbers` columns are figures."""
+    first_number = len(head) - numbers
+    kinds = ["" if i < first_number else ' class="number"' for i in range(len(head))]
+    top = "".join(
+        f'<th scope="col"{kind}>{cell}</th>' for cell, kind in zip(head, kinds, strict=True)
+    )
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(row, kinds, strict=True))
+        + "</tr>"
+        for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def render_page(pack: Pack, shown: Sample, *, name: str, verdict: str = "") -> str:
+    """The page. `verdict` is what `verify --decode` said about the probes, if it was asked."""
+    ledger = pack.ledger()
+    backbone = pack.recipe.backbone
+    badges = ['<span class="badge good">every hash verified</span>']
+    if verdict:
+        tone = {"exact": "good", "within tolerance": "warn"}.get(verdict, "bad")
+        badges.append(f'<span class="badge {tone}">probes: {escape(verdict)}</span>')
+    facts = (
+        (f"{len(pack.classes):,}", "classes"),
+        (f"{len(pack):,}", "images"),
+        (size(ledger.total), "this file"),
+        (f"{size(ledger.per_image)}", "an image"),
+        (escape(backbone.repo or backbone.kind), f"backbone, {size(ledger.backbone)}, shared"),
+    )
+    cards = "".join(
+        f"<li><strong>{value}</strong><span>{what}</span></li>" for value, what in facts
+    )
+    parts = (
+        f"<header><h1>{escape(name)}</h1>",
+        f'<p class="faint">identity <code>{pack.root}</code></p><p>{" ".join(badges)}</p></header>',
+        f'<ul class="facts">{cards}</ul>',
+        f"<main><h2>Images</h2>{_classes(pack, shown)}",
+        f"<h2>Where the bytes are</h2>{_ledger(ledger)}",
+        f"<h2>How the images are made</h2>{_recipe(pack)}",
+        f"<h2>Provenance</h2>{_tree(pack.provenance)}</main>",
+    )
+    return document(name, "\n".join(parts))
+
+
+def _classes(pack: Pack, shown: Sample) -> str:
+    note = ""
+    if len(shown.classes) < len(pack.classes):
+        note = (
+            f'<p class="faint">{len(shown.classes)} of {len(pack.classes)} classes, '
+            f"{shown.images.shape[1]} of {pack.images_per_class} images each.</p>"
+        )
+    labels = None if pack.labels is None else decode_labels(pack.labels)
+    blocks = []
+    for c, images in zip(shown.classes, shown.images, strict=True):
+        title = escape(pack.classes[c])
+        strip = "".join(
+            f'<img tabindex="0" src="{data_uri(image)}" alt="{title}, image {i}">'
+            for i, image in enumerate(images)
+        )
+        bars = "" if labels is None else _bars(pack.classes, labels[c].mean(axis=0))
+        blocks.append(
+            f'<section class="class"><div><h3>{title}</h3>{bars}</div>'
+            f'<div class="strip">{strip}</div></section>'
+        )
+    return note + "".join(blocks)
+
+
+def _bars(classes: Sequence[str], mean: npt.NDArray[np.float32]) -> str:
+    top = np.argsort(-mean, kind="stable")[:SHOWN_LABELS]
+    items = "".join(
+        f'<li><i style="width:{100 * mean[c]:.1f}%"></i>'
+        f"<b>{escape(classes[c])} {100 * mean[c]:.0f}%</b></li>"
+        for c in top
+    )
+    return f'<ul class="bars" aria-label="mean soft label">{items}</ul>'
+
+
+def _ledger(ledger: Ledger) -> str:
+    rows = []
+    for name, nbytes in ledger.sections.items():
+        share = nbytes / ledger.total
+        meter = f'<span class="meter" style="width:{100 * share:.1f}%"></span>'
+        rows.append((escape(name), meter, f"{nbytes:,} B", f"{100 * share:.1f} %"))
+    rows.append(("<strong>file</strong>", "", f"<strong>{ledger.total:,} B</strong>", "100 %"))
+    beside = [f"backbone {ledger.backbone:,} B, fetched once for all packs"]
+    if ledger.teacher:
+        beside.append(f"teacher {ledger.teacher:,} B, needed only to encode")
+    return (
+        table(("section", "", "bytes", "share"), rows, numbers=2)
+        + f'<p class="faint">Beside the file: {"; ".join(beside)}.</p>'
+    )
+
+
+def _recipe(pack: Pack) -> str:
+    recipe = pack.recipe
+    modes = pack.prompts.params.get("shape", ())
+    rows = (
+        ("backbone", f"{recipe.backbone.repo or 'a directory'} ({recipe.backbone.kind})"),
+        ("revision", recipe.backbone.revision),
+        ("licence", recipe.backbone.licence),
+        ("size", f"{recipe.size[0]} x {recipe.size[1]} px"),
+        ("sampler", f"{recipe.sampler}, {len(recipe.sigmas) - 1} steps"),
+        ("guidance", f"{recipe.guidance:g}"),
+        ("template", recipe.template),
+        ("prompts", f"{pack.prompts.codec}, {' x '.join(map(str, modes)) or 'see manifest'}"),
+        ("seed", f"{pack.seed:016x}" + (", curated picks" if pack.picks is not None else "")),
+        ("exact at", f"{recipe.dtype}, groups of {recipe.group}"),
+    )
+    return table(
+        ("what", "value"),
+        [(what, f"<code>{escape(value)}</code>") for what, value in rows],
+        numbers=0,
+    )
+
+
+def _tree(values: Mapping[str, Any]) -> str:
+    if not values:
+        return '<p class="faint">None recorded.</p>'
+    rows = []
+    for key, value in values.items():
+        shown = _tree(value) if isinstance(value, Mapping) else f"<code>{escape(str(value))}</code>"
+        rows.append((escape(key), shown))
+    return table(("field", "value"), rows, numbers=0)

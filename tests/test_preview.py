@@ -1,0 +1,112 @@
+"""Sheets and pages: right pixels, escaped names, nothing fetched from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dataset_packs import tiny_pack
+from PIL import Image
+from tiny_backbones import tiny_sd
+
+import d3pack
+from d3pack.decode import Decoder, make_probes
+from d3pack.pack import Pack
+from d3pack.sheet import Row, contact_sheet
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Pack]:
+    """A backbone, a pack file with labels and probes, and the pack."""
+    room = tmp_path_factory.mktemp("preview")
+    backbone = room / "sd"
+    tiny_sd(backbone)
+    pack = tiny_pack(backbone, labels=True)
+    pack = replace(pack, classes=("<b>goldfish</b>", "penguin", "tabby & cat"))
+    probes = make_probes(Decoder(pack, path=backbone), [(0, 0), (2, 1)], (16, 16))
+    pack = replace(pack, probes=probes, provenance={"method": "test", "counts": {"images": 21}})
+    path = room / "tiny.d3m"
+    d3pack.write(pack, path)
+    return backbone, path, pack
+
+
+def preview(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "d3pack", "preview", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+class Reader(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_page_shows_the_decoded_pixels(made: tuple[Path, Path, Pack], tmp_path: Path) -> None:
+    backbone, path, pack = made
+    out = tmp_path / "page.html"
+    done = preview(path, "-o", out, "--backbone", backbone, "--images", "2", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["root"] == pack.root
+    text = out.read_text(encoding="utf-8")
+    page = Reader()
+    page.feed(text)
+    pictures = [attrs for tag, attrs in page.tags if tag == "img"]
+    expected = Decoder(pack, path=backbone).images([(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)])
+    assert len(pictures) == len(expected)
+    for attrs, image in zip(pictures, expected.numpy(), strict=True):
+        raw = base64.b64decode(str(attrs["src"]).split(",")[1])
+        assert (np.asarray(Image.open(io.BytesIO(raw))).transpose(2, 0, 1) == image).all()
+        assert attrs["alt"]
+        assert attrs["tabindex"] == "0"
+    assert "probes: exact" in page.text
+    assert "<b>goldfish</b>" in page.text  # escaped: it is text, not markup
+    assert pack.root in page.text
+    assert f"{pack.ledger().total:,} B" in page.text
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    assert "$" not in text
+
+
+def test_sheet_has_one_row_a_class(made: tuple[Path, Path, Pack], tmp_path: Path) -> None:
+    backbone, path, _ = made
+    out = tmp_path / "sheet.png"
+    done = preview(path, "-o", out, "--backbone", backbone, "--classes", "2", "--images", "3")
+    assert done.returncode == 0, done.stderr
+    with Image.open(out) as sheet:
+        assert sheet.height == 16 + 28 + 2 * 76 + 16  # margins, title, one line a class
+
+
+def test_other_suffix_is_refused_before_any_work(tmp_path: Path) -> None:
+    done = preview("missing.d3m", "-o", tmp_path / "sheet.pdf")
+    assert done.returncode == 2
+    assert "E_USAGE" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_thumbnails_keep_pixels_when_they_fit() -> None:
+    image = np.random.default_rng(0).integers(0, 255, (1, 3, 24, 24), dtype=np.uint8)
+    sheet = np.asarray(contact_sheet([Row("x", image)], cell=72))
+    wanted = image[0].transpose(1, 2, 0).repeat(3, axis=0).repeat(3, axis=1)
+    height, width = sheet.shape[:2]
+    found = any(
+        (sheet[y : y + 72, x : x + 72] == wanted).all()
+        for y in range(height - 71)
+        for x in range(width - 71)
+        if (sheet[y, x] == wanted[0, 0]).all()
+    )
+    assert found
