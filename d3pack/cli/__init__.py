@@ -1,4 +1,4 @@
-"""The `d3pack` command: parse, call, print. One module a verb family; heavy imports stay in them."""
+"""The `d3pack` command: parse, call, print. One module a verb family, light to import."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 VERBS = (
     "d3pack.cli.pack",
     "d3pack.cli.preview",
+    "d3pack.cli.encode",
     "d3pack.cli.env",
 )
 
@@ -30,7 +31,7 @@ VERBS = (
 
 @app.callback(invoke_without_command=True)
 def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Image-classification datasets as recipes: encode, decode, verify, share."""
     if version:

@@ -55,9 +55,9 @@ def env(
     Example: d3pack env
     """
     facts = collect()
-    if output == "json":
+    if form == "json":
         _out.emit(facts)
-    elif output == "human":
+    elif form == "human":
         for group, values in facts.items():
             if not isinstance(values, dict):
                 print(f"{group:<16} {values}")
