@@ -59,7 +59,7 @@ def read_classes(value: PathOrAddress, classes: Sequence[int | str]) -> Pack:
     from huggingface_hub import constants
 
     address = with_file(parse(str(value)))
-    if constants.is_offline_mode() or cached(address) is not None:
+    if constants.HF_HUB_OFFLINE or cached(address) is not None:
         return _chosen(pull(address).pack, classes)
     window = _Window(address)
     header = window.header
