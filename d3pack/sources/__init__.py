@@ -23,8 +23,12 @@ def open_source(
     class_names: str | Path | Mapping[str, str] | None = None,
     split: str = "train",
     on_error: OnError = "skip",
+    first: int | None = None,
 ) -> Source:
-    """Open real images: a folder, tar, zip, WebDataset shards, parquet, or `hf://datasets/...`."""
+    """Open real images: a folder, tar, zip, WebDataset shards, parquet, or `hf://datasets/...`.
+
+    `first` keeps only that many classes, for a trial.
+    """
     path = Path(address)
     store = _store(str(address), path, split)
     if isinstance(class_names, str | Path):
@@ -33,7 +37,7 @@ def open_source(
         table = neighbour_table(store.keys, path, path.parent)
     else:
         table = class_names
-    return Source(store, table=table, on_error=on_error)
+    return Source(store, table=table, on_error=on_error, first=first)
 
 
 def _store(address: str, path: Path, split: str) -> Store:

@@ -58,27 +58,33 @@ class Source:
     """Classes with names, and their images one at a time: memory holds a listing, never the set."""
 
     def __init__(
-        self, store: Store, *, table: Mapping[str, str] | None = None, on_error: OnError = "skip"
+        self,
+        store: Store,
+        *,
+        table: Mapping[str, str] | None = None,
+        on_error: OnError = "skip",
+        first: int | None = None,
     ) -> None:
         self._store = store
         self._on_error = on_error
         self._fingerprint = ""
         self.kind = store.kind
-        self.keys = store.keys
-        self.counts = store.counts
-        empty = [key for key, n in zip(store.keys, store.counts, strict=True) if n == 0]
+        self.keys = store.keys[:first]
+        self.counts = store.counts[:first]
+        empty = [key for key, n in zip(self.keys, self.counts, strict=True) if n == 0]
         if empty:
             raise SourceError(
                 f"class {empty[0]!r} holds no image"
                 + (f" (and {len(empty) - 1} more)" * (len(empty) > 1)),
                 hint="remove the empty folder, or put images into it",
             )
-        if len(store.keys) < 2:
+        if len(self.keys) < 2:
             raise SourceError(
-                f"the source has {len(store.keys)} class" + "es" * (len(store.keys) != 1),
+                f"the source has {len(self.keys)} class" + "es" * (len(self.keys) != 1),
                 hint="a classification dataset needs two: one folder for each class",
             )
-        self.classes = name_classes(store.keys, table)
+        self.classes = name_classes(store.keys, table)[:first]
+        self.refused = len(store.refused)
         self.skipped: list[Skip] = []
         for skip in store.refused:
             self._skip(skip)

@@ -1,0 +1,239 @@
+"""`d3pack encode`: real images to a pack."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from d3pack.cli import _out
+from d3pack.errors import UsageError
+
+OnError = Literal["skip", "fail"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this family's verbs."""
+    app.command("encode")(encode)
+
+
+def encode(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Class-folder tree, tar, zip, WebDataset shards, parquet, hf://datasets/..."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The pack to write (.d3m)."),
+    ] = None,
+    ipc: Annotated[int, typer.Option("--ipc", help="Images per class.")] = 10,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Bytes of the pack, as 20KB: chooses the dials."),
+    ] = None,
+    modes: Annotated[
+        int | None,
+        typer.Option(help="Prompts per class, each for a cluster of its images."),
+    ] = None,
+    vectors: Annotated[int | None, typer.Option(help="Learned vectors per prompt.")] = None,
+    codec: Annotated[
+        str | None,
+        typer.Option(help="How vectors are stored: f16, i8, i4, pq."),
+    ] = None,
+    candidates: Annotated[
+        int | None,
+        typer.Option(help="Images made for each one kept; 1: derived seeds."),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Soft labels: none, top1, top5, ..., dense."),
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Of the soft labels.")] = 1.0,
+    probes: Annotated[
+        int | None,
+        typer.Option(help="Small reference images for verify --decode."),
+    ] = None,
+    backbone: Annotated[
+        str,
+        typer.Option(help="mini, a directory in diffusers' layout, or org/name."),
+    ] = "",
+    size: Annotated[int | None, typer.Option(help="Side of the images in pixels.")] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(help="Sentence around the vectors, with one {}."),
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddim, dpmpp-2m, euler or lcm.")] = None,
+    sampler_steps: Annotated[int | None, typer.Option(help="Steps of the sampler.")] = None,
+    guidance: Annotated[float | None, typer.Option()] = None,
+    group: Annotated[
+        int | None,
+        typer.Option(help="Images of one forward; part of the recipe."),
+    ] = None,
+    class_names: Annotated[
+        Path | None,
+        typer.Option(help="CSV or JSON: folder to name."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which split of the source.")] = "train",
+    first_classes: Annotated[
+        int | None, typer.Option(help="Only the first N classes: a trial.")
+    ] = None,
+    on_error: Annotated[
+        OnError, typer.Option(help="Bad files: skip (and count) or fail.")
+    ] = "skip",
+    teacher: Annotated[
+        str,
+        typer.Option(help="train, a directory or org/name of a classifier."),
+    ] = "train",
+    teacher_map: Annotated[
+        Path | None,
+        typer.Option(help="CSV or JSON: class to the teacher's label."),
+    ] = None,
+    teacher_samples: Annotated[
+        int, typer.Option(help="Length of the training of a small teacher.")
+    ] = 250_000,
+    factor: Annotated[int | None, typer.Option(help="Collages of 1, 2x2 or 4x4 patches.")] = None,
+    crops: Annotated[int | None, typer.Option(help="Trial crops per image.")] = None,
+    crop_scale: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Share of an image's area in a crop: least, most."),
+    ] = None,
+    pool: Annotated[int, typer.Option(help="Real images per class that are looked at.")] = 512,
+    collages: Annotated[int, typer.Option(help="Collages per class, at most.")] = 256,
+    lr: Annotated[float, typer.Option(help="Relative to the size of the start vectors.")] = 0.1,
+    steps: Annotated[int, typer.Option(help="At most, before cooling.")] = 240,
+    cool: Annotated[int, typer.Option(help="Last steps: falling rate, under the codec.")] = 60,
+    batch: Annotated[int, typer.Option(help="Samples per step, all classes.")] = 120,
+    slots: Annotated[int, typer.Option(help="Prompts fitted at the same time.")] = 10,
+    patience: Annotated[int, typer.Option(help="Judgements without gain before cooling.")] = 2,
+    method: Annotated[str, typer.Option(help="d3m, or another one that is installed.")] = "d3m",
+    seed: Annotated[int, typer.Option()] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print classes, plan, time and bytes; do nothing."),
+    ] = False,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Throw away what an earlier run left."),
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
+    form: Annotated[
+        _out.Format, typer.Option("--format", help="human, json (events as lines) or quiet.")
+    ] = "human",
+) -> None:
+    """Learn a prompt for every class of a source of real images, and write a pack.
+
+    An interrupted run goes on when the same command is given again, and ends with the same bytes.
+    """
+    from d3pack.encode.options import EncodeOptions, parse_size
+
+    if output is None and not dry_run:
+        raise UsageError("no output", hint="name one with -o out.d3m, or pass --dry-run")
+    options = EncodeOptions(
+        images_per_class=ipc,
+        backbone=backbone,
+        method=method,
+        device=device,
+        seed=seed,
+        modes=modes,
+        vectors=vectors,
+        codec=codec,
+        candidates=candidates,
+        labels=labels,
+        label_temperature=temperature,
+        budget=None if budget is None else parse_size(budget),
+        probes=probes,
+        size=None if size is None else (size, size),
+        template=template,
+        sampler=sampler,
+        sampler_steps=sampler_steps,
+        guidance=guidance,
+        group=group,
+        factor=factor,
+        pool=pool,
+        crops=crops,
+        crop_scale=crop_scale,
+        collages=collages,
+        teacher=teacher,
+        teacher_map=None if teacher_map is None else str(teacher_map),
+        teacher_samples=teacher_samples,
+        lr=lr,
+        steps=steps,
+        cool=cool,
+        batch=batch,
+        slots=slots,
+        patience=patience,
+    )
+    from d3pack.sources import open_source
+
+    opened = open_source(
+        source,
+        class_names=class_names,
+        split=split,
+        on_error=on_error,
+        first=first_classes,  # type: ignore[arg-type]
+    )
+    if dry_run:
+        _dry(opened, options, form)
+    else:
+        assert output is not None
+        _encode(opened, options, output, form, restart=restart, overwrite=overwrite)
+
+
+def _dry(source: Any, options: Any, form: _out.Format) -> None:
+    from d3pack.encode import dry_run
+
+    found = dry_run(source, options)
+    lines = found.pop("lines")
+    if form == "json":
+        _out.emit(found)
+        return
+    for name, count in zip(found["classes"][:20], found["counts"], strict=False):
+        print(f"{count:8d}  {_out.printable(name)}")
+    if len(found["classes"]) > 20:
+        print(f"     ...  and {len(found['classes']) - 20} more classes")
+    print("\n".join(map(_out.printable, lines)))
+    parts = ", ".join(f"{name} {_clock(value)}" for name, value in found["seconds"].items())
+    print(f"about {_clock(found['seconds_total'])} on this machine ({parts})")
+    print(f"about {found['bytes']} bytes")
+
+
+def _clock(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _encode(
+    source: Any, options: Any, output: Path, form: _out.Format, *, restart: bool, overwrite: bool
+) -> None:
+    from contextlib import AbstractContextManager, nullcontext
+
+    from d3pack.encode import encode
+    from d3pack.encode.events import Listener, json_lines
+    from d3pack.encode.live import live_view
+
+    view: AbstractContextManager[Listener] = nullcontext(lambda event: None)
+    if form != "quiet":
+        view = live_view() if form == "human" else nullcontext(json_lines(sys.stdout))
+    try:
+        with view as listener:
+            pack = encode(
+                source, options, output, listeners=[listener], restart=restart, overwrite=overwrite
+            )
+    except KeyboardInterrupt:
+        _out.say(f"interrupted; run the same command again and it goes on ({output.name}.work)")
+        raise typer.Exit(130) from None
+    if form == "human":
+        bad = len(source.skipped)
+        size, classes = output.stat().st_size, len(pack.classes)
+        print(f"{output}: {size} bytes, {len(pack)} images of {classes} classes")
+        if bad:
+            _out.say(f"{bad} files were skipped: {output.name}.work/skipped.txt names them")

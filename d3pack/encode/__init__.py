@@ -1,0 +1,126 @@
+"""From real images to a pack: a method, its journal, its events, and one whole write at the end."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from d3pack.encode.events import Events, Listener, log_file
+from d3pack.encode.journal import Journal, NoSpaceError
+from d3pack.encode.method import Method, Plan, Run, methods, open_method
+from d3pack.encode.options import EncodeOptions
+from d3pack.errors import UsageError
+from d3pack.format import read, write
+from d3pack.pack import Pack
+from d3pack.sources import Source
+
+__all__ = [
+    "EncodeOptions",
+    "Method",
+    "Plan",
+    "Run",
+    "dry_run",
+    "encode",
+    "methods",
+    "open_method",
+]
+
+
+def _device(options: EncodeOptions) -> str:
+    import torch
+
+    return options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def dry_run(source: Source, options: EncodeOptions) -> dict[str, Any]:
+    """The plan, and what it will cost here."""
+    method = open_method(options.method)
+    plan = method.plan(source, options, _device(options))
+    return {
+        "classes": list(source.classes),
+        "counts": list(source.counts),
+        "plan": dict(plan.to_json()),
+        "lines": plan.lines(),
+        **method.estimate(source, plan, options),
+    }
+
+
+def encode(
+    source: Source,
+    options: EncodeOptions,
+    output: str | Path,
+    *,
+    listeners: Sequence[Listener] = (),
+    restart: bool = False,
+    overwrite: bool = False,
+    cache: Path | None = None,
+) -> Pack:
+    """Make a pack of a source and write it to `output`.
+
+    All work is kept in `<output>.work`: after an interruption the same call goes on, and the file
+    it ends with is byte for byte the one that an undisturbed run writes.
+    """
+    from d3pack.backbones import cache_home
+
+    output = Path(output)
+    if output.suffix != ".d3m":
+        raise UsageError(f"the output {output.name} must end in .d3m")
+    if not output.parent.is_dir():
+        raise UsageError(f"there is no folder {output.parent.name} for the output")
+    device = _device(options)
+    method = open_method(options.method)
+    plan = method.plan(source, options, device)
+    work = output.with_name(output.name + ".work")
+    try:
+        journal = Journal(work, _key(source, options, plan), restart=restart)
+        try:
+            if (done := _finished(journal, output)) is not None:
+                return done
+            if output.exists() and not overwrite:
+                raise UsageError(f"{output.name} exists", hint="name another, or pass --overwrite")
+            events = Events([*listeners, log_file(work / "log.txt")])
+            events.emit("plan", lines=plan.lines(), resumed=bool(journal.facts))
+            journal.record("begun", True)
+            run = Run(
+                source, options, plan, journal, events, device, cache or cache_home() / "teachers"
+            )
+            pack = method.encode(run)
+            _list_skipped(source, work)
+            write(pack, output)
+            journal.record("root", pack.root)
+            for folder in ("classes", "candidates", "labels", "teacher"):
+                journal.drop(folder)
+            events.emit("done", root=pack.root, bytes=output.stat().st_size)
+            return pack
+        finally:
+            journal.close()
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise NoSpaceError(
+                "no space left on the disk",
+                hint="free some and run the same command: it goes on where it stopped",
+            ) from error
+        raise
+
+
+def _key(source: Source, options: EncodeOptions, plan: Plan) -> Mapping[str, Any]:
+    """What must stay the same for a run to go on."""
+    chosen = {f"option {name}": value for name, value in options.plain().items()}
+    planned = {f"plan {name}": value for name, value in plan.to_json().items()}
+    return {"source": source.fingerprint(), **chosen, **planned}
+
+
+def _finished(journal: Journal, output: Path) -> Pack | None:
+    """The pack that this very work has already led to."""
+    if "root" not in journal or not output.exists():
+        return None
+    pack = read(output)
+    return pack if pack.root == journal["root"] else None
+
+
+def _list_skipped(source: Source, work: Path) -> None:
+    """Names of the files that were left out: for the person, not for the pack."""
+    lines = [f"{skip.class_name}\t{skip.key}\t{skip.reason}\n" for skip in source.skipped]
+    (work / "skipped.txt").write_text("".join(lines), encoding="utf-8", errors="backslashreplace")

@@ -1,0 +1,68 @@
+"""A budget in bytes: which dials to turn, in the order in which bytes buy most."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from d3pack.encode.options import EncodeOptions
+from d3pack.encode.plan import Dials
+from d3pack.errors import UsageError
+
+MARGIN = 200  # bytes: measured figures in the manifest have more or fewer digits
+BARE = Dials(modes=1, vectors=1, codec="i4", candidates=1, labels="none", probes=0)
+
+# What to buy next, most valuable first. What does not fit is passed over; the next may still fit.
+LADDER: tuple[tuple[str, Any], ...] = (
+    ("candidates", 4),
+    ("codec", "i8"),
+    ("probes", 2),
+    ("labels", "top3"),
+    ("vectors", 2),
+    ("modes", 2),
+    ("labels", "top5"),
+    ("vectors", 4),
+    ("modes", 4),
+    ("labels", "top10"),
+    ("codec", "f16"),
+    ("modes", 8),
+    ("labels", "dense"),
+)
+
+
+def spend(
+    budget: int, options: EncodeOptions, most_vectors: int, size_of: Callable[[Dials], int]
+) -> tuple[Dials, int]:
+    """Dials that fit the budget, and the bytes they come to; dials set by hand stay as they are."""
+    fixed = {
+        name: getattr(options, name)
+        for name in ("modes", "vectors", "codec", "candidates", "labels", "probes")
+        if getattr(options, name) is not None
+    }
+    dials = replace(BARE, **fixed)
+    size = size_of(dials)
+    if size + MARGIN > budget:
+        raise UsageError(
+            f"{budget} bytes are too few: the smallest pack of these classes has {size + MARGIN}",
+            hint="raise --budget, or take fewer classes",
+        )
+    for name, value in LADDER:
+        if name in fixed or (name == "vectors" and value > most_vectors):
+            continue
+        trial = replace(dials, **{name: value})
+        grown = size_of(trial)
+        if grown + MARGIN <= budget:
+            dials, size = trial, grown
+    return dials, size
+
+
+def describe(dials: Dials, size: int, budget: int) -> str:
+    """What was chosen, in one line."""
+    seeds = (
+        "derived seeds" if dials.candidates == 1 else f"seeds picked from {dials.candidates} each"
+    )
+    return (
+        f"budget {budget} bytes: {dials.modes} modes x {dials.vectors} vectors as {dials.codec}, "
+        f"{seeds}, labels {dials.labels}, {dials.probes} probes: about {size} bytes"
+    )

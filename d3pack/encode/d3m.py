@@ -1,0 +1,257 @@
+"""The method of D3M (arXiv 2403.07142): one learned prompt a category, seeds, soft labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from d3pack.backbones import Backbone, cache_home, default_backbone, open_backbone
+from d3pack.codecs import decode_prompts, encode_prompts
+from d3pack.encode import budget
+from d3pack.encode.collages import CollageOptions, clusters, make_collages
+from d3pack.encode.complete import provenance, with_labels, with_probes, write_sheets
+from d3pack.encode.estimate import estimate
+from d3pack.encode.generate import SHOWN, agreement, judge_images
+from d3pack.encode.inversion import Fitted, Inversion, InversionOptions
+from d3pack.encode.keeper import JournalKeeper
+from d3pack.encode.method import Plan, Run
+from d3pack.encode.options import EncodeOptions
+from d3pack.encode.plan import (
+    D3MPlan,
+    dtype_for,
+    expected_bytes,
+    make_plan,
+    make_recipe,
+    pick_dtype,
+    with_dials,
+)
+from d3pack.encode.resnet import lesson_for, train_teacher
+from d3pack.encode.seeds import choose_order
+from d3pack.encode.teacher import Teacher, TransformersTeacher
+from d3pack.errors import UsageError
+from d3pack.pack import Pack
+from d3pack.sources import Source
+
+Array = npt.NDArray[Any]
+THUMB = 128  # pixels, of the collages kept for the contact sheet
+
+
+class D3M:
+    """Teacher, collages, inversion, seeds, labels."""
+
+    name = "d3m"
+
+    def __init__(self) -> None:
+        self._backbone: Backbone | None = None
+
+    def plan(self, source: Source, options: EncodeOptions, device: str) -> D3MPlan:
+        """Settle every setting; with a budget, choose the dials."""
+        self._backbone = open_backbone(
+            options.backbone or default_backbone(device),
+            device=device,
+            dtype=getattr(torch, dtype_for(device)),
+        )
+        plan = make_plan(source, options, self._backbone)
+        if options.budget is None:
+            return plan
+        dials, size = budget.spend(
+            options.budget,
+            options,
+            self._backbone.prompt_shape[0],
+            lambda trial: expected_bytes(plan, trial),
+        )
+        return with_dials(plan, dials, budget.describe(dials, size, options.budget))
+
+    def estimate(self, source: Source, plan: Plan, options: EncodeOptions) -> Mapping[str, Any]:
+        """Measure a little of everything on this machine."""
+        assert isinstance(plan, D3MPlan)
+        assert self._backbone is not None
+        return estimate(source, plan, self._backbone, options)
+
+    def encode(self, run: Run) -> Pack:
+        """All stages; each goes on where it was stopped."""
+        plan, options, backbone = run.plan, run.options, self._backbone
+        assert isinstance(plan, D3MPlan)
+        assert backbone is not None
+        teacher = open_teacher(run, plan)
+        collages = self._collages(run, plan, teacher)
+        fitted = self._invert(run, plan)
+        dials = plan.dials
+        rows = fitted.vectors.reshape(len(plan.classes), dials.modes, dials.vectors, plan.width)
+        pack = Pack(
+            classes=plan.classes,
+            images_per_class=plan.images_per_class,
+            recipe=make_recipe(plan, backbone),
+            prompts=encode_prompts(rows, dials.codec),
+            seed=plan.seed,
+        )
+        metrics: dict[str, Any] = {
+            "realism": collages["realism"],
+            "start_loss": _figure(fitted.start_loss),
+            "loss": _figure(fitted.loss),
+            "samples": int(fitted.samples.sum()),
+        }
+        if dials.candidates > 1:
+            pack = self._pick(run, plan, pack, teacher)
+        if dials.labels != "none":
+            judged = judge_images(pack, backbone, teacher, run.journal, run.events, "labels")
+            metrics["agreement"] = agreement(judged, len(pack.classes))
+            pack = with_labels(pack, judged, dials.labels, options.label_temperature)
+        pack = with_probes(pack, backbone, dials.probes)
+        record = provenance(
+            self.name,
+            run.source,
+            options,
+            teacher=teacher.record,
+            metrics=metrics,
+            seen=collages["seen"],
+            bad=collages["bad"],
+        )
+        sheets = write_sheets(pack, backbone, lambda c: _thumbs(run, c), run.journal)
+        run.events.emit("sheets", files=list(sheets))
+        return replace(pack, provenance=record)
+
+    def _collages(self, run: Run, plan: D3MPlan, teacher: Teacher) -> dict[str, Any]:
+        """Collages of each class as latents in the journal; what was seen on the way."""
+        backbone, options = self._backbone, run.options
+        assert backbone is not None
+        cut = CollageOptions(
+            size=plan.size,
+            factor=plan.factor,
+            pool=options.pool,
+            crops=plan.crops,
+            scale=plan.crop_scale,
+            count=options.collages,
+            seed=plan.seed,
+        )
+        total: dict[str, Any] = {"seen": 0, "bad": 0, "realism": 0.0}
+        with run.events.stage("collages", len(plan.classes), "classes"):
+            for c in range(len(plan.classes)):
+                name = f"classes/{c:06d}"
+                found = run.journal.load(name) if _exists(run, name) else None
+                if found is None:
+                    made = make_collages(run.source, c, teacher, cut)
+                    with torch.no_grad():
+                        latents = [backbone.encode(p).cpu() for p in torch.split(made.images, 32)]
+                    arrays: dict[str, Array] = {
+                        "latents": torch.cat(latents).half().numpy(),
+                        "modes": clusters(made.features, plan.dials.modes, plan.seed),
+                        "thumbs": _shrink(made.images[:SHOWN]),
+                    }
+                    facts = {"seen": made.seen, "bad": made.bad, "realism": made.realism}
+                    run.journal.save(name, arrays, facts)
+                else:
+                    facts = found[1]
+                total["seen"] += facts["seen"]
+                total["bad"] += facts["bad"]
+                total["realism"] += facts["realism"] / len(plan.classes)
+                run.events.step(c + 1, samples=total["seen"])
+        total["realism"] = round(total["realism"], 4)
+        return total
+
+    def _invert(self, run: Run, plan: D3MPlan) -> Fitted:
+        backbone, options, dials = self._backbone, run.options, plan.dials
+        assert backbone is not None
+        start = [
+            backbone.name_vectors(name, dials.vectors).detach().float().cpu().numpy()
+            for name in plan.classes
+        ]
+        rows = np.repeat(np.stack(start), dials.modes, axis=0)
+
+        def latents(row: int) -> Array:
+            found = run.journal.load(f"classes/{row // dials.modes:06d}")
+            assert found is not None
+            groups = found[0]["modes"]
+            # a class with fewer collages than modes: modes share them
+            chosen = groups == row % dials.modes % (int(groups.max()) + 1)
+            values: Array = found[0]["latents"][chosen]
+            return values
+
+        settings = InversionOptions(
+            template=plan.template,
+            lr=options.lr,
+            steps=options.steps,
+            cool=options.cool,
+            batch=options.batch,
+            slots=options.slots,
+            validate_every=options.validate_every,
+            triples=options.triples,
+            patience=options.patience,
+            tolerance=options.tolerance,
+            seed=plan.seed,
+        )
+        keeper = JournalKeeper(run.journal, "inversion")
+        fitted = Inversion(
+            backbone, rows, latents, round_trip(dials.codec), settings, keeper, run.events
+        ).run()
+        run.events.note(
+            f"loss {_figure(fitted.start_loss)} with class names, "
+            f"{_figure(fitted.loss)} with learned prompts"
+        )
+        return fitted
+
+    def _pick(self, run: Run, plan: D3MPlan, pack: Pack, teacher: Teacher) -> Pack:
+        """Make candidates, keep the best."""
+        assert self._backbone is not None
+        count, modes = plan.images_per_class, plan.dials.modes
+        # a whole number of candidates for each image: every mode has as many as it needs
+        many = replace(pack, images_per_class=plan.dials.candidates * -(-count // modes) * modes)
+        judged = judge_images(many, self._backbone, teacher, run.journal, run.events, "candidates")
+        orders = [choose_order(judged(c), c, count, modes) for c in range(len(pack.classes))]
+        return replace(pack, picks=np.stack(orders).astype(pick_dtype(many.images_per_class)))
+
+
+def open_teacher(run: Run, plan: D3MPlan) -> Teacher:
+    """The teacher that the options name: trained here, or a `transformers` classifier."""
+    options = run.options
+    if options.teacher != "train":
+        return TransformersTeacher(
+            options.teacher, plan.classes, table=options.teacher_map, device=run.device
+        )
+    if options.teacher_map is not None:
+        raise UsageError("--teacher-map needs a teacher", hint="name one with --teacher")
+    lesson = lesson_for(plan.typical, options.teacher_samples, plan.seed)
+    return train_teacher(
+        run.source, lesson, run.journal, run.events, cache=run.cache, device=run.device
+    )
+
+
+def teacher_cache() -> Path:
+    """Where trained teachers are remembered."""
+    return cache_home() / "teachers"
+
+
+def round_trip(codec: str) -> Any:
+    """What the codec makes of rows of vectors; one whose codebook all rows share stays outside."""
+    if codec == "pq":
+        return lambda rows: rows
+
+    def through(rows: Array) -> Array:
+        return decode_prompts(encode_prompts(rows[:, None], codec))[:, 0]
+
+    return through
+
+
+def _exists(run: Run, name: str) -> bool:
+    return (run.journal.folder / f"{name}.safetensors").exists()
+
+
+def _thumbs(run: Run, c: int) -> npt.NDArray[np.uint8]:
+    found = run.journal.load(f"classes/{c:06d}")
+    assert found is not None
+    return found[0]["thumbs"]
+
+
+def _shrink(images: torch.Tensor) -> npt.NDArray[np.uint8]:
+    step = max(1, images.shape[-1] // THUMB)
+    return images[:, :, ::step, ::step].contiguous().numpy()
+
+
+def _figure(losses: Array) -> float:
+    return float(f"{float(np.mean(losses)):.5g}")

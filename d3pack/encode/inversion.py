@@ -1,0 +1,342 @@
+"""Textual inversion of many classes in one batch.
+
+A row is one mode of one class: k vectors, its own latents, its own Adam moments. The rows in the
+slots share each forward and backward pass of the frozen backbone; a row that stops gaining leaves
+its slot to a waiting one. What a row draws (latents, timesteps, noise) depends on the row and its
+own step count alone, and the whole state is a few arrays, so a run that was killed goes on as if
+it had not been.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from d3pack import noise
+from d3pack.backbones import Backbone, Condition
+from d3pack.encode.events import Events
+
+Array = npt.NDArray[Any]
+Latents = Callable[
+    [int], Array
+]  # row -> (N, C, H, W), held in memory only while the row is in a slot
+RoundTrip = Callable[
+    [Array], Array
+]  # (rows, k, D) -> the same as the pack's codec will give it back
+
+WAITING, EXPLORING, COOLING, DONE = 0, 1, 2, 3
+BETAS = (0.9, 0.99)
+AVERAGE = 0.9  # of the running mean of a row's vectors, on which it is judged while it explores
+HELD = 0.2  # share of a row's latents that only judge
+STEP_DRAW, JUDGE_DRAW = 1, 2  # noise words apart from those of the pack's own images
+
+
+@dataclass(frozen=True, slots=True)
+class InversionOptions:
+    """How rows are fitted."""
+
+    template: str
+    lr: float  # in units of the start vectors' root mean square
+    steps: int
+    cool: int
+    batch: int
+    slots: int
+    validate_every: int
+    triples: int
+    patience: int
+    tolerance: float
+    seed: int
+
+
+class Keeper(Protocol):
+    """Where the state is kept between processes."""
+
+    def load(self) -> dict[str, Array] | None: ...
+
+    def save(self, state: dict[str, Array], *, last: bool = False) -> None: ...
+
+
+@dataclass(slots=True)
+class Fitted:
+    """What inversion gives back, a row each."""
+
+    vectors: Array  # (R, k, D); the codec was in the loop, but has not rounded them
+    samples: Array  # forward and backward passes
+    judged: Array  # forward passes
+    start_loss: Array  # of the start vectors, on the row's triples
+    loss: Array  # of the final ones
+
+
+def fresh_state(start: Array) -> dict[str, Array]:
+    """The state before the first step."""
+    rows = len(start)
+    zeros = np.zeros_like(start)
+    state = {"vectors": start.copy(), "mean": start.copy(), "first": zeros, "second": zeros.copy()}
+    state |= {name: np.zeros(rows, np.int64) for name in ("status", "step", "cooled", "stall")}
+    state |= {name: np.zeros(rows, np.int64) for name in ("samples", "judged")}
+    state |= {name: np.full(rows, np.inf) for name in ("start_loss", "best_loss", "loss")}
+    return state
+
+
+def judge_latents(count: int) -> tuple[Array, Array]:
+    """(training, judging) latent numbers of a row; a handful of images does both."""
+    held = int(count * HELD)
+    every = np.arange(count)
+    if held == 0:
+        return every, every
+    # the collages come most real first: judge on every fifth, not on the worst
+    judging = every[:: round(1 / HELD)][:held]
+    return np.setdiff1d(every, judging), judging
+
+
+class Inversion:
+    """Fits all rows; `run` goes on from the keeper's state."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        start: Array,
+        latents: Latents,
+        round_trip: RoundTrip,
+        options: InversionOptions,
+        keeper: Keeper,
+        events: Events,
+    ) -> None:
+        self._backbone, self._latents, self._options = backbone, latents, options
+        self._round_trip, self._keeper, self._events = round_trip, keeper, events
+        self._start = start.astype(np.float32)
+        self._unit = np.sqrt((self._start**2).mean((1, 2))).clip(1e-4)
+        self._levels = len(backbone.levels.alphas_cumprod)
+        self._held: dict[int, Tensor] = {}  # latents of the rows in slots
+        self._draws: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # their triples
+        self._state = keeper.load() or fresh_state(self._start)
+
+    def run(self) -> Fitted:
+        state, options = self._state, self._options
+        rows = len(self._start)
+        width = min(options.slots, rows)
+        each = max(1, options.batch // width)
+        with self._events.stage("invert", rows, "rows"):
+            while True:
+                if not self._seat(width):
+                    break
+                active = np.flatnonzero(
+                    (state["status"] == EXPLORING) | (state["status"] == COOLING)
+                )
+                for _ in range(self._stretch(active)):
+                    self._step(active, each)
+                self._judge(active)
+                self._keeper.save(state)
+                done = int((state["status"] == DONE).sum())
+                good = np.isfinite(state["start_loss"]) & np.isfinite(state["best_loss"])
+                self._events.step(
+                    done,
+                    samples=int(state["samples"].sum()),
+                    start_loss=round(float(state["start_loss"][good].mean()), 5),
+                    loss=round(float(state["best_loss"][good].mean()), 5),
+                )
+        self._keeper.save(state, last=True)
+        return Fitted(
+            state["vectors"],
+            state["samples"],
+            state["judged"],
+            state["start_loss"],
+            state["loss"],
+        )
+
+    def _seat(self, width: int) -> bool:
+        """Fill free slots with waiting rows, in order; False when nobody is left."""
+        status = self._state["status"]
+        free = width - int(((status == EXPLORING) | (status == COOLING)).sum())
+        fresh = np.flatnonzero(status == WAITING)[:free]
+        for row in fresh:
+            status[row] = EXPLORING if self._options.steps else COOLING
+        for row in np.flatnonzero(status == DONE):
+            self._held.pop(int(row), None)
+            self._draws.pop(int(row), None)
+        for row in np.flatnonzero((status == EXPLORING) | (status == COOLING)):
+            if int(row) not in self._held:
+                values = self._latents(int(row)).astype(np.float32)
+                self._held[int(row)] = torch.from_numpy(values).to(self._backbone.device)
+        if len(fresh):
+            losses = self._losses(fresh, self._start[fresh])
+            self._state["start_loss"][fresh] = self._state["best_loss"][fresh] = losses
+            if self._options.steps + self._options.cool == 0:
+                self._finish(fresh)
+        return bool(((status == EXPLORING) | (status == COOLING)).any()) or bool(
+            (status == WAITING).any()
+        )
+
+    def _stretch(self, active: Array) -> int:
+        """Steps until the next judgement: no row may run past its end."""
+        state, options = self._state, self._options
+        cooling = active[state["status"][active] == COOLING]
+        left = options.cool - state["cooled"][cooling]
+        return int(min([options.validate_every, *left])) if len(active) else 0
+
+    # -- one step ------------------------------------------------------------------------------
+
+    def _step(self, active: Array, each: int) -> None:
+        state = self._state
+        device = self._backbone.device
+        cooling = state["status"][active] == COOLING
+        values = state["vectors"][active]
+        leaf = torch.from_numpy(values).to(device).requires_grad_()
+        stored = torch.from_numpy(
+            np.where(cooling[:, None, None], self._round_trip(values), values)
+        )
+        # straight through: the loss sees what the codec keeps, the gradient moves what it rounds
+        seen = leaf + (stored.to(device) - leaf).detach()
+        x0, t, eps = self._draw(active, each)
+        loss = self._loss(seen, x0, t, eps)
+        (gradient,) = torch.autograd.grad(loss.sum() / each, [leaf])
+        self._adam(active, gradient.cpu().numpy(), cooling)
+        state["samples"][active] += each
+        state["step"][active] += 1
+        state["cooled"][active[cooling]] += 1
+
+    def _loss(self, vectors: Tensor, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """Squared error of each sample in the backbone's own training space; samples row by row."""
+        levels = self._backbone.levels
+        each = len(x0) // len(vectors)
+        condition = self._backbone.condition(vectors, self._options.template)
+        # expanded, not indexed: the backward pass is then a plain sum, in one order
+        spread = Condition(
+            {
+                name: value[:, None].expand(-1, each, *value.shape[1:]).flatten(0, 1)
+                for name, value in condition.tensors.items()
+            }
+        )
+        out = self._backbone.predict(levels.noised(x0, eps, t), t, spread)
+        return (out.float() - levels.target(x0, eps, t)).square().mean((1, 2, 3))
+
+    def _draw(self, active: Array, each: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents, timesteps and noise of one step: a function of row and step count."""
+        device, steps = self._backbone.device, self._state["step"]
+        latents: list[Tensor] = []
+        times: list[Array] = []
+        classes: list[int] = []
+        images: list[int] = []
+        for row in active:
+            step = int(steps[row])
+            held = self._held[int(row)]
+            train = judge_latents(len(held))[0]
+            rng = np.random.Generator(
+                np.random.Philox(key=[self._options.seed, int(row)], counter=step)
+            )
+            latents.append(held[_pick(train, step, each, self._options.seed, int(row))])
+            # one timestep in each of `each` equal strata: every step sees all noise levels
+            strata = (np.arange(each) + rng.random(each)) / each
+            times.append((strata * self._levels).astype(np.int64))
+            classes += [int(row)] * each
+            images += range(step * each, (step + 1) * each)
+        eps = self._noise(classes, images, latents[0].shape[1:], STEP_DRAW)
+        return (
+            torch.cat(latents),
+            torch.from_numpy(np.concatenate(times)).to(device),
+            eps,
+        )
+
+    def _noise(self, rows: Any, images: Any, shape: Any, draw: int) -> Tensor:
+        seed, device = self._options.seed, self._backbone.device
+        if device.type == "cpu":
+            return torch.from_numpy(noise.normal(seed, rows, images, tuple(shape), draw))
+        return noise.normal_torch(seed, rows, images, tuple(shape), draw, device)
+
+    def _adam(self, active: Array, gradient: Array, cooling: Array) -> None:
+        state, options = self._state, self._options
+        first, second = state["first"], state["second"]
+        first[active] = BETAS[0] * first[active] + (1 - BETAS[0]) * gradient
+        second[active] = BETAS[1] * second[active] + (1 - BETAS[1]) * gradient**2
+        count = (state["step"][active] + 1)[:, None, None].astype(np.float64)
+        rise = first[active] / (1 - BETAS[0] ** count)
+        size = np.sqrt(second[active] / (1 - BETAS[1] ** count)) + 1e-12
+        left = 1 - state["cooled"][active] / max(1, options.cool)
+        rate = options.lr * self._unit[active] * np.where(cooling, left, 1.0)
+        moved = state["vectors"][active] - rate[:, None, None] * rise / size
+        state["vectors"][active] = moved.astype(np.float32)
+        mean = state["mean"]
+        mean[active] = AVERAGE * mean[active] + (1 - AVERAGE) * state["vectors"][active]
+
+    # -- judgement -----------------------------------------------------------------------------
+
+    def _triples(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The fixed (latent, t, noise) of a row."""
+        if row not in self._draws:
+            held, count = self._held[row], self._options.triples
+            picked = np.resize(judge_latents(len(held))[1], count)
+            times = ((np.arange(count) + 0.5) / count * self._levels).astype(np.int64)
+            eps = self._noise(row, np.arange(count), held.shape[1:], JUDGE_DRAW)
+            device = self._backbone.device
+            self._draws[row] = (
+                held[torch.from_numpy(picked).to(device)],
+                torch.from_numpy(times).to(device),
+                eps,
+            )
+        return self._draws[row]
+
+    @torch.no_grad()
+    def _losses(self, rows: Array, vectors: Array) -> Array:
+        """Loss of each row's vectors on its triples."""
+        found = []
+        at_once = max(1, self._options.batch // self._options.triples)
+        for start in range(0, len(rows), at_once):
+            part = [self._triples(int(row)) for row in rows[start : start + at_once]]
+            values = torch.from_numpy(vectors[start : start + at_once]).to(self._backbone.device)
+            x0, t, eps = (torch.cat(parts) for parts in zip(*part, strict=True))
+            each = self._loss(values, x0, t, eps).reshape(len(part), -1)
+            found.append(each.double().mean(1).cpu().numpy())
+        self._state["judged"][rows] += self._options.triples
+        return np.concatenate(found)
+
+    def _judge(self, active: Array) -> None:
+        """Note gains; rows without one begin to cool, rows that have cooled are done."""
+        state, options = self._state, self._options
+        exploring = active[state["status"][active] == EXPLORING]
+        if len(exploring):
+            losses = self._losses(exploring, state["mean"][exploring])
+            gained = losses < state["best_loss"][exploring] * (1 - options.tolerance)
+            state["stall"][exploring] = np.where(gained, 0, state["stall"][exploring] + 1)
+            state["best_loss"][exploring] = np.minimum(losses, state["best_loss"][exploring])
+            over = (state["stall"][exploring] >= options.patience) | (
+                state["step"][exploring] >= options.steps
+            )
+            turning = exploring[over]
+            state["status"][turning] = COOLING
+            # the mean is the better start: it lies in the middle of the noise ball
+            state["vectors"][turning] = state["mean"][turning]
+        cooling = active[state["status"][active] == COOLING]
+        ended = cooling[state["cooled"][cooling] >= options.cool]
+        if len(ended):
+            self._finish(ended)
+
+    def _finish(self, rows: Array) -> None:
+        """The last judgement, of what the pack will hold: never worse than the class name."""
+        state = self._state
+        for name in ("mean", "start"):
+            source = self._start if name == "start" else state["mean"]
+            trial = self._losses(rows, self._round_trip(source[rows]))
+            if not np.isfinite(state["loss"][rows]).all():
+                state["loss"][rows] = self._losses(rows, self._round_trip(state["vectors"][rows]))
+            better = trial < state["loss"][rows]
+            state["vectors"][rows[better]] = source[rows[better]]
+            state["loss"][rows] = np.minimum(state["loss"][rows], trial)
+        state["best_loss"][rows] = np.minimum(state["best_loss"][rows], state["loss"][rows])
+        state["status"][rows] = DONE
+
+
+def _pick(train: Array, step: int, each: int, seed: int, row: int) -> Array:
+    """`each` latent numbers: every latent once before any comes again."""
+    places = np.arange(step * each, (step + 1) * each)
+    found = np.empty(each, dtype=np.int64)
+    for epoch in np.unique(places // len(train)):
+        rng = np.random.Generator(np.random.Philox(key=[seed + 1, row], counter=int(epoch)))
+        here = places // len(train) == epoch
+        found[here] = rng.permutation(train)[places[here] % len(train)]
+    return found

@@ -1,0 +1,234 @@
+"""The D3M method's plan: every default made definite, and the size of the pack it leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from d3pack.backbones import Backbone
+from d3pack.codecs import encode_labels, encode_prompts
+from d3pack.encode.options import EncodeOptions, LabelKind, label_kind
+from d3pack.errors import UsageError
+from d3pack.format import pack_bytes
+from d3pack.pack import Pack, Probes
+from d3pack.recipe import BackboneRef, DType, Recipe, Sampler
+from d3pack.samplers import schedule
+from d3pack.sources import Source
+
+SMALL = 64  # pixels; up to this side a collage would leave nothing to see in a patch
+TEMPLATES = {1: "a photo of a {}", 2: "a 2x2 collage of {}", 4: "a 4x4 collage of {}"}
+PROBE = 8  # side of a stored probe
+
+
+@dataclass(frozen=True, slots=True)
+class Dials:
+    """What the bytes of a pack are spent on."""
+
+    modes: int = 1
+    vectors: int = 1
+    codec: str = "i8"
+    candidates: int = 1  # 1: derived seeds
+    labels: str = "none"
+    probes: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class D3MPlan:
+    """All settings of one run."""
+
+    classes: tuple[str, ...]
+    images: int  # real ones
+    images_per_class: int
+    typical: int  # shorter side of the source's images
+    backbone: BackboneRef
+    size: tuple[int, int]
+    width: int  # of one vector
+    dtype: DType
+    dials: Dials
+    factor: int
+    crops: int
+    crop_scale: tuple[float, float]
+    template: str
+    sampler: Sampler
+    sampler_steps: int
+    guidance: float
+    group: int
+    seed: int
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        value = asdict(self)
+        del value["notes"]
+        value["backbone"] = {"repo": self.backbone.repo, "revision": self.backbone.revision}
+        value["classes"] = len(self.classes)
+        return value
+
+    def lines(self) -> list[str]:
+        dials, name = self.dials, self.backbone.repo or self.backbone.revision[:12]
+        picked = f"best of {dials.candidates}" if dials.candidates > 1 else "derived"
+        return [
+            f"{len(self.classes)} classes, {self.images} images; "
+            f"{self.images_per_class} to make of each class",
+            f"backbone {name}, {self.size[0]}x{self.size[1]}, {self.dtype}; {self.sampler} "
+            f"{self.sampler_steps} steps, guidance {self.guidance:g}, {self.template!r}",
+            f"{dials.modes} modes x {dials.vectors} vectors as {dials.codec}, seeds {picked}, "
+            f"labels {dials.labels}, collages {self.factor}x{self.factor}",
+            *self.notes,
+        ]
+
+
+def typical_side(source: Source) -> int:
+    """Median shorter side of the first readable image of up to 16 classes."""
+    sides = []
+    for c in np.linspace(0, len(source.classes) - 1, min(16, len(source.classes))).astype(int):
+        for i in range(min(4, source.counts[c])):
+            image = source.get(int(c), i)
+            if image is not None:
+                sides.append(min(image.size))
+                break
+    return int(np.median(sides)) if sides else SMALL
+
+
+def make_plan(source: Source, options: EncodeOptions, backbone: Backbone) -> D3MPlan:
+    """Fill in every default."""
+    ref = backbone.ref
+    small = ref.repo == "mini"
+    typical = typical_side(source)
+    most, width = backbone.prompt_shape
+    size = options.size or backbone.image_size
+    backbone.latent_shape_for(size)  # refuses sizes that do not fit
+    factor = options.factor or (1 if min(typical, *size) <= SMALL else 2)
+    crops = options.crops or (1 if factor == 1 else 5)
+    scale = options.crop_scale or ((1.0, 1.0) if factor == 1 else (0.25, 1.0))
+    dials = Dials(
+        modes=options.modes or 1,
+        vectors=options.vectors or 1,
+        codec=options.codec or "i8",
+        candidates=options.candidates or 1,
+        labels=options.labels or "none",
+        probes=2 if options.probes is None else options.probes,
+    )
+    if dials.vectors > most:
+        raise UsageError(f"this backbone takes at most {most} vectors", hint="lower --vectors")
+    if dials.candidates * options.images_per_class > 2**16:
+        raise UsageError("more than 65536 candidates a class", hint="lower --candidates")
+    notes = []
+    if all(name.isdecimal() or name[1:].isdecimal() for name in source.classes):
+        notes.append("class names are numbers or ids: --class-names gives inversion a better start")
+    default_guidance = 2.5 if small else (4.0 if ref.kind == "dit" else 5.0)
+    return D3MPlan(
+        classes=source.classes,
+        images=sum(source.counts),
+        images_per_class=options.images_per_class,
+        typical=typical,
+        backbone=ref,
+        size=size,
+        width=width,
+        dtype=dtype_for(backbone.device.type),
+        dials=dials,
+        factor=factor,
+        crops=crops,
+        crop_scale=scale,
+        template=options.template or TEMPLATES[factor],
+        sampler=options.sampler or "dpmpp-2m",
+        sampler_steps=options.sampler_steps or (12 if small else 20),
+        guidance=default_guidance if options.guidance is None else options.guidance,
+        group=options.group or 16,
+        seed=options.seed,
+        notes=tuple(notes),
+    )
+
+
+def dtype_for(device: str) -> DType:
+    """Of the models: only accelerators gain from the narrow one."""
+    return "float32" if device.startswith("cpu") else "bfloat16"
+
+
+def make_recipe(plan: D3MPlan, backbone: Backbone) -> Recipe:
+    """How the images of this plan are made."""
+    return Recipe(
+        backbone=plan.backbone,
+        size=plan.size,
+        sampler=plan.sampler,
+        sigmas=schedule(backbone.levels.alphas_cumprod, plan.sampler, plan.sampler_steps),
+        guidance=plan.guidance,
+        template=plan.template,
+        dtype=plan.dtype,
+        group=plan.group,
+    )
+
+
+def expected_bytes(plan: D3MPlan, dials: Dials | None = None) -> int:
+    """Size of the pack: one of the same shapes, filled with random values, is written in memory."""
+    dials = dials or plan.dials
+    classes, n = len(plan.classes), plan.images_per_class
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((classes, dials.modes, dials.vectors, plan.width), np.float32)
+    picks = None
+    if dials.candidates > 1:
+        picks = np.tile(np.arange(n), (classes, 1)).astype(pick_dtype(n * dials.candidates))
+    kind, k = label_kind(dials.labels)
+    probes = None
+    if dials.probes:
+        place = np.arange(dials.probes)
+        probes = Probes(
+            np.zeros((dials.probes, 3, PROBE, PROBE), np.uint8),
+            place % classes,
+            place // classes % n,
+        )
+    sigmas = tuple(float(s) for s in np.geomspace(14.6141999, 0.0291672, plan.sampler_steps))
+    pack = Pack(
+        classes=plan.classes,
+        images_per_class=n,
+        recipe=Recipe(
+            plan.backbone,
+            plan.size,
+            plan.sampler,
+            (*sigmas, 0.0),
+            plan.guidance,
+            template=plan.template,
+            dtype=plan.dtype,
+            group=plan.group,
+        ),
+        prompts=encode_prompts(values, dials.codec),
+        seed=plan.seed,
+        picks=picks,
+        labels=None,
+        probes=probes,
+        provenance={"expected": "x" * TYPICAL_PROVENANCE},
+    )
+    size = len(pack_bytes(pack))
+    return size + _label_bytes(classes, n, kind, k)
+
+
+TYPICAL_PROVENANCE = 900  # bytes of JSON; see `complete`
+
+
+def _label_bytes(classes: int, n: int, kind: LabelKind, k: int) -> int:
+    """Labels of two classes, scaled: a table of a thousand is not built to be measured."""
+    if kind == "none":
+        return 0
+    probs = np.full((2, n, classes), 1.0 / classes)
+    coded = encode_labels(probs, "topk" if kind == "topk" else "f16", **({"k": k} if k else {}))
+    return coded.nbytes * classes // 2 + 400  # and its entry in the manifest
+
+
+def pick_dtype(candidates: int) -> type[np.unsignedinteger[Any]]:
+    """The narrowest type that holds a candidate's number."""
+    return np.uint8 if candidates <= 256 else np.uint16
+
+
+def with_dials(plan: D3MPlan, dials: Dials, note: str) -> D3MPlan:
+    """The same plan with other dials, and why."""
+    return replace(plan, dials=dials, notes=(*plan.notes, note))
+
+
+def options_for_provenance(options: EncodeOptions) -> Mapping[str, Any]:
+    """What was chosen, without anything that names a place on this machine."""
+    plain = options.plain()
+    for private in ("backbone", "teacher", "teacher_map", "device"):
+        plain.pop(private, None)
+    return plain

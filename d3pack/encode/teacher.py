@@ -1,0 +1,181 @@
+"""Teachers: classifiers that judge patches and generated images, and answer with soft labels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from d3pack.errors import D3MError, UsageError
+from d3pack.sources.names import read_table, tidy
+
+
+class TeacherError(D3MError):
+    """The teacher is missing, refused, or knows other classes."""
+
+    code = "E_TEACHER"
+
+
+class Teacher(Protocol):
+    """Judges uint8 images of any size by the classes of the source."""
+
+    classes: tuple[str, ...]
+    record: Mapping[str, Any]  # what provenance says about it: kind, name, bytes, sha256, figures
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(N, 3, h, w) uint8 -> (N, classes) float32."""
+        ...
+
+    def features(self, images: Tensor) -> Tensor:
+        """(N, 3, h, w) uint8 -> (N, F) float32, for comparing images."""
+        ...
+
+
+def fit(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 images as float32 in [0, 1] at `size`, smoothed when they shrink."""
+    values = images.float() / 255
+    if tuple(values.shape[-2:]) == size:
+        return values
+    return functional.interpolate(
+        values, size=size, mode="bilinear", antialias=True, align_corners=False
+    ).clamp(0, 1)
+
+
+def match_labels(
+    classes: Sequence[str], labels: Sequence[str], table: Mapping[str, str] | None = None
+) -> list[int]:
+    """For each class the teacher's label of the same name; a class without one is an error.
+
+    A label "tench, Tinca tinca" answers to each of its names; `table` (class -> label) settles the
+    rest.
+    """
+    places: dict[str, set[int]] = {}
+    for place, label in enumerate(labels):
+        for name in (label, *label.split(",")):
+            places.setdefault(tidy(name).casefold(), set()).add(place)
+    found: list[int] = []
+    missing: list[str] = []
+    double: list[str] = []
+    for name in classes:
+        wanted = table.get(name, name) if table else name
+        there = places.get(tidy(wanted).casefold(), set())
+        if len(there) == 1:
+            found += there
+        else:
+            (double if there else missing).append(name)
+    if missing or double:
+        problem = missing or double
+        raise TeacherError(
+            f"the teacher has {'no label' if missing else 'several labels'} for "
+            f"{len(problem)} of {len(classes)} classes, first {problem[0]!r}",
+            hint="map them with --teacher-map (class to label), or use --teacher train",
+        )
+    if len(set(found)) < len(found):
+        raise TeacherError(
+            "two classes have the same label of the teacher", hint="mend --teacher-map"
+        )
+    return found
+
+
+class TransformersTeacher:
+    """Any `transformers` image classifier that is stored as safetensors."""
+
+    def __init__(
+        self, name: str, classes: Sequence[str], *, table: str | None = None, device: str = "cpu"
+    ) -> None:
+        from huggingface_hub import snapshot_download
+        from transformers import AutoModelForImageClassification
+
+        path = Path(name)
+        if not path.is_dir():
+            if name.count("/") != 1 or name.startswith((".", "/")):
+                raise TeacherError(
+                    f"no teacher directory {path.name}", hint="give a directory or org/name"
+                )
+            try:
+                path = Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
+            # the Hub client has its own family of errors and lets those of the network through
+            except Exception as error:
+                raise TeacherError(f"cannot fetch the teacher {name}: {_line(error)}") from error
+        weights = sorted(path.glob("*.safetensors"))
+        if not weights:
+            raise TeacherError(
+                f"{path.name} holds no safetensors weights",
+                hint="pickled weights are never loaded: convert them with save_pretrained",
+            )
+        try:
+            model = AutoModelForImageClassification.from_pretrained(
+                path, use_safetensors=True, local_files_only=True, trust_remote_code=False
+            )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise TeacherError(f"{path.name} is no image classifier: {_line(error)}") from error
+        self._model = model.eval().requires_grad_(False).to(device)
+        labels = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
+        self.classes = tuple(classes)
+        mapping = None if table is None else read_table(Path(table))
+        self._columns = torch.tensor(match_labels(classes, labels, mapping), device=device)
+        self._size, self._mean, self._std = _preprocessing(path, model.config)
+        digest = hashlib.sha256()
+        for file in weights:
+            digest.update(file.read_bytes())
+        self.record: Mapping[str, Any] = {
+            "kind": "transformers",
+            "name": name if "/" in name and not Path(name).exists() else model.config.model_type,
+            "bytes": sum(file.stat().st_size for file in weights),
+            "sha256": digest.hexdigest(),
+        }
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor) -> Tensor:
+        device = self._columns.device
+        values = fit(images.to(device), self._size)
+        values = (values - self._mean.to(device)) / self._std.to(device)
+        out: Tensor = self._model(pixel_values=values).logits
+        return out.float()[:, self._columns].cpu()
+
+    def features(self, images: Tensor) -> Tensor:
+        """Logits, free of the part that all images share: every classifier has them."""
+        return self.logits(images)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _preprocessing(path: Path, config: Any) -> tuple[tuple[int, int], Tensor, Tensor]:
+    """Size, mean and deviation from the directory's own files; ImageNet's where they are silent."""
+    settings: dict[str, Any] = {}
+    if (path / "preprocessor_config.json").is_file():
+        settings = json.loads((path / "preprocessor_config.json").read_text(encoding="utf-8"))
+    size = settings.get("crop_size") or settings.get("size") or getattr(config, "image_size", 224)
+    if isinstance(size, Mapping):
+        edge = size.get("shortest_edge", 224)
+        height, width = size.get("height", edge), size.get("width", edge)
+    elif isinstance(size, int):
+        height = width = size
+    else:
+        height, width = list(size or (224, 224))
+    mean = settings.get("image_mean", [0.485, 0.456, 0.406])
+    std = settings.get("image_std", [0.229, 0.224, 0.225])
+    if settings.get("do_normalize") is False:
+        mean, std = [0.0] * 3, [1.0] * 3
+    return (
+        (int(height), int(width)),
+        torch.tensor(mean, dtype=torch.float32).reshape(1, 3, 1, 1),
+        torch.tensor(std, dtype=torch.float32).reshape(1, 3, 1, 1),
+    )
+
+
+def batched(teacher: Teacher, images: Tensor, batch: int = 128) -> tuple[Tensor, Tensor]:
+    """(logits, unit features) of many images."""
+    if len(images) == 0:
+        raise UsageError("no images to judge")
+    logits = [teacher.logits(part) for part in torch.split(images, batch)]
+    features = torch.cat([teacher.features(part) for part in torch.split(images, batch)])
+    return torch.cat(logits), functional.normalize(features - features.mean(0), dim=1)
