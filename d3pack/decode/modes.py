@@ -6,12 +6,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from d3pack.errors import UsageError
-
 
 # what each gives up: bf16 three digits; channels_last and fused_attention the order of sums;
 # compile the promise of equal kernels; tiny_vae the autoencoder itself

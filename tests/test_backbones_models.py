@@ -1,0 +1,305 @@
+"""Both families against the libraries' own forwards, and what training needs from them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_backbones import tiny_dit, tiny_sd
+
+from d3pack.backbones import Backbone, Condition, adapter, open_backbone
+from d3pack.errors import AdapterError, PromptWidthError, RecipeError, UsageError
+
+VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "sd": (tiny_sd, {}),
+    "sd-kl-vocab-eps": (tiny_sd, {"vae": "kl", "tokenizer": "vocab", "prediction": "epsilon"}),
+    "sd-77-sample": (tiny_sd, {"positions": 77, "prediction": "sample"}),
+    "dit": (tiny_dit, {}),
+    "dit-untied": (tiny_dit, {"tied": False, "learned_sigma": False, "vae": "tiny"}),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("backbones")
+    return {name: make(root / name, **more) for name, (make, more) in VARIANTS.items()}
+
+
+@pytest.fixture(scope="module")
+def opened(folders: dict[str, Path]) -> dict[str, Any]:
+    return {name: open_backbone(str(path)) for name, path in folders.items()}
+
+
+def latents(backbone: Backbone, count: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, *backbone.latent_shape, generator=generator)
+
+
+def prompts(backbone: Backbone, count: int, k: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(9)
+    return torch.randn(count, k, backbone.prompt_shape[1], generator=generator) * 0.3
+
+
+@pytest.mark.parametrize("name", ["sd", "sd-kl-vocab-eps", "sd-77-sample"])
+@torch.no_grad()
+def test_splicing_ordinary_tokens_is_the_plain_forward(
+    name: str, folders: dict[str, Path], opened: dict[str, Any]
+) -> None:
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    encoder = CLIPTextModel.from_pretrained(folders[name] / "text_encoder").eval()
+    tokenizer = CLIPTokenizer.from_pretrained(folders[name] / "tokenizer")
+    backbone = opened[name]
+    length = backbone.text.positions
+    for template, words in (
+        ("a photo of a {}", "goldfish"),
+        ("{}, a small school bus", "tabby cat"),
+        ("{}", "golden retriever"),
+        ("An IMAGE of  the {}!", "penguin"),
+    ):
+        text = template.replace("{}", words)
+        given = tokenizer(
+            text, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
+        wanted = encoder(given.input_ids).last_hidden_state
+        vectors = backbone.name_vectors(words, None)[None]
+        found = backbone.condition(vectors, template).tensors["hidden"]
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        assert backbone.text.ids(text) == given.input_ids[0].tolist()
+        plain = backbone.sentence(text).tensors["hidden"]
+        torch.testing.assert_close(plain, wanted, rtol=1e-5, atol=1e-5)
+    empty = tokenizer("", padding="max_length", max_length=length, return_tensors="pt")
+    torch.testing.assert_close(
+        backbone.unconditional().tensors["hidden"],
+        encoder(empty.input_ids).last_hidden_state,
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("name", ["sd", "sd-kl-vocab-eps", "sd-77-sample"])
+@torch.no_grad()
+def test_unet_is_the_plain_forward(
+    name: str, folders: dict[str, Path], opened: dict[str, Any]
+) -> None:
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(folders[name] / "unet").eval()
+    backbone = opened[name]
+    c = backbone.condition(prompts(backbone, 3, 2))
+    x, t = latents(backbone, 3), torch.tensor([999, 500, 3])
+    wanted = unet(x, t, encoder_hidden_states=c.tensors["hidden"]).sample
+    torch.testing.assert_close(backbone.predict(x, t, c), wanted, rtol=1e-4, atol=1e-4)
+    again = backbone.predict(x, t, c)  # keys and values are remembered by now
+    assert torch.equal(again, backbone.predict(x, t, c))
+    torch.testing.assert_close(again, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["dit", "dit-untied"])
+@torch.no_grad()
+def test_dit_is_the_plain_forward(
+    name: str, folders: dict[str, Path], opened: dict[str, Any]
+) -> None:
+    from diffusers import DiTTransformer2DModel
+
+    dit = DiTTransformer2DModel.from_pretrained(folders[name] / "transformer").eval()
+    backbone = opened[name]
+    x, t = latents(backbone, 3), torch.tensor([999, 500, 3])
+    labels = torch.tensor([4, 10, 0])  # 10: the null class
+    rows = Condition.cat(backbone.label(int(i)) for i in labels)
+    wanted = dit(x, timestep=t, class_labels=labels).sample[:, :4]
+    torch.testing.assert_close(backbone.predict(x, t, rows), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        backbone.unconditional().tensors["vector"], backbone.label(10).tensors["vector"]
+    )
+    if name == "dit":  # one table in all blocks: a learned vector can be a row of it
+        vector = backbone.name_vectors("4")[None]
+        known = backbone.predict(x[:1], t[:1], backbone.condition(vector))
+        torch.testing.assert_close(known, wanted[:1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_gradients_reach_the_vectors(name: str, opened: dict[str, Any]) -> None:
+    backbone = opened[name]
+    vectors = prompts(backbone, 2).requires_grad_()
+    x0, eps, t = latents(backbone, 2), latents(backbone, 2, 1), torch.tensor([900, 100])
+    out = backbone.predict(backbone.levels.noised(x0, eps, t), t, backbone.condition(vectors))
+    (out - backbone.levels.target(x0, eps, t)).square().mean().backward()
+    assert vectors.grad is not None
+    assert (vectors.grad.abs().amax(dim=(1, 2)) > 0).all()
+    frozen = [p for p in backbone.named_tensors().values() if p.requires_grad]
+    assert not frozen
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@torch.no_grad()
+def test_denoise_and_predict_agree(name: str, opened: dict[str, Any]) -> None:
+    backbone = opened[name]
+    c = backbone.condition(prompts(backbone, 2))
+    t = 700
+    sigma = float(backbone.levels.sigmas[t])
+    x = latents(backbone, 2) * math.sqrt(sigma**2 + 1)
+    x_t, steps = x / math.sqrt(sigma**2 + 1), torch.tensor([t, t])
+    wanted = backbone.levels.x0(x_t, steps, backbone.predict(x_t, steps, c))
+    torch.testing.assert_close(backbone.denoise(x, sigma, c), wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["sd", "dit"])
+@torch.no_grad()
+def test_autoencoder_is_the_plain_one(
+    name: str, folders: dict[str, Path], opened: dict[str, Any]
+) -> None:
+    import diffusers
+
+    backbone = opened[name]
+    kind = type(backbone.autoencoder.model).__name__
+    vae = getattr(diffusers, kind).from_pretrained(folders[name] / "vae").eval()
+    z = latents(backbone, 2) * 2
+    wanted = vae.decode(z / vae.config.scaling_factor).sample
+    torch.testing.assert_close(backbone.decode_float(z), wanted, rtol=1e-4, atol=1e-4)
+    pixels = backbone.decode(z)
+    assert pixels.dtype == torch.uint8
+    exact = wanted.double().clamp(-1, 1) * 127.5 + 127.5
+    assert (pixels - exact).abs().max() <= 0.5 + 1e-3
+    found = backbone.encode(pixels)
+    ends = vae.encode(pixels.float() / 127.5 - 1)
+    mode = ends.latents if kind == "AutoencoderTiny" else ends.latent_dist.mode()
+    torch.testing.assert_close(found, mode * vae.config.scaling_factor, rtol=1e-4, atol=1e-4)
+    assert found.shape[1:] == backbone.latent_shape
+
+
+def test_shift_factor_is_undone(tmp_path: Path) -> None:
+    import json
+
+    path = tiny_sd(tmp_path / "shifted")
+    config = json.loads((path / "vae/config.json").read_text())
+    (path / "vae/config.json").write_text(json.dumps({**config, "shift_factor": 0.7}))
+    plain, shifted = open_backbone(str(tiny_sd(tmp_path / "plain"))), open_backbone(str(path))
+    z = latents(plain, 1)
+    scale = float(config["scaling_factor"])
+    moved = plain.decode_float(z + 0.7 * scale)
+    torch.testing.assert_close(shifted.decode_float(z), moved, rtol=1e-4, atol=1e-4)
+
+
+def test_decode_float_lets_gradients_pass(opened: dict[str, Any]) -> None:
+    z = latents(opened["sd"], 1).requires_grad_()
+    opened["sd"].decode_float(z).mean().backward()
+    assert z.grad is not None
+    assert z.grad.abs().max() > 0
+
+
+def test_name_vectors(opened: dict[str, Any]) -> None:
+    sd = opened["sd"]
+    words = sd.name_vectors("school_bus", None)
+    assert len(words) == 2
+    assert torch.equal(sd.name_vectors("school_bus", 3), words[[0, 1, 0]])
+    torch.testing.assert_close(sd.name_vectors("school_bus", 1), words.mean(0, keepdim=True))
+    assert sd.name_vectors("", 2).shape == (2, 32)
+    dit = opened["dit"]
+    table = dit.denoiser.transformer_blocks[0].norm1.emb.table
+    known = dit._names["goldfish"]
+    assert torch.equal(dit.name_vectors("Goldfish")[0], table[known])
+    torch.testing.assert_close(dit.name_vectors("no such thing")[0], table[:-1].mean(0))
+
+
+def test_prompts_that_do_not_fit(opened: dict[str, Any]) -> None:
+    sd, dit = opened["sd"], opened["dit"]
+    with pytest.raises(PromptWidthError, match="32 wide"):
+        sd.condition(torch.zeros(1, 1, 31))
+    with pytest.raises(PromptWidthError, match="of 16 positions"):
+        sd.condition(torch.zeros(1, 14, 32))
+    assert len(sd.condition(torch.zeros(1, 14, 32), "{}")) == 1
+    for template in ("no place", "{} and {}"):
+        with pytest.raises(RecipeError, match=r"one \{\}"):
+            sd.condition(torch.zeros(1, 1, 32), template)
+    for shape in ((1, 2, 32), (1, 1, 33)):
+        with pytest.raises(PromptWidthError, match="one vector of 32"):
+            dit.condition(torch.zeros(shape))
+
+
+def test_sizes_that_do_not_fit(opened: dict[str, Any]) -> None:
+    assert opened["sd"].latent_shape_for((32, 96)) == (4, 4, 12)
+    with pytest.raises(UsageError, match="multiples of 16"):
+        opened["sd"].latent_shape_for((40, 64))
+    with pytest.raises(UsageError, match="64x64 images only"):
+        opened["dit"].latent_shape_for((32, 32))
+
+
+@pytest.mark.parametrize("name", ["sd", "dit"])
+@torch.no_grad()
+def test_adapters_go_on_and_come_off_bit_for_bit(name: str, opened: dict[str, Any]) -> None:
+    backbone = opened[name]
+    named = backbone.named_tensors()
+    bias = next(n for n in named if n.endswith("to_q.weight"))
+    shape = named[bias].shape
+    tuned = {
+        f"{bias}.delta": torch.randn(shape) * 0.3,
+        f"{bias}.scale": torch.rand(shape[0]),
+        f"{bias}.lora_a": torch.randn(2, shape[1]),
+        f"{bias}.lora_b": torch.randn(shape[0], 2),
+        f"{'conv_in' if name == 'sd' else 'proj_out_2'}.bias.delta": torch.ones(
+            named[f"{'conv_in' if name == 'sd' else 'proj_out_2'}.bias"].shape
+        ),
+    }
+    adapter.check(backbone, tuned)
+    before = {n: p.clone() for n, p in named.items()}
+    c, x, t = backbone.condition(prompts(backbone, 1)), latents(backbone, 1), torch.tensor([500])
+    plain = backbone.predict(x, t, c)
+    with adapter.applied(backbone, tuned):
+        wanted = before[bias] * tuned[f"{bias}.scale"][:, None] + tuned[f"{bias}.delta"]
+        wanted = wanted + tuned[f"{bias}.lora_b"] @ tuned[f"{bias}.lora_a"]
+        torch.testing.assert_close(named[bias].data, wanted)
+        assert not torch.allclose(backbone.predict(x, t, c), plain)
+    assert all(torch.equal(p, before[n]) for n, p in named.items())
+    assert torch.equal(backbone.predict(x, t, c), plain)
+    with pytest.raises(ZeroDivisionError), adapter.applied(backbone, tuned):
+        raise ZeroDivisionError
+    assert all(torch.equal(p, before[n]) for n, p in named.items())
+
+
+def test_adapters_that_do_not_fit(opened: dict[str, Any]) -> None:
+    name = "conv_in.weight"
+    weight = opened["sd"].named_tensors()[name]
+    good = {f"{name}.lora_a": torch.zeros(3, weight[0].numel())}
+    for tensors, why in (
+        ({"conv_in.weight": torch.zeros(1)}, "does not end in"),
+        ({"conv_out.gamma.delta": torch.zeros(1)}, "does not have"),
+        ({f"{name}.delta": torch.zeros(3)}, "does not fit"),
+        ({f"{name}.scale": torch.zeros(3)}, "does not fit"),
+        (good, "belong together"),
+        ({**good, f"{name}.lora_b": torch.zeros(len(weight), 2)}, "belong together"),
+    ):
+        with pytest.raises(AdapterError, match=why):
+            adapter.check(opened["sd"], tensors)
+
+
+def test_keys_and_values_follow_the_weights(opened: dict[str, Any]) -> None:
+    """What attention remembers is dropped when the condition or the weights change."""
+    backbone = opened["sd"]
+    name = next(n for n in backbone.named_tensors() if n.endswith("attn2.to_k.weight"))
+    weight = backbone.named_tensors()[name]
+    x, t = latents(backbone, 1), torch.tensor([500])
+    with torch.no_grad():
+        one, two = (backbone.condition(p[None]) for p in prompts(backbone, 2))
+        first = backbone.predict(x, t, one)
+        assert not torch.equal(backbone.predict(x, t, two), first)
+        assert torch.equal(backbone.predict(x, t, one), first)
+        tuned = {f"{name}.scale": torch.full((len(weight),), 3.0)}
+        with adapter.applied(backbone, tuned):
+            assert not torch.equal(backbone.predict(x, t, one), first)
+        assert torch.equal(backbone.predict(x, t, one), first)
+
+
+def test_other_dtypes(folders: dict[str, Path]) -> None:
+    for name in ("sd", "dit"):
+        backbone = open_backbone(str(folders[name]), dtype=torch.bfloat16)
+        with torch.no_grad():
+            c = backbone.condition(prompts(backbone, 1))
+            out = backbone.predict(latents(backbone, 1), torch.tensor([500]), c)
+            assert out.dtype == torch.float32
+            assert backbone.decode(latents(backbone, 1)).dtype == torch.uint8
+        kinds = {p.dtype for p in backbone.named_tensors().values()}
+        assert kinds == {torch.bfloat16}

@@ -1,0 +1,257 @@
+"""Each sampler against its diffusers scheduler: same model, same noise, 1e-4."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+)
+
+from d3pack import samplers
+from d3pack.backbones.levels import PREDICTIONS, Levels
+from d3pack.errors import BackboneConfigError, RecipeError, UsageError
+
+SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+COSINE = {"beta_schedule": "squaredcos_cap_v2"}
+PLAIN = {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}
+BETAS = {"scaled_linear": SD, "cosine": COSINE, "linear": PLAIN}
+# a cosine table ends at sigma 2e4: x - sigma * eps has no digits left in float32, here as there
+WELL_POSED = [(b, p) for b in BETAS for p in PREDICTIONS if (b, p) != ("cosine", "epsilon")]
+
+
+def network(x: torch.Tensor, t: float) -> torch.Tensor:
+    """Smooth in x and t, bounded, and nothing a solver could be exact for by luck."""
+    wave = torch.linspace(0.5, 2.0, x[0].numel()).reshape(x[0].shape)
+    return torch.tanh(x * wave + math.sin(t / 90)) + 0.3 * torch.cos(x * 2 + t / 300)
+
+
+def ours(
+    sampler: str, config: dict[str, Any], steps: int, first: torch.Tensor, spacing: str, **more: Any
+) -> torch.Tensor:
+    levels = Levels.from_config(config)
+    sigmas = samplers.schedule(levels.alphas_cumprod, sampler, steps, spacing)
+
+    def model(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        t = levels.timestep(sigma)
+        assert t == int(t)  # a sigma that `schedule` made is a table entry
+        return levels.denoised(x, sigma, network(x / math.sqrt(sigma**2 + 1), t))
+
+    return samplers.sample(sampler, model, samplers.start(first, sigmas), sigmas, **more)
+
+
+def theirs(scheduler: Any, steps: int, start: torch.Tensor) -> torch.Tensor:
+    scheduler.set_timesteps(steps)
+    x = start
+    for t in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(x, t)
+        x = scheduler.step(network(scaled, float(t)), t, x).prev_sample
+    return x
+
+
+@pytest.mark.parametrize(("betas", "prediction"), WELL_POSED)
+@pytest.mark.parametrize("spacing", ["trailing", "leading"])
+def test_ddim(prediction: str, betas: str, spacing: str) -> None:
+    config = {**BETAS[betas], "prediction_type": prediction}
+    steps = 10
+    noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    scheduler = DDIMScheduler(**config, clip_sample=False, timestep_spacing=spacing)
+    torch.testing.assert_close(
+        ours("ddim", config, steps, noise, spacing),
+        theirs(scheduler, steps, noise),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_linspace_is_the_list_of_diffusers() -> None:
+    scheduler = DDIMScheduler(**SD, timestep_spacing="linspace")
+    scheduler.set_timesteps(10)
+    assert samplers.timesteps(1000, "ddim", 10, "linspace") == tuple(scheduler.timesteps.tolist())
+
+
+@pytest.mark.parametrize(("betas", "prediction"), WELL_POSED)
+@pytest.mark.parametrize("steps", [1, 2, 3, 14, 15, 20])
+@pytest.mark.parametrize("spacing", ["trailing", "linspace", "leading"])
+def test_dpmpp_2m(prediction: str, betas: str, steps: int, spacing: str) -> None:
+    config = {**BETAS[betas], "prediction_type": prediction}
+    noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    scheduler = DPMSolverMultistepScheduler(
+        **config,
+        solver_order=2,
+        solver_type="midpoint",
+        algorithm_type="dpmsolver++",
+        lower_order_final=True,
+        final_sigmas_type="zero",
+        timestep_spacing=spacing,
+    )
+    wanted = theirs(scheduler, steps, noise)
+    torch.testing.assert_close(
+        ours("dpmpp-2m", config, steps, noise, spacing), wanted, rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("betas", ["scaled_linear", "linear"])
+def test_euler(prediction: str, betas: str) -> None:
+    config = {**BETAS[betas], "prediction_type": prediction}
+    steps = 12
+    noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    scheduler = EulerDiscreteScheduler(**config, timestep_spacing="trailing")
+    scheduler.set_timesteps(steps)
+    start = noise * math.sqrt(float(scheduler.sigmas[0]) ** 2 + 1)
+    torch.testing.assert_close(
+        ours("euler", config, steps, noise, "trailing"),
+        theirs(scheduler, steps, start),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_lcm(prediction: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {**SD, "prediction_type": prediction}
+    fresh = torch.randn(steps + 1, 3, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+    given = iter(fresh[1:])
+    monkeypatch.setattr(
+        "diffusers.schedulers.scheduling_lcm.randn_tensor", lambda *_, **__: next(given)
+    )
+    wanted = theirs(LCMScheduler(**config, clip_sample=False), steps, fresh[0])
+    found = ours("lcm", config, steps, fresh[0], "trailing", noise=lambda i: fresh[i])
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_table_can_say_what_the_others_do() -> None:
+    levels = Levels.from_config(SD)
+    sigmas = samplers.schedule(levels.alphas_cumprod, "table", 7)
+    rows = [[s.a, list(s.b)] for s in samplers.plan("dpmpp-2m", sigmas)]
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    found = ours("table", SD, 7, noise, "trailing", extra={"table": rows})
+    assert torch.equal(found, ours("dpmpp-2m", SD, 7, noise, "trailing"))
+
+
+def test_fewer_calls_back_than_the_longest_row() -> None:
+    rows = [[0.5, [0.5]], [0.5, [0.4, 0.1]], [0.2, [0.5, 0.2, 0.1]]]
+    x0 = iter([torch.tensor([1.0]), torch.tensor([2.0]), torch.tensor([4.0])])
+    found = samplers.sample(
+        "table",
+        lambda x, sigma: next(x0),
+        torch.tensor([8.0]),
+        (3.0, 2.0, 1.0, 0.0),
+        extra={"table": rows},
+    )
+    first = 0.5 * 8 + 0.5 * 1
+    second = 0.5 * first + 0.4 * 2 + 0.1 * 1
+    assert found.item() == pytest.approx(0.2 * second + 0.5 * 4 + 0.2 * 2 + 0.1 * 1)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        None,
+        [],
+        [[1.0, [0.0]]],
+        [[1.0, [0.0]], [1.0, [0.1, 0.2, 0.3]]],
+        [[1.0, [0.0]], [1.0, []]],
+        [[1.0, [0.0]], [float("nan"), [0.1]]],
+        [[1.0, [0.0]], ["a", [0.1]]],
+        [[1.0, [0.0]], 7],
+    ],
+)
+def test_bad_tables(table: Any) -> None:
+    with pytest.raises(RecipeError):
+        samplers.plan("table", (2.0, 1.0, 0.0), {"table": table})
+
+
+@pytest.mark.parametrize(
+    "sigmas", [(0.0,), (1.0, 2.0, 0.0), (1.0, 0.5), (math.inf, 1.0, 0.0), (2.0, 2.0, 0.0)]
+)
+def test_bad_sigmas(sigmas: tuple[float, ...]) -> None:
+    with pytest.raises(RecipeError):
+        samplers.plan("ddim", sigmas)
+
+
+def test_bad_calls() -> None:
+    alphas = Levels.from_config(SD).alphas_cumprod
+    with pytest.raises(UsageError, match="1001 steps"):
+        samplers.schedule(alphas, "ddim", 1001)
+    with pytest.raises(UsageError, match="51 steps"):
+        samplers.schedule(alphas, "lcm", 51)
+    with pytest.raises(UsageError, match="spacing"):
+        samplers.schedule(alphas, "ddim", 10, "random")
+    with pytest.raises(RecipeError, match="unknown sampler"):
+        samplers.schedule(alphas, "heun", 10)
+    with pytest.raises(UsageError, match="fresh noise"):
+        samplers.sample("lcm", lambda x, s: x, torch.zeros(1), (2.0, 1.0, 0.0))
+
+
+@pytest.mark.parametrize("betas", BETAS)
+def test_betas_are_those_of_diffusers(betas: str) -> None:
+    mine = Levels.from_config(BETAS[betas]).alphas_cumprod
+    known = DDIMScheduler(**BETAS[betas]).alphas_cumprod.double().numpy()
+    assert abs(mine - known).max() < 1e-5
+
+
+def test_zero_terminal_snr_is_fine_in_float32() -> None:
+    config = {**SD, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    levels = Levels.from_config(config)
+    sigmas = samplers.schedule(levels.alphas_cumprod, "ddim", 10)
+    assert 4000 < sigmas[0] < 4100
+    scheduler = EulerDiscreteScheduler(**config, timestep_spacing="trailing")
+    assert levels.alphas_cumprod == pytest.approx(
+        scheduler.alphas_cumprod.double().numpy(), abs=1e-5
+    )
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(6))
+    narrow = ours("ddim", config, 10, noise, "trailing")
+    wide = ours("ddim", config, 10, noise.double(), "trailing")
+    torch.testing.assert_close(narrow.double(), wide, rtol=1e-4, atol=1e-4)
+
+
+def test_timesteps_of_other_sigmas_lie_between() -> None:
+    levels = Levels.from_config(SD)
+    assert levels.timestep(levels.sigmas[500]) == 500
+    between = math.sqrt(levels.sigmas[500] * levels.sigmas[501])
+    assert 500 < levels.timestep(between) < 501
+    assert levels.timestep(1e9) == 999
+    assert levels.timestep(1e-9) == 0
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_training_scale(prediction: str) -> None:
+    levels = Levels.from_config({**SD, "prediction_type": prediction})
+    x0, eps = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2)
+    t = torch.tensor([0, 400, 999])
+    x_t = levels.noised(x0, eps, t)
+    target = levels.target(x0, eps, t)
+    torch.testing.assert_close(levels.x0(x_t, t, target), x0, rtol=1e-3, atol=1e-3)
+    for row, step in enumerate(t.tolist()):
+        sigma = float(levels.sigmas[step])
+        x = x0[row] + sigma * eps[row]
+        torch.testing.assert_close(x / math.sqrt(sigma**2 + 1), x_t[row], rtol=1e-4, atol=1e-5)
+        found = levels.denoised(x, sigma, target[row])
+        torch.testing.assert_close(found, x0[row], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"beta_schedule": "wavy"},
+        {"prediction_type": "flow"},
+        {"num_train_timesteps": 10**9},
+        {"num_train_timesteps": "many"},
+        {"beta_start": "small"},
+        {"beta_start": -0.1},
+        {"trained_betas": [0.1, 2.0]},
+        {"trained_betas": "all"},
+    ],
+)
+def test_bad_scheduler_configs(config: dict[str, Any]) -> None:
+    with pytest.raises(BackboneConfigError):
+        Levels.from_config(config)
