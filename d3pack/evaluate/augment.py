@@ -60,7 +60,7 @@ class Flip:
 
 @dataclass(frozen=True, slots=True)
 class RandomResizedCrop:
-    """A random window resized to the full size, as torchvision draws it (ten tries, then centre)."""
+    """A random window resized to the full size, drawn as torchvision does."""
 
     scale: tuple[float, float]
     ratio: tuple[float, float] = (3 / 4, 4 / 3)

@@ -87,7 +87,7 @@ class Cosine:
 
 @dataclass(frozen=True, slots=True)
 class Testing:
-    """When the student is tested: every so many units (or total // parts), after a share of them."""
+    """When to test: every so many units (or total // parts), after a share of them."""
 
     every: int = 0
     parts: int = 1

@@ -174,9 +174,7 @@ def _step(
     """Gradients of the mean loss of a batch, in chunks (exact: nothing couples the images)."""
     temperature = preset.temperature
     for part, wanted in zip(x.split(chunk), targets.split(chunk), strict=True):
-        with torch.autocast(
-            x.device.type, torch.bfloat16, enabled=preset.precision == "bfloat16"
-        ):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=preset.precision == "bfloat16"):
             logits = model(part)
         logits = logits.float()
         if preset.labels == "teacher":
@@ -302,9 +300,7 @@ def train_student(
                 progress(done, lengths.updates)
             if checkpoint is not None and time.monotonic() - saved > 60 < lengths.updates - done:
                 saved = time.monotonic()
-                save_checkpoint(
-                    checkpoint, model, optimizer, done, curve, seconds + saved - began
-                )
+                save_checkpoint(checkpoint, model, optimizer, done, curve, seconds + saved - began)
     return History(
         preset=preset.name,
         student=name,
@@ -334,7 +330,7 @@ def seconds_needed(
     lengths = plan(preset, images, classes)
     size = preset.size or size
     probe = replace(preset, size=size, length=Updates(1), testing=replace(preset.testing, after=0))
-    if preset.labels == "teacher":  # the teacher's forward is a small part, and it may not exist yet
+    if preset.labels == "teacher":  # its own forward is the small part
         probe = replace(probe, labels="hard")
     count = max(lengths.batch, classes)
     sample = torch.randint(256, (count, 3, size, size), dtype=torch.uint8)

@@ -1,0 +1,203 @@
+"""What a student can be trained on: the pack, and what it must be compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d3pack.codecs import encode_prompts
+from d3pack.evaluate.payload import Form, Payload, Squeeze, candidates, largest
+from d3pack.evaluate.real import Labelled, RealImages
+from d3pack.pack import Pack
+
+Pilot = Callable[[Labelled, Labelled], float]  # train briefly on the first, accuracy on the second
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """What one student is trained on, and what it costs to send."""
+
+    images: Tensor
+    labels: Tensor  # int64 (N,) or probabilities (N, C)
+    nbytes: int | None  # what travels; None where nobody would send it
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One row of a comparison. `identity` decides whether a finished student may be reused."""
+
+    key: str
+    title: str
+    identity: Mapping[str, Any]
+    build: Callable[[int], TrainingSet]  # by seed: random arms draw anew for each student
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    needs_backbone: bool = False
+    hard: bool = False  # train on the classes alone even where the pack has soft labels
+
+
+def random_images(real: RealImages, per_class: int) -> Arm:
+    """Random real images, as many of each class as the pack has, without loss."""
+
+    def build(seed: int) -> TrainingSet:
+        drawn = real.draw(per_class, seed)
+        return TrainingSet(drawn.images, drawn.labels, None)
+
+    return Arm(
+        f"random-{per_class}",
+        f"random real images, {per_class} a class",
+        {"arm": "random", "per_class": per_class, "real": real.fingerprint()},
+        build,
+    )
+
+
+def whole_set(real: RealImages) -> Arm:
+    """All real images: the upper bound."""
+
+    def build(seed: int) -> TrainingSet:
+        everything = real.all()
+        return TrainingSet(everything.images, everything.labels, None)
+
+    return Arm("whole", "the whole real set", {"arm": "whole", "real": real.fingerprint()}, build)
+
+
+def _split(real: RealImages, limit: int, seed: int, skip: int) -> list[Tensor]:
+    drawn = real.draw(limit, seed, skip=skip)
+    return [drawn.images[drawn.labels == c] for c in range(len(real.counts))]
+
+
+def _limit(real: RealImages, budget: int) -> int:
+    """More images of a class than can fit: nothing gets below some 20 bytes a tile."""
+    return max(1, min(min(real.counts) - HELD, budget // (20 * len(real.counts)) + 1))
+
+
+HELD = 100  # images of each class on which the trade-off is chosen; never test images
+
+
+def choose_squeeze(
+    real: RealImages, budget: int, form: Form, pilot: Pilot, report: Callable[[str], None]
+) -> tuple[Squeeze | None, dict[str, float]]:
+    """The trade-off whose images teach a short-lived student best; None when nothing fits.
+
+    Judged on real training images that the payload does not contain.
+    """
+    held = min(HELD, max(1, min(real.counts) // 5))
+    judge = real.draw(held, 0)
+    classes = _split(real, _limit(real, budget), 0, held)
+    scores: dict[str, float] = {}
+    best: tuple[float, Squeeze | None] = (-1.0, None)
+    for squeeze in candidates(form, real.size):
+        payload = largest(classes, squeeze, budget)
+        if payload is None:
+            continue
+        accuracy = pilot(payload.content, judge)
+        scores[f"{squeeze}, {payload.per_class} a class"] = round(accuracy, 4)
+        report(f"{squeeze}: {payload.per_class} a class, pilot {100 * accuracy:.1f} %")
+        best = max(best, (accuracy, squeeze), key=lambda pair: pair[0])
+    return best[1], scores
+
+
+def equal_bytes(real: RealImages, budget: int, squeeze: Squeeze, pilot: dict[str, float]) -> Arm:
+    """Random real images that fit into the pack's own bytes."""
+
+    def payload(seed: int) -> Payload:
+        found = largest(_split(real, _limit(real, budget), seed, 0), squeeze, budget)
+        if found is None:  # this draw compresses worse than the pilot's: give it one of each anyway
+            found = largest(_split(real, 1, seed, 0), squeeze, 1 << 40)
+        assert found is not None
+        return found
+
+    def build(seed: int) -> TrainingSet:
+        found = payload(seed)
+        note = f"{found.per_class} a class, {squeeze}"
+        return TrainingSet(found.content.images, found.content.labels, found.nbytes, note)
+
+    return Arm(
+        f"{squeeze.form.lower()}-{budget}",
+        f"real images as {squeeze.form} in equal bytes",
+        {
+            "arm": "equal-bytes",
+            "budget": budget,
+            "squeeze": [squeeze.form, squeeze.quality, squeeze.side],
+            "real": real.fingerprint(),
+        },
+        build,
+        {"pilot": pilot, "squeeze": str(squeeze)},
+    )
+
+
+def collages(
+    patches: list[Tensor], real: RealImages, budget: int, squeeze: Squeeze, teacher: str
+) -> Arm:
+    """The patches a teacher finds most real (RDED), in the pack's own bytes."""
+
+    def build(seed: int) -> TrainingSet:
+        found = largest(patches, squeeze, budget) or largest(patches, squeeze, 1 << 40)
+        assert found is not None
+        note = f"{found.per_class} a class, {squeeze}"
+        return TrainingSet(found.content.images, found.content.labels, found.nbytes, note)
+
+    return Arm(
+        f"collages-{budget}",
+        "collages chosen by a teacher (RDED) in equal bytes",
+        {
+            "arm": "collages",
+            "budget": budget,
+            "squeeze": [squeeze.form, squeeze.quality, squeeze.side],
+            "teacher": teacher,
+            "real": real.fingerprint(),
+        },
+        build,
+        {"squeeze": str(squeeze)},
+    )
+
+
+def names_pack(pack: Pack, vectors: Callable[[str, int | None], Tensor], most: int) -> Pack:
+    """The same recipe, seed and number of images, prompted by the classes' own names.
+
+    `vectors(name, k)` are the token embeddings of a name, `most` is how many a prompt may have.
+    """
+    lengths = [len(vectors(name, None)) for name in pack.classes]
+    count = min(max(lengths), most)
+    prompts = torch.stack([vectors(name, count) for name in pack.classes])
+    coded = encode_prompts(prompts[:, None].float().cpu().numpy(), "f16")
+    return replace(
+        pack,
+        prompts=coded,
+        picks=None,
+        labels=None,
+        adapter=None,
+        probes=None,
+        provenance={"method": "class names", "from": pack.root},
+        optional={},
+        extensions={},
+    )
+
+
+def pack_arm(
+    key: str,
+    title: str,
+    pack: Pack,
+    decode: Callable[[Pack], tuple[Tensor, Tensor]],
+    nbytes: int,
+    *,
+    hard: bool = False,
+) -> Arm:
+    """A pack as D3MDataset gives it; every seed trains on the same images."""
+
+    def build(seed: int) -> TrainingSet:
+        images, labels = decode(pack)
+        return TrainingSet(images, labels, nbytes)
+
+    identity = {"arm": "pack", "root": pack.root, "hard": hard}
+    return Arm(key, title, identity, build, needs_backbone=True, hard=hard)
+
+
+def prompt_bytes(pack: Pack) -> int:
+    """Bytes of the prompts and of what was learned beside them."""
+    sections = pack.ledger().sections
+    return sum(sections.get(name, 0) for name in ("prompts", "picks", "adapter"))

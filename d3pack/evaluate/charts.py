@@ -1,0 +1,161 @@
+"""Charts as SVG text that follows the page: lines and letters take the colour of the text."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_INK = "#010203"  # replaced by currentColor: dark on paper, light in dark mode
+_FAINT = "#040506"
+# Okabe and Ito's colours, told apart by people who see colours differently; shapes differ as well.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Points of one kind: bytes, accuracy, spread. Accuracies as shares of 1."""
+
+    name: str
+    nbytes: Sequence[float]
+    mean: Sequence[float]
+    std: Sequence[float]
+    line: bool = True
+
+
+def _svg(figure: Any, title: str, salt: str) -> str:
+    """The figure as an `svg` element with a title for those who do not see it."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(_INK, "currentColor").replace(_FAINT, "currentColor")
+    # Identifiers are global to a page: two charts must not share them.
+    text = re.sub(r'(id="|#)([A-Za-z][\w.-]*)(?=["\)])', rf"\1{salt}-\2", text)
+    return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+
+
+def _axes(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    for spine in ("top", "right"):
+        axes.spines[spine].set_visible(False)
+    for spine in ("bottom", "left"):
+        axes.spines[spine].set_color(_INK)
+    axes.tick_params(colors=_INK, which="both", labelsize=9)
+    axes.xaxis.label.set_color(_INK)
+    axes.yaxis.label.set_color(_INK)
+    return figure, axes
+
+
+def accuracy_per_byte(
+    series: Sequence[Series],
+    *,
+    levels: Mapping[str, float] = {},
+    chance: float | None = None,
+    title: str,
+    salt: str = "curve",
+    front: Sequence[tuple[float, float]] = (),
+) -> str:
+    """Accuracy against bytes (log scale); `levels` are horizontal lines with a name."""
+    figure, axes = _axes(7.2, 4.2)
+    for number, one in enumerate(series):
+        colour, marker = COLOURS[number % 7], MARKERS[number % 7]
+        order = np.argsort(one.nbytes)
+        axes.errorbar(
+            np.asarray(one.nbytes)[order],
+            100 * np.asarray(one.mean)[order],
+            100 * np.asarray(one.std)[order],
+            color=colour,
+            marker=marker,
+            markersize=6,
+            linestyle="-" if one.line and len(order) > 1 else "none",
+            linewidth=1.6,
+            capsize=2.5,
+            label=one.name,
+        )
+    if front:
+        where, height = np.array(sorted(front)).T
+        axes.step(where, 100 * height, where="post", color=_FAINT, linestyle=":", label="front")
+    for name, value in levels.items():
+        axes.axhline(100 * value, color=_FAINT, linewidth=1, linestyle="--", alpha=0.7)
+        axes.annotate(
+            f"{name}, {100 * value:.1f} %",
+            (1, 100 * value),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            fontsize=8,
+            color=_FAINT,
+        )
+    if chance is not None:
+        axes.axhline(100 * chance, color=_FAINT, linewidth=0.8, linestyle=":")
+        axes.annotate(
+            "chance",
+            (0, 100 * chance),
+            xycoords=("axes fraction", "data"),
+            xytext=(3, 1),
+            textcoords="offset points",
+            fontsize=8,
+            color=_FAINT,
+        )
+    if any(value > 0 for one in series for value in one.nbytes):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: _size(value))
+    axes.set_xlabel("bytes sent")
+    axes.set_ylabel("accuracy on real test images, %")
+    axes.grid(axis="y", color=_FAINT, alpha=0.15)
+    legend = axes.legend(frameon=False, fontsize=8.5, labelcolor=_INK, loc="upper left")
+    legend.set_zorder(10)
+    return _svg(figure, title, salt)
+
+
+def confusion(
+    counts: npt.NDArray[np.int64], classes: Sequence[str], *, title: str, salt: str = "confusion"
+) -> str:
+    """Rows are the truth, columns the answers, as shares of each row."""
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = max(3.6, min(8.0, 0.42 * len(classes) + 1.6))
+    figure, axes = _axes(side, side)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    if len(classes) <= 20:
+        axes.set_xticks(
+            range(len(classes)), [name[:16] for name in classes], rotation=60, ha="right"
+        )
+        axes.set_yticks(range(len(classes)), [name[:16] for name in classes])
+        for row in range(len(classes)):
+            for column in range(len(classes)):
+                if share[row, column] >= 0.005:
+                    axes.text(
+                        column,
+                        row,
+                        f"{100 * share[row, column]:.0f}",
+                        ha="center",
+                        va="center",
+                        fontsize=7.5,
+                        color="#ffffff" if share[row, column] > 0.5 else "#1f2024",
+                    )
+    else:
+        axes.set_xticks([])
+        axes.set_yticks([])
+    axes.set_xlabel("answer")
+    axes.set_ylabel("truth")
+    return _svg(figure, title, salt)
+
+
+def _size(value: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:g} {unit}"
+        value /= 1000
+    return f"{value:g} GB"

@@ -1,0 +1,356 @@
+"""A whole evaluation: the pack, its baselines, the ledger beside each, in one result."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d3pack import __version__
+from d3pack.backbones import open_backbone
+from d3pack.errors import UsageError
+from d3pack.evaluate import baselines, scores
+from d3pack.evaluate import sweep as sweeps
+from d3pack.evaluate.baselines import Arm
+from d3pack.evaluate.bench import ArmResult, Bench, Progress, Report
+from d3pack.evaluate.ledger import LedgerView, view
+from d3pack.evaluate.payload import FORMS, Form, Squeeze, file_bytes
+from d3pack.evaluate.presets import Preset, Updates
+from d3pack.evaluate.real import Labelled, RealImages, common_size
+from d3pack.evaluate.teacher import Judge, open_judge
+from d3pack.evaluate.training import plan, statistics
+from d3pack.evaluate.workdir import Workdir, write_json
+from d3pack.pack import Pack
+from d3pack.sources import Source
+
+BASELINES = ("random", "jpeg", "webp", "names", "collages", "whole")
+DEFAULT_BASELINES = ("random", "jpeg", "webp", "names")
+PATIENCE = 3600.0  # seconds that start without being asked for
+_SHOWN = 8  # images of each class on a contact sheet
+_STATISTICS = 100  # real images of each class for mean and deviation
+
+
+class LongRunError(UsageError):
+    """The evaluation takes hours on this machine and nobody agreed to that."""
+
+    code = "E_LONG"
+
+
+@dataclass(frozen=True, slots=True)
+class EvalOptions:
+    """What is compared, and how."""
+
+    preset: Preset
+    seeds: int = 3
+    student: str | None = None
+    size: int | None = None
+    baselines: tuple[str, ...] = DEFAULT_BASELINES
+    device: str = "cpu"
+    backbone: str | Path | None = None
+    teacher: str | None = None  # "train" or a transformers classifier
+    agreed: bool = False  # to a run of hours
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.baselines) - set(BASELINES))
+        if unknown:
+            raise UsageError(
+                f"no baseline named {unknown[0]!r}", hint=f"some of {', '.join(BASELINES)}"
+            )
+        if self.seeds < 1:
+            raise UsageError("an evaluation needs at least one seed")
+        if "collages" in self.baselines and self.teacher is None:
+            raise UsageError(
+                "collages are chosen by a teacher",
+                hint="give --teacher train, or a transformers classifier",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Sheets:
+    """A few images of each kind, class by class, for the report."""
+
+    real: Tensor  # uint8 (C, n, 3, s, s)
+    pack: Tensor
+    names: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Everything that was found."""
+
+    pack: Pack
+    preset: Preset
+    results: tuple[ArmResult, ...]
+    ledger: LedgerView
+    decode_seconds: float
+    facts: Mapping[str, Any]
+    sheets: Sheets
+    sweep: tuple[Mapping[str, Any], ...] = field(default=())
+
+    def get(self, key: str) -> ArmResult | None:
+        """The result whose key begins so."""
+        return next((r for r in self.results if r.arm.key.split("-")[0] == key), None)
+
+    def scores(self) -> dict[str, float]:
+        """DD-Ranking's scores, those that the runs allow."""
+        found: dict[str, float] = {}
+        pack, hard = self.get("pack"), self.get("hard") or self.get("pack")
+        random, whole = self.get("random"), self.get("whole")
+        if pack is not None and random is not None:
+            found["IOR"] = scores.improvement_over_random(pack.last.mean, random.last.mean)
+        if hard is not None and whole is not None:
+            found["HLR"] = scores.hard_label_recovery(whole.last.mean, hard.last.mean)
+        if len(found) == 2:
+            found["LRS"] = scores.label_robust_score(found["HLR"], found["IOR"])
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        preset = json.loads(json.dumps(asdict(self.preset), default=str))
+        return {
+            "d3pack": __version__,
+            "pack": {
+                "root": self.pack.root,
+                "classes": list(self.pack.classes),
+                "images_per_class": self.pack.images_per_class,
+                "recipe": self.pack.manifest["recipe"],
+            },
+            "preset": preset,
+            "facts": dict(self.facts),
+            "ledger": self.ledger.to_json(),
+            "decode_seconds": self.decode_seconds,
+            "scores": self.scores(),
+            "arms": [result.to_json() for result in self.results],
+            "sweep": [dict(point) for point in self.sweep],
+        }
+
+
+def choose_size(preset: Preset, wanted: int | None, test: Source) -> int:
+    """The side at which students train and test."""
+    if wanted is not None and preset.size not in (None, wanted):
+        raise UsageError(
+            f"preset {preset.name} is published at {preset.size} px, not {wanted}",
+            hint="drop --size, or use quick or eccv24",
+        )
+    if wanted is not None and not 8 <= wanted <= 1024:
+        raise UsageError(f"--size {wanted} is no image size", hint="between 8 and 1024")
+    return preset.size or wanted or common_size(test)
+
+
+def make_bench(
+    pack: Pack,
+    train: RealImages,
+    test: RealImages,
+    workdir: Workdir,
+    options: EvalOptions,
+    *,
+    judge: Judge | None = None,
+    report: Report = lambda text: None,
+    progress: Progress | None = None,
+) -> Bench:
+    """The bench for one pack: its number of steps holds for every baseline."""
+    preset = options.preset
+    updates = None
+    if not isinstance(preset.length, Updates):
+        updates = plan(preset, len(pack), len(pack.classes)).updates
+    several = train.draw(min(_STATISTICS, max(train.counts)), 0)
+    relabel = judge.logits if judge is not None and preset.labels == "teacher" else None
+    return Bench(
+        preset,
+        pack.classes,
+        test.all(),
+        f"{test.fingerprint()}@{test.size}",
+        workdir,
+        mean_std=statistics(several.images),
+        student=options.student,
+        updates=updates,
+        device=options.device,
+        backbone=options.backbone,
+        teacher=relabel,
+        report=report,
+        progress=progress,
+    )
+
+
+def pack_arms(pack: Pack, bench: Bench) -> list[Arm]:
+    """The pack, and with soft labels also the pack on hard labels alone."""
+    total = pack.ledger().total
+    arms = [baselines.pack_arm("pack", "this pack", pack, bench.training_set, total)]
+    if pack.labels is not None:
+        bare = total - pack.ledger().sections["labels"]
+        title = "this pack, hard labels alone"
+        arms.append(baselines.pack_arm("hard", title, pack, bench.training_set, bare, hard=True))
+    return arms
+
+
+def names_of(pack: Pack, options: EvalOptions) -> Pack:
+    """The pack's twin that is prompted by class names."""
+    opened = open_backbone(pack.recipe.backbone, path=options.backbone, device=options.device)
+    return baselines.names_pack(pack, opened.name_vectors, opened.prompt_shape[0])
+
+
+def baseline_arms(
+    pack: Pack,
+    train: RealImages,
+    bench: Bench,
+    options: EvalOptions,
+    workdir: Workdir,
+    judge: Judge | None = None,
+) -> list[Arm]:
+    """The baselines that were asked for, their trade-offs chosen."""
+    wanted = options.baselines
+    arms: list[Arm] = []
+    if "random" in wanted:
+        arms.append(baselines.random_images(train, pack.images_per_class))
+    budget = pack.ledger().total
+    chosen: dict[str, Squeeze] = {}
+    for form in FORMS:
+        if form.lower() in wanted or (form == "WEBP" and "collages" in wanted):
+            squeeze, pilot = squeeze_for(train, budget, bench, form, workdir)
+            if squeeze is None:
+                bench.report(f"{form}: not one image of each class fits into {budget} bytes")
+                continue
+            chosen[form] = squeeze
+            if form.lower() in wanted:
+                arms.append(baselines.equal_bytes(train, budget, squeeze, pilot))
+    if "collages" in wanted and "WEBP" in chosen and judge is not None:
+        most = min(max(1, budget // (20 * len(pack.classes))), max(train.counts))
+        patches = judge.patches(most)
+        arms.append(baselines.collages(patches, train, budget, chosen["WEBP"], judge.identity))
+    if "names" in wanted:
+        twin = names_of(pack, options)
+        free = twin.ledger().total - baselines.prompt_bytes(twin)
+
+        title = "class names as prompts, same backbone"
+        arms.append(baselines.pack_arm("names", title, twin, bench.training_set, free))
+    if "whole" in wanted:
+        arms.append(baselines.whole_set(train))
+    return arms
+
+
+def squeeze_for(
+    train: RealImages, budget: int, bench: Bench, form: Form, workdir: Workdir
+) -> tuple[Squeeze | None, dict[str, float]]:
+    """The trade-off of a budget, remembered between runs."""
+    identity = {**bench.identity, "real": train.fingerprint()}
+    place = workdir.place(f"pilot-{form.lower()}-{budget}", identity, 0)
+    try:
+        data = json.loads(place.read_text(encoding="utf-8"))
+        found = data["squeeze"]
+        return (Squeeze(*found) if found else None), data["pilot"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    squeeze, pilot = baselines.choose_squeeze(train, budget, form, bench.pilot, bench.report)
+    plain = [squeeze.form, squeeze.quality, squeeze.side] if squeeze else None
+    write_json(place, {"squeeze": plain, "pilot": pilot})
+    return squeeze, pilot
+
+
+def check_patience(bench: Bench, arms: list[Arm], seeds: int, images: int, agreed: bool) -> float:
+    """Seconds that the missing students take; refuses hours that nobody agreed to."""
+    missing = sum(not bench.finished(arm, seed) for arm in arms for seed in range(seeds))
+    if missing == 0:
+        return 0.0
+    each = bench.seconds_each(images)
+    total = each * missing
+    bench.report(f"{missing} students to train, about {readable(each)} each: {readable(total)}")
+    if total > PATIENCE and not agreed:
+        raise LongRunError(
+            f"{missing} students of preset {bench.preset.name} take about {readable(total)}"
+            " on this machine",
+            hint="add --yes to start (it can be stopped and resumed), or use --preset quick",
+        )
+    return total
+
+
+def readable(seconds: float) -> str:
+    """A duration as a person says it."""
+    for size, unit in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{math.ceil(seconds)} seconds"
+
+
+def evaluate(
+    pack: Pack,
+    train: RealImages,
+    test: RealImages,
+    options: EvalOptions,
+    workdir: Workdir,
+    *,
+    sweep: Mapping[str, Sequence[str]] = {},
+    report: Report = lambda text: None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Train everything that is missing, and put it side by side."""
+    judge = None
+    if options.teacher is not None:
+        judge = open_judge(options.teacher, train, workdir, options.device, report)
+    bench = make_bench(
+        pack, train, test, workdir, options, judge=judge, report=report, progress=progress
+    )
+    first = pack_arms(pack, bench)
+    # The costs are known before the pilots are: each baseline counts as one more arm.
+    count = len(options.baselines) + sum(map(len, sweep.values()))
+    planned = first + [baselines.random_images(train, pack.images_per_class)] * count
+    check_patience(bench, planned, options.seeds, len(pack), options.agreed)
+    arms = first + baseline_arms(pack, train, bench, options, workdir, judge)
+    results = tuple(bench.run(arm, options.seeds) for arm in arms)
+    points = []
+    if sweep:
+        learn = sweeps.learner(pack, train.source, workdir, options.backbone)
+        points = sweeps.run(sweeps.variants(pack, sweep, learn), bench, options.seeds)
+    shown = min(_SHOWN, pack.images_per_class)
+    sheets = make_sheets(pack, train, bench, options, shown)
+    jpeg = file_bytes(train.draw(1, 0).images, Squeeze("JPEG", 75, train.size))
+    return Evaluation(
+        pack,
+        options.preset,
+        results,
+        view(pack, jpeg),
+        decode_seconds(pack, bench, workdir),
+        {
+            "student": bench.student,
+            "size": test.size,
+            "seeds": options.seeds,
+            "updates": results[0].histories[0].updates,
+            "batch": results[0].histories[0].batch,
+            "test_images": len(bench.test.images),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "device": options.device,
+        },
+        sheets,
+        tuple(points),
+    )
+
+
+def decode_seconds(pack: Pack, bench: Bench, workdir: Workdir) -> float:
+    """Seconds to decode the whole pack here: measured once, then remembered."""
+    place = workdir.path / f"decode-{pack.root[:12]}.json"
+    try:
+        return float(json.loads(place.read_text(encoding="utf-8"))["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        seconds = bench.decode(pack).seconds
+        write_json(place, {"seconds": seconds, "images": len(pack)})
+        return seconds
+
+
+def make_sheets(
+    pack: Pack, train: RealImages, bench: Bench, options: EvalOptions, shown: int
+) -> Sheets:
+    """The first images of each class: real ones, the pack's, and those of bare class names."""
+
+    def few(which: Pack) -> Tensor:
+        images = bench.decode(which.first(shown)).images
+        return images.view(len(which.classes), shown, *images.shape[1:])
+
+    drawn: Labelled = train.draw(min(shown, min(train.counts)), 0)
+    real = torch.stack([drawn.images[drawn.labels == c] for c in range(len(pack.classes))])
+    names = few(names_of(pack, options)) if "names" in options.baselines else None
+    return Sheets(real, few(pack), names)
