@@ -46,9 +46,7 @@ def register(app: typer.Typer) -> None:
 
 
 def env(
-    output: Annotated[
-        _out.Format, typer.Option("--format", help="human, json or quiet.")
-    ] = "human",
+    form: Annotated[_out.Format, typer.Option("--format", help="human, json or quiet.")] = "human",
 ) -> None:
     """Print versions and settings for a bug report. No path and no token is shown.
 

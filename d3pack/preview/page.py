@@ -58,7 +58,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: int = 
         + "</tr>"
         for row in rows
     )
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    inner = f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class="scroll"><table>{inner}</table></div>'
 
 
 def render_page(pack: Pack, shown: Sample, *, name: str, verdict: str = "") -> str:
