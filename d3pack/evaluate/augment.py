@@ -138,7 +138,7 @@ class ShufflePatches:
             side = x.shape[axis]
             tile = (torch.arange(side) // (side // self.factor)).clamp(max=self.factor - 1)
             rank = torch.rand(len(x), self.factor, generator=rng).argsort(1)
-            order = rank[:, tile].argsort(1, stable=True).to(x.device)
+            order = rank[:, tile].argsort(dim=1, stable=True).to(x.device)
             shape = [len(x), 1, 1, 1]
             shape[axis] = side
             x = x.gather(axis, order.view(shape).expand_as(x))
