@@ -25,6 +25,7 @@ VERBS = (
     "d3pack.cli.preview",
     "d3pack.cli.encode",
     "d3pack.cli.eval",
+    "d3pack.cli.hub",
     "d3pack.cli.env",
 )
 
@@ -46,6 +47,7 @@ for _module in VERBS:
 
 def main() -> None:
     """Run the command; every expected failure is one line and an exit code."""
+    _out.listen()
     try:
         app()
     except D3MError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from typing import Any, Literal
 
@@ -28,3 +29,20 @@ def fail(error: Exception) -> None:
 def printable(text: str) -> str:
     """Text from a file, made safe for a terminal: controls and escapes become visible."""
     return "".join(ch if ch.isprintable() else ch.encode("unicode_escape").decode() for ch in text)
+
+
+class _Voice(logging.Handler):
+    """What the library reports (which commit was pulled, how few bytes were read)."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(printable(record.getMessage()))
+
+
+_VOICE = _Voice()
+
+
+def listen() -> None:
+    """Say on stderr what d3pack logs."""
+    logger = logging.getLogger("d3pack")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(_VOICE)

@@ -13,6 +13,7 @@ from d3pack.errors import (
     HubError,
     HubOfflineError,
     NotFoundError,
+    UsageError,
 )
 from d3pack.hub.address import Address, endpoint
 
@@ -76,6 +77,11 @@ def translate(error: Exception, address: Address) -> D3MError:
     if isinstance(error, hf.FileMetadataError):
         return HubError(
             f"{endpoint()} does not answer like the Hub", hint="check HF_ENDPOINT and the proxy"
+        )
+    if isinstance(error, ValueError) and "Invalid metadata" in str(error):
+        return UsageError(
+            f"the Hub refuses the card's metadata: {' '.join(str(error).split())[:200]}",
+            hint="choose another --license: an id such as cc-by-4.0",
         )
     return HubError(
         f"the Hub's answer about {address.repo} could not be used ({_named(error)})",

@@ -24,17 +24,19 @@ class Pulled:
 
     address: Address  # with the file, the commit and the root filled in: it can never change
     path: Path  # in the Hub's cache
+    data: bytes  # as read once: what was verified is what is used
     pack: Pack
 
 
 def pull(address: Address) -> Pulled:
     """Fetch a pack into the cache and verify it; a root that is not the pinned one is refused."""
     path, found = fetch(address)
-    pack = read(path.read_bytes())
+    data = path.read_bytes()
+    pack = read(data)
     check_root(pack.root, found)
     exact = found.at(str(found.revision), root=pack.root)
     _log.info("%s", exact)
-    return Pulled(exact, path, pack)
+    return Pulled(exact, path, data, pack)
 
 
 def check_root(root: str, address: Address) -> None:

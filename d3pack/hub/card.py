@@ -1,0 +1,254 @@
+"""The dataset card: YAML that the Hub reads, and a page that people read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from d3pack import __version__
+from d3pack.hub.address import Address
+from d3pack.pack import Pack
+
+MARK = "<!-- written by d3pack push: a later push may replace this card -->"
+
+_SIZES = (
+    (10**3, "n<1K"),
+    (10**4, "1K<n<10K"),
+    (10**5, "10K<n<100K"),
+    (10**6, "100K<n<1M"),
+    (10**7, "1M<n<10M"),
+    (10**8, "10M<n<100M"),
+    (10**9, "100M<n<1B"),
+)
+_LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that a card says; nothing in it comes from the machine it was written on."""
+
+    pack: Pack
+    address: Address  # where the pack will be: repository and file
+    licence: str | None = None  # of the pack
+    source: str | None = None  # what the real images were, and their licence
+    record: Mapping[str, Any] | None = None  # what `d3pack eval` wrote
+    preview: str | None = None  # path of the preview parquet in the repository
+    shown: int = 0  # images in it
+    signed: bool = False
+
+    @property
+    def name(self) -> str:
+        """The pack's file name without its ending."""
+        return str(self.address.file).rpartition("/")[2].removesuffix(".d3m")
+
+
+def render(facts: Facts) -> str:
+    """README.md."""
+    from huggingface_hub import DatasetCardData
+
+    meta = DatasetCardData(**metadata(facts)).to_yaml(line_break="\n")
+    body = "\n\n".join(
+        section
+        for section in (
+            f"# {escape(facts.name)}",
+            _summary(facts),
+            _identity(facts),
+            _usage(facts),
+            _backbone(facts.pack),
+            _ledger(facts.pack),
+            _accuracy(facts),
+            _provenance(facts),
+            _limits(facts),
+            MARK,
+        )
+        if section
+    )
+    return f"---\n{meta}\n---\n\n{body}\n"
+
+
+def metadata(facts: Facts) -> dict[str, Any]:
+    """The YAML head."""
+    value: dict[str, Any] = {
+        **_licence(facts.licence),
+        "pretty_name": facts.name,
+        "tags": ["d3pack", "dataset-distillation", "image-classification", "synthetic"],
+        "task_categories": ["image-classification"],
+        "size_categories": [next((n for top, n in _SIZES if len(facts.pack) < top), "1B<n<10B")],
+    }
+    if facts.preview:
+        value["configs"] = [
+            {
+                "config_name": "preview",
+                "data_files": [{"split": "preview", "path": facts.preview}],
+            }
+        ]
+    return value
+
+
+def _licence(licence: str | None) -> dict[str, str]:
+    if licence is None:
+        return {"license": "unknown"}
+    if _LICENCE_ID.fullmatch(licence):
+        return {"license": licence}
+    return {"license": "other", "license_name": licence}
+
+
+def _summary(facts: Facts) -> str:
+    pack = facts.pack
+    height, width = pack.recipe.size
+    shown = f" The preview shows {facts.shown} of them." if facts.preview else ""
+    return (
+        f"**{len(pack):,} images of {len(pack.classes):,} classes, {width} x {height} pixels, in"
+        f" {pack.ledger().total:,} bytes.** This is a `.d3m` pack: not the images, but the recipe"
+        " by which a public diffusion model makes them - a learned prompt for every class, seeds,"
+        f" and an exact reference to the model. Whoever opens it gets the same images.{shown}"
+    )
+
+
+def _identity(facts: Facts) -> str:
+    pack, recipe = facts.pack, facts.pack.recipe
+    rows = [
+        ("root (identity)", f"`{pack.root}`"),
+        ("file", f"`{escape(str(facts.address.file))}`"),
+        ("classes", f"{len(pack.classes):,}"),
+        ("images per class", f"{pack.images_per_class:,}"),
+        ("sampler", f"{recipe.sampler}, {len(recipe.sigmas) - 1} steps, guidance"
+                    f" {recipe.guidance:g}, {recipe.dtype}"),
+        ("prompts", f"codec {pack.prompts.codec}"),
+        ("soft labels", f"codec {pack.labels.codec}" if pack.labels else "none"),
+        ("signature", "OpenSSF model-signing, beside the pack" if facts.signed else "none"),
+    ]  # fmt: skip
+    names = ", ".join(escape(name) for name in pack.classes[:20])
+    more = f", and {len(pack.classes) - 20:,} more" if len(pack.classes) > 20 else ""
+    return f"## Identity\n\n{table(('what', 'value'), rows)}\n\nClasses: {names}{more}."
+
+
+def _usage(facts: Facts) -> str:
+    pinned = Address(facts.address.repo, facts.address.file, None, facts.pack.root)
+    return (
+        "## Use\n\n```python\nfrom d3pack import D3MDataset  # pip install d3pack\n"
+        f'data = D3MDataset("{pinned}")\nimage, label = data[0]\n```\n\n'
+        "The `#sha256=` part pins the identity: another pack under this name is refused."
+        f" `d3pack verify --decode {pinned}` checks that this machine makes the same images."
+    )
+
+
+def _backbone(pack: Pack) -> str:
+    ref = pack.recipe.backbone
+    if ref.repo == "mini":
+        home = "`mini`, which comes with d3pack"
+    elif ref.repo:
+        home = f"[{escape(ref.repo)}](https://huggingface.co/{ref.repo}/tree/{ref.revision})"
+    else:
+        home = "a directory without a public home: ask the authors for it"
+    rows = [
+        ("model", home),
+        ("kind", escape(ref.kind)),
+        ("revision", f"`{ref.revision}`"),
+        (
+            "files",
+            f"{len(ref.files)}, {ref.nbytes:,} bytes in all, each with its sha256 in the pack",
+        ),
+        ("licence", escape(ref.licence)),
+    ]
+    return (
+        f"## Backbone\n\n{table(('what', 'value'), rows)}\n\n"
+        "It is not part of this repository; its licence also governs what may be done with the"
+        " images that it makes."
+    )
+
+
+def _ledger(pack: Pack) -> str:
+    ledger = pack.ledger()
+    rows = [(escape(name), f"{nbytes:,}") for name, nbytes in ledger.sections.items()]
+    rows += [
+        ("**the pack**", f"**{ledger.total:,}**"),
+        ("per class", f"{ledger.per_class:,.1f}"),
+        ("per image", f"{ledger.per_image:,.1f}"),
+        ("backbone, shared by all packs", f"{ledger.backbone:,}"),
+    ]
+    if ledger.teacher is not None:
+        rows.append(("teacher, needed only to encode", f"{ledger.teacher:,}"))
+    rows.append(("everything", f"{ledger.everything:,}"))
+    return f"## Where the bytes are\n\n{table(('section', 'bytes'), rows)}"
+
+
+def _accuracy(facts: Facts) -> str:
+    record = facts.record
+    if record is None:
+        return (
+            "## Accuracy\n\nNot measured by the publisher. `d3pack eval` trains students on the"
+            " pack and tests them on real images."
+        )
+    said = record["facts"]
+    return (
+        f"## Accuracy\n\nStudents ({escape(str(said['student']))}) trained from scratch under the"
+        f" preset `{escape(record['preset']['name'])}`: {said['updates']:,} updates,"
+        f" {said['seeds']} seeds, tested on {said['test_images']:,} real images.\n\n"
+        + table(("trained on", "bytes", "accuracy, %"), accuracy_rows(record))
+    )
+
+
+def accuracy_rows(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What students reached, from a record of `d3pack eval`."""
+    rows = []
+    for arm in record["arms"]:
+        nbytes = "-" if arm["bytes"] is None else f"{arm['bytes']:,.0f}"
+        last = arm["last"]
+        spread = f" ± {100 * last['std']:.1f}" if len(arm["runs"]) > 1 else ""
+        rows.append((escape(arm["title"]), nbytes, f"{100 * last['mean']:.1f}{spread}"))
+    return rows
+
+
+def _provenance(facts: Facts) -> str:
+    rows = [(f"`{key}`", escape(value)) for key, value in flat(facts.pack.provenance)]
+    text = table(("what", "value"), rows) if rows else "The pack records none."
+    source = escape(facts.source) if facts.source else (
+        "The publisher has not named them or their licence."
+    )  # fmt: skip
+    return f"## Provenance\n\nReal images: {source}\n\n{text}"
+
+
+def _limits(facts: Facts) -> str:
+    return (
+        "## Limits\n\n"
+        "- Every image is synthetic: made by a diffusion model from a learned prompt. They resemble"
+        " the source data but do not reproduce it, and carry the biases of that model.\n"
+        "- They are for training and studying classifiers, not for measuring accuracy on the real"
+        " task: test on real images.\n"
+        "- Exact on machines where `d3pack verify --decode` says so; elsewhere within the"
+        " tolerance that it reports.\n"
+        "- The source data's licence and the backbone's licence apply beside this repository's"
+        f" ({escape(facts.licence or 'unknown')}).\n\n"
+        f"Written by d3pack {__version__}."
+    )
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; cells are Markdown already."""
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(lines)
+
+
+def flat(value: Any, at: str = "") -> list[tuple[str, str]]:
+    """Nested values as dotted names and texts."""
+    if isinstance(value, Mapping):
+        return [
+            pair
+            for name, item in value.items()
+            for pair in flat(item, f"{at}.{name}" if at else str(name))
+        ]
+    if isinstance(value, (list, tuple)):
+        if any(isinstance(item, (Mapping, list, tuple)) for item in value):
+            return [pair for i, item in enumerate(value) for pair in flat(item, f"{at}.{i}")]
+        return [(at, ", ".join(map(str, value)))]
+    return [(at, f"{value:g}" if isinstance(value, float) else str(value))]
+
+
+def escape(text: str) -> str:
+    """Text that came from a file, as Markdown that shows it and does nothing else."""
+    line = "".join(ch if ch.isprintable() else " " for ch in text)
+    return re.sub(r"([\\`*_{}\[\]<>|#$~&!])", r"\\\1", line)
