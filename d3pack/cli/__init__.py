@@ -26,6 +26,7 @@ VERBS = (
     "d3pack.cli.encode",
     "d3pack.cli.eval",
     "d3pack.cli.hub",
+    "d3pack.cli.demo",
     "d3pack.cli.env",
 )
 
