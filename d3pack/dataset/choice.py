@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch.utils.data import get_worker_info
 
+from d3pack.backbones import cache_home
 from d3pack.dataset import shelf
 from d3pack.dataset.progress import readable_size
 from d3pack.dataset.store import MemoryStore, RecentStore, Store, TieredStore
@@ -32,7 +33,7 @@ class Wish:
     """What the user said about caching."""
 
     cache: Cache
-    folder: str | Path | None
+    folder: Path | None  # None: d3pack's own
     limit: int
 
 
@@ -88,7 +89,7 @@ def _words(device: torch.device, identity: shelf.Identity) -> str:
 def _disk(wish: Wish, identity: shelf.Identity, *, asked: bool) -> tuple[Store, str] | None:
     from d3pack.dataset.disk import DiskStore
 
-    home = shelf.cache_home(wish.folder)
+    home = cache_home() if wish.folder is None else wish.folder
     try:
         home.mkdir(parents=True, exist_ok=True)
         if not asked and identity.size > _DISK_SHARE * shutil.disk_usage(home).free:

@@ -31,11 +31,12 @@ from d3pack.dataset.transforms import (
 )
 from d3pack.errors import UsageError
 from d3pack.format import read
-from d3pack.hub import is_address, resolve
 from d3pack.pack import Pack
 
 if TYPE_CHECKING:
     import datasets
+
+    from d3pack.backbones import Backbone
 
 
 class Teacher(Protocol):
@@ -55,9 +56,9 @@ class IndexOutOfRangeError(UsageError, IndexError):
 class D3MDataset(Dataset[Any]):
     """The images of a pack with their labels, decoded once and kept in a store.
 
-    `transform` is applied to each image, `batch_transform` to whole NCHW batches before that. Both are
-    given what `output` says: a uint8 tensor, a float tensor in [0, 1], or (`transform` only) a PIL
-    image. Labels are ints; vectors of probabilities with `soft_labels=True` (from the pack) or
+    `transform` is applied to each image, `batch_transform` to whole NCHW batches before that. Both
+    are given what `output` says: a uint8 tensor, a float tensor in [0, 1], or (`transform` only) a
+    PIL image. Labels are ints; vectors of probabilities with `soft_labels=True` (from the pack) or
     `teacher=`.
     With `fresh=True` every epoch has new images: `set_epoch`, or a loader of ours, says which.
     """
@@ -76,7 +77,7 @@ class D3MDataset(Dataset[Any]):
         teacher: Teacher | None = None,
         quiet: bool = False,
         mode: str = "exact",
-        backbone: str | Path | None = None,
+        backbone: str | Path | Backbone | None = None,
         cache_dir: str | PathLike[str] | None = None,
         cache_size: int = CACHE_SIZE,
     ) -> None:
@@ -358,12 +359,18 @@ class D3MDataset(Dataset[Any]):
 
 
 def _local(pack: str | PathLike[str]) -> Path:
+    from d3pack.hub import is_address
+
     text = str(pack)
-    return Path(resolve(text)) if is_address(text) else Path(text)
+    if not is_address(text):
+        return Path(text)
+    from d3pack.hub import resolve
+
+    return Path(resolve(text))
 
 
 def _folder(cache_dir: str | PathLike[str] | None) -> Path | None:
-    return None if cache_dir is None else Path(cache_dir)
+    return None if cache_dir is None else Path(cache_dir).expanduser()
 
 
 def _usable(device: str | torch.device | None) -> torch.device:

@@ -23,8 +23,9 @@ _RESIDENT = 64 << 20  # bytes read before the mapped pages are given back; the p
 class DiskStore:
     """Images of one pack in one folder of the cache.
 
-    Writers go through `pwrite`, so that a full disk is an error and not a SIGBUS, one at a time under a
-    lock; the first writer of an image wins. Readers trust a record after its checksum, once a process.
+    Writers go through `pwrite`, so that a full disk is an error and not a SIGBUS, one at a time
+    under a lock; the first writer of an image wins. Readers check an image when they first touch
+    it, once a process.
     """
 
     def __init__(self, path: Path, held: int, identity: shelf.Identity) -> None:
@@ -62,7 +63,15 @@ class DiskStore:
     def _check(self, number: int) -> bool:
         good = shelf.record_of(number, self._rows[number]) == int(self._index[number])
         self._sound[number] = good
+        self._touched(1)
         return good
+
+    def _touched(self, images: int) -> None:
+        """Keep the pages that count as this process's bounded, however many images there are."""
+        self._read_bytes += images * self.identity.row
+        if self._read_bytes > _RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._read_bytes = 0
 
     def _drop(self, bad: list[int]) -> None:
         warnings.warn(
@@ -107,10 +116,7 @@ class DiskStore:
 
     def read(self, numbers: Ints) -> Tensor:
         rows = self._rows.take(numbers, axis=0)
-        self._read_bytes += rows.nbytes
-        if self._read_bytes > _RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
-            self._read_bytes = 0
+        self._touched(len(numbers))
         return torch.from_numpy(rows).view(len(numbers), *self.identity.shape)
 
     def wanted(self, count: int, but: Ints) -> Ints:

@@ -8,8 +8,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ from d3pack.decode import Decoder
 from d3pack.errors import UsageError
 from d3pack.pack import Pack
 
+if TYPE_CHECKING:
+    from d3pack.backbones import Backbone
+
 
 class Images:
     """Every image of a pack, each decoded once as long as the store holds it."""
@@ -35,7 +39,7 @@ class Images:
         *,
         device: torch.device,
         mode: str,
-        backbone: str | Path | None,
+        backbone: str | Path | Backbone | None,
         wish: Wish,
         fresh: bool,
         quiet: bool,
@@ -123,13 +127,13 @@ class Images:
         """Decode images and leave them in the store; slots left in the last group are used."""
         with self._here(epoch) as store:
             if self._decoder is None:
-                self._decoder = Decoder(
-                    self.pack, device=self.device, mode=self._mode, backbone=self._backbone
-                )
+                self._decoder = self._open_decoder()
             spare = -len(numbers) % self.group
             all_numbers = np.concatenate([numbers, store.wanted(spare, numbers)])
             started = time.perf_counter()
-            images = self._decoder.images(all_numbers, epoch=epoch if self._fresh else 0)
+            # Autocast belongs to the training loop around; it would change the bits.
+            with torch.autocast(self.device.type, enabled=False):
+                images = self._decoder.images(all_numbers, epoch=epoch if self._fresh else 0)
             if self.device.type == "cuda":
                 # Whoever reads the images next may do so on another stream.
                 torch.cuda.current_stream(self.device).synchronize()
@@ -138,6 +142,18 @@ class Images:
             if get_worker_info() is None:
                 self._progress.add(len(all_numbers), seconds, store.ready())
             return images[: len(numbers)]
+
+    def _open_decoder(self) -> Decoder:
+        """The decoder on the pack's backbone, on a copy of it in a directory, or on an open one."""
+        given = self._backbone
+        place = given if isinstance(given, str | PathLike) else None
+        return Decoder(
+            self.pack,
+            device=self.device,
+            mode=self._mode,
+            path=place,
+            backbone=None if isinstance(given, str | PathLike) else given,
+        )
 
     def get(self, numbers: Ints, epoch: int) -> Tensor:
         """Images in the order asked for, on the device; repeated numbers are decoded once."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from d3pack.dataset.order import BatchOrder
+from d3pack.dataset.order import BatchOrder, Ints
 from d3pack.dataset.prefetch import Background, decoded
 from d3pack.errors import UsageError
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class D3MLoader(IterableDataset[Any]):
     """Batches `(images, labels)` of a dataset, every image exactly once an epoch over all ranks.
 
-    Each `iter()` is an epoch. `state_dict()` counts the batches handed out, so saved beside the model
-    it resumes right after them; see `BatchOrder` for what a state may be loaded on.
+    Each `iter()` is an epoch. `state_dict()` counts the batches handed out, so saved beside the
+    model it resumes right after them; see `BatchOrder` for what a state may be loaded on.
     """
 
     def __init__(self, dataset: D3MDataset, order: BatchOrder) -> None:
@@ -48,32 +48,33 @@ class D3MLoader(IterableDataset[Any]):
                 "batch_sampler=ds.batch_order(...))",
             )
         epoch, consumed = self.order.begin()
-        steps = self.order.walk(epoch, consumed)
-        images = self._images(epoch, consumed)
+        steps = self._steps(epoch, consumed)
         try:
-            for (indices, after), batch in zip(steps, images, strict=True):
-                result = self.dataset.finish(indices, batch)
+            for indices, images, after in steps:
+                result = self.dataset.finish(indices, images)
                 self.order.consumed = after
                 yield result
         finally:
-            images.close()
+            steps.close()
         self.order.finish()
 
-    def _images(self, epoch: int, consumed: int) -> Generator[Tensor, None, None]:
-        """The images of every step: read from the store; from the first miss on, decoded ahead."""
+    def _steps(self, epoch: int, consumed: int) -> Generator[tuple[Ints, Tensor, int], None, None]:
+        """Each step: indices, images, end; from the store, from the first miss on decoded ahead."""
         source = self.dataset.images
         for indices, after in self.order.walk(epoch, consumed):
             numbers = self.dataset.numbers(indices)
             if source.missing(numbers, epoch).size:
                 break
-            yield source.read(numbers, epoch)
+            yield indices, source.read(numbers, epoch), after
             consumed = after
         else:
             return
         rest = (self.dataset.numbers(ids) for ids, _ in self.order.walk(epoch, consumed))
         background = Background(decoded(source, rest, epoch), source.device)
         try:
-            yield from background
+            steps = self.order.walk(epoch, consumed)
+            for (indices, after), images in zip(steps, background, strict=True):
+                yield indices, images, after
         finally:
             background.close()
 

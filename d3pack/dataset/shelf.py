@@ -37,16 +37,6 @@ _PRESENT = 1 << 32
 _FILES = ("meta.json", "pixels", "index", "lock")
 
 
-def cache_home(folder: str | Path | None = None) -> Path:
-    """The folder asked for, `$D3PACK_CACHE`, or d3pack's place in the user's cache folder."""
-    if folder is not None:
-        return Path(folder).expanduser()
-    if own := os.environ.get("D3PACK_CACHE"):
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "d3pack"
-
-
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Everything that decides about the bytes of the images; two equal identities share a store."""
@@ -260,10 +250,11 @@ def _sweep(home: Path) -> None:
 
 def _make_room(home: Path, identity: Identity, limit: int) -> bool:
     """Evict the longest unused stores until this one, grown to its full size, fits the limit."""
-    if identity.size > limit:
-        return False
     _sweep(home)
     others = [entry for entry in entries(home) if entry.path.name != identity.key]
+    held = sum(entry.identity.size for entry in others if in_use(entry.path))
+    if identity.size + held > limit:
+        return False  # evicting the rest would not help
     # A store counts with its full size: it may still be growing.
     total = identity.size + sum(entry.identity.size for entry in others)
     for entry in others:

@@ -1,0 +1,46 @@
+"""Small packs on a tiny backbone, for the tests of the dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from d3pack import samplers
+from d3pack.backbones import open_backbone
+from d3pack.codecs import encode_labels, encode_prompts
+from d3pack.pack import Pack
+from d3pack.recipe import Recipe
+
+NAMES = ("goldfish", "penguin", "tabby cat", "school bus", "castle", "lemon", "frog")
+
+
+def tiny_pack(
+    backbone: Path,
+    *,
+    classes: int = 3,
+    images: int = 7,
+    steps: int = 1,
+    group: int = 4,
+    seed: int = 11,
+    labels: bool = False,
+) -> Pack:
+    """Random prompts, DDIM, on the tiny backbone in a directory."""
+    opened = open_backbone(str(backbone))
+    random = np.random.default_rng(seed)
+    prompts = random.normal(size=(classes, 1, 1, opened.prompt_shape[1])).astype(np.float32)
+    probabilities = random.dirichlet(np.ones(classes), size=(classes, images))
+    return Pack(
+        classes=NAMES[:classes],
+        images_per_class=images,
+        recipe=Recipe(
+            backbone=opened.ref,
+            size=opened.image_size,
+            sampler="ddim",
+            sigmas=samplers.schedule(opened.levels.alphas_cumprod, "ddim", steps),
+            group=group,
+        ),
+        prompts=encode_prompts(prompts),
+        seed=seed,
+        labels=encode_labels(probabilities, "dense") if labels else None,
+    )

@@ -1,0 +1,249 @@
+"""D3MLoader: decoded ahead in order, exactly once, with a state; and torchdata's loader on top."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from d3pack.dataset import D3MDataset
+from d3pack.dataset.prefetch import Background
+from d3pack.errors import UsageError
+from d3pack.pack import Pack
+
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning"),  # in torchdata
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),  # on a single core
+]
+
+
+def use(pack: Pack, backbone: Path, **options: Any) -> D3MDataset:
+    return D3MDataset(pack, backbone=backbone, **{"quiet": True, **options})
+
+
+def labels_of(batches: Any) -> list[int]:
+    return [label for _, labels in batches for label in labels.tolist()]
+
+
+def indices_of(batches: Any, expected: Tensor) -> list[int]:
+    """Which image each row is, by its pixels."""
+    found = []
+    for images, labels in batches:
+        for image, label in zip(images, labels.tolist(), strict=True):
+            index = int((expected == image).flatten(1).all(1).nonzero())
+            assert label == index // 7
+            found.append(index)
+    return found
+
+
+@pytest.mark.parametrize("cache", ["cpu", "disk", None])
+@pytest.mark.parametrize("batch", [1, 4, 5, 21, 100])
+def test_every_epoch_has_every_image_once(
+    pack: Pack, backbone: Path, expected: Tensor, cache: Any, batch: int
+) -> None:
+    loader = use(pack, backbone, cache=cache).loader(batch, seed=3)
+    orders = [indices_of(loader, expected) for _ in range(3)]
+    assert [sorted(order) for order in orders] == [list(range(21))] * 3
+    assert len({tuple(order) for order in orders}) == 3
+    assert len(loader) == -(-21 // batch)
+
+
+@pytest.mark.parametrize("cache", ["cpu", None])
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_the_first_epoch_decodes_in_whole_groups(
+    pack: Pack, backbone: Path, expected: Tensor, cache: Any, batch: int
+) -> None:
+    dataset = use(pack, backbone, cache=cache)
+    groups: list[list[int]] = []
+    decoder = dataset.images._decoder = dataset.images._open_decoder()
+    original = decoder._made
+
+    def spy(pairs: Any, epoch: int) -> Tensor:
+        groups.append([c * 7 + i for c, i in dict.fromkeys(pairs)])
+        return original(pairs, epoch)
+
+    decoder._made = spy  # type: ignore[method-assign]
+    loader = dataset.loader(batch)
+    order = indices_of(loader, expected)
+    assert len(groups) == 6, "21 images in groups of 4, whatever the batch size"
+    for start, group in zip(range(0, 21, 4), groups, strict=True):
+        assert set(order[start : start + 4]) <= set(group), "in the order of the loader"
+
+
+def test_decoding_runs_ahead_of_the_training_loop(pack: Pack, backbone: Path) -> None:
+    dataset = use(pack, backbone, cache="cpu")
+    batches = iter(dataset.loader(4))
+    next(batches)
+    until = time.monotonic() + 20
+    while dataset.images._store is None or dataset.images._store.ready() < 12:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    batches.close()  # type: ignore[attr-defined]
+    assert not [t for t in threading.enumerate() if t.name == "d3pack-prefetch"]
+
+
+def test_leaving_an_epoch_stops_the_thread(pack: Pack, backbone: Path) -> None:
+    loader = use(pack, backbone, cache=None).loader(2)
+    for _ in loader:
+        break
+    assert not [t for t in threading.enumerate() if t.name == "d3pack-prefetch"]
+
+
+def test_an_error_of_the_decoder_reaches_the_loop(pack: Pack, tmp_path: Path) -> None:
+    from d3pack.errors import BackboneError
+
+    loader = D3MDataset(pack, backbone=tmp_path, quiet=True).loader(4)
+    with pytest.raises(BackboneError):
+        next(iter(loader))
+
+
+def test_background_stops_in_the_middle_of_a_full_queue() -> None:
+    def endless() -> Iterator[Tensor]:
+        while True:
+            yield torch.zeros(1)
+
+    background = Background(endless(), torch.device("cpu"))
+    assert next(iter(background)).shape == (1,)
+    background.close()
+    assert not [t for t in threading.enumerate() if t.name == "d3pack-prefetch"]
+
+
+def test_resume_in_the_middle_of_an_epoch(pack: Pack, backbone: Path, expected: Tensor) -> None:
+    whole = indices_of(use(pack, backbone).loader(4, seed=8), expected)
+    first = use(pack, backbone).loader(4, seed=8)
+    head = []
+    for batch in first:
+        head.append(batch)
+        if len(head) == 2:
+            state = json.dumps(first.state_dict())
+            break
+    for batch_size in (4, 3, 9):
+        later = use(pack, backbone).loader(batch_size, seed=0)
+        later.load_state_dict(json.loads(state))
+        assert indices_of(head, expected) + indices_of(later, expected) == whole
+        assert later.epoch == 1
+        assert sorted(indices_of(later, expected)) == list(range(21))
+
+
+def test_fresh_epochs_resume_exactly(pack: Pack, backbone: Path) -> None:
+    def run(loader: Any, steps: int) -> list[Tensor]:
+        got: list[Tensor] = []
+        while len(got) < steps:
+            for images, _ in loader:
+                got.append(images)
+                if len(got) == steps:
+                    break
+        return got
+
+    loader = use(pack, backbone, fresh=True).loader(6, seed=1)
+    whole = run(loader, 11)
+    first = use(pack, backbone, fresh=True).loader(6, seed=1)
+    head = run(first, 7)
+    second = use(pack, backbone, fresh=True).loader(6, seed=1)
+    second.load_state_dict(first.state_dict())
+    for one, other in zip(whole, head + run(second, 4), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_state_of_another_pack_is_refused(pack: Pack, backbone: Path) -> None:
+    from dataset_packs import tiny_pack
+
+    dataset = use(pack, backbone)
+    state = dataset.loader(4).state_dict()
+    others = (
+        use(tiny_pack(backbone, seed=12), backbone),
+        dataset.first(3),
+        dataset.select_classes([2, 1, 0]),
+    )
+    for other in others:
+        with pytest.raises(UsageError, match="belongs to pack"):
+            other.loader(4).load_state_dict(state)
+        with pytest.raises(UsageError, match="belongs to pack"):
+            other.load_state_dict(dataset.state_dict())
+    use(pack, backbone).loader(4).load_state_dict(state)
+
+
+def test_ranks_share_an_epoch(pack: Pack, backbone: Path, expected: Tensor) -> None:
+    dataset = use(pack, backbone)
+    got = [list(dataset.loader(4, seed=2, rank=rank, world=3)) for rank in range(3)]
+    assert len({len(batches) for batches in got}) == 1
+    assert sorted(indices_of(sum(got, []), expected)) == list(range(21))
+    with pytest.raises(UsageError, match="go together"):
+        dataset.loader(4, rank=1)
+
+
+def test_drop_last_and_order_without_shuffle(
+    pack: Pack, backbone: Path, expected: Tensor
+) -> None:
+    loader = use(pack, backbone).loader(8, shuffle=False, drop_last=True)
+    assert indices_of(loader, expected) == list(range(16))
+    assert len(loader) == 2
+
+
+def test_a_loader_in_workers_is_refused(pack: Pack, backbone: Path) -> None:
+    loader = use(pack, backbone).loader(4)
+    with pytest.raises(UsageError, match="once a worker"):
+        next(iter(DataLoader(loader, batch_size=None, num_workers=1)))
+    assert len(list(DataLoader(loader, batch_size=None))) == 6
+
+
+# Under torchdata's StatefulDataLoader, which keeps the state of dataset and batch sampler
+
+
+def stateful(pack: Pack, backbone: Path, how: str) -> Any:
+    dataset = use(pack, backbone)
+    if how == "loader":
+        return StatefulDataLoader(dataset.loader(4, seed=5), batch_size=None)
+    workers = 2 if how == "workers" else 0
+    context = "fork" if workers else None
+    return StatefulDataLoader(
+        dataset,
+        batch_sampler=dataset.batch_order(4, seed=5),
+        num_workers=workers,
+        multiprocessing_context=context,
+    )
+
+
+@pytest.mark.parametrize("how", ["loader", "sampler", "workers"])
+def test_stateful_data_loader_resumes(
+    pack: Pack, backbone: Path, expected: Tensor, how: str
+) -> None:
+    use(pack, backbone).__getitems__(list(range(21)))
+    whole = indices_of(stateful(pack, backbone, how), expected)
+    assert sorted(whole) == list(range(21))
+    first = stateful(pack, backbone, how)
+    head = []
+    for batch in first:
+        head.append(batch)
+        if len(head) == 3:
+            break
+    state = json.loads(json.dumps(first.state_dict()))
+    second = stateful(pack, backbone, how)
+    second.load_state_dict(state)
+    assert indices_of(head, expected) + indices_of(second, expected) == whole
+    assert sorted(indices_of(second, expected)) == list(range(21))
+
+
+def test_stateful_data_loader_with_its_own_sampler(
+    pack: Pack, backbone: Path, expected: Tensor
+) -> None:
+    """A user who shuffles by torchdata: the dataset's own state only guards the pack."""
+    dataset = use(pack, backbone)
+    first = StatefulDataLoader(dataset, batch_size=4, shuffle=True)
+    batches = iter(first)
+    head = [next(batches), next(batches)]
+    state = json.loads(json.dumps(first.state_dict(), default=lambda t: {"tensor": t.tolist()}))
+    assert state["dataset_state"]["pack"] == pack.root
+    second = StatefulDataLoader(use(pack, backbone), batch_size=4, shuffle=True)
+    second.load_state_dict(first.state_dict())
+    assert sorted(indices_of(head + list(second), expected)) == list(range(21))

@@ -1,0 +1,465 @@
+"""The stores: shared, checked, capped, safe against kills, two writers and a full disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from d3pack.dataset import D3MDataset, choice, disk, shelf
+from d3pack.dataset.disk import DiskStore
+from d3pack.dataset.store import MemoryStore, RecentStore, TieredStore
+from d3pack.errors import UsageError
+from d3pack.pack import Pack
+
+SHAPE = (3, 4, 5)
+
+
+def identity(images: int = 10, root: str = "a", **more: Any) -> shelf.Identity:
+    known = {"mode": "exact", "device": "cpu", "software": "torch"}
+    return shelf.Identity(root=root, images=images, shape=SHAPE, **{**known, **more})
+
+
+def opened(home: Path, what: shelf.Identity, limit: int = 1 << 30) -> DiskStore:
+    claimed = shelf.claim(home, what, limit)
+    assert claimed is not None
+    return DiskStore(*claimed, what)
+
+
+def pictures(numbers: list[int] | np.ndarray) -> Tensor:
+    """Images that tell their number."""
+    made = [torch.full(SHAPE, int(n) + 1, dtype=torch.uint8) for n in numbers]
+    return torch.stack(made)
+
+
+def ids(*numbers: int) -> np.ndarray:
+    return np.array(numbers, dtype=np.int64)
+
+
+# One behaviour, four stores
+
+
+STORES: dict[str, Callable[[Path], Any]] = {
+    "memory": lambda home: MemoryStore(10, SHAPE, torch.device("cpu")),
+    "recent": lambda home: RecentStore(10, 10),
+    "disk": lambda home: opened(home, identity()),
+    "tiered": lambda home: TieredStore(
+        MemoryStore(10, SHAPE, torch.device("cpu")), opened(home, identity())
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_what_was_written_is_read_back(kind: str, tmp_path: Path) -> None:
+    store = STORES[kind](tmp_path)
+    assert store.missing(ids(7, 2, 2)).tolist() == [7, 2, 2]
+    assert store.ready() == 0
+    store.write(ids(7, 2), pictures([7, 2]))
+    assert store.missing(ids(2, 3, 7)).tolist() == [3]
+    assert torch.equal(store.read(ids(2, 7, 2)), pictures([2, 7, 2]))
+    assert store.ready() == 2
+    assert store.wanted(3, ids(3, 8)).tolist() == ([9] if kind == "recent" else [9, 0, 1])
+    assert store.wanted(0, ids(3)).tolist() == []
+    store.read(ids(2))[:] = 0
+    assert torch.equal(store.read(ids(2)), pictures([2])), "a reader cannot change the store"
+    store.close()
+
+
+def test_recent_forgets_the_oldest() -> None:
+    store = RecentStore(10, 3)
+    store.write(ids(0, 1, 2), pictures([0, 1, 2]))
+    store.write(ids(3), pictures([3]))
+    assert store.missing(ids(0, 1, 2, 3)).tolist() == [0]
+
+
+def test_a_fast_store_fills_from_the_one_behind(tmp_path: Path) -> None:
+    with_images = opened(tmp_path, identity())
+    with_images.write(ids(4, 5), pictures([4, 5]))
+    front = MemoryStore(10, SHAPE, torch.device("cpu"))
+    store = TieredStore(front, with_images)
+    assert store.missing(ids(4, 6)).tolist() == [6]
+    assert front.missing(ids(4, 5)).tolist() == [5]
+    assert torch.equal(store.read(ids(4)), pictures([4]))
+
+
+# On disk
+
+
+def test_runs_share_a_store_and_other_identities_do_not(tmp_path: Path) -> None:
+    opened(tmp_path, identity()).write(ids(1), pictures([1]))
+    assert torch.equal(opened(tmp_path, identity()).read(ids(1)), pictures([1]))
+    keys = {identity().key}
+    for other in ({"root": "b"}, {"mode": "fast"}, {"device": "cuda X"}, {"software": "torch 3"}):
+        what = identity(**other)
+        keys.add(what.key)
+        assert opened(tmp_path, what).missing(ids(1)).tolist() == [1]
+    assert len(keys) == 5
+    assert len(shelf.entries(tmp_path)) == 5
+
+
+@pytest.mark.parametrize("offset", [0, 59])
+def test_a_flipped_byte_is_found_once_and_redone(tmp_path: Path, offset: int) -> None:
+    store = opened(tmp_path, identity())
+    store.write(np.arange(10), pictures(np.arange(10)))
+    flip(store.path / "pixels", 3 * 60 + offset)
+    again = opened(tmp_path, identity())
+    with pytest.warns(RuntimeWarning, match=r"1 image\(s\) in .* fail their checksum"):
+        assert again.missing(np.arange(10)).tolist() == [3]
+    again.write(ids(3), pictures([3]))
+    last = opened(tmp_path, identity())
+    assert last.missing(np.arange(10)).size == 0
+    assert torch.equal(last.read(np.arange(10)), pictures(np.arange(10)))
+
+
+@pytest.mark.parametrize("byte", range(8))
+def test_a_flipped_record_is_never_believed(tmp_path: Path, byte: int) -> None:
+    store = opened(tmp_path, identity())
+    store.write(ids(3), pictures([3]))
+    flip(store.path / "index", 3 * 8 + byte)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        assert opened(tmp_path, identity()).missing(ids(3)).tolist() == [3]
+
+
+def test_every_bit_of_an_image_is_covered(tmp_path: Path) -> None:
+    row = bytes(range(60))
+    good = shelf.record_of(5, row)
+    for bit in range(480):
+        bad = bytearray(row)
+        bad[bit // 8] ^= 1 << bit % 8
+        assert shelf.record_of(5, bytes(bad)) != good
+    assert shelf.record_of(6, row) != good, "an image in another's place is no image"
+
+
+def flip(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 0x10
+    with open(path, "r+b") as file:
+        file.write(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("meta.json", b"{"),
+        ("meta.json", b"[]"),
+        ("meta.json", None),
+        ("pixels", b"short"),
+        ("pixels", None),
+        ("index", b""),
+        ("index", None),
+        ("lock", None),
+    ],
+)
+def test_a_damaged_folder_is_made_anew(tmp_path: Path, name: str, content: bytes | None) -> None:
+    store = opened(tmp_path, identity())
+    store.write(ids(1), pictures([1]))
+    path = store.path
+    store.close()
+    (path / name).unlink()
+    if content is not None:
+        (path / name).write_bytes(content)
+    again = opened(tmp_path, identity())
+    again.write(ids(2), pictures([2]))
+    assert again.missing(ids(1, 2)).tolist() == [1]
+
+
+def test_eviction_takes_the_longest_unused_and_spares_what_is_used(tmp_path: Path) -> None:
+    size = identity().size
+    stores = {root: opened(tmp_path, identity(root=root)) for root in "abc"}
+    for age, root in enumerate("cab"):  # c was used longest ago, then a
+        os.utime(stores[root].path / "meta.json", (1000 + age, 1000 + age))
+    stores["a"].close()
+    stores["b"].close()
+    stores["d"] = opened(tmp_path, identity(root="d"), limit=3 * size)
+    left = {entry.identity.root for entry in shelf.entries(tmp_path)}
+    assert left == {"b", "c", "d"}, "c is in use, so a goes"
+    assert shelf.claim(tmp_path, identity(root="e"), 2 * size) is None, "b alone is not enough"
+    assert shelf.claim(tmp_path, identity(root="e"), size - 1) is None
+    assert len(shelf.entries(tmp_path)) == 3, "nothing is evicted in vain"
+
+
+def test_reading_goes_on_after_somebody_removed_the_folder(tmp_path: Path) -> None:
+    store = opened(tmp_path, identity())
+    store.write(ids(1), pictures([1]))
+    assert not shelf.remove(store.path), "it is in use"
+    import shutil
+
+    shutil.rmtree(store.path)
+    store.write(ids(2), pictures([2]))
+    assert torch.equal(store.read(ids(1, 2)), pictures([1, 2]))
+
+
+def test_leftovers_of_killed_processes_are_cleared(tmp_path: Path) -> None:
+    opened(tmp_path, identity()).close()
+    old, new = tmp_path / "images" / ".new-x-1-1", tmp_path / "images" / ".gone-y-2-2"
+    for path in (old, new):
+        path.mkdir()
+        (path / "pixels").touch()
+    os.utime(old, (1000, 1000))
+    opened(tmp_path, identity(root="b"))
+    assert not old.exists()
+    assert new.exists(), "somebody may be at work in it"
+
+
+def _write_all(home: str, start: int, done: Any) -> None:
+    store = opened(Path(home), identity(images=400))
+    order = np.roll(np.arange(400), start)
+    for part in np.array_split(order, 50):
+        store.write(part, pictures(part % 200))
+    done.put(store.missing(np.arange(400)).tolist())
+
+
+def test_two_writers_leave_one_sound_store(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    done: Any = context.Queue()
+    writers = [
+        context.Process(target=_write_all, args=(str(tmp_path), start, done)) for start in (0, 37)
+    ]
+    for writer in writers:
+        writer.start()
+    assert [done.get(timeout=20) for _ in writers] == [[], []]
+    for writer in writers:
+        writer.join()
+    store = opened(tmp_path, identity(images=400))
+    assert store.missing(np.arange(400)).size == 0
+    assert torch.equal(store.read(np.arange(400)), pictures(np.arange(400) % 200))
+
+
+def _write_for_ever(home: str) -> None:
+    store = opened(Path(home), identity(images=5000))
+    for number in range(5000):
+        store.write(ids(number), pictures([number % 200]))
+    time.sleep(60)
+
+
+def test_kill_9_leaves_a_smaller_store_never_a_wrong_one(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    for delay in (0.0, 0.01, 0.03, 0.1):
+        writer = context.Process(target=_write_for_ever, args=(str(tmp_path),))
+        writer.start()
+        time.sleep(delay)
+        assert writer.pid is not None
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+        store = opened(tmp_path, identity(images=5000))
+        missing = store.missing(np.arange(5000))
+        have = np.setdiff1d(np.arange(5000), missing)
+        assert torch.equal(store.read(have), pictures(have % 200))
+        store.write(missing[:1], pictures(missing[:1] % 200)), "the lock died with its holder"
+        store.close()
+
+
+def test_reading_keeps_memory_flat(tmp_path: Path) -> None:
+    """200 MB more of images, not 20 MB more of resident memory."""
+    script = """
+import sys, numpy as np, torch
+from pathlib import Path
+from d3pack.dataset import shelf
+from d3pack.dataset.disk import DiskStore
+def resident():
+    for line in open("/proc/self/status"):
+        if line.startswith("VmRSS"): return int(line.split()[1]) / 1024
+def run(images):
+    what = shelf.Identity("r", "exact", "cpu", "t", images, (3, 256, 256))
+    store = DiskStore(*shelf.claim(Path(sys.argv[1]), what, 1 << 40), what)
+    for part in np.array_split(np.arange(images), images // 50):
+        store.write(part, torch.zeros((len(part), 3, 256, 256), dtype=torch.uint8))
+    store = DiskStore(*shelf.claim(Path(sys.argv[1]), what, 1 << 40), what)
+    peak = 0
+    for part in np.array_split(np.random.permutation(images), images // 50):
+        assert not store.missing(part).size
+        store.read(part)
+        peak = max(peak, resident())
+    return peak
+run(600)  # what allocators take once does not count
+small, large = run(600), run(1600)
+assert large - small < 20, (small, large)
+"""
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=120)
+
+
+# Under a dataset
+
+
+def use(pack: Pack, backbone: Path, **options: Any) -> D3MDataset:
+    return D3MDataset(pack, backbone=backbone, **{"quiet": True, **options})
+
+
+def test_a_second_run_decodes_nothing(
+    pack: Pack, backbone: Path, expected: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = use(pack, backbone)
+    assert torch.equal(torch.stack([image for image, _ in first]), expected)
+    second = use(pack, backbone)
+    monkeypatch.setattr("d3pack.dataset.images.Decoder", None)
+    assert torch.equal(torch.stack([image for image, _ in second]), expected)
+    part = use(pack, backbone).select_classes(["penguin"])
+    assert torch.equal(part[1][0], expected[8]), "a part lives in the same store"
+
+
+def test_no_slot_of_a_group_is_wasted(pack: Pack, backbone: Path) -> None:
+    """21 images in groups of 4 are 6 forwards, whatever is asked for first."""
+    for ask in ([0], [20], [3, 9], list(range(21))):
+        dataset = use(pack, backbone, cache="cpu")
+        made = counted(dataset)
+        dataset.__getitems__(ask)
+        for index in range(21):
+            dataset[index]
+        assert len(made) == 6, ask
+
+
+def counted(dataset: D3MDataset) -> list[int]:
+    """Sizes of the requests of the dataset's own decoder, group by group."""
+    made: list[int] = []
+    images = dataset.images
+    decoder = images._decoder = images._open_decoder()
+    original = decoder._made
+
+    def spy(pairs: Any, epoch: int) -> Tensor:
+        made.append(len(set(pairs)))
+        return original(pairs, epoch)
+
+    decoder._made = spy  # type: ignore[method-assign]
+    return made
+
+
+def test_a_flipped_byte_in_use_is_redone(
+    pack: Pack, backbone: Path, expected: Tensor
+) -> None:
+    first = use(pack, backbone)
+    list(first)
+    first.close()
+    (entry,) = shelf.entries(Path(os.environ["D3PACK_HOME"]))
+    flip(entry.path / "pixels", 13 * entry.identity.row + 77)
+    second = use(pack, backbone)
+    with pytest.warns(RuntimeWarning, match="checksum"):
+        assert torch.equal(torch.stack([image for image, _ in second]), expected)
+    assert shelf.verify(entry) == []
+
+
+@pytest.mark.parametrize("after", [0, 1, 9, 30])
+def test_a_full_disk_is_one_warning_and_the_training_goes_on(
+    pack: Pack, backbone: Path, expected: Tensor, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    writes = 0
+    real = os.pwrite
+
+    def full(handle: int, data: Any, offset: int) -> int:
+        nonlocal writes
+        writes += 1
+        if writes > after:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(handle, data, offset)
+
+    monkeypatch.setattr(disk.os, "pwrite", full)
+    dataset = use(pack, backbone)
+    with pytest.warns(RuntimeWarning, match="No space left on device") as caught:
+        for _ in range(2):
+            order = torch.randperm(21).tolist()
+            for indices in (order[:9], order[9:]):
+                rows = dataset.__getitems__(indices)
+                assert torch.equal(torch.stack([image for image, _ in rows]), expected[indices])
+            images = torch.cat([images for images, _ in dataset.loader(5, shuffle=False)])
+            assert torch.equal(images, expected)
+    assert len(caught) == 1
+
+
+def test_a_folder_that_cannot_be_written(
+    pack: Pack, backbone: Path, expected: Tensor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "file"
+    place.touch()
+    with pytest.warns(RuntimeWarning, match="no store on disk"):
+        assert torch.equal(use(pack, backbone, cache="disk", cache_dir=place)[0][0], expected[0])
+    dataset = use(pack, backbone, cache_dir=place, quiet=False)
+    assert torch.equal(dataset[0][0], expected[0])
+    assert "cache=auto: host memory" in capfd.readouterr().err
+
+
+def test_a_store_that_does_not_fit(
+    pack: Pack, backbone: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UsageError, match=r"need 258\.2 kB on disk, but .* 1\.0 kB"):
+        use(pack, backbone, cache="disk", cache_size=1000)[0]
+    monkeypatch.setattr(choice, "host_memory", lambda: 1000.0)
+    use(pack, backbone, cache_size=1000, quiet=False)[0]
+    assert "no store: 258.2 kB fit nowhere" in capfd.readouterr().err
+
+
+def test_auto_says_once_what_it_chose(
+    pack: Pack, backbone: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    dataset = use(pack, backbone, quiet=False)
+    list(dataset)
+    list(dataset.loader(4))
+    said = capfd.readouterr().err.splitlines()
+    assert len([line for line in said if "cache=auto: disk" in line]) == 1
+    use(pack, backbone, cache="cpu", quiet=False)[0]
+    assert capfd.readouterr().err == ""
+
+
+def test_host_memory_is_known() -> None:
+    assert 1e8 < choice.host_memory() < 1e15
+
+
+def test_a_terabyte_store_is_not_put_into_memory() -> None:
+    with pytest.raises(UsageError, match="does not fit on cpu"):
+        choice._memory(identity(images=10**13), torch.device("cpu"))
+
+
+def test_close_lets_others_evict(pack: Pack, backbone: Path, expected: Tensor) -> None:
+    dataset = use(pack, backbone)
+    dataset[0]
+    (entry,) = shelf.entries(Path(os.environ["D3PACK_HOME"]))
+    assert shelf.in_use(entry.path)
+    dataset.close()
+    assert not shelf.in_use(entry.path)
+    assert torch.equal(dataset[0][0], expected[0]), "a closed dataset opens again"
+
+
+def test_progress_is_said_unless_quiet(
+    pack: Pack, backbone: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("d3pack.dataset.progress._QUIET_START", 0.0)
+    monkeypatch.setattr("d3pack.dataset.progress._EVERY_LOG", 0.0)
+    list(use(pack, backbone, quiet=False, cache="cpu").loader(5))
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 6
+    assert all("of 21 images" in line and "images/s" in line for line in lines)
+    assert "left" in lines[0]
+    assert "decoded 21 of 21" in lines[-1]
+    assert "left" not in lines[-1]
+    list(use(pack, backbone, quiet=True, cache="cpu").loader(5))
+    assert capfd.readouterr().err == ""
+
+
+def test_the_meta_file_says_what_is_in_the_store(tmp_path: Path) -> None:
+    store = opened(tmp_path, identity())
+    meta = json.loads((store.path / "meta.json").read_text())
+    assert meta["root"] == "a"
+    assert meta["shape"] == [3, 4, 5]
+    assert meta["images"] == 10
+
+
+def test_data_loader_over_a_store_that_another_filled(
+    pack: Pack, backbone: Path, expected: Tensor
+) -> None:
+    use(pack, backbone).__getitems__(list(range(10)))
+    images = torch.cat([images for images, _ in DataLoader(use(pack, backbone), 6)])
+    assert torch.equal(images, expected)
