@@ -186,7 +186,7 @@ class Bench:
     def pilot(self, content: Labelled, judge: Labelled) -> float:
         """Accuracy of a student with a quarter of the updates, tested once on other images."""
         lengths = plan(self.preset, len(content.images), len(self.classes), self.updates)
-        preset = replace(self.preset, labels="hard", mix=None, testing=type(self.preset.testing)())
+        preset = replace(self.preset, labels="hard", mix=None, exams=type(self.preset.exams)())
         return train_student(
             content.images,
             content.labels,

@@ -86,7 +86,7 @@ class Cosine:
 
 
 @dataclass(frozen=True, slots=True)
-class Testing:
+class Exams:
     """When to test: every so many units (or total // parts), after a share of them."""
 
     every: int = 0
@@ -113,7 +113,7 @@ class Preset:
     length: Updates | Epochs
     optimizer: SGD | AdamW
     schedule: Steps | Cosine
-    testing: Testing
+    exams: Exams
     pixel_ops: tuple[BatchOp, ...] = ()  # on values in 0..1
     batch_ops: tuple[BatchOp, ...] = ()  # on normalised values
     mix: CutMix | None = None
@@ -148,7 +148,7 @@ QUICK = Preset(
     length=Updates(400),
     optimizer=SGD(lr=0.02, momentum=0.9, weight_decay=5e-4, nesterov=True),
     schedule=Cosine(warmup=0.05),
-    testing=Testing(parts=4, after=0.4),
+    exams=Exams(parts=4, after=0.4),
     batch_ops=(DSA(),),
     labels="stored",
     precision="bfloat16",
@@ -165,7 +165,7 @@ DC = Preset(
     length=Epochs(((ANY, 301),)),
     optimizer=SGD(),
     schedule=Steps(milestones=((1, 2),), gamma=0.1, shift=2, fresh_momentum=True),
-    testing=Testing(),
+    exams=Exams(),
 )
 
 ECCV24 = Preset(
@@ -178,7 +178,7 @@ ECCV24 = Preset(
     length=Epochs(((ANY, 1001),)),
     optimizer=SGD(),
     schedule=Steps(milestones=((1, 2),), gamma=0.1, shift=2, fresh_momentum=True),
-    testing=Testing(),
+    exams=Exams(),
     batch_ops=(DSA(),),
 )
 
@@ -192,7 +192,7 @@ MINIMAX_HARD = Preset(
     length=Epochs(((1, 3000), (10, 2000), (50, 1500), (200, 1000), (500, 500), (ANY, 300))),
     optimizer=SGD(),
     schedule=Steps(milestones=((2, 3), (5, 6)), gamma=0.2),
-    testing=Testing(parts=100),
+    exams=Exams(parts=100),
     pixel_ops=(RandomResizedCrop(scale=(0.5, 1.0)), Flip(), ColorJitter(0.4), Lighting(0.1)),
     mix=CutMix(p=1.0, beta=1.0),
     normalise="imagenet",
@@ -211,7 +211,7 @@ def rded_soft(factor: int, student: str, size: int | None) -> Preset:
         length=Epochs(((ANY, 300),)),
         optimizer=AdamW(),
         schedule=Cosine(stretch=2.0),
-        testing=Testing(every=10, after=0.8),
+        exams=Exams(every=10, after=0.8),
         pixel_ops=(ShufflePatches(factor), RandomResizedCrop(scale=(1 / factor, 1.0)), Flip()),
         mix=CutMix(p=1.0, beta=1.0),
         labels="teacher",

@@ -21,6 +21,7 @@ from d3pack.evaluate.presets import AdamW, Preset, Steps, Updates, by_images
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CPU_CHUNK = 16  # so few images that a layer's activations stay in the processor's cache
 _TEST_CHUNK = 64
+_SAVE_EVERY = 60.0  # seconds: what a stopped run loses at most
 
 Teach = Callable[[Tensor], Tensor]  # uint8 images -> logits
 Progress = Callable[[int, int], None]  # updates done, updates in all
@@ -293,12 +294,13 @@ def train_student(
 
             done = update + 1
             ends_unit = done % lengths.per_unit == 0 or done == lengths.updates
-            if ends_unit and preset.testing.due(unit, lengths.units):
+            if ends_unit and preset.exams.due(unit, lengths.units):
                 confusion = _test(preset, model, test_images, test_labels, scaler, classes)
                 curve.append((done, float(confusion.trace() / confusion.sum())))
             if progress is not None:
                 progress(done, lengths.updates)
-            if checkpoint is not None and time.monotonic() - saved > 60 < lengths.updates - done:
+            late = time.monotonic() - saved > _SAVE_EVERY
+            if checkpoint is not None and late and done < lengths.updates:
                 saved = time.monotonic()
                 save_checkpoint(checkpoint, model, optimizer, done, curve, seconds + saved - began)
     return History(
@@ -329,7 +331,7 @@ def seconds_needed(
     """How long one student takes on this machine, from one timed step and one timed test."""
     lengths = plan(preset, images, classes)
     size = preset.size or size
-    probe = replace(preset, size=size, length=Updates(1), testing=replace(preset.testing, after=0))
+    probe = replace(preset, size=size, length=Updates(1), exams=replace(preset.exams, after=0))
     if preset.labels == "teacher":  # its own forward is the small part
         probe = replace(probe, labels="hard")
     count = max(lengths.batch, classes)
@@ -343,7 +345,7 @@ def seconds_needed(
             labels,
             sample[:1].expand(tested, -1, -1, -1),
             torch.zeros(tested, dtype=torch.long),
-            replace(probe, testing=replace(probe.testing, every=1 << 30)),
+            replace(probe, exams=replace(probe.exams, every=1 << 30)),
             0,
             student=student,
             classes=classes,
@@ -356,5 +358,5 @@ def seconds_needed(
     one = timed(1, 1)
     step = max(timed(3, 1) - one, 1e-4) / 2
     test = max(timed(1, _TEST_CHUNK + 1) - one, 1e-4) / _TEST_CHUNK
-    due = sum(preset.testing.due(unit, lengths.units) for unit in range(lengths.units))
+    due = sum(preset.exams.due(unit, lengths.units) for unit in range(lengths.units))
     return step * lengths.updates + test * tests * due

@@ -1,0 +1,220 @@
+"""The training loop: exact chunks, exact resume, the same student for the same seed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from d3pack.errors import UsageError
+from d3pack.evaluate import presets, training
+from d3pack.evaluate.augment import CutMix, Flip
+from d3pack.evaluate.presets import Epochs, Preset, Exams, Updates
+from d3pack.evaluate.training import (
+    History,
+    fit,
+    plan,
+    seconds_needed,
+    statistics,
+    train_student,
+)
+
+SMALL = replace(
+    presets.QUICK,
+    batch=((1 << 60, 8),),
+    length=Updates(6),
+    exams=Exams(parts=3),
+    precision="float32",
+)
+
+
+def coloured(per_class: int, seed: int, size: int = 8) -> tuple[Tensor, Tensor]:
+    """Three classes that a student can tell by colour."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.arange(3).repeat_interleave(per_class)
+    images = torch.randint(0, 120, (len(labels), 3, size, size), generator=rng)
+    images[torch.arange(len(labels)), labels] += 100
+    return images.to(torch.uint8), labels
+
+
+def train(preset: Preset, seed: int = 0, **options: object) -> History:
+    images, labels = coloured(5, 1)
+    tests, truth = coloured(20, 2)
+    return train_student(images, labels, tests, truth, preset, seed, **options)  # type: ignore[arg-type]
+
+
+def test_a_student_learns() -> None:
+    history = train(replace(SMALL, length=Updates(40), batch_ops=(Flip(),)))
+    assert history.last > 0.9
+    assert history.best >= history.last
+    assert sum(map(sum, history.confusion)) == 60
+    right = sum(row[c] for c, row in enumerate(history.confusion))
+    assert history.last == pytest.approx(right / 60)
+    assert [step for step, _ in history.curve] == [13, 26, 39, 40]
+
+
+def test_the_seed_decides() -> None:
+    one, same, other = train(SMALL), train(SMALL), train(SMALL, seed=1)
+    assert replace(one, seconds=0.0) == replace(same, seconds=0.0)
+    assert one.confusion != other.confusion
+
+
+@pytest.mark.parametrize("preset", [SMALL, replace(SMALL, length=Epochs(((1 << 60, 3),)))])
+def test_chunks_do_not_change_the_student(preset: Preset, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = []
+    build = training.students.build
+
+    def remember(*args: object, **kwargs: object) -> torch.nn.Module:
+        models.append(build(*args, **kwargs))  # type: ignore[arg-type]
+        return models[-1]
+
+    monkeypatch.setattr(training.students, "build", remember)
+    for chunk in (8, 3, 1):
+        monkeypatch.setattr(training, "_CPU_CHUNK", chunk)
+        train(preset)
+    whole, *chunked = [torch.cat([p.flatten() for p in m.parameters()]) for m in models]
+    for other in chunked:
+        torch.testing.assert_close(other, whole, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizer = presets.SGD(0.02) if name == "sgd" else presets.AdamW()
+    preset = replace(SMALL, length=Updates(12), optimizer=optimizer, mix=CutMix(0.5))
+    unbroken = train(preset)
+
+    place = tmp_path / "student.safetensors"
+    monkeypatch.setattr(training, "_SAVE_EVERY", -1.0)
+
+    class Stop(Exception):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        if done == 7:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(preset, checkpoint=place, progress=stop)
+    assert place.exists()
+    seen: list[int] = []
+    resumed = train(preset, checkpoint=place, progress=lambda done, total: seen.append(done))
+    assert seen == [7, 8, 9, 10, 11, 12]  # the interrupted step had not been kept
+    assert resumed.curve == unbroken.curve
+    assert resumed.confusion == unbroken.confusion
+
+
+def test_history_survives_json() -> None:
+    import json
+
+    history = train(SMALL)
+    assert History.from_json(json.loads(json.dumps(history.to_json()))) == history
+
+
+def test_soft_labels_are_followed_and_hard_ones_on_request() -> None:
+    images, labels = coloured(5, 1)
+    tests, truth = coloured(20, 2)
+    # Soft labels that call class 0 mostly class 1: a student that follows them says so.
+    soft = torch.eye(3)[labels]
+    soft[labels == 0] = torch.tensor([0.1, 0.9, 0.0])
+    preset = replace(SMALL, length=Updates(40), batch_ops=())
+    followed = train_student(images, soft, tests, truth, preset, 0)
+    assert followed.confusion[0][1] > followed.confusion[0][0]
+    hard = torch.eye(3)[labels] * 0.6 + 0.4 / 3
+    strict = train_student(images, hard, tests, truth, replace(preset, labels="hard"), 0)
+    assert strict.last > 0.9
+
+
+def test_a_teacher_labels_what_the_student_sees() -> None:
+    seen: list[Tensor] = []
+
+    def teach(images: Tensor) -> Tensor:
+        seen.append(images)
+        brightest = images.float().mean((2, 3)).argmax(1)
+        return torch.eye(3)[brightest] * 10
+
+    preset = replace(
+        presets.find("rded-soft-small"),
+        student="convnet3",
+        norm="instance",
+        length=Epochs(((1 << 60, 60),)),
+        temperature=1.0,
+    )
+    images, labels = coloured(5, 1)
+    tests, truth = coloured(20, 2)
+    wrong = (labels + 1) % 3  # the stored labels do not matter
+    history = train_student(images, wrong, tests, truth, preset, 0, teacher=teach)
+    assert history.last > 0.8
+    assert seen[0].dtype == torch.uint8
+    with pytest.raises(UsageError, match="--teacher"):
+        train_student(images, labels, tests, truth, preset, 0)
+
+
+def test_batch_norm_students_train_on_whole_batches() -> None:
+    preset = replace(SMALL, student="resnet18", norm="batch", length=Updates(2))
+    assert 0 <= train(preset).last <= 1
+
+
+def test_epochs_cover_every_image_once() -> None:
+    preset = replace(SMALL, length=Epochs(((1 << 60, 4),)))
+    lengths = plan(preset, 15, 3)
+    chosen = list(training._indices(lengths, 15, 3, 0))
+    assert [len(c) for c in chosen] == [8, 7] * 4
+    for epoch in range(4):
+        assert sorted(torch.cat(chosen[2 * epoch : 2 * epoch + 2]).tolist()) == list(range(15))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(chosen[3:], training._indices(lengths, 15, 3, 3), strict=True)
+    )
+
+
+def test_updates_run_on_from_epoch_to_epoch() -> None:
+    lengths = plan(SMALL, 15, 3)
+    chosen = list(training._indices(lengths, 15, 3, 0))
+    assert [len(c) for c in chosen] == [8] * 6
+    stream = torch.cat(chosen)
+    for epoch in range(3):
+        assert sorted(stream[15 * epoch : 15 * epoch + 15].tolist()) == list(range(15))
+    for start in range(6):
+        again = list(training._indices(lengths, 15, 3, start))
+        assert all(torch.equal(a, b) for a, b in zip(chosen[start:], again, strict=True))
+
+
+def test_fit_crops_the_middle_and_keeps_what_fits() -> None:
+    images = torch.randint(256, (2, 3, 20, 30), dtype=torch.uint8)
+    assert torch.equal(fit(images, 20), images[:, :, :, 5:25])
+    assert fit(images, 10).shape == (2, 3, 10, 10)
+    assert fit(images, 40).shape == (2, 3, 40, 40)
+    assert fit(images, 14, resize=8 / 7).shape == (2, 3, 14, 14)
+    flat = torch.full((1, 3, 9, 9), 77, dtype=torch.uint8)
+    assert torch.equal(fit(flat, 5), torch.full((1, 3, 5, 5), 77, dtype=torch.uint8))
+
+
+def test_statistics() -> None:
+    images = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
+    images[:2, 1] = 255
+    mean, std = statistics(images)
+    assert mean == pytest.approx((0, 0.5, 0))
+    assert std == pytest.approx((1e-3, 0.5164, 1e-3), abs=1e-3)
+
+
+def test_nothing_to_learn_or_to_test() -> None:
+    images, labels = coloured(2, 1)
+    none = images[:0]
+    with pytest.raises(UsageError, match="no training images"):
+        train_student(none, labels[:0], images, labels, SMALL, 0, classes=3)
+    with pytest.raises(UsageError, match="no test images"):
+        train_student(images, labels, none, labels[:0], SMALL, 0)
+    with pytest.raises(UsageError, match="square"):
+        train_student(images, labels, images[:, :, :4], labels, SMALL, 0)
+
+
+def test_time_needed_grows_with_the_work() -> None:
+    brief = seconds_needed(SMALL, None, 3, 16, 30, 10)
+    long = seconds_needed(replace(SMALL, length=Updates(60_000)), None, 3, 16, 30, 10)
+    assert 0 < brief < 60
+    assert long > 100 * brief
