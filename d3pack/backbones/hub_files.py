@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,14 @@ from d3pack.errors import BackboneError, BackboneGatedError, BackboneGoneError, 
 
 T = TypeVar("T")
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Description:
     """What the Hub says about a repository at one revision."""
 
+    repo: str  # its name today: the Hub follows a repository that was renamed
     revision: str
     licence: str
     paths: tuple[str, ...]
@@ -30,13 +34,19 @@ def describe(repo: str, revision: str | None) -> Description:
     paths = tuple(sorted(s.rfilename for s in info.siblings or ()))
     if not info.sha:
         raise BackboneError(f"the Hub names no commit for {repo}")
-    return Description(info.sha, str(licence or "unknown"), paths)
+    if info.id != repo:
+        _log.info("%s is now called %s on the Hub", repo, info.id)
+    return Description(info.id, info.sha, str(licence or "unknown"), paths)
 
 
 def fetch(repo: str, revision: str, paths: Sequence[str]) -> Path:
     """A local snapshot that has these files; from the cache alone if they are all there."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
 
+    held = [try_to_load_from_cache(repo, path, revision=revision) for path in paths]
+    if held and all(isinstance(path, str) for path in held):
+        return Path(str(held[0])).parents[len(Path(paths[0]).parts) - 1]
+    describe(repo, revision)  # says so if it was renamed; the cache goes by the name in the lock
     return Path(
         _ask(
             repo,
@@ -46,13 +56,25 @@ def fetch(repo: str, revision: str, paths: Sequence[str]) -> Path:
     )
 
 
+def fetch_again(repo: str, revision: str, path: str) -> None:
+    """Replace one file of the cache: its bytes were damaged on the way, or on the disk."""
+    from huggingface_hub import hf_hub_download
+
+    _ask(
+        repo,
+        revision,
+        lambda: hf_hub_download(repo, path, revision=revision, force_download=True),
+    )
+
+
 def _ask(repo: str, revision: str | None, call: Callable[[], T]) -> T:
-    import httpx
     from huggingface_hub import errors as hub
 
     at = f" at {revision[:12]}" if revision else ""
     try:
         return call()
+    except BackboneError:
+        raise
     except hub.GatedRepoError:
         raise BackboneGatedError(
             f"{repo} is gated",
@@ -68,12 +90,24 @@ def _ask(repo: str, revision: str | None, call: Callable[[], T]) -> T:
             f"{repo} is not on the Hub, or not visible with your token",
             hint="point to a mirror of the locked files with --backbone PATH",
         ) from None
-    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, httpx.TransportError):
-        raise BackboneOfflineError(
-            f"{repo}{at} is not on this machine, and the Hub cannot be reached",
-            hint="connect once to download it, or point to a copy with --backbone PATH",
+    except hub.EntryNotFoundError as error:
+        if isinstance(error, hub.LocalEntryNotFoundError):
+            raise _offline(repo, at) from None
+        raise BackboneGoneError(
+            f"{repo}{at} no longer has a file of the lock",
+            hint="point to a mirror of the locked files with --backbone PATH",
         ) from None
     except hub.HfHubHTTPError as error:
         raise BackboneError(
             f"the Hub refused {repo}: {str(error).splitlines()[0]}", hint="try again later"
         ) from None
+    except Exception as error:
+        # What is left comes from the HTTP library, which huggingface_hub has changed twice.
+        raise _offline(repo, at) from error
+
+
+def _offline(repo: str, at: str) -> BackboneOfflineError:
+    return BackboneOfflineError(
+        f"{repo}{at} is not on this machine, and the Hub cannot be reached",
+        hint="connect once to download it, or point to a copy with --backbone PATH",
+    )

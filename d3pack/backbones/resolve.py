@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from importlib import import_module, resources
 from importlib.metadata import entry_points
@@ -12,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from d3pack.backbones import hub_files
 from d3pack.backbones.loading import Files
 from d3pack.backbones.lock import Progress, listing, lock_files, verify
-from d3pack.errors import BackboneConfigError, BackboneError, BackboneMissingError, NotFoundError
+from d3pack.errors import (
+    BackboneChangedError,
+    BackboneConfigError,
+    BackboneError,
+    BackboneMissingError,
+    BackboneOfflineError,
+    NotFoundError,
+)
 from d3pack.recipe import BackboneRef, directory_revision
 
 if TYPE_CHECKING:
@@ -121,12 +129,12 @@ def lock(
     info = hub_files.describe(name, revision)
     kind = _detect(info.paths, name)
     wanted = _family(kind)[0].LAYOUT.needed(info.paths, variant)
-    root = hub_files.fetch(name, info.revision, wanted)
+    root = hub_files.fetch(info.repo, info.revision, wanted)
     return (
         lock_directory(
             root,
             kind=kind,
-            repo=name,
+            repo=info.repo,
             revision=info.revision,
             licence=info.licence,
             variant=variant,
@@ -157,6 +165,26 @@ def locate(ref: BackboneRef) -> Path:
     return hub_files.fetch(ref.repo, ref.revision, tuple(ref.files))
 
 
+def _verified(
+    root: Path, ref: BackboneRef, progress: Progress | None, *, ours: bool
+) -> Mapping[str, Path]:
+    """Check every file; one that we downloaded and that is not the locked one is fetched again."""
+    try:
+        return verify(root, ref, progress)
+    except BackboneChangedError as error:
+        if not ours:
+            raise
+        for path, lock in ref.files.items():
+            try:
+                verify(root, replace(ref, files={path: lock}))
+            except BackboneChangedError:
+                try:
+                    hub_files.fetch_again(ref.repo, ref.revision, path)
+                except BackboneOfflineError:
+                    raise error from None
+        return verify(root, ref, progress)
+
+
 def open_backbone(
     ref: BackboneRef | str,
     *,
@@ -175,7 +203,7 @@ def open_backbone(
         ref, root = lock(ref, progress=progress)
     else:
         root = Path(path) if path is not None else locate(ref)
-    found = verify(root, ref, progress)
+    found = _verified(root, ref, progress, ours=path is None and ref.repo not in ("", MINI))
     backbone: Backbone = _family(ref.kind)[1](
         ref, Files(found), device=torch.device(device), dtype=dtype or torch.float32
     )

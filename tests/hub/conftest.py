@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import _http
 from loopback import LoopbackHub
+
+sys.path.append(str(Path(__file__).parents[1]))  # tiny_backbones
 
 
 @pytest.fixture

@@ -223,6 +223,10 @@ class Handler(WriteCalls, BaseHTTPRequestHandler):
         if repo is None or (repo.private and not self.user):
             self.error(404 if self.user else 401, "RepoNotFound", "Repository not found")
             return None
+        if repo.moved_to:
+            target = self.path.replace(f"/{name}", f"/{repo.moved_to}", 1)
+            self.start(307, {"Location": target}, 0)
+            return None
         return repo
 
     # -- routes --------------------------------------------------------------------------------
@@ -279,10 +283,6 @@ class Handler(WriteCalls, BaseHTTPRequestHandler):
     def resolve(self, kind: str, name: str, revision: str, path: str) -> None:
         repo = self.open_repo(kind, name)
         if repo is None:
-            return
-        if repo.moved_to:
-            target = self.path.replace(f"/{name}/", f"/{repo.moved_to}/", 1)
-            self.start(307, {"Location": target}, 0)
             return
         if repo.gated and name not in self.hub.granted:
             self.error(403 if self.user else 401, "GatedRepo", f"Access to {name} is restricted")

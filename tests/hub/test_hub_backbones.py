@@ -1,0 +1,173 @@
+"""A backbone from the Hub comes by its lock: the listed files, the very bytes, or a way on."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+from loopback import LoopbackHub
+from tiny_backbones import tiny_sd
+
+from d3pack.backbones import lock, open_backbone
+from d3pack.errors import (
+    BackboneChangedError,
+    BackboneError,
+    BackboneGatedError,
+    BackboneGoneError,
+    BackboneOfflineError,
+)
+from d3pack.recipe import BackboneRef
+
+Files = dict[str, bytes]
+REPO = "org/tiny"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """A small Stable Diffusion, and what else repositories hold."""
+    root = tiny_sd(tmp_path_factory.mktemp("backbones") / "sd")
+    found = {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    return {**found, "README.md": b"# tiny", "unet/extra.bin": b"pickle", "run.py": b"print()"}
+
+
+@pytest.fixture
+def ref(
+    hub: LoopbackHub, files: Files, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> BackboneRef:
+    """The lock of it; the cache is emptied again."""
+    monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
+    hub.put(REPO, files, kind="models")
+    found, _ = lock(REPO)
+    forget(hub, monkeypatch, tmp_path)
+    return found
+
+
+def forget(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "second"))
+    hub.seen.clear()
+
+
+def test_only_the_listed_files_come_and_only_once(
+    hub: LoopbackHub, ref: BackboneRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = open_backbone(ref)
+    assert backbone.ref == ref
+    got = {
+        path.relative_to(root).as_posix()
+        for root in Path(constants.HF_HUB_CACHE).glob("*/snapshots/*")
+        for path in root.rglob("*")
+        if not path.is_dir()
+    }
+    assert got == set(ref.files)
+    assert not {"README.md", "unet/extra.bin", "run.py"} & got
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    for name in ("socket", "create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, refuse)
+    open_backbone(ref)
+
+
+def test_a_branch_is_locked_as_a_commit(hub: LoopbackHub, ref: BackboneRef) -> None:
+    assert ref.revision == hub.repo(REPO, "models").refs["main"]
+
+
+def test_one_that_was_renamed_still_opens_and_says_so(
+    hub: LoopbackHub, ref: BackboneRef, files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "d3pack")
+    old = hub.repos.pop(f"models/{REPO}")
+    hub.repos["models/org/new"] = old
+    hub.repo(REPO, "models").moved_to = "org/new"
+    old.name = "org/new"
+    open_backbone(ref)
+    assert "org/tiny is now called org/new on the Hub" in caplog.messages
+    assert lock(REPO)[0].repo == "org/new"
+    hub.seen.clear()
+    open_backbone(ref)
+    assert hub.seen == []
+
+
+def test_one_whose_history_was_rewritten(hub: LoopbackHub, ref: BackboneRef, files: Files) -> None:
+    del hub.repos[f"models/{REPO}"]
+    hub.put(REPO, {**files, "README.md": b"anew"}, kind="models")
+    with pytest.raises(BackboneGoneError, match=r"no longer has the revision .* --backbone PATH"):
+        open_backbone(ref)
+
+
+def test_one_that_vanished(hub: LoopbackHub, ref: BackboneRef) -> None:
+    del hub.repos[f"models/{REPO}"]
+    with pytest.raises(BackboneGoneError, match=r"is not on the Hub.* --backbone PATH"):
+        open_backbone(ref)
+
+
+def test_one_that_is_gated(
+    hub: LoopbackHub, ref: BackboneRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repo(REPO, "models").gated = True
+    with pytest.raises(BackboneGatedError, match=r"accept its licence at huggingface\.co/org/tiny"):
+        open_backbone(ref)
+    monkeypatch.setenv("HF_TOKEN", "hf_loopback")
+    with pytest.raises(BackboneGatedError):
+        open_backbone(ref)
+    hub.granted.add(REPO)
+    open_backbone(ref)
+
+
+def test_one_byte_changed_on_the_way_is_fetched_again(hub: LoopbackHub, ref: BackboneRef) -> None:
+    hub.fault("other_bytes", "cdn")
+    hub.fault("other_bytes", "config.json")
+    open_backbone(ref)
+
+
+def test_one_that_differs_by_a_byte_is_refused(hub: LoopbackHub, ref: BackboneRef) -> None:
+    hub.fault("other_bytes", "cdn", times=99)
+    with pytest.raises(BackboneChangedError, match=r"\.safetensors is not the locked file"):
+        open_backbone(ref)
+    hub.faults.clear()
+    open_backbone(ref)
+
+
+def test_offline_it_says_what_is_missing(
+    hub: LoopbackHub, ref: BackboneRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(BackboneOfflineError, match=r"org/tiny at .* is not on this machine"):
+        open_backbone(ref)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    open_backbone(ref)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    open_backbone(ref)
+
+
+def test_a_damaged_copy_offline_is_refused(
+    hub: LoopbackHub, ref: BackboneRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_backbone(ref)
+    (config,) = Path(constants.HF_HUB_CACHE).glob("*/snapshots/*/unet/config.json")
+    blob = config.resolve()
+    blob.write_bytes(blob.read_bytes().replace(b"8", b"9", 1))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(BackboneChangedError, match=r"unet/config\.json is not the locked file"):
+        open_backbone(ref)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    open_backbone(ref)
+
+
+@pytest.mark.parametrize("status", [429, 500])
+def test_a_busy_hub_is_one_line(hub: LoopbackHub, ref: BackboneRef, status: int) -> None:
+    hub.fault("status", "", status=status, times=999)
+    with pytest.raises(BackboneError) as caught:
+        open_backbone(ref)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dead_endpoint_is_one_line(
+    hub: LoopbackHub, ref: BackboneRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(BackboneOfflineError, match="the Hub cannot be reached"):
+        open_backbone(ref)
