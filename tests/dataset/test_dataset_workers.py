@@ -1,0 +1,127 @@
+"""DataLoader workers: forked and spawned, sharing the store on disk; and refused on CUDA."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from d3pack.dataset import D3MDataset, TransformError, shelf
+from d3pack.errors import UsageError
+from d3pack.pack import Pack
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a single core
+
+
+def use(pack: Pack, backbone: Path, **options: Any) -> D3MDataset:
+    return D3MDataset(pack, backbone=backbone, **{"quiet": True, **options})
+
+
+def loader(dataset: D3MDataset, how: str = "fork", **options: Any) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        batch_size=5,
+        num_workers=options.pop("num_workers", 2),
+        multiprocessing_context=how,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("cache", ["auto", "cpu", None])
+def test_forked_workers_give_the_same_images(
+    pack: Pack, backbone: Path, expected: Tensor, cache: Any
+) -> None:
+    dataset = use(pack, backbone, cache=cache)
+    dataset[0]  # the parent has a decoder open when it forks
+    for _ in range(2):
+        images = torch.cat([images for images, _ in loader(dataset)])
+        assert torch.equal(images, expected)
+    assert torch.equal(dataset[20][0], expected[20])
+
+
+def test_spawned_workers_give_the_same_images(
+    pack: Pack, backbone: Path, expected: Tensor
+) -> None:
+    batches = loader(use(pack, backbone), "spawn", num_workers=1)
+    assert torch.equal(torch.cat([images for images, _ in batches]), expected)
+
+
+@pytest.mark.parametrize("cache", ["auto", "cpu"])
+def test_workers_share_the_store_on_disk(
+    pack: Pack, backbone: Path, monkeypatch: pytest.MonkeyPatch, cache: Any
+) -> None:
+    """What one epoch of workers decoded, other workers, and the parent, find."""
+    list(loader(use(pack, backbone, cache=cache)))
+    (entry,) = shelf.entries(Path(os.environ["D3PACK_HOME"]))
+    assert entry.decoded == 21
+    monkeypatch.setattr("d3pack.dataset.images.Decoder", None)  # forked workers inherit this
+    assert len(list(loader(use(pack, backbone, cache=cache)))) == 5
+
+
+def test_a_decode_under_way_in_a_thread_survives_a_fork(
+    pack: Pack, backbone: Path, expected: Tensor
+) -> None:
+    dataset = use(pack, backbone, cache=None)
+    ahead = iter(dataset.loader(2))
+    next(ahead)  # its thread may hold the lock of the decoder now
+    images = torch.cat([images for images, _ in loader(dataset)])
+    assert torch.equal(images, expected)
+    ahead.close()  # type: ignore[attr-defined]
+
+
+def test_persistent_workers_hear_of_a_fresh_epoch(pack: Pack, backbone: Path) -> None:
+    dataset = use(pack, backbone, fresh=True)
+    batches = loader(dataset, persistent_workers=True)
+    single = use(pack, backbone, fresh=True)
+    for epoch in (0, 1):
+        dataset.set_epoch(epoch)
+        single.set_epoch(epoch)
+        images = torch.cat([images for images, _ in batches])
+        assert torch.equal(images, torch.stack([image for image, _ in single]))
+
+
+def test_a_transform_that_raises_in_a_worker_names_the_image(pack: Pack, backbone: Path) -> None:
+    dataset = use(pack, backbone, transform=_picky)
+    with pytest.raises(TransformError, match=r"image 0 \(class 'goldfish'\)"):
+        list(loader(dataset))
+
+
+def _picky(image: Tensor) -> Tensor:
+    raise ValueError("no good")
+
+
+def test_cuda_in_workers_is_refused_and_says_what_to_write(pack: Pack, backbone: Path) -> None:
+    dataset = use(pack, backbone)
+    dataset.device = dataset.images.device = torch.device("cuda")  # refused before it is touched
+    with pytest.raises(UsageError, match=r"ds\.loader\(batch_size=\.\.\.\) or num_workers=0"):
+        list(loader(dataset))
+
+
+def test_workers_keep_quiet(
+    pack: Pack, backbone: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    list(loader(use(pack, backbone, quiet=False)))
+    assert "cache=" not in capfd.readouterr().err
+
+
+def test_the_dataset_survives_a_plain_fork(pack: Pack, backbone: Path, expected: Tensor) -> None:
+    dataset = use(pack, backbone)
+    dataset[0]
+    context = multiprocessing.get_context("fork")
+    done: Any = context.Queue()
+    child = context.Process(target=_ask, args=(dataset, done))
+    child.start()
+    assert done.get(timeout=60) == expected[9].float().sum().item()
+    child.join()
+    assert torch.equal(dataset[9][0], expected[9])
+
+
+def _ask(dataset: D3MDataset, done: Any) -> None:
+    torch.set_num_threads(1)
+    done.put(dataset[9][0].float().sum().item())
