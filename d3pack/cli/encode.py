@@ -12,6 +12,8 @@ from d3pack.cli import _out
 from d3pack.errors import UsageError
 
 OnError = Literal["skip", "fail"]
+Sampler = Literal["ddim", "dpmpp-2m", "euler", "lcm"]
+Codec = Literal["f16", "i8", "i4", "pq"]
 
 
 def register(app: typer.Typer) -> None:
@@ -40,10 +42,7 @@ def encode(
         typer.Option(help="Prompts per class, each for a cluster of its images."),
     ] = None,
     vectors: Annotated[int | None, typer.Option(help="Learned vectors per prompt.")] = None,
-    codec: Annotated[
-        str | None,
-        typer.Option(help="How vectors are stored: f16, i8, i4, pq."),
-    ] = None,
+    codec: Annotated[Codec | None, typer.Option(help="How vectors are stored.")] = None,
     candidates: Annotated[
         int | None,
         typer.Option(help="Images made for each one kept; 1: derived seeds."),
@@ -66,9 +65,11 @@ def encode(
         str | None,
         typer.Option(help="Sentence around the vectors, with one {}."),
     ] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddim, dpmpp-2m, euler or lcm.")] = None,
+    sampler: Annotated[Sampler | None, typer.Option(help="How noise becomes an image.")] = None,
     sampler_steps: Annotated[int | None, typer.Option(help="Steps of the sampler.")] = None,
-    guidance: Annotated[float | None, typer.Option()] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Weight of the prompt against no prompt.")
+    ] = None,
     group: Annotated[
         int | None,
         typer.Option(help="Images of one forward; part of the recipe."),
@@ -175,7 +176,7 @@ def encode(
         class_names=class_names,
         split=split,
         on_error=on_error,
-        first=first_classes,  # type: ignore[arg-type]
+        first=first_classes,
     )
     if dry_run:
         _dry(opened, options, form)

@@ -12,8 +12,8 @@ EVERY = 5.0  # seconds between writes; a killed run repeats at most this and one
 class JournalKeeper:
     """Keeps state under one name."""
 
-    def __init__(self, journal: Journal, name: str, every: float = EVERY) -> None:
-        self._journal, self._name, self._every = journal, name, every
+    def __init__(self, journal: Journal, name: str) -> None:
+        self._journal, self._name = journal, name
         self._last = time.monotonic()
 
     def load(self) -> Arrays | None:
@@ -21,6 +21,6 @@ class JournalKeeper:
         return None if found is None else found[0]
 
     def save(self, state: Arrays, *, last: bool = False) -> None:
-        if last or time.monotonic() - self._last >= self._every:
+        if last or time.monotonic() - self._last >= EVERY:
             self._journal.save(self._name, state, {})
             self._last = time.monotonic()

@@ -1,0 +1,52 @@
+"""What the encode tests share: a small source of coloured pictures, and quick options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from d3pack.encode import EncodeOptions
+
+CLASSES = ("goldfish", "lemon", "school bus")
+
+
+def picture(c: int, i: int, side: int = 16) -> Image.Image:
+    """Class c has its own colour and stripe width; images differ by noise and phase."""
+    rng = np.random.default_rng(1000 * c + i)
+    stripes = ((np.arange(side) + rng.integers(side)) // (1 + c)) % 2
+    base = np.zeros((side, side, 3)) + 40
+    base[..., c % 3] = 200
+    base += 30 * stripes[:, None, None] + rng.normal(0, 12, (side, side, 3))
+    return Image.fromarray(np.clip(base, 0, 255).astype(np.uint8))
+
+
+def make_tree(root: Path, count: int = 20, classes: tuple[str, ...] = CLASSES) -> Path:
+    for c, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            picture(c, i).save(root / name / f"{i:03d}.png")
+    return root
+
+
+def quick(backbone: Path, **changes: Any) -> EncodeOptions:
+    """Options under which every stage is real and short."""
+    settings: dict[str, Any] = {
+        "images_per_class": 4,
+        "backbone": str(backbone),
+        "sampler_steps": 3,
+        "group": 4,
+        "modes": 2,
+        "candidates": 2,
+        "labels": "top2",
+        "steps": 12,
+        "cool": 6,
+        "validate_every": 4,
+        "batch": 12,
+        "slots": 3,
+        "triples": 4,
+        "teacher_samples": 400,
+    }
+    return EncodeOptions(**{**settings, **changes})

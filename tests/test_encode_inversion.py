@@ -1,0 +1,215 @@
+"""Inversion on a real, random backbone: the maths against a plain loop, slots, stops, going on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_backbones import tiny_dit, tiny_sd
+
+from d3pack import noise
+from d3pack.backbones import Backbone, Condition, open_backbone
+from d3pack.encode import inversion
+from d3pack.encode.d3m import round_trip
+from d3pack.encode.events import Events
+from d3pack.encode.inversion import Inversion, InversionOptions, judge_latents
+
+NAMES = ("goldfish", "lemon", "school bus", "penguin", "castle")
+
+
+class Shelf:
+    """A keeper in memory that can be told to fail at a save."""
+
+    def __init__(self, state: dict[str, Any] | None = None, fail_at: int = 0) -> None:
+        self.state, self.fail_at, self.saves = state, fail_at, 0
+
+    def load(self) -> dict[str, Any] | None:
+        return None if self.state is None else {k: v.copy() for k, v in self.state.items()}
+
+    def save(self, state: dict[str, Any], *, last: bool = False) -> None:
+        self.state = {key: value.copy() for key, value in state.items()}
+        self.saves += 1
+        if self.saves == self.fail_at:
+            raise InterruptedError
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return open_backbone(str(tiny_sd(tmp_path_factory.mktemp("b") / "sd")))
+
+
+def start_vectors(backbone: Backbone, rows: int, k: int = 1) -> np.ndarray:
+    return np.stack([backbone.name_vectors(name, k).numpy() for name in NAMES[:rows]])
+
+
+def latents(row: int) -> np.ndarray:
+    rng = np.random.default_rng(row)
+    return (rng.standard_normal((10, 4, 8, 8)) * 0.3 + row - 1).astype(np.float16)
+
+
+def settings(**changes: Any) -> InversionOptions:
+    values: dict[str, Any] = {
+        "template": "a photo of a {}",
+        "lr": 0.1,
+        "steps": 12,
+        "cool": 4,
+        "batch": 8,
+        "slots": 2,
+        "validate_every": 4,
+        "triples": 4,
+        "patience": 5,
+        "tolerance": 0.0,
+        "seed": 7,
+    }
+    return InversionOptions(**{**values, **changes})
+
+
+def fit(
+    backbone: Backbone,
+    options: InversionOptions,
+    rows: int = 3,
+    shelf: Shelf | None = None,
+    codec: str = "f16",
+) -> inversion.Fitted:
+    start = start_vectors(backbone, rows)
+    return Inversion(
+        backbone, start, latents, round_trip(codec), options, shelf or Shelf(), Events()
+    ).run()
+
+
+def test_steps_are_those_of_plain_adam(backbone: Backbone) -> None:
+    """One row: torch's own Adam on the same draws gives the same vectors."""
+    options = settings(steps=6, cool=0, validate_every=6, slots=1, batch=4, triples=1)
+    start = start_vectors(backbone, 1)
+    plain = torch.from_numpy(start[0].copy()).requires_grad_()
+    unit = float(np.sqrt((start**2).mean()))
+    adam = torch.optim.Adam([plain], lr=options.lr * unit, betas=inversion.BETAS, eps=1e-12)
+    train = judge_latents(10)[0]
+    x = torch.from_numpy(latents(0).astype(np.float32))
+    for step in range(6):
+        rng = np.random.Generator(np.random.Philox(key=[7, 0], counter=step))
+        t = torch.from_numpy(((np.arange(4) + rng.random(4)) / 4 * 1000).astype(np.int64))
+        x0 = x[inversion._pick(train, step, 4, 7, 0)]
+        eps = torch.from_numpy(
+            noise.normal(7, [0] * 4, np.arange(4 * step, 4 * step + 4), (4, 8, 8), 1)
+        )
+        tensors = backbone.condition(plain[None]).tensors
+        condition = Condition({n: v.expand(4, *v.shape[1:]) for n, v in tensors.items()})
+        out = backbone.predict(backbone.levels.noised(x0, eps, t), t, condition)
+        loss = (out - backbone.levels.target(x0, eps, t)).square().mean()
+        adam.zero_grad()
+        torch.autograd.backward([loss])
+        adam.step()
+    shelf = Shelf()
+    trained = Inversion(backbone, start, latents, lambda r: r, options, shelf, Events())
+    active = np.array([0])
+    trained._seat(1)
+    for _ in range(6):
+        trained._step(active, 4)
+    found = trained._state["vectors"][0]
+    assert np.abs(found - start[0]).max() > 0.05 * unit
+    assert np.allclose(found, plain.detach().numpy(), atol=2e-4 * unit)
+
+
+def test_the_loss_falls_and_is_never_worse_than_the_name(backbone: Backbone) -> None:
+    fitted = fit(backbone, settings(steps=40, batch=16, triples=8), rows=3)
+    # the name itself is a candidate, rounded by the codec
+    assert (fitted.loss <= fitted.start_loss * 1.00001).all()
+    assert fitted.loss.mean() < fitted.start_loss.mean()
+
+
+def test_a_rate_that_only_harms_gives_the_name_back(backbone: Backbone) -> None:
+    fitted = fit(backbone, settings(lr=9.0, steps=8), rows=2)
+    assert (fitted.loss <= fitted.start_loss * 1.001).all()
+
+
+def test_the_reported_loss_is_that_of_the_stored_vectors(backbone: Backbone) -> None:
+    options = settings(steps=8, cool=4)
+    start = start_vectors(backbone, 2)
+    trained = Inversion(backbone, start, latents, round_trip("i4"), options, Shelf(), Events())
+    fitted = trained.run()
+    stored = round_trip("i4")(fitted.vectors)
+    assert not np.array_equal(stored, fitted.vectors)
+    for row in range(2):
+        trained._held[row] = torch.from_numpy(latents(row).astype(np.float32))
+    assert np.allclose(trained._losses(np.arange(2), stored), fitted.loss, rtol=1e-5)
+
+
+def test_waiting_rows_take_freed_slots(backbone: Backbone) -> None:
+    loaded: list[int] = []
+
+    def watch(row: int) -> np.ndarray:
+        loaded.append(row)
+        return latents(row)
+
+    options = settings(steps=8, cool=4, slots=2, patience=1, tolerance=0.5)
+    shelf = Shelf()
+    trained = Inversion(
+        backbone, start_vectors(backbone, 5), watch, lambda r: r, options, shelf, Events()
+    )
+    fitted = trained.run()
+    assert loaded == [0, 1, 2, 3, 4]
+    assert not set(trained._held) - {3, 4}  # latents of rows that are done are let go
+    # nothing gains half of its loss: each row explores for one stretch, cools, and leaves
+    assert fitted.samples.tolist() == [(4 + 4) * 4] * 5
+    assert shelf.state is not None
+    assert (shelf.state["status"] == inversion.DONE).all()
+
+
+def test_patience_gives_rows_that_gain_more_steps(backbone: Backbone) -> None:
+    hasty = fit(backbone, settings(steps=40, patience=1, tolerance=0.2), rows=2)
+    patient = fit(backbone, settings(steps=40, patience=50), rows=2)
+    assert hasty.samples.sum() < patient.samples.sum()
+    assert patient.samples.tolist() == [(40 + 4) * 4] * 2
+
+
+@pytest.mark.parametrize("codec", ["i8", "pq"])
+def test_going_on_after_any_judgement(backbone: Backbone, codec: str) -> None:
+    options = settings(steps=4, cool=4, slots=2, batch=4, triples=2)
+    whole = Shelf()
+    expected = fit(backbone, options, 3, whole, codec)
+    for stop in range(1, whole.saves):
+        shelf = Shelf(fail_at=stop)
+        with pytest.raises(InterruptedError):
+            fit(backbone, options, 3, shelf, codec)
+        found = fit(backbone, options, 3, Shelf(shelf.state), codec)
+        for name in ("vectors", "samples", "judged", "loss", "start_loss"):
+            assert np.array_equal(getattr(found, name), getattr(expected, name)), (stop, name)
+
+
+def test_several_vectors(backbone: Backbone) -> None:
+    start = start_vectors(backbone, 2, k=3)
+    fitted = Inversion(
+        backbone, start, latents, round_trip("i8"), settings(steps=8), Shelf(), Events()
+    ).run()
+    assert fitted.vectors.shape == start.shape
+    assert not np.array_equal(fitted.vectors, start)
+
+
+def test_a_class_conditional_backbone(tmp_path: Path) -> None:
+    """DiT: the learned vector stands in for a row of the class table."""
+    dit = open_backbone(str(tiny_dit(tmp_path / "dit")))
+    start = np.stack([dit.name_vectors(name, 1).detach().numpy() for name in NAMES[:2]])
+    options = settings(steps=16, batch=16, triples=8)
+    fitted = Inversion(dit, start, latents, round_trip("i8"), options, Shelf(), Events()).run()
+    assert np.isfinite(fitted.vectors).all()
+    assert (fitted.loss <= fitted.start_loss * 1.001).all()
+
+
+def test_a_single_latent_trains_and_judges() -> None:
+    train, judging = judge_latents(1)
+    assert train.tolist() == judging.tolist() == [0]
+    train, judging = judge_latents(20)
+    assert len(judging) == 4
+    assert not set(train.tolist()) & set(judging.tolist())
+    assert len(train) + len(judging) == 20
+
+
+def test_every_latent_comes_once_before_any_comes_again() -> None:
+    train = np.array([3, 5, 8, 9, 11])
+    drawn = np.concatenate([inversion._pick(train, step, 4, 0, 2) for step in range(10)])
+    for epoch in range(8):
+        assert sorted(drawn[5 * epoch : 5 * epoch + 5]) == train.tolist()

@@ -1,0 +1,198 @@
+"""SIGKILL at any time, the same call again: the bytes are those of an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from encode_world import make_tree
+from tiny_backbones import tiny_sd
+
+TESTS = Path(__file__).parent
+
+# Imports once and forks for every run, so that a run that dies costs no new start of torch.
+SERVER = """
+import json, os, signal, sys, threading
+import torch, diffusers, transformers
+from pathlib import Path
+from encode_world import quick
+from d3pack.encode import encode, keeper, d3m, resnet, generate, estimate
+from d3pack.sources import open_source
+import diffusers.models.unets.unet_2d_condition, transformers.models.clip.modeling_clip
+import diffusers.models.autoencoders.autoencoder_tiny
+torch.set_num_threads(1)
+keeper.EVERY = 0.0
+
+def work(job):
+    seen = []
+    def listen(event):
+        stage = event.get("stage", "")
+        seen.append((event["event"], stage))
+        if job.get("kill_at") == [event["event"], stage, seen.count(seen[-1])]:
+            os.kill(os.getpid(), signal.SIGKILL)
+    if "kill_after" in job:
+        threading.Timer(job["kill_after"], os.kill, (os.getpid(), signal.SIGKILL)).start()
+    out = Path(job["output"])
+    source = open_source(job["source"])
+    encode(source, quick(job["backbone"], **job.get("changes", {})), out, listeners=[listen],
+           cache=out.parent / (out.name + ".teachers"))
+    return seen
+
+for line in sys.stdin:
+    job = json.loads(line)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read)
+        try:
+            answer = {"seen": work(job)}
+        except BaseException as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        os.write(write, json.dumps(answer).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        text = pipe.read()
+    _, status = os.waitpid(child, 0)
+    answer = json.loads(text) if text else {}
+    print(json.dumps({"status": status, **answer}), flush=True)
+"""
+
+
+class Server:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.source = make_tree(folder / "source")
+        self.backbone = tiny_sd(folder / "backbone")
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=TESTS,
+        )
+
+    def run(self, name: str, **job: Any) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        whole = {
+            "output": str(self.folder / name),
+            "source": str(self.source),
+            "backbone": str(self.backbone),
+            **job,
+        }
+        self._process.stdin.write(json.dumps(whole) + "\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer
+
+    def bytes_of(self, name: str) -> bytes:
+        return (self.folder / name).read_bytes()
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("resume"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server: Server) -> bytes:
+    answer = server.run("undisturbed.d3m")
+    assert "error" not in answer, answer
+    return server.bytes_of("undisturbed.d3m")
+
+
+KILLS = [
+    ["step", "read for the teacher", 2],
+    ["step", "train the teacher", 1],
+    ["stage", "collages", 1],
+    ["step", "collages", 2],
+    ["step", "invert", 1],
+    ["step", "invert", 3],
+    ["step", "make and judge candidates", 2],
+    ["step", "make and judge labels", 1],
+    ["sheets", "", 1],
+]
+
+
+def test_killed_in_every_stage(server: Server, undisturbed: bytes) -> None:
+    for kill in KILLS:
+        answer = server.run("killed.d3m", kill_at=kill)
+        assert answer["status"] == signal.SIGKILL, (kill, answer)
+        assert not (server.folder / "killed.d3m").exists()
+    answer = server.run("killed.d3m")
+    assert "error" not in answer, answer
+    assert server.bytes_of("killed.d3m") == undisturbed
+
+
+def test_work_that_is_done_is_not_done_again(server: Server, undisturbed: bytes) -> None:
+    server.run("skips.d3m", kill_at=["step", "make and judge labels", 1])
+    answer = server.run("skips.d3m")
+    stages = [stage for event, stage in answer["seen"] if event == "stage"]
+    assert "train the teacher" not in stages
+    assert ["step", "invert"] not in answer["seen"]
+    assert server.bytes_of("skips.d3m") == undisturbed
+
+
+def test_killed_at_random_times(server: Server, undisturbed: bytes) -> None:
+    deaths = 0
+    for attempt in range(40):
+        answer = server.run("random.d3m", kill_after=0.35 + 0.13 * attempt)
+        deaths += answer["status"] == signal.SIGKILL
+        if answer["status"] != signal.SIGKILL:
+            break
+    assert "error" not in answer, answer
+    assert deaths >= 1
+    assert server.bytes_of("random.d3m") == undisturbed
+
+
+def test_the_same_call_twice_gives_the_same_bytes(server: Server, undisturbed: bytes) -> None:
+    answer = server.run("again.d3m")
+    assert "error" not in answer, answer
+    assert server.bytes_of("again.d3m") == undisturbed
+
+
+def test_a_finished_run_is_recognised(server: Server, undisturbed: bytes) -> None:
+    answer = server.run("undisturbed.d3m")
+    assert answer["seen"] == []
+    assert server.bytes_of("undisturbed.d3m") == undisturbed
+
+
+def test_another_seed_gives_another_pack(server: Server, undisturbed: bytes) -> None:
+    answer = server.run("seed.d3m", changes={"seed": 1})
+    assert "error" not in answer, answer
+    assert server.bytes_of("seed.d3m") != undisturbed
+
+
+def test_changed_options_and_sources_are_said(server: Server, undisturbed: bytes) -> None:
+    server.run("changed.d3m", kill_at=["step", "collages", 2])
+    answer = server.run("changed.d3m", changes={"lr": 0.05})
+    assert "option lr was null when this work began and is 0.05 now" in answer["error"]
+    picture = server.source / "lemon" / "000.png"
+    before = picture.read_bytes()
+    picture.write_bytes(before + b"\0")
+    answer = server.run("changed.d3m")
+    picture.write_bytes(before)
+    assert "the source has changed since this work began" in answer["error"]
+    assert "--restart" in answer["error"]
+    answer = server.run("changed.d3m")
+    assert "error" not in answer, answer
+    assert server.bytes_of("changed.d3m") == undisturbed
+
+
+def test_another_output_is_not_overwritten(server: Server) -> None:
+    (server.folder / "mine.d3m").write_bytes(b"something of mine")
+    answer = server.run("mine.d3m")
+    assert "mine.d3m exists" in answer["error"]
+    assert server.bytes_of("mine.d3m") == b"something of mine"
