@@ -1,0 +1,161 @@
+"""A small residual classifier of 64-pixel photographs: the yardstick of `backbone.py`.
+
+It is trained once on the real training images (never on the last images of each class, which every
+measurement uses), and kept; its pooled features are the space of the Frechet distances.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from d3pack.train.photos import Photos, batch_rows, load_photos
+
+FEATURES = 256
+
+
+class Block(nn.Module):
+    def __init__(self, inner: int, outer: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
+        self.second = nn.Conv2d(outer, outer, 3, 1, 1, bias=False)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(outer), nn.BatchNorm2d(outer)])
+        self.skip = nn.Conv2d(inner, outer, 1, bias=False)
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.relu(self.norms[0](self.first(x)))
+        y = self.norms[1](self.second(y))
+        short = functional.avg_pool2d(x, self.stride) if self.stride > 1 else x
+        return functional.relu(y + self.skip(short))
+
+
+class Judge(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 4, 2, 1)  # 64 -> 32
+        self.blocks = nn.Sequential(
+            Block(32, 64, 2),
+            Block(64, 64, 1),
+            Block(64, 128, 2),
+            Block(128, 128, 1),
+            Block(128, FEATURES, 2),
+        )
+        self.head = nn.Linear(FEATURES, classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        pooled: Tensor = self.blocks(functional.relu(self.stem(x))).mean((2, 3))
+        return pooled
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.features(x))
+        return out
+
+
+def as_input(pixels: NDArray[np.uint8] | Tensor) -> Tensor:
+    """uint8 (N, S, S, 3) or float (N, 3, S, S) in [-1, 1] -> the judge's input."""
+    if isinstance(pixels, np.ndarray):
+        pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return pixels.contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def look(judge: Judge, images: NDArray[np.uint8] | Tensor) -> tuple[Tensor, Tensor]:
+    """(features, logits) of many images."""
+    found = []
+    for start in range(0, len(images), 256):
+        with torch.autocast("cpu", torch.bfloat16):
+            f = judge.features(as_input(images[start : start + 256]))
+            found.append((f.float(), judge.head(f).float()))
+    features, logits = zip(*found, strict=True)
+    return torch.cat(features), torch.cat(logits)
+
+
+def augment(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Flip, and a random crop of the reflected border: one draw per image."""
+    size = pixels.shape[1]
+    wide = np.pad(pixels, ((0, 0), (6, 6), (6, 6), (0, 0)), mode="reflect")
+    spots = rng.integers(0, 13, (len(pixels), 2))
+    flips = rng.integers(0, 2, len(pixels)) * 2 - 1
+    return np.stack(
+        [
+            image[top : top + size, left : left + size][:, ::flip]
+            for image, (top, left), flip in zip(wide, spots, flips, strict=True)
+        ]
+    )
+
+
+def train_judge(photos: Photos, epochs: int, path: Path, seed: int = 0) -> Judge:
+    torch.manual_seed(seed)
+    judge = Judge(len(photos.names)).to(memory_format=torch.channels_last)
+    batch = 128
+    total = epochs * len(photos.train) // batch
+    optimizer = torch.optim.SGD(
+        judge.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=total, pct_start=0.2)
+    started = time.monotonic()
+    for step in range(total):
+        rows = photos.train[batch_rows(len(photos.train), batch, step, seed)]
+        rng = np.random.Generator(np.random.Philox(key=[seed + 9, step]))
+        x = as_input(augment(photos.pixels[rows], rng))
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = judge(x)
+        loss = functional.cross_entropy(
+            logits.float(), torch.from_numpy(photos.labels[rows]), label_smoothing=0.1
+        )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0:
+            spent = time.monotonic() - started
+            print(
+                f"step {step}/{total} loss {loss.item():.3f} {(step + 1) * batch / spent:.0f}/s",
+                flush=True,
+            )
+    judge.eval()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    save_file({k: v.contiguous() for k, v in judge.state_dict().items()}, part)
+    os.replace(part, path)
+    return judge
+
+
+def load_judge(path: Path, classes: int) -> Judge:
+    judge = Judge(classes)
+    judge.load_state_dict(load_file(path))
+    return judge.eval().to(memory_format=torch.channels_last)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path, help="folder of class folders")
+    parser.add_argument("cache", type=Path, help="where decoded photographs are kept")
+    parser.add_argument("judge", type=Path, help="file to write (safetensors)")
+    parser.add_argument("--epochs", type=int, default=8)
+    found = parser.parse_args()
+    photos = load_photos(found.source, found.cache, 64, 20)
+    judge = train_judge(photos, found.epochs, found.judge)
+    _, logits = look(judge, photos.pixels[photos.held])
+    labels = torch.from_numpy(photos.labels[photos.held])
+    ranks = logits.topk(5).indices == labels[:, None]
+    print(
+        json.dumps(
+            {"top1": float(ranks[:, 0].float().mean()), "top5": float(ranks.any(1).float().mean())}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""`d3pack train`: photographs to a text-to-image backbone of one's own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from d3pack.cli import _out
+from d3pack.errors import UsageError
+
+_TIME = re.compile(r"(\d+(?:\.\d+)?)(s|m|h)")
+_UNIT = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def register(app: typer.Typer) -> None:
+    """Add this family's verbs."""
+    app.command("train")(train)
+
+
+def train(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Class-folder tree, tar, zip, WebDataset shards, parquet, hf://datasets/..."
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Directory of the backbone; a run goes on there.")
+    ],
+    preset: Annotated[str, typer.Option(help="mini, mini-gpu, or tiny for a trial.")] = "mini",
+    time_budget: Annotated[
+        str | None,
+        typer.Option(help="Time for all stages, as 90m: learning rates fall by its end."),
+    ] = None,
+    stage: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these: autoencoder, text, diffusion. May be given again."),
+    ] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(help="Start from a backbone (a directory, or mini); trains its denoiser on."),
+    ] = None,
+    sentence_encoder: Annotated[
+        Path | None,
+        typer.Option(help="Directory of a sentence encoder: teaches where words lie."),
+    ] = None,
+    words: Annotated[
+        Path | None,
+        typer.Option(help="File of nouns, one a line, to learn beside the class names."),
+    ] = None,
+    licence: Annotated[
+        str, typer.Option(help="Licence of the weights, as your photographs allow.")
+    ] = "unknown",
+    device: Annotated[str, typer.Option(help="cpu, or leave it to accelerate.")] = "",
+    seed: Annotated[int, typer.Option()] = 0,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the models first (minutes on a CPU).")
+    ] = False,
+    form: Annotated[
+        _out.Format, typer.Option("--format", help="human, json (events as lines) or quiet.")
+    ] = "human",
+) -> None:
+    """Train an autoencoder, a text encoder and a denoiser; write them in diffusers' layout.
+
+    An interrupted run goes on when the same command is given again. On several GPUs, the same
+    command behind `accelerate launch -m`.
+    """
+    seconds = None if time_budget is None else parse_time(time_budget)
+    start = None if init_from is None else _start(init_from)
+    from dataclasses import replace
+
+    from d3pack.train.config import PRESETS
+    from d3pack.train.run import STAGES, TrainOptions, train
+
+    if preset not in PRESETS:
+        raise UsageError(f"no preset {preset!r}", hint=f"presets: {', '.join(PRESETS)}")
+    options = TrainOptions(
+        source=source,
+        out=output,
+        seconds=seconds,
+        device=device,
+        stages=tuple(stage) if stage else STAGES[2:] if start else STAGES,
+        sentence_encoder=sentence_encoder,
+        words=words,
+        init_from=start,
+        licence=licence,
+        compiled=compiled,
+    )
+    tell = {"human": _tell, "json": _event, "quiet": lambda event: None}[form]
+    try:
+        train(options, replace(PRESETS[preset], seed=seed), tell)
+    except KeyboardInterrupt:
+        _out.say(f"interrupted; run the same command again and it goes on ({output}/training)")
+        raise typer.Exit(130) from None
+    if form == "human":
+        print(f"{output}: a backbone in diffusers' layout; use it as --backbone {output}")
+
+
+def parse_time(text: str) -> float:
+    """Seconds of `90m`, `1.5h` or `600s`."""
+    found = _TIME.fullmatch(text)
+    if not found or float(found[1]) <= 0:
+        raise UsageError(f"{text!r} is no time", hint="write 600s, 90m or 1.5h")
+    return float(found[1]) * _UNIT[found[2]]
+
+
+def _start(name: str) -> Path:
+    if name == "mini":
+        from d3pack.backbones.resolve import mini_directory
+
+        return mini_directory()
+    if not (Path(name) / "unet" / "config.json").is_file():
+        raise UsageError(f"{name} holds no backbone", hint="give a directory that train wrote")
+    return Path(name)
+
+
+def _event(event: dict[str, Any]) -> None:
+    import json
+
+    print(json.dumps(event, sort_keys=True), flush=True)
+
+
+def _tell(event: dict[str, Any]) -> None:
+    parts = [f"{event['stage']:<12}{event['step']:>8,}"]
+    if "samples_per_s" in event:
+        parts.append(f"{event['samples_per_s']:7.1f}/s")
+    parts += [
+        f"{key} {value:.4f}"
+        for key, value in event.items()
+        if isinstance(value, float) and key not in {"samples_per_s", "seconds", "progress", "left"}
+    ]
+    if "left" in event:
+        parts.append(f"{event['left'] / 60:.0f} min left")
+    _out.say("  ".join(parts))

@@ -1,0 +1,71 @@
+"""A trained backbone as a directory in diffusers' Stable Diffusion layout, fp16, with its lock."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from d3pack.backbones.resolve import lock_directory
+from d3pack.train.diffusion import SCHEDULE
+from d3pack.train.files import write_text
+
+PIPELINE = {
+    "_class_name": "StableDiffusionPipeline",
+    "feature_extractor": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderTiny"],
+}
+# what a config says about where it came from, which would differ from machine to machine
+_PRIVATE = ("_name_or_path",)
+
+
+def export_backbone(
+    folder: Path,
+    *,
+    autoencoder: AutoencoderTiny,
+    text: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel,
+    licence: str,
+) -> None:
+    """Write all parts, then `lock.json` over them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    DDIMScheduler(**SCHEDULE).save_pretrained(folder / "scheduler")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    for part, model in (("vae", autoencoder), ("text_encoder", text), ("unet", unet)):
+        _save(model, folder / part)
+    write_text(folder / "model_index.json", json.dumps(PIPELINE, indent=2, sort_keys=True) + "\n")
+    write_lock(folder, licence)
+
+
+def _save(model: nn.Module, folder: Path) -> None:
+    """`save_pretrained`, and its weights once more as fp16: the model in memory stays as it is."""
+    save = model.save_pretrained
+    assert callable(save)
+    save(folder)
+    for path in folder.glob("*.safetensors"):
+        tensors = {name: tensor.half().contiguous() for name, tensor in load_file(path).items()}
+        save_file(tensors, path, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    for key in _PRIVATE:
+        config.pop(key, None)
+    if "dtype" in config:
+        config["dtype"] = "float16"
+    write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def write_lock(folder: Path, licence: str) -> None:
+    """`lock.json`: what a `BackboneRef` to this directory says of its files, and the licence."""
+    ref = lock_directory(folder, licence=licence).to_json()
+    lock = {key: ref[key] for key in ("kind", "revision", "licence", "files")}
+    write_text(folder / "lock.json", json.dumps(lock, indent=1, sort_keys=True) + "\n")

@@ -1,0 +1,84 @@
+"""Latents of all training photographs and of collages, computed once."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny
+from numpy.typing import NDArray
+from torch import Tensor
+
+from d3pack.train.photos import Photos
+
+
+@dataclass(frozen=True, slots=True)
+class Latents:
+    """`values` (N, C, h, w) f16 of unit variance; row i shows class `labels[i]`, or a collage."""
+
+    values: NDArray[np.float16]
+    labels: NDArray[np.int64]
+    collage: NDArray[np.bool_]
+
+
+@torch.no_grad()
+def encode_pixels(model: AutoencoderTiny, pixels: NDArray[np.uint8]) -> Tensor:
+    device = next(model.parameters()).device
+    x = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    x = x.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, torch.bfloat16):
+        raw = model.encoder(x).float()
+    scaled: Tensor = raw * model.config.scaling_factor
+    return scaled
+
+
+def make_collage(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Four images (4, S, S, 3) as one of the same size: each halved by averaging, two by two."""
+    count, size, _, _ = tiles.shape
+    half = size // 2
+    small = tiles.reshape(count, half, 2, half, 2, 3).mean((2, 4)).round().astype(np.uint8)
+    return np.block([[[small[0]], [small[1]]], [[small[2]], [small[3]]]])
+
+
+def collages(photos: Photos, count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """`count` random collages of one class each, and their labels."""
+    rng = np.random.Generator(np.random.Philox(key=[seed, 3]))
+    by_class = [photos.train[photos.labels[photos.train] == c] for c in range(len(photos.names))]
+    labels = np.arange(count, dtype=np.int64) % len(photos.names)
+    made = np.stack(
+        [make_collage(photos.pixels[rng.choice(by_class[label], 4)]) for label in labels]
+    )
+    return made, labels
+
+
+def load_latents(
+    photos: Photos, model: AutoencoderTiny, cache: Path, collage_share: float, seed: int
+) -> Latents:
+    """Both flips of every training photograph, then collages; encoded on the first call."""
+    path, index = cache / "latents.npy", cache / "latents.json"
+    singles = len(photos.train)
+    count = int(2 * singles * collage_share)
+    if not index.exists():
+        model = model.eval().to(memory_format=torch.channels_last)
+        extra, extra_labels = collages(photos, count, seed)
+        parts: list[NDArray[np.float16]] = []
+        for flip in (1, -1):
+            for start in range(0, singles, 256):
+                rows = photos.train[start : start + 256]
+                pixels = np.ascontiguousarray(photos.pixels[rows][:, :, ::flip])
+                parts.append(encode_pixels(model, pixels).half().cpu().numpy())
+        for start in range(0, count, 256):
+            parts.append(encode_pixels(model, extra[start : start + 256]).half().cpu().numpy())
+        single_labels = photos.labels[photos.train]
+        labels = np.concatenate([single_labels, single_labels, extra_labels])
+        temporary = cache / "latents.part.npy"
+        np.save(temporary, np.concatenate(parts))
+        os.replace(temporary, path)
+        index.write_text(json.dumps({"labels": labels.tolist(), "singles": 2 * singles}))
+    found = json.loads(index.read_text())
+    labels = np.asarray(found["labels"], np.int64)
+    return Latents(np.load(path), labels, np.arange(len(labels)) >= found["singles"])

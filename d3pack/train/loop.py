@@ -1,0 +1,164 @@
+"""The one training loop: every stage is a `Task` driven by `run_stage`."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from d3pack.errors import UsageError
+from d3pack.train.checkpoint import load_state, save_state
+from d3pack.train.config import LoopConfig
+
+Batch = dict[str, Tensor]
+
+
+class Task(Protocol):
+    """What a stage brings: a module whose forward gives losses, its data, its yardstick."""
+
+    name: str
+
+    def module(self) -> nn.Module: ...
+
+    def batch(self, step: int, rank: int, world: int, progress: float) -> Batch: ...
+
+    def validate(self, module: nn.Module) -> dict[str, float]: ...
+
+    def preview(self, module: nn.Module, path: Path) -> None: ...
+
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def learning_rate(config: LoopConfig, step: int, progress: float) -> float:
+    """Warm-up, plateau, and a fall to zero over the last `decay` of the run."""
+    rate = config.lr * min(1.0, (step + 1) / config.warmup)
+    if progress > 1 - config.decay:
+        left = max(0.0, (1 - progress) / config.decay)
+        rate *= 0.5 - 0.5 * math.cos(math.pi * left)
+    return rate
+
+
+def _follow(shadow: nn.Module, module: nn.Module, decay: float) -> None:
+    with torch.no_grad():
+        mine, theirs = list(shadow.parameters()), list(module.parameters())
+        torch._foreach_lerp_(mine, theirs, 1 - decay)
+
+
+def run_stage(
+    task: Task,
+    config: LoopConfig,
+    folder: Path,
+    accelerator: Accelerator,
+    *,
+    seconds: float | None,
+    checkpoint_minutes: float,
+    report: Report,
+    compiled: bool = False,
+    train: bool = True,
+) -> nn.Module:
+    """Train `task` to its last step or for `seconds`, resuming from `folder`; its average.
+
+    With `train` off, the average of the last checkpoint is returned as it is.
+    """
+    module = task.module().to(accelerator.device)
+    shadow = copy.deepcopy(module).requires_grad_(False).eval()
+    decay, plain = [], []
+    for weight in module.parameters():
+        if weight.requires_grad:
+            (decay if weight.ndim > 1 else plain).append(weight)
+    optimizer = torch.optim.AdamW(
+        [{"params": decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=config.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    saved = folder / "state.safetensors"
+    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "done": False}
+    if saved.exists():
+        state = load_state(saved, module=module, shadow=shadow, optimizer=optimizer)
+    elif not train:
+        raise UsageError(
+            f"the stage {task.name!r} was never trained here",
+            hint="name it with --stage, or take its part from elsewhere with --init-from",
+        )
+    if state["done"] or not train:
+        return shadow
+    forward, optimizer = accelerator.prepare(module, optimizer)
+    if compiled:
+        forward = torch.compile(forward)
+    folder.mkdir(parents=True, exist_ok=True)
+    step, before, started = int(state["step"]), float(state["seconds"]), time.monotonic()
+    last_saved, window_start, window_step = started, started, step
+    loss_sum = torch.zeros((), device=accelerator.device)
+    samples_per_step = config.batch * accelerator.num_processes
+
+    def progress(at: int, spent: float) -> float:
+        by_time = spent / seconds if seconds else 0.0
+        return min(1.0, max(at / config.steps, by_time))
+
+    def record(entry: dict[str, Any]) -> None:
+        if accelerator.is_main_process:
+            with (folder / "curve.jsonl").open("a") as out:
+                out.write(json.dumps(entry) + "\n")
+        report({"stage": task.name, **entry})
+
+    def checkpoint(done: bool) -> None:
+        if not accelerator.is_main_process:
+            return
+        spent = before + time.monotonic() - started
+        record_state = {"step": step, "seconds": spent, "done": done}
+        save_state(saved, module=module, shadow=shadow, optimizer=optimizer, state=record_state)
+        task.preview(shadow, folder / f"samples-{step:06d}.png")
+
+    while True:
+        spent = before + time.monotonic() - started
+        done = progress(step, spent)
+        if done >= 1.0:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step, done)
+        batch = task.batch(step, accelerator.process_index, accelerator.num_processes, done)
+        with accelerator.autocast():
+            losses = forward(**{k: v.to(accelerator.device) for k, v in batch.items()})
+        accelerator.backward(losses["loss"])
+        accelerator.clip_grad_norm_(module.parameters(), config.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        _follow(shadow, module, min(config.ema, step / (step + 9)))
+        loss_sum += losses["loss"].detach()
+        if step % config.report_every == 0:
+            now = time.monotonic()
+            entry: dict[str, Any] = {
+                "step": step,
+                "samples": step * samples_per_step,
+                "seconds": round(before + now - started, 1),
+                "loss": round(float(loss_sum) / (step - window_step), 5),
+                "samples_per_s": round(
+                    (step - window_step) * samples_per_step / (now - window_start), 1
+                ),
+                "progress": round(done, 4),
+                "left": round((before + now - started) * (1 - done) / max(done, 1e-9)),
+            }
+            if step % config.validate_every == 0:
+                entry |= {k: round(v, 5) for k, v in task.validate(shadow).items()}
+            record(entry)
+            loss_sum.zero_()
+            window_start, window_step = time.monotonic(), step
+        if time.monotonic() - last_saved > 60 * checkpoint_minutes:
+            checkpoint(done=False)
+            last_saved = time.monotonic()
+    record({"step": step, "final": True, **task.validate(shadow)})
+    checkpoint(done=True)
+    accelerator.wait_for_everyone()
+    return shadow

@@ -1,0 +1,210 @@
+"""`train`: all stages in order, each resumed where it stopped, and the export at the end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from d3pack.errors import UsageError
+from d3pack.sources import open_source
+from d3pack.train.autoencoder import AutoencoderModule, AutoencoderTask
+from d3pack.train.conditioning import TextConditioner
+from d3pack.train.config import LoopConfig, TrainConfig
+from d3pack.train.diffusion import DenoiserModule, DiffusionTask, build_unet
+from d3pack.train.export import export_backbone
+from d3pack.train.files import write_text
+from d3pack.train.latents import Latents, encode_pixels, load_latents
+from d3pack.train.loop import Report, Task, run_stage
+from d3pack.train.photos import Photos, load_photos
+from d3pack.train.text import TextModule, TextTask
+from d3pack.train.words import scattered_vectors, sentence_vectors, spoken, train_tokenizer
+
+STAGES = ("autoencoder", "text", "diffusion")
+WIDTH_WITHOUT_TEACHER = 384
+PREVIEWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """What the command adds to a preset."""
+
+    source: str
+    out: Path
+    seconds: float | None = None  # for all stages together, shared out by the preset
+    device: str = ""  # "": the best there is
+    stages: tuple[str, ...] = STAGES
+    sentence_encoder: Path | None = None
+    words: Path | None = None  # one noun a line: vocabulary beyond the class names
+    init_from: Path | None = None
+    licence: str = "unknown"
+    compiled: bool = False
+
+
+class _Run:
+    """The state that stages hand on to each other."""
+
+    def __init__(self, options: TrainOptions, config: TrainConfig, report: Report) -> None:
+        self.options, self.config, self.report = options, config, report
+        self.work = options.out / "training"
+        self.cache = self.work / "cache"
+        self.accelerator = Accelerator(cpu=options.device == "cpu", mixed_precision="bf16")
+        self.photos = self._photos()
+
+    def _photos(self) -> Photos:
+        def tell(done: int, total: int) -> None:
+            if done % 500 == 0 or done == total:
+                self.report({"stage": "photos", "step": done, "progress": done / total})
+
+        with self.accelerator.main_process_first():
+            source = open_source(self.options.source)
+            self._check_same(source.fingerprint())
+            return load_photos(
+                source, self.cache, self.config.image_size, self.config.hold_back, tell
+            )
+
+    def _check_same(self, fingerprint: str) -> None:
+        """A folder belongs to one source and one set of settings."""
+        now = json.dumps(
+            {"source": fingerprint, "config": asdict(self.config)}, indent=1, sort_keys=True
+        )
+        path = self.work / "settings.json"
+        if path.exists() and path.read_text() != now:
+            raise UsageError(
+                f"{self.options.out} was started with another source or other settings",
+                hint="give another -o, or the same preset, seed and source to go on",
+            )
+        write_text(path, now)
+
+    def stage(self, task: Task, loop: LoopConfig) -> nn.Module:
+        """Train one stage if it was asked for; otherwise take what its last checkpoint holds."""
+        seconds = self.options.seconds
+        return run_stage(
+            task,
+            loop,
+            self.work / task.name,
+            self.accelerator,
+            seconds=seconds * loop.share if seconds else None,
+            checkpoint_minutes=self.config.checkpoint_minutes,
+            report=self.report,
+            compiled=self.options.compiled,
+            train=task.name in self.options.stages,
+        )
+
+    def autoencoder(self) -> AutoencoderTiny:
+        start = self.options.init_from
+        if start and "autoencoder" not in self.options.stages:
+            found = AutoencoderTiny.from_pretrained(start / "vae", torch_dtype=torch.float32)
+            return cast(AutoencoderTiny, found.to(self.accelerator.device).eval())
+        task = AutoencoderTask(self.config.autoencoder, self.photos, self.config.seed, start)
+        module = self.stage(task, self.config.autoencoder.loop)
+        assert isinstance(module, AutoencoderModule)
+        return module.model.eval()
+
+    def text(self) -> tuple[CLIPTextModel, CLIPTokenizer]:
+        start = self.options.init_from
+        if start and "text" not in self.options.stages:
+            model = CLIPTextModel.from_pretrained(start / "text_encoder", dtype=torch.float32)
+            return model.eval(), CLIPTokenizer.from_pretrained(start / "tokenizer")
+        config = self.config.text
+        names, vectors = self._words()
+        folder = self.work / "text" / "tokenizer"
+        with self.accelerator.main_process_first():
+            if not (folder / "tokenizer.json").exists():
+                train_tokenizer(names, config.vocabulary, config.max_tokens).save_pretrained(folder)
+        tokenizer = CLIPTokenizer.from_pretrained(folder)
+        task = TextTask(config, tokenizer, names, vectors, len(self.photos.names), self.config.seed)
+        module = self.stage(task, config.loop)
+        assert isinstance(module, TextModule)
+        return module.model.eval(), tokenizer
+
+    def _words(self) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float32]]]:
+        """Class names first, then the vocabulary; and where each lies."""
+        names = list(self.photos.names)
+        if self.options.words:
+            more = {spoken(line) for line in self.options.words.read_text().splitlines()}
+            names += sorted(more - set(names) - {""})
+        encoder = self.options.sentence_encoder
+        if encoder is None:
+            return names, scattered_vectors(names, WIDTH_WITHOUT_TEACHER, self.config.seed)
+        path = self.cache / "words.npy"
+        with self.accelerator.main_process_first():
+            if not path.exists():
+                np.save(path, sentence_vectors(names, encoder))
+        return names, np.load(path)
+
+    def diffusion(
+        self, autoencoder: AutoencoderTiny, text: CLIPTextModel, tokenizer: CLIPTokenizer
+    ) -> UNet2DConditionModel:
+        config, photos = self.config.diffusion, self.photos
+        with self.accelerator.main_process_first():
+            latents = load_latents(
+                photos, autoencoder, self.cache, config.collage_share, self.config.seed
+            )
+        held = np.concatenate(
+            [
+                encode_pixels(autoencoder, photos.pixels[rows]).cpu().half().numpy()
+                for rows in np.array_split(photos.held, max(1, len(photos.held) // 256))
+            ]
+        )
+        judged = Latents(held, photos.labels[photos.held], np.zeros(len(held), np.bool_))
+        device = self.accelerator.device
+
+        @torch.no_grad()
+        def decode(z: Tensor) -> Tensor:
+            scale = autoencoder.config.scaling_factor
+            return torch.cat([autoencoder.decoder(p.to(device) / scale) for p in z.split(32)])
+
+        def build() -> nn.Module:
+            if self.options.init_from:
+                return cast(
+                    nn.Module,
+                    UNet2DConditionModel.from_pretrained(
+                        self.options.init_from / "unet", torch_dtype=torch.float32
+                    ),
+                )
+            _, channels, size, _ = latents.values.shape
+            return build_unet(config, channels, size, text.config.hidden_size)
+
+        task = DiffusionTask(
+            config,
+            build,
+            latents,
+            judged,
+            TextConditioner(text, tokenizer, photos.names, config.caption_drop),
+            decode,
+            [i * len(photos.names) // (PREVIEWS // 2) for i in range(PREVIEWS // 2)] * 2,
+            self.config.seed,
+        )
+        module = self.stage(task, config.loop)
+        assert isinstance(module, DenoiserModule)
+        return cast(UNet2DConditionModel, module.model)
+
+
+def train(options: TrainOptions, config: TrainConfig, report: Report) -> Path:
+    """Train (or go on training) a backbone; returns the directory in diffusers' layout."""
+    unknown = set(options.stages) - set(STAGES)
+    if unknown:
+        raise UsageError(f"no stage {sorted(unknown)[0]!r}", hint=f"stages: {', '.join(STAGES)}")
+    run = _Run(options, config, report)
+    autoencoder = run.autoencoder()
+    text, tokenizer = run.text()
+    unet = run.diffusion(autoencoder, text, tokenizer)
+    if run.accelerator.is_main_process:
+        export_backbone(
+            options.out,
+            autoencoder=autoencoder,
+            text=text,
+            tokenizer=tokenizer,
+            unet=unet,
+            licence=options.licence,
+        )
+    return options.out

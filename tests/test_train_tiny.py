@@ -1,0 +1,206 @@
+"""`d3pack train` end to end with the tiny preset: trained, killed, resumed, exported, opened."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from d3pack.backbones import open_backbone
+from d3pack.errors import UsageError
+from d3pack.train.config import PRESETS, LoopConfig, TrainConfig
+from d3pack.train.loop import learning_rate
+from d3pack.train.photos import batch_rows, split
+from d3pack.train.run import TrainOptions, train
+
+CLASSES = {"red_ball": (220, 40, 40), "green_field": (40, 200, 60), "deep sea": (30, 60, 210)}
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing in the trainer may catch it."""
+
+
+def silent(event: dict[str, Any]) -> None:
+    """Hear nothing."""
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of noisy colours, 40 x 32 pixels."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for name, colour in CLASSES.items():
+        (root / name).mkdir()
+        for i in range(12):
+            pixels = np.asarray(colour) + rng.integers(-30, 31, (32, 40, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{i:03}.png")
+    return root
+
+
+def config(**loop: Any) -> TrainConfig:
+    """The tiny preset, reporting every fifth step."""
+    tiny = PRESETS["tiny"]
+    every = {"report_every": 5, "validate_every": 10, **loop}
+    return replace(
+        tiny,
+        autoencoder=replace(tiny.autoencoder, loop=replace(tiny.autoencoder.loop, **every)),
+        text=replace(tiny.text, loop=replace(tiny.text.loop, **every)),
+        diffusion=replace(tiny.diffusion, loop=replace(tiny.diffusion.loop, **every)),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One uninterrupted run."""
+    out = tmp_path_factory.mktemp("whole") / "backbone"
+    return train(TrainOptions(str(photos), out, device="cpu"), config(), silent)
+
+
+def curve(out: Path, stage: str) -> dict[int, float]:
+    """Loss by step; what a resumed run repeats must agree with what was there."""
+    losses: dict[int, float] = {}
+    for line in (out / "training" / stage / "curve.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        if "loss" in entry:
+            losses[entry["step"]] = entry["loss"]
+    return losses
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a file."""
+    with safe_open(path, framework="pt") as stored:
+        return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+
+
+def test_every_stage_learns(trained: Path) -> None:
+    for stage in ("autoencoder", "text", "diffusion"):
+        losses = curve(trained, stage)
+        assert losses[max(losses)] < 0.8 * losses[5], stage
+
+
+def test_the_backbone_opens_and_makes_images(trained: Path) -> None:
+    backbone = open_backbone(str(trained))
+    assert backbone.latent_shape == (4, 4, 4)
+    vectors = backbone.name_vectors("red_ball", 2)[None]
+    c = backbone.condition(vectors)
+    x = backbone.denoise(torch.zeros(1, *backbone.latent_shape), 10.0, c)
+    images = backbone.decode(x)
+    assert images.dtype == torch.uint8
+    assert images.shape == (1, 3, 32, 32)
+
+
+def test_the_export_is_half_precision_and_locked(trained: Path) -> None:
+    from d3pack.backbones.resolve import lock_directory
+
+    for part in ("unet", "vae", "text_encoder"):
+        (path,) = (trained / part).glob("*.safetensors")
+        assert {t.dtype for t in weights(path).values()} == {torch.float16}
+    lock = json.loads((trained / "lock.json").read_text())
+    found = lock_directory(trained)
+    assert found.kind == lock["kind"]
+    for path_, file in found.files.items():
+        assert lock["files"][path_] == [file.size, file.sha256]
+    text = "".join(p.read_text() for p in trained.glob("*/*.json"))
+    assert str(trained.parent) not in text
+
+
+def test_diffusers_own_pipeline_loads_it(trained: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(trained, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    made = pipeline("a photo of a red ball", num_inference_steps=2, output_type="np").images
+    assert made.shape == (1, 32, 32, 3)
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
+def test_a_killed_run_resumes_to_the_same_curve(
+    photos: Path, trained: Path, tmp_path: Path, stage: str
+) -> None:
+    out = tmp_path / "backbone"
+
+    def kill(event: dict[str, Any]) -> None:
+        if event["stage"] == stage and event["step"] == 30:
+            raise Killed
+
+    options = TrainOptions(str(photos), out, device="cpu")
+    often = replace(config(), checkpoint_minutes=0.0)
+    with pytest.raises(Killed):
+        train(options, often, kill)
+    resumed_at: list[int] = []
+
+    def hear(event: dict[str, Any]) -> None:
+        if event["stage"] == stage and not event.get("final"):
+            resumed_at.append(event["step"])
+
+    train(options, often, hear)
+    assert resumed_at[0] > 5  # it went on, it did not start again
+    assert curve(out, stage) == curve(trained, stage)
+    mine = weights(out / "unet" / "diffusion_pytorch_model.safetensors")
+    theirs = weights(trained / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_training_goes_on_from_existing_weights(
+    photos: Path, trained: Path, tmp_path: Path
+) -> None:
+    out = train(
+        TrainOptions(
+            str(photos), tmp_path / "next", device="cpu", init_from=trained, stages=("diffusion",)
+        ),
+        config(),
+        silent,
+    )
+    before, after = curve(trained, "diffusion"), curve(out, "diffusion")
+    assert after[5] < before[5]
+    same = "vae/diffusion_pytorch_model.safetensors"
+    assert (out / same).read_bytes() == (trained / same).read_bytes()
+
+
+def test_a_time_budget_ends_a_run_with_its_rate_fallen(photos: Path, tmp_path: Path) -> None:
+    options = TrainOptions(str(photos), tmp_path / "b", seconds=4.0, device="cpu")
+    train(options, config(steps=10**6), silent)
+    for stage in ("autoencoder", "text", "diffusion"):
+        lines = (tmp_path / "b" / "training" / stage / "curve.jsonl").read_text().splitlines()
+        assert json.loads(lines[-1])["final"]
+
+
+def test_other_settings_are_refused(photos: Path, trained: Path) -> None:
+    with pytest.raises(UsageError, match="other settings"):
+        train(TrainOptions(str(photos), trained), replace(config(), seed=5), silent)
+
+
+def test_a_stage_that_was_never_trained_is_named(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'autoencoder' was never trained"):
+        options = TrainOptions(str(photos), tmp_path / "b", device="cpu", stages=("text",))
+        train(options, config(), silent)
+
+
+def test_held_back_images_are_the_last_of_each_class() -> None:
+    labels = np.repeat([0, 1], [10, 6])
+    train_rows, held = split(labels, 2)
+    assert held.tolist() == [8, 9, 14, 15]
+    assert sorted([*train_rows, *held]) == list(range(16))
+
+
+def test_an_epoch_shows_every_row_once() -> None:
+    seen = np.concatenate([batch_rows(30, 8, step, seed=1) for step in range(15)])
+    for epoch in range(4):
+        assert sorted(seen[epoch * 30 : (epoch + 1) * 30]) == list(range(30))
+    assert (batch_rows(30, 8, 3, seed=1) == seen[24:32]).all()
+
+
+def test_the_rate_rises_holds_and_falls() -> None:
+    loop = LoopConfig(batch=1, lr=1.0, steps=100, share=1.0, warmup=10, decay=0.2)
+    rates = [learning_rate(loop, step, step / 100) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[10:80] == [1.0] * 70
+    assert rates[90] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0.0)
