@@ -11,6 +11,7 @@ entry point group "d3pack.backbones"; nothing else in d3pack changes.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ import torch
 from d3pack.backbones.autoencoder import Autoencoder, to_uint8
 from d3pack.backbones.layout import Layout, Part
 from d3pack.backbones.levels import Levels
-from d3pack.backbones.loading import Files, build
+from d3pack.backbones.loading import Files, build, number
 from d3pack.backbones.protocol import TEMPLATE, Condition
 from d3pack.backbones.text import TextEncoder
 from d3pack.errors import BackboneConfigError, UsageError
@@ -70,7 +71,7 @@ class StableDiffusion:
         self.autoencoder = Autoencoder(files, device=device, dtype=dtype)
         config = self.denoiser.config
         self._check(config)
-        side = int(config.sample_size or 64) * self.autoencoder.factor
+        side = int(number("unet/config.json", config, "sample_size", 64)) * self.autoencoder.factor
         self.image_size = (side, side)
         self.prompt_shape = (self.text.positions - 2, self.text.width)
         self._step = 2 ** (len(config.block_out_channels) - 1)
@@ -79,7 +80,8 @@ class StableDiffusion:
 
     def _check(self, config: Any) -> None:
         for key in _FOREIGN:
-            if config.get(key) is not None:
+            # "text" only pools the hidden states that every family has; it asks for nothing else
+            if config.get(key) not in (None, "text"):
                 raise BackboneConfigError(
                     f"unet/config.json sets {key}, which Stable Diffusion 1.x and 2.x do not"
                 )
@@ -181,11 +183,11 @@ class _RememberedCondition:
     """
 
     def __init__(self) -> None:
-        self._hidden: Tensor | None = None
-        self._known: dict[int, tuple[Tensor, Tensor]] = {}
+        self._now = threading.local()  # groups run side by side
+        self._age = 0
 
     def forget(self) -> None:
-        self._hidden, self._known = None, {}
+        self._age += 1
 
     def __call__(
         self,
@@ -201,15 +203,21 @@ class _RememberedCondition:
         if torch.is_grad_enabled():
             key, value = self._project(attn, encoder_hidden_states)
         else:
-            if self._hidden is not encoder_hidden_states:
-                self._hidden, self._known = encoder_hidden_states, {}
-            if id(attn) not in self._known:
-                self._known[id(attn)] = self._project(attn, encoder_hidden_states)
-            key, value = self._known[id(attn)]
+            known = self._known(encoder_hidden_states)
+            if id(attn) not in known:
+                known[id(attn)] = self._project(attn, encoder_hidden_states)
+            key, value = known[id(attn)]
         mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value)
         mixed = mixed.transpose(1, 2).flatten(2)
         out: Tensor = attn.to_out[0](mixed)
         return out
+
+    def _known(self, hidden: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+        now = self._now
+        if getattr(now, "hidden", None) is not hidden or now.age != self._age:
+            now.hidden, now.age, now.known = hidden, self._age, {}
+        known: dict[int, tuple[Tensor, Tensor]] = now.known
+        return known
 
     def _project(self, attn: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
         return self._heads(attn, attn.to_k(hidden)), self._heads(attn, attn.to_v(hidden))

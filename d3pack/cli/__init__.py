@@ -24,6 +24,7 @@ VERBS = (
     "d3pack.cli.pack",
     "d3pack.cli.preview",
     "d3pack.cli.encode",
+    "d3pack.cli.train",
     "d3pack.cli.eval",
     "d3pack.cli.hub",
     "d3pack.cli.demo",
