@@ -2,6 +2,7 @@
 
     path = tiny_sd(tmp_path / "sd")      # text to image, 64 px
     path = tiny_dit(tmp_path / "dit")    # class to image, 64 px
+    pack = tiny_pack(path)               # of 3 classes with 8 images; Decoder(pack, path=path)
 
 They are real models with real configs and a real tokenizer; only the weights are random.
 """
@@ -145,6 +146,54 @@ def tiny_dit(
     labels = {str(i): names[i % len(names)] for i in range(classes)}
     _write(path / "model_index.json", {"_class_name": "DiTPipeline", "id2label": labels})
     return path
+
+
+def tiny_pack(
+    path: str | Path,
+    *,
+    classes: int = 3,
+    images: int = 8,
+    modes: int = 1,
+    vectors: int = 1,
+    sampler: str = "dpmpp-2m",
+    steps: int = 3,
+    guidance: float = 2.0,
+    group: int = 4,
+    dtype: str = "float32",
+    size: tuple[int, int] | None = None,
+    **more: Any,
+) -> Any:
+    """A valid pack of random prompts for a backbone directory; `more` goes to `Pack`."""
+    import numpy as np
+
+    from d3pack import Pack, Recipe, samplers
+    from d3pack.backbones import open_backbone
+    from d3pack.codecs import encode_prompts
+
+    backbone = open_backbone(str(path))
+    levels = samplers.schedule(backbone.levels.alphas_cumprod, sampler, steps)
+    recipe = Recipe(
+        backbone=backbone.ref,
+        size=size or backbone.image_size,
+        sampler=sampler,  # type: ignore[arg-type]
+        sigmas=levels,
+        guidance=guidance,
+        group=group,
+        dtype=dtype,  # type: ignore[arg-type]
+        guided_channels=more.pop("guided_channels", 0),
+        extra=more.pop("extra", {}),
+    )
+    shape = (classes, modes, vectors, backbone.prompt_shape[1])
+    values = np.random.default_rng(5).normal(size=shape).astype(np.float32)
+    names = tuple(f"{WORDS.split()[4 + c % 20]} {c}" for c in range(classes))
+    return Pack(
+        classes=names,
+        images_per_class=images,
+        recipe=recipe,
+        prompts=encode_prompts(values),
+        seed=more.pop("seed", 11),
+        **more,
+    )
 
 
 def _save_vae(path: Path, kind: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d3pack.backbones.loading import Files, build
+from d3pack.backbones.loading import Files, build, number
+from d3pack.errors import BackboneConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +25,10 @@ class Autoencoder:
         self.channels = int(config.latent_channels)
         blocks = config.get("block_out_channels") or config["decoder_block_out_channels"]
         self.factor = 2 ** (len(blocks) - 1)
-        self._scale = float(config.scaling_factor)
-        self._shift = float(config.get("shift_factor") or 0.0)
+        self._scale = number("vae/config.json", config, "scaling_factor", 1.0)
+        self._shift = number("vae/config.json", config, "shift_factor", 0.0)
+        if self._scale == 0:
+            raise BackboneConfigError("vae/config.json: scaling_factor is 0")
         self._dtype = dtype
 
     def encode(self, images: Tensor) -> Tensor:

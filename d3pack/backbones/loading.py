@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -91,7 +92,10 @@ def build(
 
     path = f"{folder}/config.json"
     config = files.json(path)
-    name = config.get("_class_name") or next(iter(config.get("architectures") or [""]))
+    listed = config.get("architectures")
+    name = config.get("_class_name") or (listed[0] if isinstance(listed, list) and listed else None)
+    if not isinstance(name, str):
+        raise BackboneConfigError(f"{path} names no model class")
     if name not in allowed or name not in CLASSES:
         raise BackboneConfigError(
             f"{path} asks for {name!r}, which is not one of {', '.join(allowed)}"
@@ -125,6 +129,16 @@ def check_config(path: str, config: Mapping[str, Any]) -> None:
                     f"{path} asks for {key} = {item}, more than {limit}",
                     hint="this is no config of a real model",
                 )
+
+
+def number(path: str, config: Mapping[str, Any], key: str, default: float) -> float:
+    """A finite number out of a config, or its default where it says null."""
+    value = config.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BackboneConfigError(f"{path}: {key} is {value!r}, not a number")
+    return float(value)
 
 
 def _numbers(path: str, key: str, value: Any) -> list[Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from d3pack.pack import Pack
 
 Pair = tuple[int, int]
+_MOST_SMALL, _MOST_LARGE, _SMALL = 32, 4, 100_000_000  # groups at once, by parameters
 _KEPT = 256 << 20  # bytes of conditions kept: SD 1.5 in float32 has room for 1100 classes
 
 
@@ -50,6 +53,7 @@ class Decoder:
         switches: Iterable[str] | None = None,
         tiny_vae: str | Path | None = None,
         group: int | None = None,
+        workers: int | None = None,
         backbone: Backbone | None = None,
         path: str | Path | None = None,
         progress: Progress | None = None,
@@ -64,6 +68,7 @@ class Decoder:
                 hint='another group is a switch of mode="fast"',
             )
         self.group = group or recipe.group
+        self.workers = workers  # groups at once on a CPU; None: as many as torch has threads
         self._steps = samplers.plan(recipe.sampler, recipe.sigmas, recipe.extra)
         self._prompts = torch.from_numpy(decode_prompts(pack.prompts).copy())  # (C, m, k, D)
         self._shared = backbone is not None
@@ -84,6 +89,7 @@ class Decoder:
         self._kept = 0
         self._nothing: Condition | None = None
         self._lock = threading.Lock()
+        self._pool: tuple[tuple[int, int], ThreadPoolExecutor] | None = None
 
     def _check(self) -> None:
         recipe, backbone = self.pack.recipe, self.backbone
@@ -118,6 +124,9 @@ class Decoder:
         self._conditions.clear()
         self._nothing = None
         self._kept = 0
+        if self._pool is not None:
+            self._pool[1].shutdown()
+            self._pool = None
         del self.backbone
 
     def describe(self) -> dict[str, Any]:
@@ -172,28 +181,54 @@ class Decoder:
     ) -> Iterator[tuple[range, Tensor]]:
         """(positions, images) group by group: memory does not grow with the number of images."""
         pairs = self.pairs(wanted)
-        for first in range(0, len(pairs), self.group):
-            part = pairs[first : first + self.group]
-            padded = part + part[-1:] * (self.group - len(part))
-            yield range(first, first + len(part)), self._made(padded, epoch)[: len(part)].clone()
+        starts = range(0, len(pairs), self.group)
+        side_by_side = self.workers or self._side_by_side()
+        for round_start in range(0, len(starts), side_by_side):
+            now = starts[round_start : round_start + side_by_side]
+            parts = [pairs[first : first + self.group] for first in now]
+            padded = [part + part[-1:] * (self.group - len(part)) for part in parts]
+            for first, part, made in zip(now, parts, self._made(padded, epoch), strict=True):
+                # a copy: what inference mode made could not be changed in place outside
+                yield range(first, first + len(part)), made[: len(part)].clone()
 
-    def _made(self, pairs: list[Pair], epoch: int) -> Tensor:
-        """One group. Never another size: a smaller one would give other bits."""
+    def _side_by_side(self) -> int:
+        """Groups at once. An exact forward keeps to one core, so every core gets a group."""
+        if self.device.type != "cpu" or self.mode.fast:
+            return 1
+        weights = sum(p.numel() for p in self.backbone.named_tensors().values())
+        return min(torch.get_num_threads(), _MOST_SMALL if weights < _SMALL else _MOST_LARGE)
+
+    def _made(self, groups: list[list[Pair]], epoch: int) -> list[Tensor]:
+        """Groups of one size. Never another size: a smaller one would give other bits."""
         with (
             self._lock,
-            torch.inference_mode(),
             exact_numerics(self.device, self.mode),
             adapter.applied(self.backbone, self._adapter),
         ):
             try:
-                images = self.backbone.decode(self._latents(pairs, epoch))
+                models = [self._model(pairs) for pairs in groups]
+                if len(groups) == 1:
+                    return [self._images(groups[0], models[0], epoch)]
+                run = self._threads(len(groups)).map
+                return list(run(self._images, groups, models, [epoch] * len(groups)))
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
                 raise self._no_room() from None
-        return images
 
-    def _latents(self, pairs: list[Pair], epoch: int) -> Tensor:
+    def _threads(self, count: int) -> ThreadPoolExecutor:
+        """Kept between calls; a forked child has none of its parent's threads and makes its own."""
+        if self._pool is None or self._pool[0] != (os.getpid(), count):
+            # a thread is told once: telling it again would throw its compiled kernels away
+            start = lambda: torch.set_num_threads(1)  # noqa: E731
+            self._pool = ((os.getpid(), count), ThreadPoolExecutor(count, initializer=start))
+        return self._pool[1]
+
+    @torch.inference_mode()
+    def _images(self, pairs: list[Pair], model: samplers.Model, epoch: int) -> Tensor:
+        return self.backbone.decode(self._latents(pairs, model, epoch))
+
+    def _latents(self, pairs: list[Pair], model: samplers.Model, epoch: int) -> Tensor:
         recipe, pack = self.pack.recipe, self.pack
         c = np.array([c for c, _ in pairs])
         i = np.array([i for _, i in pairs])
@@ -210,7 +245,6 @@ class Decoder:
                 device=self.device,
             )
 
-        model = self._model(pairs)
         x = samplers.start(fresh(0), recipe.sigmas)
         x0 = samplers.sample(recipe.sampler, model, x, recipe.sigmas, fresh, recipe.extra)
         if not torch.isfinite(x0.sum()):
@@ -220,6 +254,7 @@ class Decoder:
             )
         return x0
 
+    @torch.inference_mode()
     def _model(self, pairs: list[Pair]) -> samplers.Model:
         """The denoiser with its conditions, guided in one forward of twice the group."""
         recipe, backbone = self.pack.recipe, self.backbone

@@ -95,10 +95,29 @@ def _fuse(model: torch.nn.Module) -> None:
 
 @contextmanager
 def exact_numerics(device: torch.device, mode: Mode) -> Iterator[None]:
-    """Full float32 and no kernel search on CUDA, whatever the program around has set."""
-    if device.type != "cuda" or mode.fast:
+    """What every exact forward runs under, whatever the program around has set.
+
+    CPU: one thread for one forward. 1x1 convolutions of oneDNN sum in another order with another
+    thread count, and where a thread's share of a tensor ends, sigmoid takes the scalar path.
+    CUDA: full float32, and no search for the fastest kernel.
+    """
+    if mode.fast:
         yield
-        return
+    elif device.type == "cuda":
+        with _plain_cuda():
+            yield
+    elif (before := torch.get_num_threads()) == 1:
+        yield
+    else:
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+@contextmanager
+def _plain_cuda() -> Iterator[None]:
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32)
     reduced = (

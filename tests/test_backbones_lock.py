@@ -1,0 +1,440 @@
+"""The lock: every wrong file is refused by name before it is parsed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_backbones import tiny_dit, tiny_sd
+
+from d3pack.backbones import cache_home, default_backbone, kinds, lock_directory, open_backbone
+from d3pack.backbones import lock as lock_name
+from d3pack.backbones.lock import check_path, verify
+from d3pack.errors import (
+    BackboneChangedError,
+    BackboneConfigError,
+    BackboneError,
+    BackboneMissingError,
+    BackboneRefusedError,
+    BackboneWeightsError,
+    NotFoundError,
+)
+from d3pack.recipe import BackboneRef, FileLock, directory_revision
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("originals")
+    return {"sd": tiny_sd(root / "sd", tokenizer="vocab"), "dit": tiny_dit(root / "dit")}
+
+
+@pytest.fixture
+def sd(originals: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(originals["sd"], tmp_path / "sd"))
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def edit(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_lock_names_every_needed_file_and_nothing_else(sd: Path) -> None:
+    (sd / "safety_checker").mkdir()
+    (sd / "safety_checker/config.json").write_text("{}")
+    (sd / "unet/notes.py").write_text("raise SystemExit")
+    ref = lock_directory(sd, licence="creativeml-openrail-m")
+    assert (ref.kind, ref.repo, ref.licence) == ("stable-diffusion", "", "creativeml-openrail-m")
+    assert sorted(ref.files) == [
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "tokenizer/merges.txt",
+        "tokenizer/tokenizer_config.json",
+        "tokenizer/vocab.json",
+        "unet/config.json",
+        UNET,
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    ]
+    assert ref.files[UNET].size == (sd / UNET).stat().st_size
+    assert ref.revision == directory_revision(ref.files)
+    assert ref.nbytes == sum((sd / path).stat().st_size for path in ref.files)
+    assert lock_directory(shutil.copytree(sd, sd.parent / "copy")) == replace(
+        ref, licence="unknown"
+    )
+
+
+def test_a_mirror_is_held_to_the_same_hashes(sd: Path, originals: dict[str, Path]) -> None:
+    ref = lock_directory(originals["sd"])
+    assert open_backbone(ref, path=sd).ref == ref
+    with pytest.raises(BackboneMissingError, match="public home"):
+        open_backbone(ref)
+    with pytest.raises(NotFoundError):
+        open_backbone(ref, path=sd / "nowhere")
+
+
+@pytest.mark.parametrize("family", ["sd", "dit"])
+def test_one_flipped_bit_in_each_file(
+    family: str, originals: dict[str, Path], tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(originals[family], tmp_path / "copy"))
+    ref = lock_directory(copy)
+    assert len(ref.files) >= 6
+    for path in ref.files:
+        kept = (copy / path).read_bytes()
+        flip(copy / path)
+        with pytest.raises(BackboneChangedError, match=path) as caught:
+            open_backbone(ref, path=copy)
+        assert caught.value.exit_code == 4
+        assert caught.value.hint
+        (copy / path).write_bytes(kept)
+    verify(copy, ref)
+
+
+@pytest.mark.parametrize("family", ["sd", "dit"])
+def test_each_file_missing(family: str, originals: dict[str, Path], tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(originals[family], tmp_path / "copy"))
+    ref = lock_directory(copy)
+    for path in ref.files:
+        (copy / path).rename(copy / "away")
+        with pytest.raises(BackboneMissingError, match=path):
+            open_backbone(ref, path=copy)
+        (copy / "away").rename(copy / path)
+
+
+def test_a_longer_or_shorter_file_is_not_even_hashed(sd: Path, home: Path) -> None:
+    ref = lock_directory(sd)
+    shutil.rmtree(home)
+    with (sd / UNET).open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(BackboneChangedError, match="bytes instead of"):
+        verify(sd, replace(ref, files={UNET: ref.files[UNET]}))
+    assert not home.exists()
+
+
+def test_verification_is_remembered(sd: Path, home: Path) -> None:
+    hashed: list[str] = []
+    ref = lock_directory(sd, progress=lambda path, done, size: hashed.append(path))
+    assert sorted(set(hashed)) == sorted(ref.files)
+    hashed.clear()
+    verify(sd, ref, lambda path, done, size: hashed.append(path))
+    assert not hashed
+    os.utime(sd / UNET, ns=(1, 1))  # touched: who knows
+    verify(sd, ref, lambda path, done, size: hashed.append(path))
+    assert set(hashed) == {UNET}
+    hashed.clear()
+    kept = (sd / UNET).read_bytes()
+    (sd / UNET).unlink()
+    (sd / UNET).write_bytes(kept)  # the same bytes in another inode
+    os.utime(sd / UNET, ns=(1, 1))
+    verify(sd, ref, lambda path, done, size: hashed.append(path))
+    assert set(hashed) <= {UNET}  # a file system may hand the same inode out again
+
+
+@pytest.mark.parametrize("junk", [b"", b"{", b"[1, 2]", b'{"a": 7}', b"\xff\xfe", b'"x"'])
+def test_a_broken_memory_costs_time_and_nothing_else(sd: Path, home: Path, junk: bytes) -> None:
+    ref = lock_directory(sd)
+    (home / "verified.json").write_bytes(junk)
+    verify(sd, ref)
+    flip(sd / UNET)
+    with pytest.raises(BackboneChangedError):
+        verify(sd, ref)
+
+
+def test_a_lying_memory_is_not_believed(sd: Path, home: Path) -> None:
+    ref = lock_directory(sd)
+    memory = home / "verified.json"
+    known = json.loads(memory.read_text())
+    memory.write_text(json.dumps(dict.fromkeys(known, "0" * 64)))
+    verify(sd, ref)  # hashed again, found right
+    assert json.loads(memory.read_text()) == known
+
+
+def test_where_the_memory_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("D3PACK_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_home() == tmp_path / "d3pack"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    assert cache_home() == tmp_path / "me/.cache/d3pack"
+
+
+def test_a_read_only_home_only_costs_time(sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("D3PACK_HOME", "/proc/nowhere")
+    verify(sd, lock_directory(sd))
+
+
+def test_pickles_are_refused(sd: Path) -> None:
+    (sd / UNET).unlink()
+    torch.save({"w": torch.zeros(1)}, sd / "unet/diffusion_pytorch_model.bin")
+    with pytest.raises(BackboneRefusedError, match="pickle"):
+        open_backbone(str(sd))
+    with pytest.raises(BackboneRefusedError, match="pickle"):
+        check_path("unet/diffusion_pytorch_model.bin")
+    pickled = _ref({"unet/diffusion_pytorch_model.bin": FileLock(1, "0" * 64)})
+    with pytest.raises(BackboneRefusedError, match="pickle"):
+        open_backbone(pickled, path=sd)
+
+
+def _ref(files: dict[str, FileLock]) -> BackboneRef:
+    return BackboneRef("stable-diffusion", "", "0" * 40, files)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../outside.json",
+        "/etc/hosts.txt",
+        "unet//config.json",
+        "unet/./config.json",
+        "a\\b.json",
+        "unet/.hidden.json",
+        "",
+        "a/b/c/d/e.json",
+        "unet/model.py",
+        "unet/model",
+        "unet/config.json\n",
+    ],
+)
+def test_odd_names_are_refused(path: str) -> None:
+    with pytest.raises(BackboneRefusedError):
+        check_path(path)
+
+
+def test_links_may_not_lead_out(sd: Path, tmp_path: Path) -> None:
+    ref = lock_directory(sd)
+    outside = tmp_path / "outside.json"
+    (sd / "vae/config.json").rename(outside)
+    (sd / "vae/config.json").symlink_to(outside)
+    with pytest.raises(BackboneRefusedError, match="leads out"):
+        verify(sd, ref)
+    (sd / "vae/config.json").unlink()
+    (sd / "vae/config.json").symlink_to(sd / "vae/config.json")  # a loop
+    with pytest.raises(BackboneMissingError):
+        verify(sd, ref)
+    (sd / "vae/config.json").unlink()
+    (sd / "vae/config.json").mkdir()
+    with pytest.raises(BackboneRefusedError, match="regular"):
+        verify(sd, ref)
+
+
+def test_links_of_a_hub_cache_are_followed(sd: Path, tmp_path: Path) -> None:
+    ref = lock_directory(sd)
+    entry = tmp_path / "models--org--name"
+    for i, path in enumerate(ref.files):
+        blob = entry / "blobs" / str(i)
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(sd / path, blob)
+        link = entry / "snapshots" / ref.revision / path
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    assert len(verify(entry / "snapshots" / ref.revision, ref)) == len(ref.files)
+
+
+def bad_weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+    def apply(root: Path) -> None:
+        state = load_file(root / UNET)
+        change(state)
+        save_file(state, root / UNET)
+
+    return apply
+
+
+def put(name: str, value: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    return bad_weights(lambda state: state.update({name: value(state[name])}))
+
+
+def poke(number: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        tensor.flatten()[3] = number
+        return tensor
+
+    return change
+
+
+def cut(root: Path) -> None:
+    (root / UNET).write_bytes((root / UNET).read_bytes()[:-100])
+
+
+def wide_header(root: Path) -> None:
+    data = (root / UNET).read_bytes()
+    (root / UNET).write_bytes((2**60).to_bytes(8, "little") + data[8:])
+
+
+WEIGHTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "nan": (put("conv_in.weight", poke(float("nan"))), "not finite"),
+    "infinite": (put("conv_out.bias", poke(float("inf"))), "not finite"),
+    "integers": (put("conv_in.bias", lambda t: t.to(torch.int64)), "is I64"),
+    "doubles": (put("conv_in.bias", lambda t: t.to(torch.float64)), "is F64"),
+    "float8": (put("conv_in.bias", lambda t: t.to(torch.float8_e4m3fn)), "is F8_E4M3"),
+    "misshapen": (put("conv_in.weight", lambda t: t[:, :3].contiguous()), "has shape"),
+    "left over": (bad_weights(lambda s: s.update(more=torch.zeros(1))), "does not ask for"),
+    "missing": (bad_weights(lambda s: s.pop("conv_in.bias")), "no tensor conv_in.bias"),
+    "cut off": (cut, "cannot be read"),
+    "header beyond the file": (wide_header, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", WEIGHTS)
+def test_bad_weights(case: str, sd: Path) -> None:
+    spoil, why = WEIGHTS[case]
+    spoil(sd)
+    with pytest.raises(BackboneWeightsError, match=why):
+        open_backbone(str(sd))
+
+
+CONFIGS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "unknown class": ("unet/config.json", {"_class_name": "MyUNet"}, "MyUNet"),
+    "class of another part": ("vae/config.json", {"_class_name": "UNet2DConditionModel"}, "UNet"),
+    "no class": ("unet/config.json", {"_class_name": None}, "names no model class"),
+    "remote code": ("unet/config.json", {"_class_name": "os.system"}, "os.system"),
+    "other text encoder": ("text_encoder/config.json", {"architectures": ["T5"]}, "T5"),
+    "10^9 channels": ("unet/config.json", {"block_out_channels": [10**9, 64]}, "1000000000"),
+    "10^9 in channels": ("vae/config.json", {"latent_channels": 10**9}, "latent_channels"),
+    "10^9 layers": ("text_encoder/config.json", {"num_hidden_layers": 10**9}, "num_hidden"),
+    "10^9 words": ("text_encoder/config.json", {"vocab_size": 10**9}, "vocab_size"),
+    "10^9 positions": ("text_encoder/config.json", {"max_position_embeddings": 10**9}, "max_pos"),
+    "10^5 blocks": ("unet/config.json", {"down_block_types": ["DownBlock2D"] * 10**5}, "too long"),
+    "deep lists": ("unet/config.json", {"block_out_channels": [[[10**9]]]}, "block_out"),
+    "negative": ("unet/config.json", {"in_channels": -5}, "in_channels"),
+    "more than the weights": ("unet/config.json", {"block_out_channels": [32, 128]}, "has shape"),
+    "words for numbers": ("unet/config.json", {"block_out_channels": ["a", "b"]}, "describe"),
+    "unknown block": ("unet/config.json", {"down_block_types": ["Evil", "Block"]}, "describe"),
+    "unknown activation": ("text_encoder/config.json", {"hidden_act": "exec"}, "describe"),
+    "sdxl": ("unet/config.json", {"encoder_hid_dim_type": "text_proj"}, "encoder_hid|describe"),
+    "odd class": ("text_encoder/config.json", {"architectures": 7}, "names no model class"),
+    "odd scale": ("vae/config.json", {"scaling_factor": "much"}, "scaling_factor"),
+    "no scale": ("vae/config.json", {"scaling_factor": 0}, "scaling_factor"),
+    "odd shift": ("vae/config.json", {"shift_factor": [1]}, "shift_factor"),
+    "odd size": ("unet/config.json", {"sample_size": "large"}, "sample_size"),
+    "flow": ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "prediction_type"),
+    "no betas": ("scheduler/scheduler_config.json", {"beta_end": 7}, "betas"),
+    "not an object": ("unet/config.json", {}, "not a JSON object"),
+    "not json": ("vae/config.json", {}, "not JSON"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_bad_configs(case: str, sd: Path) -> None:
+    path, values, why = CONFIGS[case]
+    if case == "not an object":
+        (sd / path).write_text("[]")
+    elif case == "not json":
+        (sd / path).write_text('{"a": ')
+    else:
+        edit(sd / path, **values)
+    expected = BackboneWeightsError if why == "has shape" else BackboneConfigError
+    with pytest.raises(expected, match=why):
+        open_backbone(str(sd))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_layers": 10**9},
+        {"sample_size": 10**9},
+        {"norm_type": "x"},
+        {"num_embeds_ada_norm": None},
+    ],
+)
+def test_bad_dit_configs(
+    values: dict[str, Any], originals: dict[str, Path], tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(originals["dit"], tmp_path / "copy"))
+    edit(copy / "transformer/config.json", **values)
+    with pytest.raises(BackboneConfigError):
+        open_backbone(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("tokenizer/vocab.json", "{}"),
+        ("tokenizer/vocab.json", '{"a": "b"}'),
+        ("tokenizer/merges.txt", "one two three\n"),
+        ("tokenizer/merges.txt", "zzz qqq\n"),
+        ("tokenizer/tokenizer_config.json", '{"pad_token": "[nothing]"}'),
+    ],
+)
+def test_bad_tokenizers(path: str, text: str, sd: Path) -> None:
+    (sd / path).write_text(text)
+    with pytest.raises(BackboneConfigError):
+        open_backbone(str(sd))
+
+
+def test_a_tokenizer_beyond_its_table(sd: Path) -> None:
+    vocab = json.loads((sd / "tokenizer/vocab.json").read_text())
+    (sd / "tokenizer/vocab.json").write_text(json.dumps({**vocab, "<|endoftext|>": 10**6}))
+    with pytest.raises(BackboneConfigError):
+        open_backbone(str(sd))
+
+
+def test_variants_and_shards(sd: Path) -> None:
+    state = {n: t.half() for n, t in load_file(sd / UNET).items()}
+    small = "unet/diffusion_pytorch_model.fp16.safetensors"
+    save_file(state, sd / small)
+    assert small not in lock_directory(sd).files
+    for part in ("vae/diffusion_pytorch_model", "text_encoder/model"):
+        shutil.copy(sd / f"{part}.safetensors", sd / f"{part}.fp16.safetensors")
+    assert small in lock_directory(sd, variant="fp16").files
+    (sd / UNET).unlink()  # only the half-size weights are there
+    assert small in lock_directory(sd).files
+    (sd / small).unlink()
+    with pytest.raises(BackboneMissingError, match="diffusion_pytorch_model"):
+        lock_directory(sd)
+    names = sorted(state)
+    halves = (names[::2], names[1::2])
+    for i, half in enumerate(halves, 1):
+        shard = f"unet/diffusion_pytorch_model-0000{i}-of-00002.safetensors"
+        save_file({n: state[n] for n in half}, sd / shard)
+    ref = lock_directory(sd)
+    assert sum("-of-00002" in path for path in ref.files) == 2
+    assert open_backbone(ref, path=sd).latent_shape == (4, 8, 8)
+
+
+def test_directories_that_are_no_backbone(tmp_path: Path, sd: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BackboneConfigError, match="diffusers' layout"):
+        open_backbone(str(tmp_path / "empty"))
+    with pytest.raises(NotFoundError, match="no backbone"):
+        open_backbone("./no/such/place")
+    with pytest.raises(NotFoundError, match="no backbone"):
+        open_backbone("nothing")
+    shutil.rmtree(sd / "text_encoder")
+    with pytest.raises(BackboneMissingError, match="text_encoder"):
+        open_backbone(str(sd))
+
+
+def test_unknown_kinds_and_defaults() -> None:
+    assert {"stable-diffusion", "dit"} <= set(kinds())
+    with pytest.raises(BackboneError, match="unknown here"):
+        open_backbone(replace(_ref({}), kind="gan"), path=".")
+    assert default_backbone("cpu") == "mini"
+    assert default_backbone("cuda:0") == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+def test_locking_by_name(sd: Path) -> None:
+    ref, root = lock_name(str(sd))
+    assert root == sd
+    assert ref == lock_directory(sd)
