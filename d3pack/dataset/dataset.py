@@ -30,7 +30,6 @@ from d3pack.dataset.transforms import (
     as_pil,
 )
 from d3pack.errors import UsageError
-from d3pack.format import read
 from d3pack.pack import Pack
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class D3MDataset(Dataset[Any]):
     `transform` is applied to each image, `batch_transform` to whole NCHW batches before that. Both
     are given what `output` says: a uint8 tensor, a float tensor in [0, 1], or (`transform` only) a
     PIL image. Labels are ints; vectors of probabilities with `soft_labels=True` (from the pack) or
-    `teacher=`.
+    `teacher=`. With `classes=` it holds some classes; of a pack on the Hub only theirs are read.
     With `fresh=True` every epoch has new images: `set_epoch`, or a loader of ours, says which.
     """
 
@@ -67,6 +66,7 @@ class D3MDataset(Dataset[Any]):
         self,
         pack: str | PathLike[str] | Pack,
         *,
+        classes: Sequence[str | int] | None = None,
         device: str | torch.device | None = None,
         transform: Transform | None = None,
         batch_transform: Transform | None = None,
@@ -81,7 +81,7 @@ class D3MDataset(Dataset[Any]):
         cache_dir: str | PathLike[str] | None = None,
         cache_size: int = CACHE_SIZE,
     ) -> None:
-        self.pack = pack if isinstance(pack, Pack) else read(_local(pack))
+        self.pack = _opened(pack, classes)
         self.device = _usable(device)
         self._check_choices(output, batch_transform, soft_labels, cache, fresh, teacher)
         self.transform = transform
@@ -358,15 +358,12 @@ class D3MDataset(Dataset[Any]):
         return to_hf(self)
 
 
-def _local(pack: str | PathLike[str]) -> Path:
-    from d3pack.hub import is_address
+def _opened(pack: str | PathLike[str] | Pack, classes: Sequence[str | int] | None) -> Pack:
+    if isinstance(pack, Pack):
+        return pack if classes is None else pack.select(classes)
+    from d3pack.hub import load, read_classes
 
-    text = str(pack)
-    if not is_address(text):
-        return Path(text)
-    from d3pack.hub import resolve
-
-    return Path(resolve(text))
+    return load(pack) if classes is None else read_classes(pack, classes)
 
 
 def _folder(cache_dir: str | PathLike[str] | None) -> Path | None:
