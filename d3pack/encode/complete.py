@@ -36,7 +36,7 @@ def with_labels(
         [probabilities(judged(c).logits, temperature) for c in range(len(pack.classes))]
     )
     if kind == "dense":
-        return replace(pack, labels=encode_labels(probs, "f16"))
+        return replace(pack, labels=encode_labels(probs, "dense"))
     return replace(pack, labels=encode_labels(probs, "topk", k=k))
 
 

@@ -59,6 +59,10 @@ class EncodeOptions:
     extra: dict[str, Any] = field(default_factory=dict)  # settings of plugin methods
 
     def __post_init__(self) -> None:
+        for name in ("size", "crop_scale"):  # lists, where they come out of JSON
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+
         def need(good: bool, text: str) -> None:
             if not good:
                 raise UsageError(text)

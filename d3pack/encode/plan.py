@@ -212,7 +212,7 @@ def _label_bytes(classes: int, n: int, kind: LabelKind, k: int) -> int:
     if kind == "none":
         return 0
     probs = np.full((2, n, classes), 1.0 / classes)
-    coded = encode_labels(probs, "topk" if kind == "topk" else "f16", **({"k": k} if k else {}))
+    coded = encode_labels(probs, "topk" if kind == "topk" else "dense", **({"k": k} if k else {}))
     return coded.nbytes * classes // 2 + 400  # and its entry in the manifest
 
 

@@ -113,7 +113,8 @@ class TransformersTeacher:
             model = AutoModelForImageClassification.from_pretrained(
                 path, use_safetensors=True, local_files_only=True, trust_remote_code=False
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        # transformers, safetensors and torch each name a damaged model in their own way
+        except Exception as error:
             raise TeacherError(f"{path.name} is no image classifier: {_line(error)}") from error
         self._model = model.eval().requires_grad_(False).to(device)
         labels = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]

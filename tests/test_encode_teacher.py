@@ -1,0 +1,226 @@
+"""Teachers: trained once per source, or a classifier whose classes match by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from encode_world import CLASSES, make_tree, picture
+
+from d3pack.encode.events import Events
+from d3pack.encode.journal import Journal
+from d3pack.encode.resnet import Lesson, TrainedTeacher, lesson_for, teacher_key, train_teacher
+from d3pack.encode.teacher import TeacherError, TransformersTeacher, batched, fit, match_labels
+from d3pack.sources import open_source
+
+LESSON = Lesson(size=16, samples=1200, batch=32, widths=(8, 16), held=0.1)
+
+
+def train(
+    folder: Path, root: Path, *, lesson: Lesson = LESSON, listeners: Sequence = ()
+) -> TrainedTeacher:
+    journal = Journal(folder / "work", {})
+    try:
+        return train_teacher(
+            open_source(root),
+            lesson,
+            journal,
+            Events(list(listeners)),
+            cache=folder / "teachers",
+            device="cpu",
+        )
+    finally:
+        journal.close()
+
+
+def pictures(count: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures that no training has seen."""
+    arrays = [np.asarray(picture(c, 500 + i)) for c in range(3) for i in range(count)]
+    labels = torch.arange(3).repeat_interleave(count)
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2), labels
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tree(tmp_path_factory.mktemp("t") / "source", 30)
+
+
+def test_a_trained_teacher_knows_the_source(tmp_path: Path, root: Path) -> None:
+    teacher = train(tmp_path, root)
+    images, labels = pictures()
+    logits, features = batched(teacher, images)
+    assert float((logits.argmax(1) == labels).float().mean()) > 0.9
+    assert features.shape == (30, 16)
+    assert torch.allclose(features.norm(dim=1), torch.ones(30), atol=1e-4)
+    record = teacher.record
+    assert record["kind"] == "trained"
+    stored = next((tmp_path / "teachers").iterdir())
+    assert record["bytes"] == stored.stat().st_size
+    assert 0.8 < record["held_accuracy"] <= 1.0
+    large = torch.nn.functional.interpolate(images.float(), scale_factor=4).to(torch.uint8)
+    assert torch.equal(teacher.logits(large).argmax(1), logits.argmax(1))
+
+
+def test_it_is_trained_once(tmp_path: Path, root: Path) -> None:
+    events: list[str] = []
+    first = train(tmp_path, root, listeners=[lambda e: events.append(e["event"])])
+    assert "step" in events
+    events.clear()
+    second = train(tmp_path, root, listeners=[lambda e: events.append(e["event"])])
+    assert events == []
+    assert first.record == second.record
+
+
+def test_going_on_after_any_checkpoint(tmp_path: Path, root: Path) -> None:
+    whole = train(tmp_path / "whole", root).record
+
+    class StopError(Exception):
+        pass
+
+    seen = 0
+
+    def stop(event: dict) -> None:
+        nonlocal seen
+        if event["event"] == "step" and event["stage"] == "train the teacher":
+            seen += 1
+            if seen == 2:
+                raise StopError
+
+    with pytest.raises(StopError):
+        train(tmp_path / "stopped", root, listeners=[stop])
+    assert (tmp_path / "stopped" / "work" / "teacher" / "state.safetensors").exists()
+    assert train(tmp_path / "stopped", root).record == whole
+
+
+def test_the_key_follows_source_and_lesson(tmp_path: Path, root: Path) -> None:
+    source = open_source(root)
+    keys = {teacher_key(source, lesson_for(32, 1000, seed)) for seed in (0, 1)}
+    keys.add(teacher_key(source, lesson_for(32, 2000, 0)))
+    keys.add(teacher_key(open_source(make_tree(tmp_path / "other", 3)), lesson_for(32, 1000, 0)))
+    assert len(keys) == 4
+
+
+def test_larger_images_are_seen_larger() -> None:
+    assert (lesson_for(32, 4000, 0).size, lesson_for(32, 4000, 0).samples) == (32, 4000)
+    assert (lesson_for(500, 4000, 0).size, lesson_for(500, 4000, 0).samples) == (64, 1000)
+
+
+def test_one_image_a_class_is_enough_to_run(tmp_path: Path) -> None:
+    teacher = train(tmp_path, make_tree(tmp_path / "source", 1))
+    assert "held_accuracy" not in teacher.record
+    assert torch.isfinite(teacher.logits(pictures(2)[0])).all()
+
+
+def test_fit_keeps_what_fits() -> None:
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    assert torch.equal(fit(images, (8, 8)), images.float() / 255)
+    assert fit(images, (4, 4)).shape == (2, 3, 4, 4)
+    assert torch.allclose(fit(images, (4, 4)).mean(), images.float().mean() / 255, atol=0.02)
+
+
+# -- by name ----------------------------------------------------------------------------------
+
+LABELS = ("tench, Tinca tinca", "golden_retriever", "Lemon", "crane", "crane")
+
+
+def test_labels_match_by_name_and_synonym() -> None:
+    assert match_labels(["lemon", "tinca tinca", "golden retriever"], LABELS) == [2, 0, 1]
+
+
+def test_a_table_settles_the_rest() -> None:
+    assert match_labels(["citrus", "fish"], LABELS, {"citrus": "lemon", "fish": "tench"}) == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (["lemon", "zebra", "yak"], "no label for 2 of 3 classes, first 'zebra'"),
+        (["lemon", "crane"], "several labels for 1 of 2 classes, first 'crane'"),
+        (["tench", "tinca tinca"], "two classes have the same label"),
+    ],
+)
+def test_teachers_with_other_classes(classes: list[str], message: str) -> None:
+    with pytest.raises(TeacherError, match=message):
+        match_labels(classes, LABELS)
+
+
+# -- transformers -----------------------------------------------------------------------------
+
+
+def save_classifier(path: Path, labels: Sequence[str]) -> Path:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = ResNetForImageClassification(
+            ResNetConfig(
+                embedding_size=8,
+                hidden_sizes=[8, 16],
+                depths=[1, 1],
+                layer_type="basic",
+                id2label=dict(enumerate(labels)),
+                label2id={label: i for i, label in enumerate(labels)},
+            )
+        ).eval()
+    model.save_pretrained(path)
+    settings = {
+        "size": {"height": 24, "width": 24},
+        "image_mean": [0.4] * 3,
+        "image_std": [0.2] * 3,
+    }
+    (path / "preprocessor_config.json").write_text(json.dumps(settings))
+    return path
+
+
+def test_a_transformers_classifier(tmp_path: Path) -> None:
+    from transformers import ResNetForImageClassification
+
+    labels = ("school bus", "extra", "Lemon, fruit", "goldfish")
+    path = save_classifier(tmp_path / "resnet", labels)
+    teacher = TransformersTeacher(str(path), CLASSES)
+    images = torch.randint(0, 256, (5, 3, 24, 24), dtype=torch.uint8)
+    model = ResNetForImageClassification.from_pretrained(path).eval()
+    with torch.no_grad():
+        expected = model((images.float() / 255 - 0.4) / 0.2).logits[:, [3, 2, 0]]
+    assert torch.allclose(teacher.logits(images), expected, atol=1e-5)
+    weights = path / "model.safetensors"
+    assert teacher.record["bytes"] == weights.stat().st_size
+    assert str(tmp_path) not in json.dumps(dict(teacher.record))
+
+
+def test_a_classifier_of_other_classes(tmp_path: Path) -> None:
+    path = save_classifier(tmp_path / "resnet", ("cat", "dog"))
+    with pytest.raises(TeacherError, match="--teacher-map"):
+        TransformersTeacher(str(path), CLASSES)
+    table = tmp_path / "map.json"
+    table.write_text(json.dumps({"goldfish": "cat", "lemon": "dog"}))
+    assert TransformersTeacher(str(path), CLASSES[:2], table=str(table)).classes == CLASSES[:2]
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    path = save_classifier(tmp_path / "resnet", CLASSES)
+    (path / "model.safetensors").rename(path / "pytorch_model.bin")
+    with pytest.raises(TeacherError, match="holds no safetensors weights"):
+        TransformersTeacher(str(path), CLASSES)
+
+
+@pytest.mark.parametrize("damage", ["weights", "config", "kind"])
+def test_a_damaged_classifier(tmp_path: Path, damage: str) -> None:
+    path = save_classifier(tmp_path / "resnet", CLASSES)
+    if damage == "weights":
+        (path / "model.safetensors").write_bytes(b"\x10" + bytes(40))
+    elif damage == "config":
+        (path / "config.json").write_text("{}")
+    else:
+        (path / "config.json").write_text(json.dumps({"model_type": "clip_text_model"}))
+    with pytest.raises(TeacherError, match="is no image classifier"):
+        TransformersTeacher(str(path), CLASSES)
+
+
+def test_a_teacher_that_is_not_there() -> None:
+    with pytest.raises(TeacherError, match="no teacher directory nowhere"):
+        TransformersTeacher("./nowhere", CLASSES)
