@@ -138,7 +138,8 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
     yield _row("backbone", f"{backbone.kind}, {backbone.repo or 'a directory'}")
     yield _row("", f"revision {backbone.revision}")
     yield _row(
-        "", f"{_count(len(backbone.files), 'file')}, {_size(backbone.nbytes)}, licence {backbone.licence}"
+        "",
+        f"{_count(len(backbone.files), 'file')}, {_size(backbone.nbytes)}, licence {backbone.licence}",
     )
     yield _row(
         "recipe",
@@ -152,7 +153,11 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
         f"{prompts.codec}, {_count(modes, 'mode')} of {_count(vectors, 'vector')} of {width} "
         f"values, error {prompts.params['error']['rms']:.2%}",
     )
-    how = "derived" if pack.picks is None else f"curated, {_count(pack.picks.itemsize, 'byte')} an image"
+    how = (
+        "derived"
+        if pack.picks is None
+        else f"curated, {_count(pack.picks.itemsize, 'byte')} an image"
+    )
     yield _row("seeds", f"{how}, from {pack.seed:016x}")
     if pack.labels is not None:
         params = pack.labels.params

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -50,13 +50,13 @@ def check_sections(manifest: Mapping[str, Any]) -> None:
         elif name == "adapter":
             adapter.check_adapter(form)
         elif name in _PLAIN:
-            codecs, layout = _PLAIN[name](form, classes, images)
+            codecs, layout = _PLAIN[name]
             if form.codec not in codecs:
                 raise CodecError(f"{name}: unknown codec {form.codec!r:.80}")
             p.keys(form.params, name, set())
-            p.tensors(
-                form, name, layout, frozenset() if name in ("ids", "picks") else frozenset(layout)
-            )
+            tensors = layout(form, classes, images)
+            shared = frozenset() if name in ("ids", "picks") else frozenset(tensors)
+            p.tensors(form, name, tensors, shared)
 
 
 def class_names(coded: Coded, classes: int) -> tuple[str, ...]:
@@ -115,35 +115,41 @@ def _check_picks(picks: Array, modes: int, names: tuple[str, ...]) -> None:
             raise PickError(f"class {row} ({names[row]!r}) picks one candidate twice in a mode")
 
 
-def _classes(form: p.Form, classes: int, images: int) -> tuple[tuple[str, ...], p.Layout]:
+def _classes(form: p.Form, classes: int, images: int) -> p.Layout:
     size = math.prod(form.tensors["text"][1]) if "text" in form.tensors else 0
-    return ("utf8",), {"text": ("U8", (size,))}
+    return {"text": ("U8", (size,))}
 
 
-def _leaves(form: p.Form, classes: int, images: int) -> tuple[tuple[str, ...], p.Layout]:
-    return ("sha256-128",), {"hash": ("U8", (classes, 16))}
+def _leaves(form: p.Form, classes: int, images: int) -> p.Layout:
+    return {"hash": ("U8", (classes, 16))}
 
 
-def _ids(form: p.Form, classes: int, images: int) -> tuple[tuple[str, ...], p.Layout]:
-    return ("u32",), {"ids": ("U32", (classes,))}
+def _ids(form: p.Form, classes: int, images: int) -> p.Layout:
+    return {"ids": ("U32", (classes,))}
 
 
-def _picks(form: p.Form, classes: int, images: int) -> tuple[tuple[str, ...], p.Layout]:
-    return ("u8", "u16"), {"index": (form.codec.upper(), (classes, images))}
+def _picks(form: p.Form, classes: int, images: int) -> p.Layout:
+    return {"index": (form.codec.upper(), (classes, images))}
 
 
-def _probes(form: p.Form, classes: int, images: int) -> tuple[tuple[str, ...], p.Layout]:
+def _probes(form: p.Form, classes: int, images: int) -> p.Layout:
     shape = form.tensors.get("images", ("", ()))[1]
     if len(shape) != 4:
         raise ShapeError("probes.images: must be [probes, 3, height, width]")
-    count = shape[0]
+    count, _, height, width = shape
     if count > MAX_PROBES:
         raise LimitError(f"{count} probes, at most {MAX_PROBES}")
-    return ("u8",), {
-        "images": ("U8", (count, 3, shape[2], shape[3])),
+    return {
+        "images": ("U8", (count, 3, height, width)),
         "labels": ("U32", (count,)),
         "indices": ("U32", (count,)),
     }
 
 
-_PLAIN = {"classes": _classes, "leaves": _leaves, "ids": _ids, "picks": _picks, "probes": _probes}
+_PLAIN: dict[str, tuple[tuple[str, ...], Callable[[p.Form, int, int], p.Layout]]] = {
+    "classes": (("utf8",), _classes),
+    "leaves": (("sha256-128",), _leaves),
+    "ids": (("u32",), _ids),
+    "picks": (("u8", "u16"), _picks),
+    "probes": (("u8",), _probes),
+}

@@ -1,0 +1,136 @@
+"""Recipes that cannot be followed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from draft import Draft
+
+from broken.case import Case, Edit
+
+
+def cases() -> Iterator[Case]:
+    source, code = "prompts-f16", "E_RECIPE"
+
+    def put(**changes: Any) -> Edit:
+        def edit(draft: Draft) -> None:
+            draft.manifest["recipe"] |= changes
+            draft.reroot()
+
+        return edit
+
+    def backbone(**changes: Any) -> Edit:
+        def edit(draft: Draft) -> None:
+            draft.manifest["recipe"]["backbone"] |= changes
+            draft.reroot()
+
+        return edit
+
+    def drop(name: str) -> Edit:
+        def edit(draft: Draft) -> None:
+            del draft.manifest["recipe"][name]
+            draft.reroot()
+
+        return edit
+
+    def whole(draft: Draft) -> None:
+        draft.manifest["recipe"] = []
+        draft.reroot()
+
+    lock = [5, "5a" * 32]
+    yield "recipe-array", code, "not an object", source, whole
+    yield "recipe-unknown-field", code, "an unknown field", source, put(magic=1)
+    yield "recipe-missing-field", code, "no template", source, drop("template")
+    yield "recipe-sampler", code, "an unknown sampler", source, put(sampler="magic")
+    yield "recipe-dtype", code, "an unknown dtype", source, put(dtype="float8")
+    yield "recipe-noise", code, "an unknown noise", source, put(noise="mt19937")
+    yield (
+        "recipe-sigmas-ascend",
+        code,
+        "sigmas in the wrong order",
+        source,
+        put(sigmas=[1.0, 2.0, 0.0]),
+    )
+    yield "recipe-sigmas-equal", code, "two equal sigmas", source, put(sigmas=[2.0, 2.0, 0.0])
+    yield "recipe-sigmas-end", code, "the last sigma is not zero", source, put(sigmas=[2.0, 1.0])
+    yield (
+        "recipe-sigmas-minus",
+        code,
+        "the last sigma is minus zero",
+        source,
+        put(sigmas=[2.0, -0.0]),
+    )
+    yield "recipe-sigmas-one", code, "no step at all", source, put(sigmas=[0.0])
+    yield (
+        "recipe-sigmas-many",
+        code,
+        "1001 steps",
+        source,
+        put(sigmas=[float(i) for i in range(1001, -1, -1)]),
+    )
+    yield (
+        "recipe-sigmas-integer",
+        code,
+        "an integer among the sigmas",
+        source,
+        put(sigmas=[2.0, 1, 0.0]),
+    )
+    yield "recipe-sigmas-large", code, "a sigma beyond 1e6", source, put(sigmas=[1e7, 0.0])
+    yield "recipe-guidance", code, "guidance is an integer", source, put(guidance=2)
+    yield "recipe-guidance-large", code, "guidance beyond 1000", source, put(guidance=1001.0)
+    yield "recipe-channels", code, "a negative number of channels", source, put(guided_channels=-1)
+    yield "recipe-size", code, "three sides", source, put(size=[64, 64, 3])
+    yield "recipe-size-zero", code, "no pixel", source, put(size=[0, 64])
+    yield "recipe-group", code, "a group of none", source, put(group=0)
+    yield "recipe-template", code, "two places in the template", source, put(template="{} {}")
+    yield (
+        "recipe-template-control",
+        code,
+        "an escape in the template",
+        source,
+        put(template="\x1b[2J{}"),
+    )
+    yield "recipe-extra", code, "extra is an array", source, put(extra=[])
+    yield "backbone-kind", code, "a kind with capitals", source, backbone(kind="Stable Diffusion")
+    yield "backbone-repo", code, "a repository with dots", source, backbone(repo="../x/y")
+    yield "backbone-branch", code, "a branch for a revision", source, backbone(revision="main")
+    yield "backbone-no-files", code, "nothing is locked", source, backbone(files={})
+    yield (
+        "backbone-path-up",
+        code,
+        "a path that leaves",
+        source,
+        backbone(files={"../x.json": lock}),
+    )
+    yield (
+        "backbone-path-absolute",
+        code,
+        "an absolute path",
+        source,
+        backbone(files={"/x.json": lock}),
+    )
+    yield (
+        "backbone-path-backslash",
+        code,
+        "a backslash",
+        source,
+        backbone(files={"a\\x.json": lock}),
+    )
+    yield (
+        "backbone-path-dot",
+        code,
+        "a name that begins with a dot",
+        source,
+        backbone(files={"a/.x": lock}),
+    )
+    yield "backbone-path-empty", code, "an empty name", source, backbone(files={"a//x": lock})
+    yield "backbone-hash", code, "a hash of 63 digits", source, backbone(files={"x": [5, "5" * 63]})
+    yield "backbone-size", code, "a negative size", source, backbone(files={"x": [-1, "5a" * 32]})
+    yield (
+        "backbone-lock",
+        code,
+        "a lock of three parts",
+        source,
+        backbone(files={"x": [1, "5a" * 32, 2]}),
+    )

@@ -1,0 +1,221 @@
+"""Make the conformance corpus: spec/vectors/valid, spec/vectors/invalid, spec/vectors/index.json.
+
+    python spec/make_vectors.py [FOLDER]
+
+Run again, it writes the same bytes. All values come from the format's own noise.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))  # the corpus is made without being installed
+
+from broken import broken
+
+from d3pack import BackboneRef, Coded, FileLock, Pack, Probes, Recipe, noise, pack_bytes
+from d3pack.codecs import encode_adapter, encode_labels, encode_prompts
+
+BACKBONE = BackboneRef(
+    kind="stable-diffusion",
+    repo="mini",
+    revision="0123456789abcdef0123456789abcdef01234567",
+    files={"unet/diffusion_pytorch_model.safetensors": FileLock(1000000, "5a" * 32)},
+    licence="apache-2.0",
+)
+RECIPE = Recipe(BACKBONE, (64, 64), "ddim", (14.5, 4.25, 1.5, 0.0), guidance=2.0)
+
+
+def normals(salt: int, *shape: int) -> Any:
+    """Values that are the same on every machine."""
+    return noise.normal(salt, 0, 0, shape)[0]
+
+
+def prompts(classes: int, modes: int = 1, vectors: int = 1, width: int = 32, salt: int = 1) -> Any:
+    """Learned vectors that look like learned vectors."""
+    return normals(salt, classes, modes, vectors, width) * np.float32(0.0625)
+
+
+def base(count: int = 4, images: int = 6, codec: str = "f16", **changes: Any) -> Pack:
+    """A small pack with nothing optional."""
+    pack = Pack(
+        classes=tuple(f"class {i}" for i in range(count)),
+        images_per_class=images,
+        recipe=RECIPE,
+        prompts=encode_prompts(prompts(count), codec),
+        seed=0x0123456789ABCDEF,
+    )
+    return replace(pack, **changes)
+
+
+def beliefs(classes: int, images: int, salt: int = 7) -> Any:
+    """Probabilities in steps of 1/1024, so that every sum is exact."""
+    weights = np.rint(np.exp2(normals(salt, classes, images, classes) * 2)).clip(0, 200)
+    weights[..., 0] += 1
+    total = weights.sum(axis=2, keepdims=True)
+    probs = np.floor(weights * (1024 / total)) / 1024
+    probs[..., 0] += 1 - probs.sum(axis=2)
+    return probs
+
+
+def picks(classes: int, images: int, pool: int, dtype: Any) -> Any:
+    """Curated choices without repetition."""
+    return np.argsort(normals(9, classes, pool), axis=1, kind="stable")[:, :images].astype(dtype)
+
+
+def probes(count: int = 2, side: int = 4) -> Probes:
+    """Reference images of noise."""
+    pixels = np.clip(normals(11, count, 3, side, side) * 40 + 128, 0, 255).astype(np.uint8)
+    return Probes(pixels, np.arange(count), np.arange(count)[::-1].copy())
+
+
+def adapter(codec: str) -> Coded:
+    """Deltas of two tensors."""
+    deltas = {"unet.conv_in.bias.delta": normals(13, 5), "unet.mid.weight.delta": normals(14, 4, 3)}
+    return encode_adapter(deltas, codec)
+
+
+def quantised() -> Coded:
+    """Product-quantised prompts by hand: k-means may differ between machines."""
+    codes = (np.arange(4 * 8, dtype=np.uint8) * 5 % 16).reshape(4, 1, 1, 8)
+    tensors = {
+        "codebook": normals(15, 16, 4).astype(np.float16),
+        "codes": codes,
+        "scales": np.full((4, 1, 1), 0.0625, dtype=np.float16),
+    }
+    params = {"shape": [1, 1, 32], "dim": 4, "error": {"rms": 0.25, "worst": 0.5}}
+    return Coded("pq", tensors, params, frozenset({"codebook"}))
+
+
+def newer() -> Pack:
+    """Minor version 7 with an optional feature of its own and its section."""
+    captions = Coded(
+        "utf8",
+        {
+            "text": np.arange(4 * 3, dtype=np.uint8).reshape(4, 3),
+            "table": np.arange(5, dtype="<u4"),
+        },
+        {"language": "en"},
+        frozenset({"table"}),
+    )
+    features = {"captions": {"since": 7, "weights": [0.5, 1e-07]}, "mood": {}}
+    return base(optional=features, extensions={"captions": captions}, minor=7)
+
+
+def valid() -> Iterator[tuple[str, str, Pack]]:
+    """Name, what it shows, and the pack."""
+    tiny = Recipe(BACKBONE, (8, 8), "euler", (1.0, 0.0), template="{}")
+    yield (
+        "smallest",
+        "one class, one image, one value: the one in the specification",
+        Pack(("a",), 1, tiny, encode_prompts(np.full((1, 1, 1, 1), 0.5, np.float32)), 0),
+    )
+    yield (
+        "prompts-f16",
+        "ten classes, half precision",
+        base(10, prompts=encode_prompts(prompts(10))),
+    )
+    yield "prompts-i8", "a byte a value, a scale a vector", base(codec="i8")
+    yield "prompts-i4", "half a byte a value, a scale for 32", base(codec="i4")
+    odd = encode_prompts(prompts(4, width=33), "i4")
+    yield "prompts-i4-odd", "an odd width: the last nibble is zero", base(prompts=odd)
+    yield "prompts-pq", "a codebook that all classes share", base(prompts=quantised())
+    many = encode_prompts(prompts(4, modes=3, vectors=2, width=16), "i8")
+    yield "prompts-modes", "three modes of two vectors", base(prompts=many)
+    zeros = encode_prompts(np.zeros((2, 1, 1, 32), np.float32), "i8")
+    yield "prompts-zero", "all values zero", base(2, prompts=zeros)
+    yield "seed-largest", "all 64 bits of the seed set", base(seed=2**64 - 1)
+    yield "picks-u8", "curated seeds, a byte each", base(picks=picks(4, 6, 256, np.uint8))
+    yield "picks-u16", "curated seeds, two bytes each", base(picks=picks(4, 6, 1000, np.uint16))
+    twice = np.array([[5, 5, 5, 7, 7, 7]] * 4, dtype=np.uint8)
+    yield "picks-modes", "one candidate in each of three modes", base(prompts=many, picks=twice)
+    yield "labels-topk", "the best two of four", base(labels=encode_labels(beliefs(4, 6), k=2))
+    yield (
+        "labels-topk-all",
+        "k is the number of classes: no tail",
+        base(labels=encode_labels(beliefs(4, 6), k=4, bits=5)),
+    )
+    yield "labels-top1", "k is one", base(labels=encode_labels(beliefs(4, 6), k=1, bits=12))
+    wide = encode_labels(beliefs(37, 3), k=10, bits=7)
+    yield "labels-topk-bits", "fields across byte borders", base(37, 3, labels=wide)
+    yield "labels-dense", "all probabilities", base(labels=encode_labels(beliefs(4, 6), "dense"))
+    yield (
+        "labels-one-class",
+        "one class, all the mass",
+        base(1, labels=encode_labels(np.ones((1, 6, 1)))),
+    )
+    yield "adapter-f16", "two tuned tensors", base(adapter=adapter("f16"))
+    yield "adapter-i8", "the same in a byte a value", base(adapter=adapter("i8"))
+    yield "probes", "two reference images", base(probes=probes())
+    names = ("été", "猫", "Ωmega", "شجرة", "🐈\u200d⬛", "../x", "CON", " a\\\"b'", "x" * 1024)
+    yield (
+        "names-unicode",
+        "names of many scripts, and hostile to a file system",
+        base(9, classes=names),
+    )
+    facts = {
+        "teacher": {"name": "resnet18", "bytes": 44_700_000, "accuracy": 0.93125},
+        "numbers": [0.1, 1e-07, 1e16, 123456789.125, -0.0, 5e-324, 2**53 - 1, -1, True, None],
+        "text": 'quote " backslash \\ line\nend \u00e9 \U0001f408 \u007f',
+        "deep": [[[[[[[[[[]]]]]]]]]],
+    }
+    yield "provenance", "every kind of JSON value", base(provenance=facts)
+    extra = {"table": [[1.0, 0.5], [0.25, 0.125]], "name": "am-ed"}
+    table = replace(RECIPE, sampler="table", extra=extra, dtype="bfloat16", guided_channels=3)
+    yield "recipe-table", "a sampler given as a table", base(recipe=table)
+    files = {f"part-{i:02d}/weights.safetensors": FileLock(i, f"{i:064x}") for i in range(12)}
+    home = replace(RECIPE, backbone=replace(BACKBONE, repo="", kind="dit", files=files))
+    yield "recipe-directory", "a backbone without a public home", base(recipe=home)
+    yield "newer-minor", "version 1.7 with an optional feature and its section", newer()
+    full = base(
+        prompts=quantised(),
+        picks=picks(4, 6, 256, np.uint8),
+        labels=encode_labels(beliefs(4, 6), k=2),
+        adapter=adapter("i8"),
+        probes=probes(),
+        provenance=facts,
+    )
+    yield "everything", "all sections at once", full
+    yield "selected", "two classes of it, which keep their noise", full.select([3, 1])
+    yield "first", "the first two images a class of it", full.first(2)
+    yield (
+        "classes-300",
+        "three hundred classes",
+        base(300, 2, prompts=encode_prompts(prompts(300, width=4), "i8")),
+    )
+
+
+def main() -> None:
+    """Write the corpus."""
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "vectors"
+    index: dict[str, Any] = {"valid": {}, "invalid": {}}
+    files: dict[str, bytes] = {}
+    for name, shows, pack in valid():
+        files[name] = pack_bytes(pack)
+        index["valid"][name] = {"root": pack.root, "bytes": len(files[name]), "shows": shows}
+    for name, code, breaks, data in broken(files):
+        assert name not in index["invalid"], name
+        index["invalid"][name] = {"code": code, "breaks": breaks}
+        write(folder / "invalid" / f"{name}.d3m", data)
+    for name, data in files.items():
+        write(folder / "valid" / f"{name}.d3m", data)
+    text = json.dumps(index, indent=1, sort_keys=True) + "\n"
+    write(folder / "index.json", text.encode("ascii"))
+    print(f"{len(index['valid'])} valid, {len(index['invalid'])} invalid")
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write one file of the corpus."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()
