@@ -216,7 +216,7 @@ def open_teacher(run: Run, plan: D3MPlan) -> Teacher:
         )
     if options.teacher_map is not None:
         raise UsageError("--teacher-map needs a teacher", hint="name one with --teacher")
-    lesson = lesson_for(plan.typical, options.teacher_samples, plan.seed)
+    lesson = lesson_for(plan.typical, options.teacher_samples, plan.seed, run.device)
     return train_teacher(
         run.source, lesson, run.journal, run.events, cache=run.cache, device=run.device
     )

@@ -60,7 +60,9 @@ def estimate(
         "inversion": rows * each * (0.75 * options.steps + options.cool) * _seconds(fit) / 8,
     }
     if options.teacher == "train":
-        stages["teacher"] = _teacher(source, plan, options) + sum(source.counts) * read
+        stages["teacher"] = (
+            _teacher(source, plan, options, backbone.device) + sum(source.counts) * read
+        )
     made = (dials.candidates if dials.candidates > 1 else 0) + (dials.labels != "none")
     stages["images"] = _decode(plan, backbone) * plan.images_per_class * classes * made
     return {
@@ -70,14 +72,17 @@ def estimate(
     }
 
 
-def _teacher(source: Source, plan: D3MPlan, options: EncodeOptions) -> float:
-    lesson = lesson_for(plan.typical, options.teacher_samples, plan.seed)
-    net = SmallResNet(len(plan.classes), lesson.widths)
-    x = torch.zeros((32, 3, lesson.size, lesson.size))
-    target = torch.zeros(32, dtype=torch.long)
+def _teacher(source: Source, plan: D3MPlan, options: EncodeOptions, device: torch.device) -> float:
+    lesson = lesson_for(plan.typical, options.teacher_samples, plan.seed, str(device))
+    net = SmallResNet(len(plan.classes), lesson.widths).to(device)
+    x = torch.zeros((32, 3, lesson.size, lesson.size), device=device)
+    target = torch.zeros(32, dtype=torch.long, device=device)
 
     def teach() -> None:
-        torch.autograd.grad(functional.cross_entropy(net(x), target), list(net.parameters()))
+        with torch.autocast(device.type, torch.bfloat16, enabled=lesson.bf16):
+            answers = net(x)
+        loss = functional.cross_entropy(answers.float(), target)
+        torch.autograd.grad(loss, list(net.parameters()))
 
     one = _seconds(teach) / 32
     return one * min(lesson.samples, lesson.epochs * sum(source.counts))

@@ -1,0 +1,269 @@
+"""Inversion of all classes in one batch against textual inversion class by class.
+
+    python benchmarks/encode.py SOURCE --backbone mini --classes 10 --peer-classes 3
+
+The peer follows the logic of diffusers' `examples/textual_inversion/textual_inversion.py` with the
+settings of its README: one new token that starts as the name's first token, batch 1 with 4
+accumulated, 3000 steps, AdamW (0.9, 0.999, weight decay 1e-2) at 5e-4 times 4 over the whole
+embedding table, all other rows restored after every step, images flipped and encoded at every step.
+Both sides see the same collages, the same sentence, the same frozen networks, and are judged on
+the same fixed (latent, t, noise) triples; the time of judging counts for neither. For each class:
+the best loss the peer comes to, and how many forward-backward samples and seconds each side
+needs to get there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from d3pack.backbones import open_backbone
+from d3pack.encode import EncodeOptions
+from d3pack.encode.collages import CollageOptions, make_collages
+from d3pack.encode.d3m import round_trip
+from d3pack.encode.events import Events
+from d3pack.encode.inversion import Inversion, InversionOptions
+from d3pack.encode.plan import make_plan
+from d3pack.sources import Source, open_source
+
+PEER = {
+    "steps": 3000,
+    "accumulate": 4,
+    "lr": 5e-4 * 4,  # --scale_lr
+    "betas": (0.9, 0.999),
+    "weight_decay": 1e-2,
+    "eps": 1e-8,
+}
+JUDGE_EVERY = 50  # steps of the peer
+
+
+class Indifferent:
+    """A teacher without an opinion: both sides get the same images, whichever they are."""
+
+    classes: tuple[str, ...] = ()
+    record: dict[str, Any] = {}  # noqa: RUF012
+
+    def logits(self, images: Tensor) -> Tensor:
+        return torch.zeros(len(images), len(self.classes))
+
+    def features(self, images: Tensor) -> Tensor:
+        return images.float().mean((2, 3))
+
+
+class Stopwatch:
+    """Keeps nothing; notes losses, samples and time at every judgement, judging itself left out."""
+
+    def __init__(self) -> None:
+        self.judging = 0.0
+        self.began = time.perf_counter()
+        self.rows: list[dict[str, Any]] = []
+
+    def load(self) -> None:
+        return None
+
+    def save(self, state: dict[str, NDArray[Any]], *, last: bool = False) -> None:
+        self.rows.append(
+            {
+                "seconds": time.perf_counter() - self.began - self.judging,
+                "samples": state["samples"].copy(),
+                "loss": np.where(
+                    np.isfinite(state["loss"]), state["loss"], state["best_loss"]
+                ).copy(),
+            }
+        )
+
+
+class Timed(Inversion):
+    """Inversion whose judgements stop the clock."""
+
+    watch: Stopwatch
+
+    def _losses(self, rows: NDArray[Any], vectors: NDArray[Any]) -> NDArray[Any]:
+        began = time.perf_counter()
+        found = super()._losses(rows, vectors)
+        self.watch.judging += time.perf_counter() - began
+        return found
+
+
+def ours(
+    backbone: Any,
+    names: list[str],
+    latents: list[NDArray[Any]],
+    options: EncodeOptions,
+    template: str,
+) -> tuple[Timed, Stopwatch]:
+    start = np.stack([backbone.name_vectors(name, 1).float().cpu().numpy() for name in names])
+    settings = InversionOptions(
+        template=template,
+        **{
+            name: getattr(options, name)
+            for name in (
+                "lr", "steps", "cool", "batch", "slots", "validate_every", "triples", "patience",
+                "tolerance", "seed",
+            )
+        },
+    )  # fmt: skip
+    watch = Stopwatch()
+    inversion = Timed(
+        backbone, start, lambda row: latents[row], round_trip("i8"), settings, watch, Events()
+    )
+    inversion.watch = watch
+    watch.began = time.perf_counter()
+    inversion.run()
+    return inversion, watch
+
+
+def peer(
+    backbone: Any, name: str, images: Tensor, template: str, steps: int, seed: int
+) -> Iterator[tuple[int, float, NDArray[Any]]]:
+    """(samples, seconds, vector) after every few steps, in the script's own order of work."""
+    text = backbone.text
+    first = text.words.ids(name)[0]
+    table = torch.nn.Parameter(torch.cat([text.table.detach(), text.table[first][None].detach()]))
+    original = table.detach().clone()
+    row = len(table) - 1
+    before, after = (text.words.ids(part) for part in template.split("{}"))
+    ids = [text.words.start, *before, row, *after, text.words.end]
+    ids = torch.tensor(ids + [text.words.pad] * (text.positions - len(ids)))
+    optimizer = torch.optim.AdamW(
+        [table],
+        lr=PEER["lr"],
+        betas=PEER["betas"],
+        weight_decay=PEER["weight_decay"],
+        eps=PEER["eps"],
+    )
+    others = torch.ones(len(table), dtype=torch.bool)
+    others[row] = False
+    rng = torch.Generator().manual_seed(seed)
+    levels, spent = backbone.levels, 0.0
+    for step in range(1, steps + 1):
+        began = time.perf_counter()
+        for _ in range(PEER["accumulate"]):
+            image = images[int(torch.randint(len(images), (), generator=rng))][None]
+            if float(torch.rand((), generator=rng)) < 0.5:
+                image = image.flip(3)
+            with torch.no_grad():
+                x0 = backbone.encode(image)
+            eps = torch.randn(x0.shape, generator=rng)
+            t = torch.randint(len(levels.alphas_cumprod), (1,), generator=rng)
+            hidden = text.encode(torch.nn.functional.embedding(ids[None], table))
+            condition = type(backbone.unconditional())({"hidden": hidden})
+            out = backbone.predict(levels.noised(x0, eps, t), t, condition)
+            loss = torch.nn.functional.mse_loss(out, levels.target(x0, eps, t))
+            torch.autograd.backward([loss / PEER["accumulate"]])
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            table[others] = original[others]
+        spent += time.perf_counter() - began
+        if step % JUDGE_EVERY == 0 or step == steps:
+            yield step * PEER["accumulate"], spent, table[row].detach().numpy()[None, None].copy()
+
+
+def collages(
+    source: Source, count: int, options: EncodeOptions, size: tuple[int, int]
+) -> list[Tensor]:
+    teacher = Indifferent()
+    teacher.classes = source.classes
+    cut = CollageOptions(size, 1, options.pool, 1, (1.0, 1.0), options.collages, options.seed)
+    return [make_collages(source, c, teacher, cut).images for c in range(count)]
+
+
+def reach(rows: list[dict[str, Any]], c: int, target: float) -> dict[str, Any] | None:
+    """Samples of class c, and its share of the seconds, when its loss is first at the target."""
+    for row in rows:
+        if row["loss"][c] <= target:
+            share = float(row["samples"][c]) / float(row["samples"].sum())
+            return {"samples": int(row["samples"][c]), "seconds": round(row["seconds"] * share, 3)}
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", type=Path)
+    parser.add_argument("--backbone", default="mini")
+    parser.add_argument("--classes", type=int, default=10, help="that ours learns together")
+    parser.add_argument(
+        "--peer-classes", type=int, default=3, help="that the peer learns, one by one"
+    )
+    parser.add_argument("--peer-steps", type=int, default=PEER["steps"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "results/encode.json"
+    )
+    args = parser.parse_args()
+    source = open_source(args.source, first=args.classes)
+    backbone = open_backbone(args.backbone)
+    options = EncodeOptions(backbone=args.backbone, seed=args.seed)
+    plan = make_plan(source, options, backbone)
+    names = list(source.classes)
+    images = collages(source, len(names), options, plan.size)
+    with torch.no_grad():
+        latents = [
+            torch.cat([backbone.encode(part) for part in torch.split(every, 32)]).numpy()
+            for every in images
+        ]
+    inversion, watch = ours(backbone, names, latents, options, plan.template)
+    for row in range(len(names)):
+        inversion._held[row] = torch.from_numpy(latents[row].astype(np.float32))
+    final = watch.rows[-1]
+    classes = []
+    for c in range(min(args.peer_classes, len(names))):
+        curve = []
+        for samples, seconds, vector in peer(
+            backbone, names[c], images[c], plan.template, args.peer_steps, args.seed + c
+        ):
+            loss = float(inversion._losses(np.array([c]), vector)[0])
+            curve.append({"samples": samples, "seconds": round(seconds, 2), "loss": round(loss, 6)})
+        target = min(point["loss"] for point in curve)
+        # the peer is given its best moment, not its last
+        there = next(point for point in curve if point["loss"] == target)
+        mine = reach(watch.rows, c, target)
+        back = next((p for p in curve if p["loss"] <= final["loss"][c]), None)
+        found = {
+            "class": names[c],
+            "start_loss": round(float(inversion._state["start_loss"][c]), 6),
+            "peer": {**there, "curve": curve[:: max(1, len(curve) // 20)]},
+            "ours_at_the_peers_loss": mine,
+            "ours": {
+                "samples": int(final["samples"][c]),
+                "loss": round(float(final["loss"][c]), 6),
+            },
+            "peer_at_our_loss": back,
+        }
+        if mine is not None:
+            found["fewer_samples"] = round(there["samples"] / max(1, mine["samples"]), 1)
+            found["less_time"] = round(there["seconds"] / max(1e-9, mine["seconds"]), 1)
+        classes.append(found)
+        print(json.dumps({k: v for k, v in found.items() if k != "peer"}), flush=True)
+    result = {
+        "backbone": {"repo": backbone.ref.repo, "revision": backbone.ref.revision},
+        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
+        "torch": torch.__version__,
+        "source": {"sha256": source.fingerprint(), "classes": len(names)},
+        "peer_recipe": {**PEER, "steps": args.peer_steps},
+        "ours_all_classes": {
+            "samples": int(final["samples"].sum()),
+            "seconds": round(final["seconds"], 1),
+            "loss": round(float(final["loss"].mean()), 6),
+        },
+        "classes": classes,
+        "worst_fewer_samples": min((c.get("fewer_samples", 0.0) for c in classes), default=0.0),
+        "worst_less_time": min((c.get("less_time", 0.0) for c in classes), default=0.0),
+    }
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
