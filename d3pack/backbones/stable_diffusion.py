@@ -80,8 +80,8 @@ class StableDiffusion:
 
     def _check(self, config: Any) -> None:
         for key in _FOREIGN:
-            # "text" only pools the hidden states that every family has; it asks for nothing else
-            if config.get(key) not in (None, "text"):
+            # "text" pools the hidden states that are there anyway; other kinds ask for more inputs
+            if config.get(key) not in ((None, "text") if key == "addition_embed_type" else (None,)):
                 raise BackboneConfigError(
                     f"unet/config.json sets {key}, which Stable Diffusion 1.x and 2.x do not"
                 )

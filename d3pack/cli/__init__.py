@@ -22,12 +22,14 @@ app = typer.Typer(
 
 VERBS = (
     "d3pack.cli.pack",
+    "d3pack.cli.decode",
     "d3pack.cli.preview",
     "d3pack.cli.encode",
     "d3pack.cli.train",
     "d3pack.cli.eval",
     "d3pack.cli.hub",
     "d3pack.cli.demo",
+    "d3pack.cli.cache",
     "d3pack.cli.env",
 )
 

@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,9 @@ import torch
 
 from d3pack import noise, samplers
 from d3pack.backbones import Condition, adapter, open_backbone
+from d3pack.backbones.speed import hurry
 from d3pack.codecs import decode_adapter, decode_prompts
-from d3pack.decode.modes import Mode, choose, exact_numerics, prepare
+from d3pack.decode.modes import Mode, choose, exact_numerics
 from d3pack.errors import (
     BackboneChangedError,
     DeviceMemoryError,
@@ -61,7 +63,14 @@ class Decoder:
         self.pack = pack
         self.device = torch.device(device)
         recipe = pack.recipe
-        self.mode: Mode = choose(mode, switches, recipe.dtype, self.device, tiny_vae)
+        if backbone is not None and mode == "fast":
+            if switches or tiny_vae:
+                raise UsageError(
+                    "switches would change a backbone that is shared",
+                    hint="let the decoder open its own",
+                )
+            switches = ["bf16"] if backbone.dtype == torch.bfloat16 else []
+        self.mode: Mode = choose(mode, switches, recipe.dtype, tiny_vae)
         if group is not None and group != recipe.group and not self.mode.fast:
             raise UsageError(
                 f"exact images need the recipe's group of {recipe.group}",
@@ -71,7 +80,6 @@ class Decoder:
         self.workers = workers  # groups at once on a CPU; None: as many as torch has threads
         self._steps = samplers.plan(recipe.sampler, recipe.sigmas, recipe.extra)
         self._prompts = torch.from_numpy(decode_prompts(pack.prompts).copy())  # (C, m, k, D)
-        self._shared = backbone is not None
         self.backbone = backbone or open_backbone(
             recipe.backbone,
             path=path,
@@ -82,9 +90,14 @@ class Decoder:
         self._check()
         tuned = decode_adapter(pack.adapter) if pack.adapter is not None else {}
         self._adapter = {n: torch.from_numpy(v.copy()).to(self.device) for n, v in tuned.items()}
+        self._tuned = len(self._adapter)
         adapter.check(self.backbone, self._adapter)
-        if not self._shared:
-            prepare(self.backbone, self.mode, self.device)
+        self._open = ExitStack()
+        if self.mode.fast and backbone is None:
+            # for good, and before attention is fused: nobody else sees this backbone
+            self._open.enter_context(adapter.applied(self.backbone, self._adapter))
+            self._adapter = {}
+            hurry(self.backbone, self.mode.switches, self.mode.tiny_vae)
         self._conditions: OrderedDict[Pair, Condition] = OrderedDict()
         self._kept = 0
         self._nothing: Condition | None = None
@@ -127,6 +140,7 @@ class Decoder:
         if self._pool is not None:
             self._pool[1].shutdown()
             self._pool = None
+        self._open.close()
         del self.backbone
 
     def describe(self) -> dict[str, Any]:
@@ -144,7 +158,7 @@ class Decoder:
             "steps": len(self._steps),
             "guidance": recipe.guidance,
             "size": list(recipe.size),
-            "adapter": len(self._adapter),
+            "adapter": self._tuned,
         }
 
     def pairs(self, wanted: Iterable[int | Pair]) -> list[Pair]:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -37,7 +36,6 @@ def choose(
     name: str,
     switches: Iterable[str] | None,
     dtype: str,
-    device: torch.device,
     tiny_vae: str | Path | None = None,
 ) -> Mode:
     """Read the mode and its switches; a switch that is not asked for is not on."""
@@ -58,39 +56,6 @@ def choose(
         raise UsageError("tiny_vae needs an autoencoder", hint="give the directory of one")
     chosen = torch.bfloat16 if "bf16" in wanted else exact
     return Mode("fast", chosen, tuple(sorted(wanted)), Path(tiny_vae) if tiny_vae else None)
-
-
-def prepare(backbone: Any, mode: Mode, device: torch.device) -> None:
-    """Turn the switches on in a backbone that nobody else uses."""
-    if "tiny_vae" in mode.switches and mode.tiny_vae is not None:
-        from d3pack.backbones.autoencoder import tiny
-
-        small = tiny(mode.tiny_vae, device=device, dtype=mode.dtype)
-        if (small.channels, small.factor) != (
-            backbone.autoencoder.channels,
-            backbone.autoencoder.factor,
-        ):
-            raise UsageError(f"the autoencoder in {mode.tiny_vae} has other latents")
-        backbone.autoencoder = small
-    models = (backbone.denoiser, backbone.autoencoder.model)
-    if "channels_last" in mode.switches:
-        for model in models:
-            model.to(memory_format=torch.channels_last)
-    if "fused_attention" in mode.switches:
-        _fuse(backbone.denoiser)
-    if "compile" in mode.switches:
-        for model in models:
-            model.compile(dynamic=False)
-
-
-def _fuse(model: torch.nn.Module) -> None:
-    """Queries, keys and values of self-attention from one product."""
-    from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
-
-    for name, module in model.named_modules():
-        if isinstance(module, Attention) and name.endswith("attn1"):
-            module.fuse_projections()
-            module.set_processor(FusedAttnProcessor2_0())
 
 
 @contextmanager

@@ -1,0 +1,281 @@
+"""Decoded images as files: a tree of folders, tar shards, parquet or npz parts.
+
+Every file is written beside its place and renamed into it, so what is there is whole, and an
+interrupted export goes on where it stopped. `export.json` says what a folder holds; a folder that
+holds something else is left alone.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from d3pack.decode.names import folder
+from d3pack.errors import UsageError
+
+if TYPE_CHECKING:
+    from d3pack.decode.decoder import Decoder, Pair
+
+Pixels = npt.NDArray[np.uint8]
+Progress = Callable[[int, int], None]  # images there, images in all
+KINDS = ("folder", "webdataset", "parquet", "npz")
+_PENDING = ".part"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to write and how."""
+
+    kind: str = "folder"
+    suffix: str = "png"  # or "webp"
+    quality: int | None = None  # None: lossless
+    shard: int = 1024  # images of one shard or part
+
+    def check(self) -> None:
+        """Raise `UsageError` unless it can be followed."""
+        if self.kind not in KINDS:
+            raise UsageError(f"unknown layout {self.kind!r}", hint=f"one of {', '.join(KINDS)}")
+        if self.suffix not in ("png", "webp"):
+            raise UsageError(f"unknown image format {self.suffix!r}", hint="png or webp")
+        if self.quality is not None and (self.suffix == "png" or not 1 <= self.quality <= 100):
+            raise UsageError("a quality belongs to webp", hint="1 to 100; without it: lossless")
+        if self.shard < 1:
+            raise UsageError("a shard needs at least one image")
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What an export did."""
+
+    images: int
+    made: int  # the others were there before
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Images a second, those that were there not counted."""
+        return self.made / self.seconds if self.seconds else 0.0
+
+
+def export(
+    decoder: Decoder,
+    out: Path,
+    classes: Sequence[int],
+    count: int,
+    plan: Plan,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write the first `count` images of some classes."""
+    plan.check()
+    names = decoder.pack.classes
+    out.mkdir(parents=True, exist_ok=True)
+    _claim(out, _title(decoder, plan, classes, count))
+    by_folder = {folder(c, names[c]): names[c] for c in range(len(names))}
+    _write(out / "classes.json", _json(by_folder))
+    pairs = [(c, i) for c in classes for i in range(count)]
+    started = time.perf_counter()
+    if plan.kind == "folder":
+        made = _tree(decoder, out, pairs, plan, progress)
+    else:
+        made = _shards(decoder, out, pairs, plan, progress)
+    return Exported(len(pairs), made, time.perf_counter() - started)
+
+
+def _tree(
+    decoder: Decoder, out: Path, pairs: list[Pair], plan: Plan, progress: Progress | None
+) -> int:
+    names = decoder.pack.classes
+
+    def path(pair: Pair) -> Path:
+        return out / folder(pair[0], names[pair[0]]) / f"{pair[1]:05d}.{plan.suffix}"
+
+    there = {c: _names(path((c, 0)).parent) for c in {c for c, _ in pairs}}
+    missing = [pair for pair in pairs if path(pair).name not in there[pair[0]]]
+    for c in {c for c, _ in missing}:
+        path((c, 0)).parent.mkdir(exist_ok=True)
+    done = len(pairs) - len(missing)
+    if progress:
+        progress(done, len(pairs))
+    with ThreadPoolExecutor(4) as pool:  # compressing leaves the interpreter lock alone
+        for positions, images in decoder.stream(missing):
+            pixels = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+            where = [path(missing[p]) for p in positions]
+            list(pool.map(lambda p, x: _write(p, _encode(x, plan)), where, pixels))
+            done += len(pixels)
+            if progress:
+                progress(done, len(pairs))
+    return len(missing)
+
+
+def _shards(
+    decoder: Decoder, out: Path, pairs: list[Pair], plan: Plan, progress: Progress | None
+) -> int:
+    write = {"webdataset": _tar, "parquet": _parquet, "npz": _npz}[plan.kind]
+    ending = {"webdataset": "tar", "parquet": "parquet", "npz": "npz"}[plan.kind]
+    starts = range(0, len(pairs), plan.shard)
+    parts = {
+        out / f"part-{n:05d}-of-{len(starts):05d}.{ending}": pairs[s : s + plan.shard]
+        for n, s in enumerate(starts)
+    }
+    there = _names(out)
+    missing = {path: part for path, part in parts.items() if path.name not in there}
+    done = len(pairs) - sum(map(len, missing.values()))
+    if progress:
+        progress(done, len(pairs))
+    for path, part in missing.items():
+
+        def pixels(part: list[Pair] = part) -> Iterator[Pixels]:
+            nonlocal done
+            for _, images in decoder.stream(part):
+                yield from images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+                done += len(images)
+                if progress:
+                    progress(done, len(pairs))
+
+        pending = path.with_name(path.name + _PENDING)
+        with pending.open("wb") as file:
+            write(file, part, pixels(), decoder, plan)
+        os.replace(pending, path)
+    return sum(map(len, missing.values()))
+
+
+def _tar(
+    file: Any, part: list[Pair], pixels: Iterator[Pixels], decoder: Decoder, plan: Plan
+) -> None:
+    """WebDataset: members of one key side by side, `.cls` the label. Bytes depend on no clock."""
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for (c, i), image in zip(part, pixels, strict=True):
+            for ending, data in ((plan.suffix, _encode(image, plan)), ("cls", str(c).encode())):
+                member = tarfile.TarInfo(f"{c:05d}_{i:05d}.{ending}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+def _parquet(
+    file: Any, part: list[Pair], pixels: Iterator[Pixels], decoder: Decoder, plan: Plan
+) -> None:
+    """Rows as `datasets` reads them: an image column, a class label with its names."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise UsageError(
+            "parquet needs the package pyarrow", hint="pip install 'd3pack[encode]'"
+        ) from None
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"names": list(decoder.pack.classes), "_type": "ClassLabel"},
+        "index": {"dtype": "int32", "_type": "Value"},
+    }
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema(
+        [("image", image), ("label", pa.int64()), ("index", pa.int32())],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+    with pq.ParquetWriter(file, schema) as writer:
+        numbered = enumerate(zip(part, pixels, strict=True))
+        for _, rows in groupby(numbered, key=lambda item: item[0] // 256):
+            table = [
+                {
+                    "image": {"bytes": _encode(x, plan), "path": f"{c:05d}_{i:05d}.{plan.suffix}"},
+                    "label": c,
+                    "index": i,
+                }
+                for _, ((c, i), x) in rows
+            ]
+            writer.write_table(pa.Table.from_pylist(table, schema=schema))
+
+
+def _npz(
+    file: Any, part: list[Pair], pixels: Iterator[Pixels], decoder: Decoder, plan: Plan
+) -> None:
+    """Arrays `images` (N, H, W, 3), `labels`, `indices`; the images go in one by one."""
+    height, width = decoder.pack.recipe.size
+    when = (1980, 1, 1, 0, 0, 0)
+    columns = np.array(part, dtype=np.int64).T
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, column in zip(("labels", "indices"), columns, strict=True):
+            with archive.open(zipfile.ZipInfo(f"{name}.npy", when), "w") as member:
+                np.lib.format.write_array(member, column)
+        header = {
+            "descr": "|u1",
+            "fortran_order": False,
+            "shape": (len(part), height, width, 3),
+        }
+        images = zipfile.ZipInfo("images.npy", when)
+        with archive.open(images, "w", force_zip64=True) as member:
+            np.lib.format.write_array_header_1_0(member, header)
+            for image in pixels:
+                member.write(image.tobytes())
+
+
+def _encode(pixels: Pixels, plan: Plan) -> bytes:
+    image, data = Image.fromarray(pixels), io.BytesIO()
+    if plan.suffix == "png":
+        image.save(data, "PNG", compress_level=4)
+    else:
+        lossless = plan.quality is None
+        image.save(data, "WEBP", lossless=lossless, quality=plan.quality or 80, method=4)
+    return data.getvalue()
+
+
+def _title(decoder: Decoder, plan: Plan, classes: Sequence[int], count: int) -> dict[str, Any]:
+    """What decides about the bytes. A tree may grow by classes and images, shards may not."""
+    how = decoder.describe()
+    cut = (
+        {} if plan.kind == "folder" else {"shard": plan.shard, "classes": [*classes], "ipc": count}
+    )
+    return {
+        "root": decoder.pack.root,
+        "layout": plan.kind,
+        "image": plan.suffix,
+        "quality": plan.quality,
+        "mode": how["mode"],
+        "switches": how["switches"],
+        "group": how["group"],
+        **cut,
+    }
+
+
+def _claim(out: Path, title: dict[str, Any]) -> None:
+    """Take an empty folder, or go on in one of the same title."""
+    note = out / "export.json"
+    if note.exists():
+        try:
+            same = json.loads(note.read_text(encoding="utf-8")) == title
+        except ValueError:
+            same = False
+        if not same:
+            raise UsageError(f"{out} holds another export", hint="choose an empty folder")
+        return
+    if any(not p.name.endswith(_PENDING) for p in out.iterdir()):
+        raise UsageError(f"{out} is not empty", hint="choose an empty folder")
+    _write(note, _json(title))
+
+
+def _names(path: Path) -> set[str]:
+    return {entry.name for entry in os.scandir(path)} if path.is_dir() else set()
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def _write(path: Path, data: bytes) -> None:
+    pending = path.with_name(path.name + _PENDING)
+    pending.write_bytes(data)
+    os.replace(pending, path)

@@ -1,0 +1,286 @@
+"""`d3pack decode`: what is written is the decoder's pixels, whole files only, and resumable."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_backbones import tiny_pack, tiny_sd
+from typer.testing import CliRunner
+
+import d3pack
+from d3pack.cli import app
+from d3pack.decode import Decoder
+from d3pack.decode.export import Plan, export
+from d3pack.decode.names import chosen, folder, slug
+from d3pack.errors import UsageError
+
+COUNT = 8
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    root = tmp_path_factory.mktemp("export")
+    path = tiny_sd(root / "sd")
+    pack = tiny_pack(path, images=COUNT)
+    d3pack.write(pack, root / "small.d3m")
+    decoder = Decoder(pack, path=path)
+    images = decoder.images(range(3 * COUNT)).permute(0, 2, 3, 1).numpy()
+    yield {
+        "decoder": decoder,
+        "pack": pack,
+        "file": str(root / "small.d3m"),
+        "backbone": str(path),
+        "images": images.reshape(3, COUNT, 64, 64, 3),
+    }
+    decoder.close()
+
+
+def pixels(source: Any) -> np.ndarray[Any, Any]:
+    return np.asarray(Image.open(source).convert("RGB"))
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_a_tree_of_folders(suffix: str, made: dict[str, Any], tmp_path: Path) -> None:
+    done = export(made["decoder"], tmp_path / "out", [0, 2], 3, Plan(suffix=suffix))
+    assert (done.images, done.made) == (6, 6)
+    names = made["pack"].classes
+    folders = sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir())
+    assert folders == [f"{c:05d}_{slug(names[c])}" for c in (0, 2)]
+    for c in (0, 2):
+        files = sorted((tmp_path / "out" / folder(c, names[c])).iterdir())
+        assert [f.name for f in files] == [f"{i:05d}.{suffix}" for i in range(3)]
+        for i, file in enumerate(files):
+            assert np.array_equal(pixels(file), made["images"][c, i])
+    real = json.loads((tmp_path / "out/classes.json").read_text())
+    assert real == {folder(c, names[c]): names[c] for c in range(3)}
+
+
+def test_a_tree_grows_and_resumes(made: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export(made["decoder"], out, [0], 2, Plan())
+    first = next(out.glob("00000_*/00000.png"))
+    stamp = first.stat().st_mtime_ns
+    next(out.glob("00000_*/00001.png")).unlink()
+    (first.parent / "00003.png.part").write_bytes(b"half")  # what a crash leaves
+    seen: list[tuple[int, int]] = []
+    done = export(made["decoder"], out, [0, 1], 4, Plan(), lambda a, b: seen.append((a, b)))
+    assert (done.images, done.made) == (8, 7)
+    assert seen[0] == (1, 8)
+    assert seen[-1] == (8, 8)
+    assert first.stat().st_mtime_ns == stamp
+    for c in range(2):
+        for i in range(4):
+            file = next(out.glob(f"{c:05d}_*/{i:05d}.png"))
+            assert np.array_equal(pixels(file), made["images"][c, i])
+    assert export(made["decoder"], out, [0, 1], 4, Plan()).made == 0
+    assert not list(out.rglob("*.part"))
+
+
+def test_an_interrupted_export_leaves_nothing_half_written(
+    made: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+
+    def stop(done: int, total: int) -> None:
+        if done >= 8:
+            raise KeyboardInterrupt
+
+    for kind in ("folder", "webdataset", "npz"):
+        with pytest.raises(KeyboardInterrupt):
+            export(made["decoder"], out / kind, [0, 1, 2], COUNT, Plan(kind, shard=8), stop)
+        whole = export(made["decoder"], out / kind, [0, 1, 2], COUNT, Plan(kind, shard=8))
+        assert whole.made < whole.images or kind != "folder"
+        assert not list((out / kind).rglob("*.part"))
+        fresh = out / f"{kind}-fresh"
+        export(made["decoder"], fresh, [0, 1, 2], COUNT, Plan(kind, shard=8))
+        for path in sorted(p for p in fresh.rglob("*") if p.is_file()):
+            again = out / kind / path.relative_to(fresh)
+            assert again.read_bytes() == path.read_bytes()
+
+
+def test_webdataset(made: dict[str, Any], tmp_path: Path) -> None:
+    export(made["decoder"], tmp_path / "out", [0, 1, 2], COUNT, Plan("webdataset", shard=10))
+    shards = sorted((tmp_path / "out").glob("*.tar"))
+    assert [s.name for s in shards] == [f"part-{n:05d}-of-00003.tar" for n in range(3)]
+    found = {}
+    for shard in shards:
+        with tarfile.open(shard) as tar:
+            members = tar.getmembers()
+            for image, label in zip(members[::2], members[1::2], strict=True):
+                key, _ = image.name.split(".")
+                assert label.name == f"{key}.cls"
+                data = tar.extractfile(image)
+                text = tar.extractfile(label)
+                assert data is not None
+                assert text is not None
+                assert int(text.read()) == int(key[:5])
+                found[key] = pixels(io.BytesIO(data.read()))
+    assert len(found) == 24
+    for key, image in found.items():
+        assert np.array_equal(image, made["images"][int(key[:5]), int(key[6:])])
+
+
+def test_parquet(made: dict[str, Any], tmp_path: Path) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    export(made["decoder"], tmp_path / "out", [1, 2], 5, Plan("parquet", shard=6))
+    rows = [
+        row
+        for p in sorted((tmp_path / "out").glob("*.parquet"))
+        for row in pq.read_table(p).to_pylist()
+    ]
+    assert [(r["label"], r["index"]) for r in rows] == [(c, i) for c in (1, 2) for i in range(5)]
+    for row in rows:
+        found = pixels(io.BytesIO(row["image"]["bytes"]))
+        assert np.array_equal(found, made["images"][row["label"], row["index"]])
+    schema = pq.read_schema(tmp_path / "out/part-00000-of-00002.parquet")
+    features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    assert features["label"]["names"] == list(made["pack"].classes)
+
+
+def test_npz(made: dict[str, Any], tmp_path: Path) -> None:
+    export(made["decoder"], tmp_path / "out", [0, 1, 2], COUNT, Plan("npz", shard=20))
+    parts = [np.load(p) for p in sorted((tmp_path / "out").glob("*.npz"))]
+    assert [len(p["images"]) for p in parts] == [20, 4]
+    images = np.concatenate([p["images"] for p in parts])
+    assert np.array_equal(images, made["images"].reshape(-1, 64, 64, 3))
+    labels = np.concatenate([p["labels"] for p in parts])
+    assert labels.tolist() == [c for c in range(3) for _ in range(COUNT)]
+
+
+def test_a_folder_of_something_else_is_left_alone(made: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"):
+        export(made["decoder"], out, [0], 1, Plan())
+    assert [p.name for p in out.iterdir()] == ["thesis.txt"]
+    (out / "thesis.txt").unlink()
+    export(made["decoder"], out, [0], 1, Plan())
+    for other in (Plan("npz"), Plan(suffix="webp")):
+        with pytest.raises(UsageError, match="another export"):
+            export(made["decoder"], out, [0], 1, other)
+    (out / "export.json").write_text("{")
+    with pytest.raises(UsageError, match="another export"):
+        export(made["decoder"], out, [0], 1, Plan())
+
+
+def test_lossy_webp_is_smaller(made: dict[str, Any], tmp_path: Path) -> None:
+    sizes = {}
+    for quality in (None, 30):
+        out = tmp_path / str(quality)
+        export(made["decoder"], out, [0], 1, Plan(suffix="webp", quality=quality))
+        sizes[quality] = next(out.glob("*/*.webp")).stat().st_size
+    assert sizes[30] < sizes[None]
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan("zip"),
+        Plan(suffix="gif"),
+        Plan(quality=50),
+        Plan(suffix="webp", quality=0),
+        Plan(shard=0),
+    ],
+)
+def test_plans_that_cannot_be_followed(plan: Plan) -> None:
+    with pytest.raises(UsageError):
+        plan.check()
+
+
+def test_slugs() -> None:
+    assert slug("Golden Retriever") == "golden_retriever"
+    assert slug("naïve café/../x") == "naive_cafe_x"
+    assert slug("猫") == "class"
+    assert slug("a" * 200) == "a" * 48
+    assert folder(7, "CON") == "00007_con"
+
+
+def test_classes_as_people_ask_for_them() -> None:
+    names = ("cat", "dog", "3", "bus, yellow")
+    assert chosen(names, None) == [0, 1, 2, 3]
+    assert chosen(names, "dog, cat") == [0, 1]
+    assert chosen(names, "0,3") == [0, 2]  # "3" is a name
+    assert chosen(names, "1-2") == [1, 2]
+    for wrong in ("fish", "9", "1-9", "-1", ""):
+        if wrong:
+            with pytest.raises(UsageError, match="no class"):
+                chosen(names, wrong)
+
+
+def call(*words: str) -> Any:
+    return CliRunner().invoke(app, list(words))
+
+
+def test_the_command(made: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["decode", made["file"], "-o", str(out), "--backbone", made["backbone"]]
+    first = call(*words, "--classes", "1", "--ipc", "2", "--format", "json")
+    assert first.exit_code == 0, first.output
+    answer = json.loads(first.stdout)
+    assert (answer["images"], answer["made"], answer["root"]) == (2, 2, made["pack"].root)
+    assert answer["decoder"]["mode"] == "exact"
+    assert "exact on cpu" in first.stderr
+    for i in range(2):
+        assert np.array_equal(pixels(next(out.glob(f"00001_*/{i:05d}.png"))), made["images"][1, i])
+    again = call(*words, "--ipc", "2")
+    assert again.exit_code == 0
+    assert "6 images" in again.stdout
+    assert "2 were there" in again.stdout
+    quiet = call(*words, "--ipc", "1", "--format", "quiet")
+    assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, "", "")
+
+
+def test_the_command_in_fast_mode_says_so(made: dict[str, Any], tmp_path: Path) -> None:
+    words = ["decode", made["file"], "-o", str(tmp_path / "out"), "--backbone", made["backbone"]]
+    answer = call(*words, "--ipc", "1", "--fast", "bf16,channels_last", "--format", "json")
+    assert answer.exit_code == 0, answer.output
+    how = json.loads(answer.stdout)["decoder"]
+    assert (how["mode"], how["switches"], how["dtype"]) == (
+        "fast",
+        ["bf16", "channels_last"],
+        "bfloat16",
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "why"),
+    [
+        (["--ipc", "99"], "E_USAGE", "8 images per class"),
+        (["--ipc", "0"], "E_USAGE", "8 images per class"),
+        (["--classes", "zebra"], "E_USAGE", "no class 'zebra'"),
+        (["--to", "zip"], "E_USAGE", "unknown layout"),
+        (["--fast", "turbo"], "E_USAGE", "unknown switch"),
+        (["--fast", "tiny_vae"], "E_USAGE", "needs an autoencoder"),
+        (["--backbone", "/nowhere"], "E_NOT_FOUND", "no backbone directory"),
+    ],
+)
+def test_wrong_calls(
+    words: list[str], code: str, why: str, made: dict[str, Any], tmp_path: Path
+) -> None:
+    base = ["decode", made["file"], "-o", str(tmp_path / "o"), "--backbone", made["backbone"]]
+    result = call(*base, *words)
+    assert result.exit_code != 0
+    error = result.exception
+    assert isinstance(error, d3pack.D3MError)
+    assert error.code == code
+    assert why in str(error)
+    assert not (tmp_path / "o").exists()
+
+
+def test_memory_does_not_grow_with_the_images(made: dict[str, Any]) -> None:
+    stream = made["decoder"].stream([(c, i) for c in range(3) for i in range(COUNT)] * 50)
+    sizes = {len(images) for _, (_, images) in zip(range(6), stream, strict=False)}
+    assert sizes == {made["decoder"].group}
+    assert not any(
+        torch.is_inference(images) for _, images in zip(range(1), [next(stream)[1]], strict=True)
+    )
