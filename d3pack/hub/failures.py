@@ -38,7 +38,8 @@ def translate(error: Exception, address: Address) -> D3MError:
     from huggingface_hub import errors as hf
 
     where = f"dataset repository {address.repo}"
-    if isinstance(error, hf.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+    wrapped = isinstance(error, (hf.LocalEntryNotFoundError, RuntimeError))
+    if wrapped and isinstance(error.__cause__, Exception):
         return translate(error.__cause__, address)
     if isinstance(error, (hf.OfflineModeIsEnabled, hf.LocalEntryNotFoundError)):
         return offline(address)
@@ -101,7 +102,7 @@ def _http(error: Exception, address: Address) -> D3MError:
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", 0)
     if status == 401:
-        return HubAccessError("the Hub does not accept the token", hint=f"{_LOGIN} again")
+        return HubAccessError("the Hub does not accept the token, or wants one", hint=_LOGIN)
     if status == 403:
         return HubAccessError(
             f"the token may not do this with {address.repo}",
