@@ -6,8 +6,6 @@ import base64
 import io
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,9 +15,12 @@ import pytest
 from dataset_packs import tiny_pack
 from PIL import Image
 from tiny_backbones import tiny_sd
+from typer.testing import CliRunner, Result
 
 import d3pack
+from d3pack.cli import app
 from d3pack.decode import Decoder, make_probes
+from d3pack.errors import UsageError
 from d3pack.pack import Pack
 from d3pack.sheet import Row, contact_sheet
 
@@ -39,9 +40,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Pack]:
     return backbone, path, pack
 
 
-def preview(*args: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "d3pack", "preview", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def preview(*args: str | Path) -> Result:
+    return CliRunner().invoke(app, ["preview", *map(str, args)])
 
 
 class Reader(HTMLParser):
@@ -61,7 +61,7 @@ def test_page_shows_the_decoded_pixels(made: tuple[Path, Path, Pack], tmp_path: 
     backbone, path, pack = made
     out = tmp_path / "page.html"
     done = preview(path, "-o", out, "--backbone", backbone, "--images", "2", "--format", "json")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.exception
     assert json.loads(done.stdout)["root"] == pack.root
     text = out.read_text(encoding="utf-8")
     page = Reader()
@@ -86,16 +86,15 @@ def test_sheet_has_one_row_a_class(made: tuple[Path, Path, Pack], tmp_path: Path
     backbone, path, _ = made
     out = tmp_path / "sheet.png"
     done = preview(path, "-o", out, "--backbone", backbone, "--classes", "2", "--images", "3")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.exception
     with Image.open(out) as sheet:
         assert sheet.height == 16 + 28 + 2 * 76 + 16  # margins, title, one line a class
 
 
 def test_other_suffix_is_refused_before_any_work(tmp_path: Path) -> None:
     done = preview("missing.d3m", "-o", tmp_path / "sheet.pdf")
-    assert done.returncode == 2
-    assert "E_USAGE" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert isinstance(done.exception, UsageError)
+    assert not list(tmp_path.iterdir())
 
 
 def test_thumbnails_keep_pixels_when_they_fit() -> None:
