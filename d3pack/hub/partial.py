@@ -20,7 +20,7 @@ from d3pack.hub.address import Address, is_address, parse
 from d3pack.hub.cache import cached, with_file
 from d3pack.hub.pull import PathOrAddress, check_root, load, pull
 from d3pack.hub.remote import RemoteFile
-from d3pack.pack import Pack
+from d3pack.pack import Pack, Probes
 
 FIRST = 1 << 16  # the first request: the header, the class names and the leaves of most packs
 JOIN = 1 << 14  # wanted parts that are this close come in one request
@@ -34,7 +34,7 @@ class RemoteInfo:
 
     address: Address  # with the file, the commit and the root filled in
     header: Header
-    classes: tuple[str, ...]
+    outline: Pack  # for describing: names, recipe, sections and ledger are true, tensors are zero
     received: int  # bytes read of `header.size`
     requests: int
 
@@ -43,9 +43,16 @@ def remote_info(address: Address | str) -> RemoteInfo:
     """Header and class names of a pack on the Hub, without the rest."""
     window = _Window(_address(address))
     names = class_names(window.shared(["classes"])["classes"], window.header.classes)
+    blank = {slot.name: _array(slot, bytes(slot.stop - slot.start)) for slot in window.header.slots}
     file = window.file
     _log.info("%s: read %d of %d bytes", window.address, file.received, file.size)
-    return RemoteInfo(window.address, window.header, names, file.received, file.requests)
+    return RemoteInfo(
+        window.address,
+        window.header,
+        _as_pack(window.header, names, blank),
+        file.received,
+        file.requests,
+    )
 
 
 def read_classes(value: PathOrAddress, classes: Sequence[int | str]) -> Pack:
@@ -93,6 +100,7 @@ def _rows(names: tuple[str, ...], classes: Sequence[int | str]) -> list[int]:
 
 
 # Probes are left out: they are hashed as a whole. Sections of newer minors are, as in `select`.
+_WHOLE = ("classes", "leaves")
 _PARTIAL = tuple(name for name in container.KNOWN if name != "probes")
 
 
@@ -147,8 +155,8 @@ class _Window:
         for slot in slots:
             data = self.part(slot.start, slot.stop)
             check_hash(slot, data, self.header.data)
-            array = np.frombuffer(data, NUMPY[slot.dtype]).reshape(slot.shape)
-            out[slot.section] = Coded("", {slot.tensor: array}, shared=frozenset({slot.tensor}))
+            tensors = {slot.tensor: _array(slot, data)}
+            out[slot.section] = Coded("", tensors, shared=frozenset(tensors))
         return out
 
     def _find(self, start: int, stop: int) -> bytes | None:
@@ -170,8 +178,14 @@ def _pack(window: _Window, wanted: list[Slot], names: tuple[str, ...], rows: lis
     The whole pack is laid out with zeros where nothing was read, so that `select` stays the one
     place that knows what a part of a pack is; the zeros do not survive it.
     """
-    header = window.header
     arrays = {slot.name: _laid_out(window, slot, rows) for slot in wanted}
+    whole = _as_pack(window.header, names, arrays)
+    _check_leaves(whole.sections(), arrays["leaves.hash"], rows, names)
+    return read(pack_bytes(whole.select(rows)))
+
+
+def _as_pack(header: Header, names: tuple[str, ...], arrays: Mapping[str, Array]) -> Pack:
+    """A pack of these tensors under the manifest of the file; sections without any are left out."""
     coded = {
         section["name"]: Coded(
             section["codec"],
@@ -180,10 +194,9 @@ def _pack(window: _Window, wanted: list[Slot], names: tuple[str, ...], rows: lis
             frozenset(entry[0] for entry in section["tensors"] if entry[3] == "shared"),
         )
         for section in header.manifest["sections"]
-        if section["name"] in _PARTIAL
+        if f"{section['name']}.{section['tensors'][0][0]}" in arrays
     }
-    _check_leaves(coded, rows, names)
-    whole = Pack(
+    pack = Pack(
         classes=names,
         images_per_class=header.manifest["images_per_class"],
         recipe=header.recipe,
@@ -192,11 +205,13 @@ def _pack(window: _Window, wanted: list[Slot], names: tuple[str, ...], rows: lis
         picks=coded["picks"].tensors["index"] if "picks" in coded else None,
         labels=coded.get("labels"),
         adapter=coded.get("adapter"),
+        probes=Probes(**coded["probes"].tensors) if "probes" in coded else None,
         provenance=header.manifest["provenance"],
         ids=coded["ids"].tensors["ids"] if "ids" in coded else None,
+        minor=header.manifest["d3m"][1],
     )
-    object.__setattr__(whole, "_manifest", header.manifest)
-    return read(pack_bytes(whole.select(rows)))
+    object.__setattr__(pack, "_manifest", header.manifest)
+    return pack
 
 
 def _laid_out(window: _Window, slot: Slot, rows: Sequence[int]) -> Array:
@@ -205,16 +220,20 @@ def _laid_out(window: _Window, slot: Slot, rows: Sequence[int]) -> Array:
         data[start - slot.start : stop - slot.start] = window.part(start, stop)
     if slot.shared:
         check_hash(slot, memoryview(data), window.header.data)
-    return np.frombuffer(bytes(data), NUMPY[slot.dtype]).reshape(slot.shape)
+    return _array(slot, bytes(data))
 
 
-def _check_leaves(coded: Mapping[str, Coded], rows: list[int], names: tuple[str, ...]) -> None:
+def _array(slot: Slot, data: bytes) -> Array:
+    return np.frombuffer(data, NUMPY[slot.dtype]).reshape(slot.shape)
+
+
+def _check_leaves(
+    sections: Mapping[str, Coded], leaves: Array, rows: list[int], names: tuple[str, ...]
+) -> None:
     """Hold the rows that were read to their leaves; the leaves are held to the root."""
     take = np.array(rows)
-    stored = [part.take(take) for name, part in coded.items() if name not in ("classes", "leaves")]
-    wrong = (container.leaves(stored, len(rows)) != coded["leaves"].tensors["hash"][take]).any(
-        axis=1
-    )
+    stored = [part.take(take) for name, part in sections.items() if name not in _WHOLE]
+    wrong = (container.leaves(stored, len(rows)) != leaves[take]).any(axis=1)
     if wrong.any():
         row = rows[int(np.argmax(wrong))]
         raise LeafError(f"class {row} ({names[row]!r}) does not match its leaf hash")

@@ -95,7 +95,8 @@ def test_info_takes_one_request_of_64_kib(hub: LoopbackHub) -> None:
     commit = hub.put("org/set", {"a.d3m": data})
     info = d3hub.remote_info(ADDRESS)
     assert info.header.manifest == whole.manifest
-    assert info.classes == whole.classes
+    assert info.outline.classes == whole.classes
+    assert info.outline.ledger() == whole.ledger()
     assert (info.header.size, info.received, info.requests) == (len(data), 65_536, 1)
     assert (info.address.revision, info.address.root) == (commit, whole.root)
     assert sum(seen.sent for seen in hub.seen) == 65_536
@@ -180,7 +181,7 @@ def test_a_header_longer_than_the_first_request(hub: LoopbackHub) -> None:
     data = pack_bytes(whole)
     hub.put("org/set", {"a.d3m": data})
     info = d3hub.remote_info(ADDRESS)
-    assert (info.header.manifest, info.classes) == (whole.manifest, whole.classes)
+    assert (info.header.manifest, info.outline.classes) == (whole.manifest, whole.classes)
     assert info.received < len(data)
 
 
