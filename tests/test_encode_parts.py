@@ -181,6 +181,12 @@ def test_restart_forgets(tmp_path: Path) -> None:
     second.close()
 
 
+def test_nothing_done_is_nothing_lost(tmp_path: Path) -> None:
+    """A run that failed at once may be run again with mended options."""
+    Journal(tmp_path / "w", {"source": "abc", "option teacher": "typo"}).close()
+    Journal(tmp_path / "w", {"source": "abc", "option teacher": "right"}).close()
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 9, "key": {}, "facts": {}}'])
 def test_a_damaged_journal(tmp_path: Path, text: str) -> None:
     (tmp_path / "w").mkdir()

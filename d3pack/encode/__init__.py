@@ -81,8 +81,7 @@ def encode(
             if output.exists() and not overwrite:
                 raise UsageError(f"{output.name} exists", hint="name another, or pass --overwrite")
             events = Events([*listeners, log_file(work / "log.txt")])
-            events.emit("plan", lines=plan.lines(), resumed=bool(journal.facts))
-            journal.record("begun", True)
+            events.emit("plan", lines=plan.lines(), resumed=journal.begun)
             run = Run(
                 source, options, plan, journal, events, device, cache or cache_home() / "teachers"
             )

@@ -98,8 +98,10 @@ class Journal:
                 raise JournalError(
                     f"{self.folder.name} was written by another version", hint="pass --restart"
                 )
-            self._compare(key)
-            return dict(facts)
+            self.facts = dict(facts)
+            if self.begun:
+                self._compare(key)
+                return self.facts
         for entry in self.folder.iterdir():
             if entry.is_dir():
                 shutil.rmtree(entry)
@@ -139,6 +141,11 @@ class Journal:
 
     def __getitem__(self, name: str) -> Any:
         return self.facts[name]
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything is done that a run would go on from."""
+        return bool(self.facts) or any(self.folder.glob("**/*.safetensors"))
 
     def path(self, name: str) -> Path:
         """Where a file of this work lies; its folder exists."""

@@ -1,0 +1,150 @@
+"""What each setting of `d3pack encode` is worth: student accuracy, teacher agreement, bytes.
+
+    python benchmarks/encode_ablation.py TRAIN TEST --work DIR --seeds 3 default names vectors=2
+
+One setting is changed at a time, everything else stays at the defaults; `names` is the same pack
+prompted by class names alone. Students are ConvNet-3 under the preset `quick` of `d3pack eval`.
+Results are added to the JSON, so the work can be spread over many calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from d3pack.decode import Decoder
+from d3pack.encode import EncodeOptions, encode
+from d3pack.encode.d3m import D3M
+from d3pack.encode.method import Run
+from d3pack.evaluate import presets
+from d3pack.evaluate.baselines import names_pack
+from d3pack.evaluate.training import train_student
+from d3pack.format import pack_bytes
+from d3pack.pack import Pack
+from d3pack.sources import Source, open_source
+
+# Settings that change the collages: with one of these they are made anew.
+CUTTING = {"factor", "pool", "crops", "crop_scale", "collages", "modes", "seed"}
+
+
+class Shared(D3M):
+    """The method, with collages that runs of equal cutting have in common."""
+
+    folder: Path
+
+    def _collages(self, run: Run, plan: Any, teacher: Any) -> dict[str, Any]:
+        settings = {k: v for k, v in asdict(run.options).items() if k in CUTTING}
+        place = self.folder / f"collages-{abs(hash(json.dumps(settings, sort_keys=True))):x}"
+        target = run.journal.folder / "classes"
+        if place.exists() and not target.exists():
+            target.mkdir()
+            for file in place.iterdir():
+                os.link(file, target / file.name)
+        found = super()._collages(run, plan, teacher)
+        if not place.exists():
+            place.mkdir(parents=True)
+            for file in target.iterdir():
+                os.link(file, place / file.name)
+        return found
+
+
+def value_of(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def exam(source: Source, most: int) -> tuple[Tensor, Tensor]:
+    """Evenly many test images of each class."""
+    each = most // len(source.classes)
+    pictures = [
+        np.asarray(source.load(c, i))
+        for c in range(len(source.classes))
+        for i in range(min(each, source.counts[c]))
+    ]
+    labels = [c for c in range(len(source.classes)) for _ in range(min(each, source.counts[c]))]
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), torch.tensor(labels)
+
+
+def students(pack: Pack, path: Any, tests: tuple[Tensor, Tensor], seeds: int) -> list[float]:
+    images = Decoder(pack, path=path).images(range(len(pack)))
+    labels = torch.arange(len(pack.classes)).repeat_interleave(pack.images_per_class)
+    return [
+        train_student(images, labels, *tests, presets.QUICK, seed).last for seed in range(seeds)
+    ]
+
+
+def figures(accuracies: list[float]) -> dict[str, Any]:
+    return {
+        "accuracy": round(float(np.mean(accuracies)), 4),
+        "std": round(float(np.std(accuracies)), 4),
+        "seeds": [round(a, 4) for a in accuracies],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("train", type=Path)
+    parser.add_argument("test", type=Path)
+    parser.add_argument("variants", nargs="*", default=["default", "names"])
+    parser.add_argument("--backbone", default="mini")
+    parser.add_argument("--base", nargs="*", default=[], help="settings that all variants share")
+    parser.add_argument("--ipc", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tests", type=int, default=4000)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "results/encode_ablation.json"
+    )
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    source, tests = open_source(args.train), exam(open_source(args.test, split="test"), args.tests)
+    path = args.backbone if Path(args.backbone).is_dir() else None
+    base = {k: value_of(v) for k, v in (text.split("=", 1) for text in args.base)}
+    results = json.loads(args.output.read_text()) if args.output.exists() else {}
+    import d3pack.encode as room
+
+    Shared.folder = args.work
+    for variant in args.variants:
+        changes = {} if variant in {"default", "names"} else dict([variant.split("=", 1)])
+        options = EncodeOptions(
+            images_per_class=args.ipc,
+            backbone=args.backbone,
+            **{**base, **{k: value_of(v) for k, v in changes.items()}},
+        )
+        room.open_method = lambda name: Shared()  # the one place where a method is chosen
+        name = "-".join([variant, *args.base]).replace("/", "_").replace(" ", "_")
+        output = (
+            args.work / f"{name if variant != 'names' else '-'.join(['default', *args.base])}.d3m"
+        )
+        pack = encode(source, options, output)
+        size = len(pack_bytes(pack))
+        if variant == "names":
+            from d3pack.backbones import open_backbone
+
+            backbone = open_backbone(args.backbone)
+            pack = names_pack(pack, backbone.name_vectors, backbone.prompt_shape[0])
+            size = 0
+        revision = pack.recipe.backbone.revision[:8]
+        key = f"{variant} | {' '.join(args.base)} | ipc {args.ipc} | {revision}"
+        found = figures(students(pack, path, tests, args.seeds))
+        metrics = dict(pack.provenance.get("metrics", {}))
+        results[key] = {**found, "bytes": size, "metrics": metrics}
+        print(key, json.dumps(results[key]), flush=True)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(
+            json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+        )
+
+
+if __name__ == "__main__":
+    main()
