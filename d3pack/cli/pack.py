@@ -10,7 +10,7 @@ import typer
 
 from d3pack.canonical import plain
 from d3pack.cli import _out
-from d3pack.errors import D3MError, InvalidPackError
+from d3pack.errors import BackboneError, D3MError, InvalidPackError
 from d3pack.format import read
 from d3pack.pack import Ledger, Pack
 
@@ -46,8 +46,16 @@ def verify(
     decode: Annotated[
         bool, typer.Option("--decode", help="Rebuild the probes as well and compare the images.")
     ] = False,
+    device: Annotated[str, typer.Option("--device", help="Where to decode: cpu, cuda.")] = "cpu",
+    backbone: Annotated[
+        Path | None,
+        typer.Option("--backbone", help="Folder of the locked backbone (mirror, air gap)."),
+    ] = None,
 ) -> None:
-    """Check every hash and every rule. Exit 0: all valid; 3: one is not; 5: one is not there."""
+    """Check every hash and every rule, and with --decode that this machine makes the same images.
+
+    Exit 0: all valid; 3: one is not; 4: a wrong backbone; 5: one is not there.
+    """
     results: list[dict[str, Any]] = []
     code = 0
     for file in files:
@@ -56,9 +64,9 @@ def verify(
             pack = read(_local(file))
             result["root"] = pack.root
             if decode:
-                from d3pack.decode import verify_probes
-
-                result["decode"] = verify_probes(pack)
+                result["decode"] = _rebuilt(pack, device, backbone)
+                if result["decode"]["verdict"] == "wrong backbone":
+                    code = code or BackboneError.exit_code
         except D3MError as error:
             result |= {"valid": False, "code": error.code, "message": str(error)}
             # An invalid file outweighs a missing one: it is there, and it must not be used.
@@ -71,6 +79,11 @@ def verify(
             name = _out.printable(result["file"])
             if result["valid"]:
                 print(f"valid    {name}  {result['root']}")
+                if made := result.get("decode"):
+                    print(
+                        f"decodes  {name}  {made['verdict']}: {made['probes']} probes, rms "
+                        f"{made['rms']}, peak {made['peak']} of 255 levels"
+                    )
             else:
                 print(f"refused  {name}  {_out.printable(result['message'])}")
     if code:
@@ -94,6 +107,13 @@ def diff(
             print(_out.printable(f"{change['what']}: {change['a']} -> {change['b']}"))
     if changes:
         raise typer.Exit(1)
+
+
+def _rebuilt(pack: Pack, device: str, backbone: Path | None) -> dict[str, Any]:
+    from d3pack.decode import Decoder, verify_probes
+
+    with Decoder(pack, device=device, path=backbone) as decoder:
+        return verify_probes(pack, decoder).to_json()
 
 
 def _local(file: str) -> Path:

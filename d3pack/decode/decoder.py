@@ -318,4 +318,5 @@ def _bytes(condition: Condition) -> int:
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+    words = ("not enough memory", "can't allocate memory")  # how the CPU allocator puts it
+    return isinstance(error, torch.OutOfMemoryError) or any(w in str(error) for w in words)

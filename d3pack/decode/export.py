@@ -236,9 +236,7 @@ def _encode(pixels: Pixels, plan: Plan) -> bytes:
 def _title(decoder: Decoder, plan: Plan, classes: Sequence[int], count: int) -> dict[str, Any]:
     """What decides about the bytes. A tree may grow by classes and images, shards may not."""
     how = decoder.describe()
-    cut = (
-        {} if plan.kind == "folder" else {"shard": plan.shard, "classes": [*classes], "ipc": count}
-    )
+    parts = {"shard": plan.shard, "classes": [*classes], "ipc": count}
     return {
         "root": decoder.pack.root,
         "layout": plan.kind,
@@ -247,7 +245,7 @@ def _title(decoder: Decoder, plan: Plan, classes: Sequence[int], count: int) -> 
         "mode": how["mode"],
         "switches": how["switches"],
         "group": how["group"],
-        **cut,
+        **({} if plan.kind == "folder" else parts),
     }
 
 

@@ -1,0 +1,296 @@
+"""Exact and fast, probes, and every way a decoder refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_backbones import tiny_dit, tiny_pack, tiny_sd
+from typer.testing import CliRunner
+
+import d3pack
+from d3pack.backbones import open_backbone
+from d3pack.cli import app
+from d3pack.codecs import encode_adapter, encode_prompts
+from d3pack.decode import Decoder, make_probes, verify_probes
+from d3pack.decode.modes import exact_numerics
+from d3pack.decode.probes import shrink
+from d3pack.errors import (
+    AdapterError,
+    BackboneChangedError,
+    DeviceMemoryError,
+    NotFiniteError,
+    PromptWidthError,
+    UsageError,
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("modes")
+    return {
+        "sd": tiny_sd(root / "sd"),
+        "other": tiny_sd(root / "other", seed=1),
+        "dit": tiny_dit(root / "dit"),
+        "kl": tiny_sd(root / "kl", vae="kl"),
+    }
+
+
+@pytest.fixture(scope="module")
+def pack(folders: dict[str, Path]) -> Any:
+    return tiny_pack(folders["sd"])
+
+
+def rms(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a.float() - b.float()).square().mean().sqrt())
+
+
+def test_exact_says_what_it_is(pack: Any, folders: dict[str, Path]) -> None:
+    how = Decoder(pack, path=folders["sd"]).describe()
+    assert how == {
+        "mode": "exact",
+        "switches": [],
+        "device": "cpu",
+        "dtype": "float32",
+        "group": 4,
+        "backbone": pack.recipe.backbone.revision,
+        "revision": pack.recipe.backbone.revision,
+        "sampler": "dpmpp-2m",
+        "steps": 3,
+        "guidance": 2.0,
+        "size": [64, 64],
+        "adapter": 0,
+    }
+
+
+@pytest.mark.parametrize("family", ["sd", "dit"])
+@pytest.mark.parametrize(
+    ("switches", "most"), [(["channels_last"], 1.0), (["fused_attention"], 1.0), (["bf16"], 40.0)]
+)
+def test_each_switch_is_near_and_named(
+    family: str, switches: list[str], most: float, folders: dict[str, Path]
+) -> None:
+    pack = tiny_pack(folders[family], steps=2)
+    exact = Decoder(pack, path=folders[family]).images(range(8))
+    fast = Decoder(pack, path=folders[family], mode="fast", switches=switches)
+    assert fast.describe()["mode"] == "fast"
+    assert fast.describe()["switches"] == switches
+    assert rms(fast.images(range(8)), exact) < most
+
+
+def test_tiny_vae_is_another_autoencoder(folders: dict[str, Path]) -> None:
+    pack = tiny_pack(folders["kl"])
+    exact = Decoder(pack, path=folders["kl"]).images(range(4))
+    fast = Decoder(
+        pack, path=folders["kl"], mode="fast", switches=[], tiny_vae=folders["sd"] / "vae"
+    )
+    assert fast.describe()["switches"] == ["tiny_vae"]
+    assert not torch.equal(fast.images(range(4)), exact)
+
+
+def test_fast_mode_keeps_the_adapter(folders: dict[str, Path]) -> None:
+    path = folders["sd"]
+    backbone = open_backbone(str(path))
+    named = backbone.named_tensors()
+    tuned = {f"{n}.scale": np.full(1, 4.0) for n in named if n.endswith("attn1.to_q.weight")}
+    pack = tiny_pack(path, adapter=encode_adapter(tuned))
+    exact = Decoder(pack, path=path).images(range(4))
+    fast = Decoder(pack, path=path, mode="fast", switches=["fused_attention"])
+    assert fast.describe()["adapter"] == len(tuned)
+    bare = Decoder(tiny_pack(path), path=path).images(range(4))
+    assert rms(fast.images(range(4)), exact) < 0.5 * rms(bare, exact)
+
+
+def test_another_group_is_a_fast_thing(pack: Any, folders: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match="group of 4"):
+        Decoder(pack, path=folders["sd"], group=8)
+    fast = Decoder(pack, path=folders["sd"], mode="fast", switches=[], group=8)
+    assert fast.describe()["group"] == 8
+    assert rms(fast.images(range(8)), Decoder(pack, path=folders["sd"]).images(range(8))) < 1
+
+
+def test_wrong_modes(pack: Any, folders: dict[str, Path]) -> None:
+    path = folders["sd"]
+    for more, why in (
+        ({"mode": "quick"}, "unknown mode"),
+        ({"switches": ["bf16"]}, "no switches"),
+        ({"mode": "fast", "switches": ["turbo"]}, "unknown switch"),
+        ({"mode": "fast", "switches": ["tiny_vae"]}, "needs an autoencoder"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            Decoder(pack, path=path, **more)
+    shared = open_backbone(str(path))
+    with pytest.raises(UsageError, match="shared"):
+        Decoder(pack, backbone=shared, mode="fast", switches=["channels_last"])
+    assert Decoder(pack, backbone=shared, mode="fast").describe()["switches"] == []
+    half = replace(pack, recipe=replace(pack.recipe, dtype="bfloat16"))
+    with pytest.raises(UsageError, match="float32"):
+        Decoder(half, backbone=shared)
+
+
+def test_threads_are_left_as_they_were(pack: Any, folders: dict[str, Path]) -> None:
+    before = torch.get_num_threads()
+    decoder = Decoder(pack, path=folders["sd"])
+    try:
+        torch.set_num_threads(3)
+        with exact_numerics(decoder.device, decoder.mode):
+            assert torch.get_num_threads() == 1
+        stream = decoder.stream(range(24))
+        next(stream)
+        assert torch.get_num_threads() == 3  # also while a stream is waiting
+        with pytest.raises(ZeroDivisionError), exact_numerics(decoder.device, decoder.mode):
+            raise ZeroDivisionError
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+        decoder.close()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "why"),
+    [
+        ([(3, 0)], "class 3 is out of range; there are 3"),
+        ([(-1, 0)], "class -1"),
+        ([(0, 8)], "index 8 is out of range; there are 8"),
+        ([(0, -1)], "index -1"),
+        ([24], "image 24 is out of range; there are 24"),
+        ([-1], "image -1"),
+    ],
+)
+def test_out_of_range(wanted: list[Any], why: str, pack: Any, folders: dict[str, Path]) -> None:
+    decoder = Decoder(pack, path=folders["sd"])
+    with pytest.raises(UsageError, match=why):
+        decoder.images(wanted)
+
+
+def test_prompts_of_another_width(pack: Any, folders: dict[str, Path]) -> None:
+    for shape in ((3, 1, 1, 31), (3, 1, 40, 32)):
+        wrong = replace(pack, prompts=encode_prompts(np.ones(shape, np.float32)))
+        with pytest.raises(PromptWidthError, match="takes up to 14 of 32"):
+            Decoder(wrong, path=folders["sd"])
+
+
+def test_another_backbone(pack: Any, folders: dict[str, Path]) -> None:
+    with pytest.raises(BackboneChangedError, match="text_encoder"):
+        Decoder(pack, path=folders["other"])
+    with pytest.raises(BackboneChangedError, match="not the one"):
+        Decoder(pack, backbone=open_backbone(str(folders["other"])))
+
+
+def test_an_adapter_for_another_backbone(folders: dict[str, Path]) -> None:
+    wrong = tiny_pack(folders["sd"], adapter=encode_adapter({"blocks.0.bias.delta": np.ones(3)}))
+    with pytest.raises(AdapterError, match="does not have"):
+        Decoder(wrong, path=folders["sd"])
+
+
+def test_values_that_are_no_numbers(pack: Any, folders: dict[str, Path]) -> None:
+    prompts = np.full((3, 1, 1, 32), 6e4, np.float32)  # finite, but beyond the text encoder
+    backbone = open_backbone(str(folders["sd"]), dtype=torch.float16)
+    half = replace(
+        pack, recipe=replace(pack.recipe, dtype="float16"), prompts=encode_prompts(prompts)
+    )
+    with torch.no_grad():
+        backbone.denoiser.conv_out.weight.mul_(1e5)
+    with pytest.raises(NotFiniteError, match="not finite"):
+        Decoder(half, backbone=backbone).images([0])
+
+
+def test_out_of_memory_says_what_to_set(pack: Any, folders: dict[str, Path]) -> None:
+    """A real allocation that no machine has: 2^46 bytes, inside the autoencoder."""
+    backbone: Any = open_backbone(str(folders["sd"]))
+    decoder = Decoder(pack, backbone=backbone)
+    real = backbone.autoencoder.decode_float
+    backbone.autoencoder.decode_float = lambda z: real(z) + torch.empty(2**44)[0]
+    with pytest.raises(DeviceMemoryError, match="group of 4 images of 64x64") as caught:
+        decoder.images(range(4))
+    assert "smaller group" in str(caught.value)
+    assert decoder.group == 4
+    backbone.autoencoder.decode_float = real
+    assert decoder.images(range(4)).shape[0] == 4  # and goes on afterwards
+
+
+def test_other_failures_are_not_taken_for_memory(pack: Any, folders: dict[str, Path]) -> None:
+    backbone: Any = open_backbone(str(folders["sd"]))
+    decoder = Decoder(pack, backbone=backbone)
+    backbone.autoencoder.decode_float = lambda z: torch.zeros(2) @ torch.zeros(3)
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        decoder.images([0])
+
+
+def test_shrinking_is_an_exact_mean() -> None:
+    images = torch.randint(0, 256, (2, 3, 8, 12), dtype=torch.uint8)
+    found = shrink(images, (4, 4))
+    tiles = images.double().unfold(2, 2, 2).unfold(3, 3, 3).mean((-1, -2))
+    assert torch.equal(found, (tiles + 0.5).floor().to(torch.uint8))
+    assert torch.equal(shrink(images, (8, 12)), images)
+    with pytest.raises(UsageError, match="tile"):
+        shrink(images, (3, 4))
+
+
+@pytest.fixture(scope="module")
+def probed(pack: Any, folders: dict[str, Path]) -> Any:
+    with Decoder(pack, path=folders["sd"]) as decoder:
+        return replace(pack, probes=make_probes(decoder, [(0, 0), (1, 3), (2, 7)], (16, 16)))
+
+
+def test_probes(probed: Any, folders: dict[str, Path]) -> None:
+    decoder = Decoder(probed, path=folders["sd"])
+    report = verify_probes(probed, decoder)
+    assert report.to_json() == {
+        "verdict": "exact",
+        "rms": 0.0,
+        "peak": 0,
+        "probes": 3,
+        "different": 0,
+    }
+    with pytest.raises(UsageError, match="exact mode"):
+        make_probes(Decoder(probed, path=folders["sd"], mode="fast", switches=[]), [(0, 0)], (8, 8))
+    with pytest.raises(UsageError, match="no probes"):
+        verify_probes(replace(probed, probes=None), decoder)
+
+
+def test_probes_of_slightly_other_arithmetic(probed: Any, folders: dict[str, Path]) -> None:
+    images = np.array(probed.probes.images)
+    images[0, 0, :4, :4] ^= 1
+    moved = replace(probed, probes=replace(probed.probes, images=images))
+    report = verify_probes(moved, Decoder(moved, path=folders["sd"]))
+    assert report.verdict == "within tolerance"
+    assert (report.peak, report.different) == (1, 16)
+    assert report.rms == pytest.approx((16 / images.size) ** 0.5, abs=1e-4)
+
+
+def test_probes_of_another_model(probed: Any, folders: dict[str, Path]) -> None:
+    """Weights that pass for the locked ones, but are not: what the lock cannot see, probes do."""
+    swapped: Any = open_backbone(str(folders["other"]))
+    swapped.ref = probed.recipe.backbone
+    report = verify_probes(probed, Decoder(probed, backbone=swapped))
+    assert report.verdict == "wrong backbone"
+    assert report.rms > 2
+
+
+def test_verify_decode_on_the_command_line(
+    probed: Any, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    d3pack.write(probed, tmp_path / "good.d3m")
+    words = ["verify", str(tmp_path / "good.d3m"), "--decode", "--backbone", str(folders["sd"])]
+    good = CliRunner().invoke(app, [*words, "--format", "json"])
+    assert good.exit_code == 0, good.output
+    assert json.loads(good.stdout)[0]["decode"]["verdict"] == "exact"
+    assert "exact: 3 probes" in CliRunner().invoke(app, words).stdout
+    images = 255 - np.array(probed.probes.images)
+    wrong = replace(probed, probes=replace(probed.probes, images=images))
+    d3pack.write(wrong, tmp_path / "good.d3m")
+    bad = CliRunner().invoke(app, words)
+    assert bad.exit_code == 4
+    assert "wrong backbone" in bad.stdout
+    moved = Path(shutil.copytree(folders["sd"], tmp_path / "moved"))
+    (moved / "vae/config.json").unlink()
+    gone = CliRunner().invoke(app, [*words[:-1], str(moved)])
+    assert gone.exit_code == 4
+    assert "E_BACKBONE_MISSING" in gone.stdout
