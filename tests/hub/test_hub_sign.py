@@ -1,0 +1,145 @@
+"""Signatures: what is covered, by whom, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from loopback import LoopbackHub
+from packs import make_pack
+
+from d3pack import hub as d3hub
+from d3pack.errors import NotFoundError, SignatureError, UsageError
+from d3pack.format import pack_bytes
+from d3pack.hub import sign
+from d3pack.hub.sign import Trust
+
+DATA = pack_bytes(make_pack())
+OTHER = pack_bytes(make_pack(seed=2))
+
+
+def statement(data: bytes, algorithm: str = "sha256") -> bytes:
+    """A signature's outer form, with nobody's signature in it."""
+    payload = {
+        "predicate": {
+            "resources": [
+                {"name": ".", "algorithm": algorithm, "digest": hashlib.sha256(data).hexdigest()}
+            ]
+        }
+    }
+    text = base64.b64encode(json.dumps(payload).encode()).decode()
+    return json.dumps({"dsseEnvelope": {"payload": text, "signatures": []}}).encode()
+
+
+def test_a_signature_of_other_bytes_is_refused_even_without_a_key() -> None:
+    assert sign.check(DATA, "a.d3m", statement(DATA), Trust()).startswith("signed; the signer was")
+    with pytest.raises(SignatureError, match=r"beside a\.d3m is of other bytes"):
+        sign.check(DATA, "a.d3m", statement(OTHER), Trust())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{}", b"\xff", b"[1]", b'{"dsseEnvelope": {"payload": "!!"}}', b"null",
+     statement(DATA, "blake2"), b'{"dsseEnvelope": {"payload": "e30="}}'],
+)  # fmt: skip
+def test_what_is_no_signature_is_refused(data: bytes) -> None:
+    with pytest.raises(SignatureError, match="not one of OpenSSF model-signing"):
+        sign.check(DATA, "a.d3m", data, Trust())
+
+
+def test_trust_is_a_key_or_an_identity_with_its_issuer() -> None:
+    assert not Trust()
+    assert Trust(Path("key.pub"))
+    assert Trust(identity="kim@example.com", issuer="https://example.com")
+    with pytest.raises(UsageError, match="belong together"):
+        Trust(identity="kim@example.com")
+    with pytest.raises(UsageError, match="not both"):
+        Trust(Path("key.pub"), "kim@example.com", "https://example.com")
+
+
+def test_beside_a_pulled_pack(hub: LoopbackHub) -> None:
+    hub.put("org/set", {"a.d3m": DATA})
+    pulled = d3hub.pull(d3hub.parse("hf://datasets/org/set/a.d3m"))
+    assert sign.check_remote(pulled.address, DATA, Trust(), required=False) == "not signed"
+    with pytest.raises(SignatureError, match=r"org/set holds no signature of a\.d3m"):
+        sign.check_remote(pulled.address, DATA, Trust(), required=True)
+    with pytest.raises(SignatureError, match="holds no signature"):
+        sign.check_remote(pulled.address, DATA, Trust(Path("key.pub")), required=False)
+    hub.put("org/set", {"a.d3m.sig": statement(DATA)})
+    pulled = d3hub.pull(d3hub.parse("org/set"))
+    said = sign.check_remote(pulled.address, DATA, Trust(), required=True)
+    assert said == "signed; the signer was not checked"
+    hub.put("org/set", {"a.d3m.sig": statement(OTHER)})
+    pulled = d3hub.pull(d3hub.parse("org/set"))
+    with pytest.raises(SignatureError, match="of other bytes"):
+        sign.check_remote(pulled.address, DATA, Trust(), required=False)
+
+
+def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "model_signing", None)
+    with pytest.raises(UsageError, match=r"pip install 'd3pack\[sign\]'"):
+        sign.sign(DATA, "a.d3m", Path("key.pem"))
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> dict[str, Path]:
+    pytest.importorskip("model_signing", reason="needs the extra: pip install 'd3pack[sign]'")
+    from cryptography.hazmat.primitives import serialization as form
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    out = {}
+    for name in ("ours", "theirs"):
+        key = ec.generate_private_key(ec.SECP256R1())
+        out[name] = tmp_path / f"{name}.pem"
+        out[name].write_bytes(
+            key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
+        )
+        out[f"{name}.pub"] = tmp_path / f"{name}.pub"
+        out[f"{name}.pub"].write_bytes(
+            key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
+        )
+    return out
+
+
+def test_a_real_key_signs_and_checks(keys: dict[str, Path], tmp_path: Path) -> None:
+    signature = sign.sign(DATA, "a.d3m", keys["ours"])
+    assert sign.signed_digest(signature) == hashlib.sha256(DATA).hexdigest()
+    assert (
+        sign.check(DATA, "a.d3m", signature, Trust(keys["ours.pub"]))
+        == "signed by the key ours.pub"
+    )
+    with pytest.raises(SignatureError, match=r"a\.d3m is not signed by the key theirs\.pub"):
+        sign.check(DATA, "a.d3m", signature, Trust(keys["theirs.pub"]))
+    with pytest.raises(SignatureError, match="is of other bytes"):
+        sign.check(OTHER, "a.d3m", signature, Trust(keys["ours.pub"]))
+    value = json.loads(signature)
+    value["dsseEnvelope"]["payload"] = json.loads(statement(OTHER))["dsseEnvelope"]["payload"]
+    with pytest.raises(SignatureError, match=r"a\.d3m is not signed by"):
+        sign.check(OTHER, "a.d3m", json.dumps(value).encode(), Trust(keys["ours.pub"]))
+    with pytest.raises(NotFoundError, match="no key"):
+        sign.check(DATA, "a.d3m", signature, Trust(tmp_path / "none.pub"))
+    with pytest.raises(SignatureError, match="elliptic-curve private key"):
+        sign.sign(DATA, "a.d3m", keys["ours.pub"])
+    with pytest.raises(NotFoundError, match="no key"):
+        sign.sign(DATA, "a.d3m", tmp_path / "none.pem")
+    assert str(tmp_path).encode() not in base64.b64decode(value["dsseEnvelope"]["payload"])
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_a_signed_push_is_checked_on_pull(
+    hub: LoopbackHub, login: None, keys: dict[str, Path], tmp_path: Path
+) -> None:
+    from d3pack.hub.push import Options, prepare, send
+
+    (tmp_path / "a.d3m").write_bytes(DATA)
+    options = Options(preview="none", sign=True, key=keys["ours"])
+    done = send(prepare(tmp_path / "a.d3m", "org/set", options))
+    assert "a.d3m.sig" in done.sent
+    said = sign.check_remote(done.address, DATA, Trust(keys["ours.pub"]), required=True)
+    assert said == "signed by the key ours.pub"
+    with pytest.raises(SignatureError):
+        sign.check_remote(done.address, DATA, Trust(keys["theirs.pub"]), required=True)
