@@ -15,7 +15,7 @@ from d3pack.evaluate.augment import (
     RandomResizedCrop,
     ShufflePatches,
 )
-from d3pack.evaluate.presets import SGD, AdamW, Cosine, Preset, Steps, Exams, Updates
+from d3pack.evaluate.presets import SGD, AdamW, Cosine, Exams, Preset, Steps, Updates
 from d3pack.evaluate.training import plan
 
 
@@ -128,6 +128,14 @@ def test_a_budget_of_updates_replaces_the_length() -> None:
 def test_testing_always_ends_with_a_test() -> None:
     exams = Exams(every=7, after=0.5)
     assert [i for i in range(20) if exams.due(i, 20)] == [13, 19]
+
+
+@pytest.mark.parametrize(
+    "exams", [Exams(), Exams(every=7, after=0.5), Exams(parts=4, after=0.4), Exams(parts=100)]
+)
+@pytest.mark.parametrize("total", [1, 6, 14, 20, 37, 300])
+def test_exams_are_counted_as_they_come(exams: Exams, total: int) -> None:
+    assert exams.count(total) == sum(exams.due(i, total) for i in range(total))
 
 
 def test_every_preset_cites_its_source() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from d3pack.errors import UsageError
 from d3pack.evaluate import presets, training
 from d3pack.evaluate.augment import CutMix, Flip
-from d3pack.evaluate.presets import Epochs, Preset, Exams, Updates
+from d3pack.evaluate.presets import Epochs, Exams, Preset, Updates
 from d3pack.evaluate.training import (
     History,
     fit,
@@ -91,14 +91,14 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     place = tmp_path / "student.safetensors"
     monkeypatch.setattr(training, "_SAVE_EVERY", -1.0)
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stop(done: int, total: int) -> None:
         if done == 7:
-            raise Stop
+            raise StopError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         train(preset, checkpoint=place, progress=stop)
     assert place.exists()
     seen: list[int] = []

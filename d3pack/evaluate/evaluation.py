@@ -209,15 +209,14 @@ def baseline_arms(
         arms.append(baselines.random_images(train, pack.images_per_class))
     budget = pack.ledger().total
     chosen: dict[str, Squeeze] = {}
-    for form in FORMS:
-        if form.lower() in wanted or (form == "WEBP" and "collages" in wanted):
-            squeeze, pilot = squeeze_for(train, budget, bench, form, workdir)
-            if squeeze is None:
-                bench.report(f"{form}: not one image of each class fits into {budget} bytes")
-                continue
-            chosen[form] = squeeze
-            if form.lower() in wanted:
-                arms.append(baselines.equal_bytes(train, budget, squeeze, pilot))
+    for form in needed_forms(wanted):
+        squeeze, pilot = squeeze_for(train, budget, bench, form, workdir)
+        if squeeze is None:
+            bench.report(f"{form}: not one image of each class fits into {budget} bytes")
+            continue
+        chosen[form] = squeeze
+        if form.lower() in wanted:
+            arms.append(baselines.equal_bytes(train, budget, squeeze, pilot))
     if "collages" in wanted and "WEBP" in chosen and judge is not None:
         most = min(max(1, budget // (20 * len(pack.classes))), max(train.counts))
         patches = judge.patches(most)
@@ -233,39 +232,54 @@ def baseline_arms(
     return arms
 
 
+def needed_forms(wanted: Sequence[str]) -> list[Form]:
+    """The image formats whose trade-off must be chosen."""
+    return [f for f in FORMS if f.lower() in wanted or (f == "WEBP" and "collages" in wanted)]
+
+
+def pilot_place(train: RealImages, budget: int, bench: Bench, form: Form, workdir: Workdir) -> Path:
+    """Where the choice of a trade-off is remembered."""
+    identity = {**bench.identity, "real": train.fingerprint()}
+    return workdir.place(f"pilot-{form.lower()}-{budget}", identity, 0)
+
+
 def squeeze_for(
     train: RealImages, budget: int, bench: Bench, form: Form, workdir: Workdir
 ) -> tuple[Squeeze | None, dict[str, float]]:
     """The trade-off of a budget, remembered between runs."""
-    identity = {**bench.identity, "real": train.fingerprint()}
-    place = workdir.place(f"pilot-{form.lower()}-{budget}", identity, 0)
+    place = pilot_place(train, budget, bench, form, workdir)
     try:
         data = json.loads(place.read_text(encoding="utf-8"))
         found = data["squeeze"]
         return (Squeeze(*found) if found else None), data["pilot"]
     except (OSError, ValueError, KeyError, TypeError):
-        pass
-    squeeze, pilot = baselines.choose_squeeze(train, budget, form, bench.pilot, bench.report)
-    plain = [squeeze.form, squeeze.quality, squeeze.side] if squeeze else None
-    write_json(place, {"squeeze": plain, "pilot": pilot})
-    return squeeze, pilot
+        squeeze, pilot = baselines.choose_squeeze(train, budget, form, bench.pilot, bench.report)
+        plain = [squeeze.form, squeeze.quality, squeeze.side] if squeeze else None
+        write_json(place, {"squeeze": plain, "pilot": pilot})
+        return squeeze, pilot
 
 
-def check_patience(bench: Bench, arms: list[Arm], seeds: int, images: int, agreed: bool) -> float:
-    """Seconds that the missing students take; refuses hours that nobody agreed to."""
-    missing = sum(not bench.finished(arm, seed) for arm in arms for seed in range(seeds))
+def check_patience(
+    bench: Bench,
+    arms: Sequence[Arm],
+    swept: Sequence[sweeps.Variant],
+    options: EvalOptions,
+    images: int,
+) -> None:
+    """Say how long the missing students take; refuse hours that nobody agreed to."""
+    wanted = [*arms, *(sweeps.arm(variant, bench) for variant in swept[1:])]
+    missing = sum(not bench.finished(arm, seed) for arm in wanted for seed in range(options.seeds))
     if missing == 0:
-        return 0.0
+        return
     each = bench.seconds_each(images)
     total = each * missing
     bench.report(f"{missing} students to train, about {readable(each)} each: {readable(total)}")
-    if total > PATIENCE and not agreed:
+    if total > PATIENCE and not options.agreed:
         raise LongRunError(
             f"{missing} students of preset {bench.preset.name} take about {readable(total)}"
             " on this machine",
             hint="add --yes to start (it can be stopped and resumed), or use --preset quick",
         )
-    return total
 
 
 def readable(seconds: float) -> str:
@@ -295,16 +309,19 @@ def evaluate(
         pack, train, test, workdir, options, judge=judge, report=report, progress=progress
     )
     first = pack_arms(pack, bench)
-    # The costs are known before the pilots are: each baseline counts as one more arm.
-    count = len(options.baselines) + sum(map(len, sweep.values()))
-    planned = first + [baselines.random_images(train, pack.images_per_class)] * count
-    check_patience(bench, planned, options.seeds, len(pack), options.agreed)
-    arms = first + baseline_arms(pack, train, bench, options, workdir, judge)
+    swept = sweeps.variants(
+        pack, sweep, sweeps.learner(pack, train.source, workdir, options.backbone)
+    )
+    budget, wanted = pack.ledger().total, needed_forms(options.baselines)
+    if all(pilot_place(train, budget, bench, form, workdir).exists() for form in wanted):
+        arms = first + baseline_arms(pack, train, bench, options, workdir, judge)
+        check_patience(bench, arms, swept, options, len(pack))
+    else:  # which baselines there will be is not known before the pilots: count one for each
+        stand_ins = [baselines.random_images(train, pack.images_per_class)] * len(options.baselines)
+        check_patience(bench, first + stand_ins, swept, options, len(pack))
+        arms = first + baseline_arms(pack, train, bench, options, workdir, judge)
     results = tuple(bench.run(arm, options.seeds) for arm in arms)
-    points = []
-    if sweep:
-        learn = sweeps.learner(pack, train.source, workdir, options.backbone)
-        points = sweeps.run(sweeps.variants(pack, sweep, learn), bench, options.seeds)
+    points = sweeps.run(swept, bench, options.seeds) if sweep else []
     shown = min(_SHOWN, pack.images_per_class)
     sheets = make_sheets(pack, train, bench, options, shown)
     jpeg = file_bytes(train.draw(1, 0).images, Squeeze("JPEG", 75, train.size))

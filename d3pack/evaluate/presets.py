@@ -96,8 +96,14 @@ class Exams:
     def due(self, position: int, total: int) -> bool:
         """Whether to test when unit `position` (from 0) of `total` has ended."""
         every = self.every or max(1, total // self.parts)
-        regular = (position + 1) % every == 0 and position > self.after * total
+        regular = (position + 1) % every == 0 and position >= self.after * total
         return regular or position == total - 1
+
+    def count(self, total: int) -> int:
+        """How many tests that makes."""
+        every = self.every or max(1, total // self.parts)
+        skipped = math.ceil(self.after * total) // every
+        return total // every - skipped + (total % every != 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +144,9 @@ def by_images(table: BY_IMAGES, images_per_class: int) -> int:
 
 ANY = 1 << 60
 
+# What it trades for its speed: 300 steps where the literature takes thousands, so students of large
+# sets are undertrained (all arms alike), bfloat16 products, and AdamW because it gets furthest in few
+# steps. Chosen on ten random real images of each class of CIFAR-10, never on a pack.
 QUICK = Preset(
     name="quick",
     source="d3pack's own: made for two processor cores",
@@ -145,10 +154,10 @@ QUICK = Preset(
     norm="instance",
     size=None,
     batch=((ANY, 64),),
-    length=Updates(400),
-    optimizer=SGD(lr=0.02, momentum=0.9, weight_decay=5e-4, nesterov=True),
+    length=Updates(300),
+    optimizer=AdamW(lr=1e-3),
     schedule=Cosine(warmup=0.05),
-    exams=Exams(parts=4, after=0.4),
+    exams=Exams(parts=3, after=0.5),
     batch_ops=(DSA(),),
     labels="stored",
     precision="bfloat16",

@@ -11,7 +11,8 @@ from d3pack.canonical import plain
 from d3pack.codecs import decode_labels, decode_prompts, encode_labels, encode_prompts
 from d3pack.errors import UsageError
 from d3pack.evaluate import baselines
-from d3pack.evaluate.bench import ArmResult, Bench
+from d3pack.evaluate.baselines import Arm
+from d3pack.evaluate.bench import Bench
 from d3pack.evaluate.workdir import Workdir
 from d3pack.pack import Pack
 from d3pack.sources import Source
@@ -111,28 +112,25 @@ def _whole(axis: str, value: str) -> int:
     return int(value)
 
 
+def arm(variant: Variant, bench: Bench) -> Arm:
+    """A variant as a row of a comparison; the pack itself is the row that is there already."""
+    key = "pack" if variant.axis == "pack" else f"sweep-{variant.axis}-{variant.value}"
+    total = variant.pack.ledger().total
+    return baselines.pack_arm(key, variant.title, variant.pack, bench.training_set, total)
+
+
 def run(found: Sequence[Variant], bench: Bench, seeds: int) -> list[dict[str, Any]]:
     """Students for every variant; `front` marks those that nothing cheaper equals."""
     points: list[dict[str, Any]] = []
     for variant in found:
-        total = variant.pack.ledger().total
-        result: ArmResult = bench.run(
-            baselines.pack_arm(
-                f"sweep-{variant.axis}-{variant.value.replace(' ', '')}",
-                variant.title,
-                variant.pack,
-                bench.training_set,
-                total,
-            ),
-            seeds,
-        )
+        result = bench.run(arm(variant, bench), seeds)
         points.append(
             {
                 "axis": variant.axis,
                 "value": variant.value,
                 "title": variant.title,
                 "root": variant.pack.root,
-                "bytes": total,
+                "bytes": variant.pack.ledger().total,
                 "images": len(variant.pack),
                 "last": {"mean": result.last.mean, "std": result.last.std},
                 "seeds": seeds,

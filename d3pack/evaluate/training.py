@@ -358,5 +358,4 @@ def seconds_needed(
     one = timed(1, 1)
     step = max(timed(3, 1) - one, 1e-4) / 2
     test = max(timed(1, _TEST_CHUNK + 1) - one, 1e-4) / _TEST_CHUNK
-    due = sum(preset.exams.due(unit, lengths.units) for unit in range(lengths.units))
-    return step * lengths.updates + test * tests * due
+    return step * lengths.updates + test * tests * preset.exams.count(lengths.units)

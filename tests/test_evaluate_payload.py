@@ -1,0 +1,208 @@
+"""Real images in few bytes: what fits, what comes back, and that the count is of real bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from d3pack.errors import SourceError
+from d3pack.evaluate import baselines
+from d3pack.evaluate.payload import (
+    FORMS,
+    Form,
+    Squeeze,
+    candidates,
+    file_bytes,
+    largest,
+    pack_tiles,
+    unpack_tiles,
+)
+from d3pack.evaluate.real import ClassMismatchError, RealImages, common_size, match_classes
+from d3pack.sources import open_source
+
+NAMES = ("goldfish", "penguin", "lemon")
+
+
+def pictures(count: int, seed: int = 0, size: int = 16) -> Tensor:
+    """Smooth random pictures, so that they compress like photographs."""
+    coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    fine = torch.nn.functional.interpolate(coarse, (size, size), mode="bicubic")
+    return (fine.clamp(0, 1) * 255).to(torch.uint8)
+
+
+def tree(root: Path, counts: dict[str, int], *, size: int = 16, seed: int = 0) -> Path:
+    for c, (name, count) in enumerate(counts.items()):
+        (root / name).mkdir(parents=True)
+        for i, image in enumerate(pictures(count, 100 * seed + c, size)):
+            picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+            picture.save(root / name / f"{i:03d}.png")
+    return root
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> RealImages:
+    source = open_source(tree(tmp_path / "real", dict.fromkeys(NAMES, 12)))
+    return RealImages(source, NAMES, 16, "training")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("count", [1, 2, 5, 9, 10])
+def test_tiles_come_back_in_order(form: Form, count: int) -> None:
+    images = pictures(count)
+    data = pack_tiles(images, Squeeze(form, 95, 16))
+    back = unpack_tiles(data, count, 16)
+    assert back.shape == images.shape
+    off = (back.float() - images.float()).abs().mean((1, 2, 3))
+    assert float(off.max()) < 16  # chroma is halved in both formats
+    shuffled = (back.roll(1, 0).float() - images.float()).abs().mean((1, 2, 3))
+    assert count == 1 or float(shuffled.min()) > 20
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("budget", [400, 700, 1500, 4000])
+def test_the_largest_payload_fits_and_one_more_does_not(form: Form, budget: int) -> None:
+    classes = [pictures(40, seed) for seed in range(3)]
+    squeeze = Squeeze(form, 30, 16)
+    found = largest(classes, squeeze, budget)
+    sizes = [
+        len(pack_tiles(torch.cat([images[:n] for images in classes]), squeeze))
+        for n in range(1, 41)
+    ]
+    if found is None:
+        assert sizes[0] > budget
+        return
+    assert found.nbytes == sizes[found.per_class - 1] <= budget
+    assert found.per_class == 40 or sizes[found.per_class] > budget
+    assert found.content.labels.tolist() == sorted([0, 1, 2] * found.per_class)
+    assert len(found.content.images) == 3 * found.per_class
+
+
+def test_a_sheet_is_smaller_than_files_and_coarser_is_smaller_still() -> None:
+    images = pictures(25)
+    for form in FORMS:
+        sheet = len(pack_tiles(images, Squeeze(form, 30, 16)))
+        assert sheet < 25 * file_bytes(images, Squeeze(form, 30, 16))
+        assert len(pack_tiles(images, Squeeze(form, 5, 16))) < sheet
+        assert len(pack_tiles(images, Squeeze(form, 30, 8))) < sheet
+
+
+def test_candidates_cover_quality_and_size() -> None:
+    for form in FORMS:
+        found = candidates(form, 32)
+        assert len({s.quality for s in found}) == 3
+        assert {s.side for s in found} == {32, 24, 16}
+    assert {s.side for s in candidates("WEBP", 8)} == {8}
+
+
+def test_the_trade_off_is_chosen_by_accuracy_on_other_images(real: RealImages) -> None:
+    judged: list[int] = []
+
+    def pilot(content: object, judge: object) -> float:
+        judged.append(len(judge.images))  # type: ignore[attr-defined]
+        return len(judged) / 10  # the last candidate is the best
+
+    squeeze, scores = baselines.choose_squeeze(real, 5000, "WEBP", pilot, lambda text: None)
+    assert squeeze == candidates("WEBP", 16)[-1]
+    assert len(scores) == len(candidates("WEBP", 16))
+    assert set(judged) == {3 * 2}  # a fifth of twelve images of each class
+    none, empty = baselines.choose_squeeze(real, 30, "JPEG", pilot, lambda text: None)
+    assert (none, empty) == (None, {})
+
+
+def test_the_pilot_never_sees_what_it_is_judged_on(real: RealImages) -> None:
+    def pilot(content: object, judge: object) -> float:
+        for image in judge.images:  # type: ignore[attr-defined]
+            off = (content.images.float() - image.float()).abs().mean((1, 2, 3))  # type: ignore[attr-defined]
+            assert float(off.min()) > 3  # decoded copies of an image lie far closer
+        return 0.5
+
+    squeezes = [Squeeze("WEBP", 90, 16)]
+    original = baselines.candidates
+    baselines.candidates = lambda form, size: squeezes  # type: ignore[assignment]
+    try:
+        found, _ = baselines.choose_squeeze(real, 10**6, "WEBP", pilot, lambda text: None)
+    finally:
+        baselines.candidates = original
+    assert found == squeezes[0]
+
+
+def test_an_arm_stays_within_its_budget_for_every_seed(real: RealImages) -> None:
+    arm = baselines.equal_bytes(real, 900, Squeeze("WEBP", 20, 16), {})
+    sets = [arm.build(seed) for seed in range(3)]
+    assert all(s.nbytes is not None and s.nbytes <= 900 for s in sets)
+    assert not torch.equal(sets[0].images[0], sets[1].images[0])
+    again = arm.build(0)
+    assert torch.equal(again.images, sets[0].images)
+
+
+def test_random_images_are_drawn_anew_for_each_seed(real: RealImages) -> None:
+    arm = baselines.random_images(real, 4)
+    one, same, other = arm.build(0), arm.build(0), arm.build(1)
+    assert one.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert torch.equal(one.images, same.images)
+    assert not torch.equal(one.images, other.images)
+    assert len(baselines.whole_set(real).build(0).images) == 36
+
+
+def test_a_longer_draw_begins_with_the_shorter_one(real: RealImages) -> None:
+    short, long = real.draw(2, 5), real.draw(6, 5)
+    assert torch.equal(short.images[:2], long.images[:2])
+    rest = real.draw(12, 5, skip=6)
+    assert len(rest.images) == 3 * 6
+    for image in rest.images:
+        assert not (long.images == image).flatten(1).all(1).any()
+
+
+def test_class_order_follows_the_pack(tmp_path: Path) -> None:
+    source = open_source(tree(tmp_path / "t", dict.fromkeys(NAMES, 3)))
+    images = RealImages(source, ("penguin", "lemon", "goldfish"), 16, "test")
+    place = source.classes.index("lemon")
+    expected = np.asarray(source.load(place, 0)).transpose(2, 0, 1)
+    got = images.get(1, 0)
+    assert got is not None
+    assert np.array_equal(got.numpy(), expected)
+
+
+def test_names_match_in_spite_of_case_and_underscores() -> None:
+    assert match_classes(
+        ["Golden retriever", "tabby cat"], ["tabby_cat", "golden_retriever"], "test"
+    ) == (1, 0)
+
+
+def test_lists_that_differ_are_both_shown() -> None:
+    with pytest.raises(ClassMismatchError) as caught:
+        match_classes(["cat", "dog", "frog"], ["cat", "dog", "horse", "ship"], "test")
+    text = str(caught.value)
+    assert "only in the pack: 'frog'" in text
+    assert "only in the test images: 'horse', 'ship'" in text
+    assert "[E_CLASSES]" in text
+    many = [f"class {i}" for i in range(100)]
+    with pytest.raises(ClassMismatchError, match="and 94 more"):
+        match_classes(many, ["other"], "test")
+
+
+def test_sizes_that_differ_ask_for_one(tmp_path: Path) -> None:
+    tree(tmp_path / "t", {"goldfish": 2}, size=16)
+    tree(tmp_path / "t", {"penguin": 2}, size=24)
+    source = open_source(tmp_path / "t")
+    with pytest.raises(SourceError, match=r"16x16, 24x24.*--size"):
+        common_size(source)
+    resized = RealImages(source, ("goldfish", "penguin"), 16, "test")
+    assert resized.all().images.shape == (4, 3, 16, 16)
+
+
+def test_unreadable_images_are_left_out_and_an_empty_class_is_an_error(tmp_path: Path) -> None:
+    root = tree(tmp_path / "t", {"goldfish": 3, "penguin": 2})
+    (root / "goldfish" / "001.png").write_bytes(b"\x89PNG broken")
+    images = RealImages(open_source(root), ("goldfish", "penguin"), 16, "test")
+    assert len(images.all().images) == 4
+    for path in (root / "penguin").iterdir():
+        path.write_bytes(b"")
+    broken = RealImages(open_source(root), ("goldfish", "penguin"), 16, "test")
+    with pytest.raises(SourceError, match="penguin"):
+        broken.all()

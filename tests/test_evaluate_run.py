@@ -1,0 +1,253 @@
+"""A whole evaluation with a real (tiny) backbone, by way of the command."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_backbones import tiny_pack, tiny_sd
+
+import d3pack
+from d3pack.cli import main
+from d3pack.codecs import encode_labels
+from d3pack.evaluate import evaluation, presets, sweep
+from d3pack.evaluate.presets import Exams, Updates
+
+BLINK = replace(
+    presets.QUICK, name="blink", batch=((1 << 60, 8),), length=Updates(4), exams=Exams(parts=2)
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backbone, a pack with soft labels, and real images in train/ and test/."""
+    root = tmp_path_factory.mktemp("world")
+    backbone = tiny_sd(root / "backbone")
+    plain = tiny_pack(backbone, images=6, steps=1, guidance=1.0)
+    probs = np.random.default_rng(1).dirichlet(np.ones(3), size=(3, 6)).astype(np.float32)
+    d3pack.write(replace(plain, labels=encode_labels(probs, "topk", k=2)), root / "pack.d3m")
+    d3pack.write(plain, root / "plain.d3m")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 5)):
+        for c, name in enumerate(plain.classes):
+            folder = root / "real" / split / name.replace(" ", "_")
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 120, (16, 16, 3))
+                pixels[..., c] += 100
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(presets.PRESETS, "blink", BLINK)
+
+
+def command(world: Path, monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
+    """Run `d3pack eval` in this process; the exit code."""
+    words = ["d3pack", "eval", *args, "--backbone", str(world / "backbone")]
+    monkeypatch.setattr(sys, "argv", words)
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_the_whole_comparison(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = (
+        *(str(world / "pack.d3m"), "--real", str(world / "real"), "--preset", "blink"),
+        *("--seeds", "2", "--whole", "--work", str(tmp_path / "work"), "--format", "json"),
+        *("--report", str(tmp_path / "out.html"), "--sweep", "ipc=2,6", "--sweep", "labels=none"),
+    )
+    assert command(world, monkeypatch, *args) == 0
+    first = capsys.readouterr()
+    data = json.loads(first.out)
+    arms = {arm["key"].split("-")[0]: arm for arm in data["arms"]}
+    assert set(arms) == {"pack", "hard", "random", "jpeg", "webp", "names", "whole"}
+    size = (world / "pack.d3m").stat().st_size
+    assert arms["pack"]["bytes"] == data["ledger"]["pack"] == size
+    assert arms["hard"]["bytes"] == size - data["ledger"]["labels"]
+    assert arms["names"]["bytes"] < size
+    assert 0 < arms["webp"]["bytes"] <= size
+    assert arms["random"]["bytes"] is None
+    assert {run["updates"] for arm in data["arms"] for run in arm["runs"]} == {4}
+    assert {len(arm["runs"]) for arm in data["arms"]} == {2}
+    for arm in data["arms"]:
+        for run in arm["runs"]:
+            assert np.sum(run["confusion"]) == 15
+    backbone = sum(f.stat().st_size for f in (world / "backbone").rglob("*") if f.is_file())
+    assert 0 < data["ledger"]["backbone"] <= backbone
+    assert data["ledger"]["everything"] == size + data["ledger"]["backbone"]
+    assert set(data["scores"]) == {"HLR", "IOR", "LRS"}
+    assert [p["title"] for p in data["sweep"]] == ["pack as it is", "ipc 2", "labels none"]
+    assert any(p["front"] for p in data["sweep"])
+
+    page = (tmp_path / "out.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 3
+    assert page.count("<img") == 3
+    for word in (
+        "Accuracy per byte",
+        "Sweep",
+        "DD-Ranking",
+        "prefers-color-scheme",
+        "@media print",
+    ):
+        assert word in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)  # nothing beside the page
+    assert str(world) not in page
+
+    # Everything is there: a second run trains nothing and says the same.
+    monkeypatch.setattr("d3pack.evaluate.bench.train_student", None)
+    monkeypatch.setattr("d3pack.evaluate.bench.seconds_needed", None)
+    assert command(world, monkeypatch, *args) == 0
+    second = json.loads(capsys.readouterr().out)
+    assert second == data
+
+
+def test_a_table_for_people(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = (
+        *(str(world / "plain.d3m"), "--real", str(world / "real"), "--preset", "blink"),
+        *("--seeds", "1", "--work", str(tmp_path / "work"), "--baseline", "none"),
+    )
+    assert command(world, monkeypatch, *args) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "this pack" in err
+    assert "about" in err  # the time it will take
+    assert "JPEG files" in err
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("classes", ["E_CLASSES", "only in the pack", "zebra"]),
+        ("empty", ["E_SOURCE", "holds no image"]),
+        ("same", ["same files", "--test"]),
+        ("hours", ["E_LONG", "--yes"]),
+        ("size", ["--size"]),
+        ("preset", ["no preset named"]),
+        ("student", ["no student named"]),
+        ("baseline", ["no baseline named"]),
+        ("published", ["published at 224 px"]),
+        ("sweep", ["says nothing"]),
+        ("collages", ["--teacher"]),
+        ("report", [".html"]),
+    ],
+)
+def test_bad_input_is_one_line(
+    case: str,
+    words: list[str],
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real, args = world / "real", ["--preset", "blink", "--work", str(tmp_path / "work")]
+    if case in {"classes", "empty", "size"}:
+        other = tmp_path / "other"
+        for c, name in enumerate(tiny_names(world)):
+            folder = other / ("zebra" if case == "classes" and c == 0 else name)
+            folder.mkdir(parents=True)
+            if case != "empty" or c:
+                side = 16 + 4 * c * (case == "size")
+                Image.new("RGB", (side, side)).save(folder / "a.png")
+        args += ["--test", str(other)]
+    elif case == "same":
+        real = world / "real" / "train"
+    elif case == "hours":
+        eternal = replace(BLINK, length=Updates(10**9))
+        monkeypatch.setitem(presets.PRESETS, "eternal", eternal)
+        args += ["--preset", "eternal"]
+    elif case == "preset":
+        args += ["--preset", "best"]
+    elif case == "student":
+        args += ["--student", "vgg"]
+    elif case == "baseline":
+        args += ["--baseline", "png"]
+    elif case == "published":
+        args += ["--preset", "minimax-hard", "--size", "32"]
+    elif case == "sweep":
+        args += ["--sweep", "colour=red"]
+    elif case == "collages":
+        args += ["--baseline", "collages"]
+    elif case == "report":
+        args += ["--report", str(tmp_path / "out.pdf")]
+    code = command(world, monkeypatch, str(world / "plain.d3m"), "--real", str(real), *args)
+    out, err = capsys.readouterr()
+    assert code in {2, 7}
+    assert out == ""
+    assert "Traceback" not in err
+    last = [line for line in err.splitlines() if line][-1]
+    for word in words:
+        assert word in last
+    assert not list((tmp_path / "work").glob("pack-*.json"))
+
+
+def tiny_names(world: Path) -> list[str]:
+    return sorted(path.name for path in (world / "real" / "train").iterdir())
+
+
+def test_codecs_and_labels_sweep_without_learning(world: Path) -> None:
+    pack = d3pack.read(world / "pack.d3m")
+    axes = sweep.parse(["codec=f16,i4", "labels=none,dense,top1"])
+    found = sweep.variants(pack, axes, None)
+    sizes = {variant.title: variant.pack.ledger().total for variant in found}
+    assert sizes["codec i4"] < sizes["pack as it is"]
+    assert sizes["labels none"] < sizes["labels top1"] < sizes["labels dense"]
+    assert "codec f16" not in sizes  # the pack is that already
+    with pytest.raises(d3pack.errors.UsageError, match="learns prompts anew"):
+        sweep.variants(pack, {"vectors": ["2"]}, None)
+    with pytest.raises(d3pack.errors.UsageError, match="no soft labels"):
+        sweep.variants(d3pack.read(world / "plain.d3m"), {"labels": ["top1"]}, None)
+
+
+def test_pareto_front() -> None:
+    points = [(10, 0.3), (10, 0.2), (20, 0.3), (20, 0.4), (5, 0.1), (40, 0.35)]
+    assert sweep.pareto(points) == [True, False, False, True, True, False]
+    assert sweep.pareto([(1, 0.5), (1, 0.5)]) == [True, True]
+
+
+def test_class_names_cost_nothing_a_class(world: Path) -> None:
+    from d3pack.evaluate import baselines
+
+    pack = d3pack.read(world / "pack.d3m")
+    options: Any = evaluation.EvalOptions(BLINK, backbone=world / "backbone")
+    twin = evaluation.names_of(pack, options)
+    assert twin.labels is None
+    assert twin.recipe == pack.recipe
+    assert (twin.seed, twin.images_per_class) == (pack.seed, pack.images_per_class)
+    from d3pack.backbones import open_backbone
+    from d3pack.codecs import decode_prompts
+
+    opened = open_backbone(pack.recipe.backbone, path=world / "backbone")
+    values = torch.from_numpy(decode_prompts(twin.prompts))
+    tokens = opened.name_vectors(pack.classes[0], values.shape[2])
+    torch.testing.assert_close(values[0, 0], tokens.float(), rtol=1e-3, atol=1e-3)
+    assert baselines.prompt_bytes(twin) == twin.ledger().sections["prompts"]
+
+
+def test_scores() -> None:
+    from d3pack.evaluate.scores import Spread, label_robust_score
+
+    assert label_robust_score(recovery=-1, improvement=1) == pytest.approx(1)
+    assert label_robust_score(recovery=1, improvement=-1) == pytest.approx(0)
+    # DD-Ranking's own form: (e^a - e^-1) / (e - e^-1), a = 0.5 IOR - 0.5 HLR
+    assert label_robust_score(0.3, 0.1) == pytest.approx(
+        (0.9048374 - 0.3678794) / 2.3504024, rel=1e-5
+    )
+    assert Spread.of([0.5]) == Spread(0.5, 0.0)
+    assert Spread.of([0.4, 0.6]).std == pytest.approx(0.1414214)
