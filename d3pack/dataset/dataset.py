@@ -15,13 +15,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from d3pack.dataset.choice import CACHE_SIZE, CACHES, Cache, Wish
+from d3pack.dataset.choice import CACHE_SIZE, Cache, Wish
 from d3pack.dataset.images import Images
 from d3pack.dataset.labels import SoftLabels
 from d3pack.dataset.loader import D3MLoader
+from d3pack.dataset.options import check_choices, opened, usable
 from d3pack.dataset.order import BatchOrder, Ints, check_state
 from d3pack.dataset.transforms import (
-    OUTPUTS,
     Output,
     Transform,
     apply_batch,
@@ -81,59 +81,41 @@ class D3MDataset(Dataset[Any]):
         cache_dir: str | PathLike[str] | None = None,
         cache_size: int = CACHE_SIZE,
     ) -> None:
-        self.pack = _opened(pack, classes)
-        self.device = _usable(device)
-        self._check_choices(output, batch_transform, soft_labels, cache, fresh, teacher)
+        self.pack, rest = opened(pack, classes)
+        self.device = usable(device)
+        check_choices(
+            device=self.device,
+            output=output,
+            batched=batch_transform is not None,
+            soft_labels=soft_labels,
+            cache=cache,
+            fresh=fresh,
+            taught=teacher is not None,
+        )
         self.transform = transform
         self.batch_transform = batch_transform
         self.output: Output = output
         self.teacher = teacher
         self._fresh = fresh
         # In shared memory, so that workers which outlive an epoch hear of the next one.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_() if fresh else None
+        self._epoch: Tensor | None = None
+        if fresh:
+            self._epoch = torch.zeros((), dtype=torch.int64)
+            self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+        folder = None if cache_dir is None else Path(cache_dir).expanduser()
         self.images = Images(
             self.pack,
             device=self.device,
             mode=mode,
             backbone=backbone,
-            wish=Wish(None if fresh else cache, _folder(cache_dir), cache_size),
+            wish=Wish(None if fresh else cache, folder, cache_size),
             fresh=fresh,
             quiet=quiet,
         )
         self._soft_labels = soft_labels
         self._select(np.arange(len(self.pack.classes)), self.pack.images_per_class)
-
-    def _check_choices(
-        self,
-        output: str,
-        batch_transform: Transform | None,
-        soft_labels: bool,
-        cache: Cache,
-        fresh: bool,
-        teacher: Teacher | None,
-    ) -> None:
-        if output not in OUTPUTS:
-            raise UsageError(f"output={output!r}", hint=f"one of {', '.join(OUTPUTS)}")
-        if cache not in CACHES:
-            raise UsageError(f"cache={cache!r}", hint="one of auto, gpu, cpu, disk, None")
-        if cache == "gpu" and self.device.type == "cpu":
-            raise UsageError("cache='gpu' with device='cpu'", hint="use cache='cpu' or 'disk'")
-        if output == "pil" and batch_transform is not None:
-            raise UsageError("batch_transform gets tensors, never PIL", hint="use transform=")
-        if fresh and cache not in ("auto", None):
-            raise UsageError(
-                f"fresh=True with cache={cache!r}: fresh images are used once",
-                hint="use cache=None",
-            )
-        if soft_labels and teacher is not None:
-            raise UsageError(
-                "soft_labels=True and teacher= both make the labels", hint="choose one"
-            )
-        if soft_labels and fresh:
-            raise UsageError(
-                "the pack's soft labels are of its own images, not of fresh ones",
-                hint="give teacher=, or train on hard labels",
-            )
+        if rest is not None:
+            self._select(self._chosen(rest), self._per_class)
 
     def _select(self, classes: Ints, per_class: int) -> None:
         """Become these classes of the pack, with this many images each; the store stays shared."""
@@ -186,6 +168,10 @@ class D3MDataset(Dataset[Any]):
 
     def select_classes(self, classes: Iterable[str | int]) -> D3MDataset:
         """Some classes, in this order; labels count anew from 0, the images stay the same."""
+        return self._part(self._chosen(classes), self._per_class)
+
+    def _chosen(self, classes: Iterable[str | int]) -> Ints:
+        """Classes of the pack, by name or by label in this dataset."""
         chosen = []
         for wanted in classes:
             label = self.class_to_idx.get(wanted, -1) if isinstance(wanted, str) else int(wanted)
@@ -193,8 +179,9 @@ class D3MDataset(Dataset[Any]):
                 raise UsageError(f"the dataset has no class {wanted!r}", hint="see .classes")
             chosen.append(label)
         if not chosen or len(set(chosen)) != len(chosen):
-            raise UsageError("select_classes() needs classes, none of them twice")
-        return self._part(self._numbers[np.array(chosen)], self._per_class)
+            raise UsageError("a selection needs classes, none of them twice")
+        numbers: Ints = self._numbers[np.array(chosen)]
+        return numbers
 
     def first(self, k: int) -> D3MDataset:
         """The first k images of every class; an encoder orders them best first."""
@@ -219,9 +206,7 @@ class D3MDataset(Dataset[Any]):
         if not chosen.size:
             return []
         images, labels = self._samples(chosen, self.images.get(self.numbers(chosen), self.epoch))
-        if not self.probabilities:
-            labels = labels.tolist()
-        return list(zip(images, labels, strict=True))
+        return list(zip(images, labels if self.probabilities else labels.tolist(), strict=True))
 
     def _checked(self, index: int) -> int:
         number = operator.index(index)
@@ -236,7 +221,8 @@ class D3MDataset(Dataset[Any]):
 
     def hard_labels(self, indices: Ints) -> list[int]:
         """The class index of these images."""
-        return (indices // self._per_class).tolist()
+        labels: list[int] = (indices // self._per_class).tolist()
+        return labels
 
     def _samples(self, indices: Ints, images: Tensor) -> tuple[Any, Tensor]:
         """Transformed images (a tensor, or a list once a transform saw each) and their labels."""
@@ -356,31 +342,3 @@ class D3MDataset(Dataset[Any]):
         from d3pack.dataset.export import to_hf
 
         return to_hf(self)
-
-
-def _opened(pack: str | PathLike[str] | Pack, classes: Sequence[str | int] | None) -> Pack:
-    if isinstance(pack, Pack):
-        return pack if classes is None else pack.select(classes)
-    from d3pack.hub import load, read_classes
-
-    return load(pack) if classes is None else read_classes(pack, classes)
-
-
-def _folder(cache_dir: str | PathLike[str] | None) -> Path | None:
-    return None if cache_dir is None else Path(cache_dir).expanduser()
-
-
-def _usable(device: str | torch.device | None) -> torch.device:
-    """The device asked for, or the best one here; refused when it is not here."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-        if found.type != "cpu":
-            torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(
-            f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}",
-            hint="use device='cpu', or leave device out",
-        ) from error
-    return found

@@ -61,7 +61,7 @@ class DiskStore:
         return unsure[~self._sound[unsure]]
 
     def _check(self, number: int) -> bool:
-        good = shelf.record_of(number, self._rows[number]) == int(self._index[number])
+        good = shelf.record_of(number, self._rows[number].data) == int(self._index[number])
         self._sound[number] = good
         self._touched(1)
         return good
@@ -110,7 +110,7 @@ class DiskStore:
         if self._index[number]:
             return
         _pwrite(self._pixels_file, row.data, number * self.identity.row)
-        record = np.array([shelf.record_of(number, row)], dtype=shelf.RECORD)
+        record = np.array([shelf.record_of(number, row.data)], dtype=shelf.RECORD)
         _pwrite(self._index_file, record.data.cast("B"), number * shelf.RECORD.itemsize)
         self._sound[number] = True
 

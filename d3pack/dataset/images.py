@@ -76,6 +76,11 @@ class Images:
         return len(self.pack.classes) * self.pack.images_per_class
 
     @property
+    def chunk(self) -> int:
+        """Images that keep the decoder busy: on a CPU it runs a group on every core at once."""
+        return self.group * (torch.get_num_threads() if self.device.type == "cpu" else 1)
+
+    @property
     def identity(self) -> shelf.Identity:
         """What decides about the bytes: see `shelf.Identity`."""
         if self.device.type == "cuda":
@@ -134,11 +139,11 @@ class Images:
             # Autocast belongs to the training loop around; it would change the bits.
             with torch.autocast(self.device.type, enabled=False):
                 images = self._decoder.images(all_numbers, epoch=epoch if self._fresh else 0)
+            store.write(all_numbers, images)
             if self.device.type == "cuda":
                 # Whoever reads the images next may do so on another stream.
                 torch.cuda.current_stream(self.device).synchronize()
             seconds = time.perf_counter() - started
-            store.write(all_numbers, images)
             if get_worker_info() is None:
                 self._progress.add(len(all_numbers), seconds, store.ready())
             return images[: len(numbers)]

@@ -8,7 +8,6 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ _WAIT = 0.1  # seconds between looks at whether anybody still listens
 
 def decoded(images: Images, batches: Iterator[Ints], epoch: int) -> Iterator[Tensor]:
     """The images of each batch; groups are filled from the batches to come, none is padded."""
+    chunk = images.chunk
     window: deque[Ints] = deque()
     hand: dict[int, Tensor] = {}
     while True:
@@ -38,19 +38,19 @@ def decoded(images: Images, batches: Iterator[Ints], epoch: int) -> Iterator[Ten
             yield images.read(wanted, epoch)
         else:
             while absent.size:
-                # Look ahead just as far as it takes to fill the last group.
+                # Look ahead just as far as it takes to fill every slot of the decoder.
                 later = 1
-                while absent.size % images.group:
+                while absent.size % chunk:
                     if later == len(window):
                         following = next(batches, None)
                         if following is None:
                             break
                         window.append(following)
                     more = _absent(images, window[later], hand, epoch)
-                    absent = np.concatenate([absent, more[: -absent.size % images.group]])
+                    absent = np.concatenate([absent, more[: -absent.size % chunk]])
                     later += 1
-                images.fetch(np.sort(absent[: images.group]), hand, epoch)
-                absent = absent[images.group :]
+                images.fetch(np.sort(absent[:chunk]), hand, epoch)
+                absent = absent[chunk:]
             images.fetch(np.setdiff1d(wanted, list(hand)), hand, epoch)
             yield torch.stack([hand[number] for number in wanted.tolist()])
             for number in wanted.tolist():
@@ -77,9 +77,10 @@ class Background:
 
     def _run(self) -> None:
         cuda = self._device.type == "cuda"
+        # A stream of its own, so that decoding and training overlap on the device.
+        stream: Any = torch.cuda.Stream(self._device) if cuda else None  # type: ignore[no-untyped-call]
         try:
-            # A stream of its own, so that decoding and training overlap on the device.
-            with torch.cuda.stream(torch.cuda.Stream(self._device)) if cuda else nullcontext():
+            with torch.cuda.stream(stream):  # nothing, when there is none
                 for item in self._source:
                     done = torch.cuda.current_stream().record_event() if cuda else None
                     if not self._put((item, done)):

@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 import time
 import zlib
 from collections.abc import Iterator
@@ -26,10 +27,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-try:
+if sys.platform != "win32":  # there, equal bytes alone make two writers harmless
     import fcntl
-except ImportError:  # no advisory locks on this platform: equal bytes make two writers harmless
-    fcntl = None  # type: ignore[assignment]
 
 FORMAT = 1
 RECORD = np.dtype("<u8")
@@ -78,26 +77,24 @@ class Entry:
     decoded: int  # images present
 
 
-def record_of(index: int, row: bytes | memoryview | npt.NDArray[np.uint8]) -> int:
+def record_of(index: int, row: bytes | memoryview) -> int:
     """What the index says about an image: present, and the checksum of its number and pixels."""
     return _PRESENT | zlib.crc32(row, index & 0xFFFFFFFF)
 
 
 def lock(handle: int, *, shared: bool = False, wait: bool = True) -> bool:
     """Take an advisory lock on an open file; False when somebody else holds it."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(
-            handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-        )
-    except BlockingIOError:
-        return False
+    if sys.platform != "win32":
+        how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, how)
+        except BlockingIOError:
+            return False
     return True
 
 
 def unlock(handle: int) -> None:
-    if fcntl is not None:
+    if sys.platform != "win32":
         fcntl.flock(handle, fcntl.LOCK_UN)
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from d3pack import samplers
 from d3pack.backbones import open_backbone
 from d3pack.codecs import encode_labels, encode_prompts
 from d3pack.pack import Pack
 from d3pack.recipe import Recipe
+
+if TYPE_CHECKING:
+    from d3pack.dataset import D3MDataset
 
 NAMES = ("goldfish", "penguin", "tabby cat", "school bus", "castle", "lemon", "frog")
 
@@ -44,3 +50,17 @@ def tiny_pack(
         seed=seed,
         labels=encode_labels(probabilities, "dense") if labels else None,
     )
+
+
+def spied(dataset: D3MDataset) -> list[list[int]]:
+    """What the dataset asks of its decoder from now on, request by request."""
+    asked: list[list[int]] = []
+    decoder = dataset.images._decoder = dataset.images._open_decoder()
+    images = decoder.images
+
+    def spy(numbers: Sequence[int], epoch: int = 0) -> torch.Tensor:
+        asked.append([int(number) for number in numbers])
+        return images(numbers, epoch)
+
+    decoder.images = spy  # type: ignore[method-assign,assignment]
+    return asked

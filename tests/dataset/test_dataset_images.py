@@ -169,6 +169,9 @@ def test_selected_classes_and_first_images_stay_the_same(make: Make, expected: T
     images = torch.stack([image for image, _ in part])
     assert same(images, expected[[14, 15, 0, 1]])
     assert [label for _, label in part] == part.targets
+    chosen = make(classes=[2, "goldfish"])
+    assert chosen.classes == part.classes
+    assert same(chosen[8][0], expected[1])
     again = part.select_classes(["goldfish"])
     assert same(again[1][0], expected[1])
     assert len(dataset) == 21, "a part leaves the whole as it was"
@@ -249,10 +252,10 @@ def test_a_teacher_labels_what_it_sees(make: Make, expected: Tensor) -> None:
     mean = expected[4].float().mean(dim=(1, 2)) / 10
     torch.testing.assert_close(label, mean[[1, 2, 0]].softmax(0))
     assert same(image, expected[4])
+    other = MeanTeacher()
+    other.classes = ("tabby cat", "penguin")  # type: ignore[assignment]
     with pytest.raises(UsageError, match="does not know class 'goldfish'"):
-        teacher = MeanTeacher()
-        teacher.classes = ("tabby cat", "penguin")  # type: ignore[assignment]
-        make(teacher=teacher)
+        make(teacher=other)
 
 
 def test_per_sample_and_per_batch_transforms(make: Make, expected: Tensor) -> None:

@@ -45,9 +45,7 @@ def test_forked_workers_give_the_same_images(
     assert torch.equal(dataset[20][0], expected[20])
 
 
-def test_spawned_workers_give_the_same_images(
-    pack: Pack, backbone: Path, expected: Tensor
-) -> None:
+def test_spawned_workers_give_the_same_images(pack: Pack, backbone: Path, expected: Tensor) -> None:
     batches = loader(use(pack, backbone), "spawn", num_workers=1)
     assert torch.equal(torch.cat([images for images, _ in batches]), expected)
 
@@ -103,9 +101,7 @@ def test_cuda_in_workers_is_refused_and_says_what_to_write(pack: Pack, backbone:
         list(loader(dataset))
 
 
-def test_workers_keep_quiet(
-    pack: Pack, backbone: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_workers_keep_quiet(pack: Pack, backbone: Path, capfd: pytest.CaptureFixture[str]) -> None:
     list(loader(use(pack, backbone, quiet=False)))
     assert "cache=" not in capfd.readouterr().err
 

@@ -1,0 +1,75 @@
+"""What D3MDataset is called with: the pack, the device, and choices that contradict each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+
+import torch
+
+from d3pack.dataset.choice import CACHES, Cache
+from d3pack.dataset.transforms import OUTPUTS
+from d3pack.errors import UsageError
+from d3pack.pack import Pack
+
+
+def opened(
+    pack: str | PathLike[str] | Pack, classes: Sequence[str | int] | None
+) -> tuple[Pack, Sequence[str | int] | None]:
+    """The pack, and the classes still to be chosen from it."""
+    if isinstance(pack, Pack):
+        return pack, classes
+    from d3pack.hub import is_address, load, read_classes
+
+    if classes is not None and is_address(pack):
+        return read_classes(pack, classes), None
+    return load(pack), classes
+
+
+def usable(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or the best one here; refused when it is not here."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        if found.type != "cpu":
+            torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}",
+            hint="use device='cpu', or leave device out",
+        ) from error
+    return found
+
+
+def check_choices(
+    *,
+    device: torch.device,
+    output: str,
+    batched: bool,
+    soft_labels: bool,
+    cache: Cache,
+    fresh: bool,
+    taught: bool,
+) -> None:
+    """Refuse what cannot be meant."""
+    if output not in OUTPUTS:
+        raise UsageError(f"output={output!r}", hint=f"one of {', '.join(OUTPUTS)}")
+    if cache not in CACHES:
+        raise UsageError(f"cache={cache!r}", hint="one of auto, gpu, cpu, disk, None")
+    if cache == "gpu" and device.type == "cpu":
+        raise UsageError("cache='gpu' with device='cpu'", hint="use cache='cpu' or 'disk'")
+    if output == "pil" and batched:
+        raise UsageError("batch_transform gets tensors, never PIL", hint="use transform=")
+    if fresh and cache not in ("auto", None):
+        raise UsageError(
+            f"fresh=True with cache={cache!r}: fresh images are used once",
+            hint="use cache=None",
+        )
+    if soft_labels and taught:
+        raise UsageError("soft_labels=True and teacher= both make the labels", hint="choose one")
+    if soft_labels and fresh:
+        raise UsageError(
+            "the pack's soft labels are of its own images, not of fresh ones",
+            hint="give teacher=, or train on hard labels",
+        )

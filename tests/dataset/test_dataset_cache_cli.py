@@ -1,0 +1,103 @@
+"""`d3pack cache`: what is kept, removed and checked, without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from d3pack.dataset import D3MDataset, shelf
+from d3pack.pack import Pack
+
+
+def cache(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "d3pack", "cache", *args],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def dataset(pack: Pack, backbone: Path) -> D3MDataset:
+    """A whole store, which nobody uses any more."""
+    made = D3MDataset(pack, backbone=backbone, quiet=True)
+    made.__getitems__(list(range(21)))
+    made.close()
+    return made
+
+
+def test_ls_says_what_is_kept(dataset: D3MDataset) -> None:
+    (fact,) = json.loads(cache("ls", "--format", "json").stdout)
+    assert fact["root"] == dataset.root
+    assert (fact["decoded"], fact["images"], fact["in_use"]) == (21, 21, False)
+    assert fact["bytes"] >= 21 * 3 * 64 * 64
+    dataset[0]
+    shown = cache("ls")
+    assert "21 of 21" in shown.stdout
+    assert "in use" in shown.stdout
+    assert "1 stores" in shown.stderr
+    assert max(len(line) for line in shown.stdout.splitlines()) <= 100
+    assert cache("ls", "--format", "quiet").stdout.split() == [fact["key"]]
+
+
+def test_rm_spares_what_is_used(dataset: D3MDataset) -> None:
+    dataset[0]
+    kept = cache("rm", dataset.root[:8])
+    assert kept.returncode == 1
+    assert "in use" in kept.stdout
+    dataset.close()
+    assert cache("rm", dataset.root[:8]).returncode == 0
+    assert shelf.entries(Path(os.environ["D3PACK_HOME"])) == []
+
+
+def test_rm_refuses_what_it_does_not_know(dataset: D3MDataset) -> None:
+    for args, code in ((("rm",), 2), (("rm", "--all", "x"), 2), (("rm", "zz"), 5), (("rm", ""), 5)):
+        done = cache(*args)
+        assert done.returncode == code, args
+        assert len(done.stderr.splitlines()) == 1
+    assert cache("rm", "--all").returncode == 0
+    assert json.loads(cache("ls", "--format", "json").stdout) == []
+
+
+def test_verify_drops_what_is_bad(
+    dataset: D3MDataset, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (entry,) = shelf.entries(Path(os.environ["D3PACK_HOME"]))
+    assert cache("verify").returncode == 0
+    with open(entry.path / "pixels", "r+b") as file:
+        file.seek(4 * entry.identity.row + 100)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    done = cache("verify", entry.path.name[:6], "--format", "json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)[0]["bad"] == [4]
+    again = cache("verify")
+    assert again.returncode == 0
+    assert "20 images, 0 bad" in again.stdout
+    assert torch.equal(dataset[4][0], expected[4])
+
+
+def test_another_folder(dataset: D3MDataset, tmp_path: Path) -> None:
+    assert (
+        json.loads(cache("ls", "--cache-dir", str(tmp_path / "x"), "--format", "json").stdout) == []
+    )
+    home = os.environ["D3PACK_HOME"]
+    assert len(json.loads(cache("ls", "--cache-dir", home, "--format", "json").stdout)) == 1
+
+
+def test_torch_is_not_loaded() -> None:
+    check = (
+        "import sys; sys.argv = ['d3pack', 'cache', 'ls']\n"
+        "from d3pack.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True)
