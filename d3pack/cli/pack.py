@@ -30,7 +30,7 @@ def info(
     format: FormatOption = "human",
 ) -> None:
     """Say what a pack is: identity, classes, backbone, recipe, and where its bytes are."""
-    pack = read(_local(file))
+    pack = _outline(file)
     if format == "json":
         _out.emit(_summary(pack))
     elif format == "quiet":
@@ -117,11 +117,16 @@ def _rebuilt(pack: Pack, device: str, backbone: Path | None) -> dict[str, Any]:
 
 
 def _local(file: str) -> Path:
-    if file.startswith("hf://"):
-        from d3pack.hub import local_path
+    from d3pack.hub import local_path
 
-        return local_path(file)
-    return Path(file)
+    return local_path(file)
+
+
+def _outline(file: str) -> Pack:
+    """All that `info` tells: of a remote pack only the first bytes are read, and it says so."""
+    from d3pack.hub import is_address, remote_info
+
+    return remote_info(file).outline if is_address(file) else read(file)
 
 
 def _summary(pack: Pack) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from d3pack.errors import NotFoundError, SignatureError, UsageError
+from d3pack.errors import HubOfflineError, NotFoundError, SignatureError, UsageError
 from d3pack.hub.address import Address
 from d3pack.hub.cache import fetch
 
@@ -100,6 +100,10 @@ def check_remote(address: Address, data: bytes, trust: Trust, *, required: bool)
                 hint="ask the publisher for one (`d3pack push --sign`), or pull without asking",
             ) from None
         return "not signed"
+    except HubOfflineError:
+        if required or trust:
+            raise
+        return "not looked for: offline"
     return check(data, name, path.read_bytes(), trust)
 
 

@@ -197,8 +197,8 @@ class Handler(WriteCalls, BaseHTTPRequestHandler):
 
     def write(self, body: bytes) -> None:
         if self.command != "HEAD":
+            self.record.sent += len(body)  # first: the client may look as soon as it has them
             self.wfile.write(body)
-            self.record.sent += len(body)
 
     def error(self, status: int, code: str, message: str) -> None:
         self.reply(status, {"error": message}, {"X-Error-Code": code, "X-Error-Message": message})
