@@ -7,6 +7,7 @@ all, as float16. Decoded labels are float32 and sum to one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from d3pack.errors import CodecError, LabelError, UsageError
 MASS_TOLERANCE = 2.0**-8  # what rounding to float16 can do to a sum, and then some
 OCTAVES = 16  # the smallest ratio kept is 2**-16
 CODECS = ("topk", "dense")
+CHUNK = 2**20  # bytes of labels to take apart at a time
 
 
 def encode_labels(probs: Array, codec: str = "topk", k: int = 10, bits: int = 8) -> Coded:
@@ -112,10 +114,9 @@ def check_labels(form: p.Form, classes: int, images: int, at: str = "labels") ->
     p.tensors(form, at, layout)
 
 
-def check_label_values(coded: Coded, classes: tuple[str, ...], chunk: int = 256) -> None:
+def check_label_values(coded: Coded, classes: tuple[str, ...]) -> None:
     """Refuse labels that are no distribution, naming the class."""
-    for start in range(0, len(classes), chunk):
-        part = coded.take(np.arange(start, min(start + chunk, len(classes))))
+    for start, part in _pieces(coded, len(classes)):
         bad, why = (_bad_dense if coded.codec == "dense" else _bad_topk)(part)
         if bad.any():
             row = start + int(np.argmax(bad))
@@ -203,6 +204,25 @@ def _topk_fields(coded: Coded) -> tuple[Array, Array]:
     widths = _widths(params, params["classes"])
     fields = _bits.unpack(coded.tensors["bits"], widths, params["images"])
     return fields[..., : params["k"]], fields[..., params["k"] :]
+
+
+def _pieces(coded: Coded, rows: int) -> Iterator[tuple[int, Coded]]:
+    """The labels in parts, with the first class of each: taken apart they are many times larger."""
+    images, row_bytes = coded.params["images"], coded.nbytes // rows
+    step = max(1, CHUNK // row_bytes)
+    # Eight records end at a byte, whatever their width.
+    wide = max(8, images * CHUNK // row_bytes // 8 * 8)
+    for row in range(0, rows, step):
+        part = coded.take(np.arange(row, min(row + step, rows)))
+        for image in range(0, images, wide):
+            count = min(wide, images - image)
+            if coded.codec == "dense":
+                tensors = {"probs": part.tensors["probs"][:, image : image + count]}
+            else:
+                width = sum(_widths(coded.params, coded.params["classes"]))
+                start, stop = image * width // 8, -(-(image + count) * width // 8)
+                tensors = {"bits": part.tensors["bits"][:, start:stop]}
+            yield row, Coded(coded.codec, tensors, {**coded.params, "images": count})
 
 
 def _bad_topk(coded: Coded) -> tuple[Array, str]:

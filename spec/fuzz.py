@@ -1,0 +1,234 @@
+"""Mutate packs of the corpus: only D3MError may come out, and both readers must say the same.
+
+    python spec/fuzz.py COUNT [--seed N] [--both] [--sealed SHARE] [--seconds S]
+
+Raw mutants have bytes changed anywhere; sealed ones have the manifest or a tensor changed and every
+hash made right again, so that the rules behind the hashes are reached. `--both` asks spec/reader.py
+as well and compares the codes. Prints one JSON document; a mutant that breaks a promise is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import struct
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import reader as second
+from draft import Draft
+
+import d3pack
+from d3pack.errors import InvalidPackError
+
+CORPUS = Path(__file__).parent / "vectors" / "valid"
+LARGEST = 4096  # small packs: more mutants a second, and more of them hit the header
+NUMBERS = [
+    0,
+    1,
+    -1,
+    2,
+    7,
+    63,
+    64,
+    65,
+    255,
+    2**16,
+    2**31 - 1,
+    2**31,
+    2**53 - 1,
+    2**53,
+    2**64,
+    10**30,
+]
+VALUES: list[Any] = [
+    None,
+    True,
+    False,
+    "",
+    "a",
+    "\ud800",
+    "\x1b",
+    [],
+    {},
+    [[]],
+    0.0,
+    -0.0,
+    0.5,
+    1e308,
+]
+
+
+def raw(data: bytes, rng: random.Random) -> bytes:
+    """Change some bytes, mostly in the header."""
+    out = bytearray(data)
+    size = struct.unpack_from("<Q", data)[0]
+    for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
+        at = rng.randrange(len(out) if rng.random() < 0.4 else min(len(out), 8 + size) or 1)
+        kind = rng.randrange(9)
+        if kind == 0:
+            out[at] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            out[at] = rng.randrange(256)
+        elif kind == 2:
+            del out[at : at + rng.randrange(1, 9)]
+        elif kind == 3:
+            out[at:at] = rng.randbytes(rng.randrange(1, 9))
+        elif kind == 4:
+            del out[at:]
+        elif kind == 5:
+            out[at : at + 1] = rng.choice(b'{}[]",:\\0123456789eE+-. ntfu').to_bytes(1, "little")
+        elif kind == 6:
+            other = rng.randrange(len(out))
+            out[at:at] = out[other : other + rng.randrange(1, 65)]
+        elif kind == 7:
+            out[:8] = struct.pack("<Q", rng.choice((0, 1, 2, size - 1, size + 64, len(out), 2**63)))
+        else:
+            text = json.dumps(rng.choice(NUMBERS)).encode()
+            out[at : at + len(text)] = text
+        if not out:
+            break
+    return bytes(out)
+
+
+def sealed(draft: Draft, rng: random.Random) -> bytes:
+    """Change the manifest or a tensor, and make the hashes right as far as that can be done."""
+    draft = draft.copy()
+    for _ in range(rng.choice((1, 1, 2))):
+        kind = rng.randrange(4)
+        if kind == 0 and draft.blobs:
+            name = rng.choice(list(draft.blobs))
+            blob = draft.blobs[name]
+            if blob:
+                value = rng.choice((0, 1, 0x7C, 0x7E, 0x80, 0xFC, 0xFF, rng.randrange(256)))
+                draft.poke(name, rng.randrange(len(blob)), bytes([value]))
+        elif kind == 1 and draft.blobs:
+            name = rng.choice(list(draft.blobs))
+            draft.blobs[name] = draft.blobs[name][: rng.randrange(len(draft.blobs[name]) + 1)]
+        else:
+            poke_json(draft.manifest, rng)
+    count = draft.manifest.get("classes")
+    seals = [draft.rehash, draft.reroot]
+    if type(count) is int and count <= 4096:  # a leaf for each of 2**31 classes is no use
+        seals.insert(0, draft.releaf)
+    for seal in seals:
+        try:
+            seal()
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError, StopIteration,
+                ZeroDivisionError):  # fmt: skip
+            continue  # the mutation took away what is to be sealed
+    try:
+        return draft.bytes()
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+        return raw(b"\x02\0\0\0\0\0\0\0{}", rng)
+
+
+def poke_json(value: Any, rng: random.Random) -> None:
+    """Change one place of a JSON value."""
+    while True:
+        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        if not keys:
+            return
+        key = rng.choice(keys)
+        if isinstance(value[key], (dict, list)) and value[key] and rng.random() < 0.8:
+            value = value[key]
+            continue
+        old = value[key]
+        kind = rng.randrange(6)
+        if kind == 0:
+            del value[key]
+        elif kind == 1 and isinstance(value, dict):
+            value[rng.choice(("x", "name", "", "codec", "restricted"))] = old
+        elif kind == 1:
+            value.insert(key, old)
+        elif kind == 2 and isinstance(old, (int, float)) and not isinstance(old, bool):
+            value[key] = old + rng.choice((-1, 1)) * rng.choice((1, 1, 2, 0.5))
+        elif kind == 3:
+            value[key] = rng.choice(NUMBERS)
+        elif kind == 4 and isinstance(old, str) and old:
+            at = rng.randrange(len(old))
+            value[key] = old[:at] + rng.choice(("", "x", "0", "\u00e9", "/", ".")) + old[at + 1 :]
+        else:
+            value[key] = rng.choice(VALUES)
+        return
+
+
+def verdict(data: bytes) -> str:
+    """The code of our reader; anything but an InvalidPackError goes through."""
+    try:
+        d3pack.read(data)
+    except InvalidPackError as error:
+        return error.code
+    return "valid"
+
+
+def second_verdict(data: bytes) -> str:
+    """The code of the second reader."""
+    try:
+        second.read(data)
+    except second.Refused as error:
+        return str(error.code)
+    return "valid"
+
+
+def run(count: int, seed: int, share: float, both: bool, seconds: float = 1e9) -> dict[str, Any]:
+    """Try mutants until the count or the time is reached."""
+    rng = random.Random(seed)
+    packs = [
+        data for path in sorted(CORPUS.glob("*.d3m")) if len(data := path.read_bytes()) <= LARGEST
+    ]
+    drafts = [Draft(data) for data in packs]
+    codes: Counter[str] = Counter()
+    broken: list[str] = []
+    start = time.monotonic()
+    done = 0
+    while done < count and time.monotonic() - start < seconds:
+        which = rng.randrange(len(packs))
+        is_sealed = rng.random() < share
+        data = sealed(drafts[which], rng) if is_sealed else raw(packs[which], rng)
+        done += 1
+        try:
+            code = verdict(data)
+            other = second_verdict(data) if both else code
+            problem = "" if code == other else f"{code} but {other}"
+        except Exception as error:
+            code, problem = "exception", repr(error)
+        codes[code] += 1
+        if problem:
+            name = f"fuzz-{seed}-{done}.d3m"
+            Path(name).write_bytes(data)
+            broken.append(f"{name}: {problem}")
+            print(broken[-1], file=sys.stderr)
+    return {
+        "mutants": done,
+        "sealed_share": share,
+        "both_readers": both,
+        "seed": seed,
+        "seconds": round(time.monotonic() - start, 1),
+        "codes": dict(sorted(codes.items())),
+        "broken_promises": broken,
+    }
+
+
+def main() -> int:
+    """Run and report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("count", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--both", action="store_true")
+    parser.add_argument("--sealed", type=float, default=0.25)
+    parser.add_argument("--seconds", type=float, default=1e9)
+    got = parser.parse_args()
+    result = run(got.count, got.seed, got.sealed, got.both, got.seconds)
+    print(json.dumps(result, indent=1))
+    return 1 if result["broken_promises"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

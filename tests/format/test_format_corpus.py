@@ -1,0 +1,110 @@
+"""The conformance corpus: both readers, the writer, stock safetensors, and its own generator."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import reader
+from format_packs import ROOT, VALID, VECTORS
+from safetensors import safe_open
+
+import d3pack
+from d3pack import errors
+from d3pack.errors import InvalidPackError
+
+INDEX = json.loads((VECTORS / "index.json").read_text())
+
+
+def ours(data: bytes) -> str:
+    try:
+        d3pack.read(data)
+    except InvalidPackError as error:
+        return error.code
+    return "valid"
+
+
+def theirs(data: bytes) -> str:
+    try:
+        reader.read(data)
+    except reader.Refused as error:
+        return str(error.code)
+    return "valid"
+
+
+def test_it_is_as_large_as_promised_and_the_index_is_whole() -> None:
+    assert len(INDEX["valid"]) >= 15
+    assert len(INDEX["invalid"]) >= 60
+    for kind in ("valid", "invalid"):
+        assert {path.stem for path in (VECTORS / kind).iterdir()} == set(INDEX[kind])
+
+
+@pytest.mark.parametrize("path", VALID, ids=lambda path: path.stem)
+def test_valid(path: Path) -> None:
+    data = path.read_bytes()
+    pack = d3pack.read(path)
+    assert pack.root == INDEX["valid"][path.stem]["root"]
+    assert len(data) == INDEX["valid"][path.stem]["bytes"] == pack.ledger().total
+    assert d3pack.pack_bytes(pack) == data, "read and written again, the bytes are others"
+    got = reader.read(data)
+    assert got["names"] == list(pack.classes)
+    with safe_open(path, "numpy") as file:
+        for name in file.keys():  # noqa: SIM118 - no mapping
+            if not name.startswith("pad."):
+                assert file.get_tensor(name).ravel().tolist() == list(got["arrays"][name])
+
+
+@pytest.mark.parametrize("name", INDEX["invalid"])
+def test_invalid(name: str) -> None:
+    data = (VECTORS / "invalid" / f"{name}.d3m").read_bytes()
+    assert ours(data) == INDEX["invalid"][name]["code"]
+    assert theirs(data) == INDEX["invalid"][name]["code"]
+
+
+def test_every_rule_has_a_class_a_code_and_a_broken_file() -> None:
+    rules = [value for value in vars(errors).values() if is_rule(value)]
+    codes = [rule.code for rule in rules]
+    assert len(set(codes)) == len(codes)
+    assert set(codes) == {entry["code"] for entry in INDEX["invalid"].values()}
+    assert all(rule.exit_code == 3 for rule in rules)
+
+
+def is_rule(value: object) -> bool:
+    return (
+        isinstance(value, type)
+        and issubclass(value, InvalidPackError)
+        and value is not InvalidPackError
+    )
+
+
+def test_the_generator_writes_the_same_bytes(tmp_path: Path) -> None:
+    script = ROOT / "spec" / "make_vectors.py"
+    subprocess.run([sys.executable, script, tmp_path], check=True, stdout=subprocess.DEVNULL)
+    old = {p.relative_to(VECTORS): p.read_bytes() for p in VECTORS.rglob("*.*") if p.is_file()}
+    new = {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*.*") if p.is_file()}
+    assert old == new
+
+
+def test_messages_are_one_line_with_the_code() -> None:
+    for name in INDEX["invalid"]:
+        with pytest.raises(InvalidPackError) as caught:
+            d3pack.read(VECTORS / "invalid" / f"{name}.d3m")
+        text = str(caught.value)
+        assert text.startswith(f"[{caught.value.code}] ")
+        assert len(text) < 700, name
+
+
+def test_the_second_reader_stands_alone() -> None:
+    source = (ROOT / "spec" / "reader.py").read_text()
+    assert len(source.splitlines()) <= 300
+    imports = {line.split()[1] for line in source.splitlines() if line.startswith(("import", "from"))}
+    assert imports <= set(sys.stdlib_module_names)
+    for path, code in ((VALID[0], 0), (VECTORS / "invalid" / "trailing-byte.d3m", 1)):
+        got = subprocess.run(
+            [sys.executable, "-I", ROOT / "spec" / "reader.py", path], capture_output=True, text=True
+        )
+        assert got.returncode == code, got.stderr
+    assert got.stderr.startswith("E_TRAILING")

@@ -1,0 +1,139 @@
+"""Damage and malice: bit flips, cuts, fuzzing, hostile JSON. Nothing but D3MError comes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import struct
+from pathlib import Path
+from typing import Any
+
+import fuzz
+import pytest
+from draft import Draft
+from format_packs import VECTORS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import d3pack
+from d3pack.errors import D3MError, HashError, InvalidPackError, LimitError, NotFoundError
+
+SMALL = VECTORS / "valid" / "smallest.d3m"
+PACKS = [VECTORS / "valid" / f"{name}.d3m" for name in ("smallest", "prompts-i8", "labels-topk")]
+
+
+def refused(data: bytes) -> bool:
+    try:
+        d3pack.read(data)
+    except InvalidPackError:
+        return True
+    return False
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    out = bytearray(data)
+    out[bit // 8] ^= 1 << bit % 8
+    return bytes(out)
+
+
+def test_every_bit_of_the_smallest_pack_counts() -> None:
+    data = SMALL.read_bytes()
+    passed = [bit for bit in range(8 * len(data)) if not refused(flipped(data, bit))]
+    assert passed == []
+
+
+@pytest.mark.parametrize("path", PACKS, ids=lambda path: path.stem)
+def test_a_bit_of_every_byte_and_every_cut(path: Path) -> None:
+    data = path.read_bytes()
+    rng = random.Random(3)
+    for at in range(len(data)):
+        assert refused(flipped(data, 8 * at + rng.randrange(8))), at
+        assert refused(data[:at]), at
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PACKS, ids=lambda path: path.stem)
+def test_every_bit(path: Path) -> None:
+    data = path.read_bytes()
+    passed = [bit for bit in range(8 * len(data)) if not refused(flipped(data, bit))]
+    assert passed == []
+
+
+def test_fuzzing_in_short_with_both_readers(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = fuzz.run(1500, seed=11, share=0.5, both=True)
+    assert result["broken_promises"] == []
+    assert len(result["codes"]) >= 12, "the mutants do not reach deep enough"
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=300))
+def test_any_bytes(data: bytes) -> None:
+    assert refused(data)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4)
+    | st.dictionaries(st.sampled_from(["name", "codec", "params", "tensors", "x"]), inner),
+    max_leaves=12,
+)
+FIELDS = sorted(Draft(SMALL.read_bytes()).manifest)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(FIELDS), json_values)
+def test_any_json_in_any_field(name: str, value: Any) -> None:
+    draft = Draft(SMALL.read_bytes())
+    before = draft.manifest[name]
+    draft.manifest[name] = value
+    if name != "root":
+        draft.reroot()
+    text = json.dumps(draft.manifest, sort_keys=True, separators=(",", ":"))
+    head = ('{"__metadata__":{"d3m":' + json.dumps(text) + "}}").encode()
+    if json.dumps(value) == json.dumps(before):
+        return
+    assert refused(struct.pack("<Q", len(head)) + head + bytes(256))
+
+
+def test_a_header_that_lies_about_sizes_allocates_nothing() -> None:
+    draft = Draft(SMALL.read_bytes())
+    draft.manifest["sections"][2]["tensors"][0][2] = [1, 2**31 - 1, 2**31 - 1, 2**31 - 1]
+    draft.reroot()
+    with pytest.raises(LimitError):
+        d3pack.read(draft.bytes())
+
+
+def test_hash_errors_name_section_offset_expected_and_actual() -> None:
+    data = bytearray(SMALL.read_bytes())
+    data[-1] ^= 1
+    with pytest.raises(HashError) as caught:
+        d3pack.read(bytes(data))
+    text = str(caught.value)
+    assert f"prompts.values at offset {len(data) - 2}" in text
+    assert len([word for word in text.replace(",", " ").replace(";", " ").split() if len(word) == 64]) == 2
+
+
+def test_not_found(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for path in (tmp_path / "no", tmp_path, fifo, SMALL / "x", loop, "\0", Path("/dev/zero")):
+        with pytest.raises(NotFoundError):
+            d3pack.read(path)
+
+
+def test_bytes_that_change_later_do_not_matter() -> None:
+    data = bytearray(SMALL.read_bytes())
+    pack = d3pack.read(data)
+    data[-2:] = b"\0\0"
+    assert pack.prompts.tensors["values"].ravel().tolist() == [0.5]
+    assert d3pack.pack_bytes(pack) == SMALL.read_bytes()
+
+
+def test_errors_are_all_ours() -> None:
+    for junk in (b"", b"PK\x03\x04" * 10, b"\x89PNG\r\n\x1a\n" * 9, b"{}", SMALL.read_bytes()[8:]):
+        with pytest.raises(D3MError):
+            d3pack.read(junk)
