@@ -74,7 +74,14 @@ class Names:
             prompts=encode_prompts(prompts, "f16"),
             seed=run.options.seed,
             provenance=provenance(
-                self.name, run.source, run.options, teacher=None, metrics={}, seen=0, bad=0
+                self.name,
+                run.source,
+                run.options,
+                teacher=None,
+                metrics={},
+                seen=0,
+                bad=0,
+                fingerprint=run.source.fingerprint(),
             ),
         )
         return with_probes(pack, backbone, 2)

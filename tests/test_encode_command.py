@@ -183,7 +183,8 @@ def test_json_events(home: Path) -> None:
         "event": "done", "root": d3pack.read(out).root, "bytes": out.stat().st_size,
     }  # fmt: skip
     stages = [event["stage"] for event in events if event["event"] == "stage"]
-    assert stages == ["read for the teacher", "train the teacher", "collages", "invert"]
+    learning = ["read for the teacher", "train the teacher", "collages", "invert"]
+    assert stages == ["look through the source", *learning]
 
 
 def test_dry_run_changes_nothing(home: Path) -> None:

@@ -396,7 +396,7 @@ def test_probabilities_soften_with_temperature() -> None:
 
 def told(listeners: list) -> None:
     events = Events(listeners)
-    events.emit("plan", lines=["3 classes"], resumed=True)
+    events.emit("plan", lines=["3 classes"])
     with events.stage("invert", 5, "rows"):
         for i in range(1, 6):
             events.step(i, samples=100 * i, loss=1.0 / i)
@@ -422,7 +422,6 @@ def test_the_live_view_shows_what_matters() -> None:
     text = console.file.getvalue()
     for part in (
         "3 classes",
-        "going on",
         "invert",
         "5/5 rows",
         "all good",

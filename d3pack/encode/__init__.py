@@ -73,6 +73,10 @@ def encode(
     method = open_method(options.method)
     plan = method.plan(source, options, device)
     work = output.with_name(output.name + ".work")
+    events = Events(list(listeners))
+    events.emit("plan", lines=plan.lines())
+    with events.stage("look through the source", len(source.classes), "classes"):
+        source.fingerprint(events.step)
     try:
         journal = Journal(work, _key(source, options, plan), restart=restart)
         try:
@@ -80,8 +84,11 @@ def encode(
                 return done
             if output.exists() and not overwrite:
                 raise UsageError(f"{output.name} exists", hint="name another, or pass --overwrite")
-            events = Events([*listeners, log_file(work / "log.txt")])
-            events.emit("plan", lines=plan.lines(), resumed=journal.begun)
+            log = log_file(work / "log.txt")
+            log({"event": "plan", "lines": plan.lines()})
+            events.listeners.append(log)
+            if journal.begun:
+                events.note("going on where the last run stopped")
             run = Run(
                 source, options, plan, journal, events, device, cache or cache_home() / "teachers"
             )

@@ -24,6 +24,7 @@ from d3pack.sources import Source
 Images = npt.NDArray[np.uint8]
 PROBE = 8  # side of a stored probe, where the image size allows it
 SHEET_ROWS = 20
+MANY = 100  # classes; beyond, one image of each is shown
 _PRIVATE = ("backbone", "teacher", "teacher_map", "device")  # may name a place on this machine
 
 
@@ -62,6 +63,7 @@ def provenance(
     metrics: Mapping[str, Any],
     seen: int,
     bad: int,
+    fingerprint: str,
 ) -> dict[str, Any]:
     """Where a pack comes from: no local paths, no names of people, no times."""
     chosen = {k: v for k, v in options.plain().items() if k not in (*_PRIVATE, "method")}
@@ -70,7 +72,7 @@ def provenance(
         "options": chosen,
         "source": {
             "kind": source.kind,
-            "sha256": source.fingerprint(),
+            "sha256": fingerprint,
             "images": sum(source.counts),
             "seen": seen,
             "bad": bad + source.refused,
@@ -91,7 +93,7 @@ def write_sheets(
     pack: Pack, backbone: Backbone, real: Callable[[int], Images], journal: Journal
 ) -> Sequence[str]:
     """Collages beside generated images, 20 classes a sheet; the names of the files."""
-    shown = min(SHOWN, pack.images_per_class)
+    shown = min(SHOWN if len(pack.classes) <= MANY else 1, pack.images_per_class)
     decoder = Decoder(pack, device=backbone.device, backbone=backbone)
     names = []
     for first in range(0, len(pack.classes), SHEET_ROWS):

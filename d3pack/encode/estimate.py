@@ -15,7 +15,7 @@ from d3pack.backbones import Backbone
 from d3pack.codecs import encode_prompts
 from d3pack.decode import Decoder
 from d3pack.encode.options import EncodeOptions
-from d3pack.encode.plan import D3MPlan, expected_bytes, make_recipe
+from d3pack.encode.plan import D3MPlan, make_recipe
 from d3pack.encode.resnet import SmallResNet, lesson_for
 from d3pack.pack import Pack
 from d3pack.sources import Source
@@ -34,7 +34,7 @@ def _seconds(work: Callable[[], Any]) -> float:
 def estimate(
     source: Source, plan: D3MPlan, backbone: Backbone, options: EncodeOptions
 ) -> Mapping[str, Any]:
-    """Seconds by stage, and bytes."""
+    """Seconds by stage."""
     classes, dials = len(plan.classes), plan.dials
     rows = classes * dials.modes
     each = max(1, options.batch // min(options.slots, rows))
@@ -66,7 +66,6 @@ def estimate(
     made = (dials.candidates if dials.candidates > 1 else 0) + (dials.labels != "none")
     stages["images"] = _decode(plan, backbone) * plan.images_per_class * classes * made
     return {
-        "bytes": expected_bytes(plan),
         "seconds": {name: round(value, 1) for name, value in stages.items()},
         "seconds_total": round(sum(stages.values()), 1),
     }

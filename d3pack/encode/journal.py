@@ -8,10 +8,10 @@ stages, so going on after a kill gives the bytes that an uninterrupted run gives
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from d3pack.errors import D3MError, UsageError
+
+if sys.platform != "win32":
+    import fcntl
 
 Arrays = dict[str, npt.NDArray[Any]]
 _VERSION = 1
@@ -68,7 +71,8 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if sys.platform != "win32":
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(self._lock)
             raise JournalError(

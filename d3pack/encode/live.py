@@ -46,9 +46,7 @@ class View:
         elif kind == "note":
             self.notes.append(event["text"])
         elif kind == "plan":
-            self.notes += (
-                event["lines"] + ["going on where the last run stopped"] * event["resumed"]
-            )
+            self.notes += event["lines"]
 
     def __rich__(self) -> Group:
         lines: list[Any] = [Text(note, style="dim") for note in self.notes[-8:]]

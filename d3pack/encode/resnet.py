@@ -169,7 +169,7 @@ def train_teacher(
         "kind": "trained",
         "name": f"resnet-{'-'.join(map(str, lesson.widths))}-{lesson.size}px",
         "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "sha256": hashlib.sha256(data).hexdigest()[:32],
         **figures,
     }
     return TrainedTeacher(net, lesson, source.classes, record, device)
@@ -215,7 +215,7 @@ def _train(source: Source, lesson: Lesson, journal: Journal, events: Events, dev
                 _remember(journal, net, optimizer, step)
             if step % 10 == 0 or step == steps:
                 events.step(step, loss=round(float(loss.detach()), 4), samples=step * batch)
-    figures: dict[str, Any] = {"images": len(train), "samples": steps * batch}
+    figures: dict[str, Any] = {}
     if len(held):
         taught = TrainedTeacher(net, lesson, source.classes, {}, device)
         judged = torch.cat([taught.logits(part) for part in torch.split(images[held], 256)])

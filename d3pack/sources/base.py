@@ -86,6 +86,7 @@ class Source:
         self.classes = name_classes(store.keys, table)[:first]
         self.refused = len(store.refused)
         self.skipped: list[Skip] = []
+        self._seen: set[Skip] = set()
         for skip in store.refused:
             self._skip(skip)
 
@@ -95,7 +96,8 @@ class Source:
                 f"{skip.class_name}/{skip.key}: {skip.reason}",
                 hint="mend or remove it, or pass --on-error skip",
             )
-        if skip not in self.skipped:
+        if skip not in self._seen:
+            self._seen.add(skip)
             self.skipped.append(skip)
 
     def names(self, c: int) -> Sequence[str]:
@@ -125,8 +127,11 @@ class Source:
             if image is not None:
                 yield name, image
 
-    def fingerprint(self) -> str:
-        """Hex sha256 over class names, file names and contents (size and ends of each)."""
+    def fingerprint(self, tell: Callable[[int], None] | None = None) -> str:
+        """Hex sha256 over class names, file names and contents (size and ends of each).
+
+        `tell` hears how many classes are done.
+        """
         if not self._fingerprint:
             whole = hashlib.sha256(b"d3pack source 1")
             for c, name in enumerate(self.classes):
@@ -137,6 +142,8 @@ class Source:
                         hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest() + stamp
                     )
                 whole.update(hashlib.sha256(name.encode()).digest() + part.digest())
+                if tell is not None:
+                    tell(c + 1)
             self._fingerprint = whole.hexdigest()
         return self._fingerprint
 
