@@ -114,9 +114,11 @@ def _inside(root: Path, path: str) -> Path:
             f"{path} is missing in {root}", hint="fetch the whole repository again"
         ) from None
     home = root.resolve()
-    if home.parent.name == "snapshots":  # models--org--name/{snapshots/<revision>,blobs}
+    homes = [home]
+    if home.parent.name == "snapshots":  # a Hub cache: blobs of the repository, and shared ones
         home = home.parent.parent
-    if not target.is_relative_to(home):
+        homes = [home, home.parent / "blobs"]
+    if not any(map(target.is_relative_to, homes)):
         raise BackboneRefusedError(f"{path} is a link that leads out of {home}")
     if not stat.S_ISREG(target.stat().st_mode):
         raise BackboneRefusedError(f"{path} is not a regular file")

@@ -26,15 +26,18 @@ def fetch(address: Address) -> tuple[Path, Address]:
     blobs, snapshots = _cached_blobs(address), _cached_snapshots(address)
     path = _download(address)
     pinned = address.at(commit_of(path))
-    downloaded = os.path.realpath(path) not in blobs
-    new = pinned.revision not in snapshots
-    if _is_the_hubs(path, pinned, confirm=new and not (downloaded and path.is_symlink())):
+    blob = _blob(path)
+    downloaded = blob is not None and blob.name not in blobs
+    if _whole(path) and (
+        downloaded or pinned.revision in snapshots or _is_of_the_commit(path, pinned)
+    ):
         return path, pinned
-    _discard(path)
-    path = _download(pinned)
-    if _is_the_hubs(path, pinned, confirm=True):
+    damaged = not _whole(path)
+    _discard(path, damaged=damaged)
+    path = _download(pinned, force=damaged)
+    if _whole(path) and _is_of_the_commit(path, pinned):
         return path, pinned
-    _discard(path)
+    _discard(path, damaged=not _whole(path))
     raise HubBytesError(
         f"{pinned}: the bytes that arrive are not the ones the Hub announces",
         hint="run it again; if it stays, a proxy or mirror changes them",
@@ -94,7 +97,7 @@ def commit_of(path: Path) -> str:
     return parts[len(parts) - 1 - parts[::-1].index("snapshots") + 1]
 
 
-def _download(address: Address) -> Path:
+def _download(address: Address, *, force: bool = False) -> Path:
     from huggingface_hub import hf_hub_download
 
     with hub_calls(address):
@@ -105,18 +108,25 @@ def _download(address: Address) -> Path:
                 repo_type="dataset",
                 revision=address.revision,
                 library_name="d3pack",
+                force_download=force,
             )
         )
 
 
-def _is_the_hubs(path: Path, address: Address, *, confirm: bool) -> bool:
-    """Whether the bytes hash to their name in the cache, and on `confirm` to the commit's tree."""
-    # A cache without symlinks (Windows) keeps no digest: then only the tree can tell.
-    name = Path(os.path.realpath(path)).name if path.is_symlink() else ""
-    if _DIGEST.fullmatch(name) and digest(path, len(name)) != name:
-        return False
-    if not confirm:
-        return True
+def _blob(path: Path) -> Path | None:
+    """What the file in the snapshot links to: `blobs/<ETag>`, which may be a link in turn."""
+    # A cache without symlinks (Windows) has the file itself, and keeps no ETag.
+    return path.parent / os.readlink(path) if path.is_symlink() else None
+
+
+def _whole(path: Path) -> bool:
+    """Whether the bytes hash to the ETag that names them, as far as the cache keeps it."""
+    name = "" if (blob := _blob(path)) is None else blob.name
+    return _DIGEST.fullmatch(name) is None or digest(path, len(name)) == name
+
+
+def _is_of_the_commit(path: Path, address: Address) -> bool:
+    """Whether the bytes are what the commit's tree says: the ETag of one answer may be stale."""
     from huggingface_hub import HfApi
 
     try:
@@ -125,7 +135,7 @@ def _is_the_hubs(path: Path, address: Address, *, confirm: bool) -> bool:
                 address.repo, [str(address.file)], revision=address.revision, repo_type="dataset"
             )
     except D3MError:
-        _discard(path)
+        _discard(path, damaged=False)
         raise
     for entry in entries:
         lfs = getattr(entry, "lfs", None)
@@ -146,11 +156,12 @@ def digest(path: Path, length: int) -> str:
     return hasher.hexdigest()
 
 
-def _discard(path: Path) -> None:
-    """Take a file that must not be used out of the cache, with the blob it points to."""
-    blob = Path(os.path.realpath(path))
+def _discard(path: Path, *, damaged: bool) -> None:
+    """Take a file out of the snapshot; a blob that is whole may serve another commit."""
+    blob = _blob(path)
     path.unlink(missing_ok=True)
-    blob.unlink(missing_ok=True)
+    if damaged and blob is not None:
+        blob.unlink(missing_ok=True)
 
 
 def _storage(address: Address) -> Path:
@@ -162,7 +173,7 @@ def _storage(address: Address) -> Path:
 
 
 def _cached_blobs(address: Address) -> set[str]:
-    return {os.path.realpath(blob) for blob in (_storage(address) / "blobs").glob("*")}
+    return {blob.name for blob in (_storage(address) / "blobs").glob("*")}
 
 
 def _cached_snapshots(address: Address) -> set[str]:

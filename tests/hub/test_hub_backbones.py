@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
@@ -171,3 +172,18 @@ def test_a_dead_endpoint_is_one_line(
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(BackboneOfflineError, match="the Hub cannot be reached"):
         open_backbone(ref)
+
+
+def test_files_in_the_store_that_repositories_share(hub: LoopbackHub, ref: BackboneRef) -> None:
+    store = pytest.importorskip("huggingface_hub.utils._shared_blobs")
+    open_backbone(ref)
+    cache = Path(constants.HF_HUB_CACHE)
+    (weights,) = cache.glob("*/snapshots/*/unet/*.safetensors")
+    blob = weights.parent / os.readlink(weights)
+    size = weights.stat().st_size
+    assert store.publish_blob_to_shared_store(
+        blob_path=blob, xet_hash="cd" * 32, cache_dir=cache, expected_size=size,
+        replace_existing=False,
+    )  # fmt: skip
+    assert not weights.resolve().is_relative_to(blob.parent)
+    open_backbone(ref)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import socket
 from pathlib import Path
 
@@ -147,11 +148,13 @@ def test_a_stale_etag_never_names_an_old_pack_new(
 ) -> None:
     hub.put("org/set", {"a.d3m": OLD})
     if known:
-        fetch(parse(ADDRESS))
+        _, old = fetch(parse(ADDRESS))
     commit = hub.put("org/set", {"a.d3m": NEW})
     hub.fault("stale_etag", "resolve", method="HEAD")
     path, address = fetch(parse(ADDRESS))
     assert (address.revision, path.read_bytes()) == (commit, NEW)
+    if known:  # and the old one is still there
+        assert fetch(old)[0].read_bytes() == OLD
     hub.put("org/set", {"a.d3m": OLD})
     hub.fault("stale_etag", "resolve", method="HEAD", times=99)
     with pytest.raises(HubBytesError):
@@ -259,6 +262,26 @@ def test_a_damaged_cache_is_repaired(hub: LoopbackHub, cache: Path) -> None:
     blob.write_bytes(OLD[:-1] + b"?")
     assert fetch(address)[0].read_bytes() == OLD
     assert_clean(cache)
+
+
+def test_a_blob_in_the_store_that_repositories_share(hub: LoopbackHub, cache: Path) -> None:
+    """Files that come by Xet: blobs/<ETag> is itself a link to a file named otherwise."""
+    store = pytest.importorskip("huggingface_hub.utils._shared_blobs")
+    hub.put("org/set", {"a.d3m": OLD})
+    path, address = fetch(parse(ADDRESS))
+    blob = path.parent / os.readlink(path)
+    assert store.publish_blob_to_shared_store(
+        blob_path=blob, xet_hash="ab" * 32, cache_dir=cache, expected_size=len(OLD),
+        replace_existing=False,
+    )  # fmt: skip
+    assert blob.is_symlink()
+    hub.seen.clear()
+    assert fetch(address)[0].read_bytes() == OLD
+    assert hub.seen == []
+    target = blob.resolve()
+    target.chmod(0o600)
+    target.write_bytes(OLD[:-1] + b"?")
+    assert fetch(address)[0].read_bytes() == OLD
 
 
 def test_a_cache_without_symlinks_is_checked_against_the_tree(
