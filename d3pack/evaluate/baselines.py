@@ -131,12 +131,20 @@ def equal_bytes(real: RealImages, budget: int, squeeze: Squeeze, pilot: dict[str
 
 
 def collages(
-    patches: list[Tensor], real: RealImages, budget: int, squeeze: Squeeze, teacher: str
+    patches: Callable[[int], list[Tensor]],
+    real: RealImages,
+    budget: int,
+    squeeze: Squeeze,
+    teacher: str,
 ) -> Arm:
-    """The patches a teacher finds most real (RDED), in the pack's own bytes."""
+    """The patches a teacher finds most real (RDED), in the pack's own bytes.
+
+    `patches(n)` gives up to n of each class, best first; it is asked only when a student is due.
+    """
 
     def build(seed: int) -> TrainingSet:
-        found = largest(patches, squeeze, budget) or largest(patches, squeeze, 1 << 40)
+        best = patches(_limit(real, budget))
+        found = largest(best, squeeze, budget) or largest(best, squeeze, 1 << 40)
         assert found is not None
         note = f"{found.per_class} a class, {squeeze}"
         return TrainingSet(found.content.images, found.content.labels, found.nbytes, note)

@@ -143,7 +143,8 @@ def choose_size(preset: Preset, wanted: int | None, test: Source) -> int:
 
 
 def make_bench(
-    pack: Pack,
+    classes: Sequence[str],
+    images: int,
     train: RealImages,
     test: RealImages,
     workdir: Workdir,
@@ -153,16 +154,16 @@ def make_bench(
     report: Report = lambda text: None,
     progress: Progress | None = None,
 ) -> Bench:
-    """The bench for one pack: its number of steps holds for every baseline."""
+    """The bench for a pack of so many images: its number of steps holds for every baseline."""
     preset = options.preset
     updates = None
     if not isinstance(preset.length, Updates):
-        updates = plan(preset, len(pack), len(pack.classes)).updates
+        updates = plan(preset, images, len(classes)).updates
     several = train.draw(min(_STATISTICS, max(train.counts)), 0)
     relabel = judge.logits if judge is not None and preset.labels == "teacher" else None
     return Bench(
         preset,
-        pack.classes,
+        classes,
         test.all(),
         f"{test.fingerprint()}@{test.size}",
         workdir,
@@ -218,9 +219,8 @@ def baseline_arms(
         if form.lower() in wanted:
             arms.append(baselines.equal_bytes(train, budget, squeeze, pilot))
     if "collages" in wanted and "WEBP" in chosen and judge is not None:
-        most = min(max(1, budget // (20 * len(pack.classes))), max(train.counts))
-        patches = judge.patches(most)
-        arms.append(baselines.collages(patches, train, budget, chosen["WEBP"], judge.identity))
+        squeeze = chosen["WEBP"]
+        arms.append(baselines.collages(judge.patches, train, budget, squeeze, judge.identity))
     if "names" in wanted:
         twin = names_of(pack, options)
         free = twin.ledger().total - baselines.prompt_bytes(twin)
@@ -306,7 +306,15 @@ def evaluate(
     if options.teacher is not None:
         judge = open_judge(options.teacher, train, workdir, options.device, report)
     bench = make_bench(
-        pack, train, test, workdir, options, judge=judge, report=report, progress=progress
+        pack.classes,
+        len(pack),
+        train,
+        test,
+        workdir,
+        options,
+        judge=judge,
+        report=report,
+        progress=progress,
     )
     first = pack_arms(pack, bench)
     swept = sweeps.variants(

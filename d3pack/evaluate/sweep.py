@@ -87,6 +87,8 @@ def learner(
 def _variant(pack: Pack, axis: str, value: str, encode: Encode | None) -> Pack:
     if axis == "ipc":
         return pack.first(_whole(axis, value))
+    if axis == "codec" and value == pack.prompts.codec:
+        return pack
     if axis == "codec":
         return replace(pack, prompts=encode_prompts(decode_prompts(pack.prompts), value))
     if axis == "vectors":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ class Judge:
 
     teacher: Teacher
     real: RealImages
+    _found: dict[int, list[Tensor]] = field(default_factory=dict)
 
     def logits(self, images: Tensor) -> Tensor:
         """Uint8 images -> logits in the pack's class order."""
@@ -43,6 +44,8 @@ class Judge:
         One whole image a patch: where images are small this is RDED's own setting (factor 1), and a
         sheet of tiles is the cheaper form of a collage of the same patches.
         """
+        if per_class in self._found:
+            return self._found[per_class]
         options = CollageOptions(
             size=(self.real.size, self.real.size),
             factor=1,
@@ -57,6 +60,7 @@ class Judge:
             patches, costs, _ = best_patches(self.real.source, place, self.teacher, options)
             order = np.argsort(costs, kind="stable")[:per_class]
             found.append(torch.from_numpy(patches[order]))
+        self._found[per_class] = found
         return found
 
 
