@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -22,7 +23,7 @@ def fetch(address: Address) -> tuple[Path, Address]:
     hash to it, so that a flipped bit, a proxy's page, or a branch that moves between HEAD and GET
     never stays in the cache.
     """
-    address = with_file(address)
+    wanted, address = address, with_file(address)
     blobs, snapshots = _cached_blobs(address), _cached_snapshots(address)
     path = _download(address)
     pinned = address.at(commit_of(path))
@@ -31,11 +32,13 @@ def fetch(address: Address) -> tuple[Path, Address]:
     if _whole(path) and (
         downloaded or pinned.revision in snapshots or _is_of_the_commit(path, pinned)
     ):
+        _remember(wanted, pinned)
         return path, pinned
     damaged = not _whole(path)
     _discard(path, damaged=damaged)
     path = _download(pinned, force=damaged)
     if _whole(path) and _is_of_the_commit(path, pinned):
+        _remember(wanted, pinned)
         return path, pinned
     _discard(path, damaged=not _whole(path))
     raise HubBytesError(
@@ -162,6 +165,16 @@ def _discard(path: Path, *, damaged: bool) -> None:
     path.unlink(missing_ok=True)
     if damaged and blob is not None:
         blob.unlink(missing_ok=True)
+
+
+def _remember(wanted: Address, found: Address) -> None:
+    """Note which commit a branch was, as huggingface_hub does: offline, `org/name` asks for it."""
+    if wanted.pinned or _cached_commit(wanted) == found.revision:
+        return
+    ref = _storage(wanted) / "refs" / (wanted.revision or "main")
+    with contextlib.suppress(OSError):  # a read-only cache only costs the short form offline
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(str(found.revision), encoding="ascii")
 
 
 def _storage(address: Address) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from loopback import LoopbackHub
 from tiny_backbones import tiny_sd
 
 from d3pack.backbones import lock, open_backbone
+from d3pack.cli import main
+from d3pack.dataset import D3MDataset
 from d3pack.errors import (
     BackboneChangedError,
     BackboneError,
@@ -19,6 +23,7 @@ from d3pack.errors import (
     BackboneGoneError,
     BackboneOfflineError,
 )
+from d3pack.format import pack_bytes
 from d3pack.recipe import BackboneRef
 
 Files = dict[str, bytes]
@@ -187,3 +192,34 @@ def test_files_in_the_store_that_repositories_share(hub: LoopbackHub, ref: Backb
     )  # fmt: skip
     assert not weights.resolve().is_relative_to(blob.parent)
     open_backbone(ref)
+
+
+def test_pull_brings_the_backbone_along(
+    hub: LoopbackHub,
+    ref: BackboneRef,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """Afterwards the pack decodes offline, and opens no socket."""
+    from packs import make_pack
+
+    pack = make_pack(3, 2, full=False, dims=32)
+    pack = replace(pack, recipe=replace(pack.recipe, backbone=ref, group=2))
+    hub.put("org/set", {"a.d3m": pack_bytes(pack)})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["d3pack", "pull", "org/set", "--cache-only", "--backbone"])
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert not done.value.code, capsys.readouterr().err
+    asked = {seen.path.partition("/resolve/")[2].partition("/")[2] for seen in hub.seen}
+    assert {path for path in asked if path} == {"a.d3m", "a.d3m.sig", *ref.files}
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for name in ("socket", "create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, refuse)
+    data = D3MDataset("org/set", cache=None)
+    assert data[0][0].shape == (3, 64, 64)

@@ -239,7 +239,6 @@ def test_offline_with_a_full_cache_opens_no_socket(
 ) -> None:
     commit = hub.put("org/set", {"a.d3m": OLD})
     fetch(parse("org/set"))
-    fetch(parse(ADDRESS))
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a socket was opened")
