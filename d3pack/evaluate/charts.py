@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 _INK = "#010203"  # replaced by currentColor: dark on paper, light in dark mode
 _FAINT = "#040506"
+_WIDE, _HIGH = 8.4, 4.2  # inches
 # Okabe and Ito's colours, told apart by people who see colours differently; shapes differ as well.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -35,11 +36,13 @@ def _svg(figure: Any, title: str, salt: str) -> str:
 
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(
+            buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None}
+        )
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor").replace(_FAINT, "currentColor")
     # Identifiers are global to a page: two charts must not share them.
-    text = re.sub(r'(id="|#)([A-Za-z][\w.-]*)(?=["\)])', rf"\1{salt}-\2", text)
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{salt}-", text)
     return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
 
 
@@ -68,7 +71,7 @@ def accuracy_per_byte(
     front: Sequence[tuple[float, float]] = (),
 ) -> str:
     """Accuracy against bytes (log scale); `levels` are horizontal lines with a name."""
-    figure, axes = _axes(7.2, 4.2)
+    figure, axes = _axes(_WIDE, _HIGH)
     for number, one in enumerate(series):
         colour, marker = COLOURS[number % 7], MARKERS[number % 7]
         order = np.argsort(one.nbytes)
@@ -110,13 +113,18 @@ def accuracy_per_byte(
             color=_FAINT,
         )
     if any(value > 0 for one in series for value in one.nbytes):
+        from matplotlib.ticker import LogLocator, NullFormatter
+
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(lambda value, _: _size(value))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("bytes sent")
     axes.set_ylabel("accuracy on real test images, %")
     axes.grid(axis="y", color=_FAINT, alpha=0.15)
-    legend = axes.legend(frameon=False, fontsize=8.5, labelcolor=_INK, loc="upper left")
-    legend.set_zorder(10)
+    rows = -(-(len(series) + bool(front)) // 2)
+    figure.set_size_inches(_WIDE, _HIGH + 0.22 * rows)
+    figure.legend(frameon=False, fontsize=9, labelcolor=_INK, ncols=2, loc="outside lower center")
     return _svg(figure, title, salt)
 
 
@@ -127,23 +135,24 @@ def confusion(
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = max(3.6, min(8.0, 0.42 * len(classes) + 1.6))
     figure, axes = _axes(side, side)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.pcolormesh(share, cmap="Blues", vmin=0, vmax=1, rasterized=len(classes) > 50)
+    axes.invert_yaxis()
+    axes.set_aspect("equal")
     if len(classes) <= 20:
-        axes.set_xticks(
-            range(len(classes)), [name[:16] for name in classes], rotation=60, ha="right"
-        )
-        axes.set_yticks(range(len(classes)), [name[:16] for name in classes])
+        middles, names = np.arange(len(classes)) + 0.5, [name[:16] for name in classes]
+        axes.set_xticks(middles, names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(middles, names)
         for row in range(len(classes)):
             for column in range(len(classes)):
                 if share[row, column] >= 0.005:
                     axes.text(
-                        column,
-                        row,
+                        column + 0.5,
+                        row + 0.5,
                         f"{100 * share[row, column]:.0f}",
                         ha="center",
                         va="center",
                         fontsize=7.5,
-                        color="#ffffff" if share[row, column] > 0.5 else "#1f2024",
+                        color="#ffffff" if share[row, column] > 0.6 else "#1f2024",
                     )
     else:
         axes.set_xticks([])
