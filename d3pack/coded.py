@@ -24,6 +24,7 @@ def frozen(array: Array) -> Array:
     if array.flags.writeable or not _immutable(array):
         array = array.copy()
         array.flags.writeable = False
+        return array.view()  # the flag of a view cannot be set back, that of an owner could
     return array
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from d3pack import container
 from d3pack.canonical import dumps, plain
-from d3pack.errors import D3MError, NotFoundError
+from d3pack.errors import D3MError, NotFoundError, UsageError
 from d3pack.format.reader import read
 from d3pack.pack import Pack
 
@@ -33,6 +33,8 @@ def replace_file(path: Path, data: bytes) -> None:
     """Put bytes in place of a file: temporary file, fsync, rename, fsync of the directory."""
     # In the same directory, or the rename would be a copy; not `tempfile`, which costs every
     # start of the command five milliseconds.
+    if not path.name or "\0" in str(path):
+        raise UsageError(f"{str(path)!r} is not the name of a file")
     temporary = path.with_name(f".{path.name[:100]}.{os.urandom(8).hex()}.tmp")
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -59,10 +61,12 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
+    """Make the rename last: without this a power loss could undo it."""
     try:
-        os.fsync(fd)
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
     except OSError as error:
         raise D3MError(f"cannot sync {folder}: {error.strerror}") from None
-    finally:
-        os.close(fd)

@@ -27,9 +27,9 @@ def make(classes: int = 5, images: int = 6, codec: str = "f16", **changes: Any) 
     rng = np.random.default_rng(classes * 1000 + images)
     values = rng.normal(0, 0.05, (classes, 2, 3, 40)).astype(np.float32)
     made = {
-        "picks": lambda: np.stack(
-            [rng.permutation(250)[:images] for _ in range(classes)]
-        ).astype(np.uint8),
+        "picks": lambda: np.stack([rng.permutation(250)[:images] for _ in range(classes)]).astype(
+            np.uint8
+        ),
         "labels": lambda: encode_labels(
             rng.dirichlet(np.full(classes, 0.3), (classes, images)), k=3
         ),

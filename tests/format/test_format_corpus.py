@@ -100,11 +100,15 @@ def test_messages_are_one_line_with_the_code() -> None:
 def test_the_second_reader_stands_alone() -> None:
     source = (ROOT / "spec" / "reader.py").read_text()
     assert len(source.splitlines()) <= 300
-    imports = {line.split()[1] for line in source.splitlines() if line.startswith(("import", "from"))}
+    imports = {
+        line.split()[1] for line in source.splitlines() if line.startswith(("import", "from"))
+    }
     assert imports <= set(sys.stdlib_module_names)
     for path, code in ((VALID[0], 0), (VECTORS / "invalid" / "trailing-byte.d3m", 1)):
         got = subprocess.run(
-            [sys.executable, "-I", ROOT / "spec" / "reader.py", path], capture_output=True, text=True
+            [sys.executable, "-I", ROOT / "spec" / "reader.py", path],
+            capture_output=True,
+            text=True,
         )
         assert got.returncode == code, got.stderr
     assert got.stderr.startswith("E_TRAILING")

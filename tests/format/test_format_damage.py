@@ -75,8 +75,10 @@ def test_any_bytes(data: bytes) -> None:
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(st.sampled_from(["name", "codec", "params", "tensors", "x"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["name", "codec", "params", "tensors", "x"]), inner)
+    ),
     max_leaves=12,
 )
 FIELDS = sorted(Draft(SMALL.read_bytes()).manifest)
@@ -112,7 +114,10 @@ def test_hash_errors_name_section_offset_expected_and_actual() -> None:
         d3pack.read(bytes(data))
     text = str(caught.value)
     assert f"prompts.values at offset {len(data) - 2}" in text
-    assert len([word for word in text.replace(",", " ").replace(";", " ").split() if len(word) == 64]) == 2
+    assert (
+        len([word for word in text.replace(",", " ").replace(";", " ").split() if len(word) == 64])
+        == 2
+    )
 
 
 def test_not_found(tmp_path: Path) -> None:

@@ -1,0 +1,202 @@
+"""Pack: immutable, selectable, accountable."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from format_packs import RECIPE, full, make
+
+import d3pack
+from d3pack import noise
+from d3pack.codecs import decode_labels, decode_prompts
+from d3pack.errors import RecipeError, UsageError
+from d3pack.recipe import BackboneRef, FileLock, Recipe, directory_revision
+
+
+def test_nothing_in_it_can_change() -> None:
+    pack = full(provenance={"a": {"b": [1]}})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        pack.seed = 1  # type: ignore[misc]
+    arrays = [pack.picks, pack.probes.images, *pack.prompts.tensors.values()]
+    arrays += list(d3pack.read(d3pack.pack_bytes(pack)).prompts.tensors.values())
+    for array in arrays:
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            array.flags.writeable = True
+    for mapping in (pack.provenance, pack.provenance["a"], pack.prompts.params, pack.manifest):
+        with pytest.raises(TypeError):
+            mapping["x"] = 1
+        with pytest.raises(TypeError):
+            mapping.update(x=1)
+    assert isinstance(pack.provenance["a"]["b"], tuple)
+
+
+def test_the_callers_arrays_are_not_the_packs() -> None:
+    picks = np.tile(np.arange(6, dtype=np.uint8), (5, 1))
+    view = picks.view()
+    view.flags.writeable = False  # the owner can still write through `picks`
+    pack = make(picks=view)
+    root = pack.root
+    picks[:] = 9
+    assert pack.picks.max() == 5
+    assert pack.root == root
+    assert picks.flags.writeable
+
+
+def test_equality_hash_pickle_and_copy() -> None:
+    pack = full()
+    same = d3pack.read(d3pack.pack_bytes(pack))
+    assert pack == same
+    assert hash(pack) == hash(same)
+    assert pack != replace(pack, seed=78)
+    assert pack != "pack"
+    for other in (pickle.loads(pickle.dumps(pack)), copy.deepcopy(pack)):
+        assert other == pack
+        assert not other.picks.flags.writeable
+    assert len(pack) == 30
+
+
+def images(pack: Any, c: int, i: int) -> Any:
+    """What the pixels are a function of: noise, prompt of the mode, recipe."""
+    classes, columns = pack.counters([c], [i])
+    vectors = decode_prompts(pack.prompts)[c]
+    mode = i % vectors.shape[0]
+    return noise.normal(pack.seed, classes, columns, (4, 2, 2)), vectors[mode]
+
+
+@pytest.mark.parametrize("picks", [None, True])
+def test_selected_images_are_the_images_of_the_whole(picks: Any) -> None:
+    pack = full() if picks else make(labels=True)
+    part = pack.select([3, "class 0"])
+    assert part.classes == ("class 3", "class 0")
+    for new, old in ((0, 3), (1, 0)):
+        for i in range(6):
+            for got, want in zip(images(part, new, i), images(pack, old, i), strict=True):
+                assert (got == want).all()
+    again = part.select(["class 3"])
+    assert again.counters([0], [0])[0].tolist() == [3]
+    back = pack.select([0, 1])
+    assert back.ids is None, "ids that say nothing are left out"
+    assert d3pack.read(d3pack.pack_bytes(again)) == again
+
+
+def test_labels_of_a_selection_are_beliefs_among_what_is_left() -> None:
+    pack = full()
+    rows = [4, 1, 2]
+    part = pack.select(rows)
+    for new, old in enumerate(rows):
+        kept = decode_labels(pack.labels, old)[:, rows]
+        want = kept / kept.sum(axis=1, keepdims=True)
+        got = decode_labels(part.labels, new)
+        assert got.shape == (6, 3)
+        assert np.abs(got - want).max() < 0.02
+        assert np.abs(got.sum(axis=1) - 1).max() < 1e-6
+    figures = part.labels.params["restricted"]
+    assert 0 < figures["min"] <= figures["mean"] <= 1
+    alone = pack.select([2]).labels
+    assert (decode_labels(alone, 0) == 1).all()
+
+
+def test_an_image_with_no_belief_left_gets_its_own_class() -> None:
+    probs = np.zeros((3, 1, 3))
+    probs[:, :, 2] = 1.0
+    from d3pack.codecs import encode_labels
+
+    pack = make(3, 1, labels=encode_labels(probs, "dense"))
+    part = pack.select([1, 0])
+    assert decode_labels(part.labels).tolist() == [[[1.0, 0.0]], [[0.0, 1.0]]]
+    assert part.labels.params["restricted"] == {"mean": 0.0, "min": 0.0, "empty": 1.0}
+
+
+def test_first_images_are_the_first() -> None:
+    pack = full()
+    part = pack.first(2)
+    assert len(part) == 10
+    assert (part.picks == pack.picks[:, :2]).all()
+    assert (decode_labels(part.labels) == decode_labels(pack.labels)[:, :2]).all()
+    assert part.probes.indices.max() < 2
+    assert d3pack.read(d3pack.pack_bytes(part)) == part
+    assert pack.first(6) is pack
+    assert pack.first(1).first(1) == pack.first(1)
+    dense = make(labels=None).first(3)
+    assert dense.images_per_class == 3
+
+
+def test_a_part_says_where_it_comes_from() -> None:
+    pack = full()
+    part = pack.select([1, 2]).first(3)
+    steps = part.provenance["derived"]
+    assert [sorted(step) for step in steps] == [["from", "select"], ["first", "from"]]
+    assert steps[0]["from"] == pack.root
+    assert steps[1]["from"] == pack.select([1, 2]).root
+    assert pack.select(range(5)) is pack
+
+
+def test_probes_follow_their_images() -> None:
+    pack = full()
+    part = pack.select([2, 0])
+    assert part.probes.labels.tolist() == [1, 0]
+    assert (part.probes.images == pack.probes.images[[0, 2]]).all()
+    assert pack.select([4]).probes is None
+
+
+def test_what_cannot_be_selected() -> None:
+    pack = make()
+    for wrong in ([], [0, 0], [5], [-1], ["nobody"], [0, "class 0"]):
+        with pytest.raises(UsageError):
+            pack.select(wrong)
+    for k in (0, 7, -1):
+        with pytest.raises(UsageError):
+            pack.first(k)
+
+
+def test_the_ledger_adds_up_to_the_file() -> None:
+    for pack in (make(), full(provenance={"teacher": {"bytes": 1000}}), full().select([1])):
+        ledger = pack.ledger()
+        assert ledger.total == len(d3pack.pack_bytes(pack))
+        assert ledger.per_class == ledger.total / len(pack.classes)
+        assert ledger.per_image == ledger.total / len(pack)
+        assert ledger.backbone == 12
+        assert all(nbytes >= 0 for nbytes in ledger.sections.values())
+    ledger = full(provenance={"teacher": {"bytes": 1000}}).ledger()
+    assert ledger.teacher == 1000
+    assert ledger.everything == ledger.total + 12 + 1000
+    assert ledger.sections["picks"] == 30
+    assert ledger.sections["prompts"] == 5 * 2 * 3 * 40 * 2
+    assert make().ledger().teacher is None
+
+
+def test_recipe_there_and_back() -> None:
+    recipe = replace(RECIPE, extra={"table": [1, [2.5]]}, guidance=3, sigmas=(5, 1, 0))
+    assert recipe.sigmas == (5.0, 1.0, 0.0)
+    assert type(recipe.guidance) is float
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert Recipe(recipe.backbone, (8, 8), "ddim", np.float32([2, 0.5, 0])).sigmas == (
+        2.0,
+        0.5,
+        0.0,
+    )
+    value = recipe.to_json()
+    value["backbone"]["magic"] = 1
+    with pytest.raises(RecipeError, match=r"recipe\.backbone\.magic: unknown field"):
+        Recipe.from_json(value)
+    del value["backbone"]["magic"], value["size"]
+    with pytest.raises(RecipeError, match=r"recipe\.size: missing"):
+        Recipe.from_json(value)
+    with pytest.raises(RecipeError, match=r"revision: 'main' is not 40 hex digits"):
+        BackboneRef("dit", "a/b", "main", {"x": FileLock(1, "0" * 64)}).check()
+
+
+def test_a_directorys_revision_depends_on_every_file_and_on_no_order() -> None:
+    files = {"a.json": FileLock(1, "0" * 64), "b/c.json": FileLock(2, "1" * 64)}
+    revision = directory_revision(files)
+    assert len(revision) == 40
+    assert directory_revision(dict(reversed(files.items()))) == revision
+    assert directory_revision({**files, "a.json": FileLock(2, "0" * 64)}) != revision
