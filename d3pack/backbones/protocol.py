@@ -92,8 +92,11 @@ class Backbone(Protocol):
         """Latents -> float images around [-1, 1]; gradients pass."""
         ...
 
-    def name_vectors(self, name: str, k: int) -> Tensor:
-        """k vectors (k, D) that say the class's name: the start of inversion, the 0-byte prompt."""
+    def name_vectors(self, name: str, k: int | None) -> Tensor:
+        """k vectors (k, D) that say the class's name: the start of inversion, the 0-byte prompt.
+
+        With k None as many as the name has tokens.
+        """
         ...
 
     def named_tensors(self) -> Mapping[str, torch.nn.Parameter]:

@@ -122,7 +122,7 @@ def fit(images: Tensor, size: int, *, resize: float = 1.0) -> Tensor:
             .round()
             .clamp(0, 255)
             .to(torch.uint8)
-            for part in images.split(1024)
+            for part in torch.split(images, 1024)
         ]
         images = torch.cat(parts) if parts else images.new_empty((0, 3, *shape))
     top, left = (images.shape[2] - size) // 2, (images.shape[3] - size) // 2
@@ -134,7 +134,10 @@ def _optimizer(preset: Preset, model: nn.Module) -> torch.optim.Optimizer:
     if isinstance(choice, AdamW):
         decayed = [p for p in model.parameters() if p.ndim > 1]
         spared = [p for p in model.parameters() if p.ndim <= 1]
-        groups = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed},
+            {"params": spared, "weight_decay": 0.0},
+        ]
         return torch.optim.AdamW(
             groups, lr=choice.lr, betas=choice.betas, weight_decay=choice.weight_decay
         )
@@ -174,7 +177,7 @@ def _step(
 ) -> None:
     """Gradients of the mean loss of a batch, in chunks (exact: nothing couples the images)."""
     temperature = preset.temperature
-    for part, wanted in zip(x.split(chunk), targets.split(chunk), strict=True):
+    for part, wanted in zip(torch.split(x, chunk), torch.split(targets, chunk), strict=True):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=preset.precision == "bfloat16"):
             logits = model(part)
         logits = logits.float()
@@ -192,7 +195,7 @@ def _test(
     """The confusion matrix (truth, answer)."""
     model.eval()
     answers = []
-    for part in images.split(_TEST_CHUNK):
+    for part in torch.split(images, _TEST_CHUNK):
         x = scaler.normalise(part.to(scaler.mean.device).float() / 255)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=preset.precision == "bfloat16"):
             answers.append(model(x).argmax(1).cpu())
@@ -262,7 +265,8 @@ def train_student(
     whole = device.type != "cpu" or _has_batch_norm(model)
     chunk = lengths.batch if whole else _CPU_CHUNK
 
-    start, curve, seconds = 0, [], 0.0
+    curve: list[tuple[int, float]] = []
+    start, seconds = 0, 0.0
     if checkpoint is not None and checkpoint.exists():
         start, curve, seconds = load_checkpoint(checkpoint, model, optimizer)
     began = saved = time.monotonic()
