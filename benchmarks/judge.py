@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from d3pack.sources import open_source
 from d3pack.train.photos import Photos, batch_rows, load_photos
 
 FEATURES = 256
@@ -138,14 +139,19 @@ def load_judge(path: Path, classes: int) -> Judge:
     return judge.eval().to(memory_format=torch.channels_last)
 
 
+def real_photos(source: str, cache: Path) -> Photos:
+    """The photographs as training saw them: 64 pixels, the last 20 of each class held back."""
+    return load_photos(open_source(source), cache, 64, 20, lambda done, total: None)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source", type=Path, help="folder of class folders")
+    parser.add_argument("source", help="real images with class names")
     parser.add_argument("cache", type=Path, help="where decoded photographs are kept")
     parser.add_argument("judge", type=Path, help="file to write (safetensors)")
     parser.add_argument("--epochs", type=int, default=8)
     found = parser.parse_args()
-    photos = load_photos(found.source, found.cache, 64, 20)
+    photos = real_photos(found.source, found.cache)
     judge = train_judge(photos, found.epochs, found.judge)
     _, logits = look(judge, photos.pixels[photos.held])
     labels = torch.from_numpy(photos.labels[photos.held])

@@ -127,7 +127,7 @@ def test_a_killed_run_resumes_to_the_same_curve(
     out = tmp_path / "backbone"
 
     def kill(event: dict[str, Any]) -> None:
-        if event["stage"] == stage and event["step"] == 30:
+        if event["stage"] == stage and event["step"] == 20:
             raise Killed
 
     options = TrainOptions(str(photos), out, device="cpu")
@@ -178,8 +178,8 @@ def test_other_settings_are_refused(photos: Path, trained: Path) -> None:
 
 
 def test_a_stage_that_was_never_trained_is_named(photos: Path, tmp_path: Path) -> None:
+    options = TrainOptions(str(photos), tmp_path / "b", device="cpu", stages=("text",))
     with pytest.raises(UsageError, match="'autoencoder' was never trained"):
-        options = TrainOptions(str(photos), tmp_path / "b", device="cpu", stages=("text",))
         train(options, config(), silent)
 
 

@@ -52,9 +52,14 @@ def load_state(
         state: dict[str, Any] = json.loads(stored.metadata()["state"])
     module.load_state_dict(parts["module"])
     shadow.load_state_dict(parts["shadow"])
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     slots: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in parts["optimizer"].items():
         index, _, slot = name.partition("/")
+        weight = weights[int(index)]
+        if tensor.shape == weight.shape:
+            # the fused optimiser walks weight and moments in memory order: lay both out alike
+            tensor = torch.empty_like(weight, requires_grad=False).copy_(tensor)
         slots.setdefault(int(index), {})[slot] = tensor
     optimizer.load_state_dict(
         {"state": slots, "param_groups": optimizer.state_dict()["param_groups"]}

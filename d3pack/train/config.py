@@ -19,6 +19,7 @@ class LoopConfig:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = 1.0
+    muon: bool = False  # weight matrices by Muon instead of AdamW
     report_every: int = 50
     validate_every: int = 500
 
@@ -65,6 +66,7 @@ class DiffusionConfig:
     collage_share: float = 0.12
     log_sigma: tuple[float, float] = (0.2, 1.3)  # mean and deviation of the noise levels trained on
     guidance: float = 3.0  # of the sample sheets
+    previews: int = 64  # images on one
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,9 @@ _MINI = TrainConfig(
     autoencoder=AutoencoderConfig(loop=LoopConfig(batch=128, lr=1e-3, steps=40_000, share=0.2)),
     text=TextConfig(loop=LoopConfig(batch=256, lr=1e-3, steps=1500, share=0.05, ema=0.99)),
     diffusion=DiffusionConfig(
-        loop=LoopConfig(batch=64, lr=1e-3, steps=1_000_000, share=0.75, ema=0.9995)
+        loop=LoopConfig(
+            batch=64, lr=1e-3, steps=1_000_000, share=0.75, decay=0.3, ema=0.9995, muon=True
+        )
     ),
 )
 
@@ -111,7 +115,7 @@ PRESETS: dict[str, TrainConfig] = {
         image_size=32,
         hold_back=2,
         autoencoder=AutoencoderConfig(
-            loop=LoopConfig(batch=16, lr=2e-3, steps=60, share=0.3, warmup=5, ema=0.9),
+            loop=LoopConfig(batch=16, lr=2e-3, steps=40, share=0.3, warmup=5, ema=0.9),
             latent_channels=4,
             width=16,
             encoder_blocks=(0, 0, 1, 1),
@@ -119,17 +123,18 @@ PRESETS: dict[str, TrainConfig] = {
             crop=16,
         ),
         text=TextConfig(
-            loop=LoopConfig(batch=16, lr=2e-3, steps=40, share=0.2, warmup=5, ema=0.9),
+            loop=LoopConfig(batch=16, lr=2e-3, steps=30, share=0.2, warmup=5, ema=0.9),
             vocabulary=640,
             width=32,
             layers=1,
             heads=2,
         ),
         diffusion=DiffusionConfig(
-            loop=LoopConfig(batch=16, lr=2e-3, steps=60, share=0.5, warmup=5, ema=0.9),
+            loop=LoopConfig(batch=16, lr=2e-3, steps=40, share=0.5, warmup=5, ema=0.9, muon=True),
             channels=(32, 32),
             time_width=32,
             head_width=16,
+            previews=4,
         ),
     ),
 }

@@ -17,8 +17,14 @@ from torch import Tensor, nn
 from d3pack.errors import UsageError
 from d3pack.train.checkpoint import load_state, save_state
 from d3pack.train.config import LoopConfig
+from d3pack.train.muon import Muon, grouped
 
 Batch = dict[str, Tensor]
+EDGES = (
+    "conv_in.",
+    "conv_out.",
+    "embedding.weight",
+)  # first and last layers: no directions to turn
 
 
 class Task(Protocol):
@@ -71,19 +77,22 @@ def run_stage(
     """
     module = task.module().to(accelerator.device)
     shadow = copy.deepcopy(module).requires_grad_(False).eval()
-    decay, plain = [], []
-    for weight in module.parameters():
-        if weight.requires_grad:
-            (decay if weight.ndim > 1 else plain).append(weight)
-    optimizer = torch.optim.AdamW(
-        [{"params": decay}, {"params": plain, "weight_decay": 0.0}],
+    groups = grouped(module, EDGES if config.muon else ("",))
+    optimizer = Muon(
+        [group for group in groups if group["params"]],
         lr=config.lr,
         betas=config.betas,
         weight_decay=config.weight_decay,
         fused=True,
     )
     saved = folder / "state.safetensors"
-    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "done": False}
+    state: dict[str, Any] = {
+        "step": 0,
+        "seconds": 0.0,
+        "done": False,
+        "loss_sum": 0.0,
+        "loss_steps": 0,
+    }
     if saved.exists():
         state = load_state(saved, module=module, shadow=shadow, optimizer=optimizer)
     elif not train:
@@ -98,8 +107,10 @@ def run_stage(
         forward = torch.compile(forward)
     folder.mkdir(parents=True, exist_ok=True)
     step, before, started = int(state["step"]), float(state["seconds"]), time.monotonic()
-    last_saved, window_start, window_step = started, started, step
-    loss_sum = torch.zeros((), device=accelerator.device)
+    last_saved, window_start, window_samples = started, started, 0
+    # the mean that is reported next: (sum, steps), saved too so that a resumed curve has no seam
+    loss_sum = torch.tensor(state["loss_sum"], dtype=torch.float64, device=accelerator.device)
+    loss_steps = int(state["loss_steps"])
     samples_per_step = config.batch * accelerator.num_processes
 
     def progress(at: int, spent: float) -> float:
@@ -116,8 +127,14 @@ def run_stage(
         if not accelerator.is_main_process:
             return
         spent = before + time.monotonic() - started
-        record_state = {"step": step, "seconds": spent, "done": done}
-        save_state(saved, module=module, shadow=shadow, optimizer=optimizer, state=record_state)
+        now_state = {
+            "step": step,
+            "seconds": spent,
+            "done": done,
+            "loss_sum": float(loss_sum),
+            "loss_steps": loss_steps,
+        }
+        save_state(saved, module=module, shadow=shadow, optimizer=optimizer, state=now_state)
         task.preview(shadow, folder / f"samples-{step:06d}.png")
 
     while True:
@@ -137,16 +154,16 @@ def run_stage(
         step += 1
         _follow(shadow, module, min(config.ema, step / (step + 9)))
         loss_sum += losses["loss"].detach()
+        loss_steps += 1
+        window_samples += samples_per_step
         if step % config.report_every == 0:
             now = time.monotonic()
             entry: dict[str, Any] = {
                 "step": step,
                 "samples": step * samples_per_step,
                 "seconds": round(before + now - started, 1),
-                "loss": round(float(loss_sum) / (step - window_step), 5),
-                "samples_per_s": round(
-                    (step - window_step) * samples_per_step / (now - window_start), 1
-                ),
+                "loss": round(float(loss_sum) / loss_steps, 5),
+                "samples_per_s": round(window_samples / (now - window_start), 1),
                 "progress": round(done, 4),
                 "left": round((before + now - started) * (1 - done) / max(done, 1e-9)),
             }
@@ -154,7 +171,7 @@ def run_stage(
                 entry |= {k: round(v, 5) for k, v in task.validate(shadow).items()}
             record(entry)
             loss_sum.zero_()
-            window_start, window_step = time.monotonic(), step
+            loss_steps, window_samples, window_start = 0, 0, time.monotonic()
         if time.monotonic() - last_saved > 60 * checkpoint_minutes:
             checkpoint(done=False)
             last_saved = time.monotonic()

@@ -30,7 +30,6 @@ from d3pack.train.words import scattered_vectors, sentence_vectors, spoken, trai
 
 STAGES = ("autoencoder", "text", "diffusion")
 WIDTH_WITHOUT_TEACHER = 384
-PREVIEWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +144,7 @@ class _Run:
         self, autoencoder: AutoencoderTiny, text: CLIPTextModel, tokenizer: CLIPTokenizer
     ) -> UNet2DConditionModel:
         config, photos = self.config.diffusion, self.photos
+        shown = config.previews // 2  # classes, two images each
         with self.accelerator.main_process_first():
             latents = load_latents(
                 photos, autoencoder, self.cache, config.collage_share, self.config.seed
@@ -181,7 +181,7 @@ class _Run:
             judged,
             TextConditioner(text, tokenizer, photos.names, config.caption_drop),
             decode,
-            [i * len(photos.names) // (PREVIEWS // 2) for i in range(PREVIEWS // 2)] * 2,
+            [i * len(photos.names) // shown for i in range(shown)] * 2,
             self.config.seed,
         )
         module = self.stage(task, config.loop)

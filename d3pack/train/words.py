@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,30 +34,23 @@ def train_tokenizer(names: Sequence[str], size: int, max_tokens: int) -> CLIPTok
     assert isinstance(plain.pre_tokenizer, pre_tokenizers.PreTokenizer)
     learner.normalizer, learner.pre_tokenizer = plain.normalizer, plain.pre_tokenizer
     fillers = [t.format("") for t in TEMPLATES + COLLAGE_TEMPLATES]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    # every byte and every byte that ends a word, in one order: ids break ties between merges
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    endings = [f"{unit}</w>" for unit in alphabet]
     trainer = trainers.BpeTrainer(
-        vocab_size=size - 2 - len(alphabet),
+        vocab_size=size - 2,
         initial_alphabet=alphabet,
+        special_tokens=endings,
         end_of_word_suffix="</w>",
         show_progress=False,
     )
-    learner.train_from_iterator([*names, *fillers * 50], trainer)
-    learned = learner.model
-    assert isinstance(learned, models.BPE)
-    merges = [tuple(merge) for merge in _merges(learner)]
-    # every byte, every byte at the end of a word, every merge: no text is unknown
-    units = [*sorted(alphabet), *(f"{unit}</w>" for unit in sorted(alphabet))]
-    units += ["".join(merge) for merge in merges]
+    learner.train_from_iterator([*names, *(50 * fillers)], trainer)
+    found = json.loads(learner.to_str())["model"]["merges"]
+    merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in found]
+    units = [*alphabet, *endings, *("".join(merge) for merge in merges)]
     vocab = {unit: i for i, unit in enumerate(dict.fromkeys(units))}
     vocab["<|startoftext|>"], vocab["<|endoftext|>"] = len(vocab), len(vocab) + 1
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_tokens)
-
-
-def _merges(tokenizer: Tokenizer) -> list[list[str]]:
-    import json
-
-    merges: list[list[str]] = json.loads(tokenizer.to_str())["model"]["merges"]
-    return [m.split(" ") if isinstance(m, str) else m for m in merges]
 
 
 @torch.no_grad()

@@ -1,0 +1,199 @@
+"""How good a backbone is, on real images that its training never saw.
+
+    python benchmarks/judge.py SOURCE CACHE JUDGE          # once: the yardstick
+    python benchmarks/backbone.py --source SOURCE --cache CACHE --judge JUDGE \\
+        [--backbone mini] [-o benchmarks/results/backbone.json]
+
+SOURCE (or $D3PACK_DATA) holds the training classes; the last 20 images of each were held back.
+Images are generated from class names alone, by the project's own samplers, as packs are decoded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from judge import Judge, load_judge, look, real_photos
+from numpy.typing import NDArray
+from scipy.linalg import sqrtm
+from torch import Tensor
+
+from d3pack.backbones import open_backbone
+from d3pack.backbones.protocol import TEMPLATE, Backbone, Condition
+from d3pack.noise import normal_torch
+from d3pack.samplers import sample, schedule, start
+from d3pack.sheet import Row, contact_sheet
+from d3pack.train.photos import Photos
+
+GROUP = 32
+
+
+def generate(
+    backbone: Backbone, names: list[str], each: int, steps: int, guidance: float
+) -> Iterator[Tensor]:
+    """uint8 groups, class by class: `each` images of every name, DPM-Solver++(2M)."""
+    sigmas = schedule(backbone.levels.alphas_cumprod, "dpmpp-2m", steps)
+    nothing = backbone.unconditional()
+    pairs = [(c, i) for c in range(len(names)) for i in range(each)]
+    with torch.no_grad():
+        said = [backbone.sentence(TEMPLATE.format(name)) for name in names]
+        for at in range(0, len(pairs), GROUP):
+            part = pairs[at : at + GROUP]
+            wanted = Condition.cat([said[c] for c, _ in part])
+            both = Condition.cat([nothing.expand(len(part)), wanted])
+            classes, images = np.asarray(part).T
+
+            def model(x: Tensor, sigma: float, both: Condition = both) -> Tensor:
+                plain, prompted = backbone.denoise(torch.cat([x, x]), sigma, both).chunk(2)
+                return plain + guidance * (prompted - plain)
+
+            noise = normal_torch(0, classes, images, backbone.latent_shape, device="cpu")
+            yield backbone.decode(sample("dpmpp-2m", model, start(noise, sigmas), sigmas))
+
+
+def to_pixels(images: Tensor) -> NDArray[np.uint8]:
+    return images.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def ranks(logits: Tensor, labels: NDArray[np.int64]) -> dict[str, float]:
+    hits = logits.topk(5).indices == torch.from_numpy(labels)[:, None]
+    return {"top1": float(hits[:, 0].float().mean()), "top5": float(hits.any(1).float().mean())}
+
+
+def frechet(a: Tensor, b: Tensor) -> float:
+    """The Frechet distance of two sets of features, each taken as Gaussian."""
+    x, y = a.double().numpy(), b.double().numpy()
+    cov_x, cov_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    cross = sqrtm(cov_x @ cov_y).real
+    apart = ((x.mean(0) - y.mean(0)) ** 2).sum()
+    return float(apart + np.trace(cov_x + cov_y - 2 * cross))
+
+
+def diversity(features: Tensor, labels: NDArray[np.int64]) -> float:
+    """The mean distance of two images of one class."""
+    means = []
+    for c in np.unique(labels):
+        mine = features[torch.from_numpy(labels == c)]
+        means.append(float(torch.pdist(mine).mean()))
+    return float(np.mean(means))
+
+
+def autoencoder_psnr(backbone: Backbone, pixels: NDArray[np.uint8]) -> tuple[float, Tensor]:
+    """(mean PSNR of the images, all latents)."""
+    found, latents = [], []
+    with torch.no_grad():
+        for at in range(0, len(pixels), 256):
+            real = torch.from_numpy(pixels[at : at + 256]).permute(0, 3, 1, 2)
+            latents.append(backbone.encode(real))
+            made = backbone.decode(latents[-1])
+            error = (made.float() - real.float()).square().mean((1, 2, 3)).clamp(min=1e-3)
+            found.append(10 * torch.log10(255**2 / error))
+    return float(torch.cat(found).mean()), torch.cat(latents)
+
+
+def speed(backbone: Backbone, names: list[str], steps: int, guidance: float) -> dict[str, Any]:
+    """Images a second, autoencoder included, with as many threads as the process may use."""
+    groups = generate(backbone, names[:8], 4 * GROUP // 8 + 4, steps, guidance)
+    next(groups)
+    began, made = time.monotonic(), 0
+    for images in groups:
+        made += len(images)
+    return {
+        "images_per_s": made / (time.monotonic() - began),
+        "threads": torch.get_num_threads(),
+        "steps": steps,
+    }
+
+
+def write_sheet(names: list[str], made: NDArray[np.uint8], each: int, path: Path) -> None:
+    """Up to ten images of every eighth class."""
+    images = made.reshape(len(names), each, *made.shape[1:]).transpose(0, 1, 4, 2, 3)
+    rows = [Row(names[c], images[c, :10]) for c in range(0, len(names), 8)]
+    contact_sheet(rows, title="from class names alone", cell=64).save(path)
+
+
+def measure(
+    backbone: Backbone, photos: Photos, judge: Judge, each: int, steps: int, guidance: float
+) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+    names = list(photos.names)
+    real, labels = photos.pixels[photos.held], photos.labels[photos.held]
+    psnr, latents = autoencoder_psnr(backbone, real)
+    real_features, real_logits = look(judge, real)
+    rng = np.random.Generator(np.random.Philox(0))
+    others, _ = look(judge, photos.pixels[rng.choice(photos.train, len(real), replace=False)])
+    mean_image = to_pixels(backbone.decode(latents.mean(0, keepdim=True)))
+    constant, _ = look(judge, np.repeat(mean_image, len(real), 0))
+    made = np.concatenate([to_pixels(g) for g in generate(backbone, names, each, steps, guidance)])
+    made_labels = np.repeat(np.arange(len(names)), each)
+    features, logits = look(judge, made)
+    on_real, on_made = ranks(real_logits, labels), ranks(logits, made_labels)
+    baseline, distance = frechet(constant, real_features), frechet(features, real_features)
+    return {
+        "autoencoder_psnr": psnr,
+        "judge_on_real": on_real,
+        "judge_on_generated": on_made,
+        "recognised_share": {key: on_made[key] / on_real[key] for key in on_real},
+        "frechet": {
+            "generated": distance,
+            "real_vs_real": frechet(others, real_features),
+            "constant": baseline,
+            "share": distance / baseline,
+        },
+        "diversity": {
+            "generated": diversity(features, made_labels),
+            "real": diversity(real_features, labels),
+        },
+        "generated": {"per_class": each, "steps": steps, "guidance": guidance},
+    }, made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--source", default=os.environ.get("D3PACK_DATA"))
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--judge", type=Path, required=True)
+    parser.add_argument("--backbone", default="mini")
+    parser.add_argument("--per-class", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--guidance", type=float, nargs="+", default=[2.5])
+    parser.add_argument("--previous", type=Path, help="an earlier result, to stand beside this one")
+    parser.add_argument("--sheet", type=Path, help="write generated images of 25 classes (PNG)")
+    parser.add_argument("-o", "--output", type=Path)
+    found = parser.parse_args()
+    if not found.source:
+        parser.error("name the real images with --source or $D3PACK_DATA")
+    photos = real_photos(found.source, found.cache)
+    judge = load_judge(found.judge, len(photos.names))
+    backbone = open_backbone(found.backbone)
+    result: dict[str, Any] = {
+        "revision": backbone.ref.revision,
+        "weights_bytes": backbone.ref.nbytes,
+        "decode": speed(backbone, list(photos.names), found.steps, found.guidance[0]),
+        "by_guidance": [],
+    }
+    for guidance in found.guidance:
+        entry, made = measure(backbone, photos, judge, found.per_class, found.steps, guidance)
+        result["by_guidance"].append(entry)
+        print(json.dumps(entry), flush=True)
+        if found.sheet:
+            write_sheet(list(photos.names), made, found.per_class, found.sheet)
+    if found.previous:
+        result["previous"] = json.loads(found.previous.read_text())
+    text = json.dumps(result, indent=2, sort_keys=True) + "\n"
+    if found.output:
+        found.output.parent.mkdir(parents=True, exist_ok=True)
+        found.output.write_text(text)
+    print(text, end="")
+
+
+if __name__ == "__main__":
+    main()
