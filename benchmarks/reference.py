@@ -3,8 +3,8 @@
     python benchmarks/reference.py --real cifar10 --work work/reference --per-class 1,10 --seeds 5
 
 The protocol is that of dataset condensation (preset `dc`). Published for CIFAR-10 (arXiv
-2006.05929, table 1, "random"): 14.4 ± 2.0, 26.0 ± 1.2 and 43.4 ± 1.0 % at 1, 10 and 50 images a class.
-Finished students are kept in --work; the JSON holds all that are there.
+2006.05929, table 1, "random"): 14.4 ± 2.0, 26.0 ± 1.2 and 43.4 ± 1.0 % at 1, 10 and 50 images a
+class. Finished students are kept in --work; the JSON holds all that are there.
 """
 
 from __future__ import annotations

@@ -1,0 +1,121 @@
+"""The README's figure and the Markdown table, drawn from a committed table of results.
+
+python benchmarks/figure.py cifar10        # writes results/table-cifar10.svg and .md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from d3pack.evaluate.charts import Series, accuracy_per_byte
+from d3pack.preview.page import size
+
+RESULTS = Path(__file__).parent / "results"
+TITLES = {
+    "pack": "packs: learned prompts",
+    "names": "class names as prompts, 0 bytes a class",
+    "webp": "real images, one WebP sheet",
+    "jpeg": "real images, one JPEG sheet",
+    "collages": "images chosen by a teacher (RDED), one WebP sheet",
+    "random": "random real images, lossless",
+}
+# Inside an <img> the figure does not inherit the page's colours: it asks for the scheme itself.
+STYLE = (
+    "<style>svg { color: #1f2024; } "
+    "@media (prefers-color-scheme: dark) { svg { color: #ecebe8; } }</style>"
+)
+
+
+def figure(table: dict[str, Any]) -> str:
+    """Accuracy against bytes: one line a kind of payload."""
+    series = []
+    for arm in ("pack", "collages", "webp", "jpeg", "names"):
+        rows = [row for row in table["rows"].values() if row["arm"] == arm]
+        if rows:
+            series.append(
+                Series(
+                    TITLES[arm],
+                    [row["bytes"] for row in rows],
+                    [row["last"]["mean"] for row in rows],
+                    [row["last"]["std"] for row in rows],
+                )
+            )
+    random = [row for row in table["rows"].values() if row["arm"] == "random"]
+    levels = {
+        f"{table['per_class']} random real images a class, lossless": row["last"]["mean"]
+        for row in random
+    }
+    svg = accuracy_per_byte(
+        series,
+        levels=levels,
+        chance=1 / len(table["classes"]),
+        title=f"Accuracy against bytes sent, {table['target']}",
+        salt=table["target"],
+    )
+    start = svg.index(">", svg.index("<svg")) + 1
+    return svg[:start] + STYLE + svg[start:]
+
+
+def cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    last, runs = row["last"], len(row["runs"])
+    mean = f"{100 * last['mean']:.1f}"
+    return f"{mean} ± {100 * last['std']:.1f}" if runs > 1 else f"{mean} (1 seed)"
+
+
+def markdown(table: dict[str, Any]) -> str:
+    """Rows are kinds of payload, columns are budgets."""
+    rows = table["rows"]
+    budgets = sorted({row["budget"] for row in rows.values() if row["budget"]})
+    lines = [
+        "| trained on | " + " | ".join(f"≤ {size(b)}" for b in budgets) + " |",
+        "|---|" + "---:|" * len(budgets),
+    ]
+    for arm in ("pack", "collages", "webp", "jpeg"):
+        found = {row["budget"]: row for row in rows.values() if row["arm"] == arm}
+        if found:
+            cells = " | ".join(cell(found.get(budget)) for budget in budgets)
+            lines.append(f"| {TITLES[arm]} | {cells} |")
+    chance = 1 / len(table["classes"])
+    packs = {row["budget"]: row for row in rows.values() if row["arm"] == "pack"}
+    ratios = []
+    for budget in budgets:
+        real = [
+            row["last"]["mean"]
+            for row in rows.values()
+            if row["budget"] == budget and row["arm"] in ("webp", "jpeg", "collages")
+        ]
+        if budget in packs and real:
+            gain = (packs[budget]["last"]["mean"] - chance) / max(max(real) - chance, 1e-9)
+            ratios.append(f"{gain:.1f} x")
+        else:
+            ratios.append("–")
+    lines.append(f"| pack / best real, above chance | {' | '.join(ratios)} |")
+    for arm in ("names", "random"):
+        for row in rows.values():
+            if row["arm"] == arm:
+                what = f"{row['runs'][0]['images']} images"
+                lines.append(f"\n{TITLES[arm]}, {what}: {cell(row)} %")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("name")
+    args = parser.parse_args()
+    path = RESULTS / f"table-{args.name}.json"
+    table = json.loads(path.read_text(encoding="utf-8"))
+    path.with_suffix(".svg").write_text(figure(table), encoding="utf-8")
+    text = markdown(table)
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
