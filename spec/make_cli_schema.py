@@ -1,0 +1,213 @@
+"""Write `spec/cli.schema.json`: what `--format json` prints, verb by verb.
+
+python spec/make_cli_schema.py     # tests hold real outputs against it
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+TEXT = {"type": "string"}
+WHOLE = {"type": "integer", "minimum": 0}
+REAL = {"type": "number"}
+FLAG = {"type": "boolean"}
+ANY: dict[str, Any] = {"type": "object"}
+ROOT = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+
+
+def thing(needed: dict[str, Any], may: dict[str, Any] | None = None) -> dict[str, Any]:
+    """An object with these members and no others."""
+    return {
+        "type": "object",
+        "properties": {**needed, **(may or {})},
+        "required": sorted(needed),
+        "additionalProperties": False,
+    }
+
+
+def several(item: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": item}
+
+
+def or_null(kind: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [kind, {"type": "null"}]}
+
+
+LEDGER = thing(
+    {
+        "sections": {"type": "object", "additionalProperties": WHOLE},
+        "total": WHOLE,
+        "per_class": REAL,
+        "per_image": REAL,
+        "backbone": WHOLE,
+        "teacher": or_null(WHOLE),
+        "everything": WHOLE,
+    }
+)
+PROBES = thing(
+    {
+        "verdict": {"enum": ["exact", "within tolerance", "wrong backbone"]},
+        "rms": REAL,
+        "peak": WHOLE,
+        "probes": WHOLE,
+        "different": WHOLE,
+    }
+)
+STORE = {
+    "key": TEXT,
+    "root": TEXT,
+    "images": WHOLE,
+    "decoded": WHOLE,
+    "bytes": WHOLE,
+    "age_days": REAL,
+    "in_use": FLAG,
+}
+FILE = thing({"path": TEXT, "bytes": WHOLE, "sha256": ROOT})
+VERBS: dict[str, Any] = {
+    "info": {
+        "type": "object",
+        "properties": {
+            "d3m": several(WHOLE),
+            "root": ROOT,
+            "classes": several(TEXT),
+            "images": WHOLE,
+            "images_per_class": WHOLE,
+            "seed": {"type": "string", "pattern": "^[0-9a-f]{16}$"},
+            "recipe": ANY,
+            "sections": ANY,
+            "provenance": ANY,
+            "ledger": LEDGER,
+        },
+        "required": ["classes", "images", "images_per_class", "ledger", "recipe", "root"],
+    },
+    "verify": several(
+        {
+            "anyOf": [
+                thing({"file": TEXT, "valid": {"const": True}, "root": ROOT}, {"decode": PROBES}),
+                thing(
+                    {"file": TEXT, "valid": {"const": False}, "code": TEXT, "message": TEXT},
+                    {"root": ROOT},
+                ),
+            ]
+        }
+    ),
+    "diff": thing(
+        {
+            "same": FLAG,
+            "roots": several(ROOT),
+            "changes": several(thing({"what": TEXT, "a": {}, "b": {}})),
+        }
+    ),
+    "preview": thing({"output": TEXT, "bytes": WHOLE, "root": ROOT}),
+    "decode": thing(
+        {
+            "images": WHOLE,
+            "made": WHOLE,
+            "seconds": REAL,
+            "images_per_second": REAL,
+            "out": TEXT,
+            "root": ROOT,
+            "decoder": ANY,
+        }
+    ),
+    "encode (an event a line)": {
+        "type": "object",
+        "properties": {
+            "event": {"enum": ["plan", "note", "stage", "step", "stage-done", "sheets", "done"]}
+        },
+        "required": ["event"],
+    },
+    "encode --dry-run": {
+        "type": "object",
+        "properties": {
+            "classes": several(TEXT),
+            "counts": several(WHOLE),
+            "plan": ANY,
+            "seconds": {"type": "object", "additionalProperties": REAL},
+            "seconds_total": REAL,
+            "bytes": WHOLE,
+        },
+        "required": ["bytes", "classes", "counts", "plan", "seconds", "seconds_total"],
+    },
+    "eval": {
+        "type": "object",
+        "properties": {"arms": several(ANY), "ledger": ANY, "preset": ANY, "scores": ANY},
+        "required": ["arms", "ledger", "pack", "preset", "scores"],
+    },
+    "pull": thing(
+        {
+            "address": TEXT,
+            "root": ROOT,
+            "bytes": WHOLE,
+            "path": TEXT,
+            "signature": {},
+            "backbone": {},
+        }
+    ),
+    "push": thing(
+        {
+            "address": TEXT,
+            "commit": TEXT,
+            "root": ROOT,
+            "url": TEXT,
+            "files": several(TEXT),
+            "notes": several(TEXT),
+        }
+    ),
+    "push --dry-run": thing(
+        {
+            "address": TEXT,
+            "root": ROOT,
+            "message": TEXT,
+            "files": several(FILE),
+            "notes": several(TEXT),
+            "texts": {"type": "object", "additionalProperties": TEXT},
+        }
+    ),
+    "cache ls": several(thing(STORE)),
+    "cache rm": several(thing({**STORE, "removed": FLAG})),
+    "cache verify": several(thing({**STORE, "bad": several(WHOLE)})),
+    "demo": thing(
+        {
+            "root": ROOT,
+            "bytes": WHOLE,
+            "images": WHOLE,
+            "accuracy": {"type": "object", "additionalProperties": REAL},
+            "seconds": REAL,
+            "files": several(TEXT),
+        }
+    ),
+    "env": thing(
+        {
+            "d3pack": TEXT,
+            "python": TEXT,
+            "system": TEXT,
+            "packages": {"type": "object", "additionalProperties": TEXT},
+            "device": ANY,
+            "settings": {"type": "object", "additionalProperties": TEXT},
+            "terminal": FLAG,
+        }
+    ),
+}
+
+
+def schema() -> str:
+    """The document."""
+    return (
+        json.dumps(
+            {
+                "$schema": "https://json-schema.org/draft/2020-12/schema",
+                "title": "What d3pack prints with --format json",
+                "$defs": VERBS,
+            },
+            indent=1,
+            sort_keys=True,
+        )
+        + "\n"
+    )
+
+
+if __name__ == "__main__":
+    (Path(__file__).parent / "cli.schema.json").write_text(schema(), encoding="utf-8")

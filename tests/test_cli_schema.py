@@ -1,0 +1,86 @@
+"""What `--format json` prints fits the committed schema, verb by verb, on real outputs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from dataset_packs import tiny_pack
+from encode_world import make_tree
+from test_cli import ROOT, load
+from tiny_backbones import tiny_sd
+from typer.testing import CliRunner
+
+import d3pack
+from d3pack.cli import app
+from d3pack.decode import Decoder, make_probes
+
+SCHEMA = json.loads((ROOT / "spec" / "cli.schema.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a backbone, two packs, a file that is none, and a few pictures."""
+    room = tmp_path_factory.mktemp("world")
+    tiny_sd(room / "sd")
+    pack = tiny_pack(room / "sd", classes=2, images=2, labels=True)
+    probes = make_probes(Decoder(pack, path=room / "sd"), [(0, 0), (1, 1)], (16, 16))
+    d3pack.write(replace(pack, probes=probes), room / "a.d3m")
+    d3pack.write(pack.first(1), room / "b.d3m")
+    (room / "bad.d3m").write_bytes(b"\0" * 80)
+    make_tree(room / "photos", count=6)
+    return room
+
+
+def test_the_committed_schema_is_what_the_generator_makes() -> None:
+    made = load(ROOT / "spec" / "make_cli_schema.py").schema()
+    assert (ROOT / "spec" / "cli.schema.json").read_text(encoding="utf-8") == made
+
+
+def check(verb: str, value: Any) -> None:
+    schema = {**SCHEMA, **SCHEMA["$defs"][verb]}
+    jsonschema.Draft202012Validator(schema).validate(value)
+
+
+CALLS = [
+    ("info", "info a.d3m", 0),
+    ("verify", "verify a.d3m bad.d3m", 3),
+    ("verify", "verify a.d3m --decode --backbone sd", 0),
+    ("diff", "diff a.d3m b.d3m", 1),
+    ("diff", "diff a.d3m a.d3m", 0),
+    ("preview", "preview a.d3m -o a.png --backbone sd", 0),
+    ("decode", "decode a.d3m -o images --backbone sd", 0),
+    ("cache ls", "cache ls --cache-dir stores", 0),
+    ("push --dry-run", "push a.d3m org/name --dry-run --backbone sd", 0),
+    ("encode --dry-run", "encode photos -o p.d3m --backbone sd --dry-run", 0),
+    ("env", "env", 0),
+]
+
+
+@pytest.mark.parametrize(("verb", "call", "code"), CALLS, ids=[call for _, call, _ in CALLS])
+def test_output_fits_the_schema(
+    world: Path, monkeypatch: pytest.MonkeyPatch, verb: str, call: str, code: int
+) -> None:
+    monkeypatch.chdir(world)
+    monkeypatch.setenv("D3PACK_HOME", str(world / "home"))
+    done = CliRunner().invoke(app, [*call.split(), "--format", "json"])
+    assert done.exit_code == code, done.exception
+    check(verb, json.loads(done.stdout))
+
+
+def test_encode_tells_an_event_a_line(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(world)
+    monkeypatch.setenv("D3PACK_HOME", str(world / "home"))
+    few = "--steps 2 --cool 1 --ipc 1 --teacher-samples 60 --sampler-steps 2 --probes 1"
+    words = f"encode photos -o made.d3m --backbone sd {few} --format json".split()
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.exception
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    for event in events:
+        check("encode (an event a line)", event)
+    assert events[-1]["event"] == "done"
+    assert events[-1]["root"] == d3pack.read(world / "made.d3m").root
