@@ -131,6 +131,21 @@ def test_a_table_for_people(
     assert "JPEG files" in err
 
 
+def test_a_tree_may_call_its_test_part_val(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = tmp_path / "real"
+    real.mkdir()
+    (real / "train").symlink_to(world / "real" / "train")
+    (real / "val").symlink_to(world / "real" / "test")
+    args = (
+        *(str(world / "plain.d3m"), "--real", str(real), "--preset", "blink", "--seeds", "1"),
+        *("--work", str(tmp_path / "work"), "--baseline", "none", "--format", "json"),
+    )
+    assert command(world, monkeypatch, *args) == 0
+    assert json.loads(capsys.readouterr().out)["facts"]["test_images"] == 15
+
+
 @pytest.mark.parametrize(
     ("case", "words"),
     [

@@ -93,7 +93,7 @@ def evaluate(
     path = local_path(pack)
     opened = read(path)
     training = open_source(real, class_names=class_names, split="train")
-    testing = open_source(test or real, class_names=class_names, split="test")
+    testing = open_source(test or real, class_names=class_names, split=_test_split(test or real))
     if training.fingerprint() == testing.fingerprint():
         raise UsageError(
             "the training images and the test images are the same files",
@@ -132,6 +132,12 @@ def evaluate(
         _out.say(f"all figures: {home.path / 'evaluation.json'}")
         if report is not None:
             _out.say(f"report: {report}")
+
+
+def _test_split(where: str) -> str:
+    """What the test part of a tree is called."""
+    known = ("test", "testing", "val", "valid", "validation", "dev")
+    return next((name for name in known if (Path(where) / name).is_dir()), "test")
 
 
 def _device(wanted: str | None) -> str:

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ def _svg(figure: Any, title: str, salt: str) -> str:
     text = text[text.index("<svg") :].replace(_INK, "currentColor").replace(_FAINT, "currentColor")
     # Identifiers are global to a page: two charts must not share them.
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{salt}-", text)
-    return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    return text.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
 
 
 def _axes(width: float, height: float) -> tuple[Any, Any]:

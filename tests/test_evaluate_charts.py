@@ -1,0 +1,119 @@
+"""Charts and the results' scripts: valid SVG, colours of the page, figures that are the table's."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from d3pack.evaluate.charts import Series, accuracy_per_byte, confusion
+
+ROOT = Path(__file__).resolve().parents[1]
+SERIES = [
+    Series("packs", [3000, 10_000, 1000], [0.3, 0.35, 0.2], [0.01, 0.01, 0.0]),
+    Series("real <images>", [1000], [0.1], [0.0]),
+]
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def both() -> tuple[str, str]:
+    counts = np.array([[90, 10], [40, 60]])
+    return (
+        accuracy_per_byte(SERIES, levels={"all": 0.6}, chance=0.1, title="a & b"),
+        confusion(counts, ["cat", "dog"], title="who is who"),
+    )
+
+
+def test_charts_are_svg_that_takes_the_colour_of_the_page() -> None:
+    for svg in both():
+        root = ElementTree.fromstring(svg)
+        assert root.tag.endswith("svg")
+        assert root.attrib["role"] == "img"
+        assert root.attrib["aria-label"]
+        assert "currentColor" in svg
+        assert "#010203" not in svg
+        for text in re.findall(r"<text[^>]*>", svg):
+            assert "currentColor" in text or "#1f2024" in text or "#ffffff" in text
+
+
+def test_two_charts_share_no_identifier() -> None:
+    one, other = (set(re.findall(r'\bid="([^"]+)"', svg)) for svg in both())
+    assert one
+    assert other
+    assert not one & other
+    for svg in both():
+        wanted = set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg))
+        assert wanted <= set(re.findall(r'\bid="([^"]+)"', svg))
+
+
+def test_charts_are_reproducible() -> None:
+    assert both() == both()
+
+
+def test_letters_are_letters_and_nothing_is_cut() -> None:
+    curve, matrix = both()
+    for word in ("packs", "real &lt;images&gt;", "chance", "bytes sent", "10 kB"):
+        assert word in curve
+    for word in ("cat", "dog", "90", "40", "truth", "answer"):
+        assert f">{word}<" in matrix
+
+
+def result(
+    arm: str, budget: int | None, nbytes: float | None, *accuracies: float
+) -> dict[str, Any]:
+    mean = sum(accuracies) / len(accuracies)
+    return {
+        "arm": arm,
+        "budget": budget,
+        "bytes": nbytes,
+        "last": {"mean": mean, "std": 0.01 if len(accuracies) > 1 else 0.0},
+        "runs": [{"images": 500, "last": a} for a in accuracies],
+    }
+
+
+def test_markdown_and_figure_say_what_the_results_say() -> None:
+    figure = script("figure")
+    rows = {
+        "pack 3,000 B": result("pack", 3000, 2990, 0.30, 0.32),
+        "webp 3,000 B": result("webp", 3000, 2950, 0.18, 0.18),
+        "jpeg 3,000 B": result("jpeg", 3000, 2800, 0.20),
+        "webp 1,000 B": result("webp", 1000, 990, 0.15),
+        "random": result("random", None, None, 0.4, 0.42),
+        "names": result("names", None, 2500, 0.25),
+    }
+    table = {"rows": rows, "classes": ["c"] * 10, "per_class": 50, "target": "cifar10"}
+    text = figure.markdown(table)
+    assert "| packs: learned prompts | – | 31.0 ± 1.0 |" in text
+    assert "| real images, one WebP sheet | 15.0 (1 seed) | 18.0 ± 1.0 |" in text
+    assert "| pack / best real, above chance | – | 2.1 x |" in text  # 21 points against 10
+    assert "500 images: 41.0 ± 1.0 %" in text
+    svg = figure.figure(table)
+    ElementTree.fromstring(svg)
+    assert "prefers-color-scheme: dark" in svg
+
+
+def test_the_table_names_every_cell_and_counts_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = script("table")
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    table.show("cifar10", 3)
+    text = capsys.readouterr().out
+    assert "66 students missing" in text  # 4 kinds at 5 sizes and 2 without a size, 3 seeds
+    assert text.count("missing") == 23
