@@ -32,6 +32,7 @@ SCHEDULE = {
 }
 
 JUDGED = 1024  # tuples at most
+JUDGED_LOG_SIGMA = (0.2, 1.3)  # their levels, the same for every preset: losses stay comparable
 
 
 class Conditioner(Protocol):
@@ -122,9 +123,13 @@ class DiffusionTask:
         return DenoiserModule(self.build()).to(memory_format=torch.channels_last)
 
     def _triples(
-        self, latents: Latents, rows: NDArray[np.int64], rng: np.random.Generator
+        self,
+        latents: Latents,
+        rows: NDArray[np.int64],
+        rng: np.random.Generator,
+        log_sigma: tuple[float, float],
     ) -> Batch:
-        mean, deviation = self.config.log_sigma
+        mean, deviation = log_sigma
         clean = torch.from_numpy(latents.values[rows]).float()
         levels = mean + deviation * rng.standard_normal(len(rows))
         times = np.searchsorted(self.log_sigmas, levels).clip(0, len(self.log_sigmas) - 1)
@@ -138,9 +143,8 @@ class DiffusionTask:
     def batch(self, step: int, rank: int, world: int, progress: float) -> Batch:
         at = step * world + rank
         rows = batch_rows(len(self.latents.labels), self.config.loop.batch, at, self.seed)
-        return self._triples(
-            self.latents, rows, np.random.Generator(np.random.Philox(key=[self.seed + 4, at]))
-        )
+        rng = np.random.Generator(np.random.Philox(key=[self.seed + 4, at]))
+        return self._triples(self.latents, rows, rng, self.config.log_sigma)
 
     @torch.no_grad()
     def validate(self, module: nn.Module) -> dict[str, float]:
@@ -150,7 +154,7 @@ class DiffusionTask:
         rows = np.linspace(
             0, len(self.judged.labels) - 1, min(JUDGED, len(self.judged.labels))
         ).astype(np.int64)
-        triples = self._triples(self.judged, rows, rng)
+        triples = self._triples(self.judged, rows, rng, JUDGED_LOG_SIGMA)
         total = 0.0
         for start in range(0, len(rows), 128):
             part = {k: v[start : start + 128].to(device) for k, v in triples.items()}
