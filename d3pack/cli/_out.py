@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
+
+Progress = Callable[[int, int], None]  # done, in all
 
 Format = Literal["human", "json", "quiet"]
 
@@ -29,6 +33,43 @@ def fail(error: Exception) -> None:
 def printable(text: str) -> str:
     """Text from a file, made safe for a terminal: controls and escapes become visible."""
     return "".join(ch if ch.isprintable() else ch.encode("unicode_escape").decode() for ch in text)
+
+
+@contextmanager
+def progress(title: str, *, quiet: bool) -> Iterator[Progress | None]:
+    """A bar with images/s and the time left, on stderr; a terminal is not needed."""
+    if quiet:
+        yield None
+        return
+    import rich.progress
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    with rich.progress.Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None, rate="")
+        first: int | None = None
+
+        def update(done: int, total: int) -> None:
+            nonlocal first
+            first = done if first is None else first
+            seconds = bar.tasks[0].elapsed or 0.0
+            rate = f"{(done - first) / seconds:.1f} images/s" if seconds and done > first else ""
+            bar.update(task, completed=done, total=total, rate=rate)
+
+        yield update
 
 
 class _Voice(logging.Handler):

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from d3pack.cli import _out
-
-if TYPE_CHECKING:
-    from d3pack.decode.export import Progress
 
 
 def register(app: typer.Typer) -> None:
@@ -62,11 +57,11 @@ def decode(
     from d3pack.decode.export import Plan, export
     from d3pack.decode.names import chosen
     from d3pack.errors import UsageError
-    from d3pack.format import read
+    from d3pack.hub import load
 
     plan = Plan(to, image, quality, shard)
     plan.check()
-    opened = read(_local(pack))
+    opened = load(pack)
     wanted = chosen(opened.classes, classes)
     count = opened.images_per_class if ipc is None else ipc
     if not 1 <= count <= opened.images_per_class:
@@ -85,7 +80,7 @@ def decode(
                 f" {how['backbone']}, {how['sampler']} {how['steps']} steps"
             )
         )
-    with _progress(format == "quiet") as progress:
+    with _out.progress("decoding", quiet=format == "quiet") as progress:
         done = export(decoder, out, wanted, count, plan, progress)
     if format == "json":
         _out.emit(
@@ -102,48 +97,3 @@ def decode(
     elif format == "human":
         kept = f", {done.images - done.made:,} were there" if done.made < done.images else ""
         print(_out.printable(f"{done.images:,} images in {out} ({done.rate:.1f} a second{kept})"))
-
-
-def _local(file: str) -> Path:
-    if file.startswith("hf://"):
-        from d3pack.hub import local_path
-
-        return local_path(file)
-    return Path(file)
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Progress | None]:
-    """A bar with images/s and the time left, on stderr; a terminal is not needed."""
-    if quiet:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("decoding"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=None, rate="")
-        first: int | None = None
-
-        def update(done: int, total: int) -> None:
-            nonlocal first
-            first = done if first is None else first
-            seconds = bar.tasks[0].elapsed or 0.0
-            rate = f"{(done - first) / seconds:.1f} images/s" if seconds and done > first else ""
-            bar.update(task, completed=done, total=total, rate=rate)
-
-        yield update

@@ -113,6 +113,9 @@ def push(
         Literal["decode", "probes", "none"],
         typer.Option(help="Images for the viewer: decode, probes or none."),
     ] = "decode",
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Images of the preview. [40; 12 above 128 pixels]")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the file there. [as here]")] = None,
     sign: Annotated[
         bool, typer.Option("--sign", help="Sign it: with --key, else by Sigstore's login.")
@@ -126,7 +129,9 @@ def push(
     backbone: Annotated[
         Path | None, typer.Option(help="Directory that holds the backbone, checked by its lock.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where the preview is decoded.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="Where the preview is decoded: cpu, cuda, ...")
+    ] = "cpu",
     format: FormatOption = "human",
 ) -> None:
     """Publish a pack in one commit, with card, preview and metadata; then read it back.
@@ -140,15 +145,16 @@ def push(
         source=source,
         record=record,
         preview=preview,
+        images=images,
         backbone=backbone,
         device=device,
         sign=sign or key is not None,
         key=key,
         name=name,
     )
-    if preview == "decode" and format == "human":
-        _out.say("decoding the preview images")
-    parcel = room.prepare(file, repo, options)
+    quiet = format == "quiet" or preview != "decode"
+    with _out.progress("decoding the preview", quiet=quiet) as progress:
+        parcel = room.prepare(file, repo, options, progress)
     if dry_run:
         _show(parcel, format)
         return

@@ -164,7 +164,8 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
     yield _row("", f"revision {backbone.revision}")
     yield _row(
         "",
-        f"{_count(len(backbone.files), 'file')}, {_size(backbone.nbytes)}, licence {backbone.licence}",
+        f"{_count(len(backbone.files), 'file')}, {_size(backbone.nbytes)},"
+        f" licence {backbone.licence}",
     )
     yield _row(
         "recipe",

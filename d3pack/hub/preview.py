@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,18 @@ from d3pack.errors import UsageError
 from d3pack.pack import Pack
 
 MOST = 40  # images
+MOST_LARGE = 12  # of more than _PNG_UP_TO pixels: a minute each where there is no GPU
 WIDEST = 256  # pixels; larger images are scaled down and stored as JPEG
 _PNG_UP_TO = 128
 
+Progress = Callable[[int, int], None]  # images done, in all
 Images = npt.NDArray[np.uint8]  # (N, 3, h, w)
 
 
-def pairs_to_show(pack: Pack, most: int = MOST) -> list[tuple[int, int]]:
+def pairs_to_show(pack: Pack, most: int | None = None) -> list[tuple[int, int]]:
     """(class, index) pairs: classes spread evenly, the best images of each first."""
+    if most is None:
+        most = MOST if max(pack.recipe.size) <= _PNG_UP_TO else MOST_LARGE
     classes = len(pack.classes)
     shown = np.unique(np.linspace(0, classes - 1, min(classes, most)).round().astype(int))
     each = max(1, min(pack.images_per_class, most // len(shown)))
@@ -28,21 +33,31 @@ def pairs_to_show(pack: Pack, most: int = MOST) -> list[tuple[int, int]]:
 
 
 def decoded(
-    pack: Pack, *, path: str | Path | None = None, device: str = "cpu", most: int = MOST
+    pack: Pack,
+    *,
+    path: str | Path | None = None,
+    device: str = "cpu",
+    most: int | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Images, list[int]]:
     """Images made by the pack's own backbone, and their classes."""
     from d3pack.decode import Decoder
 
     pairs = pairs_to_show(pack, most)
+    made = []
     with Decoder(pack, device=device, path=path) as decoder:
-        images = decoder.images(pairs).cpu().numpy()
-    return images, [c for c, _ in pairs]
+        for _, images in decoder.stream(pairs):
+            made.append(images.cpu().numpy())
+            if progress:
+                progress(sum(map(len, made)), len(pairs))
+    return np.concatenate(made), [c for c, _ in pairs]
 
 
-def probes(pack: Pack, most: int = MOST) -> tuple[Images, list[int]]:
+def probes(pack: Pack, most: int | None = None) -> tuple[Images, list[int]]:
     """The reference images that the pack carries: decoded when it was made."""
     if pack.probes is None:
         raise UsageError("the pack carries no probes to show", hint="use --preview decode or none")
+    most = MOST if most is None else most
     return pack.probes.images[:most], pack.probes.labels[:most].tolist()
 
 

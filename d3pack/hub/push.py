@@ -35,6 +35,7 @@ class Options:
     source: str | None = None
     record: Path | None = None  # evaluation.json of `d3pack eval`
     preview: Preview = "decode"
+    images: int | None = None  # in the preview
     backbone: Path | None = None  # a directory that holds it, for the preview
     device: str = "cpu"
     sign: bool = False
@@ -63,7 +64,9 @@ class Pushed:
     notes: tuple[str, ...]
 
 
-def prepare(path: Path, repo: str, options: Options) -> Parcel:
+def prepare(
+    path: Path, repo: str, options: Options, progress: preview.Progress | None = None
+) -> Parcel:
     """Read the pack strictly and make every file of the commit."""
     if not path.is_file():
         raise NotFoundError(f"there is no file {path}", hint="give the .d3m to publish")
@@ -86,7 +89,7 @@ def prepare(path: Path, repo: str, options: Options) -> Parcel:
         record=_record(path, pack, options.record, notes),
         signed=options.sign,
     )
-    shown, shown_bytes = _preview(pack, options, notes)
+    shown, shown_bytes = _preview(pack, options, notes, progress)
     files = {str(address.file): data}
     if shown_bytes is not None:
         facts = replace(facts, preview=f"preview/{stem}.parquet", shown=shown)
@@ -204,7 +207,9 @@ def _same(entry: Any, data: bytes) -> bool:
     return bool(entry.blob_id == oid)
 
 
-def _preview(pack: Pack, options: Options, notes: list[str]) -> tuple[int, bytes | None]:
+def _preview(
+    pack: Pack, options: Options, notes: list[str], progress: preview.Progress | None
+) -> tuple[int, bytes | None]:
     if options.preview == "none":
         return 0, None
     try:
@@ -213,9 +218,15 @@ def _preview(pack: Pack, options: Options, notes: list[str]) -> tuple[int, bytes
         notes.append("no preview: it needs pyarrow (pip install 'd3pack[encode]')")
         return 0, None
     if options.preview == "decode":
-        images, labels = preview.decoded(pack, path=options.backbone, device=options.device)
+        images, labels = preview.decoded(
+            pack,
+            path=options.backbone,
+            device=options.device,
+            most=options.images,
+            progress=progress,
+        )
     else:
-        images, labels = preview.probes(pack)
+        images, labels = preview.probes(pack, options.images)
     return len(images), preview.parquet(images, labels, pack.classes)
 
 
