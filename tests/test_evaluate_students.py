@@ -65,6 +65,25 @@ def test_logits_and_gradients(name: str) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 5, 8, 8), (3, 16, 6, 10), (2, 4, 7, 8), (1, 8, 2, 2)])
+def test_relu_and_pool_are_fused_without_a_difference(
+    shape: tuple[int, int, int, int], dtype: torch.dtype
+) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[0, 0, 0, 0] = 0.0
+    fused, plain = x.clone().requires_grad_(), x.clone().requires_grad_()
+    one = students.ReluPool()(fused)
+    other = torch.nn.functional.avg_pool2d(torch.nn.functional.relu(plain), 2)
+    assert torch.equal(one, other)
+    grad = torch.randn_like(other)
+    one.backward(grad)
+    other.backward(grad)
+    assert fused.grad is not None
+    assert plain.grad is not None
+    assert torch.equal(fused.grad, plain.grad)
+
+
 def test_instance_norm_does_not_couple_images() -> None:
     model = students.build("convnet3", 5, 32)
     x = torch.randn(4, 3, 32, 32)
