@@ -46,7 +46,13 @@ def test_a_wrong_byte_in_any_range_is_found() -> None:
         with pytest.raises(TruncatedError):
             verify_class(head, 2, {**good, name: blob[:-1]})
     with pytest.raises(LeafError):
-        verify_class(head, 1, {**good, })
+        verify_class(
+            head,
+            1,
+            {
+                **good,
+            },
+        )
     with pytest.raises(UsageError):
         plan_class_reads(head, 4)
 

@@ -1,0 +1,201 @@
+"""The specification says what the code does: schema, tables, hexdump, vectors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from typing import Any
+
+import jsonschema
+import make_hexdump
+import make_schema
+import pytest
+import reader
+from draft import Draft
+from format_packs import ROOT, VALID, VECTORS, full, make
+
+import d3pack
+from d3pack import canonical, container, errors, noise, recipe, samplers
+from d3pack.codecs import adapter, labels, prompts
+from d3pack.errors import InvalidPackError
+from d3pack.format import reader as ours
+from d3pack.format import rules
+
+SPEC = (ROOT / "spec" / "d3m-1.md").read_text(encoding="utf-8")
+SCHEMA = json.loads((ROOT / "spec" / "manifest.schema.json").read_text())
+INDEX = json.loads((VECTORS / "index.json").read_text())
+CHECKER = jsonschema.Draft202012Validator(SCHEMA)
+
+
+def section(number: int) -> str:
+    return SPEC.split(f"\n## {number}. ")[1].split("\n## ")[0]
+
+
+def table(number: int) -> list[list[str]]:
+    rows = [line for line in section(number).splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
+
+
+def test_the_schema_is_what_the_code_makes_and_a_schema() -> None:
+    assert make_schema.schema() == SCHEMA
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+
+@pytest.mark.parametrize("path", VALID, ids=lambda path: path.stem)
+def test_valid_manifests_fit_the_schema(path: Any) -> None:
+    CHECKER.validate(Draft(path.read_bytes()).manifest)
+
+
+def test_the_schema_refuses_what_it_can_say() -> None:
+    """All of E_MANIFEST, E_VERSION and E_FEATURE, and nearly all of E_RECIPE and E_SECTION."""
+    unsaid = {
+        "field-root-missing", "manifest-array", "images-real", "recipe-guidance",
+        "recipe-sigmas-integer", "recipe-sigmas-ascend", "recipe-sigmas-equal", "recipe-sigmas-end",
+        "recipe-sigmas-minus", "recipe-template", "section-order", "section-twice",
+        "section-unknown", "tensor-twice",
+    }  # fmt: skip
+    codes = {"E_MANIFEST", "E_VERSION", "E_FEATURE", "E_RECIPE", "E_SECTION"}
+    tried = 0
+    for name, entry in INDEX["invalid"].items():
+        if entry["code"] in codes and name not in unsaid:
+            data = (VECTORS / "invalid" / f"{name}.d3m").read_bytes()
+            size = int.from_bytes(data[:8], "little")
+            manifest = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["d3m"])
+            assert not CHECKER.is_valid(manifest), name
+            tried += 1
+    assert tried > 50
+
+
+def test_the_fields_are_the_same_in_schema_code_and_text() -> None:
+    manifest = full().manifest
+    assert set(manifest) == set(SCHEMA["properties"]) == ours.FIELDS
+    assert {row[0].strip("`") for row in table(3)[:10]} == set(manifest)
+    fields = SCHEMA["properties"]["recipe"]["properties"]
+    assert set(manifest["recipe"]) == set(fields)
+    inner = {f"backbone.{name}" for name in manifest["recipe"]["backbone"]}
+    assert {row[0].strip("`") for row in table(5)[:15]} == inner | set(fields) - {"backbone"}
+
+
+def test_the_table_of_errors_is_the_tree_of_errors() -> None:
+    rules_of_code = {
+        value.code
+        for value in vars(errors).values()
+        if isinstance(value, type)
+        and issubclass(value, InvalidPackError)
+        and value is not InvalidPackError
+    }
+    codes = [row[0].strip("`") for row in table(11)]
+    assert set(codes) == rules_of_code
+    assert len(codes) == len(set(codes))
+
+
+LIMITS = {
+    "header bytes": container.MAX_HEADER,
+    "bytes of data": container.MAX_DATA,
+    "classes": ours.MAX_CLASSES,
+    "images per class": ours.MAX_IMAGES,
+    "images": rules.MAX_TOTAL,
+    "sections": container.MAX_SECTIONS,
+    "tensors of a section": container.MAX_TENSORS,
+    "dimensions": container.MAX_DIMS,
+    "one dimension": container.MAX_SIDE,
+    "bytes of a class name": rules.MAX_NAME,
+    "modes": prompts.MAX_MODES,
+    "vectors of a prompt": prompts.MAX_VECTORS,
+    "values of a vector": prompts.MAX_WIDTH,
+    "codebook entries": prompts.CODEBOOK,
+    "bits of a label code": 12,
+    "octaves of a label": 64,
+    "tensors of an adapter": adapter.MAX_TENSORS,
+    "probes": rules.MAX_PROBES,
+    "steps": recipe.MAX_STEPS,
+    "pixels of a side": recipe.MAX_SIDE,
+    "group": recipe.MAX_GROUP,
+    "files of a backbone": recipe.MAX_FILES,
+    "bytes of a file of a backbone": recipe.MAX_FILE_SIZE,
+    "characters of a path, template or licence": recipe.MAX_TEXT,
+    "levels of JSON": canonical.MAX_DEPTH,
+}
+
+
+def test_the_table_of_limits_is_the_codes() -> None:
+    assert {row[0]: int(row[2]) for row in table(4)} == LIMITS
+
+
+def test_sections_and_codecs_are_the_codes() -> None:
+    names = [row[0].strip("`") for row in table(3)[10:] if row[0] != "section" and row[0] != "---"]
+    assert tuple(names) == container.KNOWN
+    assert [row[0].strip("`") for row in table(6)] == list(prompts.CODECS)
+    assert [row[0].strip("`") for row in table(8)] == list(adapter.CODECS)
+    assert all(f"**`{codec}`**" in section(7) for codec in labels.CODECS)
+    assert reader.CODECS.keys() == set(container.KNOWN)
+
+
+def test_noise_is_as_written() -> None:
+    assert noise.TABLE_SHA256 in section(9)
+    assert recipe.NOISE in section(5)
+    assert f"{noise.STEPS}·epoch" in section(9)
+    for counter, key, answer in table(9):
+        seed = int("".join(reversed(key.split())), 16)
+        import numpy as np
+
+        words = noise.philox(np.array([[int(w, 16)] for w in counter.split()], np.uint64), seed)
+        assert " ".join(f"{int(word[0]):08x}" for word in words) == answer
+
+
+def test_the_samplers_table_is_the_samplers() -> None:
+    sigmas = (10.0, 4.0, 1.0, 0.0)
+    euler = samplers.plan("euler", sigmas)
+    assert samplers.plan("ddim", sigmas) == euler
+    for step, s, t in zip(euler, sigmas, sigmas[1:], strict=False):
+        assert (step.a, step.b, step.c) == (t / s, (1 - t / s,), 0)
+    second = samplers.plan("dpmpp-2m", sigmas)
+    assert (second[0], second[2]) == (euler[0], euler[2])
+    r, h = 1 / 4, 0.5 * math.log(4 / 1) / math.log(10 / 4)
+    assert second[1].a == r
+    assert second[1].b == pytest.approx(((1 - r) * (1 + h), -(1 - r) * h))
+    assert [(s.a, s.b, s.c) for s in samplers.plan("lcm", sigmas)] == [
+        (0, (1,), t) for t in sigmas[1:]
+    ]
+    names = " ".join(row[0] for row in table(5)[15:])
+    assert all(f"`{name}`" in names for name in recipe.SAMPLERS)
+
+
+def test_the_hexdump_is_the_smallest_pack() -> None:
+    data = (VECTORS / "valid" / "smallest.d3m").read_bytes()
+    told = SPEC.partition(make_hexdump.MARK)[2]
+    assert told.strip() == make_hexdump.explain(data).strip()
+    shown = re.findall(r"^[0-9a-f]{8}  ((?:[0-9a-f]{2} ?)+)", told, flags=re.M)
+    assert bytes.fromhex("".join(shown)) == data
+    spans = re.findall(r"^\| (0x[0-9a-f]+) to (0x[0-9a-f]+) \|", told, flags=re.M)
+    assert len(spans) > 20
+    assert len(data) == min(p.stat().st_size for p in VALID)
+
+
+def test_root_is_what_the_text_says() -> None:
+    manifest = Draft(d3pack.pack_bytes(make())).manifest
+    rest = {name: value for name, value in manifest.items() if name != "root"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    assert hashlib.sha256(text.encode("ascii")).hexdigest() == manifest["root"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [0.0, -0.0, 1.0, 1e-4, 1e-5, 1e15, 1e16, 0.1, 5e-324, 1.7976931348623157e308, 123456.789],
+)
+def test_reals_are_spelled_as_the_text_says(value: float) -> None:
+    text = canonical.dumps(value)
+    assert float(text) == value
+    digits = re.fullmatch(r"-?(\d+)\.(\d+)|-?\d(?:\.\d+)?e([+-]\d{2,3})", text)
+    assert digits, text
+    if digits[3]:
+        assert not -4 <= int(digits[3]) <= 15
+
+
+def test_strings_are_spelled_as_the_text_says() -> None:
+    text = canonical.dumps('"\\/\b\f\n\r\t\x00\x1f ~\x7f\u00e9\u2028\U0001f408')
+    assert text == (
+        '"\\"\\\\/\\b\\f\\n\\r\\t\\u0000\\u001f ~\\u007f\\u00e9\\u2028\\ud83d\\udc08"'
+    )
