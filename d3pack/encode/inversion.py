@@ -77,7 +77,8 @@ def fresh_state(start: Array) -> dict[str, Array]:
     """The state before the first step."""
     rows = len(start)
     zeros = np.zeros_like(start)
-    state = {"vectors": start.copy(), "mean": start.copy(), "first": zeros, "second": zeros.copy()}
+    state = {"first": zeros, "second": zeros.copy()}
+    state |= {name: start.copy() for name in ("vectors", "mean", "best")}
     state |= {name: np.zeros(rows, np.int64) for name in ("status", "step", "cooled", "stall")}
     state |= {name: np.zeros(rows, np.int64) for name in ("samples", "judged")}
     state |= {name: np.full(rows, np.inf) for name in ("start_loss", "best_loss", "loss")}
@@ -303,14 +304,16 @@ class Inversion:
             losses = self._losses(exploring, state["mean"][exploring])
             gained = losses < state["best_loss"][exploring] * (1 - options.tolerance)
             state["stall"][exploring] = np.where(gained, 0, state["stall"][exploring] + 1)
+            ahead = exploring[losses < state["best_loss"][exploring]]
+            state["best"][ahead] = state["mean"][ahead]
             state["best_loss"][exploring] = np.minimum(losses, state["best_loss"][exploring])
             over = (state["stall"][exploring] >= options.patience) | (
                 state["step"][exploring] >= options.steps
             )
             turning = exploring[over]
             state["status"][turning] = COOLING
-            # the mean is the better start: it lies in the middle of the noise ball
-            state["vectors"][turning] = state["mean"][turning]
+            # a mean is the better start: it lies in the middle of the noise ball
+            state["vectors"][turning] = state["best"][turning]
         cooling = active[state["status"][active] == COOLING]
         ended = cooling[state["cooled"][cooling] >= options.cool]
         if len(ended):
@@ -319,14 +322,13 @@ class Inversion:
     def _finish(self, rows: Array) -> None:
         """The last judgement, of what the pack will hold: never worse than the class name."""
         state = self._state
-        for name in ("mean", "start"):
-            source = self._start if name == "start" else state["mean"]
-            trial = self._losses(rows, self._round_trip(source[rows]))
-            if not np.isfinite(state["loss"][rows]).all():
-                state["loss"][rows] = self._losses(rows, self._round_trip(state["vectors"][rows]))
-            better = trial < state["loss"][rows]
-            state["vectors"][rows[better]] = source[rows[better]]
-            state["loss"][rows] = np.minimum(state["loss"][rows], trial)
+        # cooled, averaged while cooling, the best before, the name: whatever the codec leaves best
+        trials = [state[name][rows].copy() for name in ("vectors", "mean", "best")]
+        for trial in (*trials, self._start[rows]):
+            losses = self._losses(rows, self._round_trip(trial))
+            better = losses < state["loss"][rows]
+            state["vectors"][rows[better]] = trial[better]
+            state["loss"][rows[better]] = losses[better]
         state["best_loss"][rows] = np.minimum(state["best_loss"][rows], state["loss"][rows])
         state["status"][rows] = DONE
 
