@@ -281,12 +281,19 @@ class D3MDataset(Dataset[Any]):
         rank: int | None = None,
         world: int | None = None,
         drop_last: bool = False,
+        background: bool | None = None,
     ) -> D3MLoader:
-        """Batches on the device, decoded ahead; rank and world default to torch.distributed's."""
+        """Batches on the device; rank and world default to torch.distributed's.
+
+        `background` decodes the batches to come while the caller trains; the default is to do so on a
+        GPU. A decoder on the CPU has every core busy, and takes turns with the training instead.
+        """
         order = self.batch_order(
             batch_size, shuffle=shuffle, seed=seed, rank=rank, world=world, drop_last=drop_last
         )
-        return D3MLoader(self, order)
+        return D3MLoader(
+            self, order, self.device.type != "cpu" if background is None else background
+        )
 
     def batch_order(
         self,

@@ -17,7 +17,9 @@ from d3pack.dataset import shelf
 from d3pack.dataset.order import Ints
 from d3pack.dataset.store import next_absent
 
-_RESIDENT = 64 << 20  # bytes read before the mapped pages are given back; the page cache keeps them
+_RESIDENT = (
+    256 << 20
+)  # bytes read before the mapped pages are given back; the page cache keeps them
 
 
 class DiskStore:

@@ -23,9 +23,10 @@ class D3MLoader(IterableDataset[Any]):
     model it resumes right after them; see `BatchOrder` for what a state may be loaded on.
     """
 
-    def __init__(self, dataset: D3MDataset, order: BatchOrder) -> None:
+    def __init__(self, dataset: D3MDataset, order: BatchOrder, background: bool) -> None:
         self.dataset = dataset
         self.order = order
+        self.background = background
 
     @property
     def batch_size(self) -> int:
@@ -59,7 +60,7 @@ class D3MLoader(IterableDataset[Any]):
         self.order.finish()
 
     def _steps(self, epoch: int, consumed: int) -> Generator[tuple[Ints, Tensor, int], None, None]:
-        """Each step: indices, images, end; from the store, from the first miss on decoded ahead."""
+        """Each step: indices, images, end; from the store, or from the first miss on decoded."""
         source = self.dataset.images
         for indices, after in self.order.walk(epoch, consumed):
             numbers = self.dataset.numbers(indices)
@@ -70,13 +71,15 @@ class D3MLoader(IterableDataset[Any]):
         else:
             return
         rest = (self.dataset.numbers(ids) for ids, _ in self.order.walk(epoch, consumed))
-        background = Background(decoded(source, rest, epoch), source.device)
+        ahead: Any = decoded(source, rest, epoch)
+        if self.background:
+            ahead = Background(ahead, source.device)
         try:
             steps = self.order.walk(epoch, consumed)
-            for (indices, after), images in zip(steps, background, strict=True):
+            for (indices, after), images in zip(steps, ahead, strict=True):
                 yield indices, images, after
         finally:
-            background.close()
+            ahead.close()
 
     def set_epoch(self, epoch: int) -> None:
         """Begin the next iteration at an epoch; where it stands in that epoch already, it stays."""

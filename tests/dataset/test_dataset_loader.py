@@ -48,11 +48,12 @@ def indices_of(batches: Any, expected: Tensor) -> list[int]:
 
 
 @pytest.mark.parametrize("cache", ["cpu", "disk", None])
+@pytest.mark.parametrize("background", [True, False, None])
 @pytest.mark.parametrize("batch", [1, 4, 5, 21, 100])
 def test_every_epoch_has_every_image_once(
-    pack: Pack, backbone: Path, expected: Tensor, cache: Any, batch: int
+    pack: Pack, backbone: Path, expected: Tensor, cache: Any, batch: int, background: bool | None
 ) -> None:
-    loader = use(pack, backbone, cache=cache).loader(batch, seed=3)
+    loader = use(pack, backbone, cache=cache).loader(batch, seed=3, background=background)
     orders = [indices_of(loader, expected) for _ in range(3)]
     assert [sorted(order) for order in orders] == [list(range(21))] * 3
     assert len({tuple(order) for order in orders}) == 3
@@ -60,13 +61,14 @@ def test_every_epoch_has_every_image_once(
 
 
 @pytest.mark.parametrize("cache", ["cpu", None])
+@pytest.mark.parametrize("background", [True, False])
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_the_first_epoch_decodes_in_whole_groups(
-    pack: Pack, backbone: Path, expected: Tensor, cache: Any, batch: int
+    pack: Pack, backbone: Path, expected: Tensor, cache: Any, batch: int, background: bool
 ) -> None:
     dataset = use(pack, backbone, cache=cache)
     asked = spied(dataset)
-    order = indices_of(dataset.loader(batch), expected)
+    order = indices_of(dataset.loader(batch, background=background), expected)
     assert sum(-(-len(numbers) // 4) for numbers in asked) == 6, "whatever the batch size"
     start = 0
     for numbers in asked:
@@ -76,7 +78,7 @@ def test_the_first_epoch_decodes_in_whole_groups(
 
 def test_decoding_runs_ahead_of_the_training_loop(pack: Pack, backbone: Path) -> None:
     dataset = use(pack, backbone, cache="cpu")
-    batches = iter(dataset.loader(4))
+    batches = iter(dataset.loader(4, background=True))
     next(batches)
     until = time.monotonic() + 20
     while dataset.images._store is None or dataset.images._store.ready() < 12:
@@ -87,16 +89,19 @@ def test_decoding_runs_ahead_of_the_training_loop(pack: Pack, backbone: Path) ->
 
 
 def test_leaving_an_epoch_stops_the_thread(pack: Pack, backbone: Path) -> None:
-    loader = use(pack, backbone, cache=None).loader(2)
+    loader = use(pack, backbone, cache=None).loader(2, background=True)
     for _ in loader:
         break
     assert not [t for t in threading.enumerate() if t.name == "d3pack-prefetch"]
 
 
-def test_an_error_of_the_decoder_reaches_the_loop(pack: Pack, tmp_path: Path) -> None:
+@pytest.mark.parametrize("background", [True, False])
+def test_an_error_of_the_decoder_reaches_the_loop(
+    pack: Pack, tmp_path: Path, background: bool
+) -> None:
     from d3pack.errors import BackboneError
 
-    loader = D3MDataset(pack, backbone=tmp_path, quiet=True).loader(4)
+    loader = D3MDataset(pack, backbone=tmp_path, quiet=True).loader(4, background=background)
     with pytest.raises(BackboneError):
         next(iter(loader))
 

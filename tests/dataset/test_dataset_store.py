@@ -273,8 +273,9 @@ def test_reading_keeps_memory_flat(tmp_path: Path) -> None:
     script = """
 import sys, numpy as np, torch
 from pathlib import Path
-from d3pack.dataset import shelf
+from d3pack.dataset import disk, shelf
 from d3pack.dataset.disk import DiskStore
+disk._RESIDENT = 64 << 20  # a quarter of the real one, to need a quarter of the images
 def resident():
     for line in open("/proc/self/status"):
         if line.startswith("VmRSS"): return int(line.split()[1]) / 1024

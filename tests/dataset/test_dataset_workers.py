@@ -66,7 +66,7 @@ def test_a_decode_under_way_in_a_thread_survives_a_fork(
     pack: Pack, backbone: Path, expected: Tensor
 ) -> None:
     dataset = use(pack, backbone, cache=None)
-    ahead = iter(dataset.loader(2))
+    ahead = iter(dataset.loader(2, background=True))
     next(ahead)  # its thread may hold the lock of the decoder now
     images = torch.cat([images for images, _ in loader(dataset)])
     assert torch.equal(images, expected)
