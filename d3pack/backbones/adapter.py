@@ -39,17 +39,16 @@ def check(backbone: Backbone, tensors: Mapping[str, Tensor]) -> None:
             )
         shape = parameter.shape
         wide = parameter[0].numel() if parameter.ndim > 1 else 1
-        fits = {
-            "scale": lambda t, s=shape: t.numel() == 1 or tuple(t.shape) == tuple(s[:1]),
-            "delta": lambda t, s=shape: tuple(t.shape) == tuple(s),
-            "lora_a": lambda t, w=wide: t.ndim == 2 and t.shape[1] == w,
-            "lora_b": lambda t, s=shape: t.ndim == 2 and t.shape[0] == s[0],
-        }
         for way, tensor in ways.items():
-            if not fits[way](tensor):
-                raise AdapterError(
-                    f"{name}.{way} of shape {tuple(tensor.shape)} does not fit {tuple(shape)}"
-                )
+            got = tuple(tensor.shape)
+            fits = {
+                "scale": tensor.numel() == 1 or got == tuple(shape[:1]),
+                "delta": got == tuple(shape),
+                "lora_a": tensor.ndim == 2 and got[1] == wide,
+                "lora_b": tensor.ndim == 2 and got[0] == shape[0],
+            }
+            if not fits[way]:
+                raise AdapterError(f"{name}.{way} of shape {got} does not fit {tuple(shape)}")
         pair = [ways.get(way) for way in ("lora_a", "lora_b")]
         if (pair[0] is None) != (pair[1] is None) or (
             pair[0] is not None and pair[1] is not None and len(pair[0]) != pair[1].shape[1]

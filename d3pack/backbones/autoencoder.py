@@ -10,7 +10,7 @@ from d3pack.errors import BackboneConfigError
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny")
 
@@ -20,7 +20,7 @@ class Autoencoder:
 
     def __init__(self, files: Files, *, device: torch.device, dtype: torch.dtype) -> None:
         stem = "diffusion_pytorch_model"
-        self.model: nn.Module = build(files, "vae", stem, KINDS, device=device, dtype=dtype)
+        self.model = build(files, "vae", stem, KINDS, device=device, dtype=dtype)
         config = self.model.config
         self.channels = int(config.latent_channels)
         blocks = config.get("block_out_channels") or config["decoder_block_out_channels"]
@@ -36,7 +36,8 @@ class Autoencoder:
         pixels = images if images.is_floating_point() else images.float().div(127.5).sub(1)
         found = self.model.encode(pixels.to(self._dtype))
         latents = found.latents if hasattr(found, "latents") else found.latent_dist.mode()
-        return (latents.float() - self._shift) * self._scale
+        scaled: Tensor = (latents.float() - self._shift) * self._scale
+        return scaled
 
     def decode_float(self, latents: Tensor) -> Tensor:
         """Float32 latents -> float32 images around [-1, 1]."""

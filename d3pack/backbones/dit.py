@@ -39,7 +39,7 @@ class DiT:
     ) -> None:
         self.ref, self.device, self.dtype = ref, device, dtype
         self.levels = Levels.from_config(files.json("scheduler/scheduler_config.json"))
-        model: Any = build(
+        model = build(
             files,
             "transformer",
             "diffusion_pytorch_model",
@@ -133,7 +133,7 @@ class DiT:
         """The row of a class that the model knows by this name, else the mean of all."""
         if k not in (None, 1):
             raise PromptWidthError(f"this backbone takes one vector a class, not {k}")
-        table = self.denoiser.transformer_blocks[0].norm1.emb.table[:-1].float()
+        table: Tensor = self.denoiser.transformer_blocks[0].norm1.emb.table[:-1].float()
         found = self._names.get(_plain(name))
         if found is not None and found < len(table):
             return table[found : found + 1].clone()

@@ -52,8 +52,7 @@ class Levels:
             root = np.sqrt(alphas)
             root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
             alphas = np.maximum(root**2, _ZERO_SNR)
-        alphas.flags.writeable = False
-        return cls(alphas, prediction)
+        return cls(alphas.astype(np.float64), prediction)
 
     @property
     def sigmas(self) -> npt.NDArray[np.float64]:
@@ -116,5 +115,5 @@ def _betas(
         return np.linspace(math.sqrt(first), math.sqrt(last), total) ** 2
     if name == "squaredcos_cap_v2":
         edges = np.cos((np.arange(total + 1) / total + 0.008) / 1.008 * math.pi / 2) ** 2
-        return np.minimum(1 - edges[1:] / edges[:-1], 0.999)
+        return np.asarray(np.minimum(1 - edges[1:] / edges[:-1], 0.999), dtype=np.float64)
     raise BackboneConfigError(f"beta_schedule {name!r} is unknown")

@@ -15,7 +15,6 @@ from d3pack.errors import BackboneConfigError, BackboneMissingError, BackboneWei
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 # the only classes ever built, whatever a config says
 CLASSES = {
@@ -85,9 +84,8 @@ def build(
     *,
     device: torch.device,
     dtype: torch.dtype,
-) -> nn.Module:
+) -> Any:
     """One model of a known class, with exactly the weights that its config asks for."""
-    import torch
     from accelerate import init_empty_weights
 
     path = f"{folder}/config.json"
@@ -111,7 +109,6 @@ def build(
     for buffer in model.buffers():
         if buffer.is_floating_point():
             buffer.data = buffer.data.to(dtype)
-    assert isinstance(model, torch.nn.Module)
     return model
 
 

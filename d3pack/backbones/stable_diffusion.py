@@ -64,7 +64,7 @@ class StableDiffusion:
         self.ref, self.device, self.dtype = ref, device, dtype
         self.levels = Levels.from_config(files.json("scheduler/scheduler_config.json"))
         stem = "diffusion_pytorch_model"
-        self.denoiser: nn.Module = build(
+        self.denoiser = build(
             files, "unet", stem, ("UNet2DConditionModel",), device=device, dtype=dtype
         )
         self.text = TextEncoder(files, device=device, dtype=dtype)
@@ -224,4 +224,4 @@ class _RememberedCondition:
 
     @staticmethod
     def _heads(attn: Any, x: Tensor) -> Tensor:
-        return x.unflatten(2, (attn.heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:2], attn.heads, -1).transpose(1, 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from d3pack.backbones.loading import Files, build
 from d3pack.errors import BackboneConfigError, PromptWidthError, RecipeError
@@ -42,7 +42,7 @@ class TextEncoder:
     """CLIP's text model, fed with embeddings instead of ids."""
 
     def __init__(self, files: Files, *, device: torch.device, dtype: torch.dtype) -> None:
-        built: Any = build(
+        built = build(
             files, "text_encoder", "model", ("CLIPTextModel",), device=device, dtype=dtype
         )
         self.model = getattr(built, "text_model", built)  # transformers 4 wraps it once more
@@ -119,7 +119,8 @@ def _tokenizer(files: Files) -> Tokenizer:
             found.no_truncation()
             return found
         lines = files.read("tokenizer/merges.txt").decode("utf-8").splitlines()
-        merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+        pairs = (line.split() for line in lines if line and not line.startswith("#version"))
+        merges = [(first, second) for first, second in pairs]
         model = models.BPE(
             vocab=files.json("tokenizer/vocab.json"),
             merges=merges,
