@@ -89,7 +89,7 @@ class AutoencoderTask:
             made.model = AutoencoderTiny.from_pretrained(
                 self.start / "vae", torch_dtype=torch.float32
             )
-        return made.to(memory_format=torch.channels_last)
+        return made
 
     def batch(self, step: int, rank: int, world: int, progress: float) -> Batch:
         config, photos = self.config, self.photos
@@ -121,7 +121,7 @@ class AutoencoderTask:
     def validate(self, module: nn.Module) -> dict[str, float]:
         assert isinstance(module, AutoencoderModule)
         psnr, squares = [], []
-        for part in self.judge.split(64):
+        for part in torch.split(self.judge, 64):
             x = part.to(module.anchor_bias.device).float() / 127.5 - 1
             z = module.model.encoder(x)
             y = module.model.decoder(z).clamp(-1, 1)

@@ -23,7 +23,9 @@ def encode_captions(
 ) -> Tensor:
     device = next(model.parameters()).device
     ids = tokenize(tokenizer, captions).to(device)
-    return torch.cat([model(input_ids=part).last_hidden_state.cpu() for part in ids.split(256)])
+    return torch.cat(
+        [model(input_ids=part).last_hidden_state.cpu() for part in torch.split(ids, 256)]
+    )
 
 
 class TextConditioner:

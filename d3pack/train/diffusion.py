@@ -71,9 +71,18 @@ def build_unet(
         addition_embed_type="text",
         addition_embed_type_num_heads=4,
     )
-    # on so few tokens, plain matrix products train a third faster than fused attention on a CPU
-    made.set_attn_processor(AttnProcessor())
-    return made
+    return _for_training(made)
+
+
+def load_unet(folder: Path) -> UNet2DConditionModel:
+    """Existing weights, to be trained on."""
+    return _for_training(UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32))
+
+
+def _for_training(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """On so few tokens plain matrix products train a third faster than fused attention (CPU)."""
+    unet.set_attn_processor(AttnProcessor())
+    return unet
 
 
 class DenoiserModule(nn.Module):
@@ -120,7 +129,7 @@ class DiffusionTask:
 
     def module(self) -> nn.Module:
         torch.manual_seed(self.seed)
-        return DenoiserModule(self.build()).to(memory_format=torch.channels_last)
+        return DenoiserModule(self.build())
 
     def _triples(
         self,
@@ -192,7 +201,7 @@ def sample(
     scheduler.set_timesteps(steps)
     device = next(model.parameters()).device
     both = {k: torch.cat([unconditional[k], conditional[k]]).to(device) for k in conditional}
-    x = noise.to(device) * scheduler.init_noise_sigma
+    x: Tensor = noise.to(device) * scheduler.init_noise_sigma
     for time in scheduler.timesteps:
         with torch.autocast(device.type, torch.bfloat16):
             found = model(torch.cat([x, x]), time.to(device), **both, return_dict=False)[0].float()

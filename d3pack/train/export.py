@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from d3pack.backbones.resolve import lock_directory
@@ -48,14 +48,13 @@ def export_backbone(
     write_lock(folder, licence)
 
 
-def _save(model: nn.Module, folder: Path) -> None:
+def _save(model: Any, folder: Path) -> None:
     """`save_pretrained`, and its weights once more as fp16: the model in memory stays as it is."""
-    save = model.save_pretrained
-    assert callable(save)
-    save(folder)
+    model.save_pretrained(folder)
     for path in folder.glob("*.safetensors"):
         tensors = {name: tensor.half().contiguous() for name, tensor in load_file(path).items()}
         save_file(tensors, path, metadata={"format": "pt"})
+        path.chmod(0o644)  # safetensors writes for the owner alone; a package is for all
     config = json.loads((folder / "config.json").read_text())
     for key in _PRIVATE:
         config.pop(key, None)

@@ -55,7 +55,8 @@ def learning_rate(config: LoopConfig, step: int, progress: float) -> float:
 
 def _follow(shadow: nn.Module, module: nn.Module, decay: float) -> None:
     with torch.no_grad():
-        mine, theirs = list(shadow.parameters()), list(module.parameters())
+        mine: list[Tensor] = list(shadow.parameters())
+        theirs: list[Tensor] = list(module.parameters())
         torch._foreach_lerp_(mine, theirs, 1 - decay)
 
 
@@ -76,6 +77,7 @@ def run_stage(
     With `train` off, the average of the last checkpoint is returned as it is.
     """
     module = task.module().to(accelerator.device)
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     shadow = copy.deepcopy(module).requires_grad_(False).eval()
     groups = grouped(module, EDGES if config.muon else ("",))
     optimizer = Muon(

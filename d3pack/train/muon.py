@@ -41,15 +41,15 @@ class Muon(torch.optim.AdamW):
         for group in every:
             for weight in group["params"] if group["matrices"] else ():
                 if weight.grad is not None:
-                    self._turn(weight, group["lr"], group["weight_decay"])
+                    self._turn(weight, weight.grad, group["lr"], group["weight_decay"])
 
-    def _turn(self, weight: Tensor, rate: float, weight_decay: float) -> None:
+    def _turn(self, weight: Tensor, grad: Tensor, rate: float, weight_decay: float) -> None:
         state = self.state[weight]
         if "momentum" not in state:
             # AdamW looks for the count when a saved state is put back
             state["step"], state["momentum"] = torch.zeros(()), torch.zeros_like(weight)
-        momentum = state["momentum"].lerp_(weight.grad, 1 - _MOMENTUM)
-        update = weight.grad.lerp(momentum, _MOMENTUM).flatten(1)
+        momentum = state["momentum"].lerp_(grad, 1 - _MOMENTUM)
+        update = grad.lerp(momentum, _MOMENTUM).flatten(1)
         found = orthogonalised(update).to(weight.dtype).reshape(weight.shape)
         weight.mul_(1 - rate * weight_decay)
         weight.add_(found, alpha=-rate * 0.2 * max(update.shape) ** 0.5)
@@ -57,7 +57,9 @@ class Muon(torch.optim.AdamW):
 
 def grouped(module: nn.Module, names_apart: Sequence[str]) -> list[dict[str, Any]]:
     """Parameter groups: matrices, other decayed weights (first and last layers), and the rest."""
-    matrices, decayed, plain = [], [], []
+    matrices: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, weight in module.named_parameters():
         if weight.requires_grad:
             apart = any(part in name for part in names_apart)

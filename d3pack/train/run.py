@@ -19,7 +19,7 @@ from d3pack.sources import open_source
 from d3pack.train.autoencoder import AutoencoderModule, AutoencoderTask
 from d3pack.train.conditioning import TextConditioner
 from d3pack.train.config import LoopConfig, TrainConfig
-from d3pack.train.diffusion import DenoiserModule, DiffusionTask, build_unet
+from d3pack.train.diffusion import DenoiserModule, DiffusionTask, build_unet, load_unet
 from d3pack.train.export import export_backbone
 from d3pack.train.files import write_text
 from d3pack.train.latents import Latents, encode_pixels, load_latents
@@ -161,16 +161,13 @@ class _Run:
         @torch.no_grad()
         def decode(z: Tensor) -> Tensor:
             scale = autoencoder.config.scaling_factor
-            return torch.cat([autoencoder.decoder(p.to(device) / scale) for p in z.split(32)])
+            return torch.cat(
+                [autoencoder.decoder(p.to(device) / scale) for p in torch.split(z, 32)]
+            )
 
-        def build() -> nn.Module:
+        def build() -> UNet2DConditionModel:
             if self.options.init_from:
-                return cast(
-                    nn.Module,
-                    UNet2DConditionModel.from_pretrained(
-                        self.options.init_from / "unet", torch_dtype=torch.float32
-                    ),
-                )
+                return load_unet(self.options.init_from / "unet")
             _, channels, size, _ = latents.values.shape
             return build_unet(config, channels, size, text.config.hidden_size)
 

@@ -75,4 +75,7 @@ def scattered_vectors(names: Sequence[str], width: int, seed: int) -> NDArray[np
     drawn = np.random.Generator(np.random.Philox(key=[seed, 7])).standard_normal(
         (len(names), width)
     )
-    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+    unit: NDArray[np.float32] = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(
+        np.float32
+    )
+    return unit
