@@ -285,15 +285,15 @@ class D3MDataset(Dataset[Any]):
     ) -> D3MLoader:
         """Batches on the device; rank and world default to torch.distributed's.
 
-        `background` decodes the batches to come while the caller trains; the default is to do so on a
-        GPU. A decoder on the CPU has every core busy, and takes turns with the training instead.
+        `background` decodes the batches to come while the caller trains; the default is to do so
+        on a GPU. A decoder on the CPU has every core busy, and takes turns with the training.
         """
+        if background is None:
+            background = self.device.type != "cpu"
         order = self.batch_order(
             batch_size, shuffle=shuffle, seed=seed, rank=rank, world=world, drop_last=drop_last
         )
-        return D3MLoader(
-            self, order, self.device.type != "cpu" if background is None else background
-        )
+        return D3MLoader(self, order, background)
 
     def batch_order(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import multiprocessing
 import os
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from d3pack.dataset import D3MDataset, choice, disk, shelf
 from d3pack.dataset.disk import DiskStore
+from d3pack.dataset.progress import Progress
 from d3pack.dataset.store import MemoryStore, RecentStore, TieredStore
 from d3pack.errors import UsageError
 from d3pack.pack import Pack
@@ -437,6 +439,40 @@ def test_progress_is_said_unless_quiet(
     assert "left" not in lines[-1]
     list(use(pack, backbone, quiet=True, cache="cpu").loader(5))
     assert capfd.readouterr().err == ""
+
+
+def test_a_terminal_gets_one_moving_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    progress = Progress(100, quiet=False)
+    progress.add(10, 1.0, 10)
+    assert terminal.getvalue() == "", "nothing is said about two seconds of work"
+    progress.add(30, 3.0, 40)
+    progress.add(60, 6.0, 100)
+    lines = terminal.getvalue().split("\r\x1b[K")[1:]
+    assert lines == [
+        "d3pack: decoded 40 of 100 images, 10.0 images/s, 0:06 left",
+        "d3pack: decoded 100 of 100 images, 10.0 images/s\n",
+    ]
+
+
+@pytest.mark.parametrize("cache", ["cpu", "disk", None])
+def test_memory_is_flat_over_epochs(pack: Pack, backbone: Path, cache: Any) -> None:
+    loader = use(pack, backbone, cache=cache).loader(5)
+    sizes = []
+    for _ in range(10):
+        assert sum(len(labels) for _, labels in loader) == 21
+        sizes.append(resident())
+    assert sizes[-1] - sizes[2] < 4 << 20, sizes
+
+
+def resident() -> int:
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_the_meta_file_says_what_is_in_the_store(tmp_path: Path) -> None:
