@@ -47,7 +47,7 @@ def pull(
         str | None, typer.Option(help="Who must have signed, as Sigstore knows them.")
     ] = None,
     issuer: Annotated[str | None, typer.Option(help="Who vouches for that identity (URL).")] = None,
-    format: FormatOption = "human",
+    form: FormatOption = "human",
 ) -> None:
     """Fetch a pack from the Hub, verify every hash, and put it here.
 
@@ -70,7 +70,7 @@ def pull(
         from d3pack.format.writer import replace_file
 
         replace_file(target, pulled.data)
-    where = _fetch_backbone(pulled.pack, quiet=format == "quiet") if backbone else None
+    where = _fetch_backbone(pulled.pack, quiet=form == "quiet") if backbone else None
     result = {
         "address": str(pulled.address),
         "root": pulled.pack.root,
@@ -79,9 +79,9 @@ def pull(
         "signature": signature,
         "backbone": where,
     }
-    if format == "json":
+    if form == "json":
         _out.emit(result)
-    elif format == "quiet":
+    elif form == "quiet":
         print(result["path"])
     else:
         print(f"{_out.printable(str(result['path']))}  {len(pulled.data):,} bytes, verified")
@@ -132,7 +132,7 @@ def push(
     device: Annotated[
         str, typer.Option(help="Where the preview is decoded: cpu, cuda, ...")
     ] = "cpu",
-    format: FormatOption = "human",
+    form: FormatOption = "human",
 ) -> None:
     """Publish a pack in one commit, with card, preview and metadata; then read it back.
 
@@ -152,14 +152,14 @@ def push(
         key=key,
         name=name,
     )
-    quiet = format == "quiet" or preview != "decode"
+    quiet = form == "quiet" or preview != "decode"
     with _out.progress("decoding the preview", quiet=quiet) as progress:
         parcel = room.prepare(file, repo, options, progress)
     if dry_run:
-        _show(parcel, format)
+        _show(parcel, form)
         return
     done = room.send(parcel, private=private, revision=revision, pr=pr, replace_card=replace_card)
-    _report(done, format)
+    _report(done, form)
 
 
 def _fetch_backbone(pack: Pack, *, quiet: bool) -> str:
@@ -177,14 +177,14 @@ def _fetch_backbone(pack: Pack, *, quiet: bool) -> str:
     return str(root)
 
 
-def _show(parcel: Parcel, format: _out.Format) -> None:
-    if format == "quiet":
+def _show(parcel: Parcel, form: _out.Format) -> None:
+    if form == "quiet":
         return
     rows = [
         {"path": path, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for path, data in parcel.files.items()
     ]
-    if format == "json":
+    if form == "json":
         value: dict[str, Any] = {
             "address": str(parcel.address),
             "root": parcel.pack.root,
@@ -207,10 +207,10 @@ def _show(parcel: Parcel, format: _out.Format) -> None:
 _TEXTS = (".gitattributes", "README.md", "croissant.json")
 
 
-def _report(done: Pushed, format: _out.Format) -> None:
+def _report(done: Pushed, form: _out.Format) -> None:
     for note in done.notes:
         _out.say(note)
-    if format == "json":
+    if form == "json":
         _out.emit(
             {
                 "address": str(done.address),
@@ -221,7 +221,7 @@ def _report(done: Pushed, format: _out.Format) -> None:
                 "notes": list(done.notes),
             }
         )
-    elif format == "quiet":
+    elif form == "quiet":
         print(done.address)
     else:
         print(f"pushed and read back: {done.web}")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from huggingface_hub import constants
 from loopback import LoopbackHub
@@ -19,6 +20,7 @@ from d3pack.cli import main
 from d3pack.format import pack_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+SCHEMA = json.loads((Path(__file__).parents[2] / "spec" / "cli.schema.json").read_text())
 PACK = make_pack()
 DATA = pack_bytes(PACK)
 
@@ -40,7 +42,11 @@ class Shell:
     def json(self, *words: str | Path) -> Any:
         code, out, err = self(*words, "--format", "json")
         assert code == 0, err
-        return json.loads(out)
+        value = json.loads(out)
+        verb = "push --dry-run" if "--dry-run" in words else str(words[0])
+        schema = {**SCHEMA, **SCHEMA["$defs"][verb]}
+        jsonschema.Draft202012Validator(schema).validate(value)
+        return value
 
 
 @pytest.fixture
