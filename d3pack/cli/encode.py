@@ -104,7 +104,7 @@ def encode(
     ] = None,
     pool: Annotated[int, typer.Option(help="Real images per class that are looked at.")] = 512,
     collages: Annotated[int, typer.Option(help="Collages per class, at most.")] = 256,
-    lr: Annotated[float, typer.Option(help="Relative to the size of the start vectors.")] = 0.1,
+    lr: Annotated[float, typer.Option(help="Relative to the size of the start vectors.")] = 0.2,
     steps: Annotated[int, typer.Option(help="At most, before cooling.")] = 240,
     cool: Annotated[int, typer.Option(help="Last steps: falling rate, under the codec.")] = 60,
     batch: Annotated[int, typer.Option(help="Samples per step, all classes.")] = 120,

@@ -47,7 +47,7 @@ class EncodeOptions:
     teacher_map: str | None = None
     teacher_samples: int = 400_000
     # inversion
-    lr: float = 0.1  # in units of the start vectors' root mean square
+    lr: float = 0.2  # in units of the start vectors' root mean square
     steps: int = 240  # at most, before the last phase
     cool: int = 60  # steps of the last phase: falling rate, under the codec
     batch: int = 120

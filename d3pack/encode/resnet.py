@@ -303,8 +303,7 @@ def lesson_for(typical: int, samples: int, seed: int, device: str = "cpu") -> Le
     """The lesson for images of a typical side length, on this machine."""
     size = 32 if typical <= 40 else 64
     # two to three times as fast where the processor has instructions for it, else far slower
-    bf16 = not device.startswith("cpu") or (
-        torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    bf16 = not device.startswith("cpu") or bool(supported())
     # four times the pixels cost four times the work
     return Lesson(size, max(1, samples * 32**2 // size**2), seed=seed, bf16=bf16)
