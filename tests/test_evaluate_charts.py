@@ -93,6 +93,7 @@ def test_markdown_and_figure_say_what_the_results_say() -> None:
         "pack 3,000 B": result("pack", 3000, 2990, 0.30, 0.32),
         "webp 3,000 B": result("webp", 3000, 2950, 0.18, 0.18),
         "jpeg 3,000 B": result("jpeg", 3000, 2800, 0.20),
+        "sheet 3,000 B": result("sheet", 3000, 2999, 0.24, 0.26),
         "webp 1,000 B": result("webp", 1000, 990, 0.15),
         "random": result("random", None, None, 0.4, 0.42),
         "names": result("names", None, 2500, 0.25),
@@ -100,8 +101,9 @@ def test_markdown_and_figure_say_what_the_results_say() -> None:
     table = {"rows": rows, "classes": ["c"] * 10, "per_class": 50, "target": "cifar10"}
     text = figure.markdown(table)
     assert "| packs: learned prompts | – | 31.0 ± 1.0 |" in text
-    assert "| real images, one WebP sheet | 15.0 (1 seed) | 18.0 ± 1.0 |" in text
-    assert "| pack / best real, above chance | – | 2.1 x |" in text  # 21 points against 10
+    assert "| real images, WebP files | 15.0 (1 seed) | 18.0 ± 1.0 |" in text
+    assert "| pack to best real files, above chance | – | 2.1 x |" in text  # 21 points against 10
+    assert "| pack to best real sheet, above chance | – | 1.4 x |" in text
     assert "500 images: 41.0 ± 1.0 %" in text
     svg = figure.figure(table)
     ElementTree.fromstring(svg)
@@ -115,5 +117,5 @@ def test_the_table_names_every_cell_and_counts_what_is_missing(
     monkeypatch.setattr(table, "RESULTS", tmp_path)
     table.show("cifar10", 3)
     text = capsys.readouterr().out
-    assert "66 students missing" in text  # 4 kinds at 5 sizes and 2 without a size, 3 seeds
-    assert text.count("missing") == 23
+    assert "96 students missing" in text  # 5 kinds at 6 sizes and 2 without a size, 3 seeds
+    assert text.count("missing") == 33

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from d3pack.errors import SourceError
 from d3pack.evaluate import baselines
+from d3pack.evaluate.evaluation import PAYLOADS
 from d3pack.evaluate.payload import (
-    FORMS,
     Form,
+    Layout,
     Squeeze,
+    as_files,
     candidates,
     file_bytes,
     largest,
@@ -25,6 +27,7 @@ from d3pack.evaluate.payload import (
 from d3pack.evaluate.real import ClassMismatchError, RealImages, common_size, match_classes
 from d3pack.sources import open_source
 
+FORMS: tuple[Form, ...] = ("JPEG", "WEBP")
 NAMES = ("goldfish", "penguin", "lemon")
 
 
@@ -54,7 +57,7 @@ def real(tmp_path: Path) -> RealImages:
 @pytest.mark.parametrize("count", [1, 2, 5, 9, 10])
 def test_tiles_come_back_in_order(form: Form, count: int) -> None:
     images = pictures(count)
-    data = pack_tiles(images, Squeeze(form, 95, 16))
+    data = pack_tiles(images, Squeeze(form, "sheet", 95, 16))
     back = unpack_tiles(data, count, 16)
     assert back.shape == images.shape
     off = (back.float() - images.float()).abs().mean((1, 2, 3))
@@ -63,40 +66,47 @@ def test_tiles_come_back_in_order(form: Form, count: int) -> None:
     assert count == 1 or float(shuffled.min()) > 20
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("budget", [400, 700, 1500, 4000])
-def test_the_largest_payload_fits_and_one_more_does_not(form: Form, budget: int) -> None:
-    classes = [pictures(40, seed) for seed in range(3)]
-    squeeze = Squeeze(form, 30, 16)
+@pytest.mark.parametrize("payload", PAYLOADS)
+@pytest.mark.parametrize("budget", [50, 400, 700, 1500, 4000])
+def test_the_largest_payload_fits_and_one_more_does_not(payload: str, budget: int) -> None:
+    classes = [pictures(count, seed) for seed, count in enumerate((20, 18, 20))]
+    form, layout = PAYLOADS[payload]
+    squeeze = Squeeze(form, layout, 30, 16)
+    turns = [(c, i) for i in range(20) for c in range(3) if i < len(classes[c])]
+    images = torch.stack([classes[c][i] for c, i in turns])
+    if layout == "files":
+        sizes = np.cumsum([len(data) for data in as_files(images, squeeze)]).tolist()
+    else:
+        sizes = [len(pack_tiles(images[: n + 1], squeeze)) for n in range(len(images))]
     found = largest(classes, squeeze, budget)
-    sizes = [
-        len(pack_tiles(torch.cat([images[:n] for images in classes]), squeeze))
-        for n in range(1, 41)
-    ]
     if found is None:
         assert sizes[0] > budget
         return
-    assert found.nbytes == sizes[found.per_class - 1] <= budget
-    assert found.per_class == 40 or sizes[found.per_class] > budget
-    assert found.content.labels.tolist() == sorted([0, 1, 2] * found.per_class)
-    assert len(found.content.images) == 3 * found.per_class
+    count = len(found.content.images)
+    assert found.nbytes == sizes[count - 1] <= budget
+    assert count == len(images) or sizes[count] > budget
+    assert found.content.labels.tolist() == [c for c, _ in turns[:count]]
+    off = (found.content.images.float() - images[:count].float()).abs().mean((1, 2, 3))
+    assert float(off.max()) < 30
 
 
 def test_a_sheet_is_smaller_than_files_and_coarser_is_smaller_still() -> None:
     images = pictures(25)
     for form in FORMS:
-        sheet = len(pack_tiles(images, Squeeze(form, 30, 16)))
-        assert sheet < 25 * file_bytes(images, Squeeze(form, 30, 16))
-        assert len(pack_tiles(images, Squeeze(form, 5, 16))) < sheet
-        assert len(pack_tiles(images, Squeeze(form, 30, 8))) < sheet
+        sheet = len(pack_tiles(images, Squeeze(form, "sheet", 30, 16)))
+        assert sheet < 25 * file_bytes(images, Squeeze(form, "files", 30, 16))
+        assert len(pack_tiles(images, Squeeze(form, "sheet", 5, 16))) < sheet
+        assert len(pack_tiles(images, Squeeze(form, "sheet", 30, 8))) < sheet
 
 
-def test_candidates_cover_quality_and_size() -> None:
+@pytest.mark.parametrize("layout", ["files", "sheet"])
+def test_candidates_cover_quality_and_size(layout: Layout) -> None:
     for form in FORMS:
-        found = candidates(form, 32)
+        found = candidates(form, layout, 32)
         assert len({s.quality for s in found}) == 3
         assert {s.side for s in found} == {32, 24, 16}
-    assert {s.side for s in candidates("WEBP", 8)} == {8}
+        assert {s.layout for s in found} == {layout}
+    assert {s.side for s in candidates("WEBP", layout, 8)} == {8}
 
 
 def test_the_trade_off_is_chosen_by_accuracy_on_other_images(real: RealImages) -> None:
@@ -106,11 +116,11 @@ def test_the_trade_off_is_chosen_by_accuracy_on_other_images(real: RealImages) -
         judged.append(len(judge.images))  # type: ignore[attr-defined]
         return len(judged) / 10  # the last candidate is the best
 
-    squeeze, scores = baselines.choose_squeeze(real, 5000, "WEBP", pilot, lambda text: None)
-    assert squeeze == candidates("WEBP", 16)[-1]
-    assert len(scores) == len(candidates("WEBP", 16))
+    squeeze, scores = baselines.choose_squeeze(real, 5000, "WEBP", "sheet", pilot, print)
+    assert squeeze == candidates("WEBP", "sheet", 16)[-1]
+    assert len(scores) == len(candidates("WEBP", "sheet", 16))
     assert set(judged) == {3 * 2}  # a fifth of twelve images of each class
-    none, empty = baselines.choose_squeeze(real, 30, "JPEG", pilot, lambda text: None)
+    none, empty = baselines.choose_squeeze(real, 30, "JPEG", "files", pilot, print)
     assert (none, empty) == (None, {})
 
 
@@ -121,18 +131,18 @@ def test_the_pilot_never_sees_what_it_is_judged_on(real: RealImages) -> None:
             assert float(off.min()) > 3  # decoded copies of an image lie far closer
         return 0.5
 
-    squeezes = [Squeeze("WEBP", 90, 16)]
+    squeezes = [Squeeze("WEBP", "sheet", 90, 16)]
     original = baselines.candidates
-    baselines.candidates = lambda form, size: squeezes  # type: ignore[assignment]
+    baselines.candidates = lambda form, layout, size: squeezes  # type: ignore[assignment]
     try:
-        found, _ = baselines.choose_squeeze(real, 10**6, "WEBP", pilot, lambda text: None)
+        found, _ = baselines.choose_squeeze(real, 10**6, "WEBP", "sheet", pilot, print)
     finally:
         baselines.candidates = original
     assert found == squeezes[0]
 
 
 def test_an_arm_stays_within_its_budget_for_every_seed(real: RealImages) -> None:
-    arm = baselines.equal_bytes(real, 900, Squeeze("WEBP", 20, 16), {})
+    arm = baselines.equal_bytes(real, 900, Squeeze("WEBP", "files", 20, 16), {})
     sets = [arm.build(seed) for seed in range(3)]
     assert all(s.nbytes is not None and s.nbytes <= 900 for s in sets)
     assert not torch.equal(sets[0].images[0], sets[1].images[0])

@@ -44,7 +44,8 @@ def evaluate(
     baseline: Annotated[
         list[str] | None,
         typer.Option(
-            "--baseline", help="random, jpeg, webp, names, collages, whole, none; repeatable."
+            "--baseline",
+            help="random, jpeg, webp, sheet, names, collages, whole, none; repeatable.",
         ),
     ] = None,
     whole: Annotated[bool, typer.Option("--whole", help="Also train on all real images.")] = False,

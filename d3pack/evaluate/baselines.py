@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from d3pack.codecs import encode_prompts
-from d3pack.evaluate.payload import Form, Payload, Squeeze, candidates, largest
+from d3pack.evaluate.payload import (
+    SMALLEST,
+    Form,
+    Layout,
+    Payload,
+    Squeeze,
+    candidates,
+    largest,
+)
 from d3pack.evaluate.real import Labelled, RealImages
 from d3pack.pack import Pack
 
@@ -70,16 +78,22 @@ def _split(real: RealImages, limit: int, seed: int, skip: int) -> list[Tensor]:
     return [drawn.images[drawn.labels == c] for c in range(len(real.counts))]
 
 
-def _limit(real: RealImages, budget: int) -> int:
-    """More images of a class than can fit: nothing gets below some 20 bytes a tile."""
-    return max(1, min(min(real.counts) - HELD, budget // (20 * len(real.counts)) + 1))
+def _limit(real: RealImages, budget: int, layout: Layout) -> int:
+    """More images of a class than can fit."""
+    most = budget // (SMALLEST[layout] * len(real.counts)) + 1
+    return max(1, min(min(real.counts) - HELD, most))
 
 
 HELD = 100  # images of each class on which the trade-off is chosen; never test images
 
 
 def choose_squeeze(
-    real: RealImages, budget: int, form: Form, pilot: Pilot, report: Callable[[str], None]
+    real: RealImages,
+    budget: int,
+    form: Form,
+    layout: Layout,
+    pilot: Pilot,
+    report: Callable[[str], None],
 ) -> tuple[Squeeze | None, dict[str, float]]:
     """The trade-off whose images teach a short-lived student best; None when nothing fits.
 
@@ -87,42 +101,46 @@ def choose_squeeze(
     """
     held = min(HELD, max(1, min(real.counts) // 5))
     judge = real.draw(held, 0)
-    classes = _split(real, _limit(real, budget), 0, held)
+    classes = _split(real, _limit(real, budget, layout), 0, held)
     scores: dict[str, float] = {}
     best: tuple[float, Squeeze | None] = (-1.0, None)
-    for squeeze in candidates(form, real.size):
+    for squeeze in candidates(form, layout, real.size):
         payload = largest(classes, squeeze, budget)
         if payload is None:
             continue
         accuracy = pilot(payload.content, judge)
-        scores[f"{squeeze}, {payload.per_class} a class"] = round(accuracy, 4)
-        report(f"{squeeze}: {payload.per_class} a class, pilot {100 * accuracy:.1f} %")
+        scores[str(payload)] = round(accuracy, 4)
+        report(f"pilot: {payload}, {100 * accuracy:.1f} %")
         best = max(best, (accuracy, squeeze), key=lambda pair: pair[0])
     return best[1], scores
+
+
+def _filled(classes: list[Tensor], squeeze: Squeeze, budget: int) -> Payload:
+    """The budget's images; one image where this draw is larger than the one of the pilot."""
+    found = largest(classes, squeeze, budget)
+    if found is None:
+        found = largest([images[:1] for images in classes[:1]], squeeze, 1 << 40)
+    assert found is not None
+    return found
 
 
 def equal_bytes(real: RealImages, budget: int, squeeze: Squeeze, pilot: dict[str, float]) -> Arm:
     """Random real images that fit into the pack's own bytes."""
 
-    def payload(seed: int) -> Payload:
-        found = largest(_split(real, _limit(real, budget), seed, 0), squeeze, budget)
-        if found is None:  # this draw compresses worse than the pilot's: give it one of each anyway
-            found = largest(_split(real, 1, seed, 0), squeeze, 1 << 40)
-        assert found is not None
-        return found
-
     def build(seed: int) -> TrainingSet:
-        found = payload(seed)
-        note = f"{found.per_class} a class, {squeeze}"
-        return TrainingSet(found.content.images, found.content.labels, found.nbytes, note)
+        found = _filled(
+            _split(real, _limit(real, budget, squeeze.layout), seed, 0), squeeze, budget
+        )
+        return TrainingSet(found.content.images, found.content.labels, found.nbytes, str(found))
 
+    one = "a sheet" if squeeze.layout == "sheet" else "files"
     return Arm(
-        f"{squeeze.form.lower()}-{budget}",
-        f"real images as {squeeze.form} in equal bytes",
+        f"{'sheet' if squeeze.layout == 'sheet' else squeeze.form.lower()}-{budget}",
+        f"real images in equal bytes, {squeeze.form} {one}",
         {
             "arm": "equal-bytes",
             "budget": budget,
-            "squeeze": [squeeze.form, squeeze.quality, squeeze.side],
+            "squeeze": asdict(squeeze),
             "real": real.fingerprint(),
         },
         build,
@@ -143,11 +161,8 @@ def collages(
     """
 
     def build(seed: int) -> TrainingSet:
-        best = patches(_limit(real, budget))
-        found = largest(best, squeeze, budget) or largest(best, squeeze, 1 << 40)
-        assert found is not None
-        note = f"{found.per_class} a class, {squeeze}"
-        return TrainingSet(found.content.images, found.content.labels, found.nbytes, note)
+        found = _filled(patches(_limit(real, budget, squeeze.layout)), squeeze, budget)
+        return TrainingSet(found.content.images, found.content.labels, found.nbytes, str(found))
 
     return Arm(
         f"collages-{budget}",
@@ -155,7 +170,7 @@ def collages(
         {
             "arm": "collages",
             "budget": budget,
-            "squeeze": [squeeze.form, squeeze.quality, squeeze.side],
+            "squeeze": asdict(squeeze),
             "teacher": teacher,
             "real": real.fingerprint(),
         },

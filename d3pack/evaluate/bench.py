@@ -124,6 +124,12 @@ class Bench:
             self._decoded[pack.root] = Decoded(images, labels, seconds)
         return self._decoded[pack.root]
 
+    def first(self, pack: Pack, count: int) -> Tensor:
+        """The first images of each class, (C, count, 3, H, W); the rest is not decoded for them."""
+        whole = self._decoded.get(pack.root)
+        images = whole.images if whole else self.decode(pack.first(count)).images
+        return images.view(len(pack.classes), -1, *images.shape[1:])[:, :count]
+
     def training_set(self, pack: Pack) -> tuple[Tensor, Tensor]:
         """Images and labels of a pack."""
         found = self.decode(pack)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -35,20 +35,30 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[int, list[tuple[int, float]], float]:
-    """Put the stored state back; gives the updates done, the curve so far and the seconds spent."""
+    """Put the stored state back; gives the updates done, the curve so far and the seconds spent.
+
+    A file that is damaged, or that another version wrote, counts as none: the student begins anew.
+    """
     state: dict[int, dict[str, torch.Tensor]] = {}
     weights = {}
-    with safe_open(path, "pt") as file:
-        meta = file.metadata()
-        for name in file.keys():  # noqa: SIM118  (a handle, not a mapping)
-            kind, _, rest = name.partition(".")
-            if kind == "model":
-                weights[rest] = file.get_tensor(name)
-            else:
-                index, _, key = rest.partition(".")
-                state.setdefault(int(index), {})[key] = file.get_tensor(name)
+    try:
+        with safe_open(path, "pt") as file:
+            meta = file.metadata()
+            for name in file.keys():  # noqa: SIM118  (a handle, not a mapping)
+                kind, _, rest = name.partition(".")
+                if kind == "model":
+                    weights[rest] = file.get_tensor(name)
+                else:
+                    index, _, key = rest.partition(".")
+                    state.setdefault(int(index), {})[key] = file.get_tensor(name)
+        curve = [(int(step), float(accuracy)) for step, accuracy in json.loads(meta["curve"])]
+        done, seconds = int(meta["done"]), float(meta["seconds"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return 0, [], 0.0
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    if shapes != {name: value.shape for name, value in weights.items()}:
+        return 0, [], 0.0
     model.load_state_dict(weights)
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-    curve = [(int(step), float(accuracy)) for step, accuracy in json.loads(meta["curve"])]
-    return int(meta["done"]), curve, float(meta["seconds"])
+    return done, curve, seconds

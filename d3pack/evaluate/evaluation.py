@@ -20,7 +20,7 @@ from d3pack.evaluate import sweep as sweeps
 from d3pack.evaluate.baselines import Arm
 from d3pack.evaluate.bench import ArmResult, Bench, Progress, Report
 from d3pack.evaluate.ledger import LedgerView, view
-from d3pack.evaluate.payload import FORMS, Form, Squeeze, file_bytes
+from d3pack.evaluate.payload import Form, Layout, Squeeze, file_bytes
 from d3pack.evaluate.presets import Preset, Updates
 from d3pack.evaluate.real import Labelled, RealImages, common_size
 from d3pack.evaluate.teacher import Judge, open_judge
@@ -29,8 +29,14 @@ from d3pack.evaluate.workdir import Workdir, write_json
 from d3pack.pack import Pack
 from d3pack.sources import Source
 
-BASELINES = ("random", "jpeg", "webp", "names", "collages", "whole")
-DEFAULT_BASELINES = ("random", "jpeg", "webp", "names")
+# Real images in equal bytes: as files of two formats, and as one sheet.
+PAYLOADS: dict[str, tuple[Form, Layout]] = {
+    "jpeg": ("JPEG", "files"),
+    "webp": ("WEBP", "files"),
+    "sheet": ("WEBP", "sheet"),
+}
+BASELINES = ("random", *PAYLOADS, "names", "collages", "whole")
+DEFAULT_BASELINES = ("random", *PAYLOADS, "names")
 PATIENCE = 3600.0  # seconds that start without being asked for
 _SHOWN = 8  # images of each class on a contact sheet
 _STATISTICS = 100  # real images of each class for mean and deviation
@@ -210,16 +216,16 @@ def baseline_arms(
         arms.append(baselines.random_images(train, pack.images_per_class))
     budget = pack.ledger().total
     chosen: dict[str, Squeeze] = {}
-    for form in needed_forms(wanted):
-        squeeze, pilot = squeeze_for(train, budget, bench, form, workdir)
+    for payload in needed_payloads(wanted):
+        squeeze, pilot = squeeze_for(train, budget, bench, payload, workdir)
         if squeeze is None:
-            bench.report(f"{form}: not one image of each class fits into {budget} bytes")
+            bench.report(f"{payload}: not one image fits into {budget} bytes")
             continue
-        chosen[form] = squeeze
-        if form.lower() in wanted:
+        chosen[payload] = squeeze
+        if payload in wanted:
             arms.append(baselines.equal_bytes(train, budget, squeeze, pilot))
-    if "collages" in wanted and "WEBP" in chosen and judge is not None:
-        squeeze = chosen["WEBP"]
+    if "collages" in wanted and "sheet" in chosen and judge is not None:
+        squeeze = chosen["sheet"]
         arms.append(baselines.collages(judge.patches, train, budget, squeeze, judge.identity))
     if "names" in wanted:
         twin = names_of(pack, options)
@@ -232,30 +238,34 @@ def baseline_arms(
     return arms
 
 
-def needed_forms(wanted: Sequence[str]) -> list[Form]:
-    """The image formats whose trade-off must be chosen."""
-    return [f for f in FORMS if f.lower() in wanted or (f == "WEBP" and "collages" in wanted)]
+def needed_payloads(wanted: Sequence[str]) -> list[str]:
+    """The payloads whose trade-off must be chosen; collages travel as a sheet."""
+    return [p for p in PAYLOADS if p in wanted or (p == "sheet" and "collages" in wanted)]
 
 
-def pilot_place(train: RealImages, budget: int, bench: Bench, form: Form, workdir: Workdir) -> Path:
+def pilot_place(
+    train: RealImages, budget: int, bench: Bench, payload: str, workdir: Workdir
+) -> Path:
     """Where the choice of a trade-off is remembered."""
     identity = {**bench.identity, "real": train.fingerprint()}
-    return workdir.place(f"pilot-{form.lower()}-{budget}", identity, 0)
+    return workdir.place(f"pilot-{payload}-{budget}", identity, 0)
 
 
 def squeeze_for(
-    train: RealImages, budget: int, bench: Bench, form: Form, workdir: Workdir
+    train: RealImages, budget: int, bench: Bench, payload: str, workdir: Workdir
 ) -> tuple[Squeeze | None, dict[str, float]]:
     """The trade-off of a budget, remembered between runs."""
-    place = pilot_place(train, budget, bench, form, workdir)
+    place = pilot_place(train, budget, bench, payload, workdir)
     try:
         data = json.loads(place.read_text(encoding="utf-8"))
         found = data["squeeze"]
-        return (Squeeze(*found) if found else None), data["pilot"]
+        return (Squeeze(**found) if found else None), data["pilot"]
     except (OSError, ValueError, KeyError, TypeError):
-        squeeze, pilot = baselines.choose_squeeze(train, budget, form, bench.pilot, bench.report)
-        plain = [squeeze.form, squeeze.quality, squeeze.side] if squeeze else None
-        write_json(place, {"squeeze": plain, "pilot": pilot})
+        form, layout = PAYLOADS[payload]
+        squeeze, pilot = baselines.choose_squeeze(
+            train, budget, form, layout, bench.pilot, bench.report
+        )
+        write_json(place, {"squeeze": asdict(squeeze) if squeeze else None, "pilot": pilot})
         return squeeze, pilot
 
 
@@ -320,8 +330,8 @@ def evaluate(
     swept = sweeps.variants(
         pack, sweep, sweeps.learner(pack, train.source, workdir, options.backbone)
     )
-    budget, wanted = pack.ledger().total, needed_forms(options.baselines)
-    if all(pilot_place(train, budget, bench, form, workdir).exists() for form in wanted):
+    budget, wanted = pack.ledger().total, needed_payloads(options.baselines)
+    if all(pilot_place(train, budget, bench, name, workdir).exists() for name in wanted):
         arms = first + baseline_arms(pack, train, bench, options, workdir, judge)
         check_patience(bench, arms, swept, options, len(pack))
     else:  # which baselines there will be is not known before the pilots: count one for each
@@ -332,7 +342,7 @@ def evaluate(
     points = sweeps.run(swept, bench, options.seeds) if sweep else []
     shown = min(_SHOWN, pack.images_per_class)
     sheets = make_sheets(pack, train, bench, options, shown)
-    jpeg = file_bytes(train.draw(1, 0).images, Squeeze("JPEG", 75, train.size))
+    jpeg = file_bytes(train.draw(1, 0).images, Squeeze("JPEG", "files", 75, train.size))
     return Evaluation(
         pack,
         options.preset,
@@ -370,12 +380,9 @@ def make_sheets(
     pack: Pack, train: RealImages, bench: Bench, options: EvalOptions, shown: int
 ) -> Sheets:
     """The first images of each class: real ones, the pack's, and those of bare class names."""
-
-    def few(which: Pack) -> Tensor:
-        images = bench.decode(which.first(shown)).images
-        return images.view(len(which.classes), shown, *images.shape[1:])
-
     drawn: Labelled = train.draw(min(shown, min(train.counts)), 0)
     real = torch.stack([drawn.images[drawn.labels == c] for c in range(len(pack.classes))])
-    names = few(names_of(pack, options)) if "names" in options.baselines else None
-    return Sheets(real, few(pack), names)
+    names = None
+    if "names" in options.baselines:
+        names = bench.first(names_of(pack, options), shown)
+    return Sheets(real, bench.first(pack, shown), names)

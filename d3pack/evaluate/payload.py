@@ -1,14 +1,15 @@
 """How many real images fit into so many bytes: the baseline that a pack has to beat.
 
-The images of all classes lie in one picture, tile by tile: tables and headers are paid once, which
-is far below the size of separate files, and labels cost nothing because the order tells them.
+Two layouts. `files`: one file an image, as datasets travel. `sheet`: all images as tiles of one
+picture, whose tables and headers are paid once; nobody ships a dataset so, but nothing that we know
+holds more real images in as many bytes. Labels cost nothing in either: the order tells them.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +22,8 @@ from d3pack.evaluate.real import Labelled
 from d3pack.evaluate.training import fit
 
 Form = Literal["JPEG", "WEBP"]
-FORMS: tuple[Form, ...] = ("JPEG", "WEBP")
+Layout = Literal["files", "sheet"]
+SMALLEST = {"files": 40, "sheet": 8}  # bytes below which no image gets
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +31,20 @@ class Squeeze:
     """One trade-off: how small and how coarse the tiles are."""
 
     form: Form
+    layout: Layout
     quality: int
     side: int
 
     def __str__(self) -> str:
-        return f"{self.form} q{self.quality} {self.side} px"
+        return f"{self.form} {self.layout} q{self.quality} {self.side} px"
 
 
-def candidates(form: Form, size: int) -> list[Squeeze]:
+def candidates(form: Form, layout: Layout, size: int) -> list[Squeeze]:
     """The trade-offs that are tried: three qualities, and two smaller sizes at the middle one."""
     low, middle, high = (10, 25, 60) if form == "JPEG" else (5, 20, 60)
     sides = sorted({max(8, size * 3 // 4 // 8 * 8), max(8, size // 2 // 8 * 8)} - {size})
-    full = [Squeeze(form, quality, size) for quality in (low, middle, high)]
-    return full + [Squeeze(form, middle, side) for side in sides]
+    full = [Squeeze(form, layout, quality, size) for quality in (low, middle, high)]
+    return full + [Squeeze(form, layout, middle, side) for side in sides]
 
 
 def _save(picture: Image.Image, squeeze: Squeeze) -> bytes:
@@ -76,10 +79,16 @@ def unpack_tiles(data: bytes, count: int, side: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(flat))
 
 
+def as_files(images: Tensor, squeeze: Squeeze) -> Iterator[bytes]:
+    """Each image (N, 3, S, S) as a file of its own."""
+    for image in images:
+        tile = fit(image[None], squeeze.side)[0].permute(1, 2, 0).numpy()
+        yield _save(Image.fromarray(tile), squeeze)
+
+
 def file_bytes(images: Tensor, squeeze: Squeeze) -> float:
     """Mean size of one image in a file of its own: what a folder of images costs."""
-    tiles = fit(images, squeeze.side).permute(0, 2, 3, 1).numpy()
-    return float(np.mean([len(_save(Image.fromarray(tile), squeeze)) for tile in tiles]))
+    return float(np.mean([len(data) for data in as_files(images, squeeze)]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,38 +96,50 @@ class Payload:
     """Real images that fit into a budget, as a student gets them."""
 
     squeeze: Squeeze
-    per_class: int
     nbytes: int
     content: Labelled
 
+    def __str__(self) -> str:
+        return f"{len(self.content.images)} images, {self.squeeze}"
 
-def largest(
-    classes: Sequence[Tensor], squeeze: Squeeze, budget: int, *, start: int = 1
-) -> Payload | None:
-    """As many images of each class as fit into `budget` bytes; None when not even one does.
+
+def largest(classes: Sequence[Tensor], squeeze: Squeeze, budget: int) -> Payload | None:
+    """As many images as fit into `budget` bytes, the classes in turn; None when not even one does.
 
     `classes` holds the images of each class in the order in which they are wanted.
     """
-    limit = min(len(images) for images in classes)
+    depth = max(len(images) for images in classes)
+    turns = [(c, i) for i in range(depth) for c in range(len(classes)) if i < len(classes[c])]
+    images = torch.stack([classes[c][i] for c, i in turns])
+    labels = torch.tensor([c for c, _ in turns])
+    if squeeze.layout == "files":
+        tiles, nbytes = _first_files(images, squeeze, budget)
+    else:
+        tiles, nbytes = _first_tiles(images, squeeze, budget)
+    if len(tiles) == 0:
+        return None
+    return Payload(squeeze, nbytes, Labelled(tiles, labels[: len(tiles)]))
 
-    def take(count: int) -> Tensor:
-        return torch.cat([images[:count] for images in classes])
 
-    def packed(count: int) -> bytes:
-        return pack_tiles(take(count), squeeze)
+def _first_files(images: Tensor, squeeze: Squeeze, budget: int) -> tuple[Tensor, int]:
+    kept, spent = [], 0
+    for data in as_files(images, squeeze):
+        if spent + len(data) > budget:
+            break
+        spent += len(data)
+        kept.append(unpack_tiles(data, 1, squeeze.side)[0])
+    return (torch.stack(kept) if kept else images[:0]), spent
 
-    low, high, best = 0, limit + 1, b""
-    guess = min(max(start, 1), limit)
+
+def _first_tiles(images: Tensor, squeeze: Squeeze, budget: int) -> tuple[Tensor, int]:
+    low, high, best = 0, len(images) + 1, b""
+    guess = 1
     while high - low > 1:
-        data = packed(guess)
+        data = pack_tiles(images[:guess], squeeze)
         if len(data) <= budget:
             low, best = guess, data
         else:
             high = guess
         # Sizes grow almost in proportion: aim there, inside what is left.
         guess = min(max(round(guess * budget / len(data)), low + 1), high - 1)
-    if low == 0:
-        return None
-    labels = torch.arange(len(classes)).repeat_interleave(low)
-    tiles = unpack_tiles(best, low * len(classes), squeeze.side)
-    return Payload(squeeze, low, len(best), Labelled(tiles, labels))
+    return (unpack_tiles(best, low, squeeze.side) if low else images[:0]), len(best)
