@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -20,12 +21,14 @@ from tiny_backbones import tiny_dit, tiny_sd
 from typer.testing import CliRunner
 
 import d3pack
+from d3pack.backbones import open_backbone
 from d3pack.cli import app
 from d3pack.codecs import decode_labels, decode_prompts
 from d3pack.decode import Decoder, verify_probes
 from d3pack.encode import EncodeOptions, dry_run, encode
 from d3pack.encode import journal as journal_module
 from d3pack.encode.journal import NoSpaceError
+from d3pack.encode.plan import make_plan, make_recipe
 from d3pack.errors import D3MError
 from d3pack.format import pack_bytes
 from d3pack.sources import open_source
@@ -374,3 +377,61 @@ pack = encode(first, options, sys.argv[2], cache=Path(sys.argv[2]).parent)
 found = {"classes": len(plan["classes"]), "images": sum(plan["counts"]), "bytes": plan["bytes"]}
 print(json.dumps({**found, "plan_growth": growth, "encoded": len(pack)}))
 """
+
+
+# -- defaults ---------------------------------------------------------------------------------
+
+
+def test_defaults_follow_the_resolution(home: Path, tmp_path: Path) -> None:
+    backbone = open_backbone(str(home / "sd"))
+    for c, name in enumerate(("1", "2")):
+        (tmp_path / "large" / name).mkdir(parents=True)
+        picture(c, 0, 150).save(tmp_path / "large" / name / "0.png")
+    small = make_plan(open_source(home / "source"), EncodeOptions(), backbone)
+    assert (small.factor, small.crops, small.template) == (1, 1, "a photo of a {}")
+    large = open_source(tmp_path / "large")
+    plan = make_plan(large, EncodeOptions(size=(128, 128)), backbone)
+    assert (plan.typical, plan.factor, plan.crops) == (150, 2, 5)
+    assert plan.template == "a 2x2 collage of {}"
+    assert "--class-names" in plan.notes[0]
+    chosen = make_plan(large, EncodeOptions(size=(128, 128), factor=1, template="{}"), backbone)
+    assert (chosen.factor, chosen.template) == (1, "{}")
+    sigmas = make_recipe(plan, backbone).sigmas
+    levels = [backbone.levels.timestep(sigma) for sigma in sigmas[:-1]]
+    assert all(level == int(level) for level in levels)  # rounded, they still name exact levels
+
+
+# -- plugins ----------------------------------------------------------------------------------
+
+
+def test_the_example_of_a_method_works(home: Path, tmp_path: Path) -> None:
+    example = Path(__file__).parents[1] / "examples" / "custom_method.py"
+    spec = importlib.util.spec_from_file_location("custom_method", example)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["custom_method"] = module  # its dataclass looks itself up there
+    try:
+        spec.loader.exec_module(module)
+        output = tmp_path / "names.d3m"
+        module.main(str(home / "source"), str(output), str(home / "sd"))
+    finally:
+        del sys.modules["custom_method"]
+    pack = d3pack.read(output)
+    assert pack.provenance["method"] == "names"
+    assert verify_probes(pack, Decoder(pack, path=home / "sd")).verdict == "exact"
+
+
+def test_an_installed_method_is_found(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib.metadata import EntryPoint
+
+    from d3pack.encode import method
+
+    entry = EntryPoint("mine", "d3pack.encode.d3m:D3M", method.GROUP)
+    monkeypatch.setattr(method, "entry_points", lambda group: [entry])
+    method.methods.cache_clear()
+    try:
+        assert method.open_method("mine").name == "d3m"
+        assert "d3m" in method.methods()
+    finally:
+        method.methods.cache_clear()
