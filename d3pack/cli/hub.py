@@ -152,6 +152,8 @@ def push(
         key=key,
         name=name,
     )
+    if not dry_run:
+        room.check_ready()
     quiet = form == "quiet" or preview != "decode"
     with _out.progress("decoding the preview", quiet=quiet) as progress:
         parcel = room.prepare(file, repo, options, progress)

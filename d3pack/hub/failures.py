@@ -19,7 +19,7 @@ from d3pack.hub.address import Address, endpoint
 
 # huggingface_hub has changed its HTTP library twice; the exceptions are known by where they live.
 _HTTP_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
-_LOGIN = "log in with `hf auth login` or set HF_TOKEN"
+LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 @contextmanager
@@ -45,12 +45,12 @@ def translate(error: Exception, address: Address) -> D3MError:
         return offline(address)
     if isinstance(error, hf.GatedRepoError):
         return HubAccessError(
-            f"{where} is gated", hint=f"ask for access on {_page(address)}, then {_LOGIN}"
+            f"{where} is gated", hint=f"ask for access on {_page(address)}, then {LOGIN}"
         )
     if isinstance(error, hf.RepositoryNotFoundError):
         return NotFoundError(
             f"there is no {where} on {endpoint()}, or it is private",
-            hint=f"check the name; for a private one {_LOGIN}",
+            hint=f"check the name; for a private one {LOGIN}",
         )
     if isinstance(error, hf.RevisionNotFoundError):
         return NotFoundError(
@@ -102,7 +102,7 @@ def _http(error: Exception, address: Address) -> D3MError:
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", 0)
     if status == 401:
-        return HubAccessError("the Hub does not accept the token, or wants one", hint=_LOGIN)
+        return HubAccessError("the Hub does not accept the token, or wants one", hint=LOGIN)
     if status == 403:
         return HubAccessError(
             f"the token may not do this with {address.repo}",

@@ -10,11 +10,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from d3pack.errors import HubBytesError, HubError, NotFoundError, UsageError
+from d3pack.errors import (
+    HubAccessError,
+    HubBytesError,
+    HubError,
+    HubOfflineError,
+    NotFoundError,
+    UsageError,
+)
 from d3pack.format import read
 from d3pack.hub import card, croissant, preview, sign
 from d3pack.hub.address import Address, parse
-from d3pack.hub.failures import hub_calls
+from d3pack.hub.failures import LOGIN, hub_calls
 from d3pack.hub.private import check_private
 from d3pack.hub.remote import RemoteFile
 from d3pack.pack import Pack
@@ -62,6 +69,16 @@ class Pushed:
     web: str  # the commit, or the pull request
     sent: tuple[str, ...]  # paths in the commit
     notes: tuple[str, ...]
+
+
+def check_ready() -> None:
+    """Refuse before minutes of decoding what could not be sent afterwards."""
+    from huggingface_hub import constants, get_token
+
+    if constants.HF_HUB_OFFLINE:
+        raise HubOfflineError("offline: a push needs the Hub", hint="unset HF_HUB_OFFLINE")
+    if get_token() is None:
+        raise HubAccessError("there is no Hub token here", hint=LOGIN)
 
 
 def prepare(
@@ -116,6 +133,7 @@ def send(
 
     if pr and revision not in (None, "main"):
         raise UsageError("a pull request goes to main", hint="give --pr or --revision, not both")
+    check_ready()
     address = replace(parcel.address, revision=revision)
     repo, api, notes = address.repo, HfApi(library_name="d3pack"), list(parcel.notes)
     with hub_calls(address):

@@ -157,6 +157,10 @@ class Handler(WriteCalls, BaseHTTPRequestHandler):
         try:
             if self.fault and self.fault.kind == "status":
                 self.reply(self.fault.status, {"error": "fault"}, self.fault.headers)
+            elif self.fault and self.fault.kind == "portal":
+                page = b"<html>Please log in to this network</html>"
+                self.start(200, {"Content-Type": "text/html"}, len(page))
+                self.write(page)
             else:
                 self.route()
         except (BrokenPipeError, ConnectionResetError):

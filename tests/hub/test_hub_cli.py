@@ -116,14 +116,14 @@ def test_pull_puts_a_file_where_it_is_told(d3pack: Shell, hub: LoopbackHub, cach
         (("pull", "hf://datasets/org/set/bad.d3m"), 3, "E_"),
         (("pull", "hf://datasets/org/set/b.d3m", "--signed"), 6, "E_HUB_SIGNATURE"),
         (("pull", "hf://datasets/org/set/b.d3m", "--identity", "kim"), 2, "E_USAGE"),
-        (("push", "a.d3m", "org/new", "--preview", "none"), 6, "E_HUB_ACCESS"),
+        (("push", "a.d3m", "other/new", "--preview", "none"), 6, "E_HUB_ACCESS"),
         (("push", "none.d3m", "org/new"), 5, "E_NOT_FOUND"),
         (("push", "a.d3m", "new", "--preview", "none"), 2, "E_USAGE"),
         (("push", "a.d3m", "org/new", "--preview", "none", "--key", "none.pem"), 2, "E_"),
     ],
 )
 def test_failures_are_one_line_and_leave_nothing(
-    d3pack: Shell, hub: LoopbackHub, words: tuple[str, ...], code: int, says: str
+    d3pack: Shell, hub: LoopbackHub, login: None, words: tuple[str, ...], code: int, says: str
 ) -> None:
     hub.put("org/set", {"b.d3m": DATA, "bad.d3m": DATA[:-1]})
     got, out, err = d3pack(*words)
@@ -136,6 +136,13 @@ def test_failures_are_one_line_and_leave_nothing(
     assert says in lines[0]
     assert "Traceback" not in err
     assert [p.name for p in Path().iterdir()] == ["a.d3m"]
+
+
+def test_without_a_token_nothing_is_decoded_in_vain(d3pack: Shell, hub: LoopbackHub) -> None:
+    code, _, err = d3pack("push", "a.d3m", "org/new")
+    assert code == 6
+    assert "there is no Hub token here; log in with `hf auth login` or set HF_TOKEN" in err
+    assert hub.seen == []
 
 
 def test_a_dry_run_shows_everything_and_sends_nothing(d3pack: Shell, hub: LoopbackHub) -> None:

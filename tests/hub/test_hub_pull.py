@@ -246,3 +246,18 @@ def test_offline_a_cached_pack_gives_its_classes_and_opens_no_socket(
         d3hub.load("hf://datasets/org/set/b.d3m")
     with pytest.raises(HubError, match="offline"):
         d3hub.remote_info("hf://datasets/org/set/b.d3m")
+
+
+def test_a_login_page_of_the_network_is_not_taken_for_a_pack(hub: LoopbackHub, cache: Path) -> None:
+    for method in ("HEAD", "GET", "POST"):
+        hub.fault("portal", "", method=method, times=99)
+    for call in (
+        lambda: d3hub.load(ADDRESS),
+        lambda: d3hub.load("org/set"),
+        lambda: d3hub.remote_info(ADDRESS),
+        lambda: d3hub.read_classes(ADDRESS, [0]),
+    ):
+        with pytest.raises(HubError) as caught:
+            call()
+        assert str(caught.value).isprintable()
+    assert not list(cache.glob("*/blobs/*"))

@@ -26,6 +26,7 @@ from d3pack.errors import (
     HubAccessError,
     HubBytesError,
     HubError,
+    HubOfflineError,
     InvalidPackError,
     NotFoundError,
     UsageError,
@@ -310,6 +311,15 @@ def test_who_may_not(hub: LoopbackHub, file: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(HubAccessError, match="hf auth login"):
         send(prepare(file, "org/set", PROBES))
+
+
+def test_offline_nothing_is_sent(
+    hub: LoopbackHub, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubOfflineError, match="a push needs the Hub; unset HF_HUB_OFFLINE"):
+        send(prepare(file, "org/set", PROBES))
+    assert hub.seen == []
 
 
 @pytest.mark.parametrize(
