@@ -16,6 +16,7 @@ from d3pack.errors import JsonError
 
 MAX_DEPTH = 32
 MAX_INT = 2**53 - 1
+SCALARS = (str, int, float, type(None))  # asked for first: whether it is a Mapping is slow to say
 
 
 def dumps(value: Any) -> str:
@@ -60,12 +61,12 @@ def plain(value: Any, depth: int = 0) -> Any:
         return value
     if depth >= MAX_DEPTH:
         raise JsonError(f"nested deeper than {MAX_DEPTH} levels")
-    if isinstance(value, Mapping):
+    if isinstance(value, (list, tuple)):
+        return [plain(item, depth + 1) for item in value]
+    if isinstance(value, (dict, Mapping)):
         if not all(isinstance(key, str) for key in value):
             raise JsonError("an object key is not a string")
         return {plain(str(key)): plain(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item, depth + 1) for item in value]
     if hasattr(value, "item") and getattr(value, "shape", None) == ():  # a NumPy scalar
         return plain(value.item(), depth)
     raise JsonError(f"a value of type {kind.__name__} has no place in JSON")
@@ -77,7 +78,7 @@ class FrozenDict(dict[str, Any]):
     def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise TypeError("this mapping is immutable")
 
-    __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = __ior__ = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = __ior__ = _refuse
 
     def __reduce__(self) -> tuple[type[FrozenDict], tuple[dict[str, Any]]]:
         return FrozenDict, (dict(self),)
@@ -85,10 +86,10 @@ class FrozenDict(dict[str, Any]):
 
 def freeze(value: Any) -> Any:
     """An immutable copy: mappings become FrozenDict, sequences tuples."""
-    if isinstance(value, Mapping):
-        return FrozenDict({key: freeze(item) for key, item in value.items()})
     if isinstance(value, (list, tuple)):
-        return tuple(freeze(item) for item in value)
+        return tuple(map(freeze, value))
+    if isinstance(value, dict) or (not isinstance(value, SCALARS) and isinstance(value, Mapping)):
+        return FrozenDict({key: freeze(item) for key, item in value.items()})
     return value
 
 

@@ -88,7 +88,7 @@ def entries(sections: Mapping[str, Coded]) -> list[dict[str, Any]]:
     ]
 
 
-def leaves(sections: Iterable[Coded], classes: int) -> Array:
+def leaves(sections: Iterable[Coded], classes: int, chunk: int = 1024) -> Array:
     """For each class: the first 16 bytes of the SHA-256 of its rows, in file order."""
     rows = [
         array.reshape(classes, -1).view(np.uint8).reshape(classes, -1)
@@ -96,16 +96,14 @@ def leaves(sections: Iterable[Coded], classes: int) -> Array:
         for tensor, array in coded.tensors.items()
         if tensor not in coded.shared
     ]
-    sha256 = hashlib.sha256
-    if len(rows) == 1:
-        view, size = rows[0].data.cast("B"), rows[0].shape[1]
-        digests = [sha256(view[at : at + size]).digest()[:LEAF] for at in range(0, len(view), size)]
-    else:
-        digests = [
-            sha256(b"".join(row.tobytes() for row in parts)).digest()[:LEAF]
-            for parts in zip(*rows, strict=True)
-        ]
-    return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(classes, LEAF)
+    sha256, out = hashlib.sha256, []
+    for start in range(0, classes, chunk):
+        parts = [row[start : start + chunk] for row in rows]
+        # Side by side, a class is one run of bytes; a chunk at a time bounds the copy.
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        view, size = whole.data.cast("B"), whole.shape[1]
+        out += [sha256(view[at : at + size]).digest()[:LEAF] for at in range(0, len(view), size)]
+    return np.frombuffer(b"".join(out), dtype=np.uint8).reshape(classes, LEAF)
 
 
 def slots(sections: Any, classes: int) -> tuple[Slot, ...]:

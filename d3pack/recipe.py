@@ -199,7 +199,9 @@ def _names(cls: Any) -> tuple[str, ...]:
 
 
 def _real(value: Any) -> Any:
-    return float(value) if isinstance(value, Real) and type(value) is not bool else value
+    if type(value) is bool or not isinstance(value, Real):
+        return value  # `check` names it
+    return float(value)
 
 
 def _object(value: Any, at: str, names: tuple[str, ...]) -> dict[str, Any]:

@@ -60,7 +60,8 @@ def encode_labels(probs: Array, codec: str = "topk", k: int = 10, bits: int = 8)
 def decode_labels(coded: Coded, class_index: int | None = None) -> Array:
     """Labels of one class (images, classes), or of all (rows, images, classes), as float32."""
     if class_index is not None:
-        return decode_labels(coded.take(np.array([class_index])))[0]
+        row: Array = decode_labels(coded.take(np.array([class_index])))[0]
+        return row
     if coded.codec == "dense":
         wide = coded.tensors["probs"].astype(np.float64)
         dense: Array = (wide / wide.sum(axis=2, keepdims=True)).astype(np.float32)
@@ -171,7 +172,8 @@ def _distribution(probs: Array, row: int) -> Array:
 
 
 def _widths(params: Any, classes: int) -> tuple[int, ...]:
-    return (max(1, (classes - 1).bit_length()),) * params["k"] + (params["bits"],) * params["k"]
+    index, k = max(1, (classes - 1).bit_length()), int(params["k"])
+    return (index,) * k + (int(params["bits"]),) * k
 
 
 def _topk_row(exact: Array, params: dict[str, Any]) -> tuple[dict[str, Array], Array]:
@@ -196,7 +198,8 @@ def _codes(ratio: Array, bits: int, octaves: int) -> Array:
     last = 2**bits - 1
     steps = -np.log2(np.maximum(ratio, 1e-300)) * ((last - 1) / octaves)
     codes = np.clip(np.rint(steps), 0, last - 1)
-    return np.where(ratio < 2.0 ** (-octaves - 1), last, codes).astype(np.uint32)
+    out: Array = np.where(ratio < 2.0 ** (-octaves - 1), last, codes).astype(np.uint32)
+    return out
 
 
 def _topk_fields(coded: Coded) -> tuple[Array, Array]:
@@ -236,10 +239,10 @@ def _bad_topk(coded: Coded) -> tuple[Array, str]:
     tail = codes[..., -1]
     whole = params["k"] == params["classes"]
     ordered = np.sort(index, axis=2)
-    checks = (
+    checks: tuple[tuple[Array, str], ...] = (
         ((index >= params["classes"]).any(axis=(1, 2)), "a class index beyond the classes"),
         ((ordered[..., 1:] == ordered[..., :-1]).any(axis=(1, 2)), "a class twice"),
-        ((key[..., 1:] <= key[..., :-1]).any(axis=(1, 2)), "not sorted by probability"),
+        (np.less_equal(key[..., 1:], key[..., :-1]).any(axis=(1, 2)), "not sorted by probability"),
         (
             ((tail != last) if whole else (tail == 0)).any(axis=1),
             "the mass of the other classes is off",

@@ -84,14 +84,15 @@ def check_prompt_values(coded: Coded, classes: tuple[str, ...]) -> None:
 
 
 def _codes_ok(coded: Coded, name: str, array: Array) -> Array:
-    rows = array.reshape(array.shape[0], -1)
+    fine: Array = np.ones(array.shape, dtype=bool)
     if coded.codec == "i8":
-        return (rows != -128).all(axis=1)  # two's complement has one value too many
-    if coded.codec == "pq":
-        return (rows < coded.tensors["codebook"].shape[0]).all(axis=1)
-    if coded.codec == "i4" and coded.params["shape"][2] % 2:
-        return ((array[..., -1] >> 4).reshape(array.shape[0], -1) == 0).all(axis=1)
-    return np.ones(array.shape[0], dtype=bool)
+        fine = np.not_equal(array, -128)  # two's complement has one value too many
+    elif coded.codec == "pq":
+        fine = np.less(array, coded.tensors["codebook"].shape[0])
+    elif coded.codec == "i4" and coded.params["shape"][2] % 2:
+        fine = np.equal(array[..., -1] >> 4, 0)
+    rows: Array = fine.reshape(array.shape[0], -1).all(axis=1)
+    return rows
 
 
 def _entry(codec: str, at: str) -> PromptCodec:
