@@ -117,7 +117,9 @@ PRESETS: dict[str, TrainConfig] = {
         image_size=32,
         hold_back=2,
         autoencoder=AutoencoderConfig(
-            loop=LoopConfig(batch=16, lr=2e-3, steps=40, share=0.3, warmup=5, ema=0.9),
+            loop=LoopConfig(
+                batch=16, lr=2e-3, steps=40, share=0.3, warmup=5, ema=0.9, report_every=10
+            ),
             latent_channels=4,
             width=16,
             encoder_blocks=(0, 0, 1, 1),
@@ -125,14 +127,25 @@ PRESETS: dict[str, TrainConfig] = {
             crop=16,
         ),
         text=TextConfig(
-            loop=LoopConfig(batch=16, lr=2e-3, steps=30, share=0.2, warmup=5, ema=0.9),
+            loop=LoopConfig(
+                batch=16, lr=2e-3, steps=30, share=0.2, warmup=5, ema=0.9, report_every=10
+            ),
             vocabulary=640,
             width=32,
             layers=1,
             heads=2,
         ),
         diffusion=DiffusionConfig(
-            loop=LoopConfig(batch=16, lr=2e-3, steps=40, share=0.5, warmup=5, ema=0.9, muon=True),
+            loop=LoopConfig(
+                batch=16,
+                lr=2e-3,
+                steps=40,
+                share=0.5,
+                warmup=5,
+                ema=0.9,
+                report_every=10,
+                muon=True,
+            ),
             channels=(32, 32),
             time_width=32,
             head_width=16,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from diffusers import AutoencoderTiny
 from numpy.typing import NDArray
 from torch import Tensor
 
+from d3pack.train.files import write_text
 from d3pack.train.photos import Photos
 
 
@@ -55,30 +57,41 @@ def collages(photos: Photos, count: int, seed: int) -> tuple[NDArray[np.uint8], 
     return made, labels
 
 
+def _pieces(photos: Photos, extra: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    for flip in (1, -1):
+        for start in range(0, len(photos.train), 256):
+            rows = photos.train[start : start + 256]
+            yield np.ascontiguousarray(photos.pixels[rows][:, :, ::flip])
+    for start in range(0, len(extra), 256):
+        yield extra[start : start + 256]
+
+
 def load_latents(
-    photos: Photos, model: AutoencoderTiny, cache: Path, collage_share: float, seed: int
+    photos: Photos,
+    model: AutoencoderTiny,
+    cache: Path,
+    collage_share: float,
+    seed: int,
+    progress: Callable[[int, int], None],
 ) -> Latents:
     """Both flips of every training photograph, then collages; encoded on the first call."""
     path, index = cache / "latents.npy", cache / "latents.json"
     singles = len(photos.train)
-    count = int(2 * singles * collage_share)
     if not index.exists():
         model = model.eval().to(memory_format=torch.channels_last)
-        extra, extra_labels = collages(photos, count, seed)
+        extra, extra_labels = collages(photos, int(2 * singles * collage_share), seed)
+        total, done = 2 * singles + len(extra), 0
         parts: list[NDArray[np.float16]] = []
-        for flip in (1, -1):
-            for start in range(0, singles, 256):
-                rows = photos.train[start : start + 256]
-                pixels = np.ascontiguousarray(photos.pixels[rows][:, :, ::flip])
-                parts.append(encode_pixels(model, pixels).half().cpu().numpy())
-        for start in range(0, count, 256):
-            parts.append(encode_pixels(model, extra[start : start + 256]).half().cpu().numpy())
+        for pixels in _pieces(photos, extra):
+            parts.append(encode_pixels(model, pixels).half().cpu().numpy())
+            done += len(pixels)
+            progress(done, total)
         single_labels = photos.labels[photos.train]
         labels = np.concatenate([single_labels, single_labels, extra_labels])
-        temporary = cache / "latents.part.npy"
-        np.save(temporary, np.concatenate(parts))
-        os.replace(temporary, path)
-        index.write_text(json.dumps({"labels": labels.tolist(), "singles": 2 * singles}))
+        part = cache / "latents.part.npy"
+        np.save(part, np.concatenate(parts))
+        os.replace(part, path)
+        write_text(index, json.dumps({"labels": labels.tolist(), "singles": 2 * singles}))
     found = json.loads(index.read_text())
     labels = np.asarray(found["labels"], np.int64)
     return Latents(np.load(path), labels, np.arange(len(labels)) >= found["singles"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +15,7 @@ from accelerate import Accelerator
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging
 
 from d3pack.errors import UsageError
 from d3pack.sources import open_source
@@ -59,16 +62,28 @@ class _Run:
         self.photos = self._photos()
 
     def _photos(self) -> Photos:
-        def tell(done: int, total: int) -> None:
-            if done % 500 == 0 or done == total:
-                self.report({"stage": "photos", "step": done, "progress": done / total})
-
         with self.accelerator.main_process_first():
             source = open_source(self.options.source)
             self._check_same(source.fingerprint())
             return load_photos(
-                source, self.cache, self.config.image_size, self.config.hold_back, tell
+                source,
+                self.cache,
+                self.config.image_size,
+                self.config.hold_back,
+                self._counter("photos"),
             )
+
+    def _counter(self, what: str) -> Callable[[int, int], None]:
+        """A listener that reports about twice a second."""
+        last = time.monotonic()
+
+        def tell(done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last > 0.5 or done == total:
+                self.report({"stage": what, "step": done, "progress": done / total})
+                last = time.monotonic()
+
+        return tell
 
     def _check_same(self, fingerprint: str) -> None:
         """A folder belongs to one source and one set of settings."""
@@ -147,7 +162,12 @@ class _Run:
         shown = config.previews // 2  # classes, two images each
         with self.accelerator.main_process_first():
             latents = load_latents(
-                photos, autoencoder, self.cache, config.collage_share, self.config.seed
+                photos,
+                autoencoder,
+                self.cache,
+                config.collage_share,
+                self.config.seed,
+                self._counter("latents"),
             )
         held = np.concatenate(
             [
@@ -191,6 +211,7 @@ def train(options: TrainOptions, config: TrainConfig, report: Report) -> Path:
     unknown = set(options.stages) - set(STAGES)
     if unknown:
         raise UsageError(f"no stage {sorted(unknown)[0]!r}", hint=f"stages: {', '.join(STAGES)}")
+    logging.disable_progress_bar()
     run = _Run(options, config, report)
     autoencoder = run.autoencoder()
     text, tokenizer = run.text()
