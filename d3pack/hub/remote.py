@@ -78,17 +78,22 @@ class RemoteFile:
                 hint="run it again; a proxy on the way may change answers",
             )
         commit, etag = _identity(response)
-        if self._etag is None:
-            if commit is None:
-                raise HubBytesError(
-                    f"{self.address}: the answer names no commit", hint="check HF_ENDPOINT"
-                )
-            self.address, self.size, self._etag = self.address.at(commit), size, etag
-        elif (etag, size) != (self._etag, self.size) or commit != self.address.revision:
+        if self.address.pinned:
+            commit = commit or self.address.revision
+        if commit is None:
+            raise HubBytesError(
+                f"{self.address}: the answer names no commit", hint="check HF_ENDPOINT"
+            )
+        if self.size == 0:
+            self.size, self._etag = size, etag
+        if (etag, size) != (self._etag, self.size) or (
+            self.address.pinned and commit != self.address.revision
+        ):
             raise HubBytesError(
                 f"{self.address}: the file changed between two reads",
                 hint="run it again; if it stays, the Hub or a proxy is inconsistent",
             )
+        self.address = self.address.at(commit)
         return last + 1 - first
 
 
