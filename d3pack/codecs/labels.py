@@ -7,7 +7,7 @@ all, as float16. Decoded labels are float32 and sum to one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,33 +28,41 @@ def encode_labels(probs: Array, codec: str = "topk", k: int = 10, bits: int = 8)
     probs = np.asarray(probs)
     if probs.ndim != 3 or 0 in probs.shape:
         raise UsageError(f"labels have shape {probs.shape}, must be (classes, images, classes)")
-    rows, images, classes = probs.shape
-    kept: list[Array] = []
-    parts: list[dict[str, Array]] = []
+    if codec not in CODECS:
+        raise UsageError(f"unknown label codec {codec!r}", hint=f"known: {', '.join(CODECS)}")
+    if not (2 <= bits <= 12 and k >= 1):
+        raise UsageError(f"top-k labels with k={k}, bits={bits}", hint="k >= 1, bits 2 to 12")
+    _, images, classes = probs.shape
     params: dict[str, Any] = {"classes": classes, "images": images}
     if codec == "topk":
-        if not (2 <= bits <= 12 and k >= 1):
-            raise UsageError(f"top-k labels with k={k}, bits={bits}", hint="k >= 1, bits 2 to 12")
         params |= {"k": min(k, classes), "bits": bits, "octaves": OCTAVES}
-    elif codec != "dense":
-        raise UsageError(f"unknown label codec {codec!r}", hint=f"known: {', '.join(CODECS)}")
-    off_sum, off_max = 0.0, 0.0
-    for row in range(rows):
-        exact = _distribution(probs[row], row)
+    return _encode(map(_distribution, probs), codec, params)
+
+
+def _encode(rows: Iterable[Array], codec: str, params: dict[str, Any]) -> Coded:
+    """Store distributions (images, classes), a class at a time: all of them may not fit."""
+    kept: list[Array] = []
+    parts: list[Array] = []
+    errors: list[tuple[float, float]] = []
+    name = "bits" if codec == "topk" else "probs"
+    for exact in rows:
         if codec == "topk":
-            tensors, mass = _topk_row(exact, params)
+            data, mass = _topk_row(exact, params)
             kept.append(mass)
         else:
-            tensors = {"probs": exact.astype(np.float16)[None]}
-        parts.append(tensors)
-        off = np.abs(decode_labels(Coded(codec, tensors, params), 0) - exact)
-        off_sum, off_max = off_sum + float(off.sum()), max(off_max, float(off.max()))
+            data = exact.astype(np.float16)[None]
+        parts.append(data)
+        off = np.abs(decode_labels(Coded(codec, {name: data}, params), 0) - exact)
+        errors.append((float(off.mean()), float(off.max())))
+    mean, most = np.array(errors).T
+    figures = {"error": {"mean": p.figure(float(mean.mean())), "max": p.figure(float(most.max()))}}
     if kept:
-        mass = np.concatenate(kept)
-        params["kept"] = {"mean": p.figure(float(mass.mean())), "min": p.figure(float(mass.min()))}
-    params["error"] = {"mean": p.figure(off_sum / probs.size), "max": p.figure(off_max)}
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Coded(codec, joined, params)
+        whole = np.concatenate(kept)
+        figures["kept"] = {
+            "mean": p.figure(float(whole.mean())),
+            "min": p.figure(float(whole.min())),
+        }
+    return Coded(codec, {name: np.concatenate(parts)}, {**params, **figures})
 
 
 def decode_labels(coded: Coded, class_index: int | None = None) -> Array:
@@ -131,23 +139,27 @@ def restrict_labels(coded: Coded, rows: Array, keep: Array) -> Coded:
     shows one of these classes. An image with nothing left gets its own class. How much mass stayed
     is recorded.
     """
-    params = coded.params
-    out = np.empty((len(rows), params["images"], len(keep)), dtype=np.float64)
-    kept = np.empty((len(rows), params["images"]))
-    for place, (row, own) in enumerate(zip(rows, keep, strict=True)):
-        part = decode_labels(coded, int(row)).astype(np.float64)[:, keep]
-        kept[place] = part.sum(axis=1)
-        lost = kept[place] <= 0
-        part[lost] = keep == own
-        out[place] = part / part.sum(axis=1, keepdims=True)
+    kept: list[Array] = []
+
+    def belief(row: int, own: int) -> Array:
+        part: Array = decode_labels(coded, row).astype(np.float64)[:, keep]
+        kept.append(part.sum(axis=1))
+        part[kept[-1] <= 0] = keep == own
+        part /= part.sum(axis=1, keepdims=True)
+        return part
+
+    params = {
+        name: coded.params[name] for name in ("images", "bits", "octaves") if name in coded.params
+    }
+    params["classes"] = len(keep)
     if coded.codec == "topk":
-        fresh = encode_labels(out, "topk", params["k"], params["bits"])
-    else:
-        fresh = encode_labels(out, "dense")
+        params["k"] = min(coded.params["k"], len(keep))
+    fresh = _encode(map(belief, rows.tolist(), keep.tolist()), coded.codec, params)
+    mass = np.concatenate(kept)
     figures = {
-        "mean": p.figure(float(kept.mean())),
-        "min": p.figure(float(kept.min())),
-        "empty": p.figure(float((kept <= 0).mean())),
+        "mean": p.figure(float(mass.mean())),
+        "min": p.figure(float(mass.min())),
+        "empty": p.figure(float((mass <= 0).mean())),
     }
     return Coded(fresh.codec, fresh.tensors, {**fresh.params, "restricted": figures})
 
@@ -157,16 +169,18 @@ def first_labels(coded: Coded, images: int) -> Coded:
     params = {**coded.params, "images": images}
     if coded.codec == "dense":
         return Coded("dense", {"probs": coded.tensors["probs"][:, :images]}, params)
-    widths = _widths(params, params["classes"])
-    records = _bits.unpack(coded.tensors["bits"], widths, coded.params["images"])
-    return Coded("topk", {"bits": _bits.pack(records[:, :images], widths)}, params)
+    used = images * sum(_widths(params, params["classes"]))
+    data = coded.tensors["bits"][:, : (used + 7) // 8].copy()
+    if used % 8:
+        data[:, -1] &= (1 << used % 8) - 1
+    return Coded("topk", {"bits": data}, params)
 
 
-def _distribution(probs: Array, row: int) -> Array:
+def _distribution(probs: Array) -> Array:
     wide = probs.astype(np.float64)
     mass = wide.sum(axis=1, keepdims=True)
     if not (np.isfinite(mass).all() and (wide >= 0).all() and (abs(mass - 1) < 0.01).all()):
-        raise UsageError(f"labels of class {row} are no distribution", hint="give probabilities")
+        raise UsageError("labels of a class are no distribution", hint="give probabilities")
     out: Array = wide / mass
     return out
 
@@ -176,7 +190,7 @@ def _widths(params: Any, classes: int) -> tuple[int, ...]:
     return (index,) * k + (int(params["bits"]),) * k
 
 
-def _topk_row(exact: Array, params: dict[str, Any]) -> tuple[dict[str, Array], Array]:
+def _topk_row(exact: Array, params: dict[str, Any]) -> tuple[Array, Array]:
     k, bits, classes = params["k"], params["bits"], params["classes"]
     order = np.argsort(-exact, axis=1, kind="stable")[:, :k]
     top = np.take_along_axis(exact, order, axis=1)
@@ -191,7 +205,7 @@ def _topk_row(exact: Array, params: dict[str, Any]) -> tuple[dict[str, Array], A
     order = np.take_along_axis(order, by, axis=1)
     codes[:, :-1] = np.take_along_axis(ranks, by, axis=1)[:, 1:]
     records = np.concatenate([order.astype(np.uint32), codes], axis=1)[None]
-    return {"bits": _bits.pack(records, _widths(params, classes))}, kept
+    return _bits.pack(records, _widths(params, classes)), kept
 
 
 def _codes(ratio: Array, bits: int, octaves: int) -> Array:
@@ -239,10 +253,10 @@ def _bad_topk(coded: Coded) -> tuple[Array, str]:
     tail = codes[..., -1]
     whole = params["k"] == params["classes"]
     ordered = np.sort(index, axis=2)
-    checks: tuple[tuple[Array, str], ...] = (
+    checks: tuple[tuple[Any, str], ...] = (
         ((index >= params["classes"]).any(axis=(1, 2)), "a class index beyond the classes"),
         ((ordered[..., 1:] == ordered[..., :-1]).any(axis=(1, 2)), "a class twice"),
-        (np.less_equal(key[..., 1:], key[..., :-1]).any(axis=(1, 2)), "not sorted by probability"),
+        ((key[..., 1:] <= key[..., :-1]).any(axis=(1, 2)), "not sorted by probability"),
         (
             ((tail != last) if whole else (tail == 0)).any(axis=1),
             "the mass of the other classes is off",

@@ -84,13 +84,13 @@ def check_prompt_values(coded: Coded, classes: tuple[str, ...]) -> None:
 
 
 def _codes_ok(coded: Coded, name: str, array: Array) -> Array:
-    fine: Array = np.ones(array.shape, dtype=bool)
+    fine: Any = np.ones(array.shape, dtype=bool)
     if coded.codec == "i8":
-        fine = np.not_equal(array, -128)  # two's complement has one value too many
+        fine = array != -128  # two's complement has one value too many
     elif coded.codec == "pq":
-        fine = np.less(array, coded.tensors["codebook"].shape[0])
+        fine = array < coded.tensors["codebook"].shape[0]
     elif coded.codec == "i4" and coded.params["shape"][2] % 2:
-        fine = np.equal(array[..., -1] >> 4, 0)
+        fine = array[..., -1] >> 4 == 0
     rows: Array = fine.reshape(array.shape[0], -1).all(axis=1)
     return rows
 

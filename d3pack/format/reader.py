@@ -38,6 +38,7 @@ from d3pack.recipe import Recipe
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 
+BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
 MAX_CLASSES = 2**20
 MAX_IMAGES = 2**24
 FIELDS = {
@@ -97,7 +98,7 @@ def read(source: Source) -> Pack:
 def load(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a regular file, read once: a mapped file could change, or vanish, under us."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        fd = os.open(path, os.O_RDONLY | BINARY | getattr(os, "O_NONBLOCK", 0))
         with open(fd, "rb") as file:
             info = os.fstat(fd)
             if not stat.S_ISREG(info.st_mode):

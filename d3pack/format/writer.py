@@ -9,7 +9,7 @@ from pathlib import Path
 from d3pack import container
 from d3pack.canonical import dumps, plain
 from d3pack.errors import D3MError, NotFoundError, UsageError
-from d3pack.format.reader import read
+from d3pack.format.reader import BINARY, read
 from d3pack.pack import Pack
 
 
@@ -37,7 +37,7 @@ def replace_file(path: Path, data: bytes) -> None:
         raise UsageError(f"{str(path)!r} is not the name of a file")
     temporary = path.with_name(f".{path.name[:100]}.{os.urandom(8).hex()}.tmp")
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(f"{path.parent} is not a directory", hint="create it first") from None
     except OSError as error:
@@ -48,7 +48,7 @@ def replace_file(path: Path, data: bytes) -> None:
             while view:  # a raw write may take a part only
                 view = view[file.write(view) :]
             with contextlib.suppress(FileNotFoundError):  # no old file: the umask has decided
-                os.fchmod(fd, os.stat(path).st_mode & 0o7777)
+                os.chmod(temporary, os.stat(path).st_mode & 0o7777)
             os.fsync(fd)
         os.replace(temporary, path)
     except BaseException as error:
@@ -62,6 +62,8 @@ def replace_file(path: Path, data: bytes) -> None:
 
 def _sync_folder(folder: Path) -> None:
     """Make the rename last: without this a power loss could undo it."""
+    if os.name == "nt":
+        return  # there, directories cannot be opened
     try:
         fd = os.open(folder, os.O_RDONLY)
         try:

@@ -39,7 +39,7 @@ class Fault:
 
 
 def install(fault: Fault) -> None:
-    real = {name: getattr(os, name) for name in ("open", "fsync", "replace", "fchmod")}
+    real = {name: getattr(os, name) for name in ("open", "fsync", "replace", "chmod")}
 
     def wrapped(name: str) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
