@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +94,8 @@ def encode(
             run = Run(
                 source, options, plan, journal, events, device, cache or cache_home() / "teachers"
             )
-            pack = method.encode(run)
+            with _repeatable(device):
+                pack = method.encode(run)
             _list_skipped(source, work)
             write(pack, output)
             journal.record("root", pack.root)
@@ -109,6 +112,24 @@ def encode(
                 hint="free some and run the same command: it goes on where it stopped",
             ) from error
         raise
+
+
+@contextmanager
+def _repeatable(device: str) -> Iterator[None]:
+    """On an accelerator: only kernels that give the same sums twice, as a processor does anyway."""
+    if device.startswith("cpu"):
+        yield
+        return
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's own condition for it
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with torch.backends.cudnn.flags(benchmark=False, deterministic=True):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _key(source: Source, options: EncodeOptions, plan: Plan) -> Mapping[str, Any]:
