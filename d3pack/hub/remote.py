@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
+import time
 from contextlib import AbstractContextManager, closing
 from typing import Any, cast
 
-from d3pack.errors import HubBytesError
+from d3pack.errors import HubBusyError, HubBytesError
 from d3pack.hub.address import Address
 from d3pack.hub.failures import hub_calls, is_network
 
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _ATTEMPTS = 3  # a body cut on its way is asked for again
-_CHUNK = 1 << 16
+_SLOWEST = 10_000  # bytes a second, after a first patience of six timeouts
 
 
 class RemoteFile:
@@ -50,12 +51,20 @@ class RemoteFile:
             _hub_utils().hf_raise_for_status(response)
             expected = self._check(response, begin, length)
             data = bytearray()
+            patience = (
+                time.monotonic() + 6 * constants.HF_HUB_DOWNLOAD_TIMEOUT + expected / _SLOWEST
+            )
             pieces = getattr(response, "iter_bytes", None) or response.iter_content
-            for chunk in pieces(chunk_size=_CHUNK):
+            for chunk in pieces(chunk_size=None):  # as they come
                 data += chunk
                 self.received += len(chunk)
                 if len(data) > expected:
                     break
+                if time.monotonic() > patience:
+                    raise HubBusyError(
+                        f"{self.address}: only {len(data)} of {expected} bytes came in time",
+                        hint="try again later; HF_HUB_DOWNLOAD_TIMEOUT makes it more patient",
+                    )
         if len(data) != expected:
             raise HubBytesError(
                 f"{self.address}: {len(data)} bytes arrived where {expected} were announced",

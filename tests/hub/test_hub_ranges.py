@@ -97,3 +97,11 @@ def test_what_is_not_there(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(HubOfflineError):
         RemoteFile(parse(ADDRESS)).read(0, 100)
+
+
+def test_a_drip_without_end_is_given_up(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
+    hub.put("org/set", {"a.d3m": DATA})
+    hub.fault("drip", "cdn", after=1, seconds=0.03, times=99)
+    with pytest.raises(HubBusyError, match="of 1000 bytes came in time"):
+        RemoteFile(parse(ADDRESS)).read(0, 1_000)
