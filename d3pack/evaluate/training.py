@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from d3pack.errors import UsageError
 from d3pack.evaluate import augment, students
 from d3pack.evaluate.checkpoint import load_checkpoint, save_checkpoint
-from d3pack.evaluate.presets import AdamW, Preset, Steps, Updates, by_images
+from d3pack.evaluate.presets import AdamW, Exams, Preset, Steps, Updates, by_images
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CPU_CHUNK = 16  # so few images that a layer's activations stay in the processor's cache
 _TEST_CHUNK = 64
+_PROBE = 8  # images of the batch that tells how long a student takes
 _SAVE_EVERY = 60.0  # seconds: what a stopped run loses at most
 
 Teach = Callable[[Tensor], Tensor]  # uint8 images -> logits
@@ -335,10 +336,10 @@ def seconds_needed(
     """How long one student takes on this machine, from one timed step and one timed test."""
     lengths = plan(preset, images, classes)
     size = preset.size or size
-    probe = replace(preset, size=size, length=Updates(1), exams=replace(preset.exams, after=0))
+    count = min(lengths.batch, _PROBE)  # a whole batch of large images would take minutes by itself
+    probe = replace(preset, size=size, batch=((1, count),), length=Updates(1), exams=Exams())
     if preset.labels == "teacher":  # its own forward is the small part
         probe = replace(probe, labels="hard")
-    count = max(lengths.batch, classes)
     sample = torch.randint(256, (count, 3, size, size), dtype=torch.uint8)
     labels = torch.arange(count) % classes
 
@@ -349,7 +350,7 @@ def seconds_needed(
             labels,
             sample[:1].expand(tested, -1, -1, -1),
             torch.zeros(tested, dtype=torch.long),
-            replace(probe, exams=replace(probe.exams, every=1 << 30)),
+            probe,
             0,
             student=student,
             classes=classes,
@@ -361,5 +362,7 @@ def seconds_needed(
     timed(1, 1)
     one = timed(1, 1)
     step = max(timed(3, 1) - one, 1e-4) / 2
-    test = max(timed(1, _TEST_CHUNK + 1) - one, 1e-4) / _TEST_CHUNK
-    return step * lengths.updates + test * tests * preset.exams.count(lengths.units)
+    test = max(timed(1, 1 + _PROBE) - one, 1e-4) / _PROBE
+    return step * lengths.batch / count * lengths.updates + test * tests * preset.exams.count(
+        lengths.units
+    )
