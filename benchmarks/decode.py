@@ -35,7 +35,7 @@ import tiny_backbones  # noqa: E402
 from d3pack import Pack, read, write  # noqa: E402
 from d3pack.decode import Decoder  # noqa: E402
 
-STEPS, GUIDANCE, GROUP = 15, 3.0, 8
+STEPS, GUIDANCE, GROUP = 15, 3.0, 16
 BATCHES = (1, 4, 8, 16, 32, 64)
 
 

@@ -303,3 +303,31 @@ def test_other_dtypes(folders: dict[str, Path]) -> None:
             assert backbone.decode(latents(backbone, 1)).dtype == torch.uint8
         kinds = {p.dtype for p in backbone.named_tensors().values()}
         assert kinds == {torch.bfloat16}
+
+
+def test_linear_layers_keep_their_meaning_and_their_gradients() -> None:
+    from torch import nn
+
+    from d3pack.backbones.cpu import _OneDnnLinear, quicken
+
+    for bias in (True, False):
+        plain = nn.Linear(37, 20, bias=bias)
+        quick = nn.Sequential(nn.Linear(37, 20, bias=bias))
+        quick[0].load_state_dict(plain.state_dict())
+        quicken(quick)
+        assert type(quick[0]) is _OneDnnLinear
+        x = torch.randn(3, 5, 37)
+        with torch.no_grad():
+            torch.testing.assert_close(quick(x), plain(x), rtol=1e-5, atol=1e-5)
+            turned = torch.randn(37, 6).t()
+            torch.testing.assert_close(quick(turned), plain(turned), rtol=1e-5, atol=1e-5)
+        grads = []
+        for layer, frozen in ((plain, True), (quick, True), (quick, False)):
+            layer.requires_grad_(not frozen)
+            given = x.clone().requires_grad_()
+            layer(given).square().sum().backward()
+            grads.append(given.grad)
+        torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(grads[0], grads[2], rtol=1e-4, atol=1e-4)
+        assert quick[0].weight.grad is not None  # learns when it is told to
+        assert quick.double()(x.double()).dtype == torch.float64

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from d3pack.backbones.cpu import like_weights
 from d3pack.backbones.loading import Files, build, number
 from d3pack.errors import BackboneConfigError
 
@@ -34,7 +35,7 @@ class Autoencoder:
     def encode(self, images: Tensor) -> Tensor:
         """uint8 or [-1, 1] float images (B, 3, H, W) -> float32 latents; the mode, not a sample."""
         pixels = images if images.is_floating_point() else images.float().div(127.5).sub(1)
-        found = self.model.encode(pixels.to(self._dtype))
+        found = self.model.encode(like_weights(pixels.to(self._dtype)))
         latents = found.latents if hasattr(found, "latents") else found.latent_dist.mode()
         scaled: Tensor = (latents.float() - self._shift) * self._scale
         return scaled
@@ -42,7 +43,7 @@ class Autoencoder:
     def decode_float(self, latents: Tensor) -> Tensor:
         """Float32 latents -> float32 images around [-1, 1]."""
         raw = latents / self._scale + self._shift
-        image: Tensor = self.model.decode(raw.to(self._dtype)).sample
+        image: Tensor = self.model.decode(like_weights(raw.to(self._dtype))).sample
         return image.float()
 
 

@@ -88,6 +88,8 @@ def build(
     """One model of a known class, with exactly the weights that its config asks for."""
     from accelerate import init_empty_weights
 
+    from d3pack.backbones.cpu import quicken
+
     path = f"{folder}/config.json"
     config = files.json(path)
     listed = config.get("architectures")
@@ -109,6 +111,8 @@ def build(
     for buffer in model.buffers():
         if buffer.is_floating_point():
             buffer.data = buffer.data.to(dtype)
+    if device.type == "cpu":
+        quicken(model)
     return model
 
 

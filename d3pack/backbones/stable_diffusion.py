@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from d3pack.backbones.autoencoder import Autoencoder, to_uint8
+from d3pack.backbones.cpu import like_weights
 from d3pack.backbones.layout import Layout, Part
 from d3pack.backbones.levels import Levels
 from d3pack.backbones.loading import Files, build, number
@@ -140,7 +141,7 @@ class StableDiffusion:
     def _forward(self, x_t: Tensor, t: Tensor, c: Condition) -> Tensor:
         hidden = c.tensors["hidden"]
         out: Tensor = self.denoiser(
-            x_t.to(self.dtype), t, encoder_hidden_states=hidden, return_dict=False
+            like_weights(x_t.to(self.dtype)), t, encoder_hidden_states=hidden, return_dict=False
         )[0]
         return out.float()
 

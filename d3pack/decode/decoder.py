@@ -203,7 +203,8 @@ class Decoder:
             padded = [part + part[-1:] * (self.group - len(part)) for part in parts]
             for first, part, made in zip(now, parts, self._made(padded, epoch), strict=True):
                 # a copy: what inference mode made could not be changed in place outside
-                yield range(first, first + len(part)), made[: len(part)].clone()
+                whole = made[: len(part)].clone(memory_format=torch.contiguous_format)
+                yield range(first, first + len(part)), whole
 
     def _side_by_side(self) -> int:
         """Groups at once. An exact forward keeps to one core, so every core gets a group."""
