@@ -212,5 +212,5 @@ def sample(
 
 SCHEDULE_OF_SAMPLES = {
     **{k: v for k, v in SCHEDULE.items() if k not in ("clip_sample", "set_alpha_to_one")},
-    "use_karras_sigmas": True,
+    "timestep_spacing": "trailing",
 }
