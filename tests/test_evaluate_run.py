@@ -48,7 +48,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+def fast(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
     monkeypatch.setitem(presets.PRESETS, "blink", BLINK)
 
 
@@ -229,6 +230,27 @@ def test_codecs_and_labels_sweep_without_learning(world: Path) -> None:
         sweep.variants(pack, {"vectors": ["2"]}, None)
     with pytest.raises(d3pack.errors.UsageError, match="no soft labels"):
         sweep.variants(d3pack.read(world / "plain.d3m"), {"labels": ["top1"]}, None)
+
+
+def test_vectors_are_learned_anew_as_recorded(world: Path, tmp_path: Path) -> None:
+    from encode_world import make_tree, quick
+
+    from d3pack.encode import encode
+    from d3pack.evaluate.workdir import Workdir
+    from d3pack.sources import open_source
+
+    source = open_source(make_tree(tmp_path / "real", 12))
+    options = quick(world / "backbone", modes=1, vectors=1, labels="none", candidates=1)
+    pack = encode(source, options, tmp_path / "one.d3m", cache=tmp_path / "cache")
+    work = Workdir(tmp_path / "work")
+    learn = sweep.learner(pack, source, work, backbone=world / "backbone")
+    found = sweep.variants(pack, sweep.parse(["vectors=1,3"]), learn)
+    assert [variant.title for variant in found] == ["pack as it is", "vectors 3"]
+    learned = found[1].pack
+    assert learned.prompts.params["shape"][1] == 3
+    assert learned.recipe == pack.recipe
+    assert learned.images_per_class == pack.images_per_class
+    assert learned.ledger().sections["prompts"] > pack.ledger().sections["prompts"]
 
 
 def test_pareto_front() -> None:

@@ -327,9 +327,10 @@ def evaluate(
         progress=progress,
     )
     first = pack_arms(pack, bench)
-    swept = sweeps.variants(
-        pack, sweep, sweeps.learner(pack, train.source, workdir, options.backbone)
+    learn = sweeps.learner(
+        pack, train.source, workdir, backbone=options.backbone, teacher=options.teacher
     )
+    swept = sweeps.variants(pack, sweep, learn)
     budget, wanted = pack.ledger().total, needed_payloads(options.baselines)
     if all(pilot_place(train, budget, bench, name, workdir).exists() for name in wanted):
         arms = first + baseline_arms(pack, train, bench, options, workdir, judge)

@@ -61,22 +61,32 @@ def variants(pack: Pack, axes: Mapping[str, Sequence[str]], encode: Encode | Non
 
 
 def learner(
-    pack: Pack, source: Source, workdir: Workdir, backbone: str | Path | None
+    pack: Pack,
+    source: Source,
+    workdir: Workdir,
+    *,
+    backbone: str | Path | None = None,
+    teacher: str | None = None,
 ) -> Encode | None:
     """Encode the source again with another number of vectors and all else as recorded."""
-    options = pack.provenance.get("options")
-    if pack.provenance.get("method") != "d3m" or not isinstance(options, Mapping):
+    recorded = pack.provenance.get("options")
+    if pack.provenance.get("method") != "d3m" or not isinstance(recorded, Mapping):
         return None
-    recorded = {key: plain(value) for key, value in options.items() if key != "budget"}
+    options: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, tuple | list) else plain(value)
+        for key, value in recorded.items()
+        if key != "budget"
+    }
 
     def encode_again(vectors: int) -> Pack:
         from d3pack.encode import EncodeOptions, encode
 
         settings = {
-            **recorded,
+            **options,
             "vectors": vectors,
             "images_per_class": pack.images_per_class,
             "backbone": str(backbone or pack.recipe.backbone.repo),
+            "teacher": teacher or "train",
         }
         name = f"vectors-{vectors}-{pack.root[:12]}.d3m"
         return encode(source, EncodeOptions(**settings), workdir.path / name)
