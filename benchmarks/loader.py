@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import resource
@@ -78,11 +79,13 @@ def opened(path: Path, folder: Path, backbone: str, **options: Any) -> D3MDatase
 
 
 def spent() -> float:
-    """CPU seconds of this process and of the workers it has waited for."""
-    return sum(
-        used.ru_utime + used.ru_stime
-        for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    )
+    """CPU seconds of this process and its workers, those at work and those that ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    total = sum(each.ru_utime + each.ru_stime for each in used)
+    for worker in multiprocessing.active_children():
+        fields = Path(f"/proc/{worker.pid}/stat").read_text(encoding="ascii").rsplit(")")[1].split()
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
 
 
 def consume(batches: Iterable[tuple[Tensor, Tensor]]) -> int:
@@ -103,7 +106,7 @@ def rates(
     for number in range(rounds + 1):
         for name, make in loaders.items():
             seen, wall, cpu = 0, time.perf_counter(), spent()
-            while time.perf_counter() - wall < seconds:
+            while spent() - cpu < seconds:
                 seen += consume(make())
                 if number == 0:
                     break  # the first epoch of each only warms up

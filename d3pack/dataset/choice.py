@@ -63,6 +63,7 @@ def _automatic(
 ) -> tuple[Store, str] | None:
     disk = _disk(wish, identity, asked=False)
     if device.type == "cuda" and identity.size < _GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+        # The disk behind it spares the next run, and other ranks, the decoding.
         front, words = _memory(identity, device), _words(device, identity)
         return (TieredStore(front, disk[0]), f"{words}, and {disk[1]}") if disk else (front, words)
     if disk is not None or in_worker or identity.size > _HOST_SHARE * host_memory():
@@ -74,7 +75,7 @@ def _automatic(
 def _memory(identity: shelf.Identity, device: torch.device) -> MemoryStore:
     try:
         return MemoryStore(identity.images, identity.shape, device)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+    except RuntimeError as error:
         raise UsageError(
             f"a store of {readable_size(identity.size)} does not fit on {device}",
             hint="use cache='disk'",

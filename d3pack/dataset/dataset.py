@@ -228,15 +228,17 @@ class D3MDataset(Dataset[Any]):
         """Transformed images (a tensor, or a list once a transform saw each) and their labels."""
         labels = self.label(indices, images)
         rows: Any = as_output(images, self.output)
-        names = [self.classes[label] for label in self.hard_labels(indices)]
         if self.batch_transform is not None:
-            rows = apply_batch(self.batch_transform, rows, indices.tolist(), names)
+            first = self.classes[self.hard_labels(indices[:1])[0]]
+            rows = apply_batch(self.batch_transform, rows, indices.tolist(), first)
         if self.output == "pil":
             rows = [as_pil(row) for row in rows]
         if self.transform is not None:
             rows = [
-                apply_one(self.transform, row, index, name)
-                for row, index, name in zip(rows, indices.tolist(), names, strict=True)
+                apply_one(self.transform, row, index, self.classes[label])
+                for row, index, label in zip(
+                    rows, indices.tolist(), self.hard_labels(indices), strict=True
+                )
             ]
         return rows, labels
 

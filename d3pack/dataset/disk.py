@@ -10,6 +10,7 @@ import weakref
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,9 +18,7 @@ from d3pack.dataset import shelf
 from d3pack.dataset.order import Ints
 from d3pack.dataset.store import next_absent
 
-_RESIDENT = (
-    256 << 20
-)  # bytes read before the mapped pages are given back; the page cache keeps them
+_RESIDENT = 256 << 20  # bytes read before their pages are given back to the page cache
 
 
 class DiskStore:
@@ -108,7 +107,7 @@ class DiskStore:
             finally:
                 shelf.unlock(self._index_file)
 
-    def _write_one(self, number: int, row: np.ndarray) -> None:
+    def _write_one(self, number: int, row: npt.NDArray[np.uint8]) -> None:
         if self._index[number]:
             return
         _pwrite(self._pixels_file, row.data, number * self.identity.row)

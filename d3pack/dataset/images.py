@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from d3pack import __version__
 from d3pack.dataset import shelf
 from d3pack.dataset.choice import Wish, choose
 from d3pack.dataset.order import Ints
@@ -28,6 +30,8 @@ from d3pack.pack import Pack
 
 if TYPE_CHECKING:
     from d3pack.backbones import Backbone
+
+_MAKERS = ("torch", "diffusers", "transformers")  # a release may change a last bit
 
 
 class Images:
@@ -86,13 +90,15 @@ class Images:
         if self.device.type == "cuda":
             kind = f"cuda {torch.cuda.get_device_name(self.device)}"
         else:
-            kind = f"{self.device.type} {platform.machine()} {_cpu_capability()}"
+            capability = torch.backends.cpu.get_cpu_capability()
+            kind = f"{self.device.type} {platform.machine()} {capability}"
         height, width = self.pack.recipe.size
         return shelf.Identity(
             root=self.pack.root,
             mode=self._mode,
             device=kind,
-            software=f"torch {torch.__version__}",
+            software=f"d3pack {__version__}, "
+            + ", ".join(f"{name} {version(name)}" for name in _MAKERS),
             images=self.total,
             shape=(3, height, width),
         )
@@ -193,7 +199,3 @@ class Images:
                 if self._decoder is not None:
                     self._decoder.close()
         self._forget()
-
-
-def _cpu_capability() -> str:
-    return torch.backends.cpu.get_cpu_capability()

@@ -82,7 +82,7 @@ class Background:
         try:
             with torch.cuda.stream(stream):  # nothing, when there is none
                 for item in self._source:
-                    done = torch.cuda.current_stream().record_event() if cuda else None
+                    done = stream.record_event() if cuda else None
                     if not self._put((item, done)):
                         return
             self._put((None, None))

@@ -4,6 +4,7 @@
                         pixels      uint8 rows, sparse until decoded
                         index       one 64-bit record an image: 0, or 1 << 32 | CRC-32
                         lock        held shared by whoever uses the store
+                  gate              held while a store is added
 
 A store appears by one rename, a record is written after its pixels, and a store leaves by one
 rename: a process killed at any point leaves a smaller cache, never a wrong one.
@@ -128,7 +129,6 @@ def _read_meta(path: Path) -> Identity | None:
 
 def _create(path: Path, identity: Identity) -> None:
     """Make an empty store appear at `path`, unless somebody else was faster."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.parent / f".new-{identity.key}-{os.getpid()}-{time.monotonic_ns()}"
     fresh.mkdir()
     try:
@@ -150,8 +150,8 @@ def claim(home: Path, identity: Identity, limit: int) -> tuple[Path, int] | None
 
     None when it does not fit under `limit` bytes, even after evicting what nobody uses.
     """
-    home.mkdir(parents=True, exist_ok=True)
-    gate = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    _stores(home).mkdir(parents=True, exist_ok=True)
+    gate = os.open(_stores(home) / "gate", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         lock(gate)  # two newcomers at once must not both count the same free room
         return _open_folder(home, identity) if _make_room(home, identity, limit) else None

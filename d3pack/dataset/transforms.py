@@ -44,9 +44,9 @@ def apply_one(transform: Transform, image: Any, index: int, class_name: str) -> 
         ) from error
 
 
-def apply_batch(transform: Transform, images: Tensor, indices: list[int], names: list[str]) -> Any:
+def apply_batch(transform: Transform, images: Tensor, indices: list[int], first: str) -> Any:
     """Apply a per-batch transform; a failure names the batch, a lost image is refused."""
-    where = f"images {indices[0]}..{indices[-1]} ({len(indices)}, class {names[0]!r} first)"
+    where = f"images {indices[0]}..{indices[-1]} ({len(indices)}, class {first!r} first)"
     try:
         result = transform(images)
     except Exception as error:
