@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="mini")
     parser.add_argument("--base", nargs="*", default=[], help="settings that all variants share")
     parser.add_argument("--ipc", type=int, default=10)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="students each; 0: losses alone")
     parser.add_argument("--tests", type=int, default=4000)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument(
@@ -136,7 +136,7 @@ def main() -> None:
             size = 0
         revision = pack.recipe.backbone.revision[:8]
         key = f"{variant} | {' '.join(args.base)} | ipc {args.ipc} | {revision}"
-        found = figures(students(pack, path, tests, args.seeds))
+        found = figures(students(pack, path, tests, args.seeds)) if args.seeds else {}
         metrics = dict(pack.provenance.get("metrics", {}))
         results[key] = {**found, "bytes": size, "metrics": metrics}
         print(key, json.dumps(results[key]), flush=True)
