@@ -1,58 +1,31 @@
-"""The `d3pack` command: parse, call, print. One module a verb family, light to import."""
+"""The `d3pack` command: parse, call, print."""
 
 from __future__ import annotations
 
 import sys
-from importlib import import_module
-from typing import Annotated
+from typing import Any
 
-import typer
-
-from d3pack import __version__
 from d3pack.cli import _out
 from d3pack.errors import D3MError
 
-app = typer.Typer(
-    name="d3pack",
-    help="Image-classification datasets as recipes: encode, decode, verify, share.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
 
-VERBS = (
-    "d3pack.cli.pack",
-    "d3pack.cli.decode",
-    "d3pack.cli.preview",
-    "d3pack.cli.encode",
-    "d3pack.cli.train",
-    "d3pack.cli.eval",
-    "d3pack.cli.hub",
-    "d3pack.cli.demo",
-    "d3pack.cli.cache",
-    "d3pack.cli.env",
-)
+def __getattr__(name: str) -> Any:
+    """`app`, the typer application, is built when somebody asks for it."""
+    if name == "app":
+        from d3pack.cli._app import app
 
-
-
-@app.callback(invoke_without_command=True)
-def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    """Image-classification datasets as recipes: encode, decode, verify, share."""
-    if version:
-        print(__version__)
-        raise typer.Exit
-
-
-for _module in VERBS:
-    import_module(_module).register(app)
+        return app
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def main() -> None:
     """Run the command; every expected failure is one line and an exit code."""
     _out.listen()
     try:
+        if _at_once(sys.argv[1:]):
+            sys.exit(0)
+        from d3pack.cli._app import app
+
         app()
     except D3MError as error:
         _out.fail(error)
@@ -60,3 +33,21 @@ def main() -> None:
     except KeyboardInterrupt:
         _out.say("interrupted")
         sys.exit(130)
+
+
+def _at_once(args: list[str]) -> bool:
+    """`info FILE`, asked plainly, without typer: its parser takes as long as all the rest."""
+    format: Any = "human"
+    match args:
+        case ["info", file]:
+            pass
+        case ["info", file, "--format", ("human" | "json" | "quiet") as format]:
+            pass
+        case _:
+            return False
+    if file.startswith("-"):
+        return False
+    from d3pack.cli.describe import show
+
+    show(file, format)
+    return True

@@ -10,11 +10,11 @@ import typer
 
 from d3pack.canonical import plain
 from d3pack.cli import _out
+from d3pack.cli.describe import show
 from d3pack.errors import BackboneError, D3MError, InvalidPackError
 from d3pack.format import read
-from d3pack.pack import Ledger, Pack
+from d3pack.pack import Pack
 
-WIDTH = 80
 FormatOption = Annotated[_out.Format, typer.Option("--format", help="human, json or quiet.")]
 
 
@@ -27,22 +27,18 @@ def register(app: typer.Typer) -> None:
 
 def info(
     file: Annotated[str, typer.Argument(help="A .d3m file, or an hf:// address.")],
-    format: FormatOption = "human",
+    form: FormatOption = "human",
 ) -> None:
-    """Say what a pack is: identity, classes, backbone, recipe, and where its bytes are."""
-    pack = _outline(file)
-    if format == "json":
-        _out.emit(_summary(pack))
-    elif format == "quiet":
-        print(pack.root)
-    else:
-        for line in (*_describe(pack, file), "", *_ledger(pack.ledger())):
-            print(line)
+    """Say what a pack is: identity, classes, backbone, recipe, and where its bytes are.
+
+    Example: d3pack info flowers.d3m
+    """
+    show(file, form)
 
 
 def verify(
     files: Annotated[list[str], typer.Argument(help=".d3m files, or hf:// addresses.")],
-    format: FormatOption = "human",
+    form: FormatOption = "human",
     decode: Annotated[
         bool, typer.Option("--decode", help="Rebuild the probes as well and compare the images.")
     ] = False,
@@ -55,6 +51,8 @@ def verify(
     """Check every hash and every rule, and with --decode that this machine makes the same images.
 
     Exit 0: all valid; 3: one is not; 4: a wrong backbone; 5: one is not there.
+
+    Example: d3pack verify flowers.d3m birds.d3m
     """
     results: list[dict[str, Any]] = []
     code = 0
@@ -72,9 +70,9 @@ def verify(
             # An invalid file outweighs a missing one: it is there, and it must not be used.
             code = error.exit_code if code != InvalidPackError.exit_code else code
         results.append(result)
-    if format == "json":
+    if form == "json":
         _out.emit(results)
-    elif format == "human":
+    elif form == "human":
         for result in results:
             name = _out.printable(result["file"])
             if result["valid"]:
@@ -85,7 +83,7 @@ def verify(
                         f"{made['rms']}, peak {made['peak']} of 255 levels"
                     )
             else:
-                print(f"refused  {name}  {_out.printable(result['message'])}")
+                _out.say(f"refused  {name}  {_out.printable(result['message'])}")
     if code:
         raise typer.Exit(code)
 
@@ -93,14 +91,17 @@ def verify(
 def diff(
     a: Annotated[str, typer.Argument(help="A .d3m file, or an hf:// address.")],
     b: Annotated[str, typer.Argument(help="Another one.")],
-    format: FormatOption = "human",
+    form: FormatOption = "human",
 ) -> None:
-    """Say in what two packs differ. Exit 0: they are the same; 1: they are not."""
+    """Say in what two packs differ. Exit 0: they are the same; 1: they are not.
+
+    Example: d3pack diff old.d3m new.d3m
+    """
     first, second = read(_local(a)), read(_local(b))
     changes = [] if first.root == second.root else list(_changes(first, second))
-    if format == "json":
+    if form == "json":
         _out.emit({"same": not changes, "roots": [first.root, second.root], "changes": changes})
-    elif format == "human":
+    elif form == "human":
         if not changes:
             print(f"the same pack: {first.root}")
         for change in changes:
@@ -122,104 +123,6 @@ def _local(file: str) -> Path:
     return local_path(file)
 
 
-def _outline(file: str) -> Pack:
-    """All that `info` tells: of a remote pack only the first bytes are read, and it says so."""
-    from d3pack.hub import is_address, remote_info
-
-    return remote_info(file).outline if is_address(file) else read(file)
-
-
-def _summary(pack: Pack) -> dict[str, Any]:
-    ledger = pack.ledger()
-    manifest: dict[str, Any] = plain(pack.manifest)
-    sections = {entry.pop("name"): entry for entry in manifest.pop("sections")}
-    return {
-        **manifest,
-        "classes": list(pack.classes),
-        "images": len(pack),
-        "sections": sections,
-        "ledger": {
-            "sections": dict(ledger.sections),
-            "total": ledger.total,
-            "per_class": ledger.per_class,
-            "per_image": ledger.per_image,
-            "backbone": ledger.backbone,
-            "teacher": ledger.teacher,
-            "everything": ledger.everything,
-        },
-    }
-
-
-def _describe(pack: Pack, file: str) -> Iterator[str]:
-    recipe, backbone, prompts = pack.recipe, pack.recipe.backbone, pack.prompts
-    modes, vectors, width = prompts.params["shape"]
-    yield _clip(f"{_out.printable(file)}  d3m 1.{pack.minor}")
-    yield _row("root", pack.root)
-    yield _row("classes", f"{len(pack.classes):,}: " + ", ".join(pack.classes[:20]))
-    height, breadth = recipe.size
-    yield _row(
-        "images", f"{len(pack):,}, {pack.images_per_class:,} a class, {height} x {breadth} pixels"
-    )
-    yield _row("backbone", f"{backbone.kind}, {backbone.repo or 'a directory'}")
-    yield _row("", f"revision {backbone.revision}")
-    yield _row(
-        "",
-        f"{_count(len(backbone.files), 'file')}, {_size(backbone.nbytes)},"
-        f" licence {backbone.licence}",
-    )
-    yield _row(
-        "recipe",
-        f"{recipe.sampler}, {len(recipe.sigmas) - 1} steps from sigma {recipe.sigmas[0]:.4g}, "
-        f"guidance {recipe.guidance:g}",
-    )
-    yield _row("", f"{recipe.dtype}, groups of {recipe.group}, {recipe.noise} noise")
-    yield _row("", f"template {recipe.template!r}")
-    yield _row(
-        "prompts",
-        f"{prompts.codec}, {_count(modes, 'mode')} of {_count(vectors, 'vector')} of {width} "
-        f"values, error {prompts.params['error']['rms']:.2%}",
-    )
-    how = (
-        "derived"
-        if pack.picks is None
-        else f"curated, {_count(pack.picks.itemsize, 'byte')} an image"
-    )
-    yield _row("seeds", f"{how}, from {pack.seed:016x}")
-    if pack.labels is not None:
-        params = pack.labels.params
-        text = f"{pack.labels.codec}, error {params['error']['mean']:.2g}"
-        if pack.labels.codec == "topk":
-            text += f", top {params['k']} at {params['bits']} bits, "
-            text += f"kept mass {params['kept']['mean']:.2%}, at least {params['kept']['min']:.2%}"
-        yield _row("labels", text)
-    if pack.adapter is not None:
-        table = pack.adapter.params["table"]
-        yield _row("adapter", f"{pack.adapter.codec}, {_count(len(table), 'tensor')}")
-    if pack.probes is not None:
-        count, _, height, breadth = pack.probes.images.shape
-        yield _row("probes", f"{_count(count, 'image')} of {height} x {breadth} pixels")
-    if pack.optional:
-        yield _row("optional", ", ".join(sorted(pack.optional)) + " (unknown here, preserved)")
-    if pack.provenance:
-        yield _row("provenance", ", ".join(sorted(pack.provenance)))
-
-
-def _ledger(ledger: Ledger) -> Iterator[str]:
-    yield _clip(f"{'bytes':<12}{'':>22}{'a class':>16}{'an image':>16}")
-    for name, nbytes in sorted(ledger.sections.items(), key=lambda item: (-item[1], item[0])):
-        yield _bytes(_out.printable(name), nbytes, ledger)
-    yield _bytes("file", ledger.total, ledger)
-    yield f"{'+ backbone':<12}{ledger.backbone:>22,}"
-    if ledger.teacher is not None:
-        yield f"{'+ teacher':<12}{ledger.teacher:>22,}"
-    yield f"{'everything':<12}{ledger.everything:>22,}"
-
-
-def _bytes(name: str, nbytes: int, ledger: Ledger) -> str:
-    a_class, an_image = nbytes / ledger.classes, nbytes / ledger.images
-    return _clip(f"{name:<12}{nbytes:>22,}{a_class:>16,.1f}{an_image:>16,.2f}")
-
-
 def _changes(a: Pack, b: Pack) -> Iterator[dict[str, Any]]:
     gone = [name for name in a.classes if name not in set(b.classes)]
     new = [name for name in b.classes if name not in set(a.classes)]
@@ -232,8 +135,8 @@ def _changes(a: Pack, b: Pack) -> Iterator[dict[str, Any]]:
     for what in ("recipe", "provenance", "optional"):
         yield from _unequal(what, plain(a.manifest[what]), plain(b.manifest[what]))
     old, fresh = _sections(a), _sections(b)
-    for name in sorted(set(old) | set(fresh) - {"classes", "leaves"}):
-        if name in ("classes", "leaves") or old.get(name) == fresh.get(name):
+    for name in sorted((set(old) | set(fresh)) - {"classes", "leaves"}):
+        if old.get(name) == fresh.get(name):
             continue
         was, now = (
             f"{part[name][0]}, {part[name][1]:,} bytes" if name in part else "-"
@@ -248,10 +151,11 @@ def _changes(a: Pack, b: Pack) -> Iterator[dict[str, Any]]:
 
 
 def _sections(pack: Pack) -> dict[str, tuple[str, int, Any]]:
+    nbytes = pack.ledger().sections
     return {
         entry["name"]: (
             entry["codec"],
-            pack.ledger().sections.get(entry["name"], 0),
+            nbytes.get(entry["name"], 0),
             plain({"params": entry["params"], "tensors": entry["tensors"]}),
         )
         for entry in pack.manifest["sections"]
@@ -272,24 +176,3 @@ def _change(what: str, a: Any, b: Any) -> dict[str, Any]:
 
 def _some(names: Any) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8:,} more" if len(names) > 8 else "")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def _size(nbytes: int) -> str:
-    value = float(nbytes)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if value < 1000 or unit == "GB":
-            break
-        value /= 1000
-    return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.2f} {unit}"
-
-
-def _row(name: str, text: str) -> str:
-    return _clip(f"  {name:<12}{_out.printable(text)}")
-
-
-def _clip(line: str) -> str:
-    return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."

@@ -1,0 +1,147 @@
+"""What `d3pack info` prints. No typer here: its parser takes longer than the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from d3pack.canonical import plain
+from d3pack.cli import _out
+from d3pack.format import read
+from d3pack.pack import Ledger, Pack
+
+WIDTH = 80
+
+
+def show(file: str, format: _out.Format) -> None:
+    """Print what a pack is, as a table that fits 80 columns, as JSON, or its identity alone."""
+    pack = _outline(file)
+    if format == "json":
+        _out.emit(_summary(pack))
+    elif format == "quiet":
+        print(pack.root)
+    else:
+        for line in (*_describe(pack, file), "", *_ledger(pack.ledger())):
+            print(line)
+
+
+def _outline(file: str) -> Pack:
+    """All that there is to tell: of a remote pack only the first bytes are read."""
+    if Path(file).exists():
+        return read(file)
+    from d3pack.hub import is_address, remote_info
+
+    return remote_info(file).outline if is_address(file) else read(file)
+
+
+def _summary(pack: Pack) -> dict[str, Any]:
+    ledger = pack.ledger()
+    manifest: dict[str, Any] = plain(pack.manifest)
+    sections = {entry.pop("name"): entry for entry in manifest.pop("sections")}
+    return {
+        **manifest,
+        "classes": list(pack.classes),
+        "images": len(pack),
+        "sections": sections,
+        "ledger": {
+            "sections": dict(ledger.sections),
+            "total": ledger.total,
+            "per_class": ledger.per_class,
+            "per_image": ledger.per_image,
+            "backbone": ledger.backbone,
+            "teacher": ledger.teacher,
+            "everything": ledger.everything,
+        },
+    }
+
+
+def _describe(pack: Pack, file: str) -> Iterator[str]:
+    recipe, backbone, prompts = pack.recipe, pack.recipe.backbone, pack.prompts
+    modes, vectors, width = prompts.params["shape"]
+    yield _clip(f"{_out.printable(file)}  d3m 1.{pack.minor}")
+    yield _row("root", pack.root)
+    yield _row("classes", f"{len(pack.classes):,}: " + ", ".join(pack.classes[:20]))
+    height, breadth = recipe.size
+    yield _row(
+        "images", f"{len(pack):,}, {pack.images_per_class:,} a class, {height} x {breadth} pixels"
+    )
+    yield _row("backbone", f"{backbone.kind}, {backbone.repo or 'a directory'}")
+    yield _row("", f"revision {backbone.revision}")
+    yield _row(
+        "",
+        f"{_count(len(backbone.files), 'file')}, {_size(backbone.nbytes)},"
+        f" licence {backbone.licence}",
+    )
+    yield _row(
+        "recipe",
+        f"{recipe.sampler}, {len(recipe.sigmas) - 1} steps from sigma {recipe.sigmas[0]:.4g}, "
+        f"guidance {recipe.guidance:g}",
+    )
+    yield _row("", f"{recipe.dtype}, groups of {recipe.group}, {recipe.noise} noise")
+    yield _row("", f"template {recipe.template!r}")
+    yield _row(
+        "prompts",
+        f"{prompts.codec}, {_count(modes, 'mode')} of {_count(vectors, 'vector')} of {width} "
+        f"values, error {prompts.params['error']['rms']:.2%}",
+    )
+    how = (
+        "derived"
+        if pack.picks is None
+        else f"curated, {_count(pack.picks.itemsize, 'byte')} an image"
+    )
+    yield _row("seeds", f"{how}, from {pack.seed:016x}")
+    if pack.labels is not None:
+        params = pack.labels.params
+        text = f"{pack.labels.codec}, error {params['error']['mean']:.2g}"
+        if pack.labels.codec == "topk":
+            text += f", top {params['k']} at {params['bits']} bits, "
+            text += f"kept mass {params['kept']['mean']:.2%}, at least {params['kept']['min']:.2%}"
+        yield _row("labels", text)
+    if pack.adapter is not None:
+        table = pack.adapter.params["table"]
+        yield _row("adapter", f"{pack.adapter.codec}, {_count(len(table), 'tensor')}")
+    if pack.probes is not None:
+        count, _, height, breadth = pack.probes.images.shape
+        yield _row("probes", f"{_count(count, 'image')} of {height} x {breadth} pixels")
+    if pack.optional:
+        yield _row("optional", ", ".join(sorted(pack.optional)) + " (unknown here, preserved)")
+    if pack.provenance:
+        yield _row("provenance", ", ".join(sorted(pack.provenance)))
+
+
+def _ledger(ledger: Ledger) -> Iterator[str]:
+    yield _clip(f"{'bytes':<12}{'':>22}{'a class':>16}{'an image':>16}")
+    for name, nbytes in sorted(ledger.sections.items(), key=lambda item: (-item[1], item[0])):
+        yield _bytes(_out.printable(name), nbytes, ledger)
+    yield _bytes("file", ledger.total, ledger)
+    yield f"{'+ backbone':<12}{ledger.backbone:>22,}"
+    if ledger.teacher is not None:
+        yield f"{'+ teacher':<12}{ledger.teacher:>22,}"
+    yield f"{'everything':<12}{ledger.everything:>22,}"
+
+
+def _bytes(name: str, nbytes: int, ledger: Ledger) -> str:
+    a_class, an_image = nbytes / ledger.classes, nbytes / ledger.images
+    return _clip(f"{name:<12}{nbytes:>22,}{a_class:>16,.1f}{an_image:>16,.2f}")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _size(nbytes: int) -> str:
+    value = float(nbytes)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            break
+        value /= 1000
+    return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.2f} {unit}"
+
+
+def _row(name: str, text: str) -> str:
+    return _clip(f"  {name:<12}{_out.printable(text)}")
+
+
+def _clip(line: str) -> str:
+    return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
