@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from d3pack import container, recipe
-from d3pack.canonical import MAX_INT
 from d3pack.codecs import params
 from d3pack.format import reader
 
@@ -115,7 +114,6 @@ def schema() -> dict[str, Any]:
             },
             root=sha256,
         ),
-        "$defs": {"integer": integer(-MAX_INT, MAX_INT)},
     }
 
 
