@@ -1,0 +1,75 @@
+"""Every command of the README is run, and every link of it leads somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from encode_world import make_tree
+from PIL import Image
+from test_cli import ROOT
+from typer.testing import CliRunner
+
+from d3pack.cli import app
+from d3pack.evaluate.presets import PRESETS, QUICK, Updates
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# What the README leaves to the defaults takes minutes; the same verbs, with less to do.
+SHORTER = {
+    "encode": "--steps 2 --cool 1 --sampler-steps 2 --probes 2 --teacher-samples 60",
+    "eval": "--seeds 1 --baseline random",
+}
+SETUP = {
+    "pip install -c constraints.txt . && d3pack demo",
+    "pip install -c constraints.txt '.[test]' && pytest",
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[str]:
+    lines = [line.split("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def test_set_up_is_two_commands_and_the_gate_runs_the_second() -> None:
+    assert set(commands()[:2]) == SETUP
+    gate = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "pip install -q -c constraints.txt '.[test]' && pytest" in gate
+
+
+def test_commands_in_order_then_the_python_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
+    monkeypatch.setitem(PRESETS, "quick", replace(QUICK, length=Updates(3)))
+    make_tree(tmp_path / "photos" / "train", count=12)
+    make_tree(tmp_path / "photos" / "test", count=4)
+    for line in commands()[2:]:
+        program, verb, *words = shlex.split(line)
+        assert program == "d3pack", line
+        done = CliRunner().invoke(app, [verb, *words, *SHORTER.get(verb, "").split()])
+        assert done.exit_code == 0, f"{line}: {done.exception} {done.stderr}"
+    assert (tmp_path / "worth.html").stat().st_size > 10_000
+    assert "<img" in (tmp_path / "photos.html").read_text(encoding="utf-8")
+    decoded = sorted((tmp_path / "images").rglob("*.png"))
+    assert len(decoded) == 30
+    block = next(text for text in blocks("python") if "DataLoader" in text)
+    names: dict[str, object] = {}
+    exec(block, names)  # the README's own lines, as a reader would paste them
+    assert np.array_equal(
+        np.asarray(names["dataset"][0][0]).transpose(1, 2, 0),  # type: ignore[index]
+        np.asarray(Image.open(decoded[0])),
+    )
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
+def test_links_lead_somewhere(target: str) -> None:
+    assert (ROOT / target).exists()
