@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -181,6 +184,25 @@ def test_a_stage_that_was_never_trained_is_named(photos: Path, tmp_path: Path) -
     options = TrainOptions(str(photos), tmp_path / "b", device="cpu", stages=("text",))
     with pytest.raises(UsageError, match="'autoencoder' was never trained"):
         train(options, config(), silent)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(photos: Path, tmp_path: Path) -> None:
+    """The command as it runs on two GPUs, here on two processes of the CPU, with a time budget."""
+    out = tmp_path / "backbone"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
+    command += ["d3pack", "train", str(photos), "-o", str(out), "--preset", "tiny"]
+    command += ["--time-budget", "60s", "--device", "cpu"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("use it as --backbone") == 1
+    for stage in ("autoencoder", "text", "diffusion"):
+        entry = json.loads((out / "training" / stage / "curve.jsonl").read_text().splitlines()[0])
+        assert entry["samples"] == 2 * 16 * entry["step"]
+    losses = curve(out, "autoencoder")
+    assert losses[max(losses)] < losses[10]
+    assert open_backbone(str(out)).image_size == (32, 32)
 
 
 def test_held_back_images_are_the_last_of_each_class() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,7 +67,7 @@ def train(
     """Train an autoencoder, a text encoder and a denoiser; write them in diffusers' layout.
 
     An interrupted run goes on when the same command is given again. On several GPUs, the same
-    command behind `accelerate launch -m`.
+    command behind `torchrun --nproc-per-node N -m` (or `accelerate launch -m`).
     """
     seconds = None if time_budget is None else parse_time(time_budget)
     start = None if init_from is None else _start(init_from)
@@ -95,7 +96,7 @@ def train(
     except KeyboardInterrupt:
         _out.say(f"interrupted; run the same command again and it goes on ({output}/training)")
         raise typer.Exit(130) from None
-    if form == "human":
+    if form == "human" and os.environ.get("RANK", "0") == "0":
         print(f"{output}: a backbone in diffusers' layout; use it as --backbone {output}")
 
 

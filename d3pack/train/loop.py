@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from d3pack.errors import UsageError
@@ -123,7 +124,7 @@ def run_stage(
         if accelerator.is_main_process:
             with (folder / "curve.jsonl").open("a") as out:
                 out.write(json.dumps(entry) + "\n")
-        report({"stage": task.name, **entry})
+            report({"stage": task.name, **entry})
 
     def checkpoint(done: bool) -> None:
         if not accelerator.is_main_process:
@@ -139,9 +140,15 @@ def run_stage(
         save_state(saved, module=module, shadow=shadow, optimizer=optimizer, state=now_state)
         task.preview(shadow, folder / f"samples-{step:06d}.png")
 
+    def elapsed() -> float:
+        """Seconds trained so far, by the main process's clock: all must stop at the same step."""
+        spent = torch.tensor(before + time.monotonic() - started, device=accelerator.device)
+        return (
+            float(broadcast(spent)) if seconds and accelerator.num_processes > 1 else float(spent)
+        )
+
     while True:
-        spent = before + time.monotonic() - started
-        done = progress(step, spent)
+        done = progress(step, elapsed())
         if done >= 1.0:
             break
         for group in optimizer.param_groups:

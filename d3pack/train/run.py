@@ -79,7 +79,8 @@ class _Run:
 
         def tell(done: int, total: int) -> None:
             nonlocal last
-            if time.monotonic() - last > 0.5 or done == total:
+            main = self.accelerator.is_main_process
+            if main and (time.monotonic() - last > 0.5 or done == total):
                 self.report({"stage": what, "step": done, "progress": done / total})
                 last = time.monotonic()
 
