@@ -70,7 +70,8 @@ def read_classes(value: PathOrAddress, classes: Sequence[int | str]) -> Pack:
         return _chosen(pull(address).pack, classes)
     window = _Window(address)
     header = window.header
-    wanted = [slot for slot in header.slots if slot.section in _PARTIAL]
+    # Rows of sections that only a newer minor knows count in the leaves as well.
+    wanted = [slot for slot in header.slots if slot.section in _PARTIAL or not slot.shared]
     names = class_names(window.shared(["classes"])["classes"], header.classes)
     rows = _rows(names, classes)
     spans = [span for slot in wanted for span in _spans(slot, rows)]
@@ -100,7 +101,6 @@ def _rows(names: tuple[str, ...], classes: Sequence[int | str]) -> list[int]:
 
 
 # Probes are left out: they are hashed as a whole. Sections of newer minors are, as in `select`.
-_WHOLE = ("classes", "leaves")
 _PARTIAL = tuple(name for name in container.KNOWN if name != "probes")
 
 
@@ -180,7 +180,7 @@ def _pack(window: _Window, wanted: list[Slot], names: tuple[str, ...], rows: lis
     """
     arrays = {slot.name: _laid_out(window, slot, rows) for slot in wanted}
     whole = _as_pack(window.header, names, arrays)
-    _check_leaves(whole.sections(), arrays["leaves.hash"], rows, names)
+    _check_leaves(wanted, arrays, rows, names)
     return read(pack_bytes(whole.select(rows)))
 
 
@@ -194,7 +194,8 @@ def _as_pack(header: Header, names: tuple[str, ...], arrays: Mapping[str, Array]
             frozenset(entry[0] for entry in section["tensors"] if entry[3] == "shared"),
         )
         for section in header.manifest["sections"]
-        if f"{section['name']}.{section['tensors'][0][0]}" in arrays
+        if section["name"] in container.KNOWN
+        and f"{section['name']}.{section['tensors'][0][0]}" in arrays
     }
     pack = Pack(
         classes=names,
@@ -228,12 +229,12 @@ def _array(slot: Slot, data: bytes) -> Array:
 
 
 def _check_leaves(
-    sections: Mapping[str, Coded], leaves: Array, rows: list[int], names: tuple[str, ...]
+    wanted: list[Slot], arrays: Mapping[str, Array], rows: list[int], names: tuple[str, ...]
 ) -> None:
     """Hold the rows that were read to their leaves; the leaves are held to the root."""
     take = np.array(rows)
-    stored = [part.take(take) for name, part in sections.items() if name not in _WHOLE]
-    wrong = (container.leaves(stored, len(rows)) != leaves[take]).any(axis=1)
+    stored = [Coded("", {s.tensor: arrays[s.name][take]}) for s in wanted if not s.shared]
+    wrong = (container.leaves(stored, len(rows)) != arrays["leaves.hash"][take]).any(axis=1)
     if wrong.any():
         row = rows[int(np.argmax(wrong))]
         raise LeafError(f"class {row} ({names[row]!r}) does not match its leaf hash")

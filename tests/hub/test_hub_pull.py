@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import constants
 from loopback import LoopbackHub
@@ -26,7 +27,7 @@ from d3pack.errors import (
 )
 from d3pack.format import pack_bytes
 from d3pack.hub.address import parse
-from d3pack.pack import Pack
+from d3pack.pack import Coded, Pack
 
 ADDRESS = "hf://datasets/org/set/a.d3m"
 PACK = make_pack()
@@ -261,3 +262,14 @@ def test_a_login_page_of_the_network_is_not_taken_for_a_pack(hub: LoopbackHub, c
             call()
         assert str(caught.value).isprintable()
     assert not list(cache.glob("*/blobs/*"))
+
+
+def test_sections_of_a_newer_minor_are_part_of_the_leaves(hub: LoopbackHub) -> None:
+    rows = np.arange(600, dtype=np.uint8).reshape(300, 2)
+    tensors = {"rows": rows, "table": np.arange(5, dtype=np.uint32)}
+    unknown = Coded("odd", tensors, shared=frozenset({"table"}))
+    base = make_pack(300, full=False)
+    whole = replace(base, optional={"mood": {}}, extensions={"mood": unknown}, minor=7)
+    hub.put("org/set", {"a.d3m": pack_bytes(whole)})
+    assert d3hub.read_classes(ADDRESS, [5, 2]) == whole.select([5, 2])
+    assert d3hub.remote_info(ADDRESS).header.root == whole.root
