@@ -98,6 +98,23 @@ def test_unet_is_the_plain_forward(
     torch.testing.assert_close(again, wanted, rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+def test_the_embedded_backbone_is_the_plain_forward() -> None:
+    """Its UNet also reads the prompt pooled; that is remembered as well."""
+    from diffusers import UNet2DConditionModel
+
+    from d3pack.backbones.resolve import mini_directory
+
+    unet = UNet2DConditionModel.from_pretrained(mini_directory() / "unet").float().eval()
+    backbone: Any = open_backbone("mini")
+    x, t = latents(backbone, 2), torch.tensor([500, 3])
+    for k in (1, 2):
+        c = backbone.condition(prompts(backbone, 2, k))
+        wanted = unet(x, t, encoder_hidden_states=c.tensors["hidden"]).sample
+        for _ in range(2):
+            torch.testing.assert_close(backbone.predict(x, t, c), wanted, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["dit", "dit-untied"])
 @torch.no_grad()
 def test_dit_is_the_plain_forward(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -98,6 +98,8 @@ class StableDiffusion:
         for name, module in self.denoiser.named_modules():
             if name.endswith(".attn2"):
                 module.set_processor(processor)
+            elif name == "add_embedding":
+                module.forward = processor.once(module.forward)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -180,7 +182,7 @@ class _RememberedCondition:
     """Cross-attention that projects a condition once for all steps that share it.
 
     A condition is the same tensor at every step of a sampler, and its keys and values depend on
-    nothing else. With gradients on, everything is computed anew.
+    nothing else; nor does its pooled embedding. With gradients on, everything is computed anew.
     """
 
     def __init__(self) -> None:
@@ -213,11 +215,25 @@ class _RememberedCondition:
         out: Tensor = attn.to_out[0](mixed)
         return out
 
-    def _known(self, hidden: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+    def once(self, plain: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """A function of the condition alone, remembered like keys and values."""
+
+        def remembered(hidden: Tensor) -> Tensor:
+            if torch.is_grad_enabled():
+                return plain(hidden)
+            known = self._known(hidden)
+            if 0 not in known:
+                known[0] = plain(hidden)
+            pooled: Tensor = known[0]
+            return pooled
+
+        return remembered
+
+    def _known(self, hidden: Tensor) -> dict[int, Any]:
         now = self._now
         if getattr(now, "hidden", None) is not hidden or now.age != self._age:
             now.hidden, now.age, now.known = hidden, self._age, {}
-        known: dict[int, tuple[Tensor, Tensor]] = now.known
+        known: dict[int, Any] = now.known
         return known
 
     def _project(self, attn: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
