@@ -134,7 +134,8 @@ def gather(source: Source, lesson: Lesson, events: Events) -> tuple[Pixels, npt.
         for c, count in enumerate(source.counts):
             rng = np.random.Generator(np.random.Philox(key=[lesson.seed, c]))
             picked = np.sort(rng.permutation(count)[:most])
-            found = [source.get(c, int(i)) for i in picked]
+            # one at a time: only the small copies of a class are ever held together
+            found = (source.get(c, int(i)) for i in picked)
             usable = [square(image, lesson.size) for image in found if image is not None]
             if not usable:
                 raise SourceError(f"no image of class {source.classes[c]!r} can be read")
