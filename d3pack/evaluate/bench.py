@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,14 @@ from d3pack.pack import Pack
 PILOT_SHARE = 4  # a pilot has a quarter of the updates
 Report = Callable[[str], None]
 Progress = Callable[[int, int], None]
+
+
+def readable(seconds: float) -> str:
+    """A duration as a person says it."""
+    for size, unit in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{math.ceil(seconds)} seconds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +114,8 @@ class Bench:
         self._progress = progress
         self._protocol = protocol(preset, self.student, updates, test_id)
         self._decoded: dict[str, Decoded] = {}
+        self._expected = self._trained = 0
+        self._spent = 0.0
 
     def decode(self, pack: Pack) -> Decoded:
         """All images of a pack, through D3MDataset, with its soft labels where it has some."""
@@ -184,10 +195,21 @@ class Bench:
         about = {"bytes": content.nbytes, "note": content.note, "title": arm.title}
         self.workdir.save(place, history, about)
         checkpoint.unlink(missing_ok=True)
+        self._trained += 1
+        self._spent += history.seconds
+        left = ""
+        if self._expected > self._trained:
+            each = self._spent / self._trained
+            count = self._expected - self._trained
+            left = f"; {count} students left, about {readable(each * count)}"
         self.report(
-            f"{arm.title}, seed {seed}: {100 * history.last:.1f} % in {history.seconds:.0f} s"
+            f"{arm.title}, seed {seed}: {100 * history.last:.1f} % in {history.seconds:.0f} s{left}"
         )
         return history, about
+
+    def expect(self, students: int) -> None:
+        """So many students are still to come: for the time that is left."""
+        self._expected = self._trained + students
 
     def pilot(self, content: Labelled, judge: Labelled) -> float:
         """Accuracy of a student with a quarter of the updates, tested once on other images."""

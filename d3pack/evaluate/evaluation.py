@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from d3pack.errors import UsageError
 from d3pack.evaluate import baselines, scores
 from d3pack.evaluate import sweep as sweeps
 from d3pack.evaluate.baselines import Arm
-from d3pack.evaluate.bench import ArmResult, Bench, Progress, Report
+from d3pack.evaluate.bench import ArmResult, Bench, Progress, Report, readable
 from d3pack.evaluate.ledger import LedgerView, view
 from d3pack.evaluate.payload import Form, Layout, Squeeze, file_bytes
 from d3pack.evaluate.presets import Preset, Updates
@@ -279,6 +278,7 @@ def check_patience(
     """Say how long the missing students take; refuse hours that nobody agreed to."""
     wanted = [*arms, *(sweeps.arm(variant, bench) for variant in swept[1:])]
     missing = sum(not bench.finished(arm, seed) for arm in wanted for seed in range(options.seeds))
+    bench.expect(missing)
     if missing == 0:
         return
     each = bench.seconds_each(images)
@@ -290,14 +290,6 @@ def check_patience(
             " on this machine",
             hint="add --yes to start (it can be stopped and resumed), or use --preset quick",
         )
-
-
-def readable(seconds: float) -> str:
-    """A duration as a person says it."""
-    for size, unit in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{math.ceil(seconds)} seconds"
 
 
 def evaluate(

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from d3pack import __version__
 from d3pack.evaluate import charts
-from d3pack.evaluate.bench import ArmResult
+from d3pack.evaluate.bench import ArmResult, readable
 from d3pack.evaluate.charts import Series
-from d3pack.evaluate.evaluation import Evaluation, readable
+from d3pack.evaluate.evaluation import Evaluation
 from d3pack.preview.page import document, size, table
 from d3pack.sheet import Row, contact_sheet
 
