@@ -133,10 +133,10 @@ def equal_bytes(real: RealImages, budget: int, squeeze: Squeeze, pilot: dict[str
         )
         return TrainingSet(found.content.images, found.content.labels, found.nbytes, str(found))
 
-    one = "a sheet" if squeeze.layout == "sheet" else "files"
+    form = f"one {squeeze.form} sheet" if squeeze.layout == "sheet" else f"{squeeze.form} files"
     return Arm(
         f"{'sheet' if squeeze.layout == 'sheet' else squeeze.form.lower()}-{budget}",
-        f"real images in equal bytes, {squeeze.form} {one}",
+        f"real images in equal bytes, as {form}",
         {
             "arm": "equal-bytes",
             "budget": budget,
