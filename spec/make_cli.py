@@ -1,6 +1,6 @@
 """Write `spec/cli.md`, the reference of the command, from the command itself.
 
-    python spec/make_cli.py            # a test fails while the file and the command differ
+python spec/make_cli.py            # a test fails while the file and the command differ
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ HEAD = """# The `d3pack` command
 
 Made by `python spec/make_cli.py`; do not edit by hand.
 
-Results go to stdout, everything else to stderr. `--format json` prints one JSON document (`encode`: one event a
-line) that fits [`cli.schema.json`](cli.schema.json). Colours are off where stdout is no terminal or `NO_COLOR` is set.
+Results go to stdout, everything else to stderr. `--format json` prints one JSON document (`encode`
+and `train`: one event a line) that fits [`cli.schema.json`](cli.schema.json). Colours are off where
+stdout is no terminal or `NO_COLOR` is set.
 
 | exit code | meaning |
 |---|---|
 | 0 | done; `verify`: every file is valid |
 | 1 | failed for another reason, said in one line |
 | 2 | a call that cannot be meant: unknown option, index out of range, contradicting options |
-| 3 | not a valid pack; `verify --decode`: not the images of the pack |
-| 4 | the backbone is missing, changed or refused |
+| 3 | not a valid pack |
+| 4 | the backbone is missing, changed or refused; `verify --decode`: it makes other images |
 | 5 | a file, directory or repository is not there |
 | 6 | the Hugging Face Hub, or the way to it, failed |
 | 7 | the real images cannot be used |
-| 130 | interrupted; `encode`, `decode`, `train` and `eval` go on when the same command is run again |
+| 130 | interrupted; `encode`, `decode`, `train` and `eval` go on when called again |
 """
 
 
