@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,14 @@ from encode_world import CLASSES, make_tree, picture
 
 from d3pack.encode.events import Events
 from d3pack.encode.journal import Journal
-from d3pack.encode.resnet import Lesson, TrainedTeacher, lesson_for, teacher_key, train_teacher
+from d3pack.encode.resnet import (
+    Lesson,
+    TrainedTeacher,
+    gather,
+    lesson_for,
+    teacher_key,
+    train_teacher,
+)
 from d3pack.encode.teacher import TeacherError, TransformersTeacher, batched, fit, match_labels
 from d3pack.sources import open_source
 
@@ -113,6 +121,30 @@ def test_one_image_a_class_is_enough_to_run(tmp_path: Path) -> None:
     teacher = train(tmp_path, make_tree(tmp_path / "source", 1))
     assert "held_accuracy" not in teacher.record
     assert torch.isfinite(teacher.logits(pictures(2)[0])).all()
+
+
+def test_large_images_are_never_held_together(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(root)
+    alive, most = 0, 0
+    real = source.get
+
+    def gone() -> None:
+        nonlocal alive
+        alive -= 1
+
+    def watched(c: int, i: int) -> object:
+        nonlocal alive, most
+        image = real(c, i)
+        alive += 1
+        most = max(most, alive)
+        weakref.finalize(image, gone)
+        return image
+
+    monkeypatch.setattr(source, "get", watched)
+    pixels, labels = gather(source, LESSON, Events())
+    assert pixels.shape == (90, 3, 16, 16)
+    assert labels.tolist() == [c for c in range(3) for _ in range(30)]
+    assert most <= 2
 
 
 def test_fit_keeps_what_fits() -> None:
