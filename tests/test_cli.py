@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,20 +58,21 @@ def test_every_verb_explains_itself(name: str, command: Any) -> None:
     for option in command.params:
         if option.name != "help":
             assert getattr(option, "help", None), f"{name}: {option.name} has no help"
-    assert "form" in {option.name for option in command.params}, f"{name} has no --format"
+    assert any("--format" in option.opts for option in command.params)
 
 
 def test_help_lists_every_verb_and_comes_at_once() -> None:
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
+    spent = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = d3pack("--help")
-        times.append(time.perf_counter() - began)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime - before.ru_utime)
     assert done.returncode == 0
     for name, _ in verbs():
         assert name.split()[0] in done.stdout
-    # 0.06 s of processor time where this was measured; the rest is a busy machine's.
-    assert min(times) < 1.0
+    # Processor time, so that a busy machine does not count; measured: 0.06 to 0.2 s.
+    assert min(spent) < 0.4
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,10 @@ def decode(
         _out.Format, typer.Option("--format", help="human, json or quiet.")
     ] = "human",
 ) -> None:
-    """Rebuild the images of a pack. An interrupted call goes on where it stopped."""
+    """Rebuild the images of a pack. An interrupted call goes on where it stopped.
+
+    Example: d3pack decode imnet.d3m -o imnet/
+    """
     from d3pack.decode import Decoder
     from d3pack.decode.export import Plan, export
     from d3pack.decode.names import chosen
@@ -69,7 +72,13 @@ def decode(
     mode = "exact" if fast is None and tiny_vae is None else "fast"
     switches = None if fast in (None, "all") else [part.strip() for part in fast.split(",")]
     decoder = Decoder(
-        opened, device=device, mode=mode, switches=switches, tiny_vae=tiny_vae, path=backbone
+        opened,
+        device=device,
+        mode=mode,
+        switches=switches,
+        tiny_vae=tiny_vae,
+        path=backbone,
+        progress=None if format == "quiet" else _checking,
     )
     how = decoder.describe()
     if format != "quiet":

@@ -111,7 +111,7 @@ def encode(
     slots: Annotated[int, typer.Option(help="Prompts fitted at the same time.")] = 10,
     patience: Annotated[int, typer.Option(help="Judgements without gain before cooling.")] = 2,
     method: Annotated[str, typer.Option(help="d3m, or another one that is installed.")] = "d3m",
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(help="Decides about everything random.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "",
     dry_run: Annotated[
         bool,
@@ -129,6 +129,8 @@ def encode(
     """Learn a prompt for every class of a source of real images, and write a pack.
 
     An interrupted run goes on when the same command is given again, and ends with the same bytes.
+
+    Example: d3pack encode imagenet/ --ipc 50 -o imnet.d3m
     """
     from d3pack.encode.options import EncodeOptions, parse_size
 

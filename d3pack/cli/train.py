@@ -56,7 +56,7 @@ def train(
         str, typer.Option(help="Licence of the weights, as your photographs allow.")
     ] = "unknown",
     device: Annotated[str, typer.Option(help="cpu, or leave it to accelerate.")] = "",
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(help="Decides about everything random.")] = 0,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the models first (minutes on a CPU).")
     ] = False,
@@ -68,6 +68,8 @@ def train(
 
     An interrupted run goes on when the same command is given again. On several GPUs, the same
     command behind `torchrun --nproc-per-node N -m` (or `accelerate launch -m`).
+
+    Example: d3pack train photos/ -o backbone --time-budget 90m
     """
     seconds = None if time_budget is None else parse_time(time_budget)
     start = None if init_from is None else _start(init_from)
