@@ -95,7 +95,7 @@ def encode(
     ] = None,
     teacher_samples: Annotated[
         int, typer.Option(help="Length of the training of a small teacher.")
-    ] = 400_000,
+    ] = 250_000,
     factor: Annotated[int | None, typer.Option(help="Collages of 1, 2x2 or 4x4 patches.")] = None,
     crops: Annotated[int | None, typer.Option(help="Trial crops per image.")] = None,
     crop_scale: Annotated[

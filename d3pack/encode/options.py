@@ -45,7 +45,7 @@ class EncodeOptions:
     collages: int = 256  # at most this many a class
     teacher: str = "train"
     teacher_map: str | None = None
-    teacher_samples: int = 400_000
+    teacher_samples: int = 250_000
     # inversion
     lr: float = 0.2  # in units of the start vectors' root mean square
     steps: int = 240  # at most, before the last phase
