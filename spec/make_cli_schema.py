@@ -131,6 +131,11 @@ VERBS: dict[str, Any] = {
         },
         "required": ["bytes", "classes", "counts", "plan", "seconds", "seconds_total"],
     },
+    "train (an event a line)": {
+        "type": "object",
+        "properties": {"stage": TEXT, "step": WHOLE, "progress": REAL, "loss": REAL, "left": REAL},
+        "required": ["stage", "step"],
+    },
     "eval": {
         "type": "object",
         "properties": {"arms": several(ANY), "ledger": ANY, "preset": ANY, "scores": ANY},

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 from dataset_packs import tiny_pack
 from encode_world import make_tree
-from test_cli import ROOT, load
+from test_cli import ROOT, load, verbs
 from tiny_backbones import tiny_sd
 from typer.testing import CliRunner
 
@@ -39,6 +39,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_committed_schema_is_what_the_generator_makes() -> None:
     made = load(ROOT / "spec" / "make_cli_schema.py").schema()
     assert (ROOT / "spec" / "cli.schema.json").read_text(encoding="utf-8") == made
+
+
+def test_every_verb_has_its_schema() -> None:
+    assert {name.split(" (")[0].split(" --")[0] for name in SCHEMA["$defs"]} == {
+        name for name, _ in verbs()
+    }
 
 
 def check(verb: str, value: Any) -> None:
