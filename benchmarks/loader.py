@@ -362,7 +362,9 @@ def main() -> None:
     for name, part in parts.items():
         if args.what in (name, "all"):
             with tempfile.TemporaryDirectory() as folder:
-                result[name] = {"about": about(), **part(args, Path(folder))}
+                place = "a directory" if Path(args.backbone).is_dir() else args.backbone
+                head = {"about": about(), "backbone": place}
+                result[name] = {**head, **part(args, Path(folder))}
             print(name, json.dumps(result[name], indent=2), file=sys.stderr)
             if args.output:
                 text = json.dumps(result, indent=2, sort_keys=True) + "\n"

@@ -38,6 +38,7 @@ class DiskStore:
         self.close = weakref.finalize(
             self, _close, (self._pixels_file, self._index_file, held)
         )  # gives the store back: others may evict it from then on
+        self.close.atexit = False  # a thread may still write: its handles must not become others'
         self._map = mmap.mmap(self._pixels_file, 0, prot=mmap.PROT_READ)
         self._rows = np.frombuffer(self._map, dtype=np.uint8).reshape(identity.images, identity.row)
         index = mmap.mmap(self._index_file, 0, prot=mmap.PROT_READ)
