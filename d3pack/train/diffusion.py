@@ -8,11 +8,12 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from d3pack.backbones.levels import Levels
 from d3pack.train.config import DiffusionConfig
 from d3pack.train.grid import save_grid
 from d3pack.train.latents import Latents
@@ -86,24 +87,19 @@ def _for_training(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 
 class DenoiserModule(nn.Module):
-    """The v-prediction loss at one noise level per sample."""
+    """The loss of what `levels` says a model predicts, at one noise level per sample."""
 
-    signal: Tensor
-
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, levels: Levels) -> None:
         super().__init__()
-        self.model = model
-        self.register_buffer(
-            "signal", DDIMScheduler(**SCHEDULE).alphas_cumprod.sqrt().float(), persistent=False
-        )
+        self.model, self.levels = model, levels
 
     def forward(
         self, latents: Tensor, noise: Tensor, times: Tensor, **condition: Tensor
     ) -> dict[str, Tensor]:
-        a = self.signal[times].reshape(-1, 1, 1, 1)
-        s = (1 - a.square()).sqrt()
-        found = self.model(a * latents + s * noise, times, **condition, return_dict=False)[0]
-        error = (found.float() - (a * noise - s * latents)).square().mean((1, 2, 3))
+        noised = self.levels.noised(latents, noise, times)
+        found = self.model(noised, times, **condition, return_dict=False)[0]
+        wanted = self.levels.target(latents, noise, times)
+        error = (found.float() - wanted).square().mean((1, 2, 3))
         return {"loss": error.mean(), "each": error}
 
 
@@ -120,16 +116,16 @@ class DiffusionTask:
         decode: Callable[[Tensor], Tensor],
         preview_labels: Sequence[int],
         seed: int,
+        levels: Levels,
     ) -> None:
         self.config, self.build, self.latents, self.judged = config, build, latents, judged
         self.conditioner, self.decode, self.seed = conditioner, decode, seed
         self.preview_labels = preview_labels
-        alphas = DDIMScheduler(**SCHEDULE).alphas_cumprod.double().numpy()
-        self.log_sigmas = 0.5 * np.log((1 - alphas) / alphas)
+        self.levels, self.log_sigmas = levels, np.log(levels.sigmas)
 
     def module(self) -> nn.Module:
         torch.manual_seed(self.seed)
-        return DenoiserModule(self.build())
+        return DenoiserModule(self.build(), self.levels)
 
     def _triples(
         self,

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging
 
+from d3pack.backbones.levels import Levels
 from d3pack.errors import UsageError
 from d3pack.sources import open_source
 from d3pack.train.autoencoder import AutoencoderModule, AutoencoderTask
 from d3pack.train.conditioning import TextConditioner
 from d3pack.train.config import LoopConfig, TrainConfig
-from d3pack.train.diffusion import DenoiserModule, DiffusionTask, build_unet, load_unet
+from d3pack.train.diffusion import SCHEDULE, DenoiserModule, DiffusionTask, build_unet, load_unet
 from d3pack.train.export import export_backbone
 from d3pack.train.files import write_text
 from d3pack.train.latents import Latents, encode_pixels, load_latents
@@ -201,6 +202,7 @@ class _Run:
             decode,
             [i * len(photos.names) // shown for i in range(shown)] * 2,
             self.config.seed,
+            Levels.from_config(SCHEDULE),
         )
         module = self.stage(task, config.loop)
         assert isinstance(module, DenoiserModule)
