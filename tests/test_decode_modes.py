@@ -118,6 +118,8 @@ def test_another_group_is_a_fast_thing(pack: Any, folders: dict[str, Path]) -> N
 def test_wrong_modes(pack: Any, folders: dict[str, Path]) -> None:
     path = folders["sd"]
     for more, why in (
+        ({"device": "tpu9"}, "is no device"),
+        ({"device": f"cuda:{torch.cuda.device_count()}"}, "on this machine"),
         ({"mode": "quick"}, "unknown mode"),
         ({"switches": ["bf16"]}, "no switches"),
         ({"mode": "fast", "switches": ["turbo"]}, "unknown switch"),

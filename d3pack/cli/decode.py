@@ -9,6 +9,8 @@ import typer
 
 from d3pack.cli import _out
 
+_LARGE, _CHUNK = 400_000_000, 1 << 22
+
 
 def register(app: typer.Typer) -> None:
     """Add this family's verb."""
@@ -106,3 +108,10 @@ def decode(
     elif format == "human":
         kept = f", {done.images - done.made:,} were there" if done.made < done.images else ""
         print(_out.printable(f"{done.images:,} images in {out} ({done.rate:.1f} a second{kept})"))
+
+
+def _checking(path: str, done: int, size: int) -> None:
+    """Hashing gigabytes takes a while, once: say so."""
+    if size >= _LARGE and (done == size or done <= _CHUNK):
+        what = "checked" if done == size else "checking"
+        _out.say(_out.printable(f"{what} {path}, {size / 1e9:.1f} GB"))

@@ -18,7 +18,7 @@ from d3pack import noise, samplers
 from d3pack.backbones import Condition, adapter, open_backbone
 from d3pack.backbones.speed import hurry
 from d3pack.codecs import decode_adapter, decode_prompts
-from d3pack.decode.modes import Mode, choose, exact_numerics
+from d3pack.decode.modes import Mode, choose, exact_numerics, usable
 from d3pack.errors import (
     BackboneChangedError,
     DeviceMemoryError,
@@ -61,7 +61,7 @@ class Decoder:
         progress: Progress | None = None,
     ) -> None:
         self.pack = pack
-        self.device = torch.device(device)
+        self.device = usable(device)
         recipe = pack.recipe
         if backbone is not None and mode == "fast":
             if switches or tiny_vae:

@@ -58,6 +58,17 @@ def choose(
     return Mode("fast", chosen, tuple(sorted(wanted)), Path(tiny_vae) if tiny_vae else None)
 
 
+def usable(device: str | torch.device) -> torch.device:
+    """The device, if this machine has it."""
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"{device!r} is no device", hint="cpu, cuda, cuda:1, mps") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"there is no {device} on this machine", hint="use cpu")
+    return found
+
+
 @contextmanager
 def exact_numerics(device: torch.device, mode: Mode) -> Iterator[None]:
     """What every exact forward runs under, whatever the program around has set.
