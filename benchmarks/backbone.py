@@ -15,6 +15,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ import numpy as np
 import torch
 from judge import Judge, load_judge, look, real_photos
 from numpy.typing import NDArray
-from scipy.linalg import sqrtm
 from torch import Tensor
 
 from d3pack.backbones import open_backbone
@@ -71,9 +71,10 @@ def frechet(a: Tensor, b: Tensor) -> float:
     """The Frechet distance of two sets of features, each taken as Gaussian."""
     x, y = a.double().numpy(), b.double().numpy()
     cov_x, cov_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
-    cross = sqrtm(cov_x @ cov_y).real
+    # the trace of the square root of a product is the sum of the roots of its eigenvalues
+    roots = np.sqrt(np.linalg.eigvals(cov_x @ cov_y).real.clip(0))
     apart = ((x.mean(0) - y.mean(0)) ** 2).sum()
-    return float(apart + np.trace(cov_x + cov_y - 2 * cross))
+    return float(apart + np.trace(cov_x + cov_y) - 2 * roots.sum())
 
 
 def diversity(features: Tensor, labels: NDArray[np.int64]) -> float:
@@ -123,38 +124,58 @@ def write_sheet(names: list[str], made: NDArray[np.uint8], each: int, path: Path
     contact_sheet(rows, title="from class names alone", cell=64).save(path)
 
 
-def measure(
-    backbone: Backbone, photos: Photos, judge: Judge, each: int, steps: int, guidance: float
-) -> tuple[dict[str, Any], NDArray[np.uint8]]:
-    names = list(photos.names)
-    real, labels = photos.pixels[photos.held], photos.labels[photos.held]
-    psnr, latents = autoencoder_psnr(backbone, real)
-    real_features, real_logits = look(judge, real)
+@dataclass(frozen=True, slots=True)
+class Real:
+    """What does not depend on the images that a backbone makes."""
+
+    labels: NDArray[np.int64]
+    features: Tensor
+    scores: dict[str, float]
+    against_itself: float  # Frechet distance of as many training images
+    against_constant: float  # of the image of the mean latent, again and again
+    psnr: float
+
+
+def look_at_real(backbone: Backbone, photos: Photos, judge: Judge) -> Real:
+    pixels, labels = photos.pixels[photos.held], photos.labels[photos.held]
+    psnr, latents = autoencoder_psnr(backbone, pixels)
+    features, logits = look(judge, pixels)
     rng = np.random.Generator(np.random.Philox(0))
-    others, _ = look(judge, photos.pixels[rng.choice(photos.train, len(real), replace=False)])
+    others, _ = look(judge, photos.pixels[rng.choice(photos.train, len(pixels), replace=False)])
     mean_image = to_pixels(backbone.decode(latents.mean(0, keepdim=True)))
-    constant, _ = look(judge, np.repeat(mean_image, len(real), 0))
-    made = np.concatenate([to_pixels(g) for g in generate(backbone, names, each, steps, guidance)])
-    made_labels = np.repeat(np.arange(len(names)), each)
+    constant, _ = look(judge, mean_image)
+    return Real(
+        labels,
+        features,
+        ranks(logits, labels),
+        frechet(others, features),
+        frechet(constant.expand(2, -1), features),
+        psnr,
+    )
+
+
+def measure(
+    backbone: Backbone,
+    names: list[str],
+    judge: Judge,
+    real: Real,
+    each: int,
+    steps: int,
+    scale: float,
+) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+    made = np.concatenate([to_pixels(g) for g in generate(backbone, names, each, steps, scale)])
+    labels = np.repeat(np.arange(len(names)), each)
     features, logits = look(judge, made)
-    on_real, on_made = ranks(real_logits, labels), ranks(logits, made_labels)
-    baseline, distance = frechet(constant, real_features), frechet(features, real_features)
+    scores, distance = ranks(logits, labels), frechet(features, real.features)
     return {
-        "autoencoder_psnr": psnr,
-        "judge_on_real": on_real,
-        "judge_on_generated": on_made,
-        "recognised_share": {key: on_made[key] / on_real[key] for key in on_real},
-        "frechet": {
-            "generated": distance,
-            "real_vs_real": frechet(others, real_features),
-            "constant": baseline,
-            "share": distance / baseline,
-        },
-        "diversity": {
-            "generated": diversity(features, made_labels),
-            "real": diversity(real_features, labels),
-        },
-        "generated": {"per_class": each, "steps": steps, "guidance": guidance},
+        "judge_on_generated": scores,
+        "recognised_share": {key: scores[key] / real.scores[key] for key in scores},
+        "frechet": distance,
+        "frechet_share": distance / real.against_constant,
+        "diversity": diversity(features, labels),
+        "per_class": each,
+        "steps": steps,
+        "guidance": scale,
     }, made
 
 
@@ -196,18 +217,27 @@ def main() -> None:
     photos = real_photos(found.source, found.cache)
     judge = load_judge(found.judge, len(photos.names))
     backbone = open_backbone(found.backbone)
+    names = list(photos.names)
+    real = look_at_real(backbone, photos, judge)
     result: dict[str, Any] = {
         "revision": backbone.ref.revision,
         "weights_bytes": backbone.ref.nbytes,
-        "decode": speed(backbone, list(photos.names), found.steps, found.guidance[0]),
+        "decode": speed(backbone, names, found.steps, found.guidance[0]),
+        "autoencoder_psnr": real.psnr,
+        "real": {
+            "judge": real.scores,
+            "frechet": real.against_itself,
+            "frechet_of_constant": real.against_constant,
+            "diversity": diversity(real.features, real.labels),
+        },
         "by_guidance": [],
     }
     for guidance in found.guidance:
-        entry, made = measure(backbone, photos, judge, found.per_class, found.steps, guidance)
+        entry, made = measure(backbone, names, judge, real, found.per_class, found.steps, guidance)
         result["by_guidance"].append(entry)
         print(json.dumps(entry), flush=True)
         if found.sheet:
-            write_sheet(list(photos.names), made, found.per_class, found.sheet)
+            write_sheet(names, made, found.per_class, found.sheet)
     if found.training:
         result["curves"] = {
             stage: curve(found.training / stage / "curve.jsonl")
