@@ -49,6 +49,10 @@
     │   └── SignatureError       E_HUB_SIGNATURE        missing, not of this pack, or another's
     └── SourceError              E_SOURCE               exit 7   the real images cannot be used
 
+Rooms have errors of their own below these, where only they can raise them: E_SOURCE_IMAGE
+(`sources`), E_TRANSFORM (`dataset`), E_TEACHER, E_JOURNAL and E_NO_SPACE (`encode`), E_CLASSES and
+E_LONG (`evaluate`).
+
 A message is one line: what is wrong; `hint` says what to do next. Codes are stable: scripts and the
 conformance corpus (`spec/vectors/index.json`) rely on them.
 """

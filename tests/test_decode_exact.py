@@ -146,6 +146,16 @@ def test_select_and_first_give_the_same_images(
     assert torch.equal(few, whole[:, :3])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_callers_autocast_changes_nothing(
+    family: str, folders: dict[str, Path], packs: dict[str, Any]
+) -> None:
+    wanted = Decoder(packs[family], path=folders[family]).images(range(4))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = Decoder(packs[family], path=folders[family]).images(range(4))
+    assert digest(found) == digest(wanted)
+
+
 def test_picks_name_candidates(folders: dict[str, Path]) -> None:
     path = folders["sd"]
     plain = Decoder(tiny_pack(path), path=path)

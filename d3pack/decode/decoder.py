@@ -217,6 +217,7 @@ class Decoder:
         """Groups of one size. Never another size: a smaller one would give other bits."""
         with (
             self._lock,
+            torch.autocast(self.device.type, enabled=False),  # a caller's would round our sums
             exact_numerics(self.device, self.mode),
             adapter.applied(self.backbone, self._adapter),
         ):
