@@ -125,8 +125,7 @@ class Table:
         squeeze, _ = self.squeeze("sheet", budget)
         if squeeze is None:
             return None
-        samples = self.args.teacher_samples
-        judge = open_judge("train", self.train, self.work, "cpu", say, samples=samples)
+        judge = open_judge("train", self.train, self.work, "cpu", say)
         return baselines.collages(judge.patches, self.train, budget, squeeze, judge.identity)
 
     def pack(self, budget: int) -> Pack | None:
@@ -258,7 +257,6 @@ def main() -> None:
     parser.add_argument("--work", type=Path)
     parser.add_argument("--packs", type=Path, help="where packs are, or are made [WORK/packs]")
     parser.add_argument("--backbone", type=Path, help="a directory instead of the embedded mini")
-    parser.add_argument("--teacher-samples", type=int, default=EncodeOptions().teacher_samples)
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--list", action="store_true", help="train nothing, say what is missing")

@@ -70,8 +70,6 @@ def open_judge(
     workdir: Workdir,
     device: str,
     report: Callable[[str], None],
-    *,
-    samples: int = EncodeOptions().teacher_samples,
 ) -> Judge:
     """`train`: the small network that encode would fit to these images; else a transformers one."""
     source = real.source
@@ -82,7 +80,7 @@ def open_judge(
         if event["event"] == "note":
             report(str(event["text"]))
 
-    lesson = lesson_for(real.size, samples, 0)
+    lesson = lesson_for(real.size, EncodeOptions().teacher_samples, 0)
     folder = workdir.path / f"teacher-{source.fingerprint()[:12]}"
     journal = Journal(folder, {"source": source.fingerprint(), "lesson": repr(lesson)})
     try:
