@@ -42,7 +42,8 @@ def kinds() -> Mapping[str, str]:
     `Files`, and device= and dtype=.
     """
     found = {e.name: e.value for e in entry_points(group="d3pack.backbones")}
-    return {**found, **_BUILT_IN}
+    # ours first: a directory that fits one of ours is ours, whatever is installed beside it
+    return {**_BUILT_IN, **{kind: at for kind, at in found.items() if kind not in _BUILT_IN}}
 
 
 def _family(kind: str) -> tuple[Any, Any]:

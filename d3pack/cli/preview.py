@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 def preview(
     pack: Annotated[str, typer.Argument(help="A .d3m file or an hf:// address.")],
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="sheet.png, or page.html for a whole page.")
+        Path, typer.Option("-o", "--output", help="A .png or .webp sheet, or a whole .html page.")
     ],
     classes: Annotated[int, typer.Option(min=1, help="Classes shown, spread over the pack.")] = 20,
     images: Annotated[int, typer.Option(min=1, help="Images of each class.")] = 8,
@@ -35,9 +35,9 @@ def preview(
     from d3pack.errors import UsageError
 
     kind = output.suffix.lower()
-    if kind not in {".png", ".html", ".htm"}:
+    if kind not in {".png", ".webp", ".html", ".htm"}:
         raise UsageError(
-            f"cannot make a preview of kind {kind or '(none)'!r}", hint="write .png or .html"
+            f"cannot make a preview of kind {kind or '(none)'!r}", hint="write .png, .webp or .html"
         )
     import io
 
@@ -51,9 +51,9 @@ def preview(
     decoder = Decoder(opened, device=device or "cpu", path=backbone)
     shown = sample(opened, decoder, classes=classes, images=images)
     name = pack.rsplit("/", 1)[-1]
-    if kind == ".png":
+    if kind in {".png", ".webp"}:
         buffer = io.BytesIO()
-        render_sheet(opened, shown, title=name).save(buffer, "PNG", optimize=True)
+        render_sheet(opened, shown, title=name).save(buffer, kind[1:], quality=85)
         data = buffer.getvalue()
     else:
         verdict = "" if opened.probes is None else verify_probes(opened, decoder).verdict

@@ -1,0 +1,65 @@
+"""The example of a backbone, and the packs that come with the project."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_cli import ROOT
+from tiny_backbones import tiny_pack
+
+import d3pack
+from d3pack.backbones import kinds, lock_directory
+from d3pack.backbones.resolve import mini_directory
+from d3pack.decode import Decoder, verify_probes
+
+PACKS = sorted((ROOT / "examples").glob("*.d3m"))
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """custom_backbone.py as a package that somebody installed."""
+    info = tmp_path / "site" / "grey-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: grey\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[d3pack.backbones]\ngrey-stable-diffusion = custom_backbone:Grey\n"
+    )
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    kinds.cache_clear()
+    yield
+    kinds.cache_clear()
+    sys.modules.pop("custom_backbone", None)
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_backbone_of_ones_own_makes_grey_images() -> None:
+    path = mini_directory()
+    coloured = Decoder(tiny_pack(path), path=path).images(range(3))
+    ref = lock_directory(path, kind="grey-stable-diffusion")
+    pack = tiny_pack(path)
+    pack = replace(pack, recipe=replace(pack.recipe, backbone=ref))
+    grey = Decoder(pack, path=path).images(range(3))
+    assert (grey == grey[:, :1]).all()
+    assert not (coloured == coloured[:, :1]).all()
+    assert grey.float().std() > 1
+
+
+def test_there_are_two_packs() -> None:
+    assert [path.stem for path in PACKS] == ["cifar10", "fashion-mnist"]
+
+
+@pytest.mark.parametrize("path", PACKS, ids=lambda path: path.stem)
+def test_packs_decode_on_the_embedded_backbone(path: Path) -> None:
+    pack = d3pack.read(path)
+    assert pack.recipe.backbone.repo == "mini"
+    assert len(pack.classes) == 10
+    report = verify_probes(pack, Decoder(pack))
+    assert report.verdict in {"exact", "within tolerance"}
+    card = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    assert f"{pack.ledger().total:,} bytes" in card
+    assert pack.root[:16] in card
