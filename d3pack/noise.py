@@ -105,7 +105,7 @@ def philox(counter: Sequence[Array], seed: int) -> tuple[Array, Array, Array, Ar
 @lru_cache(maxsize=1)
 def table() -> Array:
     """The quantiles at (i + 1/2) / 65536, float32; the file holds the upper half, lowest first."""
-    upper = np.frombuffer(resources.files("d3pack").joinpath("normal16.bin").read_bytes(), "<f4")
+    upper = np.frombuffer(resources.files("d3pack").joinpath("normal16.f32").read_bytes(), "<f4")
     whole = np.concatenate([-upper[::-1], upper])
     if hashlib.sha256(whole.astype("<f4").tobytes()).hexdigest() != TABLE_SHA256:
         raise D3MError("the table of normal quantiles is damaged", hint="install d3pack again")
