@@ -22,6 +22,7 @@ parser.add_argument("--batch-size", type=int, default=64)
 parser.add_argument("--backbone", help="directory of the backbone, if the pack's is not public")
 args = parser.parse_args()
 
+torch.manual_seed(0)
 accelerator = Accelerator()
 dataset = D3MDataset(
     args.pack,
@@ -41,7 +42,7 @@ loader = DataLoader(dataset, batch_size=args.batch_size, shuffle=True)
 model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 
 for epoch in range(args.epochs):
-    right = torch.zeros(2, device=accelerator.device)
+    totals = torch.zeros(3, device=accelerator.device)  # loss, hits, images
     for images, labels in loader:
         logits = model(images)
         loss = F.cross_entropy(logits, labels)
@@ -49,6 +50,7 @@ for epoch in range(args.epochs):
         accelerator.backward(loss)
         optimizer.step()
         hits = int((logits.argmax(1) == labels).sum())
-        right += torch.tensor([hits, len(labels)], device=accelerator.device)
-    right = accelerator.reduce(right)
-    accelerator.print(f"epoch {epoch}: loss {loss.item():.3f}, accuracy {right[0] / right[1]:.1%}")
+        count = len(labels)
+        totals += torch.tensor([loss.item() * count, hits, count], device=accelerator.device)
+    loss_sum, hits, count = accelerator.reduce(totals).tolist()
+    accelerator.print(f"epoch {epoch}: loss {loss_sum / count:.3f}, accuracy {hits / count:.1%}")

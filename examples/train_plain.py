@@ -31,6 +31,7 @@ def augment(images: torch.Tensor) -> torch.Tensor:
     )
 
 
+torch.manual_seed(0)
 dataset = D3MDataset(args.pack, output="float", batch_transform=augment, backbone=args.backbone)
 loader = dataset.loader(args.batch_size, seed=0)
 
@@ -50,16 +51,17 @@ if args.checkpoint and args.checkpoint.exists():
     loader.load_state_dict(json.loads(saved["loader"]))
 
 while loader.epoch < args.epochs:
-    epoch, right, seen = loader.epoch, 0, 0
+    epoch, total, right, seen = loader.epoch, 0.0, 0, 0
     for images, labels in loader:
         logits = model(images)
         loss = F.cross_entropy(logits, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        total += loss.item() * len(labels)
         right += int((logits.argmax(1) == labels).sum())
         seen += len(labels)
-    print(f"epoch {epoch}: loss {loss.item():.3f}, accuracy {right / seen:.1%}")
+    print(f"epoch {epoch}: loss {total / seen:.3f}, accuracy {right / seen:.1%}")
     if args.checkpoint:
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         torch.save({**state, "loader": json.dumps(loader.state_dict())}, args.checkpoint)
