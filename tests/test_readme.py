@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from encode_world import make_tree
 from PIL import Image
-from test_cli import ROOT
+from test_cli import ROOT, load
 from typer.testing import CliRunner
 
 from d3pack.cli import app
@@ -68,6 +68,11 @@ def test_commands_in_order_then_the_python_lines(
         np.asarray(names["dataset"][0][0]).transpose(1, 2, 0),  # type: ignore[index]
         np.asarray(Image.open(decoded[0])),
     )
+
+
+def test_every_figure_comes_from_a_committed_result() -> None:
+    made = load(ROOT / "benchmarks" / "readme.py").results()
+    assert made in README, "run: python benchmarks/readme.py"
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
