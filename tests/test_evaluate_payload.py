@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,18 @@ def test_the_largest_payload_fits_and_one_more_does_not(payload: str, budget: in
     assert found.content.labels.tolist() == [c for c, _ in turns[:count]]
     off = (found.content.images.float() - images[:count].float()).abs().mean((1, 2, 3))
     assert float(off.max()) < 30
+
+
+def test_a_jpeg_is_the_smaller_of_its_two_orders() -> None:
+    """A baseline that wastes bytes would flatter packs."""
+    for size in (16, 256):
+        image = pictures(1, size=size)
+        (data,) = as_files(image, Squeeze("JPEG", "files", 50, size))
+        picture = Image.fromarray(np.ascontiguousarray(image[0].permute(1, 2, 0).numpy()))
+        for progressive in (False, True):
+            buffer = io.BytesIO()
+            picture.save(buffer, "JPEG", quality=50, optimize=True, progressive=progressive)
+            assert len(data) <= len(buffer.getvalue())
 
 
 def test_a_sheet_is_smaller_than_files_and_coarser_is_smaller_still() -> None:

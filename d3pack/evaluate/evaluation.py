@@ -335,7 +335,9 @@ def evaluate(
     points = sweeps.run(swept, bench, options.seeds) if sweep else []
     shown = min(_SHOWN, pack.images_per_class)
     sheets = make_sheets(pack, train, bench, options, shown)
-    jpeg = file_bytes(train.draw(1, 0).images, Squeeze("JPEG", "files", 75, train.size))
+    jpeg = file_bytes(
+        train.draw(min(10, min(train.counts)), 0).images, Squeeze("JPEG", "files", 75, train.size)
+    )
     return Evaluation(
         pack,
         options.preset,

@@ -11,7 +11,7 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -48,12 +48,17 @@ def candidates(form: Form, layout: Layout, size: int) -> list[Squeeze]:
 
 
 def _save(picture: Image.Image, squeeze: Squeeze) -> bytes:
-    buffer = io.BytesIO()
-    if squeeze.form == "JPEG":
-        picture.save(buffer, "JPEG", quality=squeeze.quality, optimize=True, progressive=True)
+    if squeeze.form == "JPEG":  # progressive scans pay for large pictures only
+        settings: list[dict[str, Any]] = [{"progressive": False}, {"progressive": True}]
+        settings = [{"quality": squeeze.quality, "optimize": True, **more} for more in settings]
     else:
-        picture.save(buffer, "WEBP", quality=squeeze.quality, method=6)
-    return buffer.getvalue()
+        settings = [{"quality": squeeze.quality, "method": 6}]
+    found = []
+    for chosen in settings:
+        buffer = io.BytesIO()
+        picture.save(buffer, squeeze.form, **chosen)
+        found.append(buffer.getvalue())
+    return min(found, key=len)
 
 
 def pack_tiles(images: Tensor, squeeze: Squeeze) -> bytes:
