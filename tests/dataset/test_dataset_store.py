@@ -266,7 +266,8 @@ def test_kill_9_leaves_a_smaller_store_never_a_wrong_one(tmp_path: Path) -> None
         missing = store.missing(np.arange(5000))
         have = np.setdiff1d(np.arange(5000), missing)
         assert torch.equal(store.read(have), pictures(have % 200))
-        store.write(missing[:1], pictures(missing[:1] % 200)), "the lock died with its holder"
+        again = missing[:1] if len(missing) else ids(0)  # a quick machine may have written all
+        store.write(again, pictures(again % 200)), "the lock died with its holder"
         store.close()
 
 
@@ -430,7 +431,12 @@ def test_progress_is_said_unless_quiet(
 ) -> None:
     monkeypatch.setattr("d3pack.dataset.progress._QUIET_START", 0.0)
     monkeypatch.setattr("d3pack.dataset.progress._EVERY_LOG", 0.0)
-    list(use(pack, backbone, quiet=False, cache="cpu").loader(5))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # one group at a time: as many lines as groups
+    try:
+        list(use(pack, backbone, quiet=False, cache="cpu").loader(5))
+    finally:
+        torch.set_num_threads(threads)
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 6
     assert all("of 21 images" in line and "images/s" in line for line in lines)
