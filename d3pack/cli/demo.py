@@ -23,7 +23,7 @@ def demo(
 ) -> None:
     """Encode real digits with the embedded backbone, and see what the pack is worth.
 
-    Needs no network and no GPU; about three minutes on two cores.
+    Needs no network and no GPU; takes a few minutes on two cores.
 
     Example: d3pack demo
     """
