@@ -88,10 +88,10 @@ class TrainConfig:
 _MINI = TrainConfig(
     name="mini",
     autoencoder=AutoencoderConfig(loop=LoopConfig(batch=128, lr=1e-3, steps=40_000, share=0.2)),
-    text=TextConfig(loop=LoopConfig(batch=256, lr=1e-3, steps=1500, share=0.05, ema=0.99)),
+    text=TextConfig(loop=LoopConfig(batch=256, lr=1e-3, steps=4000, share=0.1, ema=0.99)),
     diffusion=DiffusionConfig(
         loop=LoopConfig(
-            batch=64, lr=1e-3, steps=1_000_000, share=0.75, decay=0.3, ema=0.9995, muon=True
+            batch=64, lr=1e-3, steps=1_000_000, share=0.7, decay=0.3, ema=0.9995, muon=True
         )
     ),
 )
@@ -105,7 +105,7 @@ PRESETS: dict[str, TrainConfig] = {
         autoencoder=replace(
             _MINI.autoencoder, loop=replace(_MINI.autoencoder.loop, batch=512, lr=2e-3)
         ),
-        text=replace(_MINI.text, loop=replace(_MINI.text.loop, batch=1024, steps=4000)),
+        text=replace(_MINI.text, loop=replace(_MINI.text.loop, batch=1024)),
         diffusion=replace(
             _MINI.diffusion,
             loop=replace(_MINI.diffusion.loop, batch=512, lr=2e-3, warmup=1000, ema=0.9999),

@@ -108,12 +108,19 @@ class _Run:
             loop,
             self.work / task.name,
             self.accelerator,
-            seconds=seconds * loop.share if seconds else None,
+            seconds=seconds * loop.share / self._shares() if seconds else None,
             checkpoint_minutes=self.config.checkpoint_minutes,
             report=self.report,
             compiled=self.options.compiled,
             train=task.name in self.options.stages,
         )
+
+    def _shares(self) -> float:
+        """A budget is for the stages that are asked for: together they take the whole of it."""
+        config = self.config
+        loops = (config.autoencoder.loop, config.text.loop, config.diffusion.loop)
+        named = zip(STAGES, loops, strict=True)
+        return sum(loop.share for stage, loop in named if stage in self.options.stages)
 
     def autoencoder(self) -> AutoencoderTiny:
         start = self.options.init_from
@@ -134,10 +141,13 @@ class _Run:
         names, vectors = self._words()
         folder = self.work / "text" / "tokenizer"
         with self.accelerator.main_process_first():
-            if not (folder / "tokenizer.json").exists():
+            if start:
+                CLIPTokenizer.from_pretrained(start / "tokenizer").save_pretrained(folder)
+            elif not (folder / "tokenizer.json").exists():
                 train_tokenizer(names, config.vocabulary, config.max_tokens).save_pretrained(folder)
         tokenizer = CLIPTokenizer.from_pretrained(folder)
-        task = TextTask(config, tokenizer, names, vectors, len(self.photos.names), self.config.seed)
+        classes = len(self.photos.names)
+        task = TextTask(config, tokenizer, names, vectors, classes, self.config.seed, start)
         module = self.stage(task, config.loop)
         assert isinstance(module, TextModule)
         return module.model.eval(), tokenizer

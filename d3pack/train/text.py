@@ -83,13 +83,18 @@ class TextTask:
         vectors: NDArray[np.float32],
         classes: int,
         seed: int,
+        start: Path | None = None,
     ) -> None:
-        self.config, self.tokenizer, self.names = config, tokenizer, names
+        self.config, self.tokenizer, self.names, self.start = config, tokenizer, names, start
         self.vectors, self.classes, self.seed = torch.from_numpy(vectors), classes, seed
 
     def module(self) -> nn.Module:
         torch.manual_seed(self.seed)
-        return TextModule(build_text_encoder(self.config, self.tokenizer), self.vectors.shape[1])
+        width = self.vectors.shape[1]
+        if self.start is None:
+            return TextModule(build_text_encoder(self.config, self.tokenizer), width)
+        model = CLIPTextModel.from_pretrained(self.start / "text_encoder", dtype=torch.float32)
+        return TextModule(model, width)
 
     def batch(self, step: int, rank: int, world: int, progress: float) -> Batch:
         at, batch = step * world + rank, self.config.loop.batch
