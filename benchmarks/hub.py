@@ -17,9 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "hub"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
 
-from loopback import LoopbackHub
+from hub_loopback import LoopbackHub
 
 SMALL, LARGE = "hf://datasets/org/small/small.d3m", "hf://datasets/org/large/large.d3m"
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from places import ROOT
 from torch import Tensor
 
 import d3pack
 from d3pack.dataset import D3MDataset
 from d3pack.pack import Pack
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 
 
 @pytest.fixture

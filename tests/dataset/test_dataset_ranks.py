@@ -10,13 +10,15 @@ import sys
 import time
 from pathlib import Path
 
+from places import HELPERS
+
 import d3pack
 from d3pack.dataset import D3MDataset
 
 
 def run(folder: Path, world: int, batch: int, die_at: int) -> None:
     """Start the ranks; once one of them is killed, kill the others where they stand."""
-    script = str(Path(__file__).with_name("train_ranks.py"))
+    script = str(HELPERS / "dataset_ranks.py")
     env = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import reader
-from format_packs import ROOT, VALID, VECTORS
+from format_packs import VALID, VECTORS
+from places import ROOT
 from safetensors import safe_open
 
 import d3pack

@@ -6,7 +6,6 @@ import hashlib
 import math
 import subprocess
 import sys
-from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import ROOT
 
 from d3pack import noise
 from d3pack.errors import UsageError
@@ -56,7 +56,7 @@ def test_the_table_is_what_its_procedure_makes() -> None:
 
 @pytest.mark.slow
 def test_the_documented_procedure_ends_at_the_pinned_hash() -> None:
-    script = Path(__file__).resolve().parents[2] / "spec" / "normal_table.py"
+    script = ROOT / "spec" / "normal_table.py"
     got = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     assert noise.TABLE_SHA256 in got.stdout
 

@@ -14,7 +14,8 @@ import make_schema
 import pytest
 import reader
 from draft import Draft
-from format_packs import ROOT, VALID, VECTORS, full, make
+from format_packs import VALID, VECTORS, full, make
+from places import ROOT
 
 import d3pack
 from d3pack import canonical, container, errors, noise, recipe, samplers

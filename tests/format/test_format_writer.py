@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 from format_packs import full, make
+from places import HELPERS
 
 import d3pack
 from d3pack import Coded, Recipe
 from d3pack.errors import D3MError, InvalidPackError, NotFoundError, UsageError
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +30,7 @@ def crashes(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, An
     (folder / "work").mkdir()
     args = [folder / "work", folder / "old", folder / "new"]
     got = subprocess.run(
-        [sys.executable, HERE / "crash_writer.py", *args],
+        [sys.executable, HELPERS / "format_crash.py", *args],
         capture_output=True,
         text=True,
         check=True,
@@ -135,7 +134,7 @@ sys.stdout.buffer.write(d3pack.pack_bytes(replace(pack, recipe=recipe)))
 
 def test_same_pack_same_bytes_in_two_processes_with_shuffled_dicts() -> None:
     facts = {f"k{i}": {"a": i, "b": [1.5, {"y": 0.1, "x": None}], "é": "猫"} for i in range(20)}
-    program = PROGRAM.format(paths=[str(HERE)], provenance=facts)
+    program = PROGRAM.format(paths=[str(HELPERS)], provenance=facts)
     got = {
         subprocess.run(
             [sys.executable, "-c", program],

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hub_loopback import LoopbackHub
 from huggingface_hub import constants
 from huggingface_hub.utils import _http
-from loopback import LoopbackHub
-
-sys.path.append(str(Path(__file__).parents[1]))  # tiny_backbones
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hub_loopback import LoopbackHub
 from huggingface_hub import constants
-from loopback import LoopbackHub
 from tiny_backbones import tiny_sd
 
 from d3pack.backbones import lock, open_backbone

@@ -8,8 +8,8 @@ import socket
 from pathlib import Path
 
 import pytest
+from hub_loopback import LoopbackHub
 from huggingface_hub import constants
-from loopback import LoopbackHub
 
 from d3pack.errors import (
     D3MError,

@@ -11,16 +11,17 @@ from typing import Any
 
 import jsonschema
 import pytest
+from hub_loopback import LoopbackHub
+from hub_packs import make_pack
 from huggingface_hub import constants
-from loopback import LoopbackHub
-from packs import make_pack
+from places import ROOT
 
 from d3pack import write
 from d3pack.cli import main
 from d3pack.format import pack_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-SCHEMA = json.loads((Path(__file__).parents[2] / "spec" / "cli.schema.json").read_text())
+SCHEMA = json.loads((ROOT / "spec" / "cli.schema.json").read_text())
 PACK = make_pack()
 DATA = pack_bytes(PACK)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hub_loopback import LoopbackHub
+from hub_packs import make_pack
 from huggingface_hub import constants
-from loopback import LoopbackHub
-from packs import make_pack
 
 from d3pack import hub as d3hub
 from d3pack.errors import (

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hub_loopback import LoopbackHub
+from hub_packs import make_pack
 from huggingface_hub import constants
-from loopback import LoopbackHub
-from packs import make_pack
 from tiny_backbones import tiny_pack, tiny_sd
 
 from d3pack import Decoder, write

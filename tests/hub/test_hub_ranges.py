@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from loopback import LoopbackHub
+from hub_loopback import LoopbackHub
 
 from d3pack.errors import HubBusyError, HubBytesError, HubError, HubOfflineError, NotFoundError
 from d3pack.hub.address import parse

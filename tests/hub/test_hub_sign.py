@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from loopback import LoopbackHub
-from packs import make_pack
+from hub_loopback import LoopbackHub
+from hub_packs import make_pack
 
 from d3pack import hub as d3hub
 from d3pack.errors import NotFoundError, SignatureError, UsageError

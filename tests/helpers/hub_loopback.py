@@ -19,8 +19,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from store import Blob, Repo
-from writing import WriteCalls
+from hub_store import Blob, Repo
+from hub_writing import WriteCalls
 
 
 @dataclass

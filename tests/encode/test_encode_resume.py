@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 from encode_world import make_tree
+from places import HELPERS
 from tiny_backbones import tiny_sd
-
-TESTS = Path(__file__).parent
 
 # Imports once and forks for every run, so that a run that dies costs no new start of torch.
 SERVER = """
@@ -22,6 +21,7 @@ import json, os, signal, sys, threading
 import torch, diffusers, transformers
 from pathlib import Path
 from encode_world import quick
+from places import HELPERS
 from d3pack.encode import encode, keeper, d3m, resnet, generate, estimate
 from d3pack.sources import open_source
 import diffusers.models.unets.unet_2d_condition, transformers.models.clip.modeling_clip
@@ -75,7 +75,7 @@ class Server:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=TESTS,
+            cwd=HELPERS,
         )
 
     def run(self, name: str, **job: Any) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from store import Blob, Repo
+from hub_store import Blob, Repo
 
 if TYPE_CHECKING:
-    from loopback import LoopbackHub
+    from hub_loopback import LoopbackHub
 
 DEFAULT_ATTRIBUTES = (
     b"*.bin filter=lfs diff=lfs merge=lfs -text\n*.parquet filter=lfs diff=lfs merge=lfs -text\n"

@@ -1,6 +1,6 @@
 """Kill or starve a writer at every step and say what was left: run by test_format_writer.py.
 
-    python crash_writer.py FOLDER OLD NEW      prints one JSON list
+    python format_crash.py FOLDER OLD NEW      prints one JSON list
 
 Each case is a fork, so that SIGKILL is a real one. Writes are cut to small pieces, so that there
 are several of them, and half a piece is written before the fault.

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_cli import ROOT
+from places import ROOT
 from tiny_backbones import tiny_pack
 
 import d3pack

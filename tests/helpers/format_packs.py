@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from places import ROOT
 
 from d3pack import BackboneRef, FileLock, Pack, Probes, Recipe
 from d3pack.codecs import encode_adapter, encode_labels, encode_prompts
 
-ROOT = Path(__file__).resolve().parents[2]
 VECTORS = ROOT / "spec" / "vectors"
 VALID = sorted((VECTORS / "valid").glob("*.d3m"))
 RECIPE = Recipe(

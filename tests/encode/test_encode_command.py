@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from encode_world import CLASSES, make_tree, picture, quick
 from PIL import Image
+from places import ROOT
 from tiny_backbones import tiny_dit, tiny_sd
 from typer.testing import CliRunner
 
@@ -363,7 +364,6 @@ from pathlib import Path
 from d3pack.encode import EncodeOptions, dry_run, encode
 from d3pack.sources import open_source
 import torch, diffusers, transformers
-sys.path.insert(0, "tests")
 from d3pack.backbones import open_backbone
 open_backbone(sys.argv[3])
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -405,7 +405,7 @@ def test_defaults_follow_the_resolution(home: Path, tmp_path: Path) -> None:
 
 
 def test_the_example_of_a_method_works(home: Path, tmp_path: Path) -> None:
-    example = Path(__file__).parents[1] / "examples" / "custom_method.py"
+    example = ROOT / "examples" / "custom_method.py"
     spec = importlib.util.spec_from_file_location("custom_method", example)
     assert spec is not None
     assert spec.loader is not None

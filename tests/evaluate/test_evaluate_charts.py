@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from places import ROOT, load
 
 from d3pack.evaluate.charts import Series, accuracy_per_byte, confusion
 
-ROOT = Path(__file__).resolve().parents[1]
 SERIES = [
     Series("packs", [3000, 10_000, 1000], [0.3, 0.35, 0.2], [0.01, 0.01, 0.0]),
     Series("real <images>", [1000], [0.1], [0.0]),
 ]
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def both() -> tuple[str, str]:
@@ -88,7 +75,7 @@ def result(
 
 
 def test_markdown_and_figure_say_what_the_results_say() -> None:
-    figure = script("figure")
+    figure = load(ROOT / "benchmarks" / "figure.py")
     rows = {
         "pack 3,000 B": result("pack", 3000, 2990, 0.30, 0.32),
         "webp 3,000 B": result("webp", 3000, 2950, 0.18, 0.18),
@@ -113,7 +100,7 @@ def test_markdown_and_figure_say_what_the_results_say() -> None:
 def test_the_table_names_every_cell_and_counts_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = script("table")
+    table = load(ROOT / "benchmarks" / "table.py")
     monkeypatch.setattr(table, "RESULTS", tmp_path)
     table.show("cifar10", 3)
     text = capsys.readouterr().out

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from encode_world import make_tree
 from PIL import Image
-from test_cli import ROOT, load
+from places import ROOT, load
 from typer.testing import CliRunner
 
 from d3pack.cli import app

@@ -11,7 +11,8 @@ import jsonschema
 import pytest
 from dataset_packs import tiny_pack
 from encode_world import make_tree
-from test_cli import ROOT, load, verbs
+from places import ROOT, load
+from test_cli import verbs
 from tiny_backbones import tiny_sd
 from typer.testing import CliRunner
 
