@@ -155,6 +155,7 @@ def second(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 dataset, BATCH, shuffle=True, num_workers=workers, persistent_workers=True
             )
             loaders["d3m DataLoader"] = busy.__iter__
+        loaders["tensor, DataLoader"] = peers.rows(images, labels, BATCH, workers)
         loaders["JPEG files"] = peers.files(folder / "files", BATCH, workers)
         for kind, word in (("jpg", "JPEG"), ("npy", "raw")):
             loaders[f"WebDataset, {word}"] = peers.webdataset(

@@ -171,3 +171,29 @@ def tensor(images: Tensor, labels: list[int], batch: int, how: str) -> Callable[
                 yield images.index_select(0, index), targets.index_select(0, index)
 
     return batches
+
+
+class Rows(Dataset[tuple[Tensor, int]]):
+    """A tensor as a dataset: nothing to open, nothing to decode, a whole batch at once."""
+
+    def __init__(self, images: Tensor, labels: list[int]) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, int]]:
+        rows = self.images.index_select(0, torch.tensor(indices))
+        return [(row, self.labels[index]) for row, index in zip(rows, indices, strict=True)]
+
+
+def rows(images: Tensor, labels: list[int], batch: int, workers: int) -> Callable[[], Batches]:
+    """What DataLoader itself costs: its workers have next to nothing to do."""
+    loader = DataLoader(
+        Rows(images, labels),
+        batch,
+        shuffle=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+    return lambda: iter(loader)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from transformers import CLIPTokenizer
 
 from d3pack.backbones import open_backbone
 from d3pack.errors import UsageError
@@ -22,6 +23,7 @@ from d3pack.train.config import PRESETS, LoopConfig, TrainConfig
 from d3pack.train.loop import learning_rate
 from d3pack.train.photos import batch_rows, split
 from d3pack.train.run import TrainOptions, train
+from d3pack.train.text import TextModule, TextTask
 
 CLASSES = {"red_ball": (220, 40, 40), "green_field": (40, 200, 60), "deep sea": (30, 60, 210)}
 
@@ -165,6 +167,43 @@ def test_training_goes_on_from_existing_weights(
     assert after[5] < before[5]
     same = "vae/diffusion_pytorch_model.safetensors"
     assert (out / same).read_bytes() == (trained / same).read_bytes()
+
+
+def test_the_text_encoder_goes_on_from_existing_weights(photos: Path, trained: Path) -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(trained / "tokenizer")
+    task = TextTask(config().text, tokenizer, ["ball"], np.ones((1, 4), np.float32), 1, 0, trained)
+    module = task.module()
+    assert isinstance(module, TextModule)
+    stored = weights(trained / "text_encoder" / "model.safetensors")
+    for name, value in module.model.state_dict().items():
+        if name in stored:
+            assert torch.equal(value, stored[name].float()), name
+
+
+def test_words_keep_their_tokens_when_training_goes_on(
+    photos: Path, trained: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "next"
+    options = TrainOptions(
+        str(photos), out, device="cpu", init_from=trained, stages=("text", "diffusion")
+    )
+    train(options, config(steps=10), silent)
+    same = "tokenizer/tokenizer.json"
+    assert (out / same).read_bytes() == (trained / same).read_bytes()
+    model = "text_encoder/model.safetensors"
+    assert (out / model).read_bytes() != (trained / model).read_bytes()
+
+
+def test_a_time_budget_is_for_the_stages_asked_for(
+    photos: Path, trained: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "next"
+    options = TrainOptions(
+        str(photos), out, 3.0, device="cpu", init_from=trained, stages=("diffusion",)
+    )
+    train(options, config(steps=10**6), silent)
+    lines = (out / "training" / "diffusion" / "curve.jsonl").read_text().splitlines()
+    assert 2.4 < max(json.loads(line).get("seconds", 0.0) for line in lines) < 4.0
 
 
 def test_a_time_budget_ends_a_run_with_its_rate_fallen(photos: Path, tmp_path: Path) -> None:
