@@ -34,7 +34,7 @@ def train(
     preset: Annotated[str, typer.Option(help="mini, mini-gpu, or tiny for a trial.")] = "mini",
     time_budget: Annotated[
         str | None,
-        typer.Option(help="Time for all stages, as 90m: learning rates fall by its end."),
+        typer.Option(help="Time for all stages asked for, as 90m: learning rates fall by its end."),
     ] = None,
     stage: Annotated[
         list[str] | None,
