@@ -64,3 +64,10 @@ def spied(dataset: D3MDataset) -> list[list[int]]:
 
     decoder.images = spy  # type: ignore[method-assign,assignment]
     return asked
+
+
+def flip(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 0x10
+    with open(path, "r+b") as file:
+        file.write(data)

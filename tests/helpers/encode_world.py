@@ -7,10 +7,17 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from typer.testing import CliRunner
 
+from d3pack.cli import app
 from d3pack.encode import EncodeOptions
+from d3pack.errors import D3MError
 
 CLASSES = ("goldfish", "lemon", "school bus")
+SHORT = [
+    "--ipc", "3", "--steps", "4", "--cool", "2", "--batch", "6", "--teacher-samples", "200",
+    "--sampler-steps", "2", "--group", "3",
+]  # fmt: skip
 
 
 def picture(c: int, i: int, side: int = 16) -> Image.Image:
@@ -50,3 +57,14 @@ def quick(backbone: Path, **changes: Any) -> EncodeOptions:
         "teacher_samples": 400,
     }
     return EncodeOptions(**{**settings, **changes})
+
+
+def call(*args: Any) -> Any:
+    return CliRunner().invoke(app, ["encode", *map(str, args)])
+
+
+def fails(*args: Any) -> D3MError:
+    found = call(*args).exception
+    assert isinstance(found, D3MError), found
+    assert "\n" not in str(found)
+    return found

@@ -367,48 +367,19 @@ class Handler(WriteCalls, BaseHTTPRequestHandler):
         found = self.files_at(repo, revision)
         if found is None:
             return
-        sha, files = found
-        self.reply(
-            200,
-            {
-                "id": repo.name,
-                "sha": sha,
-                "private": repo.private,
-                "gated": repo.gated,
-                "disabled": False,
-                "downloads": 0,
-                "likes": 0,
-                "tags": [],
-                "siblings": [{"rfilename": path} for path in sorted(files)],
-            },
-        )
-
-    def entry(self, path: str, blob: Blob) -> dict[str, Any]:
-        value: dict[str, Any] = {
-            "type": "file",
-            "path": path,
-            "size": len(blob.data),
-            "oid": blob.git_oid,
-        }
-        if blob.lfs:
-            value["lfs"] = {
-                "oid": blob.sha256,
-                "size": len(blob.data),
-                "pointerSize": len(blob.pointer),
-            }
-        return value
+        self.reply(200, repo.info(found[0]))
 
     def tree(self, repo: Repo, revision: str, under: str) -> None:
         found = self.files_at(repo, revision)
         if found is not None:
             files = found[1].items()
-            self.reply(200, [self.entry(p, b) for p, b in sorted(files) if p.startswith(under)])
+            self.reply(200, [b.entry(p) for p, b in sorted(files) if p.startswith(under)])
 
     def paths_info(self, repo: Repo, revision: str) -> None:
         found = self.files_at(repo, revision)
         if found is not None:
             asked = parse_qs(self.body.decode())["paths"]  # sent as a form
-            self.reply(200, [self.entry(p, found[1][p]) for p in asked if p in found[1]])
+            self.reply(200, [found[1][p].entry(p) for p in asked if p in found[1]])
 
 
 def _pieces(body: bytes, size: int) -> Iterator[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,19 @@ class Blob:
     @property
     def etag(self) -> str:
         return self.sha256 if self.lfs else self.git_oid
+
+    def entry(self, path: str) -> dict[str, Any]:
+        """What a listing says of it."""
+        value: dict[str, Any] = {
+            "type": "file",
+            "path": path,
+            "size": len(self.data),
+            "oid": self.git_oid,
+        }
+        if self.lfs:
+            size = {"size": len(self.data), "pointerSize": len(self.pointer)}
+            value["lfs"] = {"oid": self.sha256, **size}
+        return value
 
 
 @dataclass
@@ -66,3 +80,16 @@ class Repo:
             if ref in self.refs:
                 return self.refs[ref]
         return revision if revision in self.commits else None
+
+    def info(self, sha: str) -> dict[str, Any]:
+        return {
+            "id": self.name,
+            "sha": sha,
+            "private": self.private,
+            "gated": self.gated,
+            "disabled": False,
+            "downloads": 0,
+            "likes": 0,
+            "tags": [],
+            "siblings": [{"rfilename": path} for path in sorted(self.commits[sha])],
+        }

@@ -1,0 +1,186 @@
+"""Collages, clusters, the order of seeds, soft labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from encode_world import CLASSES, make_tree
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from d3pack.encode.collages import (
+    CollageOptions,
+    best_patches,
+    clusters,
+    crop_box,
+    make_collages,
+    tile,
+)
+from d3pack.encode.generate import Judged, probabilities
+from d3pack.encode.seeds import choose_order
+from d3pack.errors import SourceError
+from d3pack.sources import open_source
+
+# -- collages ---------------------------------------------------------------------------------
+
+
+class Brightness:
+    """A teacher one can compute by hand: class c likes its own colour channel."""
+
+    classes = CLASSES
+    record: ClassVar[dict[str, object]] = {}
+
+    def logits(self, images: Tensor) -> Tensor:
+        return images.float().mean((2, 3)) / 25
+
+    def features(self, images: Tensor) -> Tensor:
+        return images.float().mean(3).flatten(1)
+
+
+def cut(**changes: object) -> CollageOptions:
+    settings: dict[str, object] = {
+        "size": (16, 16),
+        "factor": 2,
+        "pool": 100,
+        "crops": 3,
+        "scale": (0.2, 0.8),
+        "count": 10,
+        "seed": 3,
+    }
+    return CollageOptions(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(1, 500),
+    st.integers(1, 500),
+    st.floats(0.25, 4),
+    st.floats(0.01, 1),
+    st.integers(0, 2**32),
+)
+def test_crops_lie_inside(width: int, height: int, aspect: float, low: float, seed: int) -> None:
+    x0, y0, x1, y1 = crop_box(width, height, aspect, (low, 1.0), np.random.default_rng(seed))
+    assert 0 <= x0 < x1 <= width
+    assert 0 <= y0 < y1 <= height
+
+
+def test_a_crop_of_everything_is_the_middle() -> None:
+    assert crop_box(30, 10, 1.0, (1.0, 1.0), np.random.default_rng(0)) == (10, 0, 20, 10)
+
+
+def test_tiles_go_row_by_row() -> None:
+    patches = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones((1, 3, 2, 2), np.uint8)
+    assert tile(patches, 2)[0, 0].tolist() == [
+        [0, 0, 1, 1],
+        [0, 0, 1, 1],
+        [2, 2, 3, 3],
+        [2, 2, 3, 3],
+    ]
+    assert np.array_equal(tile(patches, 1), patches)
+
+
+def test_collages_take_the_most_believed_patches(tmp_path: Path) -> None:
+    source = open_source(make_tree(tmp_path / "s", 24))
+    patches, costs, bad = best_patches(source, 1, Brightness(), cut())
+    assert patches.shape == (24, 3, 8, 8)
+    assert bad == 0
+    made = make_collages(source, 1, Brightness(), cut(count=3))
+    assert made.images.shape == (3, 3, 16, 16)
+    best = patches[np.argsort(costs, kind="stable")[:12]]
+    assert np.array_equal(made.images.numpy(), tile(best, 2))
+    assert made.realism < float(costs.mean())
+    again = make_collages(source, 1, Brightness(), cut(count=3))
+    assert torch.equal(made.images, again.images)
+    other = make_collages(source, 1, Brightness(), cut(count=3, seed=4))
+    assert not torch.equal(made.images, other.images)
+
+
+def test_more_crops_find_better_patches(tmp_path: Path) -> None:
+    source = open_source(make_tree(tmp_path / "s", 12))
+    one = best_patches(source, 0, Brightness(), cut(crops=1))[1]
+    many = best_patches(source, 0, Brightness(), cut(crops=9))[1]
+    assert many.mean() < one.mean()
+
+
+def test_one_image_still_fills_a_collage(tmp_path: Path) -> None:
+    source = open_source(make_tree(tmp_path / "s", 1))
+    made = make_collages(source, 0, Brightness(), cut(factor=4))
+    assert made.images.shape == (1, 3, 16, 16)
+    assert made.seen == 1
+
+
+def test_bad_images_are_replaced_by_others(tmp_path: Path) -> None:
+    root = make_tree(tmp_path / "s", 10)
+    for i in range(0, 10, 2):
+        (root / "lemon" / f"{i:03d}.png").write_bytes(b"junk")
+    made = make_collages(open_source(root), 1, Brightness(), cut(factor=1, pool=4))
+    assert made.seen == 4
+    assert 0 <= made.bad <= 5
+    for i in range(1, 10, 2):
+        (root / "lemon" / f"{i:03d}.png").write_bytes(b"junk")
+    with pytest.raises(SourceError, match="no image of class 'lemon' can be read"):
+        make_collages(open_source(root), 1, Brightness(), cut())
+
+
+@pytest.mark.parametrize(("rows", "count"), [(9, 4), (10, 3), (12, 4), (7, 7), (40, 1)])
+def test_clusters_are_equal_in_size(rows: int, count: int) -> None:
+    points = torch.from_numpy(np.random.default_rng(0).standard_normal((rows, 5)))
+    sizes = np.bincount(clusters(points, count, 0), minlength=count)
+    assert sizes.sum() == rows
+    assert sizes.max() - sizes.min() <= 1
+
+
+def test_clusters_find_what_belongs_together() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.permutation(np.repeat(np.arange(3), 20))
+    points = torch.from_numpy(np.eye(3)[truth] * 10 + rng.standard_normal((60, 3)))
+    found = clusters(points, 3, 0)
+    assert len({(a, b) for a, b in zip(truth.tolist(), found.tolist(), strict=True)}) == 3
+
+
+def test_fewer_images_than_clusters() -> None:
+    assert clusters(torch.zeros(2, 4), 5, 0).tolist() == [0, 1]
+
+
+# -- seeds and labels -------------------------------------------------------------------------
+
+
+def judged(count: int = 24, seed: int = 0) -> Judged:
+    rng = np.random.default_rng(seed)
+    features = rng.standard_normal((count, 6))
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    return Judged(
+        rng.standard_normal((count, 3)).astype(np.float32) * 3, features.astype(np.float32)
+    )
+
+
+@pytest.mark.parametrize("modes", [1, 2, 3])
+def test_the_first_k_are_the_best_k(modes: int) -> None:
+    whole = choose_order(judged(), 1, 12, modes)
+    assert len(set(whole.tolist())) == 12
+    assert (whole % modes == np.arange(12) % modes).all()
+    for k in (1, 5, 8):
+        assert np.array_equal(choose_order(judged(), 1, k, modes), whole[:k])
+
+
+def test_picks_are_believed_and_unlike() -> None:
+    found = judged()
+    logp = np.log(probabilities(found.logits, 1.0))[:, 1]
+    order = choose_order(found, 1, 8, 1)
+    assert order[0] == logp.argmax()
+    assert logp[order].mean() > np.sort(logp)[-12:].mean() - 1.0
+    twins = Judged(np.zeros((4, 2), np.float32), np.eye(2, dtype=np.float32)[[0, 0, 0, 1]])
+    assert set(choose_order(twins, 0, 2, 1).tolist()) == {0, 3}
+
+
+def test_probabilities_soften_with_temperature() -> None:
+    logits = np.array([[2.0, 0.0, -1.0]], np.float32)
+    sharp, soft = probabilities(logits, 1.0), probabilities(logits, 4.0)
+    assert np.allclose(sharp, np.exp(logits) / np.exp(logits).sum())
+    assert soft.max() < sharp.max()
+    assert abs(soft.sum() - 1) < 1e-6

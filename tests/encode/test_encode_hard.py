@@ -1,0 +1,193 @@
+"""Hard sources, bad input, a full disk, Ctrl-C and a thousand classes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from encode_world import SHORT, call, fails, make_tree, picture, quick
+from PIL import Image
+
+import d3pack
+from d3pack.encode import encode
+from d3pack.encode import journal as journal_module
+from d3pack.encode.journal import NoSpaceError
+from d3pack.sources import open_source
+
+
+def test_images_of_every_sort(home: Path, tmp_path: Path) -> None:
+    root = make_tree(tmp_path / "s", 8)
+    odd = root / "lemon"
+    Image.fromarray(np.full((9, 9), 40_000, np.uint16)).save(odd / "wide.png")
+    picture(1, 90).convert("CMYK").save(odd / "cmyk.jpg")
+    picture(1, 91).convert("L").save(odd / "grey.png")
+    picture(1, 92).save(odd / "moving.gif", save_all=True, append_images=[picture(0, 1)])
+    (odd / "broken.jpg").write_bytes(b"\xff\xd8\xff junk")
+    done = call(root, "-o", tmp_path / "o.d3m", "--backbone", home / "sd", *SHORT)
+    assert done.exit_code == 0, done.exception
+    source = d3pack.read(tmp_path / "o.d3m").provenance["source"]
+    assert (source["images"], source["seen"], source["bad"]) == (29, 28, 1)
+    assert "broken.jpg" in (tmp_path / "o.d3m.work" / "skipped.txt").read_text()
+    error = fails(
+        root, "-o", tmp_path / "p.d3m", "--backbone", home / "sd", "--on-error", "fail", *SHORT
+    )
+    assert (error.code, error.exit_code) == ("E_SOURCE_IMAGE", 7)
+
+
+def test_a_class_with_one_image(home: Path, tmp_path: Path) -> None:
+    root = make_tree(tmp_path / "s", 4)
+    for i in range(1, 4):
+        (root / "lemon" / f"{i:03d}.png").unlink()
+    dials = ["--modes", "2", "--factor", "2"]
+    done = call(root, "-o", tmp_path / "o.d3m", "--backbone", home / "sd", *dials, *SHORT)
+    assert done.exit_code == 0, done.exception
+    assert len(d3pack.read(tmp_path / "o.d3m")) == 9
+
+
+def test_one_line_for_every_bad_input(home: Path, tmp_path: Path) -> None:
+    sd = home / "sd"
+    good = make_tree(tmp_path / "good", 2)
+    empty = make_tree(tmp_path / "empty", 2)
+    (empty / "nothing").mkdir()
+    one = tmp_path / "one"
+    make_tree(one, 2, ("lemon",))
+    unreadable = make_tree(tmp_path / "unreadable", 2)
+    for file in (unreadable / "lemon").iterdir():
+        file.write_bytes(b"junk")
+    twice = tmp_path / "names.csv"
+    twice.write_text("goldfish,fish\nlemon,fish\nschool bus,bus\n")
+    out = tmp_path / "o.d3m"
+    common = ["-o", out, "--backbone", sd, *SHORT]
+    cases = [
+        ((empty, *common), "E_SOURCE", "class 'nothing' holds no image"),
+        ((one, *common), "E_SOURCE", "has 1 class;"),
+        ((unreadable, *common), "E_SOURCE", "no image of class 'lemon' can be read"),
+        ((tmp_path / "nowhere", *common), "E_NOT_FOUND", "no source at nowhere"),
+        ((good, "--class-names", twice, *common), "E_SOURCE", "two classes have the name 'fish'"),
+        ((good, "-o", out, "--backbone", tmp_path / "no", *SHORT), "E_NOT_FOUND", "no"),
+        ((good, "-o", out, "--backbone", good, *SHORT), "E_BACKBONE_CONFIG", "diffusers' layout"),
+        ((good, "--teacher", tmp_path / "no", *common), "E_TEACHER", "no teacher directory"),
+        ((good, "--vectors", "99", *common), "E_USAGE", "at most 14 vectors"),
+        ((good, "--size", "33", *common), "E_USAGE", "do not fit this backbone"),
+        ((good, "--budget", "1KB", *common), "E_USAGE", "1000 bytes are too few"),
+        ((good, "--budget", "lots", *common), "E_USAGE", "is no size"),
+        ((good, "--method", "magic", *common), "E_USAGE", "there is no method 'magic'"),
+        ((good, "--labels", "some", *common), "E_USAGE", "labels 'some' are not none"),
+        ((good, "-o", tmp_path / "o.zip", "--backbone", sd), "E_USAGE", "must end in .d3m"),
+        ((good, "-o", tmp_path / "a" / "o.d3m", "--backbone", sd), "E_USAGE", "no folder a"),
+        ((good, "--backbone", sd), "E_USAGE", "no output"),
+    ]
+    for arguments, code, text in cases:
+        error = fails(*arguments)
+        assert error.code == code, (arguments, error)
+        assert text in str(error), error
+        assert not out.exists()
+
+
+def test_a_full_disk(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk fills while collages are kept; with room again the same call ends the work."""
+    real = os.fsync
+    writes = 0
+
+    def full(fd: int) -> None:
+        nonlocal writes
+        writes += 1
+        if writes > 5:
+            raise OSError(28, "No space left on device")
+        real(fd)
+
+    source = open_source(home / "source")
+    options = quick(home / "sd", steps=2, cool=2)
+    monkeypatch.setattr(journal_module.os, "fsync", full)
+    with pytest.raises(NoSpaceError, match="free some and run the same command"):
+        encode(source, options, tmp_path / "o.d3m")
+    assert not (tmp_path / "o.d3m").exists()
+    monkeypatch.undo()
+    resumed = encode(source, options, tmp_path / "o.d3m")
+    assert encode(source, options, tmp_path / "p.d3m").root == resumed.root
+
+
+# a shell's background jobs ignore SIGINT, and so would their children
+
+
+INTERRUPTIBLE = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from d3pack.cli import main
+main()
+"""
+
+
+def test_ctrl_c_says_how_to_go_on(home: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-c", INTERRUPTIBLE, "encode", str(home / "source"),
+        "-o", str(tmp_path / "o.d3m"), "--backbone", str(home / "sd"), "--format", "json",
+        "--steps", "5000", "--patience", "5000", "--teacher-samples", "200",
+    ]  # fmt: skip
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            if json.loads(line).get("stage") == "invert":
+                time.sleep(0.2)
+                run.send_signal(signal.SIGINT)
+                break
+        _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "run the same command again and it goes on" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_thousand_classes_plan_and_stream(home: Path, tmp_path: Path) -> None:
+    """1000 x 1300 files: planned in bounded memory, the first classes encoded for real."""
+    classes, count = 1000, 1300
+    seeds = [tmp_path / f"seed{i}.png" for i in range(4)]
+    for i, path in enumerate(seeds):
+        picture(i, 0).save(path)
+    listing = tmp_path / "big"
+    for c in range(classes):
+        folder = listing / f"class {c:04d}"
+        folder.mkdir(parents=True)
+        # hard links take an inode's worth of nothing; a whole tree of them is still 1.3 M names
+        for i in range(count if c < 20 else 13):
+            os.link(seeds[(c + i) % 4], folder / f"{i:06d}.png")
+    command = [
+        sys.executable, "-c", MEASURE, str(listing), str(tmp_path / "o.d3m"), str(home / "sd"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["classes"] == 1000
+    assert found["images"] == 20 * count + 980 * 13
+    assert found["bytes"] < 200_000
+    assert found["plan_growth"] < 60_000  # kB: a few listings, the backbone, no images
+    assert found["encoded"] == 12
+
+
+MEASURE = """
+import json, resource, sys
+from pathlib import Path
+from d3pack.encode import EncodeOptions, dry_run, encode
+from d3pack.sources import open_source
+import torch, diffusers, transformers
+from d3pack.backbones import open_backbone
+open_backbone(sys.argv[3])
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+options = EncodeOptions(images_per_class=4, backbone=sys.argv[3], steps=2, cool=2, batch=4, pool=64,
+                        sampler_steps=2, teacher_samples=500, candidates=1)
+before = peak()
+plan = dry_run(open_source(sys.argv[1]), options)
+growth = peak() - before
+first = open_source(sys.argv[1], first=3)
+pack = encode(first, options, sys.argv[2], cache=Path(sys.argv[2]).parent)
+found = {"classes": len(plan["classes"]), "images": sum(plan["counts"]), "bytes": plan["bytes"]}
+print(json.dumps({**found, "plan_growth": growth, "encoded": len(pack)}))
+"""

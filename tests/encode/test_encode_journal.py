@@ -1,0 +1,107 @@
+"""The journal: what was done is not done again, and nothing half-written counts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from d3pack.encode import journal as journal_module
+from d3pack.encode.journal import Journal, JournalError, NoSpaceError, write_whole
+from d3pack.errors import UsageError
+
+
+def test_journal_remembers(tmp_path: Path) -> None:
+    first = Journal(tmp_path / "w", {"source": "abc"})
+    first.record("one", {"a": [1, 2]})
+    first.save("deep/er", {"x": np.arange(6).reshape(2, 3)}, {"note": "é"})
+    first.close()
+    second = Journal(tmp_path / "w", {"source": "abc"})
+    assert second["one"] == {"a": [1, 2]}
+    found = second.load("deep/er")
+    assert found is not None
+    assert np.array_equal(found[0]["x"], np.arange(6).reshape(2, 3))
+    assert found[1] == {"note": "é"}
+    assert second.load("other") is None
+    second.close()
+
+
+def test_half_written_files_are_forgotten(tmp_path: Path) -> None:
+    first = Journal(tmp_path / "w", {})
+    first.path("classes/000001.safetensors.part").write_bytes(b"half")
+    first.close()
+    second = Journal(tmp_path / "w", {})
+    assert second.load("classes/000001") is None
+    assert not list((tmp_path / "w").glob("**/*.part"))
+    second.close()
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    first = Journal(tmp_path / "w", {})
+    with pytest.raises(JournalError, match="another process works in w"):
+        Journal(tmp_path / "w", {})
+    first.close()
+    Journal(tmp_path / "w", {}).close()
+
+
+def test_restart_forgets(tmp_path: Path) -> None:
+    first = Journal(tmp_path / "w", {"source": "abc"})
+    first.save("classes/000000", {"x": np.zeros(2)}, {})
+    first.close()
+    with pytest.raises(UsageError, match="the source has changed"):
+        Journal(tmp_path / "w", {"source": "xyz"})
+    second = Journal(tmp_path / "w", {"source": "xyz"}, restart=True)
+    assert second.load("classes/000000") is None
+    second.close()
+
+
+def test_nothing_done_is_nothing_lost(tmp_path: Path) -> None:
+    """A run that failed at once may be run again with mended options."""
+    Journal(tmp_path / "w", {"source": "abc", "option teacher": "typo"}).close()
+    Journal(tmp_path / "w", {"source": "abc", "option teacher": "right"}).close()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 9, "key": {}, "facts": {}}'])
+def test_a_damaged_journal(tmp_path: Path, text: str) -> None:
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "journal.json").write_text(text)
+    with pytest.raises(JournalError, match="--restart"):
+        Journal(tmp_path / "w", {})
+
+
+@pytest.mark.parametrize("keep", [0, 5, 60])
+def test_damaged_arrays(tmp_path: Path, keep: int) -> None:
+    journal = Journal(tmp_path / "w", {})
+    journal.save("a", {"x": np.zeros(20)}, {})
+    path = tmp_path / "w" / "a.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(JournalError, match="damaged"):
+        journal.load("a")
+    journal.close()
+
+
+def test_disk_full(tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full here")
+    (tmp_path / "x.part").symlink_to(full)
+    with pytest.raises(NoSpaceError, match=r"no space left to write x; free some and run the same"):
+        write_whole(tmp_path / "x", b"1" * 10_000)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_failed_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_whole(tmp_path / "x", b"old")
+
+    def fails(fd: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(journal_module.os, "fsync", fails)
+    with pytest.raises(JournalError, match="cannot write x: Input/output error"):
+        write_whole(tmp_path / "x", b"new")
+    assert (tmp_path / "x").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x"]

@@ -1,0 +1,166 @@
+"""What a person asks for, what a budget buys, and what is shown meanwhile."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from d3pack.encode import EncodeOptions, budget, method, open_method
+from d3pack.encode.events import Events, json_lines, log_file
+from d3pack.encode.journal import JournalError, NoSpaceError
+from d3pack.encode.live import View, spark
+from d3pack.encode.options import label_kind, parse_size
+from d3pack.encode.plan import Dials
+from d3pack.errors import D3MError, UsageError
+
+# -- options ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("20KB", 20_000), ("6000", 6000), ("1.5MB", 1_500_000), ("4 KiB", 4096)]
+)
+def test_sizes(text: str, value: int) -> None:
+    assert parse_size(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "KB", "-3KB", "0", "5 potatoes", "1e400", "nanKB"])
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError, match="is no size"):
+        parse_size(text)
+
+
+def test_labels() -> None:
+    assert label_kind("none") == ("none", 0)
+    assert label_kind("dense") == ("dense", 0)
+    assert label_kind("top5") == ("topk", 5)
+    for text in ("top", "top0", "topx", "all"):
+        with pytest.raises(UsageError):
+            label_kind(text)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"images_per_class": 0},
+        {"modes": 0},
+        {"codec": "zip"},
+        {"factor": 3},
+        {"sampler": "table"},
+        {"template": "no place"},
+        {"guidance": float("nan")},
+        {"lr": 0.0},
+        {"labels": "all"},
+        {"crop_scale": (0.9, 0.1)},
+        {"probes": 65},
+        {"seed": -1},
+        {"label_temperature": 0.0},
+    ],
+    ids=str,
+)
+def test_options_that_cannot_be_meant(bad: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        EncodeOptions(**bad)  # type: ignore[arg-type]
+
+
+def test_only_what_was_chosen_is_recorded() -> None:
+    assert EncodeOptions().plain() == {}
+    assert EncodeOptions(modes=2, lr=0.05).plain() == {"modes": 2, "lr": 0.05}
+
+
+def test_unknown_method() -> None:
+    with pytest.raises(UsageError, match=r"there is no method 'magic'; known: .*d3m"):
+        open_method("magic")
+    assert "d3m" in method.methods()
+
+
+# -- budget -----------------------------------------------------------------------------------
+
+
+def toy_size(dials: Dials) -> int:
+    """A pack of ten classes and ten images, by hand."""
+    bits = {"i4": 4, "i8": 8, "f16": 16}[dials.codec]
+    labels = {"none": 0, "top3": 400, "top5": 700, "top10": 1300, "dense": 2000}[dials.labels]
+    prompts = 10 * dials.modes * dials.vectors * 192 * bits // 8
+    return 4000 + prompts + (100 if dials.candidates > 1 else 0) + 250 * dials.probes + labels
+
+
+def test_budget_is_spent_but_not_exceeded() -> None:
+    sizes = []
+    for total in range(6_000, 60_000, 2_000):
+        dials, size = budget.spend(total, EncodeOptions(), 16, toy_size)
+        assert size == toy_size(dials) <= total - budget.MARGIN
+        sizes.append(size)
+    assert sizes == sorted(sizes)
+    assert sizes[-1] > 4 * sizes[0]
+
+
+def test_budget_keeps_what_was_set_by_hand() -> None:
+    dials, _ = budget.spend(50_000, EncodeOptions(modes=3, labels="none"), 16, toy_size)
+    assert (dials.modes, dials.labels) == (3, "none")
+    assert dials.vectors > 1
+
+
+def test_budget_respects_the_backbone() -> None:
+    dials, _ = budget.spend(10**6, EncodeOptions(), 2, toy_size)
+    assert dials.vectors == 2
+
+
+def test_budget_that_is_too_small() -> None:
+    with pytest.raises(UsageError, match="300 bytes are too few: the smallest pack"):
+        budget.spend(300, EncodeOptions(), 16, toy_size)
+
+
+# -- events -----------------------------------------------------------------------------------
+
+
+def told(listeners: list) -> None:
+    events = Events(listeners)
+    events.emit("plan", lines=["3 classes"])
+    with events.stage("invert", 5, "rows"):
+        for i in range(1, 6):
+            events.step(i, samples=100 * i, loss=1.0 / i)
+    events.note("all good")
+
+
+def test_json_lines_and_log(tmp_path: Path) -> None:
+    out = io.StringIO()
+    told([json_lines(out), log_file(tmp_path / "log.txt")])
+    events = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [e["event"] for e in events] == ["plan", "stage", *["step"] * 5, "stage-done", "note"]
+    assert events[3] == {
+        "event": "step", "stage": "invert", "done": 2, "total": 5, "samples": 200, "loss": 0.5,
+    }  # fmt: skip
+    assert len((tmp_path / "log.txt").read_text().splitlines()) == len(events)
+
+
+def test_the_live_view_shows_what_matters() -> None:
+    view = View()
+    told([view.listen])
+    console = Console(file=io.StringIO(), width=120)
+    console.print(view)
+    text = console.file.getvalue()
+    for part in (
+        "3 classes",
+        "invert",
+        "5/5 rows",
+        "all good",
+        "loss 1.0000",
+        "0.2000",
+    ):
+        assert part in text, part
+
+
+def test_spark_falls() -> None:
+    assert spark([3.0, 2.0, 1.0]) == "█▄▁"
+    assert len(spark([float(i) for i in range(1000)])) <= 40
+    assert spark([1.0, 1.0]) == "▁▁"
+
+
+def test_errors_have_codes_of_their_own() -> None:
+    codes = {error.code for error in (JournalError, NoSpaceError)}
+    assert len(codes) == 2
+    assert D3MError.code not in codes

@@ -1,0 +1,141 @@
+"""Sources that are damaged or mean harm: named, skipped or refused, never a crash."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+from source_world import CLASSES, make_tar, pixels, png
+
+from d3pack.errors import NotFoundError, SourceError
+from d3pack.sources import open_source
+
+
+def test_bad_files_are_skipped_and_recorded(tree: Path) -> None:
+    (tree / "lemon" / "000.png").write_bytes(b"junk")
+    (tree / "lemon" / "notes.txt").write_text("not an image, not counted")
+    source = open_source(tree)
+    assert source.counts == (4, 4, 4)
+    assert len(list(source.iter_class(1))) == 3
+    assert [(s.class_name, s.key) for s in source.skipped] == [("lemon", "000.png")]
+    list(source.iter_class(1))
+    assert len(source.skipped) == 1
+
+
+def test_bad_files_fail_on_demand(tree: Path) -> None:
+    (tree / "lemon" / "000.png").write_bytes(b"junk")
+    source = open_source(tree, on_error="fail")
+    with pytest.raises(SourceError, match=r"lemon/000\.png.*--on-error skip"):
+        list(source.iter_class(1))
+
+
+def test_unreadable_file(tree: Path) -> None:
+    path = tree / "lemon" / "001.png"
+    path.unlink()
+    path.mkdir()  # a folder of an image's name: root may read any file, so modes prove nothing
+    fifo = tree / "lemon" / "002.png"
+    fifo.unlink()
+    os.mkfifo(fifo)
+    source = open_source(tree)
+    assert len(list(source.iter_class(1))) == 2
+    assert [s.key for s in source.skipped] == ["002.png"]
+
+
+def test_a_file_that_vanishes(tree: Path) -> None:
+    source = open_source(tree)
+    assert len(source.names(1)) == 4
+    (tree / "lemon" / "002.png").unlink()
+    assert source.get(1, 2) is None
+    assert "regular" in source.skipped[0].reason
+
+
+@pytest.mark.parametrize("empty", ["aardvark", "zebra"])
+def test_empty_class(tree: Path, empty: str) -> None:
+    (tree / empty).mkdir()
+    with pytest.raises(SourceError, match=f"class '{empty}' holds no image"):
+        open_source(tree)
+
+
+def test_one_class(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "0.png").write_bytes(png(pixels(0, 0)))
+    with pytest.raises(SourceError, match="has 1 class;"):
+        open_source(tmp_path)
+
+
+def test_loose_images(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(png(pixels(0, 0)))
+    with pytest.raises(SourceError, match="only loose images"):
+        open_source(tmp_path)
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError):
+        open_source(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["set.tar", "set.tar.gz", "set.zip", "set.parquet", "set.rar"])
+def test_damaged_containers(tmp_path: Path, name: str, request: pytest.FixtureRequest) -> None:
+    if name.endswith("parquet"):
+        request.getfixturevalue("hub_cache")
+    (tmp_path / name).write_bytes(b"this is no archive" * 100)
+    with pytest.raises(SourceError):
+        open_source(tmp_path / name)
+
+
+def test_truncated_tar(tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "set.tar")
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(SourceError):
+        open_source(path)
+
+
+def test_links_out_of_the_source(tree: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(png(pixels(9, 9)))
+    (tree / "lemon" / "link.png").symlink_to(secret)
+    (tree / "lemon" / "inside.png").symlink_to(tree / "lemon" / "000.png")
+    source = open_source(tree)
+    assert source.counts == (4, 5, 4)
+    assert [s.key for s in source.skipped] == ["link.png"]
+    with pytest.raises(SourceError, match="leads out"):
+        open_source(tree, on_error="fail")
+
+
+def test_class_folder_that_links_out(tree: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (tree / "zebra").symlink_to(outside)
+    with pytest.raises(SourceError, match="class folder 'zebra' is a link"):
+        open_source(tree)
+
+
+def test_archive_paths_that_lead_out(tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "set.tar")
+    with tarfile.open(path, "a") as tar:
+        for name in ("../evil/0.png", "/etc/evil/0.png"):
+            info = tarfile.TarInfo(name)
+            info.size = 3
+            tar.addfile(info, io.BytesIO(b"abc"))
+        link = tarfile.TarInfo("lemon/link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    source = open_source(path)
+    assert source.classes == CLASSES
+    assert len(source.skipped) == 3
+
+
+def test_tar_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from d3pack.sources import archive
+
+    path = tmp_path / "set.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        info = tarfile.TarInfo("a/0.png")
+        info.size = 8 << 20
+        tar.addfile(info, io.BytesIO(bytes(info.size)))
+    monkeypatch.setattr(archive, "SLACK", 0)
+    with pytest.raises(SourceError, match="grows beyond"):
+        open_source(path)

@@ -1,0 +1,98 @@
+"""Images of every sort become the same RGB pixels; bad bytes are named."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from source_world import pixels, png
+
+from d3pack.sources import BadImageError
+from d3pack.sources import images as images_module
+from d3pack.sources.images import decode
+
+
+def grey_ramp() -> np.ndarray:
+    return np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
+
+
+def saved(image: Image.Image, form: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, form, **options)
+    return out.getvalue()
+
+
+def test_sixteen_bit_grey_keeps_its_range() -> None:
+    image = decode(saved(Image.fromarray(grey_ramp()), "PNG"))
+    assert image.mode == "RGB"
+    expected = np.rint(grey_ramp() / 257.0).astype(np.uint8)
+    assert np.array_equal(np.asarray(image)[..., 0], expected)
+
+
+def test_sixteen_bit_tiff() -> None:
+    found = np.asarray(decode(saved(Image.fromarray(grey_ramp()), "TIFF")))
+    assert found.max() == 251
+    assert found.min() == 0
+
+
+def test_cmyk() -> None:
+    red = Image.new("RGB", (8, 8), (250, 10, 10))
+    found = np.asarray(decode(saved(red.convert("CMYK"), "JPEG", quality=95))).astype(int)
+    assert np.abs(found - [250, 10, 10]).max() < 12
+
+
+def test_grey_and_palette() -> None:
+    grey = Image.fromarray(pixels(0, 0)[..., 0])
+    assert np.array_equal(np.asarray(decode(saved(grey, "PNG")))[..., 1], np.asarray(grey))
+    assert decode(saved(Image.fromarray(pixels(0, 0)).quantize(16), "PNG")).mode == "RGB"
+
+
+def test_transparency_lies_on_white() -> None:
+    clear = Image.new("RGBA", (4, 4), (200, 0, 0, 0))
+    assert np.asarray(decode(saved(clear, "PNG"))).min() == 255
+
+
+def test_animation_gives_its_first_frame() -> None:
+    frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "blue")]
+    data = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert np.asarray(decode(data))[0, 0].tolist() == [255, 0, 0]
+
+
+def test_exif_orientation() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode(saved(Image.new("RGB", (4, 8)), "JPEG", exif=exif)).size == (8, 4)
+
+
+def huge_png(width: int, height: int) -> bytes:
+    def chunk(body: bytes) -> bytes:
+        return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+
+    start = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(start) + chunk(b"IDAT" + zlib.compress(bytes(1000)))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "not an image"),
+        (b"hello", "not an image"),
+        (png(pixels(0, 0))[:-80], "."),
+        (huge_png(100_000, 100_000), "over the limit"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+    ],
+    ids=["empty", "text", "truncated", "bomb", "postscript"],
+)
+def test_bad_bytes(data: bytes, reason: str) -> None:
+    with pytest.raises(BadImageError, match=reason):
+        decode(data)
+
+
+def test_a_file_over_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images_module, "MAX_BYTES", 10)
+    with pytest.raises(BadImageError, match="over the limit of 10"):
+        decode(png(pixels(0, 0)))
