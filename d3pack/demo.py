@@ -6,6 +6,7 @@ the hardest case: the backbone has only seen photographs, and one of these image
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -133,7 +134,10 @@ def run_demo(
     )
     say("4/4  writing sheet and report")
     sheet, report = folder / "sheet.png", folder / "report.html"
-    contact_sheet(rows(source, result), captions=("real", "", "", "", "rebuilt")).save(sheet)
+    picture = io.BytesIO()
+    drawn = contact_sheet(rows(source, result), captions=("real", "", "", "", "rebuilt"))
+    drawn.save(picture, "PNG")
+    replace_file(sheet, picture.getvalue())
     replace_file(report, render(result, name=path.name).encode())
     return Demo(pack, result, (path, sheet, report), time.monotonic() - began)
 

@@ -50,8 +50,8 @@ def render(evaluation: Evaluation, *, name: str) -> str:
         f"<header><h1>What {escape(name)} is worth</h1>",
         f'<p class="faint">identity <code>{pack.root}</code></p>',
         f"<p>Students ({escape(str(facts['student']))}) trained from scratch under the preset"
-        f" <code>{escape(evaluation.preset.name)}</code>: {facts['updates']:,} updates of"
-        f" {facts['batch']} images at {facts['size']} px, {facts['seeds']} seeds, tested on"
+        f" <code>{escape(evaluation.preset.name)}</code>: {_counted(facts['updates'], 'update')} of"
+        f" {facts['batch']} images at {facts['size']} px, {_counted(facts['seeds'], 'seed')}, tested on"
         f" {facts['test_images']:,} real images. Every row had the same steps.</p></header>",
         f'<ul class="facts">{listed}</ul><main>',
         f"<h2>Accuracy per byte</h2>{_curve(evaluation)}",
@@ -64,6 +64,10 @@ def render(evaluation: Evaluation, *, name: str) -> str:
         f"<h2>Protocol</h2>{_protocol(evaluation)}</main>",
     ]
     return document(f"d3pack eval: {name}", "\n".join(parts))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _points(result: ArmResult) -> Series:
@@ -84,11 +88,12 @@ def _curve(evaluation: Evaluation) -> str:
         chance=1 / len(evaluation.pack.classes),
         title="Accuracy against bytes sent, for the pack and every baseline",
     )
-    return (
-        f"<figure>{svg}<figcaption>Bytes that travel when the backbone is there already;"
-        " dashed: real images without loss, whose bytes nobody counted. Bars: standard deviation"
-        " over seeds.</figcaption></figure>"
-    )
+    said = ["Bytes that travel when the backbone is there already."]
+    if levels:
+        said.append("Dashed: real images without loss, whose bytes nobody counted.")
+    if evaluation.facts["seeds"] > 1:
+        said.append("Bars: standard deviation over seeds.")
+    return f"<figure>{svg}<figcaption>{' '.join(said)}</figcaption></figure>"
 
 
 def _rows(evaluation: Evaluation) -> str:
@@ -117,8 +122,11 @@ def _rows(evaluation: Evaluation) -> str:
     head = ("trained on", "images", "bytes", "with backbone", "last, %", "best, %", "training")
     note = (
         '<p class="faint">last: at the end; best: the best test during training, as some papers'
-        " report it. Both are mean ± standard deviation over seeds.</p>"
+        " report it."
     )
+    if evaluation.facts["seeds"] > 1:
+        note += " Both are mean ± standard deviation over seeds."
+    note += "</p>"
     return table(head, rows, numbers=6) + note
 
 
@@ -210,7 +218,7 @@ def _sheets(evaluation: Evaluation) -> str:
             f' {images.shape[1]} images for each of {len(rows)} classes">'
             f"<figcaption>{title}</figcaption></figure>"
         )
-    return "".join(figures)
+    return f'<div class="side-by-side">{"".join(figures)}</div>'
 
 
 def _confusion(result: ArmResult, classes: Sequence[str]) -> str:
@@ -237,7 +245,7 @@ def _protocol(evaluation: Evaluation) -> str:
         ("schedule", repr(preset.schedule)),
         ("augmentation", ", ".join(map(repr, ops)) or "none"),
         ("labels", preset.labels),
-        ("precision", f"{preset.precision}, {facts['threads']} threads, {facts['device']}"),
+        ("precision", f"{preset.precision}, {facts['device']}, threads: {facts['threads']}"),
         ("backbone", f"{recipe.backbone.repo or 'a directory'} {recipe.backbone.revision}"),
         (
             "sampler",

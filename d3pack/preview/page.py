@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from importlib import resources
 from string import Template
@@ -19,6 +19,7 @@ from d3pack.pack import Ledger, Pack
 from d3pack.preview.sheet import Sample
 
 SHOWN_LABELS = 3
+TINY = 32  # pixels: below, an image shown larger keeps its squares
 
 
 def document(title: str, body: str) -> str:
@@ -46,17 +47,17 @@ def size(nbytes: float) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: int = 1) -> str:
-    """Rows of ready HTML; the last `numbers` columns are figures."""
+    """Rows of ready HTML: the first column names its row, the last `numbers` columns are figures."""
     first_number = len(head) - numbers
     kinds = ["" if i < first_number else ' class="number"' for i in range(len(head))]
     top = "".join(
         f'<th scope="col"{kind}>{cell}</th>' for cell, kind in zip(head, kinds, strict=True)
     )
     body = "".join(
-        "<tr>"
-        + "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(row, kinds, strict=True))
+        f'<tr><th scope="row"{kinds[0]}>{name}</th>'
+        + "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(cells, kinds[1:], strict=True))
         + "</tr>"
-        for row in rows
+        for name, *cells in rows
     )
     inner = f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody>"
     return f'<div class="scroll"><table>{inner}</table></div>'
@@ -81,13 +82,14 @@ def render_page(pack: Pack, shown: Sample, *, name: str, verdict: str = "") -> s
         f"<li><strong>{value}</strong><span>{what}</span></li>" for value, what in facts
     )
     parts = (
+        '<a class="skip" href="#bytes">Skip the images</a>',
         f"<header><h1>{escape(name)}</h1>",
         f'<p class="faint">identity <code>{pack.root}</code></p><p>{" ".join(badges)}</p></header>',
         f'<ul class="facts">{cards}</ul>',
         f"<main><h2>Images</h2>{_classes(pack, shown)}",
-        f"<h2>Where the bytes are</h2>{_ledger(ledger)}",
+        f'<h2 id="bytes">Where the bytes are</h2>{_ledger(ledger)}',
         f"<h2>How the images are made</h2>{_recipe(pack)}",
-        f"<h2>Provenance</h2>{_tree(pack.provenance)}</main>",
+        f"<h2>Provenance</h2>{_provenance(pack.provenance)}</main>",
     )
     return document(name, "\n".join(parts))
 
@@ -100,6 +102,7 @@ def _classes(pack: Pack, shown: Sample) -> str:
             f"{shown.images.shape[1]} of {pack.images_per_class} images each.</p>"
         )
     labels = None if pack.labels is None else decode_labels(pack.labels)
+    tiny = " small" if max(pack.recipe.size) <= TINY else ""
     blocks = []
     for c, images in zip(shown.classes, shown.images, strict=True):
         title = escape(pack.classes[c])
@@ -110,7 +113,7 @@ def _classes(pack: Pack, shown: Sample) -> str:
         bars = "" if labels is None else _bars(pack.classes, labels[c].mean(axis=0))
         blocks.append(
             f'<section class="class"><div><h3>{title}</h3>{bars}</div>'
-            f'<div class="strip">{strip}</div></section>'
+            f'<div class="strip{tiny}" style="--n:{len(images)}">{strip}</div></section>'
         )
     return note + "".join(blocks)
 
@@ -119,26 +122,30 @@ def _bars(classes: Sequence[str], mean: npt.NDArray[np.float32]) -> str:
     top = np.argsort(-mean, kind="stable")[:SHOWN_LABELS]
     items = "".join(
         f'<li><i style="width:{100 * mean[c]:.1f}%"></i>'
-        f"<b>{escape(classes[c])} {100 * mean[c]:.0f}%</b></li>"
+        f"<b>{100 * mean[c]:.0f}% {escape(classes[c])}</b></li>"
         for c in top
     )
     return f'<ul class="bars" aria-label="mean soft label">{items}</ul>'
 
 
 def _ledger(ledger: Ledger) -> str:
-    rows = []
-    for name, nbytes in ledger.sections.items():
-        share = nbytes / ledger.total
-        meter = f'<span class="meter" style="width:{100 * share:.1f}%"></span>'
-        rows.append((escape(name), meter, f"{nbytes:,} B", f"{100 * share:.1f} %"))
-    rows.append(("<strong>file</strong>", "", f"<strong>{ledger.total:,} B</strong>", "100 %"))
+    rows = [
+        (escape(name), f"{nbytes:,} B", _share(nbytes / ledger.total))
+        for name, nbytes in sorted(ledger.sections.items(), key=lambda entry: -entry[1])
+    ]
+    rows.append(("<strong>file</strong>", f"<strong>{ledger.total:,} B</strong>", _share(1)))
     beside = [f"backbone {ledger.backbone:,} B, fetched once for all packs"]
     if ledger.teacher:
         beside.append(f"teacher {ledger.teacher:,} B, needed only to encode")
     return (
-        table(("section", "", "bytes", "share"), rows, numbers=2)
+        table(("section", "bytes", "share"), rows, numbers=2)
         + f'<p class="faint">Beside the file: {"; ".join(beside)}.</p>'
     )
+
+
+def _share(part: float) -> str:
+    bar = f'<span class="meter" aria-hidden="true"><i style="width:{100 * part:.1f}%"></i></span>'
+    return f'{bar}<span class="share">{100 * part:.1f} %</span>'
 
 
 def _recipe(pack: Pack) -> str:
@@ -163,11 +170,17 @@ def _recipe(pack: Pack) -> str:
     )
 
 
-def _tree(values: Mapping[str, Any]) -> str:
+def _provenance(values: Mapping[str, Any]) -> str:
     if not values:
         return '<p class="faint">None recorded.</p>'
-    rows = []
-    for key, value in values.items():
-        shown = _tree(value) if isinstance(value, Mapping) else f"<code>{escape(str(value))}</code>"
-        rows.append((escape(key), shown))
+    rows = [(escape(name), f"<code>{escape(str(value))}</code>") for name, value in _leaves(values)]
     return table(("field", "value"), rows, numbers=0)
+
+
+def _leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested facts as one list: `options.steps`."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield above + key, value

@@ -22,6 +22,7 @@ from d3pack.cli import app
 from d3pack.decode import Decoder, make_probes
 from d3pack.errors import UsageError
 from d3pack.pack import Pack
+from d3pack.preview import render_page, sample
 from d3pack.sheet import Row, contact_sheet
 
 
@@ -78,8 +79,25 @@ def test_page_shows_the_decoded_pixels(made: tuple[Path, Path, Pack], tmp_path: 
     assert "<b>goldfish</b>" in page.text  # escaped: it is text, not markup
     assert pack.root in page.text
     assert f"{pack.ledger().total:,} B" in page.text
-    assert not re.search(r'(src|href)="(?!data:)', text)
+    assert not re.search(r'(src|href)="(?!data:|#)', text)
     assert "$" not in text
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th>', text)
+    sections = sorted(pack.ledger().sections.items(), key=lambda entry: -entry[1])
+    first = rows.index(sections[0][0])
+    assert rows[first : first + len(sections)] == [name for name, _ in sections]
+    assert {"method", "counts.images"} <= set(rows)  # provenance, nested facts by their path
+    widths = re.findall(r'class="meter" aria-hidden="true"><i style="width:([\d.]+)%', text)
+    assert widths[-1] == "100.0"
+    assert sum(map(float, widths[:-1])) == pytest.approx(100, abs=0.5)
+
+
+def test_tiny_images_keep_their_squares(made: tuple[Path, Path, Pack]) -> None:
+    backbone, _, pack = made
+    decoder = Decoder(pack, path=backbone)
+    shown = sample(pack, decoder, classes=1, images=1)
+    tiny = replace(pack, recipe=replace(pack.recipe, size=(16, 16)))
+    assert 'class="strip small"' in render_page(tiny, shown, name="x")
+    assert 'class="strip small"' not in render_page(pack, shown, name="x")
 
 
 def test_sheet_has_one_row_a_class(made: tuple[Path, Path, Pack], tmp_path: Path) -> None:
