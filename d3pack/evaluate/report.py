@@ -51,8 +51,9 @@ def render(evaluation: Evaluation, *, name: str) -> str:
         f'<p class="faint">identity <code>{pack.root}</code></p>',
         f"<p>Students ({escape(str(facts['student']))}) trained from scratch under the preset"
         f" <code>{escape(evaluation.preset.name)}</code>: {_counted(facts['updates'], 'update')} of"
-        f" {facts['batch']} images at {facts['size']} px, {_counted(facts['seeds'], 'seed')}, tested on"
-        f" {facts['test_images']:,} real images. Every row had the same steps.</p></header>",
+        f" {facts['batch']} images at {facts['size']} px, {_counted(facts['seeds'], 'seed')},"
+        f" tested on {facts['test_images']:,} real images. Every row had the same"
+        " steps.</p></header>",
         f'<ul class="facts">{listed}</ul><main>',
         f"<h2>Accuracy per byte</h2>{_curve(evaluation)}",
         f"<h2>All rows</h2>{_rows(evaluation)}",

@@ -47,7 +47,7 @@ def size(nbytes: float) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: int = 1) -> str:
-    """Rows of ready HTML: the first column names its row, the last `numbers` columns are figures."""
+    """Rows of ready HTML: the first column names its row, the last `numbers` are figures."""
     first_number = len(head) - numbers
     kinds = ["" if i < first_number else ' class="number"' for i in range(len(head))]
     top = "".join(
