@@ -54,8 +54,8 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.clamp(-1, 1).mul(127.5).add(127.5).round().to(torch.uint8)
 
 
-def tiny(path: Path, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
-    """A stand-in autoencoder from a directory of its own, not held to any lock."""
+def open_autoencoder(path: Path, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
+    """An autoencoder from a directory of its own, not held to any lock."""
     names = ("config.json", "diffusion_pytorch_model.safetensors")
     files = Files({f"vae/{name}": path / name for name in names})
     return Autoencoder(files, device=device, dtype=dtype)

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from d3pack.backbones.autoencoder import tiny
+from d3pack.backbones.autoencoder import open_autoencoder
 from d3pack.errors import UsageError
 
 
 def hurry(backbone: Any, switches: Collection[str], tiny_vae: Path | None) -> None:
     """Turn switches on in a backbone that nobody else uses."""
     if tiny_vae is not None:
-        small = tiny(tiny_vae, device=backbone.device, dtype=backbone.dtype)
+        small = open_autoencoder(tiny_vae, device=backbone.device, dtype=backbone.dtype)
         if (small.channels, small.factor) != (
             backbone.autoencoder.channels,
             backbone.autoencoder.factor,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from d3pack.cli import _out
+from d3pack.cli.train import parse_time
 from d3pack.errors import UsageError
 
 OnError = Literal["skip", "fail"]
@@ -110,7 +112,27 @@ def encode(
     batch: Annotated[int, typer.Option(help="Samples per step, all classes.")] = 120,
     slots: Annotated[int, typer.Option(help="Prompts fitted at the same time.")] = 10,
     patience: Annotated[int, typer.Option(help="Judgements without gain before cooling.")] = 2,
-    method: Annotated[str, typer.Option(help="d3m, or another one that is installed.")] = "d3m",
+    method: Annotated[
+        str, typer.Option(help="d3m, classcond, minimax, or one that a plugin brings.")
+    ] = "d3m",
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of the method, as epochs=8. May be given again."),
+    ] = None,
+    vae: Annotated[
+        Path | None,
+        typer.Option(help="classcond: directory of the autoencoder; else that of mini."),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="classcond: small, base, or tiny for a trial.")
+    ] = None,
+    time_budget: Annotated[
+        str | None, typer.Option(help="classcond: time to train for, as 90m.")
+    ] = None,
+    decode_seconds: Annotated[
+        float | None,
+        typer.Option(help="classcond: all images of the pack must be made in this time here."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Decides about everything random.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "",
     dry_run: Annotated[
@@ -170,6 +192,13 @@ def encode(
         batch=batch,
         slots=slots,
         patience=patience,
+        extra=_extra(
+            setting or (),
+            vae=None if vae is None else str(vae),
+            preset=preset,
+            train_seconds=None if time_budget is None else parse_time(time_budget),
+            decode_seconds=decode_seconds,
+        ),
     )
     from d3pack.sources import open_source
 
@@ -185,6 +214,17 @@ def encode(
     else:
         assert output is not None
         _encode(opened, options, output, form, restart=restart, overwrite=overwrite)
+
+
+def _extra(pairs: Sequence[str], **flags: Any) -> dict[str, Any]:
+    """The method's own settings: named flags, and whatever --set says."""
+    found = {name: value for name, value in flags.items() if value is not None}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise UsageError(f"--set {pair!r} is no setting", hint="write --set name=value")
+        found[name.replace("-", "_")] = value
+    return found
 
 
 def _dry(source: Any, options: Any, form: _out.Format) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from d3pack.encode.events import Events, Listener, log_file
 from d3pack.encode.journal import Journal, NoSpaceError
-from d3pack.encode.method import Method, Plan, Run, methods, open_method
+from d3pack.encode.method import BACKBONE, Method, Plan, Run, methods, open_method
 from d3pack.encode.options import EncodeOptions
 from d3pack.errors import UsageError
 from d3pack.format import read, write
@@ -84,8 +85,13 @@ def encode(
         try:
             if (done := _finished(journal, output)) is not None:
                 return done
-            if output.exists() and not overwrite:
-                raise UsageError(f"{output.name} exists", hint="name another, or pass --overwrite")
+            made, beside = journal.folder / BACKBONE, backbone_beside(output)
+            for there in (output, beside):
+                # a run that was killed at its very end has put its own backbone there already
+                if there.exists() and not overwrite and not _same(made, there):
+                    raise UsageError(
+                        f"{there.name} exists", hint="name another, or pass --overwrite"
+                    )
             log = log_file(work / "log.txt")
             log({"event": "plan", "lines": plan.lines()})
             events.listeners.append(log)
@@ -97,9 +103,11 @@ def encode(
             with _repeatable(device):
                 pack = method.encode(run)
             _list_skipped(source, work)
+            if made.exists():
+                _put_beside(made, beside)
             write(pack, output)
             journal.record("root", pack.root)
-            for folder in ("classes", "candidates", "labels", "teacher"):
+            for folder in ("classes", "candidates", "labels", "teacher", "training"):
                 journal.drop(folder)
             events.emit("done", root=pack.root, bytes=output.stat().st_size)
             return pack
@@ -145,6 +153,25 @@ def _finished(journal: Journal, output: Path) -> Pack | None:
         return None
     pack = read(output)
     return pack if pack.root == journal["root"] else None
+
+
+def backbone_beside(output: Path) -> Path:
+    """Where the backbone goes that was trained for a pack: `name.backbone` beside `name.d3m`."""
+    return output.with_suffix(f".{BACKBONE}")
+
+
+def _same(made: Path, there: Path) -> bool:
+    locks = [folder / "lock.json" for folder in (made, there)]
+    return all(lock.is_file() for lock in locks) and len({k.read_bytes() for k in locks}) == 1
+
+
+def _put_beside(made: Path, beside: Path) -> None:
+    """A copy, whole or not at all: the journal keeps the original until all is done."""
+    trial = beside.with_name(beside.name + ".part")
+    shutil.rmtree(trial, ignore_errors=True)
+    shutil.copytree(made, trial)
+    shutil.rmtree(beside, ignore_errors=True)
+    os.replace(trial, beside)
 
 
 def _list_skipped(source: Source, work: Path) -> None:

@@ -1,10 +1,10 @@
-"""The last touches, the same for every method: soft labels, probes, provenance, contact sheets."""
+"""The last stages, the same for every method: seeds, soft labels, probes, provenance, sheets."""
 
 from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,13 @@ import d3pack
 from d3pack.backbones import Backbone
 from d3pack.codecs import encode_labels
 from d3pack.decode import Decoder, make_probes
-from d3pack.encode.generate import SHOWN, Judged, probabilities
+from d3pack.encode.generate import SHOWN, Judged, agreement, judge_images, probabilities
 from d3pack.encode.journal import Journal
+from d3pack.encode.method import Run
 from d3pack.encode.options import EncodeOptions, label_kind
+from d3pack.encode.plan import Dials, pick_dtype
+from d3pack.encode.seeds import choose_order
+from d3pack.encode.teacher import Teacher
 from d3pack.pack import Pack
 from d3pack.sheet import Row, contact_sheet
 from d3pack.sources import Source
@@ -26,6 +30,56 @@ PROBE = 8  # side of a stored probe, where the image size allows it
 SHEET_ROWS = 20
 MANY = 100  # classes; beyond, one image of each is shown
 _PRIVATE = ("backbone", "teacher", "teacher_map", "device")  # may name a place on this machine
+_PRIVATE_SETTINGS = ("vae",)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a method says about its own work."""
+
+    method: str
+    metrics: Mapping[str, Any]
+    seen: int
+    bad: int
+    shown: Callable[[int], Images]  # real images of a class, for the contact sheet
+    title: str
+
+
+def finish(
+    run: Run, pack: Pack, dials: Dials, backbone: Backbone, teacher: Teacher, told: Told
+) -> Pack:
+    """From prompts to the whole pack; each stage goes on where it was stopped."""
+    metrics = dict(told.metrics)
+    if dials.candidates > 1:
+        pack = _with_picks(run, pack, dials, backbone, teacher)
+    if dials.labels != "none":
+        judged = judge_images(pack, backbone, teacher, run.journal, run.events, "labels")
+        metrics["agreement"] = agreement(judged, len(pack.classes))
+        pack = with_labels(pack, judged, dials.labels, run.options.label_temperature)
+    pack = with_probes(pack, backbone, dials.probes)
+    record = provenance(
+        told.method,
+        run.source,
+        run.options,
+        teacher=teacher.record,
+        metrics=metrics,
+        seen=told.seen,
+        bad=told.bad,
+        fingerprint=run.source.fingerprint(),
+    )
+    sheets = write_sheets(pack, backbone, told, run.journal)
+    run.events.emit("sheets", files=list(sheets))
+    return replace(pack, provenance=record)
+
+
+def _with_picks(run: Run, pack: Pack, dials: Dials, backbone: Backbone, teacher: Teacher) -> Pack:
+    """Make candidates, keep the best."""
+    count, modes = pack.images_per_class, dials.modes
+    # a whole number of candidates for each image: every mode has as many as it needs
+    many = replace(pack, images_per_class=dials.candidates * -(-count // modes) * modes)
+    judged = judge_images(many, backbone, teacher, run.journal, run.events, "candidates")
+    orders = [choose_order(judged(c), c, count, modes) for c in range(len(pack.classes))]
+    return replace(pack, picks=np.stack(orders).astype(pick_dtype(many.images_per_class)))
 
 
 def with_labels(
@@ -67,6 +121,8 @@ def provenance(
 ) -> dict[str, Any]:
     """Where a pack comes from: no local paths, no names of people, no times."""
     chosen = {k: v for k, v in options.plain().items() if k not in (*_PRIVATE, "method")}
+    if "extra" in chosen:
+        chosen["extra"] = {k: v for k, v in options.extra.items() if k not in _PRIVATE_SETTINGS}
     value: dict[str, Any] = {
         "method": method,
         "options": chosen,
@@ -89,10 +145,8 @@ def provenance(
     return value
 
 
-def write_sheets(
-    pack: Pack, backbone: Backbone, real: Callable[[int], Images], journal: Journal
-) -> Sequence[str]:
-    """Collages beside generated images, 20 classes a sheet; the names of the files."""
+def write_sheets(pack: Pack, backbone: Backbone, told: Told, journal: Journal) -> Sequence[str]:
+    """Real images beside generated ones, 20 classes a sheet; the names of the files."""
     shown = min(SHOWN if len(pack.classes) <= MANY else 1, pack.images_per_class)
     decoder = Decoder(pack, device=backbone.device, backbone=backbone)
     names = []
@@ -101,13 +155,11 @@ def write_sheets(
         made = decoder.images([(c, i) for c in rows for i in range(shown)]).cpu().numpy()
         made = made.reshape(len(rows), shown, *made.shape[1:])
         lines = [
-            Row(pack.classes[c], np.concatenate([real(c)[:SHOWN], made[place]]))
+            Row(pack.classes[c], np.concatenate([told.shown(c)[:SHOWN], made[place]]))
             for place, c in enumerate(rows)
         ]
         captions = ["real"] + [""] * (len(lines[0].images) - shown - 1) + ["made"]
         names.append(f"sheets/{first:06d}.png")
-        sheet = contact_sheet(
-            lines, title="Collages of real patches, and what the pack makes", captions=captions
-        )
+        sheet = contact_sheet(lines, title=told.title, captions=captions)
         sheet.save(journal.path(names[-1]))
     return names

@@ -3,38 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from d3pack.backbones import Backbone, cache_home, default_backbone, open_backbone
+from d3pack.backbones import Backbone, default_backbone, open_backbone
 from d3pack.codecs import decode_prompts, encode_prompts
 from d3pack.encode import budget
 from d3pack.encode.collages import CollageOptions, clusters, make_collages
-from d3pack.encode.complete import provenance, with_labels, with_probes, write_sheets
+from d3pack.encode.complete import Told, finish, provenance
 from d3pack.encode.estimate import estimate
-from d3pack.encode.generate import SHOWN, agreement, judge_images
+from d3pack.encode.generate import SHOWN
 from d3pack.encode.inversion import Fitted, Inversion, InversionOptions
 from d3pack.encode.keeper import JournalKeeper
 from d3pack.encode.method import Plan, Run
-from d3pack.encode.options import EncodeOptions
+from d3pack.encode.options import EncodeOptions, no_settings
 from d3pack.encode.plan import (
     D3MPlan,
     dtype_for,
     expected_bytes,
     make_plan,
     make_recipe,
-    pick_dtype,
     with_dials,
 )
-from d3pack.encode.resnet import lesson_for, train_teacher
-from d3pack.encode.seeds import choose_order
-from d3pack.encode.teacher import Teacher, TransformersTeacher
-from d3pack.errors import UsageError
+from d3pack.encode.teacher import Teacher
+from d3pack.encode.teaching import open_teacher
 from d3pack.pack import Pack
 from d3pack.sources import Source
 
@@ -52,6 +47,7 @@ class D3M:
 
     def plan(self, source: Source, options: EncodeOptions, device: str) -> D3MPlan:
         """Settle every setting; with a budget, choose the dials."""
+        no_settings(self.name, options)
         self._backbone = open_backbone(
             options.backbone or default_backbone(device),
             device=device,
@@ -77,10 +73,10 @@ class D3M:
 
     def encode(self, run: Run) -> Pack:
         """All stages; each goes on where it was stopped."""
-        plan, options, backbone = run.plan, run.options, self._backbone
+        plan, backbone = run.plan, self._backbone
         assert isinstance(plan, D3MPlan)
         assert backbone is not None
-        teacher = open_teacher(run, plan)
+        teacher = open_teacher(run, plan.typical)
         collages = self._collages(run, plan, teacher)
         fitted = self._invert(run, plan)
         dials = plan.dials
@@ -97,26 +93,21 @@ class D3M:
             "loss": _figure(fitted.loss),
             "samples": int(fitted.samples.sum()),
         }
-        if dials.candidates > 1:
-            pack = self._pick(run, plan, pack, teacher)
-        if dials.labels != "none":
-            judged = judge_images(pack, backbone, teacher, run.journal, run.events, "labels")
-            metrics["agreement"] = agreement(judged, len(pack.classes))
-            pack = with_labels(pack, judged, dials.labels, options.label_temperature)
-        pack = with_probes(pack, backbone, dials.probes)
-        record = provenance(
-            self.name,
-            run.source,
-            options,
-            teacher=teacher.record,
-            metrics=metrics,
-            seen=collages["seen"],
-            bad=collages["bad"],
-            fingerprint=run.source.fingerprint(),
+        return finish(
+            run,
+            pack,
+            dials,
+            backbone,
+            teacher,
+            Told(
+                self.name,
+                metrics,
+                seen=collages["seen"],
+                bad=collages["bad"],
+                shown=lambda c: _thumbs(run, c),
+                title="Collages of real patches, and what the pack makes",
+            ),
         )
-        sheets = write_sheets(pack, backbone, lambda c: _thumbs(run, c), run.journal)
-        run.events.emit("sheets", files=list(sheets))
-        return replace(pack, provenance=record)
 
     def _collages(self, run: Run, plan: D3MPlan, teacher: Teacher) -> dict[str, Any]:
         """Collages of each class as latents in the journal; what was seen on the way."""
@@ -196,36 +187,6 @@ class D3M:
             f"{_figure(fitted.loss)} with learned prompts"
         )
         return fitted
-
-    def _pick(self, run: Run, plan: D3MPlan, pack: Pack, teacher: Teacher) -> Pack:
-        """Make candidates, keep the best."""
-        assert self._backbone is not None
-        count, modes = plan.images_per_class, plan.dials.modes
-        # a whole number of candidates for each image: every mode has as many as it needs
-        many = replace(pack, images_per_class=plan.dials.candidates * -(-count // modes) * modes)
-        judged = judge_images(many, self._backbone, teacher, run.journal, run.events, "candidates")
-        orders = [choose_order(judged(c), c, count, modes) for c in range(len(pack.classes))]
-        return replace(pack, picks=np.stack(orders).astype(pick_dtype(many.images_per_class)))
-
-
-def open_teacher(run: Run, plan: D3MPlan) -> Teacher:
-    """The teacher that the options name: trained here, or a `transformers` classifier."""
-    options = run.options
-    if options.teacher != "train":
-        return TransformersTeacher(
-            options.teacher, plan.classes, table=options.teacher_map, device=run.device
-        )
-    if options.teacher_map is not None:
-        raise UsageError("--teacher-map needs a teacher", hint="name one with --teacher")
-    lesson = lesson_for(plan.typical, options.teacher_samples, plan.seed, run.device)
-    return train_teacher(
-        run.source, lesson, run.journal, run.events, cache=run.cache, device=run.device
-    )
-
-
-def teacher_cache() -> Path:
-    """Where trained teachers are remembered."""
-    return cache_home() / "teachers"
 
 
 def _sample_record(source: Source, options: EncodeOptions) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from d3pack.pack import Pack
 from d3pack.sources import Source
 
 
-def _seconds(work: Callable[[], Any]) -> float:
-    """Of the second call: the first one pays for allocations."""
+def seconds_of(work: Callable[[], Any]) -> float:
+    """Those of the second call: the first one pays for allocations."""
     work()
     began = time.perf_counter()
     work()
@@ -38,7 +38,7 @@ def estimate(
     classes, dials = len(plan.classes), plan.dials
     rows = classes * dials.modes
     each = max(1, options.batch // min(options.slots, rows))
-    read = _seconds(lambda: [source.get(0, i) for i in range(min(8, source.counts[0]))])
+    read = seconds_of(lambda: [source.get(0, i) for i in range(min(8, source.counts[0]))])
     read /= min(8, source.counts[0])
     looked = sum(min(count, options.pool) for count in source.counts)
     vectors = backbone.name_vectors(plan.classes[0], dials.vectors).float()[None]
@@ -52,16 +52,17 @@ def estimate(
         torch.autograd.grad(out.square().mean(), [leaf])
 
     with torch.no_grad():
-        latents = _seconds(lambda: backbone.encode(picture)) / 8
+        latents = seconds_of(lambda: backbone.encode(picture)) / 8
     kept = min(options.collages, -(-looked // classes // plan.factor**2)) * classes
     stages = {
         "collages": looked * (read + 2e-4 * plan.crops) + kept * latents,
         # about three quarters of the steps are used before a row stops gaining
-        "inversion": rows * each * (0.75 * options.steps + options.cool) * _seconds(fit) / 8,
+        "inversion": rows * each * (0.75 * options.steps + options.cool) * seconds_of(fit) / 8,
     }
     if options.teacher == "train":
         stages["teacher"] = (
-            _teacher(source, plan, options, backbone.device) + sum(source.counts) * read
+            teacher_seconds(source, plan.typical, options, backbone.device)
+            + sum(source.counts) * read
         )
     made = (dials.candidates if dials.candidates > 1 else 0) + (dials.labels != "none")
     stages["images"] = _decode(plan, backbone) * plan.images_per_class * classes * made
@@ -71,9 +72,11 @@ def estimate(
     }
 
 
-def _teacher(source: Source, plan: D3MPlan, options: EncodeOptions, device: torch.device) -> float:
-    lesson = lesson_for(plan.typical, options.teacher_samples, plan.seed, str(device))
-    net = SmallResNet(len(plan.classes), lesson.widths).to(device)
+def teacher_seconds(
+    source: Source, typical: int, options: EncodeOptions, device: torch.device
+) -> float:
+    lesson = lesson_for(typical, options.teacher_samples, options.seed, str(device))
+    net = SmallResNet(len(source.classes), lesson.widths).to(device)
     x = torch.zeros((32, 3, lesson.size, lesson.size), device=device)
     target = torch.zeros(32, dtype=torch.long, device=device)
 
@@ -83,7 +86,7 @@ def _teacher(source: Source, plan: D3MPlan, options: EncodeOptions, device: torc
         loss = functional.cross_entropy(answers.float(), target)
         torch.autograd.grad(loss, list(net.parameters()))
 
-    one = _seconds(teach) / 32
+    one = seconds_of(teach) / 32
     return one * min(lesson.samples, lesson.epochs * sum(source.counts))
 
 
@@ -93,5 +96,5 @@ def _decode(plan: D3MPlan, backbone: Backbone) -> float:
     values = np.zeros((1, 1, 1, plan.width), np.float32)
     pack = Pack(("one",), plan.group, recipe, encode_prompts(values, "f16"), seed=0)
     decoder = Decoder(pack, device=backbone.device, backbone=backbone)
-    two = _seconds(lambda: decoder.images(range(plan.group))) / plan.group
+    two = seconds_of(lambda: decoder.images(range(plan.group))) / plan.group
     return two * plan.sampler_steps / 2

@@ -18,7 +18,11 @@ from d3pack.pack import Pack
 from d3pack.sources import Source
 
 GROUP = "d3pack.methods"
-_BUILT_IN = {"d3m": "d3pack.encode.d3m:D3M"}
+BACKBONE = "backbone"  # a folder of the journal: a method that trains a backbone leaves it there
+_BUILT_IN = {
+    "d3m": "d3pack.encode.d3m:D3M",
+    "classcond": "d3pack.encode.classcond:ClassCond",
+}
 
 
 @dataclass(frozen=True, slots=True)

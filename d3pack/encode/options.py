@@ -56,7 +56,7 @@ class EncodeOptions:
     triples: int = 48  # fixed (latent, t, noise) of a row on which it is judged
     patience: int = 2  # judgements without gain before the last phase
     tolerance: float = 5e-4  # the smallest relative gain that counts
-    extra: dict[str, Any] = field(default_factory=dict)  # settings of plugin methods
+    extra: dict[str, Any] = field(default_factory=dict)  # settings of the method alone
 
     def __post_init__(self) -> None:
         for name in ("size", "crop_scale"):  # lists, where they come out of JSON
@@ -97,6 +97,13 @@ class EncodeOptions:
         default = {f.name: f.default for f in fields(self)}
         found = {k: v for k, v in asdict(self).items() if k != "extra" and v != default[k]}
         return {**found, **({"extra": self.extra} if self.extra else {})}
+
+
+def no_settings(method: str, options: EncodeOptions) -> None:
+    """Refuse settings that belong to another method."""
+    if options.extra:
+        name = next(iter(options.extra))
+        raise UsageError(f"{method} has no setting {name!r}", hint="it belongs to another --method")
 
 
 def label_kind(text: str) -> tuple[LabelKind, int]:

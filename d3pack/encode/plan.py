@@ -153,12 +153,17 @@ def make_recipe(plan: D3MPlan, backbone: Backbone) -> Recipe:
         backbone=plan.backbone,
         size=plan.size,
         sampler=plan.sampler,
-        sigmas=_short(schedule(backbone.levels.alphas_cumprod, plan.sampler, plan.sampler_steps)),
+        sigmas=sigmas_of(backbone, plan.sampler, plan.sampler_steps),
         guidance=plan.guidance,
         template=plan.template,
         dtype=plan.dtype,
         group=plan.group,
     )
+
+
+def sigmas_of(backbone: Backbone, sampler: Sampler, steps: int) -> tuple[float, ...]:
+    """The noise levels of a backbone that so many steps pass through."""
+    return _short(schedule(backbone.levels.alphas_cumprod, sampler, steps))
 
 
 def _short(sigmas: tuple[float, ...]) -> tuple[float, ...]:
@@ -167,46 +172,59 @@ def _short(sigmas: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def expected_bytes(plan: D3MPlan, provenance: Mapping[str, Any], dials: Dials | None = None) -> int:
-    """Size of the pack: one of the same shapes, filled with random values, is written in memory."""
+    """Size of the pack that this plan leads to."""
+    sigmas = _short(tuple(np.geomspace(14.6141999, 0.0291672, plan.sampler_steps).tolist()))
+    recipe = Recipe(
+        plan.backbone,
+        plan.size,
+        plan.sampler,
+        (*sigmas, 0.0),
+        plan.guidance,
+        template=plan.template,
+        dtype=plan.dtype,
+        group=plan.group,
+    )
     dials = dials or plan.dials
-    classes, n = len(plan.classes), plan.images_per_class
+    return size_of(
+        plan.classes, plan.images_per_class, recipe, plan.width, dials, provenance, plan.seed
+    )
+
+
+def size_of(
+    classes: tuple[str, ...],
+    images_per_class: int,
+    recipe: Recipe,
+    width: int,
+    dials: Dials,
+    provenance: Mapping[str, Any],
+    seed: int,
+) -> int:
+    """Bytes of a pack: one of the same shapes, filled with random values, is written in memory."""
+    count, n = len(classes), images_per_class
     rng = np.random.default_rng(0)
-    values = rng.standard_normal((classes, dials.modes, dials.vectors, plan.width), np.float32)
+    values = rng.standard_normal((count, dials.modes, dials.vectors, width), np.float32)
     picks = None
     if dials.candidates > 1:
-        picks = np.tile(np.arange(n), (classes, 1)).astype(pick_dtype(n * dials.candidates))
+        picks = np.tile(np.arange(n), (count, 1)).astype(pick_dtype(n * dials.candidates))
     kind, k = label_kind(dials.labels)
     probes = None
     if dials.probes:
         place = np.arange(dials.probes)
         probes = Probes(
-            np.zeros((dials.probes, 3, PROBE, PROBE), np.uint8),
-            place % classes,
-            place // classes % n,
+            np.zeros((dials.probes, 3, PROBE, PROBE), np.uint8), place % count, place // count % n
         )
-    sigmas = _short(tuple(np.geomspace(14.6141999, 0.0291672, plan.sampler_steps).tolist()))
     pack = Pack(
-        classes=plan.classes,
+        classes=classes,
         images_per_class=n,
-        recipe=Recipe(
-            plan.backbone,
-            plan.size,
-            plan.sampler,
-            (*sigmas, 0.0),
-            plan.guidance,
-            template=plan.template,
-            dtype=plan.dtype,
-            group=plan.group,
-        ),
+        recipe=recipe,
         prompts=encode_prompts(values, dials.codec),
-        seed=plan.seed,
+        seed=seed,
         picks=picks,
         labels=None,
         probes=probes,
         provenance=provenance,
     )
-    size = len(pack_bytes(pack))
-    return size + _label_bytes(classes, n, kind, k)
+    return len(pack_bytes(pack)) + _label_bytes(count, n, kind, k)
 
 
 def _label_bytes(classes: int, n: int, kind: LabelKind, k: int) -> int:

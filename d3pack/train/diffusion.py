@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from d3pack.backbones.levels import Levels
-from d3pack.train.config import DiffusionConfig
+from d3pack.train.config import DiffusionConfig, LoopConfig
 from d3pack.train.grid import save_grid
 from d3pack.train.latents import Latents
 from d3pack.train.loop import Batch
@@ -86,6 +86,19 @@ def _for_training(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     return unet
 
 
+class Diet(Protocol):
+    """What a task reads of its settings, whatever model they describe."""
+
+    @property
+    def loop(self) -> LoopConfig: ...
+
+    @property
+    def log_sigma(self) -> tuple[float, float]: ...
+
+    @property
+    def guidance(self) -> float: ...
+
+
 class DenoiserModule(nn.Module):
     """The loss of what `levels` says a model predicts, at one noise level per sample."""
 
@@ -108,7 +121,7 @@ class DiffusionTask:
 
     def __init__(
         self,
-        config: DiffusionConfig,
+        config: Diet,
         build: Callable[[], nn.Module],
         latents: Latents,
         judged: Latents,
@@ -200,7 +213,8 @@ def sample(
     x: Tensor = noise.to(device) * scheduler.init_noise_sigma
     for time in scheduler.timesteps:
         with torch.autocast(device.type, torch.bfloat16):
-            found = model(torch.cat([x, x]), time.to(device), **both, return_dict=False)[0].float()
+            times = time.to(device).expand(2 * len(x))
+            found = model(torch.cat([x, x]), times, **both, return_dict=False)[0].float()
         plain, prompted = found.chunk(2)
         x = scheduler.step(plain + guidance * (prompted - plain), time, x).prev_sample
     return x

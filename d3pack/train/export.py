@@ -43,12 +43,12 @@ def export_backbone(
     DDIMScheduler(**SCHEDULE).save_pretrained(folder / "scheduler")
     tokenizer.save_pretrained(folder / "tokenizer")
     for part, model in (("vae", autoencoder), ("text_encoder", text), ("unet", unet)):
-        _save(model, folder / part)
+        save_half(model, folder / part)
     write_text(folder / "model_index.json", json.dumps(PIPELINE, indent=2, sort_keys=True) + "\n")
     write_lock(folder, licence)
 
 
-def _save(model: Any, folder: Path) -> None:
+def save_half(model: Any, folder: Path) -> None:
     """`save_pretrained`, and its weights once more as fp16: the model in memory stays as it is."""
     model.save_pretrained(folder)
     for path in folder.glob("*.safetensors"):

@@ -51,9 +51,9 @@ def collages(photos: Photos, count: int, seed: int) -> tuple[NDArray[np.uint8], 
     rng = np.random.Generator(np.random.Philox(key=[seed, 3]))
     by_class = [photos.train[photos.labels[photos.train] == c] for c in range(len(photos.names))]
     labels = np.arange(count, dtype=np.int64) % len(photos.names)
-    made = np.stack(
-        [make_collage(photos.pixels[rng.choice(by_class[label], 4)]) for label in labels]
-    )
+    made = np.zeros((count, *photos.pixels.shape[1:]), np.uint8)
+    for place, label in enumerate(labels):
+        made[place] = make_collage(photos.pixels[rng.choice(by_class[label], 4)])
     return made, labels
 
 
@@ -75,15 +75,30 @@ def load_latents(
     progress: Callable[[int, int], None],
 ) -> Latents:
     """Both flips of every training photograph, then collages; encoded on the first call."""
+
+    def encode(pixels: NDArray[np.uint8]) -> Tensor:
+        return encode_pixels(model.eval().to(memory_format=torch.channels_last), pixels)
+
+    return keep_latents(photos, encode, cache, collage_share, seed, progress)
+
+
+def keep_latents(
+    photos: Photos,
+    encode: Callable[[NDArray[np.uint8]], Tensor],
+    cache: Path,
+    collage_share: float,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> Latents:
+    """The same with any encoder of (N, S, S, 3) pixels."""
     path, index = cache / "latents.npy", cache / "latents.json"
     singles = len(photos.train)
     if not index.exists():
-        model = model.eval().to(memory_format=torch.channels_last)
         extra, extra_labels = collages(photos, int(2 * singles * collage_share), seed)
         total, done = 2 * singles + len(extra), 0
         parts: list[NDArray[np.float16]] = []
         for pixels in _pieces(photos, extra):
-            parts.append(encode_pixels(model, pixels).half().cpu().numpy())
+            parts.append(encode(pixels).half().cpu().numpy())
             done += len(pixels)
             progress(done, total)
         single_labels = photos.labels[photos.train]

@@ -21,11 +21,15 @@ from d3pack.train.config import LoopConfig
 from d3pack.train.muon import Muon, grouped
 
 Batch = dict[str, Tensor]
+# first and last layers and tables, of a UNet and of a DiT: no directions to turn
 EDGES = (
     "conv_in.",
     "conv_out.",
     "embedding.weight",
-)  # first and last layers: no directions to turn
+    "embedding_table.weight",
+    "pos_embed.proj.",
+    "proj_out_2.",
+)
 
 
 class Task(Protocol):

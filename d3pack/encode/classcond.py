@@ -1,0 +1,273 @@
+"""Data-efficient generation (arXiv 2409.03929): a class-conditional DiT of the source's own.
+
+The paper trains a latent diffusion model from scratch and samples as many images as the time
+allows; it names neither sizes, nor schedule, nor sampler, and there is no code. Ours are: a DiT
+(where the paper has a U-ViT) in the latents of a given autoencoder, trained on v-prediction with
+log-normal levels; a sampler by measurement (`search.py`); seeds, labels and probes as D3M has them.
+The prompts of the pack are the rows of the model's class table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from d3pack.backbones import open_backbone
+from d3pack.backbones.autoencoder import Autoencoder, open_autoencoder
+from d3pack.backbones.dit import DiT
+from d3pack.backbones.resolve import mini_directory
+from d3pack.codecs import encode_prompts
+from d3pack.encode.complete import Told, finish, provenance
+from d3pack.encode.estimate import teacher_seconds
+from d3pack.encode.generate import SHOWN
+from d3pack.encode.method import Plan, Run
+from d3pack.encode.options import EncodeOptions
+from d3pack.encode.plan import Dials, dtype_for, sigmas_of, size_of, typical_side
+from d3pack.encode.search import grid, search, with_setting
+from d3pack.encode.settings import read_settings
+from d3pack.encode.teaching import open_teacher
+from d3pack.encode.trained import dit_costs, train_dit
+from d3pack.errors import UsageError
+from d3pack.pack import Pack
+from d3pack.recipe import BackboneRef, DType, FileLock, Recipe
+from d3pack.sources import Source
+from d3pack.train.dit import EXPORTED, PRESETS, VAE_FILES
+
+
+@dataclass(frozen=True, slots=True)
+class ClassSettings:
+    """What `--set` and the flags of this method may say."""
+
+    vae: str = ""  # a directory with config.json and weights; "": that of mini
+    preset: str = ""  # "": small on a processor, base on an accelerator
+    train_steps: int = 0  # 0: the preset's
+    train_seconds: float = 0.0  # turned into steps, once, by the speed of the first ones
+    decode_seconds: float = 0.0  # for all images of the pack; 0: as long as it takes
+    search_images: int = 200  # made for each setting of the sampler
+    licence: str = "unknown"  # of the trained weights
+
+
+@dataclass(frozen=True, slots=True)
+class ClassPlan:
+    """All settings of one run."""
+
+    classes: tuple[str, ...]
+    images: int
+    images_per_class: int
+    typical: int
+    size: tuple[int, int]
+    dtype: DType
+    dials: Dials
+    preset: str
+    vae: str  # SHA-256 of its files
+    settings: ClassSettings
+    group: int
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        value = asdict(self)
+        del value["settings"]  # options say them
+        value["preset"] = {"name": self.preset, **asdict(PRESETS[self.preset])}
+        value["classes"] = len(self.classes)
+        return value
+
+    def lines(self) -> list[str]:
+        dials, settings = self.dials, self.settings
+        picked = f"best of {dials.candidates}" if dials.candidates > 1 else "derived"
+        length = (
+            f"{settings.train_seconds:.0f} s"
+            if settings.train_seconds
+            else f"{settings.train_steps or PRESETS[self.preset].loop.steps} steps"
+        )
+        limit = f" within {settings.decode_seconds:g} s" if settings.decode_seconds else ""
+        return [
+            f"{len(self.classes)} classes, {self.images} images; "
+            f"{self.images_per_class} to make of each class",
+            f"a DiT of preset {self.preset}, {self.size[0]}x{self.size[1]}, trained for {length}",
+            f"class vectors as {dials.codec}, seeds {picked}, labels {dials.labels}; "
+            f"sampler by measurement{limit}",
+        ]
+
+
+class ClassCond:
+    """Teacher, training, sampler, seeds, labels."""
+
+    name = "classcond"
+
+    def __init__(self) -> None:
+        self._vae = Path()
+
+    def plan(self, source: Source, options: EncodeOptions, device: str) -> ClassPlan:
+        """Settle every setting; opens the autoencoder to know its latents."""
+        settings = read_settings(ClassSettings, self.name, options.extra)
+        self._vae = Path(settings.vae) if settings.vae else mini_directory() / "vae"
+        for name in VAE_FILES:
+            if not (self._vae / name).is_file():
+                raise UsageError(
+                    f"the autoencoder directory has no {name}",
+                    hint="give one that save_pretrained wrote: --vae DIR",
+                )
+        preset = settings.preset or ("small" if device.startswith("cpu") else "base")
+        if preset not in PRESETS:
+            raise UsageError(f"no preset {preset!r}", hint=f"presets: {', '.join(PRESETS)}")
+        if options.backbone:
+            raise UsageError("classcond trains its own backbone", hint="leave --backbone out")
+        if (options.modes or 1) > 1 or (options.vectors or 1) > 1:
+            raise UsageError("a class table has one vector a class", hint="leave --modes out")
+        if options.budget is not None:
+            raise UsageError("--budget is for d3m", hint="choose --codec and --labels yourself")
+        typical = typical_side(source)
+        step = _autoencoder(self._vae, "cpu").factor * PRESETS[preset].patch
+        side = min(typical, PRESETS[preset].most)
+        size = options.size or (max(step, side // step * step),) * 2
+        if size[0] != size[1] or size[0] % step:
+            raise UsageError(f"the side must be a multiple of {step} here")
+        return ClassPlan(
+            classes=source.classes,
+            images=sum(source.counts),
+            images_per_class=options.images_per_class,
+            typical=typical,
+            size=size,
+            dtype=dtype_for(device),
+            dials=Dials(
+                codec=options.codec or "f16",
+                candidates=options.candidates or 1,
+                labels=options.labels or "none",
+                probes=1 if options.probes is None else options.probes,
+            ),
+            preset=preset,
+            vae=_digest(self._vae),
+            settings=settings,
+            group=options.group or 16,
+            seed=options.seed,
+        )
+
+    def estimate(self, source: Source, plan: Plan, options: EncodeOptions) -> Mapping[str, Any]:
+        """Measure a few steps of the training and a few images."""
+        assert isinstance(plan, ClassPlan)
+        config, settings = PRESETS[plan.preset], plan.settings
+        vae = _autoencoder(self._vae, options.device or "cpu")
+        costs = dit_costs(source, config, vae, plan.size[0], len(plan.classes))
+        made = 1 if plan.dials.candidates == 1 else plan.dials.candidates + 1
+        images = made * plan.images_per_class * len(plan.classes)
+        steps = settings.train_steps or config.loop.steps
+        stages = {
+            "read and encode": sum(source.counts) * costs.read_and_encode,
+            "train": settings.train_seconds or steps * config.loop.batch * costs.train,
+            "sampler": len(grid(options)) * settings.search_images * costs.image,
+            "images": images * costs.image,
+        }
+        if options.teacher == "train":
+            device = torch.device(options.device or "cpu")
+            stages["teacher"] = teacher_seconds(source, plan.typical, options, device)
+        return {
+            "bytes": _bytes(source, plan, options),
+            "seconds": {name: round(value, 1) for name, value in stages.items()},
+            "seconds_total": round(sum(stages.values()), 1),
+        }
+
+    def encode(self, run: Run) -> Pack:
+        """All stages; each goes on where it was stopped."""
+        plan = run.plan
+        assert isinstance(plan, ClassPlan)
+        teacher = open_teacher(run, plan.typical)
+        config = PRESETS[plan.preset]
+        vae = _autoencoder(self._vae, run.device)
+        trained = train_dit(run, config, vae, self._vae, plan.size[0], plan.settings)
+        backbone = open_backbone(
+            str(trained.folder), device=run.device, dtype=getattr(torch, plan.dtype)
+        )
+        assert isinstance(backbone, DiT)
+        rows = [backbone.label(c).tensors["vector"][0, 0] for c in range(len(plan.classes))]
+        values = torch.stack(rows).float().cpu().numpy()[:, None, None]
+        pack = Pack(
+            classes=plan.classes,
+            images_per_class=plan.images_per_class,
+            recipe=Recipe(
+                backbone=backbone.ref,
+                size=plan.size,
+                sampler="dpmpp-2m",
+                sigmas=sigmas_of(backbone, "dpmpp-2m", 8),
+                dtype=plan.dtype,
+                group=plan.group,
+            ),
+            prompts=encode_prompts(values, plan.dials.codec),
+            seed=plan.seed,
+        )
+        each = max(4, plan.settings.search_images // len(plan.classes))
+        best, _ = search(
+            pack,
+            backbone,
+            teacher,
+            lambda c: trained.photos_of(c, 4 * each),
+            run.options,
+            run.journal,
+            run.events,
+            images=plan.settings.search_images,
+            decode_seconds=plan.settings.decode_seconds,
+        )
+        return finish(
+            run,
+            with_setting(pack, backbone, best.setting),
+            plan.dials,
+            backbone,
+            teacher,
+            Told(
+                self.name,
+                {
+                    "steps": trained.steps,
+                    "samples": trained.samples,
+                    "held_loss": trained.held_loss,
+                    "right": best.right,
+                    "distance": best.distance,
+                },
+                seen=trained.seen,
+                bad=plan.images - trained.seen,
+                shown=lambda c: trained.photos_of(c, SHOWN),
+                title="Real images, and what the pack makes",
+            ),
+        )
+
+
+def _bytes(source: Source, plan: ClassPlan, options: EncodeOptions) -> int:
+    """Of the pack: with names of files as export writes them, and figures of the usual length."""
+    lock = FileLock(1_000_000, "0" * 64)
+    ref = BackboneRef("dit", "", "0" * 40, dict.fromkeys(EXPORTED, lock), plan.settings.licence)
+    sigmas = tuple(round(14.61464 * 0.5**i, 6) for i in range(8))
+    recipe = Recipe(ref, plan.size, "dpmpp-2m", (*sigmas, 0.0), 1.5, group=plan.group)
+    figures = ("held_loss", "right", "distance", *(["agreement"] if options.labels else []))
+    record = provenance(
+        ClassCond.name,
+        source,
+        options,
+        teacher={
+            "kind": "trained",
+            "name": "resnet-48-96-192-32px",
+            "bytes": 2778952,
+            "sha256": "0" * 32,
+            "held_accuracy": 0.1234,
+        },
+        metrics={**dict.fromkeys(figures, 0.12345), "steps": 12345, "samples": 1234567},
+        seen=sum(source.counts),
+        bad=0,
+        fingerprint="0" * 64,
+    )
+    width = PRESETS[plan.preset].width
+    count = plan.images_per_class
+    return size_of(plan.classes, count, recipe, width, plan.dials, record, plan.seed)
+
+
+def _autoencoder(path: Path, device: str) -> Autoencoder:
+    return open_autoencoder(path, device=torch.device(device), dtype=torch.float32)
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for name in VAE_FILES:
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,189 @@
+"""A class-conditional DiT in diffusers' layout: its sizes, its conditions, its directory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DiTTransformer2DModel
+from diffusers.models.attention_processor import AttnProcessor
+from numpy.typing import NDArray
+from torch import nn
+
+from d3pack.train.config import LoopConfig
+from d3pack.train.diffusion import SCHEDULE
+from d3pack.train.export import save_half, write_lock
+from d3pack.train.files import write_text
+from d3pack.train.loop import Batch
+
+LABELS = "class_labels"
+VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+EXPORTED = (
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    *(f"transformer/{name}" for name in VAE_FILES),
+    *(f"vae/{name}" for name in VAE_FILES),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DiTConfig:
+    """Sizes and diet of one preset."""
+
+    loop: LoopConfig
+    layers: int
+    width: int
+    head_width: int
+    patch: int
+    most: int  # pixels of a side; larger images are shrunk to it
+    drop: float = 0.1  # labels left out, so that guidance has its other half
+    log_sigma: tuple[float, float] = (0.6, 1.2)  # mean and deviation of the levels trained on
+    guidance: float = 2.0  # of the sample sheets
+    hold_back: int = 10  # last images of each class, for the held-back loss
+    checkpoint_minutes: float = 3.0
+
+
+PRESETS: dict[str, DiTConfig] = {
+    # 8 million parameters on 16 tokens: what two cores can train in an hour and sample in a blink
+    "small": DiTConfig(
+        loop=LoopConfig(
+            batch=128, lr=2e-3, steps=20_000, share=1.0, decay=0.4, ema=0.999, muon=True
+        ),
+        layers=8,
+        width=256,
+        head_width=64,
+        patch=1,
+        most=64,
+    ),
+    # DiT-B, for an accelerator
+    "base": DiTConfig(
+        loop=LoopConfig(
+            batch=256, lr=1e-3, steps=200_000, share=1.0, warmup=1000, ema=0.9999, muon=True
+        ),
+        layers=12,
+        width=768,
+        head_width=64,
+        patch=2,
+        most=256,
+    ),
+    # seconds on one core: for tests and for a first try
+    "tiny": DiTConfig(
+        loop=LoopConfig(
+            batch=8, lr=2e-3, steps=12, share=1.0, warmup=2, ema=0.9, report_every=4, muon=True
+        ),
+        layers=2,
+        width=32,
+        head_width=16,
+        patch=1,
+        most=64,
+        hold_back=2,
+    ),
+}
+
+
+def build_dit(
+    config: DiTConfig, channels: int, latent_size: int, classes: int
+) -> DiTTransformer2DModel:
+    """A fresh DiT as its paper starts it: every block an identity, one class table for all."""
+    model = DiTTransformer2DModel(
+        num_attention_heads=config.width // config.head_width,
+        attention_head_dim=config.head_width,
+        in_channels=channels,
+        out_channels=channels,
+        num_layers=config.layers,
+        attention_bias=True,
+        sample_size=latent_size,
+        patch_size=config.patch,
+        num_embeds_ada_norm=classes,
+    )
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    patches = model.pos_embed.proj
+    nn.init.xavier_uniform_(patches.weight.view(patches.weight.shape[0], -1))
+    nn.init.zeros_(patches.bias)
+    embedding = model.transformer_blocks[0].norm1.emb
+    for weight in (
+        embedding.class_embedder.embedding_table.weight,
+        embedding.timestep_embedder.linear_1.weight,
+        embedding.timestep_embedder.linear_2.weight,
+    ):
+        nn.init.normal_(weight, std=0.02)
+    for block in model.transformer_blocks:
+        nn.init.zeros_(block.norm1.linear.weight)
+    for last in (model.proj_out_1, model.proj_out_2):
+        nn.init.zeros_(last.weight)
+    tie(model)
+    return model
+
+
+def tie(model: DiTTransformer2DModel) -> None:
+    """One embedding of time and class for all blocks, as DiT has it; diffusers gives each its own.
+
+    Which labels are dropped is decided outside: the model's own dice would fall otherwise when a
+    killed training goes on.
+    """
+    shared = model.transformer_blocks[0].norm1.emb
+    shared.class_embedder.dropout_prob = 0.0
+    for block in model.transformer_blocks[1:]:
+        block.norm1.emb = shared
+    # on so few tokens plain matrix products train faster than fused attention (CPU)
+    for block in model.transformer_blocks:
+        block.attn1.set_processor(AttnProcessor())
+
+
+class ClassConditioner:
+    """Row numbers of the class table; the last one stands for no class."""
+
+    def __init__(self, classes: int, drop: float) -> None:
+        self.classes, self.drop = classes, drop
+
+    def given(
+        self, labels: NDArray[np.int64], collage: NDArray[np.bool_], rng: np.random.Generator
+    ) -> Batch:
+        dropped = rng.random(len(labels)) < self.drop
+        return {LABELS: torch.from_numpy(np.where(dropped, self.classes, labels))}
+
+    def wanted(self, labels: Sequence[int]) -> tuple[Batch, Batch]:
+        rows = torch.tensor(labels, dtype=torch.int64)
+        return {LABELS: rows}, {LABELS: torch.full_like(rows, self.classes)}
+
+
+def class_table(model: DiTTransformer2DModel) -> NDArray[np.float32]:
+    """The rows of the classes, without the one that stands for none."""
+    weight = model.transformer_blocks[0].norm1.emb.class_embedder.embedding_table.weight
+    found: NDArray[np.float32] = weight.detach().float().cpu().numpy()[:-1]
+    return found
+
+
+def export_dit(
+    folder: Path,
+    model: DiTTransformer2DModel,
+    vae: Path,
+    classes: Sequence[str],
+    licence: str,
+) -> None:
+    """Write transformer, autoencoder, scheduler and class names, then `lock.json` over them."""
+    whole = DiTTransformer2DModel.from_config(model.config)  # nothing shared: a file cannot say so
+    whole.load_state_dict(model.state_dict())
+    folder.mkdir(parents=True, exist_ok=True)
+    save_half(whole, folder / "transformer")
+    (folder / "vae").mkdir(exist_ok=True)
+    for name in VAE_FILES:
+        shutil.copyfile(vae / name, folder / "vae" / name)
+    DDIMScheduler(**SCHEDULE).save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "DiTPipeline",
+        "id2label": {str(c): name for c, name in enumerate(classes)},
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "transformer": ["diffusers", "DiTTransformer2DModel"],
+        "vae": ["diffusers", json.loads((vae / "config.json").read_text())["_class_name"]],
+    }
+    write_text(folder / "model_index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
+    write_lock(folder, licence)
