@@ -3,6 +3,7 @@
 The name of a parameter, a dot, and what is done to it:
 
     <parameter>.scale     w * scale    one value, or one for each output row
+    <parameter>.gain      w * (1 + gain)    the same; a scale near one, as finely as a codec can say
     <parameter>.delta     w + delta    of the parameter's shape
     <parameter>.lora_a    w + b @ a    a: (rank, inputs), b: (outputs, rank)
     <parameter>.lora_b
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from d3pack.backbones.protocol import Backbone
 
-_WAYS = ("scale", "delta", "lora_a", "lora_b")
+_WAYS = ("scale", "gain", "delta", "lora_a", "lora_b")
 
 
 def check(backbone: Backbone, tensors: Mapping[str, Tensor]) -> None:
@@ -43,6 +44,7 @@ def check(backbone: Backbone, tensors: Mapping[str, Tensor]) -> None:
             got = tuple(tensor.shape)
             fits = {
                 "scale": tensor.numel() == 1 or got == tuple(shape[:1]),
+                "gain": tensor.numel() == 1 or got == tuple(shape[:1]),
                 "delta": got == tuple(shape),
                 "lora_a": tensor.ndim == 2 and got[1] == wide,
                 "lora_b": tensor.ndim == 2 and got[0] == shape[0],
@@ -84,6 +86,8 @@ def _tuned(weight: Tensor, ways: Mapping[str, Tensor]) -> Tensor:
     put = {way: tensor.to(wide) for way, tensor in ways.items()}
     if (scale := put.get("scale")) is not None:
         wide = wide * (scale.reshape(-1, *(1,) * (wide.ndim - 1)) if wide.ndim else scale)
+    if (gain := put.get("gain")) is not None:
+        wide = wide * (1 + (gain.reshape(-1, *(1,) * (wide.ndim - 1)) if wide.ndim else gain))
     if (delta := put.get("delta")) is not None:
         wide = wide + delta
     if "lora_a" in put:

@@ -36,10 +36,16 @@ class _OneDnnLinear(nn.Linear):
         weight = self.weight
         if not _suits(weight) or not _suits(x) or weight.requires_grad:
             return super().forward(x)
+        bias = self.bias
+        if torch.is_grad_enabled() and bias is not None and bias.requires_grad:
+            return self._product(x, None) + bias  # a bias may learn where its weight does not
+        return self._product(x, bias)
+
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
-            out: Tensor = _Frozen.apply(x, weight, self.bias)  # type: ignore[no-untyped-call]
+            out: Tensor = _Frozen.apply(x, self.weight, bias)  # type: ignore[no-untyped-call]
             return out
-        return _linear(x, weight, self.bias)
+        return _linear(x, self.weight, bias)
 
 
 class _Frozen(torch.autograd.Function):

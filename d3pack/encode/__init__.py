@@ -107,7 +107,7 @@ def encode(
                 _put_beside(made, beside)
             write(pack, output)
             journal.record("root", pack.root)
-            for folder in ("classes", "candidates", "labels", "teacher", "training"):
+            for folder in ("classes", "candidates", "labels", "teacher", "training", "tuning"):
                 journal.drop(folder)
             events.emit("done", root=pack.root, bytes=output.stat().st_size)
             return pack

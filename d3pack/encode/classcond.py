@@ -22,7 +22,7 @@ from d3pack.backbones.autoencoder import Autoencoder, open_autoencoder
 from d3pack.backbones.dit import DiT
 from d3pack.backbones.resolve import mini_directory
 from d3pack.codecs import encode_prompts
-from d3pack.encode.complete import Told, finish, provenance
+from d3pack.encode.complete import Told, finish, sample_record
 from d3pack.encode.estimate import teacher_seconds
 from d3pack.encode.generate import SHOWN
 from d3pack.encode.method import Plan, Run
@@ -31,7 +31,7 @@ from d3pack.encode.plan import Dials, dtype_for, sigmas_of, size_of, typical_sid
 from d3pack.encode.search import grid, search, with_setting
 from d3pack.encode.settings import read_settings
 from d3pack.encode.teaching import open_teacher
-from d3pack.encode.trained import dit_costs, train_dit
+from d3pack.encode.trained import dit_costs, photos_of, train_dit
 from d3pack.errors import UsageError
 from d3pack.pack import Pack
 from d3pack.recipe import BackboneRef, DType, FileLock, Recipe
@@ -179,6 +179,7 @@ class ClassCond:
         config = PRESETS[plan.preset]
         vae = _autoencoder(self._vae, run.device)
         trained = train_dit(run, config, vae, self._vae, plan.size[0], plan.settings)
+        photos = trained.photos
         backbone = open_backbone(
             str(trained.folder), device=run.device, dtype=getattr(torch, plan.dtype)
         )
@@ -200,11 +201,11 @@ class ClassCond:
             seed=plan.seed,
         )
         each = max(4, plan.settings.search_images // len(plan.classes))
-        best, _ = search(
+        best = search(
             pack,
             backbone,
             teacher,
-            lambda c: trained.photos_of(c, 4 * each),
+            lambda c: photos_of(photos, c, 4 * each),
             run.options,
             run.journal,
             run.events,
@@ -226,9 +227,9 @@ class ClassCond:
                     "right": best.right,
                     "distance": best.distance,
                 },
-                seen=trained.seen,
-                bad=plan.images - trained.seen,
-                shown=lambda c: trained.photos_of(c, SHOWN),
+                seen=len(photos.labels),
+                bad=plan.images - len(photos.labels),
+                shown=lambda c: photos_of(photos, c, SHOWN),
                 title="Real images, and what the pack makes",
             ),
         )
@@ -241,22 +242,8 @@ def _bytes(source: Source, plan: ClassPlan, options: EncodeOptions) -> int:
     sigmas = tuple(round(14.61464 * 0.5**i, 6) for i in range(8))
     recipe = Recipe(ref, plan.size, "dpmpp-2m", (*sigmas, 0.0), 1.5, group=plan.group)
     figures = ("held_loss", "right", "distance", *(["agreement"] if options.labels else []))
-    record = provenance(
-        ClassCond.name,
-        source,
-        options,
-        teacher={
-            "kind": "trained",
-            "name": "resnet-48-96-192-32px",
-            "bytes": 2778952,
-            "sha256": "0" * 32,
-            "held_accuracy": 0.1234,
-        },
-        metrics={**dict.fromkeys(figures, 0.12345), "steps": 12345, "samples": 1234567},
-        seen=sum(source.counts),
-        bad=0,
-        fingerprint="0" * 64,
-    )
+    counts = {"steps": 12345, "samples": 1234567}
+    record = sample_record(ClassCond.name, source, options, figures, counts)
     width = PRESETS[plan.preset].width
     count = plan.images_per_class
     return size_of(plan.classes, count, recipe, width, plan.dials, record, plan.seed)

@@ -145,6 +145,33 @@ def provenance(
     return value
 
 
+def sample_record(
+    method: str,
+    source: Source,
+    options: EncodeOptions,
+    figures: Sequence[str],
+    counts: Mapping[str, int],
+    seen: int | None = None,
+) -> dict[str, Any]:
+    """Provenance as long as the real one will be: for the size of a pack before it is made."""
+    return provenance(
+        method,
+        source,
+        options,
+        teacher={
+            "kind": "trained",
+            "name": "resnet-48-96-192-32px",
+            "bytes": 2778952,
+            "sha256": "0" * 32,
+            "held_accuracy": 0.1234,
+        },
+        metrics={**dict.fromkeys(figures, 0.12345), **counts},
+        seen=sum(source.counts) if seen is None else seen,
+        bad=0,
+        fingerprint="0" * 64,
+    )
+
+
 def write_sheets(pack: Pack, backbone: Backbone, told: Told, journal: Journal) -> Sequence[str]:
     """Real images beside generated ones, 20 classes a sheet; the names of the files."""
     shown = min(SHOWN if len(pack.classes) <= MANY else 1, pack.images_per_class)

@@ -13,7 +13,7 @@ from d3pack.backbones import Backbone, default_backbone, open_backbone
 from d3pack.codecs import decode_prompts, encode_prompts
 from d3pack.encode import budget
 from d3pack.encode.collages import CollageOptions, clusters, make_collages
-from d3pack.encode.complete import Told, finish, provenance
+from d3pack.encode.complete import Told, finish, sample_record
 from d3pack.encode.estimate import estimate
 from d3pack.encode.generate import SHOWN
 from d3pack.encode.inversion import Fitted, Inversion, InversionOptions
@@ -191,24 +191,9 @@ class D3M:
 
 def _sample_record(source: Source, options: EncodeOptions) -> dict[str, Any]:
     """Provenance as long as the real one will be, without hashing the source for it."""
-    figure = 0.12345
-    names = ("start_loss", "loss", *(["agreement"] if options.labels else []))
-    return provenance(
-        D3M.name,
-        source,
-        options,
-        teacher={
-            "kind": "trained",
-            "name": "resnet-48-96-192-32px",
-            "bytes": 2778952,
-            "sha256": "0" * 32,
-            "held_accuracy": 0.1234,
-        },
-        metrics={**dict.fromkeys(names, figure), "samples": 123456},
-        seen=sum(min(count, options.pool) for count in source.counts),
-        bad=0,
-        fingerprint="0" * 64,
-    )
+    figures = ("start_loss", "loss", *(["agreement"] if options.labels else []))
+    seen = sum(min(count, options.pool) for count in source.counts)
+    return sample_record(D3M.name, source, options, figures, {"samples": 123456}, seen)
 
 
 def round_trip(codec: str) -> Any:

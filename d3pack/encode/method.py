@@ -22,6 +22,7 @@ BACKBONE = "backbone"  # a folder of the journal: a method that trains a backbon
 _BUILT_IN = {
     "d3m": "d3pack.encode.d3m:D3M",
     "classcond": "d3pack.encode.classcond:ClassCond",
+    "minimax": "d3pack.encode.minimax:Minimax",
 }
 
 

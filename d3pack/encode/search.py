@@ -122,7 +122,7 @@ def search(
     *,
     images: int,
     decode_seconds: float,
-) -> tuple[Trial, Speed]:
+) -> Trial:
     """Try the grid with `images` images in all; what is measured stays in the journal."""
     settings = grid(options)
     classes = range(len(pack.classes))
@@ -147,7 +147,7 @@ def search(
         f"sampler: {best.setting}: {100 * best.right:.1f} % right, distance {best.distance:.4f}, "
         f"{1 / speed.seconds(best.setting):.1f} images/s here"
     )
-    return best, speed
+    return best
 
 
 def energy_distance(made: Tensor, real: Tensor) -> float:

@@ -59,24 +59,14 @@ class Trained:
     samples: int
     held_loss: float
 
-    @property
-    def seen(self) -> int:
-        """Images that could be read."""
-        return len(self.photos.labels)
-
-    def photos_of(self, c: int, most: int) -> Pixels:
-        """Evenly spread images of a class, (N, 3, S, S)."""
-        rows = np.flatnonzero(self.photos.labels == c)
-        picked = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
-        return np.ascontiguousarray(self.photos.pixels[picked].transpose(0, 3, 1, 2))
-
 
 def train_dit(
     run: Run, config: DiTConfig, vae: Autoencoder, vae_folder: Path, side: int, length: Length
 ) -> Trained:
     """Train (or go on training) and write the directory; done once."""
     seed, work = run.options.seed, run.journal.path(WORK)
-    photos, latents, judged = encoded(run, vae, side, config.hold_back)
+    photos, latents = encoded(run, vae.encode, side, config.hold_back)
+    judged = _held(vae, photos)
     _, channels, latent_side, _ = latents.values.shape
     classes = len(photos.names)
     shown = min(classes, 16)
@@ -128,25 +118,41 @@ def train_dit(
 
 
 def encoded(
-    run: Run, vae: Autoencoder, side: int, hold_back: int
-) -> tuple[Photos, Latents, Latents]:
-    """All images at one size; latents to train on, and those held back. Made once."""
+    run: Run, encode: Callable[[Tensor], Tensor], side: int, hold_back: int
+) -> tuple[Photos, Latents]:
+    """All images at one size, and the latents of those to train on. Made once."""
     cache = run.journal.path(WORK) / "cache"
     with run.events.stage("read the images", sum(run.source.counts), "images"):
         photos = load_photos(run.source, cache, side, hold_back, _every(100, run.events.step))
-
-    @torch.no_grad()
-    def encode(pixels: Pixels) -> Tensor:
-        return vae.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(run.device))
-
     with run.events.stage("encode the images", 2 * len(photos.train), "images"):
         latents = keep_latents(
-            photos, encode, cache, 0.0, run.options.seed, _every(256, run.events.step)
+            photos, _of_pixels(encode), cache, 0.0, run.options.seed, _every(256, run.events.step)
         )
+    return photos, latents
+
+
+def _held(vae: Autoencoder, photos: Photos) -> Latents:
+    encode = _of_pixels(vae.encode)
     parts = np.array_split(photos.held, max(1, len(photos.held) // 256))
     held = np.concatenate([encode(photos.pixels[rows]).half().cpu().numpy() for rows in parts])
-    judged = Latents(held, photos.labels[photos.held], np.zeros(len(held), np.bool_))
-    return photos, latents, judged
+    return Latents(held, photos.labels[photos.held], np.zeros(len(held), np.bool_))
+
+
+def _of_pixels(encode: Callable[[Tensor], Tensor]) -> Callable[[Pixels], Tensor]:
+    """An encoder of images as one of (N, S, S, 3) pixels."""
+
+    @torch.no_grad()
+    def through(pixels: Pixels) -> Tensor:
+        return encode(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+
+    return through
+
+
+def photos_of(photos: Photos, c: int, most: int) -> Pixels:
+    """Evenly spread images of a class, (N, 3, S, S)."""
+    rows = np.flatnonzero(photos.labels == c)
+    picked = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
+    return np.ascontiguousarray(photos.pixels[picked].transpose(0, 3, 1, 2))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,182 @@
+"""DiffFit on a DiT: biases, scale factors and class rows learn, every other value stays.
+
+As in the code of minimax diffusion (vimar-gu/MinimaxDiffusion, arXiv 2311.15529): all biases; in
+the first half of the blocks factors on queries, keys and values, on attention's output and on both
+residual branches; and the class table. Its rule goes by names ("bias", "norm", "gamma",
+"y_embed"); the norms of a DiT have no values of their own, so "norm" adds nothing there. Rows of
+other classes than the pack's cannot matter and are left out.
+
+What was learned becomes an adapter: a factor scales the rows of the layer before it (`gain`) and
+is folded into that layer's bias (`delta`). The row of no class moves as well; since the embedding
+adds row and time, its move goes into the last bias of the time embedding and comes off the prompts:
+the same sums, for no bytes at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from d3pack.backbones.dit import DiT
+from d3pack.errors import UsageError
+
+NULL = "null"
+ROWS = "rows"
+_LAST_TIME_BIAS = "norm1.emb.timestep_embedder.linear_2.bias"
+
+
+class DiffFit:
+    """The trainable values of an open DiT by name, while `fitted` holds it."""
+
+    def __init__(self, backbone: DiT, names: Sequence[str]) -> None:
+        self.backbone = backbone
+        model = backbone.denoiser
+        blocks = model.transformer_blocks
+        tables = [block.norm1.emb.table for block in blocks]
+        if any(not torch.equal(tables[0], table) for table in tables[1:]):
+            raise UsageError(
+                "the blocks of this DiT have different class tables",
+                hint="one vector a class cannot stand for several",
+            )
+        self.biases = {n: p for n, p in model.named_parameters() if n.endswith(".bias")}
+        self.original = {name: p.detach().clone() for name, p in self.biases.items()}
+        self.groups = _groups(model, self.biases)
+        start = torch.cat([backbone.name_vectors(name) for name in names]).float()
+        device = backbone.device
+        self.values: dict[str, nn.Parameter] = {
+            **{group[0]: self.biases[group[0]] for group in self.groups},
+            **{
+                f"{layer}.{which}": nn.Parameter(torch.ones(width, device=device))
+                for layer, which, width in _factors(model)
+            },
+            ROWS: nn.Parameter(start.to(device)),
+            NULL: nn.Parameter(tables[0][-1].detach().float().clone()),
+        }
+
+    def vectors(self, labels: Tensor) -> Tensor:
+        """(B,) rows of the pack's classes, the number of classes for none -> what blocks take."""
+        table = torch.cat([self.values[ROWS], self.values[NULL][None]])
+        blocks = len(self.backbone.denoiser.transformer_blocks)
+        return table[labels][:, None].expand(-1, blocks, -1)
+
+    def denoise(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """Everything the transformer says, its learned sigma too."""
+        out: Tensor = self.backbone.denoiser(
+            x_t, timestep=t, class_labels=self.vectors(labels), return_dict=False
+        )[0]
+        return out
+
+    def factor(self, layer: str) -> Tensor | None:
+        """The product of the factors behind a layer, or None where there is none."""
+        found = [self.values[n] for w in ("inner", "outer") if (n := f"{layer}.{w}") in self.values]
+        return torch.stack(list(found)).prod(0) if found else None
+
+    @torch.no_grad()
+    def put(self, values: dict[str, Tensor]) -> None:
+        """Take over values, for instance a moving average."""
+        for name, value in values.items():
+            self.values[name].copy_(value)
+
+    @torch.no_grad()
+    def adapter(self) -> dict[str, Tensor]:
+        """What the frozen backbone needs to be this one; call it inside `fitted`."""
+        shift = self.values[NULL] - self.backbone.denoiser.transformer_blocks[0].norm1.emb.table[-1]
+        found: dict[str, Tensor] = {}
+        for name, bias in self.biases.items():
+            layer = name.removesuffix(".bias")
+            value, factor = bias.float(), self.factor(layer)
+            if factor is not None:
+                found[f"{layer}.weight.gain"] = factor - 1
+                value = value * factor
+            if name.endswith(_LAST_TIME_BIAS):
+                value = value + shift
+            found[f"{name}.delta"] = value - self.original[name].float()
+        return {name: tensor.cpu() for name, tensor in found.items() if tensor.any()}
+
+    @torch.no_grad()
+    def prompts(self) -> Tensor:
+        """(C, D): the rows, less the move of the row of no class, which is in the adapter."""
+        table = self.backbone.denoiser.transformer_blocks[0].norm1.emb.table
+        return (self.values[ROWS] - (self.values[NULL] - table[-1])).cpu()
+
+
+@contextmanager
+def fitted(backbone: DiT, names: Sequence[str]) -> Iterator[DiffFit]:
+    """A backbone that learns; afterwards it is what it was, bit for bit."""
+    if backbone.dtype != torch.float32:
+        raise UsageError("DiffFit trains in float32", hint="open the backbone so")
+    fit = DiffFit(backbone, names)
+    model = backbone.denoiser
+    handles: list[Any] = []
+    try:
+        for parameter in fit.biases.values():
+            parameter.requires_grad_(True)
+        for group in fit.groups:
+            for twin in group[1:]:
+                _replace(model, twin, fit.biases[group[0]])
+        fit.biases.update({t: fit.biases[g[0]] for g in fit.groups for t in g[1:]})
+        for layer in sorted({layer for layer, _, _ in _factors(model)}):
+            hook = _Scale(fit, layer)
+            handles.append(model.get_submodule(layer).register_forward_hook(hook))
+        yield fit
+    finally:
+        for handle in handles:
+            handle.remove()
+        with torch.no_grad():
+            for name, value in fit.original.items():
+                _replace(model, name, nn.Parameter(value, requires_grad=False))
+        backbone.changed()
+
+
+class _Scale:
+    """Multiplies what a layer gives by its factors."""
+
+    def __init__(self, fit: DiffFit, layer: str) -> None:
+        self._fit, self._layer = fit, layer
+
+    def __call__(self, module: nn.Module, given: Any, out: Tensor) -> Tensor:
+        factor = self._fit.factor(self._layer)
+        assert factor is not None
+        return out * factor
+
+
+def _replace(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    layer, _, last = name.rpartition(".")
+    setattr(model.get_submodule(layer), last, parameter)
+
+
+def _factors(model: Any) -> list[tuple[str, str, int]]:
+    """(layer, which of its factors, width): attention's own, and those of the residual branches."""
+    found = []
+    for i in range(len(model.transformer_blocks) // 2):
+        at, width = f"transformer_blocks.{i}", int(model.inner_dim)
+        found += [(f"{at}.attn1.to_{part}", "inner", width) for part in "qkv"]
+        found += [(f"{at}.attn1.to_out.0", which, width) for which in ("inner", "outer")]
+        found.append((f"{at}.ff.net.2", "outer", width))
+    return found
+
+
+def _groups(model: nn.Module, biases: dict[str, nn.Parameter]) -> list[list[str]]:
+    """Names of biases that are one: the time embedding is shared, diffusers copies it per block."""
+    groups: dict[str, list[str]] = {}
+    first: dict[str, str] = {}
+    for name, bias in biases.items():
+        _, mark, part = name.partition("norm1.emb.timestep_embedder.")
+        owner = first.setdefault(part, name) if mark else name
+        if mark and not _same_layer(model, owner, name, bias, biases[owner]):
+            owner = name
+        groups.setdefault(owner, []).append(name)
+    return list(groups.values())
+
+
+def _same_layer(
+    model: nn.Module, one: str, other: str, bias: nn.Parameter, first: nn.Parameter
+) -> bool:
+    weights = [model.get_submodule(n.removesuffix(".bias")).weight for n in (one, other)]
+    assert isinstance(weights[0], Tensor)
+    assert isinstance(weights[1], Tensor)
+    return torch.equal(bias, first) and torch.equal(*weights)

@@ -1,0 +1,273 @@
+"""Minimax diffusion (arXiv 2311.15529): a DiT fine-tuned to be representative and diverse.
+
+Losses, memories, what learns (`difffit.py`) and all defaults are those of the authors' code:
+AdamW at 1e-3 without decay, batches of 8, 8 passes, averages of 0.9999, a tenth of the labels
+dropped, 64 latents a class and memory, weights 0.002 and 0.008, guidance 4. Ours, where it is
+silent or does not carry over: latents are the autoencoder's means, not samples; a class unknown to
+the backbone starts at the mean of the known rows; the sampler is one of the format's (theirs is
+50 steps of DDPM with one seed for all images, so that image i depends on those before it); seeds,
+labels and probes are D3M's. What was learned is the pack's adapter, the class rows its prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from d3pack.backbones import open_backbone
+from d3pack.backbones.dit import DiT
+from d3pack.codecs import encode_adapter, encode_prompts
+from d3pack.encode.complete import Told, finish, sample_record
+from d3pack.encode.difffit import fitted
+from d3pack.encode.estimate import seconds_of, teacher_seconds
+from d3pack.encode.finetune import FineTuning, Tuned, tuning_step
+from d3pack.encode.generate import SHOWN
+from d3pack.encode.keeper import JournalKeeper
+from d3pack.encode.method import Plan, Run
+from d3pack.encode.options import EncodeOptions
+from d3pack.encode.plan import Dials, dtype_for, sigmas_of, size_of, typical_side
+from d3pack.encode.search import search, with_setting
+from d3pack.encode.settings import read_settings
+from d3pack.encode.teaching import open_teacher
+from d3pack.encode.trained import encoded, photos_of
+from d3pack.errors import UsageError
+from d3pack.pack import Pack
+from d3pack.recipe import BackboneRef, DType, Recipe, Sampler
+from d3pack.sources import Source
+
+CODECS = ("f16", "i8")
+
+
+@dataclass(frozen=True, slots=True)
+class MinimaxSettings:
+    """What `--set` may say; the defaults are the paper's."""
+
+    epochs: int = 8
+    batch: int = 8
+    lr: float = 1e-3
+    ema: float = 0.9999
+    drop: float = 0.1  # labels left out
+    memory: int = 64  # latents of each class in each memory
+    representative: float = 0.002
+    diverse: float = 0.008
+    train_steps: int = 0  # 0: all epochs
+    adapter: str = "f16"
+    search_images: int = 0  # made for each setting of the sampler; 0: no search
+    decode_seconds: float = 0.0  # limit of the search, for all images
+
+    def __post_init__(self) -> None:
+        if self.adapter not in CODECS:
+            raise UsageError(f"adapter is {self.adapter!r}", hint=f"one of {', '.join(CODECS)}")
+        if min(self.epochs, self.batch, self.memory) < 1 or not 0 <= self.ema < 1:
+            raise UsageError("epochs, batch and memory are at least 1, ema lies below 1")
+
+
+@dataclass(frozen=True, slots=True)
+class MinimaxPlan:
+    """All settings of one run."""
+
+    classes: tuple[str, ...]
+    images: int
+    images_per_class: int
+    typical: int
+    backbone: BackboneRef
+    size: tuple[int, int]
+    dtype: DType
+    dials: Dials
+    sampler: Sampler
+    sampler_steps: int
+    guidance: float
+    guided_channels: int
+    settings: MinimaxSettings
+    group: int
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        value = asdict(self)
+        value["backbone"] = {"repo": self.backbone.repo, "revision": self.backbone.revision}
+        value["classes"] = len(self.classes)
+        return value
+
+    @property
+    def steps(self) -> int:
+        """Of the fine-tuning; a pass leaves out what does not fill a batch, as in the paper's."""
+        whole = max(1, self.images // self.settings.batch) * self.settings.epochs
+        return self.settings.train_steps or whole
+
+    def lines(self) -> list[str]:
+        dials, name = self.dials, self.backbone.repo or self.backbone.revision[:12]
+        picked = f"best of {dials.candidates}" if dials.candidates > 1 else "derived"
+        return [
+            f"{len(self.classes)} classes, {self.images} images; "
+            f"{self.images_per_class} to make of each class",
+            f"backbone {name}, {self.size[0]}x{self.size[1]}, {self.dtype}; {self.sampler} "
+            f"{self.sampler_steps} steps, guidance {self.guidance:g}",
+            f"{self.steps} steps of {self.settings.batch}; adapter as {self.settings.adapter}, "
+            f"class vectors as {dials.codec}, seeds {picked}, labels {dials.labels}",
+        ]
+
+
+class Minimax:
+    """Fine-tuning, seeds, labels."""
+
+    name = "minimax"
+
+    def __init__(self) -> None:
+        self._backbone: DiT | None = None
+
+    def plan(self, source: Source, options: EncodeOptions, device: str) -> MinimaxPlan:
+        """Settle every setting; the backbone must be a DiT."""
+        settings = read_settings(MinimaxSettings, self.name, options.extra)
+        if not options.backbone:
+            raise UsageError(
+                "minimax tunes a class-conditional DiT",
+                hint="name it: --backbone facebook/DiT-XL-2-256, or what classcond has made",
+            )
+        backbone = open_backbone(options.backbone, device=device, dtype=torch.float32)
+        if not isinstance(backbone, DiT):
+            raise UsageError(
+                f"minimax tunes a class-conditional DiT, and this is a {backbone.ref.kind}",
+                hint="--method d3m takes it",
+            )
+        if (options.modes or 1) > 1 or (options.vectors or 1) > 1:
+            raise UsageError("a class table has one vector a class", hint="leave --modes out")
+        if options.budget is not None:
+            raise UsageError("--budget is for d3m", hint="choose --codec and --labels yourself")
+        self._backbone = backbone
+        size = options.size or backbone.image_size
+        channels = backbone.latent_shape_for(size)[0]
+        return MinimaxPlan(
+            classes=source.classes,
+            images=sum(source.counts),
+            images_per_class=options.images_per_class,
+            typical=typical_side(source),
+            backbone=backbone.ref,
+            size=size,
+            dtype=dtype_for(device),
+            dials=Dials(
+                codec=options.codec or "f16",
+                candidates=options.candidates or 1,
+                labels=options.labels or "none",
+                probes=1 if options.probes is None else options.probes,
+            ),
+            sampler=options.sampler or "dpmpp-2m",
+            sampler_steps=options.sampler_steps or 20,
+            guidance=4.0 if options.guidance is None else options.guidance,
+            guided_channels=3 if channels == 4 else 0,  # as the sampling of DiT's own code
+            settings=settings,
+            group=options.group or 16,
+            seed=options.seed,
+        )
+
+    def estimate(self, source: Source, plan: Plan, options: EncodeOptions) -> Mapping[str, Any]:
+        """Measure a step and an image."""
+        assert isinstance(plan, MinimaxPlan)
+        backbone = self._opened()
+        step, adapter = tuning_step(backbone, plan.classes, plan.settings.batch)
+        picture = torch.zeros((4, 3, *plan.size), dtype=torch.uint8)
+        with torch.no_grad():
+            encode = seconds_of(lambda: backbone.encode(picture)) / 4
+        made = plan.dials.candidates * (plan.dials.candidates > 1) + (plan.dials.labels != "none")
+        x = torch.zeros((4, *backbone.latent_shape_for(plan.size)), device=backbone.device)
+        c = backbone.unconditional().expand(4)
+        with torch.inference_mode():
+            forward = seconds_of(lambda: backbone.denoise(x, 1.0, c)) / 4
+            decode = seconds_of(lambda: backbone.decode(x)) / 4
+        image = decode + forward * plan.sampler_steps * (1 + (plan.guidance != 1.0))
+        stages = {
+            "encode": 2 * plan.images * encode,
+            "tune": plan.steps * step,
+            "images": made * plan.images_per_class * len(plan.classes) * image,
+        }
+        if options.teacher == "train":
+            stages["teacher"] = teacher_seconds(source, plan.typical, options, backbone.device)
+        figures = ("loss", "near", "far", *(["agreement"] if options.labels else []))
+        pack = size_of(
+            plan.classes,
+            plan.images_per_class,
+            self._recipe(plan, backbone),
+            backbone.prompt_shape[1],
+            plan.dials,
+            sample_record(self.name, source, options, figures, {"steps": 12345}),
+            plan.seed,
+        )
+        coded = encode_adapter({n: v.numpy() for n, v in adapter.items()}, plan.settings.adapter)
+        table = sum(len(str(entry)) for entry in coded.params["table"])
+        return {
+            "bytes": pack + coded.nbytes + table + 500,  # and the section's entry
+            "seconds": {name: round(value, 1) for name, value in stages.items()},
+            "seconds_total": round(sum(stages.values()), 1),
+        }
+
+    def encode(self, run: Run) -> Pack:
+        """All stages; each goes on where it was stopped."""
+        plan, settings = run.plan, run.options
+        assert isinstance(plan, MinimaxPlan)
+        backbone = self._opened()
+        teacher = open_teacher(run, plan.typical)
+        photos, latents = encoded(run, backbone.encode, plan.size[0], 0)
+        tuned = self._tune(run, plan, latents)
+        if plan.dtype != "float32":
+            dtype = getattr(torch, plan.dtype)
+            opened = open_backbone(settings.backbone, device=run.device, dtype=dtype)
+            assert isinstance(opened, DiT)
+            backbone = opened
+        adapter = tuned.adapter
+        pack = Pack(
+            classes=plan.classes,
+            images_per_class=plan.images_per_class,
+            recipe=self._recipe(plan, backbone),
+            prompts=encode_prompts(tuned.prompts[:, None, None], plan.dials.codec),
+            seed=plan.seed,
+            adapter=encode_adapter(adapter, plan.settings.adapter) if adapter else None,
+        )
+        metrics: dict[str, Any] = {"steps": plan.steps, **tuned.figures}
+        if plan.settings.search_images:
+            each = max(4, plan.settings.search_images // len(plan.classes))
+            best = search(
+                pack,
+                backbone,
+                teacher,
+                lambda c: photos_of(photos, c, 4 * each),
+                run.options,
+                run.journal,
+                run.events,
+                images=plan.settings.search_images,
+                decode_seconds=plan.settings.decode_seconds,
+            )
+            pack = with_setting(pack, backbone, best.setting)
+            metrics |= {"right": best.right, "distance": best.distance}
+        told = Told(
+            self.name,
+            metrics,
+            seen=len(photos.labels),
+            bad=plan.images - len(photos.labels),
+            shown=lambda c: photos_of(photos, c, SHOWN),
+            title="Real images, and what the pack makes",
+        )
+        return finish(run, pack, plan.dials, backbone, teacher, told)
+
+    def _opened(self) -> DiT:
+        assert self._backbone is not None
+        return self._backbone
+
+    def _recipe(self, plan: MinimaxPlan, backbone: DiT) -> Recipe:
+        return Recipe(
+            backbone=plan.backbone,
+            size=plan.size,
+            sampler=plan.sampler,
+            sigmas=sigmas_of(backbone, plan.sampler, plan.sampler_steps),
+            guidance=plan.guidance,
+            guided_channels=plan.guided_channels,
+            dtype=plan.dtype,
+            group=plan.group,
+        )
+
+    def _tune(self, run: Run, plan: MinimaxPlan, latents: Any) -> Tuned:
+        keeper = JournalKeeper(run.journal, "tuning/state")
+        with fitted(self._opened(), plan.classes) as fit:
+            tuning = FineTuning(fit, latents, plan.settings, plan.steps, plan.seed)
+            return tuning.run(keeper, run.events)
