@@ -14,13 +14,13 @@ from d3pack.errors import (
     SourceError,
     UsageError,
 )
-from d3pack.format import pack_bytes, read, write
-from d3pack.pack import Coded, Ledger, Pack, Probes
-from d3pack.recipe import BackboneRef, FileLock, Recipe
 
 if TYPE_CHECKING:
     from d3pack.dataset import D3MDataset
     from d3pack.decode import Decoder
+    from d3pack.format import pack_bytes, read, write
+    from d3pack.pack import Coded, Ledger, Pack, Probes
+    from d3pack.recipe import BackboneRef, FileLock, Recipe
 
 __version__ = "0.1.0"
 
@@ -46,11 +46,18 @@ __all__ = [
     "write",
 ]
 
-_LAZY = {"D3MDataset": "d3pack.dataset", "Decoder": "d3pack.decode"}
+_ROOMS = {
+    "dataset": ("D3MDataset",),
+    "decode": ("Decoder",),
+    "format": ("pack_bytes", "read", "write"),
+    "pack": ("Coded", "Ledger", "Pack", "Probes"),
+    "recipe": ("BackboneRef", "FileLock", "Recipe"),
+}
+_LAZY = {name: f"d3pack.{room}" for room, names in _ROOMS.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Names that need torch are imported when they are asked for."""
+    """Names that need torch or numpy are imported when they are asked for."""
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

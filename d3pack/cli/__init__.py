@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
 from d3pack.cli import _out
 from d3pack.errors import D3MError
+
+INTERRUPTED = 130  # what a shell calls a command that Ctrl-C ended
 
 
 def __getattr__(name: str) -> Any:
@@ -21,18 +24,37 @@ def __getattr__(name: str) -> Any:
 def main() -> None:
     """Run the command; every expected failure is one line and an exit code."""
     _out.listen()
-    try:
-        if _at_once(sys.argv[1:]):
-            sys.exit(0)
-        from d3pack.cli._app import app
+    sys.exit(_status(sys.argv[1:]))
 
-        app()
+
+def _status(args: list[str]) -> Any:
+    try:
+        code = 0 if _at_once(args) else _parsed()
+        sys.stdout.flush()
     except D3MError as error:
         _out.fail(error)
-        sys.exit(error.exit_code)
+        return error.exit_code
+    except BrokenPipeError:
+        # Whoever read has seen enough. Nothing is left to say when Python closes the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
-        _out.say("interrupted")
-        sys.exit(130)
+        _out.interrupted()
+        return INTERRUPTED
+    return code
+
+
+def _parsed() -> Any:
+    """The verbs by typer, which answers to Ctrl-C with a code and no word."""
+    from d3pack.cli._app import app
+
+    try:
+        app()
+    except SystemExit as leave:
+        if leave.code == INTERRUPTED:
+            raise KeyboardInterrupt from None
+        return leave.code
+    return 0
 
 
 def _at_once(args: list[str]) -> bool:

@@ -12,6 +12,8 @@ from d3pack import __version__
 app = typer.Typer(
     name="d3pack",
     help="Image-classification datasets as recipes: encode, decode, verify, share.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong call, 3 no valid pack, 4 backbone, 5 not there, "
+    "6 the Hub, 7 real images, 130 interrupted.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

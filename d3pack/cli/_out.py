@@ -30,6 +30,23 @@ def fail(error: Exception) -> None:
     print(f"d3pack: {printable(str(error))}", file=sys.stderr)
 
 
+_after_interrupt = ""
+
+
+def if_interrupted(hint: str) -> None:
+    """What to tell a person who stops the verb that begins here."""
+    global _after_interrupt
+    _after_interrupt = hint
+
+
+def interrupted() -> None:
+    """The answer to Ctrl-C; a second one does not disturb the leaving."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    say("; ".join(filter(None, ("interrupted", _after_interrupt))))
+
+
 def printable(text: str) -> str:
     """Text from a file, made safe for a terminal: controls and escapes become visible."""
     return "".join(ch if ch.isprintable() else ch.encode("unicode_escape").decode() for ch in text)

@@ -73,6 +73,7 @@ def decode(
         raise UsageError(f"--ipc {count}: the pack has {opened.images_per_class} images per class")
     mode = "exact" if fast is None and tiny_vae is None else "fast"
     switches = None if fast in (None, "all") else [part.strip() for part in fast.split(",")]
+    _out.if_interrupted("run the same command again and it goes on")
     decoder = Decoder(
         opened,
         device=device,

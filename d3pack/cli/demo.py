@@ -32,6 +32,7 @@ def demo(
     from d3pack.demo import run_demo
     from d3pack.encode.live import live_view
 
+    _out.if_interrupted("run it again and it goes on")
     human = form == "human"
     done = run_demo(
         output,

@@ -266,14 +266,11 @@ def _encode(
     view: AbstractContextManager[Listener] = nullcontext(lambda event: None)
     if form != "quiet":
         view = live_view() if form == "human" else nullcontext(json_lines(sys.stdout))
-    try:
-        with view as listener:
-            pack = encode(
-                source, options, output, listeners=[listener], restart=restart, overwrite=overwrite
-            )
-    except KeyboardInterrupt:
-        _out.say(f"interrupted; run the same command again and it goes on ({output.name}.work)")
-        raise typer.Exit(130) from None
+    _out.if_interrupted(f"run the same command again and it goes on ({output.name}.work)")
+    with view as listener:
+        pack = encode(
+            source, options, output, listeners=[listener], restart=restart, overwrite=overwrite
+        )
     if form == "human":
         bad = len(source.skipped)
         size, classes = output.stat().st_size, len(pack.classes)

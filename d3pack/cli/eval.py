@@ -118,6 +118,7 @@ def evaluate(
     train_real = RealImages(training, opened.classes, side, "training")
     test_real = RealImages(testing, opened.classes, round(side * chosen.test_resize), "test")
     home = Workdir(work or Path(f"{Path(path).stem}.eval"))
+    _out.if_interrupted(f"run the same command again and it goes on ({home.path})")
     result = _run(opened, train_real, test_real, options, home, sweep or [], quiet=form == "quiet")
     data = result.to_json()
     write_json(home.path / "evaluation.json", data)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from d3pack.canonical import plain
 from d3pack.cli import _out
-from d3pack.cli.describe import show
 from d3pack.errors import BackboneError, D3MError, InvalidPackError
-from d3pack.format import read
-from d3pack.pack import Pack
+
+if TYPE_CHECKING:
+    from d3pack.pack import Pack
 
 FormatOption = Annotated[_out.Format, typer.Option("--format", help="human, json or quiet.")]
 
@@ -33,6 +33,8 @@ def info(
 
     Example: d3pack info flowers.d3m
     """
+    from d3pack.cli.describe import show
+
     show(file, form)
 
 
@@ -59,9 +61,12 @@ def verify(
     for file in files:
         result: dict[str, Any] = {"file": file, "valid": True}
         try:
-            pack = read(_local(file))
+            pack = _read(file)
             result["root"] = pack.root
             if decode:
+                if form == "human" and pack.probes is not None:
+                    count = len(pack.probes.images)
+                    _out.say(f"rebuilding {count} probes of {_out.printable(file)}")
                 result["decode"] = _rebuilt(pack, device, backbone)
                 if result["decode"]["verdict"] == "wrong backbone":
                     code = code or BackboneError.exit_code
@@ -97,7 +102,7 @@ def diff(
 
     Example: d3pack diff old.d3m new.d3m
     """
-    first, second = read(_local(a)), read(_local(b))
+    first, second = _read(a), _read(b)
     changes = [] if first.root == second.root else list(_changes(first, second))
     if form == "json":
         _out.emit({"same": not changes, "roots": [first.root, second.root], "changes": changes})
@@ -117,10 +122,11 @@ def _rebuilt(pack: Pack, device: str, backbone: Path | None) -> dict[str, Any]:
         return verify_probes(pack, decoder).to_json()
 
 
-def _local(file: str) -> Path:
+def _read(file: str) -> Pack:
+    from d3pack.format import read
     from d3pack.hub import local_path
 
-    return local_path(file)
+    return read(local_path(file))
 
 
 def _changes(a: Pack, b: Pack) -> Iterator[dict[str, Any]]:

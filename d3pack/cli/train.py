@@ -93,11 +93,8 @@ def train(
         compiled=compiled,
     )
     tell = {"human": _tell, "json": _event, "quiet": lambda event: None}[form]
-    try:
-        train(options, replace(PRESETS[preset], seed=seed), tell)
-    except KeyboardInterrupt:
-        _out.say(f"interrupted; run the same command again and it goes on ({output}/training)")
-        raise typer.Exit(130) from None
+    _out.if_interrupted(f"run the same command again and it goes on ({output}/training)")
+    train(options, replace(PRESETS[preset], seed=seed), tell)
     if form == "human" and os.environ.get("RANK", "0") == "0":
         print(f"{output}: a backbone in diffusers' layout; use it as --backbone {output}")
 

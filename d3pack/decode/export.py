@@ -147,9 +147,13 @@ def _shards(
                     progress(done, len(pairs))
 
         pending = path.with_name(path.name + _PENDING)
-        with pending.open("wb") as file:
-            write(file, part, pixels(), decoder, plan)
-        os.replace(pending, path)
+        try:
+            with pending.open("wb") as file:
+                write(file, part, pixels(), decoder, plan)
+            os.replace(pending, path)
+        except BaseException:  # Ctrl-C too: what is half-written is of no use to anybody
+            pending.unlink(missing_ok=True)
+            raise
     return sum(map(len, missing.values()))
 
 

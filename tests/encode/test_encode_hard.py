@@ -1,13 +1,11 @@
-"""Hard sources, bad input, a full disk, Ctrl-C and a thousand classes."""
+"""Hard sources, bad input, a full disk, a thousand classes."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -112,38 +110,6 @@ def test_a_full_disk(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.undo()
     resumed = encode(source, options, tmp_path / "o.d3m")
     assert encode(source, options, tmp_path / "p.d3m").root == resumed.root
-
-
-# a shell's background jobs ignore SIGINT, and so would their children
-
-
-INTERRUPTIBLE = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from d3pack.cli import main
-main()
-"""
-
-
-def test_ctrl_c_says_how_to_go_on(home: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable, "-c", INTERRUPTIBLE, "encode", str(home / "source"),
-        "-o", str(tmp_path / "o.d3m"), "--backbone", str(home / "sd"), "--format", "json",
-        "--steps", "5000", "--patience", "5000", "--teacher-samples", "200",
-    ]  # fmt: skip
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as run:
-        assert run.stdout is not None
-        for line in run.stdout:
-            if json.loads(line).get("stage") == "invert":
-                time.sleep(0.2)
-                run.send_signal(signal.SIGINT)
-                break
-        _, errors = run.communicate(timeout=60)
-    assert run.returncode == 130
-    assert "run the same command again and it goes on" in errors
-    assert "Traceback" not in errors
 
 
 def test_a_thousand_classes_plan_and_stream(home: Path, tmp_path: Path) -> None:
