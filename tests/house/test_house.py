@@ -130,6 +130,12 @@ def test_torch_stays_out_of_light_calls(statement: str) -> None:
     subprocess.run([sys.executable, "-c", check], check=True, cwd=ROOT)
 
 
+def test_numpy_stays_out_of_the_help() -> None:
+    """A quarter of a second is all that --help and completion may take."""
+    check = "import d3pack.cli._app, sys; sys.exit(bool({'numpy', 'rich'} & sys.modules.keys()))"
+    subprocess.run([sys.executable, "-c", check], check=True, cwd=ROOT)
+
+
 @pytest.mark.parametrize("top", ["d3pack", "tests", "spec", "examples", "benchmarks"])
 def test_modules_fit_on_a_few_screens(top: str) -> None:
     lines = {p: p.read_text(encoding="utf-8").count("\n") for p in (ROOT / top).rglob("*.py")}
