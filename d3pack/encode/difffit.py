@@ -42,7 +42,7 @@ class DiffFit:
                 "the blocks of this DiT have different class tables",
                 hint="one vector a class cannot stand for several",
             )
-        self.biases = {n: p for n, p in model.named_parameters() if n.endswith(".bias")}
+        self.biases = _biases(model)
         self.original = {name: p.detach().clone() for name, p in self.biases.items()}
         self.groups = _groups(model, self.biases)
         start = torch.cat([backbone.name_vectors(name) for name in names]).float()
@@ -102,6 +102,17 @@ class DiffFit:
         """(C, D): the rows, less the move of the row of no class, which is in the adapter."""
         table = self.backbone.denoiser.transformer_blocks[0].norm1.emb.table
         return (self.values[ROWS] - (self.values[NULL] - table[-1])).cpu()
+
+
+def learned(model: Any) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all that an adapter of this model can hold."""
+    gains = {f"{layer}.weight.gain": (width,) for layer, _, width in _factors(model)}
+    biases = {f"{n}.delta": tuple(p.shape) for n, p in _biases(model).items()}
+    return gains | biases
+
+
+def _biases(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if name.endswith(".bias")}
 
 
 @contextmanager

@@ -193,7 +193,7 @@ class FineTuning:
     @torch.no_grad()
     def _restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         device = self.fit.backbone.device
-        self.step, self.recent = int(state["step"]), state["recent"].tolist()
+        self.step, self.recent = int(state["step"].item()), state["recent"].tolist()
         self.memories.restore(state, device)
         for name, value in self.fit.values.items():
             value.copy_(torch.from_numpy(state[f"value.{name}"]))
@@ -203,9 +203,11 @@ class FineTuning:
                 for slot in ("step", "exp_avg", "exp_avg_sq")
                 if f"{slot}.{name}" in state
             }
-            if moments:
-                moved = {s: m if s == "step" else m.to(device) for s, m in moments.items()}
-                self.optimizer.state[value] = moved
+            if moments:  # a journal has no arrays without dimensions, the optimiser counts in one
+                self.optimizer.state[value] = {
+                    slot: moment.reshape(()) if slot == "step" else moment.to(device)
+                    for slot, moment in moments.items()
+                }
 
 
 def tuning_step(

@@ -82,6 +82,7 @@ PRESETS: dict[str, DiTConfig] = {
         patch=1,
         most=64,
         hold_back=2,
+        checkpoint_minutes=0.005,
     ),
 }
 

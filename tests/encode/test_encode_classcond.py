@@ -1,0 +1,229 @@
+"""A class-conditional model of the source's own: killed, resumed, opened; the sampler's choice."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from encode_world import CLASSES, make_tree
+from test_encode_resume import Server
+
+from d3pack.backbones.dit import DiT
+from d3pack.codecs import decode_prompts
+from d3pack.decode import Decoder
+from d3pack.encode import EncodeOptions, backbone_beside, dry_run, encode
+from d3pack.encode.classcond import ClassCond, ClassSettings
+from d3pack.encode.search import Setting, Speed, Trial, choose, energy_distance, grid
+from d3pack.encode.settings import read_settings
+from d3pack.errors import UsageError
+from d3pack.format import read
+from d3pack.sources import open_source
+from d3pack.train.dit import PRESETS, ClassConditioner, build_dit
+
+TINY = {"preset": "tiny", "search_images": 12}
+CHANGES: dict[str, Any] = {
+    "method": "classcond",
+    "modes": None,
+    "size": [16, 16],
+    "guidance": 1.5,
+    "extra": TINY,
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("classcond"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server: Server) -> bytes:
+    answer = server.run("undisturbed.d3m", backbone="", changes=CHANGES)
+    assert "error" not in answer, answer
+    return server.bytes_of("undisturbed.d3m")
+
+
+KILLS = [
+    ["step", "train the teacher", 1],
+    ["stage", "encode the images", 1],
+    ["step", "train the diffusion model", 1],
+    ["step", "train the diffusion model", 2],
+    ["stage", "choose the sampler", 1],
+    ["step", "make and judge candidates", 2],
+    ["sheets", "", 1],
+]
+
+
+def test_killed_in_every_stage(server: Server, undisturbed: bytes) -> None:
+    for kill in KILLS:
+        answer = server.run("killed.d3m", backbone="", kill_at=kill, changes=CHANGES)
+        assert answer["status"] == signal.SIGKILL, (kill, answer)
+        assert not (server.folder / "killed.d3m").exists()
+    answer = server.run("killed.d3m", backbone="", changes=CHANGES)
+    assert "error" not in answer, answer
+    assert server.bytes_of("killed.d3m") == undisturbed
+    for file in sorted((server.folder / "undisturbed.backbone").rglob("*")):
+        twin = (
+            server.folder
+            / "killed.backbone"
+            / file.relative_to(server.folder / "undisturbed.backbone")
+        )
+        assert file.is_dir() or file.read_bytes() == twin.read_bytes(), file.name
+
+
+def test_minimax_goes_on_to_the_same_bytes(server: Server, undisturbed: bytes) -> None:
+    """On the backbone that classcond has just made."""
+    changes = {
+        **CHANGES,
+        "method": "minimax",
+        "extra": {"train_steps": 25, "ema": 0.9, "adapter": "i8"},
+    }
+    backbone = str(server.folder / "undisturbed.backbone")
+    answer = server.run("whole.d3m", backbone=backbone, changes=changes)
+    assert "error" not in answer, answer
+    for kill in (
+        ["stage", "tune the backbone", 1],
+        ["step", "tune the backbone", 1],
+        ["step", "tune the backbone", 2],
+        ["step", "make and judge labels", 1],
+    ):
+        answer = server.run("parts.d3m", backbone=backbone, kill_at=kill, changes=changes)
+        assert answer["status"] == signal.SIGKILL, (kill, answer)
+    answer = server.run("parts.d3m", backbone=backbone, changes=changes)
+    assert "error" not in answer, answer
+    assert server.bytes_of("parts.d3m") == server.bytes_of("whole.d3m")
+    pack = read(server.folder / "whole.d3m")
+    assert pack.adapter is not None
+    assert pack.adapter.codec == "i8"
+    assert (
+        pack.recipe.backbone.files == read(server.folder / "undisturbed.d3m").recipe.backbone.files
+    )
+
+
+def test_the_pack_opens_with_the_backbone_beside_it(server: Server, undisturbed: bytes) -> None:
+    pack = read(server.folder / "undisturbed.d3m")
+    beside = backbone_beside(server.folder / "undisturbed.d3m")
+    decoder = Decoder(pack, path=beside)
+    images = decoder.images(range(len(pack)))
+    assert tuple(images.shape) == (3 * 4, 3, 16, 16)
+    assert decoder.backbone.ref == pack.recipe.backbone
+    backbone = decoder.backbone
+    assert isinstance(backbone, DiT)
+    table = backbone.denoiser.transformer_blocks[0].norm1.emb.table[:-1].half().float()
+    assert np.array_equal(decode_prompts(pack.prompts)[:, 0, 0], table.numpy())
+    assert pack.classes == tuple(sorted(CLASSES))
+    assert torch.equal(backbone.name_vectors("lemon")[0].half().float(), table[1])
+    assert pack.provenance["method"] == "classcond"
+    assert "vae" not in str(pack.provenance)
+
+
+def test_a_backbone_of_another_run_is_not_replaced(tmp_path: Path) -> None:
+    make_tree(tmp_path / "source", 6)
+    (tmp_path / "out.backbone").mkdir()
+    options = EncodeOptions(method="classcond", size=(16, 16), extra=dict(TINY))
+    with pytest.raises(UsageError, match=r"out\.backbone exists"):
+        encode(open_source(str(tmp_path / "source")), options, tmp_path / "out.d3m")
+    shutil.rmtree(tmp_path / "out.backbone")
+
+
+def trial(steps: int, guidance: float, distance: float) -> Trial:
+    return Trial(Setting("dpmpp-2m", steps, guidance), 0.5, distance)
+
+
+def test_the_cheapest_of_the_best_that_is_quick_enough() -> None:
+    speed = Speed(forward=0.01, rest=0.02)
+    trials = [
+        trial(4, 1.0, 0.9),
+        trial(8, 1.0, 0.31),
+        trial(8, 2.0, 0.205),
+        trial(16, 2.0, 0.2),
+    ]
+    assert choose(trials, speed, 0.0) == trials[2]  # within the slack of the nearest
+    assert choose(trials, speed, 0.15) == trials[1]
+    assert choose(trials, speed, 0.08) == trials[0]
+    with pytest.raises(UsageError, match=r"0\.0600 s at least"):
+        choose(trials, speed, 0.05)
+
+
+def test_the_grid_keeps_what_was_chosen_by_hand() -> None:
+    assert len(grid(EncodeOptions())) == 20
+    assert [str(s) for s in grid(EncodeOptions(sampler="ddim", sampler_steps=5, guidance=2.0))] == [
+        "ddim 5 steps, guidance 2"
+    ]
+    assert Setting("ddim", 5, 2.0).forwards == 10
+    assert Setting("ddim", 5, 1.0).forwards == 5
+
+
+def test_energy_distance_is_the_slow_formula() -> None:
+    random = np.random.default_rng(0)
+    a, b = random.normal(size=(5, 3)), random.normal(1.0, 1.0, size=(7, 3))
+
+    def mean(x: np.ndarray, y: np.ndarray, same: bool) -> float:
+        pairs = [
+            np.linalg.norm(p - q)
+            for i, p in enumerate(x)
+            for j, q in enumerate(y)
+            if not (same and i == j)
+        ]
+        return float(np.mean(pairs))
+
+    wanted = (2 * mean(a, b, False) - mean(a, a, True) - mean(b, b, True)) / mean(b, b, True)
+    assert energy_distance(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(wanted)
+
+
+def test_a_fresh_model_says_nothing_and_has_one_table() -> None:
+    model = build_dit(PRESETS["tiny"], 4, 2, 3)
+    x = torch.randn(2, 4, 2, 2)
+    out = model(x, torch.tensor([5, 900]), torch.tensor([0, 3])).sample
+    assert torch.equal(out, torch.zeros_like(x))
+    tables = {block.norm1.emb.class_embedder.embedding_table for block in model.transformer_blocks}
+    assert len(tables) == 1
+
+
+def test_dropped_labels_are_a_function_of_the_step() -> None:
+    conditioner = ClassConditioner(3, 0.5)
+    labels, collage = np.zeros(64, np.int64), np.zeros(64, bool)
+    given = [
+        conditioner.given(labels, collage, np.random.default_rng(seed))["class_labels"].tolist()
+        for seed in (1, 1, 2)
+    ]
+    assert given[0] == given[1] != given[2]
+    assert set(given[0]) == {0, 3}
+    assert 16 < given[0].count(3) < 48
+
+
+def test_what_it_refuses(tmp_path: Path) -> None:
+    source = open_source(str(make_tree(tmp_path / "source", 4)))
+    for options, words in (
+        (EncodeOptions(backbone="mini"), "trains its own"),
+        (EncodeOptions(modes=2), "one vector a class"),
+        (EncodeOptions(extra={"preset": "huge"}), "no preset 'huge'"),
+        (EncodeOptions(extra={"vae": str(tmp_path)}), "no config.json"),
+        (EncodeOptions(size=(20, 20)), "multiple of 8"),
+        (EncodeOptions(extra={"colour": "red"}), "no setting 'colour'"),
+        (EncodeOptions(budget=10_000), "--budget is for d3m"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            ClassCond().plan(source, options, "cpu")
+    with pytest.raises(UsageError, match="d3m has no setting 'preset'"):
+        dry_run(source, EncodeOptions(extra={"preset": "tiny"}))
+
+
+def test_settings_are_read_as_their_defaults_are() -> None:
+    found = read_settings(ClassSettings, "classcond", {"train_steps": "40", "train_seconds": "1.5"})
+    assert found == ClassSettings(train_steps=40, train_seconds=1.5)
+
+
+def test_a_dry_run_measures(tmp_path: Path) -> None:
+    source = open_source(str(make_tree(tmp_path / "source", 6)))
+    found = dry_run(source, EncodeOptions(method="classcond", extra=dict(TINY)))
+    assert found["plan"]["size"] == (16, 16)
+    assert 3000 < found["bytes"] < 6000
+    assert found["seconds"]["train"] > 0
