@@ -20,6 +20,7 @@ from d3pack.recipe import Recipe
 __all__ = ["Array", "Coded", "Ledger", "Pack", "Probes"]
 
 MAJOR, MINOR = 1, 0
+EMBEDDED = "backbone"  # the optional feature, and its section, of a pack that carries its backbone
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -190,7 +191,8 @@ class Pack:
         """Some classes, in the given order, by index or name; their images stay the same.
 
         Soft labels become distributions over the classes that are left (`restrict_labels`).
-        Features of newer minors are dropped: what they say may not hold for a part.
+        Features of newer minors are dropped: what they say may not hold for a part. A backbone that
+        the pack carries stays.
         """
         rows = self._rows(classes)
         if rows == list(range(len(self.classes))):
@@ -242,7 +244,7 @@ class Pack:
             sections=FrozenDict(sections),
             classes=len(self.classes),
             images=len(self),
-            backbone=self.recipe.backbone.nbytes,
+            backbone=0 if EMBEDDED in self.extensions else self.recipe.backbone.nbytes,
             teacher=weight if type(weight) is int else None,
         )
 
@@ -261,7 +263,14 @@ class Pack:
     def _part(self, what: dict[str, int]) -> Pack:
         """This pack, ready to lose something: it says where it comes from."""
         provenance = derived(self.provenance, self.root, what)
-        return replace(self, provenance=provenance, optional={}, extensions={}, minor=MINOR)
+        kept = {EMBEDDED} & set(self.extensions)
+        return replace(
+            self,
+            provenance=provenance,
+            optional={name: self.optional[name] for name in kept},
+            extensions={name: self.extensions[name] for name in kept},
+            minor=MINOR,
+        )
 
     def _probes(self, rows: Mapping[int, int], images: int) -> Probes | None:
         if self.probes is None:

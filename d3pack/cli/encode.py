@@ -133,6 +133,10 @@ def encode(
         float | None,
         typer.Option(help="classcond: all images of the pack must be made in this time here."),
     ] = None,
+    embed_backbone: Annotated[
+        bool,
+        typer.Option("--embed-backbone", help="classcond: carry the backbone inside the pack."),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Decides about everything random.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "",
     dry_run: Annotated[
@@ -198,6 +202,7 @@ def encode(
             preset=preset,
             train_seconds=None if time_budget is None else parse_time(time_budget),
             decode_seconds=decode_seconds,
+            embed=embed_backbone or None,
         ),
     )
     from d3pack.sources import open_source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from d3pack.decode.decoder import Decoder
+from d3pack.decode.embedded import unpacked
 from d3pack.decode.probes import ProbeReport, make_probes, verify_probes
 
-__all__ = ["Decoder", "ProbeReport", "make_probes", "verify_probes"]
+__all__ = ["Decoder", "ProbeReport", "make_probes", "unpacked", "verify_probes"]

@@ -18,6 +18,7 @@ from d3pack import noise, samplers
 from d3pack.backbones import Condition, adapter, open_backbone
 from d3pack.backbones.speed import hurry
 from d3pack.codecs import decode_adapter, decode_prompts
+from d3pack.decode.embedded import unpacked
 from d3pack.decode.modes import Mode, choose, exact_numerics, usable
 from d3pack.errors import (
     BackboneChangedError,
@@ -82,7 +83,7 @@ class Decoder:
         self._prompts = torch.from_numpy(decode_prompts(pack.prompts).copy())  # (C, m, k, D)
         self.backbone = backbone or open_backbone(
             recipe.backbone,
-            path=path,
+            path=path or unpacked(pack),
             device=self.device,
             dtype=self.mode.dtype,
             progress=progress,

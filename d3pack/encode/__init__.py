@@ -19,6 +19,9 @@ from d3pack.format import read, write
 from d3pack.pack import Pack
 from d3pack.sources import Source
 
+# what nobody needs any more when the pack is written
+_PASSING = ("classes", "candidates", "labels", "teacher", "training", "tuning", BACKBONE)
+
 __all__ = [
     "EncodeOptions",
     "Method",
@@ -107,7 +110,7 @@ def encode(
                 _put_beside(made, beside)
             write(pack, output)
             journal.record("root", pack.root)
-            for folder in ("classes", "candidates", "labels", "teacher", "training", "tuning"):
+            for folder in _PASSING:
                 journal.drop(folder)
             events.emit("done", root=pack.root, bytes=output.stat().st_size)
             return pack

@@ -10,6 +10,7 @@ The prompts of the pack are the rows of the model's class table.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from d3pack.backbones import open_backbone
+from d3pack.backbones import lock_directory, open_backbone
 from d3pack.backbones.autoencoder import Autoencoder, open_autoencoder
 from d3pack.backbones.dit import DiT
 from d3pack.backbones.resolve import mini_directory
@@ -25,15 +26,15 @@ from d3pack.codecs import encode_prompts
 from d3pack.encode.complete import Told, finish, sample_record
 from d3pack.encode.estimate import teacher_seconds
 from d3pack.encode.generate import SHOWN
-from d3pack.encode.method import Plan, Run
+from d3pack.encode.method import BACKBONE, Plan, Run
 from d3pack.encode.options import EncodeOptions
 from d3pack.encode.plan import Dials, dtype_for, sigmas_of, size_of, typical_side
 from d3pack.encode.search import grid, search, with_setting
 from d3pack.encode.settings import read_settings
 from d3pack.encode.teaching import open_teacher
-from d3pack.encode.trained import dit_costs, photos_of, train_dit
+from d3pack.encode.trained import carry, dit_costs, photos_of, train_dit
 from d3pack.errors import UsageError
-from d3pack.pack import Pack
+from d3pack.pack import EMBEDDED, Pack
 from d3pack.recipe import BackboneRef, DType, FileLock, Recipe
 from d3pack.sources import Source
 from d3pack.train.dit import EXPORTED, PRESETS, VAE_FILES
@@ -48,6 +49,7 @@ class ClassSettings:
     train_steps: int = 0  # 0: the preset's
     train_seconds: float = 0.0  # turned into steps, once, by the speed of the first ones
     decode_seconds: float = 0.0  # for all images of the pack; 0: as long as it takes
+    embed: bool = False  # the pack carries the backbone, in eight bits a weight
     search_images: int = 200  # made for each setting of the sampler
     licence: str = "unknown"  # of the trained weights
 
@@ -84,11 +86,13 @@ class ClassPlan:
             if settings.train_seconds
             else f"{settings.train_steps or PRESETS[self.preset].loop.steps} steps"
         )
+        place = ", carried in the pack" if settings.embed else ""
         limit = f" within {settings.decode_seconds:g} s" if settings.decode_seconds else ""
         return [
             f"{len(self.classes)} classes, {self.images} images; "
             f"{self.images_per_class} to make of each class",
-            f"a DiT of preset {self.preset}, {self.size[0]}x{self.size[1]}, trained for {length}",
+            f"a DiT of preset {self.preset}, {self.size[0]}x{self.size[1]}, trained for {length}"
+            f"{place}",
             f"class vectors as {dials.codec}, seeds {picked}, labels {dials.labels}; "
             f"sampler by measurement{limit}",
         ]
@@ -180,8 +184,15 @@ class ClassCond:
         vae = _autoencoder(self._vae, run.device)
         trained = train_dit(run, config, vae, self._vae, plan.size[0], plan.settings)
         photos = trained.photos
+        carried = carry(run.journal, trained.folder) if plan.settings.embed else None
+        folder = trained.folder if carried is None else carried.folder
+        if carried is None:
+            shutil.copytree(folder, run.journal.path(BACKBONE), dirs_exist_ok=True)
         backbone = open_backbone(
-            str(trained.folder), device=run.device, dtype=getattr(torch, plan.dtype)
+            lock_directory(folder, licence=plan.settings.licence),
+            path=folder,
+            device=run.device,
+            dtype=getattr(torch, plan.dtype),
         )
         assert isinstance(backbone, DiT)
         rows = [backbone.label(c).tensors["vector"][0, 0] for c in range(len(plan.classes))]
@@ -199,6 +210,8 @@ class ClassCond:
             ),
             prompts=encode_prompts(values, plan.dials.codec),
             seed=plan.seed,
+            optional={} if carried is None else {EMBEDDED: {}},
+            extensions={} if carried is None else {EMBEDDED: carried.coded},
         )
         each = max(4, plan.settings.search_images // len(plan.classes))
         best = search(

@@ -17,15 +17,21 @@ from accelerate import Accelerator
 from diffusers import DiTTransformer2DModel
 from torch import Tensor
 
+from d3pack.backbones import lock_directory
 from d3pack.backbones.autoencoder import Autoencoder
 from d3pack.backbones.levels import Levels
+from d3pack.codecs import decode_files, encode_files
+from d3pack.coded import Coded
 from d3pack.encode.estimate import seconds_of
-from d3pack.encode.method import BACKBONE, Run
+from d3pack.encode.events import Events
+from d3pack.encode.journal import Journal
+from d3pack.encode.method import Run
 from d3pack.encode.search import STEPS
 from d3pack.sources import Source
 from d3pack.train.config import LoopConfig
 from d3pack.train.diffusion import SCHEDULE, DenoiserModule, DiffusionTask
 from d3pack.train.dit import ClassConditioner, DiTConfig, build_dit, export_dit
+from d3pack.train.export import write_lock
 from d3pack.train.latents import Latents, keep_latents
 from d3pack.train.loop import run_stage
 from d3pack.train.photos import Photos, load_photos
@@ -33,7 +39,7 @@ from d3pack.train.photos import Photos, load_photos
 Pixels = npt.NDArray[np.uint8]
 WORK = "training"
 CAREFUL = 0.93  # share of a time budget that the steps are meant to take: machines grow busy
-_TRIED = 24  # steps of the trial that tells how long one takes
+TRIED = 24  # steps of the trial that tells how long one takes
 
 
 class Length(Protocol):
@@ -65,8 +71,12 @@ def train_dit(
 ) -> Trained:
     """Train (or go on training) and write the directory; done once."""
     seed, work = run.options.seed, run.journal.path(WORK)
-    photos, latents = encoded(run, vae.encode, side, config.hold_back)
-    judged = _held(vae, photos)
+
+    def encode(images: Tensor) -> Tensor:
+        return vae.encode(images.to(run.device))
+
+    photos, latents = encoded(run, encode, side, config.hold_back)
+    judged = _held(encode, photos)
     _, channels, latent_side, _ = latents.values.shape
     classes = len(photos.names)
     shown = min(classes, 16)
@@ -93,7 +103,10 @@ def train_dit(
     loop = replace(config.loop, steps=length.train_steps or config.loop.steps)
     if length.train_seconds:
         if "train steps" not in run.journal:
-            steps = _steps_in(length.train_seconds, task, loop, work / "trial", accelerator)
+            with run.events.stage("measure the speed", TRIED, "steps"):
+                steps = _steps_in(
+                    length.train_seconds, task, loop, work / "trial", accelerator, run.events
+                )
             run.journal.record("train steps", steps)
         loop = replace(loop, steps=run.journal["train steps"])
     with run.events.stage("train the diffusion model", loop.steps, "steps"):
@@ -108,13 +121,34 @@ def train_dit(
         )
     assert isinstance(module, DenoiserModule)
     assert isinstance(module.model, DiTTransformer2DModel)
-    folder = run.journal.path(BACKBONE)
+    folder = run.journal.path(f"{WORK}/backbone")
     if not (folder / "lock.json").exists():  # written last
         shutil.rmtree(folder, ignore_errors=True)
         export_dit(folder, module.model, vae_folder, run.source.classes, length.licence)
     return Trained(
         folder, photos, loop.steps, loop.steps * loop.batch, _held_loss(work / task.name)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """A backbone as a pack carries it, and the directory that it becomes again."""
+
+    folder: Path
+    coded: Coded
+
+
+def carry(journal: Journal, trained: Path) -> Carried:
+    """Weights in eight bits: from here on, images are made with what they became."""
+    ref = lock_directory(trained)
+    coded = encode_files({path: (trained / path).read_bytes() for path in ref.files})
+    folder = journal.path(f"{WORK}/embedded")
+    for path, data in decode_files(coded).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    licence = json.loads((trained / "lock.json").read_text())["licence"]
+    write_lock(folder, licence)
+    return Carried(folder, coded)
 
 
 def encoded(
@@ -131,10 +165,10 @@ def encoded(
     return photos, latents
 
 
-def _held(vae: Autoencoder, photos: Photos) -> Latents:
-    encode = _of_pixels(vae.encode)
+def _held(encode: Callable[[Tensor], Tensor], photos: Photos) -> Latents:
+    through = _of_pixels(encode)
     parts = np.array_split(photos.held, max(1, len(photos.held) // 256))
-    held = np.concatenate([encode(photos.pixels[rows]).half().cpu().numpy() for rows in parts])
+    held = np.concatenate([through(photos.pixels[rows]).half().cpu().numpy() for rows in parts])
     return Latents(held, photos.labels[photos.held], np.zeros(len(held), np.bool_))
 
 
@@ -210,7 +244,12 @@ def _reporter(run: Run) -> Callable[[dict[str, Any]], None]:
 
 
 def _steps_in(
-    seconds: float, task: DiffusionTask, loop: LoopConfig, folder: Path, accelerator: Accelerator
+    seconds: float,
+    task: DiffusionTask,
+    loop: LoopConfig,
+    folder: Path,
+    accelerator: Accelerator,
+    events: Events,
 ) -> int:
     """How many steps a time holds: a trial run tells. A clock would end each run elsewhere."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -219,8 +258,9 @@ def _steps_in(
     def report(entry: dict[str, Any]) -> None:
         if "samples_per_s" in entry:
             speeds.append(entry["samples_per_s"])
+            events.step(entry["step"])
 
-    short = replace(loop, steps=_TRIED, report_every=_TRIED // 4, validate_every=10**9)
+    short = replace(loop, steps=TRIED, report_every=TRIED // 4, validate_every=10**9)
     run_stage(
         task, short, folder, accelerator, seconds=None, checkpoint_minutes=60.0, report=report
     )

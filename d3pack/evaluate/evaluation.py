@@ -13,6 +13,7 @@ from torch import Tensor
 
 from d3pack import __version__
 from d3pack.backbones import open_backbone
+from d3pack.decode import unpacked
 from d3pack.errors import UsageError
 from d3pack.evaluate import baselines, scores
 from d3pack.evaluate import sweep as sweeps
@@ -196,7 +197,8 @@ def pack_arms(pack: Pack, bench: Bench) -> list[Arm]:
 
 def names_of(pack: Pack, options: EvalOptions) -> Pack:
     """The pack's twin that is prompted by class names."""
-    opened = open_backbone(pack.recipe.backbone, path=options.backbone, device=options.device)
+    place = options.backbone or unpacked(pack)
+    opened = open_backbone(pack.recipe.backbone, path=place, device=options.device)
     return baselines.names_pack(pack, opened.name_vectors, opened.prompt_shape[0])
 
 

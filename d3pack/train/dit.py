@@ -49,13 +49,13 @@ class DiTConfig:
 
 
 PRESETS: dict[str, DiTConfig] = {
-    # 8 million parameters on 16 tokens: what two cores can train in an hour and sample in a blink
+    # five million parameters on 16 tokens (32 pixels): a core trains 300 samples of it a second. On
+    # CIFAR-10 and in equal time a wider, shallower one came to a worse held-back loss, and so did
+    # lower rates (a fifth, a half)
     "small": DiTConfig(
-        loop=LoopConfig(
-            batch=128, lr=2e-3, steps=20_000, share=1.0, decay=0.4, ema=0.999, muon=True
-        ),
+        loop=LoopConfig(batch=128, lr=1e-2, steps=8000, share=1.0, decay=0.4, ema=0.999, muon=True),
         layers=8,
-        width=256,
+        width=192,
         head_width=64,
         patch=1,
         most=64,

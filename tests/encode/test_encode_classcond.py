@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from encode_world import CLASSES, make_tree
+from places import ROOT
 from test_encode_resume import Server
 
 from d3pack.backbones.dit import DiT
@@ -19,6 +22,7 @@ from d3pack.codecs import decode_prompts
 from d3pack.decode import Decoder
 from d3pack.encode import EncodeOptions, backbone_beside, dry_run, encode
 from d3pack.encode.classcond import ClassCond, ClassSettings
+from d3pack.encode.minimax import MinimaxSettings
 from d3pack.encode.search import Setting, Speed, Trial, choose, energy_distance, grid
 from d3pack.encode.settings import read_settings
 from d3pack.errors import UsageError
@@ -227,3 +231,13 @@ def test_a_dry_run_measures(tmp_path: Path) -> None:
     assert found["plan"]["size"] == (16, 16)
     assert 3000 < found["bytes"] < 6000
     assert found["seconds"]["train"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("classcond", ClassSettings), ("minimax", MinimaxSettings)]
+)
+def test_every_setting_is_on_the_page(name: str, kind: type[Any]) -> None:
+    page = (ROOT / "spec" / "methods.md").read_text(encoding="utf-8")
+    section = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| *(\S*) *\|", section, re.MULTILINE)
+    assert rows == [(field.name, str(field.default)) for field in fields(kind)]

@@ -1,0 +1,153 @@
+"""The three methods on one source: student accuracy, images a second, likeness to real images.
+
+    python benchmarks/methods.py --real cifar10 --work work/methods classcond=a.d3m minimax=b.d3m
+
+`--real` has train/ and test/ with one folder a class. Each pack may be followed by the directory of
+its backbone, as name=pack.d3m:backbone/; all should hold equally many images. Rows go into
+`results/methods.json` one by one. Precision, recall, density and coverage (arXiv 2002.09797) are
+taken class by class in the features of the teacher that every method asks, against as many real
+images of the class as the pack has, k = 5.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from d3pack.decode import Decoder
+from d3pack.encode.teacher import Teacher, batched
+from d3pack.evaluate import baselines, presets
+from d3pack.evaluate.bench import Bench
+from d3pack.evaluate.evaluation import EvalOptions, make_bench
+from d3pack.evaluate.real import RealImages, common_size
+from d3pack.evaluate.teacher import open_judge
+from d3pack.evaluate.workdir import Workdir, write_json
+from d3pack.format import read
+from d3pack.pack import Pack
+from d3pack.sources import open_source
+
+RESULTS = Path(__file__).parent / "results" / "methods.json"
+NEAREST = 5
+
+
+def manifold(real: Tensor, made: Tensor) -> dict[str, float]:
+    """Precision, recall, density and coverage of features, by balls around the k-th neighbour."""
+    k = min(NEAREST, len(real) - 1, len(made) - 1)
+
+    def radii(x: Tensor) -> Tensor:
+        return torch.cdist(x, x).kthvalue(k + 1, dim=1).values
+
+    across = torch.cdist(real, made)
+    inside = across <= radii(real)[:, None]
+    return {
+        "precision": float(inside.any(0).double().mean()),
+        "recall": float((across <= radii(made)[None]).any(1).double().mean()),
+        "density": float(inside.double().sum(0).mean() / k),
+        "coverage": float((across.min(1).values <= radii(real)).double().mean()),
+    }
+
+
+def likeness(teacher: Teacher, train: RealImages, images: Tensor) -> dict[str, float]:
+    """Means over classes, and the share of images that the teacher gives to their class."""
+    found: dict[str, list[float]] = {}
+    logits, _ = batched(teacher, images)
+    count = len(images) // len(train.order)
+    answers = logits.argmax(1).reshape(-1, count)
+    found["right"] = (answers == torch.arange(len(answers))[:, None]).double().mean(1).tolist()
+    for c in range(len(train.order)):
+        drawn = [i for i in (train.get(c, j) for j in range(4 * count)) if i is not None]
+        real = torch.stack(drawn[:count])
+        pair = teacher.features(torch.cat([real, images[c * count : (c + 1) * count]])).double()
+        for name, value in manifold(pair[: len(real)], pair[len(real) :]).items():
+            found.setdefault(name, []).append(value)
+    return {name: round(float(np.mean(values)), 4) for name, values in found.items()}
+
+
+def speed(pack: Pack, folder: Path | None, rounds: int = 2) -> dict[str, float]:
+    """Images a second of the exact decoder, the better of the rounds."""
+    best = {"images_per_second": 0.0, "images_per_cpu_second": 0.0}
+    with Decoder(pack, path=folder) as decoder:
+        count = 4 * decoder.group * torch.get_num_threads()
+        numbers = [i % len(pack) for i in range(count)]
+        decoder.images(numbers[: decoder.group])
+        for _ in range(rounds):
+            wall, cpu = time.perf_counter(), time.process_time()
+            decoder.images(numbers)
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            best["images_per_second"] = max(best["images_per_second"], round(count / wall, 2))
+            best["images_per_cpu_second"] = max(
+                best["images_per_cpu_second"], round(count / cpu, 2)
+            )
+    return best
+
+
+def row(name: str, pack: Pack, folder: Path | None, args: argparse.Namespace) -> dict[str, Any]:
+    """Everything about one pack."""
+    train_source = open_source(args.real, split="train")
+    test_source = open_source(args.real, split="test")
+    size = common_size(test_source)
+    train = RealImages(train_source, pack.classes, size, "training")
+    test = RealImages(test_source, pack.classes, size, "test")
+    work = Workdir(args.work)
+    options = EvalOptions(presets.QUICK, backbone=folder)
+    bench: Bench = make_bench(
+        pack.classes, len(pack), train, test, work, options, report=lambda text: print(text)
+    )
+    total = pack.ledger().total
+    arm = baselines.pack_arm(name, name, pack, bench.training_set, total)
+    result = bench.run(arm, args.seeds)
+    teacher = open_judge("train", train, work, "cpu", print).teacher
+    with Decoder(pack, path=folder) as decoder:
+        images = decoder.images(range(len(pack))).cpu()
+    recipe = pack.recipe
+    return {
+        "method": pack.provenance["method"],
+        "root": pack.root,
+        "images_per_class": pack.images_per_class,
+        "bytes": total,
+        "adapter_bytes": pack.ledger().sections.get("adapter", 0),
+        "backbone_bytes": recipe.backbone.nbytes,
+        "sampler": [recipe.sampler, len(recipe.sigmas) - 1, recipe.guidance],
+        "provenance": json.loads(json.dumps(pack.manifest["provenance"], default=dict)),
+        "student": result.to_json(),
+        "likeness": likeness(teacher, train, images),
+        "speed": speed(pack, folder),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("packs", nargs="+", metavar="name=pack.d3m[:backbone/]")
+    parser.add_argument("--real", required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    for given in args.packs:
+        name, _, place = given.partition("=")
+        path, _, folder = place.partition(":")
+        found = row(name, read(path), Path(folder) if folder else None, args)
+        value = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {"rows": {}}
+        value["rows"][name] = found
+        value |= {
+            "target": Path(args.real).name,
+            "preset": presets.QUICK.name,
+            "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
+            "torch": torch.__version__,
+        }
+        write_json(RESULTS, value)
+        last = found["student"]["last"]
+        print(f"{name}: {100 * last['mean']:.1f} ± {100 * last['std']:.1f} %, {found['likeness']}")
+
+
+if __name__ == "__main__":
+    main()

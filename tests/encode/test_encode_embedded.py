@@ -1,0 +1,155 @@
+"""A pack that carries its backbone: one file is enough, and every byte of it is checked."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from encode_world import make_tree
+from safetensors.numpy import load, save
+
+from d3pack.codecs import decode_files, encode_files
+from d3pack.coded import Coded
+from d3pack.dataset import D3MDataset
+from d3pack.decode import Decoder, unpacked, verify_probes
+from d3pack.encode import EncodeOptions, backbone_beside, encode
+from d3pack.errors import BackboneChangedError, CodecError, D3MError
+from d3pack.format import read, write
+from d3pack.pack import EMBEDDED, Pack
+from d3pack.sources import open_source
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("embedded")
+    make_tree(root / "source", 8)
+    options = EncodeOptions(
+        images_per_class=3,
+        method="classcond",
+        sampler_steps=3,
+        guidance=2.0,
+        group=4,
+        teacher_samples=200,
+        extra={"preset": "tiny", "embed": True, "search_images": 12, "licence": "cc0-1.0"},
+    )
+    encode(open_source(str(root / "source")), options, root / "all.d3m", cache=root / "teachers")
+    return root / "all.d3m"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A person who has nothing but the file."""
+    monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def test_one_file_is_enough(packed: Path, tmp_path: Path, home: Path) -> None:
+    assert not backbone_beside(packed).exists()
+    shutil.copy(packed, tmp_path / "alone.d3m")
+    pack = read(tmp_path / "alone.d3m")
+    report = verify_probes(pack, Decoder(pack))
+    assert report.verdict == "exact"
+    images = Decoder(pack).images(range(9))
+    assert len(list((home / "embedded").iterdir())) == 1
+    dataset = D3MDataset(tmp_path / "alone.d3m", cache_dir=tmp_path / "cache", quiet=True)
+    assert torch.equal(dataset[4][0], images[4])
+
+
+def test_its_bytes_are_counted(packed: Path) -> None:
+    pack = read(packed)
+    ledger = pack.ledger()
+    assert ledger.total == packed.stat().st_size
+    assert ledger.backbone == 0
+    whole = pack.recipe.backbone.nbytes
+    assert 0.45 * whole < ledger.sections[EMBEDDED] < 0.6 * whole
+    assert pack.recipe.backbone.licence == "cc0-1.0"
+
+
+def test_a_part_of_the_pack_carries_it_too(packed: Path, tmp_path: Path) -> None:
+    pack = read(packed)
+    part = pack.select(["lemon"]).first(2)
+    write(part, tmp_path / "part.d3m")
+    images = Decoder(read(tmp_path / "part.d3m")).images(range(2))
+    row = pack.classes.index("lemon")
+    assert torch.equal(images, Decoder(pack).images([(row, 0), (row, 1)]))
+
+
+def test_another_backbone_inside_is_refused(packed: Path, home: Path) -> None:
+    pack = read(packed)
+    coded = pack.extensions[EMBEDDED]
+    codes = coded.tensors["codes"].copy()
+    codes[5] ^= 1
+    other = Coded("files", {**coded.tensors, "codes": codes}, coded.params, coded.shared)
+    wrong = replace(pack, extensions={EMBEDDED: other})
+    with pytest.raises(BackboneChangedError, match="not the one that the recipe names"):
+        Decoder(wrong)
+    assert not (home / "embedded").exists()
+
+
+def test_a_damaged_copy_is_made_anew(packed: Path) -> None:
+    pack = read(packed)
+    folder = unpacked(pack)
+    assert folder is not None
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert unpacked(pack) == folder
+    Decoder(pack)
+
+
+def files() -> dict[str, bytes]:
+    random = np.random.default_rng(0)
+    tensors = {
+        "wide": random.normal(size=(7, 5, 3)).astype(np.float16),
+        "zero": np.zeros((4, 6), np.float16),
+        "bias": random.normal(size=9).astype(np.float16),
+        "exact": random.normal(size=(3, 3)).astype(np.float32),
+    }
+    return {"a/config.json": b'{"x": 1}', "a/w.safetensors": save(tensors), "empty": b""}
+
+
+def test_files_come_back_but_for_the_last_bits_of_matrices() -> None:
+    before = files()
+    coded = encode_files(before)
+    after = decode_files(coded)
+    assert after.keys() == before.keys()
+    assert after["a/config.json"] == before["a/config.json"]
+    assert after["empty"] == b""
+    old, new = load(before["a/w.safetensors"]), load(after["a/w.safetensors"])
+    for name in ("zero", "bias", "exact"):
+        assert np.array_equal(old[name], new[name])
+    off = np.abs(old["wide"].astype(np.float32) - new["wide"].astype(np.float32))
+    assert 0 < off.max() <= np.abs(old["wide"].astype(np.float32)).max() / 250
+    assert coded.nbytes < 0.9 * sum(map(len, before.values()))
+
+
+def test_what_does_not_fit_together_is_said() -> None:
+    coded = encode_files(files())
+
+    def other(**changes: np.ndarray) -> Coded:
+        return Coded("files", {**coded.tensors, **changes}, coded.params, coded.shared)
+
+    codes, scales, plain = (coded.tensors[n] for n in ("codes", "scales", "plain"))
+    for bad in (
+        other(codes=codes[:-1]),
+        other(scales=np.append(scales, np.float16(1))),
+        other(plain=plain[:40]),
+        other(plain=np.append(plain, np.uint8(0))),
+        Coded("zip", coded.tensors, coded.params, coded.shared),
+        Coded("files", coded.tensors, {"files": [["a/w.safetensors", "i8"]]}, coded.shared),
+        Coded("files", coded.tensors, {}, coded.shared),
+    ):
+        with pytest.raises(CodecError):
+            decode_files(bad)
+
+
+def test_a_flipped_byte_never_gets_to_the_models(packed: Path, tmp_path: Path) -> None:
+    data = bytearray(packed.read_bytes())
+    pack: Pack = read(packed)
+    data[len(data) - pack.extensions[EMBEDDED].nbytes // 2] ^= 16
+    (tmp_path / "bad.d3m").write_bytes(data)
+    with pytest.raises(D3MError):
+        read(tmp_path / "bad.d3m")
