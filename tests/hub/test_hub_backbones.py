@@ -203,7 +203,7 @@ def test_pull_brings_the_backbone_along(
     tmp_path: Path,
 ) -> None:
     """Afterwards the pack decodes offline, and opens no socket."""
-    from packs import make_pack
+    from hub_packs import make_pack
 
     pack = make_pack(3, 2, full=False, dims=32)
     pack = replace(pack, recipe=replace(pack.recipe, backbone=ref, group=2))
