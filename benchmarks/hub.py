@@ -38,7 +38,7 @@ def measure(hub: LoopbackHub, call: Callable[[], object]) -> dict[str, Any]:
 def run(hub: LoopbackHub) -> dict[str, Any]:
     """All rows; the cache is cold at the first and warm as a row says."""
     import huggingface_hub
-    from packs import make_pack
+    from hub_packs import make_pack
 
     from d3pack import hub as d3hub
     from d3pack.format import pack_bytes
