@@ -169,8 +169,9 @@ class ClassCond:
         if options.teacher == "train":
             device = torch.device(options.device or "cpu")
             stages["teacher"] = teacher_seconds(source, plan.typical, options, device)
+        carried = costs.weights + _size(self._vae) // 2 if settings.embed else 0
         return {
-            "bytes": _bytes(source, plan, options),
+            "bytes": _bytes(source, plan, options) + carried,
             "seconds": {name: round(value, 1) for name, value in stages.items()},
             "seconds_total": round(sum(stages.values()), 1),
         }
@@ -264,6 +265,10 @@ def _bytes(source: Source, plan: ClassPlan, options: EncodeOptions) -> int:
 
 def _autoencoder(path: Path, device: str) -> Autoencoder:
     return open_autoencoder(path, device=torch.device(device), dtype=torch.float32)
+
+
+def _size(folder: Path) -> int:
+    return sum((folder / name).stat().st_size for name in VAE_FILES)
 
 
 def _digest(folder: Path) -> str:

@@ -58,7 +58,7 @@ def criteria(
 ) -> tuple[Tensor, Tensor]:
     """Both terms, weighted; a class whose memory is empty adds nothing."""
     near = far = predicted.new_zeros(())
-    present = labels.unique().tolist()
+    present = sorted(set(labels.tolist()))
     for c in present:
         if not memories.made[c]:
             continue

@@ -101,7 +101,8 @@ class DiffFit:
     def prompts(self) -> Tensor:
         """(C, D): the rows, less the move of the row of no class, which is in the adapter."""
         table = self.backbone.denoiser.transformer_blocks[0].norm1.emb.table
-        return (self.values[ROWS] - (self.values[NULL] - table[-1])).cpu()
+        rows: Tensor = self.values[ROWS] - (self.values[NULL] - table[-1])
+        return rows.cpu()
 
 
 def learned(model: Any) -> dict[str, tuple[int, ...]]:
@@ -187,7 +188,5 @@ def _groups(model: nn.Module, biases: dict[str, nn.Parameter]) -> list[list[str]
 def _same_layer(
     model: nn.Module, one: str, other: str, bias: nn.Parameter, first: nn.Parameter
 ) -> bool:
-    weights = [model.get_submodule(n.removesuffix(".bias")).weight for n in (one, other)]
-    assert isinstance(weights[0], Tensor)
-    assert isinstance(weights[1], Tensor)
-    return torch.equal(bias, first) and torch.equal(*weights)
+    weights = [model.get_parameter(n.removesuffix("bias") + "weight") for n in (one, other)]
+    return torch.equal(bias, first) and torch.equal(weights[0], weights[1])

@@ -150,7 +150,7 @@ class FineTuning:
         noise = torch.from_numpy(rng.standard_normal(x0.shape, np.float32)).to(device)
         dropped = torch.from_numpy(rng.random(len(rows)) < self.settings.drop).to(device)
         losses = self.losses(x0, labels, t, noise, dropped)
-        for c in labels.unique().tolist():
+        for c in sorted(set(labels.tolist())):
             mine = labels == c
             self.memories.add(c, x0[mine], losses.predicted[mine])
         return losses

@@ -30,7 +30,7 @@ from d3pack.encode.search import STEPS
 from d3pack.sources import Source
 from d3pack.train.config import LoopConfig
 from d3pack.train.diffusion import SCHEDULE, DenoiserModule, DiffusionTask
-from d3pack.train.dit import ClassConditioner, DiTConfig, build_dit, export_dit
+from d3pack.train.dit import VAE_FILES, ClassConditioner, DiTConfig, build_dit, export_dit
 from d3pack.train.export import write_lock
 from d3pack.train.latents import Latents, keep_latents
 from d3pack.train.loop import run_stage
@@ -71,6 +71,8 @@ def train_dit(
 ) -> Trained:
     """Train (or go on training) and write the directory; done once."""
     seed, work = run.options.seed, run.journal.path(WORK)
+    if not (work / "vae").exists():  # what latents were made with is what goes into the backbone
+        _copied(vae_folder, work / "vae")
 
     def encode(images: Tensor) -> Tensor:
         return vae.encode(images.to(run.device))
@@ -124,7 +126,7 @@ def train_dit(
     folder = run.journal.path(f"{WORK}/backbone")
     if not (folder / "lock.json").exists():  # written last
         shutil.rmtree(folder, ignore_errors=True)
-        export_dit(folder, module.model, vae_folder, run.source.classes, length.licence)
+        export_dit(folder, module.model, work / "vae", run.source.classes, length.licence)
     return Trained(
         folder, photos, loop.steps, loop.steps * loop.batch, _held_loss(work / task.name)
     )
@@ -196,6 +198,7 @@ class Costs:
     read_and_encode: float  # of a real image, with its mirror image
     train: float  # of a sample
     image: float  # of one made, with the middle setting of the sampler
+    weights: int  # of the model, as its file holds them
 
 
 def dit_costs(
@@ -223,12 +226,31 @@ def dit_costs(
         forward = seconds_of(lambda: module.model(x, times, class_labels=labels)) / 16
     read = seconds_of(lambda: [source.get(0, i) for i in range(few)]) / few
     steps, guided = STEPS[len(STEPS) // 2], 2
-    return Costs(read + 2 * encode, seconds_of(train) / 16, decode + steps * guided * forward)
+    return Costs(
+        read_and_encode=read + 2 * encode,
+        train=seconds_of(train) / 16,
+        image=decode + steps * guided * forward,
+        weights=sum(value.numel() for value in module.model.state_dict().values()),
+    )
+
+
+def _copied(folder: Path, to: Path) -> None:
+    """The files of an autoencoder, all or none."""
+    part = to.with_name(to.name + "-part")  # .part is for files, and the journal removes them
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for name in VAE_FILES:
+        shutil.copyfile(folder / name, part / name)
+    part.rename(to)
 
 
 def _every(many: int, tell: Callable[..., None]) -> Callable[[int, int], None]:
+    told = 0
+
     def listen(done: int, total: int) -> None:
-        if done % many == 0 or done == total:
+        nonlocal told
+        if done - told >= many or done == total:
+            told = done
             tell(done)
 
     return listen

@@ -231,6 +231,8 @@ def test_a_dry_run_measures(tmp_path: Path) -> None:
     assert found["plan"]["size"] == (16, 16)
     assert 3000 < found["bytes"] < 6000
     assert found["seconds"]["train"] > 0
+    whole = dry_run(source, EncodeOptions(method="classcond", extra={**TINY, "embed": True}))
+    assert whole["bytes"] > found["bytes"] + 1_500_000  # the autoencoder of mini, halved
 
 
 @pytest.mark.parametrize(
