@@ -1,6 +1,10 @@
 """The three methods on one source: student accuracy, images a second, likeness to real images.
 
-    python benchmarks/methods.py --real cifar10 --work work/methods classcond=a.d3m minimax=b.d3m
+    d3pack encode cifar10 --method classcond --time-budget 30m --decode-seconds 33 --ipc 50 \\
+        --probes 4 --teacher-samples 80000 -o a.d3m
+    d3pack encode cifar10 --method minimax --backbone a.backbone --ipc 50 -o b.d3m
+    python benchmarks/methods.py --real cifar10 --work work/methods \\
+        classcond=a.d3m:a.backbone minimax=b.d3m:a.backbone
 
 `--real` has train/ and test/ with one folder a class. Each pack may be followed by the directory of
 its backbone, as name=pack.d3m:backbone/; all should hold equally many images. Rows go into

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -16,8 +17,10 @@ import torch
 from encode_world import CLASSES, make_tree
 from places import ROOT
 from test_encode_resume import Server
+from typer.testing import CliRunner, Result
 
 from d3pack.backbones.dit import DiT
+from d3pack.cli import app
 from d3pack.codecs import decode_prompts
 from d3pack.decode import Decoder
 from d3pack.encode import EncodeOptions, backbone_beside, dry_run, encode
@@ -243,3 +246,36 @@ def test_every_setting_is_on_the_page(name: str, kind: type[Any]) -> None:
     section = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| *(\S*) *\|", section, re.MULTILINE)
     assert rows == [(field.name, str(field.default)) for field in fields(kind)]
+
+
+def test_the_command_takes_settings_of_the_method(tmp_path: Path) -> None:
+    make_tree(tmp_path / "source", 4)
+
+    def run(*words: str) -> Result:
+        line = ["encode", str(tmp_path / "source"), "--dry-run", "--format", "json", *words]
+        return CliRunner().invoke(app, line)
+
+    done = run(
+        *[
+            "--method",
+            "classcond",
+            "--preset",
+            "tiny",
+            "--time-budget",
+            "2m",
+            "--set",
+            "licence=mit",
+        ]
+    )
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["seconds"]["train"] == 120.0
+    assert found["plan"]["preset"]["name"] == "tiny"
+    for words, said in (
+        (("--set", "licence"), "no setting"),
+        (("--method", "classcond", "--set", "layers=3"), "no setting 'layers'"),
+        (("--preset", "tiny"), "d3m has no setting 'preset'"),
+    ):
+        done = run(*words)
+        assert done.exit_code != 0
+        assert said in str(done.exception or "") + done.stderr
