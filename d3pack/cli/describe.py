@@ -9,7 +9,7 @@ from typing import Any
 from d3pack.canonical import plain
 from d3pack.cli import _out
 from d3pack.format import read
-from d3pack.pack import Ledger, Pack
+from d3pack.pack import EMBEDDED, Ledger, Pack
 
 WIDTH = 80
 
@@ -66,7 +66,8 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
     yield _row(
         "images", f"{len(pack):,}, {pack.images_per_class:,} a class, {height} x {breadth} pixels"
     )
-    yield _row("backbone", f"{backbone.kind}, {backbone.repo or 'a directory'}")
+    place = "carried in this file" if EMBEDDED in pack.extensions else backbone.repo
+    yield _row("backbone", f"{backbone.kind}, {place or 'a directory'}")
     yield _row("", f"revision {backbone.revision}")
     yield _row(
         "",
