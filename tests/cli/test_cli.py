@@ -100,6 +100,19 @@ def test_env_names_versions_and_no_place() -> None:
     assert str(Path.home()) not in done.stdout
 
 
+def test_env_for_people(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    from d3pack.cli.env import env
+
+    monkeypatch.setenv("HF_HOME", "/a/private/place")
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    env()
+    out = capsys.readouterr().out
+    rows = dict(line.split(maxsplit=1) for line in out.splitlines() if len(line.split()) > 1)
+    assert (rows["HF_HOME"], rows["HF_ENDPOINT"]) == ("set", "unset")
+    assert rows["torch"][0].isdigit()
+    assert "/a/private/place" not in out
+
+
 def test_no_colour_in_a_pipe() -> None:
     assert "\x1b[" not in d3pack("--help").stdout
     assert "\x1b[" not in d3pack("encode", "--help", NO_COLOR="1").stdout

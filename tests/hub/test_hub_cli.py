@@ -164,6 +164,22 @@ def test_a_dry_run_shows_everything_and_sends_nothing(d3pack: Shell, hub: Loopba
     assert hub.seen == []
 
 
+def test_the_same_for_people_and_for_scripts(d3pack: Shell, hub: LoopbackHub, login: None) -> None:
+    words = ("push", "a.d3m", "org/set", "--preview", "none")
+    code, out, err = d3pack(*words)
+    address = f"hf://datasets/org/set@{hub.repo('org/set').refs['main']}/a.d3m#sha256={PACK.root}"
+    assert code == 0, err
+    assert f"open with {address}" in out
+    assert "pushed and read back: " in out
+    code, out, _ = d3pack("pull", address, "-o", "c.d3m")
+    assert code == 0
+    assert out.splitlines() == [
+        f"c.d3m  {len(DATA):,} bytes, verified", f"from      {address}", "signature not signed",
+    ]  # fmt: skip
+    code, out, _ = d3pack(*words, "--dry-run", "--format", "quiet")
+    assert (code, out) == (0, "")
+
+
 def test_info_verify_and_diff_take_addresses(d3pack: Shell, hub: LoopbackHub) -> None:
     hub.put("org/set", {"b.d3m": DATA})
     local = d3pack.json("info", "a.d3m")

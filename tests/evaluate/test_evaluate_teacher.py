@@ -1,0 +1,105 @@
+"""The teacher of an evaluation: answers in the pack's order, chooses what it finds most real."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from encode_world import CLASSES, make_tree
+from torch import Tensor
+
+from d3pack.encode.options import EncodeOptions
+from d3pack.encode.teacher import TransformersTeacher
+from d3pack.evaluate import teacher as room
+from d3pack.evaluate.real import RealImages
+from d3pack.evaluate.teacher import Judge, open_judge
+from d3pack.evaluate.workdir import Workdir
+from d3pack.sources import Source, open_source
+
+ORDER = ("school bus", "goldfish", "lemon")  # of the pack; the source has its own
+
+
+class Brightness:
+    """A teacher one can compute by hand: class c of the source likes its own colour channel."""
+
+    classes = CLASSES
+    record: ClassVar[dict[str, object]] = {"sha256": "ab" * 32}
+
+    def logits(self, images: Tensor) -> Tensor:
+        return images.float().mean((2, 3)) / 25
+
+    def features(self, images: Tensor) -> Tensor:
+        return images.float().mean(3).flatten(1)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    return open_source(make_tree(tmp_path / "real", 9))
+
+
+def test_logits_come_in_the_packs_order(source: Source) -> None:
+    judge = Judge(Brightness(), RealImages(source, ORDER, 16, "training"))
+    images = torch.randint(0, 255, (5, 3, 16, 16), dtype=torch.uint8)
+    expected = Brightness().logits(images)[:, [CLASSES.index(name) for name in ORDER]]
+    assert torch.equal(judge.logits(images), expected)
+    assert judge.identity == "ab" * 32
+
+
+def test_patches_are_the_images_the_teacher_believes_most(source: Source) -> None:
+    real = RealImages(source, ORDER, 16, "training")
+    judge = Judge(Brightness(), real)
+    found = judge.patches(4)
+    assert [tuple(part.shape) for part in found] == [(4, 3, 16, 16)] * 3
+    for place, part in zip(real.order, found, strict=True):
+        belief = Brightness().logits(part).log_softmax(1)[:, place]
+        assert torch.equal(belief.sort(descending=True).values, belief), "best first"
+        arrays = [np.asarray(image) for _, image in source.iter_class(place)]
+        images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+        best = Brightness().logits(images).log_softmax(1)[:, place].topk(4).values
+        assert torch.allclose(belief, best, atol=0.05), "and none better was left"
+    assert judge.patches(4) is found, "asked again, nothing is looked at again"
+
+
+def test_a_classifier_of_ones_own(source: Source, tmp_path: Path) -> None:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    labels = ["lemon", "goldfish", "school bus"]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = ResNetForImageClassification(
+            ResNetConfig(
+                embedding_size=8,
+                hidden_sizes=[8, 16],
+                depths=[1, 1],
+                layer_type="basic",
+                id2label=dict(enumerate(labels)),
+                label2id={label: i for i, label in enumerate(labels)},
+            )
+        ).eval()
+    net.save_pretrained(tmp_path / "net")
+    real = RealImages(source, ORDER, 16, "training")
+    said: list[str] = []
+    judge = open_judge(str(tmp_path / "net"), real, Workdir(tmp_path / "w"), "cpu", said.append)
+    assert isinstance(judge.teacher, TransformersTeacher)
+    images = torch.randint(0, 255, (2, 3, 16, 16), dtype=torch.uint8)
+    by_source = judge.teacher.logits(images)
+    assert torch.equal(judge.logits(images), by_source[:, [CLASSES.index(n) for n in ORDER]])
+
+
+def test_a_teacher_trained_for_the_evaluation_is_kept(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
+    real = RealImages(source, ORDER, 16, "training")
+    short = replace(EncodeOptions(), teacher_samples=300)
+    monkeypatch.setattr(room, "EncodeOptions", lambda: short)
+    said: list[str] = []
+    first = open_judge("train", real, Workdir(tmp_path / "w"), "cpu", said.append)
+    images = torch.randint(0, 255, (4, 3, 16, 16), dtype=torch.uint8)
+    again = open_judge("train", real, Workdir(tmp_path / "w"), "cpu", said.append)
+    assert torch.equal(first.logits(images), again.logits(images))
+    assert first.identity == again.identity

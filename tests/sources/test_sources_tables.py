@@ -1,0 +1,160 @@
+"""Shards and tables as people have them: other columns, other labels, rows without an image."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from source_world import CLASSES, make_parquet, make_shards, pixels, png
+
+from d3pack.errors import D3MError, HubError, NotFoundError, SourceError
+from d3pack.sources import open_source
+
+datasets = pytest.importorskip("datasets")
+pytestmark = pytest.mark.usefixtures("hub_cache")
+
+
+def save(path: Path, rows: dict[str, list[Any]], **features: Any) -> Path:
+    named = datasets.Features(features) if features else None
+    datasets.Dataset.from_dict(rows, features=named).to_parquet(str(path))
+    return path
+
+
+def shard(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_words_as_labels_and_other_column_names(tmp_path: Path) -> None:
+    rows = {"img": [png(pixels(c, 0)) for c in (1, 0, 1)], "target": ["pear", "fig", "pear"]}
+    source = open_source(save(tmp_path / "a.parquet", rows))
+    assert source.classes == ("fig", "pear")
+    assert source.counts == (1, 2)
+    assert np.array_equal(np.asarray(next(iter(source.iter_class(0)))[1]), pixels(0, 0))
+
+
+def test_rows_that_name_a_file_and_rows_that_hold_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "one.png"
+    file.write_bytes(png(pixels(0, 0)))
+    rows = {
+        "image": [
+            {"bytes": None, "path": str(file)},
+            None,
+            {"bytes": png(pixels(1, 0)), "path": None},
+        ],
+        "label": [0, 0, 1],
+    }
+    path = save(
+        tmp_path / "a.parquet", rows,
+        image=datasets.Image(), label=datasets.ClassLabel(names=["fig", "pear"]),
+    )  # fmt: skip
+    source = open_source(path)
+    assert source.counts == (2, 1)
+    found = [np.asarray(image) for _, image in source.iter_class(0)]
+    assert len(found) == 1
+    assert np.array_equal(found[0], pixels(0, 0))
+    assert [skip.reason for skip in source.skipped] == ["the row holds no image bytes"]
+    assert len(source.fingerprint()) == 64
+
+
+def test_a_split_is_told_by_the_names_of_the_files(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    make_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    save(tmp_path / "data" / "test-00000-of-00001.parquet",
+         {"image": [png(pixels(0, 0))] * 2, "label": ["a", "b"]})  # fmt: skip
+    assert open_source(tmp_path).classes == CLASSES
+    assert open_source(tmp_path, split="test").classes == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("columns", "missing"),
+    [({"image": [b"x"], "words": ["a"]}, "label"), ({"audio": [b"x"], "label": ["a"]}, "image")],
+)
+def test_a_table_without_images_or_labels(
+    tmp_path: Path, columns: dict[str, list[Any]], missing: str
+) -> None:
+    with pytest.raises(SourceError, match=f"no {missing} column among"):
+        open_source(save(tmp_path / "a.parquet", columns))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (FileNotFoundError("nothing there"), NotFoundError, "no dataset org/pets on the Hub"),
+        (ConnectionError("the line is dead\nmore"), HubError, "cannot load org/pets: the line is"),
+        (ValueError(), HubError, "cannot load org/pets: ValueError"),
+    ],
+)
+def test_what_the_hub_answers(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[D3MError], words: str
+) -> None:
+    def load_dataset(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(kind, match=words) as caught:
+        open_source("hf://datasets/org/pets")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_address_that_names_no_dataset() -> None:
+    for address in ("hf://datasets/", "hf://datasets/a/b/c"):
+        with pytest.raises(SourceError, match="names no dataset"):
+            open_source(address)
+
+
+def test_labels_in_json_and_names_in_a_table(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    folder.mkdir()
+    keys = ("label", "class", "cls", "class_name")
+    members: dict[str, bytes] = {}
+    for i, key in enumerate(keys):
+        members[f"{i:03d}.png"] = png(pixels(i % 2, i))
+        members[f"{i:03d}.json"] = json.dumps({"width": 11, key: i % 2}).encode()
+    shard(folder / "a.tar", members)
+    assert open_source(folder).classes == ("0", "1")
+    (folder / "classes.txt").write_text("fig\npear\n")
+    named = open_source(folder)
+    assert (named.classes, named.counts) == (("fig", "pear"), (2, 2))
+
+
+def test_images_without_a_label_are_counted_not_guessed(tmp_path: Path) -> None:
+    members = {
+        "a/000.png": png(pixels(0, 0)), "a/000.cls": b"0",
+        "a/001.png": png(pixels(0, 1)),
+        "a/002.png": png(pixels(0, 2)), "a/002.json": b"{broken",
+        "a/003.png": png(pixels(1, 0)), "a/003.cls": b"1",
+        "a/004.png": png(pixels(0, 3)), "a/004.json": b'{"width": 3}',
+        "a/005.png": png(pixels(0, 4)), "a/005.cls": b"\xff",
+    }  # fmt: skip
+    source = open_source(shard(tmp_path / "s.tar", members))
+    assert (source.kind, source.counts) == ("webdataset", (1, 1))
+    assert [skip.key.rpartition("/")[2] for skip in source.skipped] == ["001", "002", "004", "005"]
+    assert {skip.reason for skip in source.skipped} == {"no label beside it"}
+
+
+def test_shards_that_are_not_there(tmp_path: Path) -> None:
+    folder = make_shards(tmp_path / "wds")
+    with pytest.raises(NotFoundError, match=r"1 shards are missing, first train-0002\.tar"):
+        open_source(f"{folder}/train-{{0000..0002}}.tar")
+    with pytest.raises(SourceError, match="the range of shards is too long"):
+        open_source(f"{folder}/train-{{0..9999999}}.tar")
+    (folder / "train-0001.tar").write_bytes(b"no tar" * 200)
+    with pytest.raises(SourceError, match=r"train-0001\.tar is not a readable shard"):
+        open_source(folder)
+
+
+def test_shards_without_any_label(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    shard(tmp_path / "s" / "a.tar", {"000.png": png(pixels(0, 0)), "000.txt": b"a fig"})
+    with pytest.raises(SourceError, match=r"no image with a \.cls or \.json label"):
+        open_source(tmp_path / "s")
