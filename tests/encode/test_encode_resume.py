@@ -146,8 +146,8 @@ def test_work_that_is_done_is_not_done_again(server: Server, undisturbed: bytes)
 
 def test_killed_at_random_times(server: Server, undisturbed: bytes) -> None:
     deaths = 0
-    for attempt in range(40):
-        answer = server.run("random.d3m", kill_after=0.35 + 0.13 * attempt)
+    for attempt in range(20):
+        answer = server.run("random.d3m", kill_after=0.35 * 1.4**attempt)
         deaths += answer["status"] == signal.SIGKILL
         if answer["status"] != signal.SIGKILL:
             break
