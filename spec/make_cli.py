@@ -32,7 +32,7 @@ stdout is no terminal or `NO_COLOR` is set.
 | 5 | a file, directory or repository is not there |
 | 6 | the Hugging Face Hub, or the way to it, failed |
 | 7 | the real images cannot be used |
-| 130 | interrupted; `encode`, `decode`, `train` and `eval` go on when called again |
+| 130 | interrupted; `encode`, `decode`, `train`, `eval` and `demo` go on when called again |
 """
 
 
