@@ -41,6 +41,9 @@ def export_backbone(
     """Write all parts, then `lock.json` over them."""
     folder.mkdir(parents=True, exist_ok=True)
     DDIMScheduler(**SCHEDULE).save_pretrained(folder / "scheduler")
+    words = tokenizer.backend_tokenizer  # remembers how it was last called, and would say so
+    words.no_padding()
+    words.no_truncation()
     tokenizer.save_pretrained(folder / "tokenizer")
     for part, model in (("vae", autoencoder), ("text_encoder", text), ("unet", unet)):
         save_half(model, folder / part)

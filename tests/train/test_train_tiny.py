@@ -116,6 +116,12 @@ def test_the_export_is_half_precision_and_locked(trained: Path) -> None:
     assert str(trained.parent) not in text
 
 
+def test_the_tokenizer_is_written_as_it_was_made(trained: Path) -> None:
+    written = json.loads((trained / "tokenizer" / "tokenizer.json").read_text())
+    assert written["padding"] is None
+    assert written["truncation"] is None
+
+
 def test_diffusers_own_pipeline_loads_it(trained: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
