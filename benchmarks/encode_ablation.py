@@ -2,8 +2,9 @@
 
     python benchmarks/encode_ablation.py TRAIN TEST --work DIR --seeds 3 default names vectors=2
 
-One setting is changed at a time, everything else stays at the defaults; `names` is the same pack
-prompted by class names alone. Students are ConvNet-3 under the preset `quick` of `d3pack eval`.
+A variant is a setting, or several joined by commas; everything else stays at the defaults. `names`
+is the pack of the defaults prompted by class names alone; with `steps=0,cool=0` nothing is learned
+either, but seeds are picked for the names. Students are ConvNet-3 under the preset `quick` of `d3pack eval`.
 Results are added to the JSON, so the work can be spread over many calls.
 """
 
@@ -115,7 +116,9 @@ def main() -> None:
 
     Shared.folder = args.work
     for variant in args.variants:
-        changes = {} if variant in {"default", "names"} else dict([variant.split("=", 1)])
+        changes = {}
+        if variant not in {"default", "names"}:
+            changes = dict(text.split("=", 1) for text in variant.split(","))
         options = EncodeOptions(
             images_per_class=args.ipc,
             backbone=args.backbone,
