@@ -160,6 +160,7 @@ def encoded(
     cache = run.journal.path(WORK) / "cache"
     with run.events.stage("read the images", sum(run.source.counts), "images"):
         photos = load_photos(run.source, cache, side, hold_back, _every(100, run.events.step))
+        run.journal.record("images", len(photos.labels))  # a journal of no facts has not begun
     with run.events.stage("encode the images", 2 * len(photos.train), "images"):
         latents = keep_latents(
             photos, _of_pixels(encode), cache, 0.0, run.options.seed, _every(256, run.events.step)

@@ -85,6 +85,20 @@ def test_killed_in_every_stage(server: Server, undisturbed: bytes) -> None:
         assert file.is_dir() or file.read_bytes() == twin.read_bytes(), file.name
 
 
+def test_images_are_read_and_encoded_once(server: Server, undisturbed: bytes) -> None:
+    kill = ["stage", "train the diffusion model", 1]
+    server.run("once.d3m", backbone="", kill_at=kill, changes=CHANGES)
+    cache = server.folder / "once.d3m.work" / "training" / "cache"
+    before = {p.name: p.stat().st_mtime_ns for p in cache.iterdir()}
+    assert {"photos.npy", "latents.npy"} <= before.keys()
+    kill = ["stage", "choose the sampler", 1]
+    server.run("once.d3m", backbone="", kill_at=kill, changes=CHANGES)
+    assert {p.name: p.stat().st_mtime_ns for p in cache.iterdir()} == before
+    answer = server.run("once.d3m", backbone="", changes=CHANGES)
+    assert "error" not in answer, answer
+    assert server.bytes_of("once.d3m") == undisturbed
+
+
 def test_minimax_goes_on_to_the_same_bytes(server: Server, undisturbed: bytes) -> None:
     """On the backbone that classcond has just made."""
     changes = {
