@@ -295,4 +295,4 @@ def _steps_in(
 
 def _held_loss(folder: Path) -> float:
     last = (folder / "curve.jsonl").read_text().splitlines()[-1]
-    return float(json.loads(last)["held_loss"])
+    return float(f"{json.loads(last)['held_loss']:.5g}")
