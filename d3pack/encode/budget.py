@@ -16,7 +16,7 @@ BARE = Dials(modes=1, vectors=1, codec="i4", candidates=1, labels="none", probes
 # What to buy next, most valuable first. What does not fit is passed over; the next may still fit.
 LADDER: tuple[tuple[str, Any], ...] = (
     ("probes", 1),
-    ("candidates", 4),
+    ("candidates", 5),
     ("codec", "i8"),
     ("labels", "top3"),
     ("vectors", 2),

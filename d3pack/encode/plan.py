@@ -21,6 +21,8 @@ from d3pack.sources import Source
 SMALL = 64  # pixels; up to this side a collage would leave nothing to see in a patch
 TEMPLATES = {1: "a photo of a {}", 2: "a 2x2 collage of {}", 4: "a 4x4 collage of {}"}
 PROBE = 8  # side of a stored probe
+PICKY = 5  # candidates for each image, where making them is cheap (a byte numbers those of 50) ...
+WORTH_PICKING = 20  # ... and there are so many images a class that the header of picks is not much
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ def make_plan(source: Source, options: EncodeOptions, backbone: Backbone) -> D3M
     """Fill in every default."""
     ref = backbone.ref
     small = ref.repo == "mini"
+    picks = options.images_per_class >= WORTH_PICKING
     typical = typical_side(source)
     most, width = backbone.prompt_shape
     size = options.size or backbone.image_size
@@ -107,7 +110,7 @@ def make_plan(source: Source, options: EncodeOptions, backbone: Backbone) -> D3M
         modes=options.modes or 1,
         vectors=options.vectors or 1,
         codec=options.codec or "i4",
-        candidates=options.candidates or 1,
+        candidates=options.candidates or (PICKY if small and picks else 1),
         labels=options.labels or "none",
         probes=1 if options.probes is None else options.probes,
     )
@@ -118,7 +121,6 @@ def make_plan(source: Source, options: EncodeOptions, backbone: Backbone) -> D3M
     notes = []
     if all(name.isdecimal() or name[1:].isdecimal() for name in source.classes):
         notes.append("class names are numbers or ids: --class-names gives inversion a better start")
-    default_guidance = 2.5 if small else (4.0 if ref.kind == "dit" else 5.0)
     return D3MPlan(
         classes=source.classes,
         images=sum(source.counts),
@@ -135,11 +137,20 @@ def make_plan(source: Source, options: EncodeOptions, backbone: Backbone) -> D3M
         template=options.template or TEMPLATES[factor],
         sampler=options.sampler or "dpmpp-2m",
         sampler_steps=options.sampler_steps or (12 if small else 20),
-        guidance=default_guidance if options.guidance is None else options.guidance,
+        guidance=guidance_for(ref, dials) if options.guidance is None else options.guidance,
         group=options.group or 16,
         seed=options.seed,
         notes=tuple(notes),
     )
+
+
+def guidance_for(ref: BackboneRef, dials: Dials) -> float:
+    """Of `mini`, measured on students: where the teacher picks among many images, the most varied
+    ones are the best to pick from, and the cheapest to make; else guidance has to do it.
+    """
+    if ref.repo == "mini":
+        return 1.0 if dials.candidates >= PICKY // 2 else 2.5
+    return 4.0 if ref.kind == "dit" else 5.0
 
 
 def dtype_for(device: str) -> DType:
@@ -241,6 +252,8 @@ def pick_dtype(candidates: int) -> type[np.unsignedinteger[Any]]:
     return np.uint8 if candidates <= 256 else np.uint16
 
 
-def with_dials(plan: D3MPlan, dials: Dials, note: str) -> D3MPlan:
-    """The same plan with other dials, and why."""
-    return replace(plan, dials=dials, notes=(*plan.notes, note))
+def with_dials(plan: D3MPlan, dials: Dials, guidance: float | None, note: str) -> D3MPlan:
+    """The same plan with other dials, and why; guidance follows them unless it is given."""
+    if guidance is None:
+        guidance = guidance_for(plan.backbone, dials)
+    return replace(plan, dials=dials, guidance=guidance, notes=(*plan.notes, note))

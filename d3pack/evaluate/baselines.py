@@ -22,6 +22,7 @@ from d3pack.evaluate.payload import (
 from d3pack.evaluate.real import Labelled, RealImages
 from d3pack.pack import Pack
 
+UNPICKED = 2.5  # guidance of prompts whose images nobody picks from
 Pilot = Callable[[Labelled, Labelled], float]  # train briefly on the first, accuracy on the second
 
 
@@ -183,13 +184,18 @@ def names_pack(pack: Pack, vectors: Callable[[str, int | None], Tensor], most: i
     """The same recipe, seed and number of images, prompted by the classes' own names.
 
     `vectors(name, k)` are the token embeddings of a name, `most` is how many a prompt may have.
+    A pack that picks its seeds may do without guidance; names are given what suits derived ones.
     """
     lengths = [len(vectors(name, None)) for name in pack.classes]
     count = min(max(lengths), most)
     prompts = torch.stack([vectors(name, count) for name in pack.classes])
     coded = encode_prompts(prompts[:, None].float().cpu().numpy(), "f16")
+    recipe = pack.recipe
+    if pack.picks is not None:
+        recipe = replace(recipe, guidance=max(recipe.guidance, UNPICKED))
     return replace(
         pack,
+        recipe=recipe,
         prompts=coded,
         picks=None,
         labels=None,

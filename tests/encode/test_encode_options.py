@@ -5,17 +5,21 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from d3pack.encode import EncodeOptions, budget, method, open_method
+from d3pack.encode.d3m import D3M
 from d3pack.encode.events import Events, json_lines, log_file
 from d3pack.encode.journal import JournalError, NoSpaceError
 from d3pack.encode.live import View, spark
 from d3pack.encode.options import label_kind, parse_size
 from d3pack.encode.plan import Dials
 from d3pack.errors import D3MError, UsageError
+from d3pack.sources import open_source
 
 # -- options ----------------------------------------------------------------------------------
 
@@ -164,3 +168,32 @@ def test_errors_have_codes_of_their_own() -> None:
     codes = {error.code for error in (JournalError, NoSpaceError)}
     assert len(codes) == 2
     assert D3MError.code not in codes
+
+
+# -- what nobody chose ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "candidates", "guidance"),
+    [
+        ({"images_per_class": 50}, 5, 1.0),
+        ({"images_per_class": 10}, 1, 2.5),
+        ({"images_per_class": 10, "candidates": 4}, 4, 1.0),
+        ({"images_per_class": 50, "candidates": 1}, 1, 2.5),
+        ({"images_per_class": 50, "guidance": 3.0}, 5, 3.0),
+        ({"images_per_class": 10, "budget": 20_000}, 5, 1.0),
+        ({"images_per_class": 10, "budget": 20_000, "guidance": 3.0}, 5, 3.0),
+        ({"images_per_class": 10, "budget": 20_000, "candidates": 1}, 1, 2.5),
+    ],
+)
+def test_who_picks_needs_no_guidance(
+    tmp_path: Path, asked: dict[str, Any], candidates: int, guidance: float
+) -> None:
+    for name in ("red", "green"):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            Image.new("RGB", (32, 32), name).save(tmp_path / name / f"{i}.png")
+    options = EncodeOptions(backbone="mini", **asked)
+    plan = D3M().plan(open_source(tmp_path), options, "cpu")
+    assert plan.dials.candidates == candidates
+    assert plan.guidance == guidance
