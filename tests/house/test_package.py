@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -98,10 +99,12 @@ def test_the_wheel_works_in_an_environment_of_its_own(built: Path, tmp_path: Pat
     ).stdout.strip()  # fmt: skip
     Path(site, "lent.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
 
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
     def run(*command: str) -> str:
         done = subprocess.run(
             [str(tmp_path / "venv" / SCRIPTS / command[0]), *command[1:]],
-            capture_output=True, text=True, check=False, cwd=tmp_path,
+            capture_output=True, text=True, check=False, cwd=tmp_path, env=clean,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout
