@@ -20,7 +20,7 @@ from d3pack.evaluate.presets import PRESETS, QUICK, Updates
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # What the README leaves to the defaults takes minutes; the same verbs, with less to do.
 SHORTER = {
-    "encode": "--steps 2 --cool 1 --sampler-steps 2 --probes 2 --teacher-samples 60",
+    "encode": "--steps 2 --cool 1 --batch 12 --sampler-steps 2 --probes 2 --teacher-samples 60",
     "eval": "--seeds 1 --baseline random",
 }
 SETUP = {
