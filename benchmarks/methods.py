@@ -27,12 +27,15 @@ import torch
 from torch import Tensor
 
 from d3pack.decode import Decoder
+from d3pack.encode.events import Events
+from d3pack.encode.journal import Journal
+from d3pack.encode.resnet import lesson_for, train_teacher
 from d3pack.encode.teacher import Teacher, batched
+from d3pack.encode.teaching import teacher_cache
 from d3pack.evaluate import baselines, presets
 from d3pack.evaluate.bench import Bench
 from d3pack.evaluate.evaluation import EvalOptions, make_bench
 from d3pack.evaluate.real import RealImages, common_size
-from d3pack.evaluate.teacher import open_judge
 from d3pack.evaluate.workdir import Workdir, write_json
 from d3pack.format import read
 from d3pack.pack import Pack
@@ -67,7 +70,8 @@ def likeness(teacher: Teacher, train: RealImages, images: Tensor) -> dict[str, f
     answers = logits.argmax(1).reshape(-1, count)
     found["right"] = (answers == torch.arange(len(answers))[:, None]).double().mean(1).tolist()
     for c in range(len(train.order)):
-        drawn = [i for i in (train.get(c, j) for j in range(4 * count)) if i is not None]
+        places = range(min(4 * count, train.counts[c]))
+        drawn = [image for i in places if (image := train.get(c, i)) is not None]
         real = torch.stack(drawn[:count])
         pair = teacher.features(torch.cat([real, images[c * count : (c + 1) * count]])).double()
         for name, value in manifold(pair[: len(real)], pair[len(real) :]).items():
@@ -93,6 +97,18 @@ def speed(pack: Pack, folder: Path | None, rounds: int = 2) -> dict[str, float]:
     return best
 
 
+def open_teacher(train: RealImages, samples: int, work: Path) -> Teacher:
+    """The one that the methods asked, remembered from there."""
+    journal = Journal(work, {"samples": samples})
+    try:
+        lesson = lesson_for(train.size, samples, 0)
+        return train_teacher(
+            train.source, lesson, journal, Events([]), cache=teacher_cache(), device="cpu"
+        )
+    finally:
+        journal.close()
+
+
 def row(name: str, pack: Pack, folder: Path | None, args: argparse.Namespace) -> dict[str, Any]:
     """Everything about one pack."""
     train_source = open_source(args.real, split="train")
@@ -108,7 +124,7 @@ def row(name: str, pack: Pack, folder: Path | None, args: argparse.Namespace) ->
     total = pack.ledger().total
     arm = baselines.pack_arm(name, name, pack, bench.training_set, total)
     result = bench.run(arm, args.seeds)
-    teacher = open_judge("train", train, work, "cpu", print).teacher
+    teacher = open_teacher(train, args.teacher_samples, args.work / f"teacher-{name}")
     with Decoder(pack, path=folder) as decoder:
         images = decoder.images(range(len(pack))).cpu()
     recipe = pack.recipe
@@ -135,6 +151,7 @@ def main() -> None:
     parser.add_argument("--real", required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--teacher-samples", type=int, default=80_000)
     args = parser.parse_args()
     for given in args.packs:
         name, _, place = given.partition("=")
