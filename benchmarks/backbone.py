@@ -244,7 +244,8 @@ def main() -> None:
             for stage in ("autoencoder", "text", "diffusion")
         }
     if found.previous:
-        result["previous"] = json.loads(found.previous.read_text())
+        before = json.loads(found.previous.read_text())
+        result["previous"] = {k: v for k, v in before.items() if k not in ("curves", "previous")}
     text = json.dumps(result, indent=2, sort_keys=True) + "\n"
     if found.output:
         found.output.parent.mkdir(parents=True, exist_ok=True)

@@ -4,8 +4,8 @@
 
 A variant is a setting, or several joined by commas; everything else stays at the defaults. `names`
 is the pack of the defaults prompted by class names alone; with `steps=0,cool=0` nothing is learned
-either, but seeds are picked for the names. Students are ConvNet-3 under the preset `quick` of `d3pack eval`.
-Results are added to the JSON, so the work can be spread over many calls.
+either, but seeds are picked for the names. Students are ConvNet-3 under the preset `quick` of
+`d3pack eval`. Results are added to the JSON, so the work can be spread over many calls.
 """
 
 from __future__ import annotations
