@@ -18,7 +18,7 @@ from d3pack.encode.generate import SHOWN, Judged, agreement, judge_images, proba
 from d3pack.encode.journal import Journal
 from d3pack.encode.method import Run
 from d3pack.encode.options import EncodeOptions, label_kind
-from d3pack.encode.plan import Dials, pick_dtype
+from d3pack.encode.plan import PROBE, Dials, pick_dtype
 from d3pack.encode.seeds import choose_order
 from d3pack.encode.teacher import Teacher
 from d3pack.pack import Pack
@@ -26,7 +26,6 @@ from d3pack.sheet import Row, contact_sheet
 from d3pack.sources import Source
 
 Images = npt.NDArray[np.uint8]
-PROBE = 8  # side of a stored probe, where the image size allows it
 SHEET_ROWS = 20
 MANY = 100  # classes; beyond, one image of each is shown
 _PRIVATE = ("backbone", "teacher", "teacher_map", "device")  # may name a place on this machine

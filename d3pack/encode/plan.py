@@ -20,7 +20,7 @@ from d3pack.sources import Source
 
 SMALL = 64  # pixels; up to this side a collage would leave nothing to see in a patch
 TEMPLATES = {1: "a photo of a {}", 2: "a 2x2 collage of {}", 4: "a 4x4 collage of {}"}
-PROBE = 8  # side of a stored probe
+PROBE = 8  # side of a stored probe, where the image size allows it
 PICKY = 5  # candidates for each image, where making them is cheap (a byte numbers those of 50) ...
 WORTH_PICKING = 20  # ... and there are so many images a class that the header of picks is not much
 
