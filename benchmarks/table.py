@@ -97,7 +97,7 @@ class Table:
             elif arm == "names":
                 yield Cell(arm, None, self.names)
             else:
-                for budget in BUDGETS:
+                for budget in map(int, self.args.budgets.split(",")):
                     yield Cell(arm, budget, self.maker(arm, budget))
 
     def maker(self, arm: str, budget: int) -> Callable[[], Arm | None]:
@@ -258,6 +258,7 @@ def main() -> None:
     parser.add_argument("--packs", type=Path, help="where packs are, or are made [WORK/packs]")
     parser.add_argument("--backbone", type=Path, help="a directory instead of the embedded mini")
     parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--list", action="store_true", help="train nothing, say what is missing")
     args = parser.parse_args()
