@@ -149,7 +149,8 @@ class Table:
         """The recipe that encode would choose, prompted by class names: nothing is learned."""
         opened = open_backbone(str(self.args.backbone or "mini"))
         source = self.train.source
-        plan = make_plan(source, EncodeOptions(images_per_class=PER_CLASS), opened)
+        unpicked = EncodeOptions(images_per_class=PER_CLASS, candidates=1)
+        plan = make_plan(source, unpicked, opened)
         width = opened.prompt_shape[1]
         blank = Pack(
             classes=source.classes,
