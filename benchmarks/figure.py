@@ -96,7 +96,8 @@ def markdown(table: dict[str, Any]) -> str:
                 ratios.append(f"{gain:.1f} x")
             else:
                 ratios.append("–")
-        lines.append(f"| pack to best real {name}, above chance | {' | '.join(ratios)} |")
+        if set(ratios) != {"–"}:
+            lines.append(f"| pack to best real {name}, above chance | {' | '.join(ratios)} |")
     for arm in ("names", "random"):
         for row in rows.values():
             if row["arm"] == arm:
