@@ -23,16 +23,15 @@ from d3pack.backbones.autoencoder import Autoencoder, open_autoencoder
 from d3pack.backbones.dit import DiT
 from d3pack.backbones.resolve import mini_directory
 from d3pack.codecs import encode_prompts
-from d3pack.encode.complete import Told, finish, sample_record
+from d3pack.encode.complete import finish, sample_record
 from d3pack.encode.estimate import teacher_seconds
-from d3pack.encode.generate import SHOWN
 from d3pack.encode.method import BACKBONE, Plan, Run
 from d3pack.encode.options import EncodeOptions
 from d3pack.encode.plan import Dials, dtype_for, sigmas_of, size_of, typical_side
-from d3pack.encode.search import grid, search, with_setting
+from d3pack.encode.search import grid
 from d3pack.encode.settings import read_settings
 from d3pack.encode.teaching import open_teacher
-from d3pack.encode.trained import carry, dit_costs, photos_of, train_dit
+from d3pack.encode.trained import best_sampled, carry, dit_costs, told, train_dit
 from d3pack.errors import UsageError
 from d3pack.pack import EMBEDDED, Pack
 from d3pack.recipe import BackboneRef, DType, FileLock, Recipe
@@ -214,39 +213,15 @@ class ClassCond:
             optional={} if carried is None else {EMBEDDED: {}},
             extensions={} if carried is None else {EMBEDDED: carried.coded},
         )
-        each = max(4, plan.settings.search_images // len(plan.classes))
-        best = search(
-            pack,
-            backbone,
-            teacher,
-            lambda c: photos_of(photos, c, 4 * each),
-            run.options,
-            run.journal,
-            run.events,
-            images=plan.settings.search_images,
-            decode_seconds=plan.settings.decode_seconds,
-        )
-        return finish(
-            run,
-            with_setting(pack, backbone, best.setting),
-            plan.dials,
-            backbone,
-            teacher,
-            Told(
-                self.name,
-                {
-                    "steps": trained.steps,
-                    "samples": trained.samples,
-                    "held_loss": trained.held_loss,
-                    "right": best.right,
-                    "distance": best.distance,
-                },
-                seen=len(photos.labels),
-                bad=plan.images - len(photos.labels),
-                shown=lambda c: photos_of(photos, c, SHOWN),
-                title="Real images, and what the pack makes",
-            ),
-        )
+        pack, likeness = best_sampled(run, pack, backbone, teacher, photos, plan.settings)
+        metrics = {
+            "steps": trained.steps,
+            "samples": trained.samples,
+            "held_loss": trained.held_loss,
+            **likeness,
+        }
+        about = told(self.name, metrics, photos, plan.images)
+        return finish(run, pack, plan.dials, backbone, teacher, about)
 
 
 def _bytes(source: Source, plan: ClassPlan, options: EncodeOptions) -> int:

@@ -20,19 +20,17 @@ import torch
 from d3pack.backbones import open_backbone
 from d3pack.backbones.dit import DiT
 from d3pack.codecs import encode_adapter, encode_prompts
-from d3pack.encode.complete import Told, finish, sample_record
+from d3pack.encode.complete import finish, sample_record
 from d3pack.encode.difffit import fitted
 from d3pack.encode.estimate import seconds_of, teacher_seconds
 from d3pack.encode.finetune import FineTuning, Tuned, tuning_step
-from d3pack.encode.generate import SHOWN
 from d3pack.encode.keeper import JournalKeeper
 from d3pack.encode.method import Plan, Run
 from d3pack.encode.options import EncodeOptions
 from d3pack.encode.plan import Dials, dtype_for, sigmas_of, size_of, typical_side
-from d3pack.encode.search import search, with_setting
 from d3pack.encode.settings import read_settings
 from d3pack.encode.teaching import open_teacher
-from d3pack.encode.trained import encoded, photos_of
+from d3pack.encode.trained import best_sampled, encoded, told
 from d3pack.errors import UsageError
 from d3pack.pack import Pack
 from d3pack.recipe import BackboneRef, DType, Recipe, Sampler
@@ -226,29 +224,10 @@ class Minimax:
         )
         metrics: dict[str, Any] = {"steps": plan.steps, **tuned.figures}
         if plan.settings.search_images:
-            each = max(4, plan.settings.search_images // len(plan.classes))
-            best = search(
-                pack,
-                backbone,
-                teacher,
-                lambda c: photos_of(photos, c, 4 * each),
-                run.options,
-                run.journal,
-                run.events,
-                images=plan.settings.search_images,
-                decode_seconds=plan.settings.decode_seconds,
-            )
-            pack = with_setting(pack, backbone, best.setting)
-            metrics |= {"right": best.right, "distance": best.distance}
-        told = Told(
-            self.name,
-            metrics,
-            seen=len(photos.labels),
-            bad=plan.images - len(photos.labels),
-            shown=lambda c: photos_of(photos, c, SHOWN),
-            title="Real images, and what the pack makes",
-        )
-        return finish(run, pack, plan.dials, backbone, teacher, told)
+            pack, likeness = best_sampled(run, pack, backbone, teacher, photos, plan.settings)
+            metrics |= likeness
+        about = told(self.name, metrics, photos, plan.images)
+        return finish(run, pack, plan.dials, backbone, teacher, about)
 
     def _opened(self) -> DiT:
         assert self._backbone is not None

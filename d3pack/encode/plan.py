@@ -22,6 +22,7 @@ SMALL = 64  # pixels; up to this side a collage would leave nothing to see in a 
 TEMPLATES = {1: "a photo of a {}", 2: "a 2x2 collage of {}", 4: "a 4x4 collage of {}"}
 PROBE = 8  # side of a stored probe, where the image size allows it
 PICKY = 5  # candidates for each image, where making them is cheap (a byte numbers those of 50) ...
+UNPICKED = 2.5  # guidance of mini where nobody picks
 WORTH_PICKING = 20  # ... and there are so many images a class that the header of picks is not much
 
 
@@ -149,7 +150,7 @@ def guidance_for(ref: BackboneRef, dials: Dials) -> float:
     ones are the best to pick from, and the cheapest to make; else guidance has to do it.
     """
     if ref.repo == "mini":
-        return 1.0 if dials.candidates >= PICKY // 2 else 2.5
+        return 1.0 if dials.candidates >= PICKY // 2 else UNPICKED
     return 4.0 if ref.kind == "dit" else 5.0
 
 

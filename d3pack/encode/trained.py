@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,16 +17,20 @@ from accelerate import Accelerator
 from diffusers import DiTTransformer2DModel
 from torch import Tensor
 
-from d3pack.backbones import lock_directory
+from d3pack.backbones import Backbone, lock_directory
 from d3pack.backbones.autoencoder import Autoencoder
 from d3pack.backbones.levels import Levels
 from d3pack.codecs import decode_files, encode_files
 from d3pack.coded import Coded
+from d3pack.encode.complete import Told
 from d3pack.encode.estimate import seconds_of
 from d3pack.encode.events import Events
+from d3pack.encode.generate import SHOWN
 from d3pack.encode.journal import Journal
 from d3pack.encode.method import Run
-from d3pack.encode.search import STEPS
+from d3pack.encode.search import STEPS, search, with_setting
+from d3pack.encode.teacher import Teacher
+from d3pack.pack import Pack
 from d3pack.sources import Source
 from d3pack.train.config import LoopConfig
 from d3pack.train.diffusion import SCHEDULE, DenoiserModule, DiffusionTask
@@ -190,6 +194,48 @@ def photos_of(photos: Photos, c: int, most: int) -> Pixels:
     rows = np.flatnonzero(photos.labels == c)
     picked = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
     return np.ascontiguousarray(photos.pixels[picked].transpose(0, 3, 1, 2))
+
+
+class Wanted(Protocol):
+    """How the sampler is to be chosen."""
+
+    @property
+    def search_images(self) -> int: ...
+
+    @property
+    def decode_seconds(self) -> float: ...
+
+
+def best_sampled(
+    run: Run, pack: Pack, backbone: Backbone, teacher: Teacher, photos: Photos, wanted: Wanted
+) -> tuple[Pack, dict[str, float]]:
+    """The pack with the sampler that makes it most like its real images, and how like it is."""
+    each = max(4, wanted.search_images // len(pack.classes))
+    best = search(
+        pack,
+        backbone,
+        teacher,
+        lambda c: photos_of(photos, c, 4 * each),
+        run.options,
+        run.journal,
+        run.events,
+        images=wanted.search_images,
+        decode_seconds=wanted.decode_seconds,
+    )
+    figures = {"right": best.right, "distance": best.distance}
+    return with_setting(pack, backbone, best.setting), figures
+
+
+def told(method: str, metrics: Mapping[str, Any], photos: Photos, images: int) -> Told:
+    """What the pack says of a training on `photos`, the readable ones of `images`."""
+    return Told(
+        method,
+        metrics,
+        seen=len(photos.labels),
+        bad=images - len(photos.labels),
+        shown=lambda c: photos_of(photos, c, SHOWN),
+        title="Real images, and what the pack makes",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from d3pack.codecs import encode_prompts
+from d3pack.encode.plan import UNPICKED
 from d3pack.evaluate.payload import (
     SMALLEST,
     Form,
@@ -22,7 +23,6 @@ from d3pack.evaluate.payload import (
 from d3pack.evaluate.real import Labelled, RealImages
 from d3pack.pack import Pack
 
-UNPICKED = 2.5  # guidance of prompts whose images nobody picks from
 Pilot = Callable[[Labelled, Labelled], float]  # train briefly on the first, accuracy on the second
 
 

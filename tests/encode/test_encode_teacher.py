@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from encode_world import CLASSES, make_tree, picture
+from encode_world import CLASSES, make_tree, picture, save_classifier
 
 from d3pack.encode.events import Events
 from d3pack.encode.journal import Journal
@@ -181,31 +181,6 @@ def test_teachers_with_other_classes(classes: list[str], message: str) -> None:
 
 
 # -- transformers -----------------------------------------------------------------------------
-
-
-def save_classifier(path: Path, labels: Sequence[str]) -> Path:
-    from transformers import ResNetConfig, ResNetForImageClassification
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = ResNetForImageClassification(
-            ResNetConfig(
-                embedding_size=8,
-                hidden_sizes=[8, 16],
-                depths=[1, 1],
-                layer_type="basic",
-                id2label=dict(enumerate(labels)),
-                label2id={label: i for i, label in enumerate(labels)},
-            )
-        ).eval()
-    model.save_pretrained(path)
-    settings = {
-        "size": {"height": 24, "width": 24},
-        "image_mean": [0.4] * 3,
-        "image_std": [0.2] * 3,
-    }
-    (path / "preprocessor_config.json").write_text(json.dumps(settings))
-    return path
 
 
 def test_a_transformers_classifier(tmp_path: Path) -> None:

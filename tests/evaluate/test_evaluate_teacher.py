@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from encode_world import CLASSES, make_tree
+from encode_world import CLASSES, make_tree, save_classifier
 from torch import Tensor
 
 from d3pack.encode.options import EncodeOptions
@@ -65,25 +65,10 @@ def test_patches_are_the_images_the_teacher_believes_most(source: Source) -> Non
 
 
 def test_a_classifier_of_ones_own(source: Source, tmp_path: Path) -> None:
-    from transformers import ResNetConfig, ResNetForImageClassification
-
-    labels = ["lemon", "goldfish", "school bus"]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = ResNetForImageClassification(
-            ResNetConfig(
-                embedding_size=8,
-                hidden_sizes=[8, 16],
-                depths=[1, 1],
-                layer_type="basic",
-                id2label=dict(enumerate(labels)),
-                label2id={label: i for i, label in enumerate(labels)},
-            )
-        ).eval()
-    net.save_pretrained(tmp_path / "net")
+    net = save_classifier(tmp_path / "net", ["lemon", "goldfish", "school bus"])
     real = RealImages(source, ORDER, 16, "training")
     said: list[str] = []
-    judge = open_judge(str(tmp_path / "net"), real, Workdir(tmp_path / "w"), "cpu", said.append)
+    judge = open_judge(str(net), real, Workdir(tmp_path / "w"), "cpu", said.append)
     assert isinstance(judge.teacher, TransformersTeacher)
     images = torch.randint(0, 255, (2, 3, 16, 16), dtype=torch.uint8)
     by_source = judge.teacher.logits(images)

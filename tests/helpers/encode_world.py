@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -68,3 +71,29 @@ def fails(*args: Any) -> D3MError:
     assert isinstance(found, D3MError), found
     assert "\n" not in str(found)
     return found
+
+
+def save_classifier(path: Path, labels: Sequence[str]) -> Path:
+    """A small ResNet as transformers saves it, with how it wants its images."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = ResNetForImageClassification(
+            ResNetConfig(
+                embedding_size=8,
+                hidden_sizes=[8, 16],
+                depths=[1, 1],
+                layer_type="basic",
+                id2label=dict(enumerate(labels)),
+                label2id={label: i for i, label in enumerate(labels)},
+            )
+        ).eval()
+    model.save_pretrained(path)
+    settings = {
+        "size": {"height": 24, "width": 24},
+        "image_mean": [0.4] * 3,
+        "image_std": [0.2] * 3,
+    }
+    (path / "preprocessor_config.json").write_text(json.dumps(settings))
+    return path
