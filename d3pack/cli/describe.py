@@ -71,7 +71,7 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
     yield _row("", f"revision {backbone.revision}")
     yield _row(
         "",
-        f"{_count(len(backbone.files), 'file')}, {_size(backbone.nbytes)},"
+        f"{_out.count(len(backbone.files), 'file')}, {_size(backbone.nbytes)},"
         f" licence {backbone.licence}",
     )
     yield _row(
@@ -83,13 +83,13 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
     yield _row("", f"template {recipe.template!r}")
     yield _row(
         "prompts",
-        f"{prompts.codec}, {_count(modes, 'mode')} of {_count(vectors, 'vector')} of {width} "
-        f"values, error {prompts.params['error']['rms']:.2%}",
+        f"{prompts.codec}, {_out.count(modes, 'mode')} of {_out.count(vectors, 'vector')}"
+        f" of {width} values, error {prompts.params['error']['rms']:.2%}",
     )
     how = (
         "derived"
         if pack.picks is None
-        else f"curated, {_count(pack.picks.itemsize, 'byte')} an image"
+        else f"curated, {_out.count(pack.picks.itemsize, 'byte')} an image"
     )
     yield _row("seeds", f"{how}, from {pack.seed:016x}")
     if pack.labels is not None:
@@ -101,10 +101,10 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
         yield _row("labels", text)
     if pack.adapter is not None:
         table = pack.adapter.params["table"]
-        yield _row("adapter", f"{pack.adapter.codec}, {_count(len(table), 'tensor')}")
+        yield _row("adapter", f"{pack.adapter.codec}, {_out.count(len(table), 'tensor')}")
     if pack.probes is not None:
         count, _, height, breadth = pack.probes.images.shape
-        yield _row("probes", f"{_count(count, 'image')} of {height} x {breadth} pixels")
+        yield _row("probes", f"{_out.count(count, 'image')} of {height} x {breadth} pixels")
     if pack.optional:
         yield _row("optional", ", ".join(sorted(pack.optional)) + " (unknown here, preserved)")
     if pack.provenance:
@@ -125,10 +125,6 @@ def _ledger(ledger: Ledger) -> Iterator[str]:
 def _bytes(name: str, nbytes: int, ledger: Ledger) -> str:
     a_class, an_image = nbytes / ledger.classes, nbytes / ledger.images
     return _clip(f"{name:<12}{nbytes:>22,}{a_class:>16,.1f}{an_image:>16,.2f}")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _size(nbytes: int) -> str:

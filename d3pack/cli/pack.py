@@ -65,8 +65,8 @@ def verify(
             result["root"] = pack.root
             if decode:
                 if form == "human" and pack.probes is not None:
-                    count = len(pack.probes.images)
-                    _out.say(f"rebuilding {count} probes of {_out.printable(file)}")
+                    probes = _out.count(len(pack.probes.images), "probe")
+                    _out.say(f"rebuilding {probes} of {_out.printable(file)}")
                 result["decode"] = _rebuilt(pack, device, backbone)
                 if result["decode"]["verdict"] == "wrong backbone":
                     code = code or BackboneError.exit_code
@@ -83,9 +83,10 @@ def verify(
             if result["valid"]:
                 print(f"valid    {name}  {result['root']}")
                 if made := result.get("decode"):
+                    probes = _out.count(made["probes"], "probe")
                     print(
-                        f"decodes  {name}  {made['verdict']}: {made['probes']} probes, rms "
-                        f"{made['rms']}, peak {made['peak']} of 255 levels"
+                        f"decodes  {name}  {made['verdict']}: {probes}, rms {made['rms']}, "
+                        f"peak {made['peak']} of 255 levels"
                     )
             else:
                 _out.say(f"refused  {name}  {_out.printable(result['message'])}")
