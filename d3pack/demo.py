@@ -40,8 +40,6 @@ OPTIONS = EncodeOptions(
     codec="i4",
     candidates=1,
     probes=2,
-    steps=160,
-    cool=40,
     teacher_samples=30_000,
 )
 PRESET = replace(QUICK, length=Updates(150))

@@ -24,7 +24,7 @@ from d3pack.backbones.dit import DiT
 from d3pack.backbones.resolve import mini_directory
 from d3pack.codecs import encode_prompts
 from d3pack.encode.complete import finish, sample_record
-from d3pack.encode.estimate import teacher_seconds
+from d3pack.encode.estimate import teacher_seconds, timings
 from d3pack.encode.method import BACKBONE, Plan, Run
 from d3pack.encode.options import EncodeOptions
 from d3pack.encode.plan import Dials, dtype_for, sigmas_of, size_of, typical_side
@@ -171,8 +171,7 @@ class ClassCond:
         carried = costs.weights + _size(self._vae) // 2 if settings.embed else 0
         return {
             "bytes": _bytes(source, plan, options) + carried,
-            "seconds": {name: round(value, 1) for name, value in stages.items()},
-            "seconds_total": round(sum(stages.values()), 1),
+            **timings(stages),
         }
 
     def encode(self, run: Run) -> Pack:

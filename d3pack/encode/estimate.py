@@ -66,9 +66,14 @@ def estimate(
         )
     made = (dials.candidates if dials.candidates > 1 else 0) + (dials.labels != "none")
     stages["images"] = _decode(plan, backbone) * plan.images_per_class * classes * made
+    return timings(stages)
+
+
+def timings(stages: dict[str, float]) -> dict[str, Any]:
+    """Seconds by stage and in all, as a dry run prints them."""
     return {
-        "seconds": {name: round(value, 1) for name, value in stages.items()},
-        "seconds_total": round(sum(stages.values()), 1),
+        "seconds": {name: round(value, 3) for name, value in stages.items()},
+        "seconds_total": round(sum(stages.values()), 3),
     }
 
 

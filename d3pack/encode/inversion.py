@@ -2,9 +2,9 @@
 
 A row is one mode of one class: k vectors, its own latents, its own Adam moments. The rows in the
 slots share each forward and backward pass of the frozen backbone; a row that stops gaining leaves
-its slot to a waiting one. What a row draws (latents, timesteps, noise) depends on the row and its
-own step count alone, and the whole state is a few arrays, so a run that was killed goes on as if
-it had not been.
+its slot to a waiting one. What a row draws (latents, timesteps, noise) depends on the row, its own
+step count and the density of timesteps that the first rows in the slots have measured for all. The
+whole state is a few arrays, so a run that was killed goes on as if it had not been.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from d3pack import noise
 from d3pack.backbones import Backbone, Condition
+from d3pack.encode.density import BINS, Density
 from d3pack.encode.events import Events
 
 Array = npt.NDArray[Any]
@@ -31,10 +32,12 @@ RoundTrip = Callable[
 ]  # (rows, k, D) -> the same as the pack's codec will give it back
 
 WAITING, EXPLORING, COOLING, DONE = 0, 1, 2, 3
-BETAS = (0.9, 0.99)
+BETAS = (0.9, 0.999)
 AVERAGE = 0.9  # of the running mean of a row's vectors, on which it is judged while it explores
 HELD = 0.2  # share of a row's latents that only judge
-STEP_DRAW, JUDGE_DRAW = 1, 2  # noise words apart from those of the pack's own images
+PILOT = 200  # samples, over the first rows, that measure the density of timesteps
+# noise words apart from those of the pack's own images
+STEP_DRAW, JUDGE_DRAW, PILOT_DRAW = 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,7 @@ def fresh_state(start: Array) -> dict[str, Array]:
     state |= {name: np.zeros(rows, np.int64) for name in ("status", "step", "cooled", "stall")}
     state |= {name: np.zeros(rows, np.int64) for name in ("samples", "judged")}
     state |= {name: np.full(rows, np.inf) for name in ("start_loss", "best_loss", "loss")}
+    state["density"] = Density.even().shares
     return state
 
 
@@ -115,7 +119,7 @@ class Inversion:
         self._unit = np.sqrt((self._start**2).mean((1, 2))).clip(1e-4)
         self._levels = len(backbone.levels.alphas_cumprod)
         self._held: dict[int, Tensor] = {}  # latents of the rows in slots
-        self._draws: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # their triples
+        self._draws: dict[int, tuple[Tensor, ...]] = {}  # their triples, and the weights
         self._state = keeper.load() or fresh_state(self._start)
 
     def run(self) -> Fitted:
@@ -165,10 +169,13 @@ class Inversion:
             if int(row) not in self._held:
                 values = self._latents(int(row)).astype(np.float32)
                 self._held[int(row)] = torch.from_numpy(values).to(self._backbone.device)
+        learns = self._options.steps + self._options.cool > 0
         if len(fresh):
+            if learns and not self._state["samples"].any():
+                self._measure(fresh)
             losses = self._losses(fresh, self._start[fresh])
             self._state["start_loss"][fresh] = self._state["best_loss"][fresh] = losses
-            if self._options.steps + self._options.cool == 0:
+            if not learns:
                 self._finish(fresh)
         return bool(((status == EXPLORING) | (status == COOLING)).any()) or bool(
             (status == WAITING).any()
@@ -194,8 +201,8 @@ class Inversion:
         )
         # straight through: the loss sees what the codec keeps, the gradient moves what it rounds
         seen = leaf + (stored.to(device) - leaf).detach()
-        x0, t, eps = self._draw(active, each)
-        loss = self._loss(seen, x0, t, eps)
+        x0, t, eps, weights = self._draw(active, each)
+        loss = self._loss(seen, x0, t, eps) * weights
         (gradient,) = torch.autograd.grad(loss.sum() / each, [leaf])
         self._adam(active, gradient.cpu().numpy(), cooling)
         state["samples"][active] += each
@@ -217,11 +224,36 @@ class Inversion:
         out = self._backbone.predict(levels.noised(x0, eps, t), t, spread)
         return (out.float() - levels.target(x0, eps, t)).square().mean((1, 2, 3))
 
-    def _draw(self, active: Array, each: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents, timesteps and noise of one step: a function of row and step count."""
+    def _measure(self, rows: Array) -> None:
+        """The density of timesteps, from gradients of single samples at the start vectors."""
+        device = self._backbone.device
+        times = -(-PILOT // (BINS * len(rows)))  # in each bin, of each row
+        each = BINS * times
+        levels = torch.from_numpy((np.arange(each) + 0.5) / each * self._levels).long().to(device)
+        squares = np.zeros(BINS)
+        for row in rows:
+            held = self._held[int(row)]
+            x0 = held[np.resize(judge_latents(len(held))[0], each)]
+            eps = self._noise(int(row), np.arange(each), held.shape[1:], PILOT_DRAW)
+            found = []
+            for part in torch.split(torch.arange(each), self._options.batch):
+                vectors = torch.from_numpy(self._start[row]).to(device)
+                leaf = vectors.expand(len(part), *vectors.shape).clone().requires_grad_()
+                loss = self._loss(leaf, x0[part], levels[part], eps[part])
+                (gradient,) = torch.autograd.grad(loss.sum(), [leaf])
+                found.append(gradient.double().square().sum((1, 2)).cpu().numpy())
+            of_bins = np.concatenate(found).reshape(BINS, times).mean(1)
+            squares += of_bins / max(of_bins.sum(), 1e-30)
+        self._state["density"] = Density.of_squares(squares).shares
+        self._state["samples"][rows] += each
+
+    def _draw(self, active: Array, each: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Latents, timesteps, noise and weights of one step: by row and step count."""
         device, steps = self._backbone.device, self._state["step"]
+        density = Density(self._state["density"])
         latents: list[Tensor] = []
         times: list[Array] = []
+        weights: list[Array] = []
         classes: list[int] = []
         images: list[int] = []
         for row in active:
@@ -232,9 +264,10 @@ class Inversion:
                 np.random.Philox(key=[self._options.seed, int(row)], counter=step)
             )
             latents.append(held[_pick(train, step, each, self._options.seed, int(row))])
-            # one timestep in each of `each` equal strata: every step sees all noise levels
-            strata = (np.arange(each) + rng.random(each)) / each
-            times.append((strata * self._levels).astype(np.int64))
+            # one timestep in each of `each` strata drawn alike: every step sees all noise levels
+            places, weight = density.place((np.arange(each) + rng.random(each)) / each)
+            times.append((places * self._levels).astype(np.int64))
+            weights.append(weight.astype(np.float32))
             classes += [int(row)] * each
             images += range(step * each, (step + 1) * each)
         eps = self._noise(classes, images, latents[0].shape[1:], STEP_DRAW)
@@ -242,6 +275,7 @@ class Inversion:
             torch.cat(latents),
             torch.from_numpy(np.concatenate(times)).to(device),
             eps,
+            torch.from_numpy(np.concatenate(weights)).to(device),
         )
 
     def _noise(self, rows: Any, images: Any, shape: Any, draw: int) -> Tensor:
@@ -267,18 +301,20 @@ class Inversion:
 
     # -- judgement -----------------------------------------------------------------------------
 
-    def _triples(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The fixed (latent, t, noise) of a row."""
+    def _triples(self, row: int) -> tuple[Tensor, ...]:
+        """The fixed (latent, t, noise) of a row, and what each counts."""
         if row not in self._draws:
             held, count = self._held[row], self._options.triples
             picked = np.resize(judge_latents(len(held))[1], count)
-            times = ((np.arange(count) + 0.5) / count * self._levels).astype(np.int64)
+            density = Density(self._state["density"])
+            places, weights = density.place((np.arange(count) + 0.5) / count)
             eps = self._noise(row, np.arange(count), held.shape[1:], JUDGE_DRAW)
             device = self._backbone.device
             self._draws[row] = (
                 held[torch.from_numpy(picked).to(device)],
-                torch.from_numpy(times).to(device),
+                torch.from_numpy((places * self._levels).astype(np.int64)).to(device),
                 eps,
+                torch.from_numpy(weights / weights.mean()).to(device),
             )
         return self._draws[row]
 
@@ -290,9 +326,9 @@ class Inversion:
         for start in range(0, len(rows), at_once):
             part = [self._triples(int(row)) for row in rows[start : start + at_once]]
             values = torch.from_numpy(vectors[start : start + at_once]).to(self._backbone.device)
-            x0, t, eps = (torch.cat(parts) for parts in zip(*part, strict=True))
-            each = self._loss(values, x0, t, eps).reshape(len(part), -1)
-            found.append(each.double().mean(1).cpu().numpy())
+            x0, t, eps, weights = (torch.cat(parts) for parts in zip(*part, strict=True))
+            each = self._loss(values, x0, t, eps).double() * weights
+            found.append(each.reshape(len(part), -1).mean(1).cpu().numpy())
         self._state["judged"][rows] += self._options.triples
         return np.concatenate(found)
 

@@ -22,7 +22,7 @@ from d3pack.backbones.dit import DiT
 from d3pack.codecs import encode_adapter, encode_prompts
 from d3pack.encode.complete import finish, sample_record
 from d3pack.encode.difffit import fitted
-from d3pack.encode.estimate import seconds_of, teacher_seconds
+from d3pack.encode.estimate import seconds_of, teacher_seconds, timings
 from d3pack.encode.finetune import FineTuning, Tuned, tuning_step
 from d3pack.encode.keeper import JournalKeeper
 from d3pack.encode.method import Plan, Run
@@ -196,8 +196,7 @@ class Minimax:
         table = sum(len(str(entry)) for entry in coded.params["table"])
         return {
             "bytes": pack + coded.nbytes + table + 500,  # and the section's entry
-            "seconds": {name: round(value, 1) for name, value in stages.items()},
-            "seconds_total": round(sum(stages.values()), 1),
+            **timings(stages),
         }
 
     def encode(self, run: Run) -> Pack:

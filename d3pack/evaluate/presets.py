@@ -146,7 +146,8 @@ ANY = 1 << 60
 
 # What it trades for its speed: 300 steps where the literature takes thousands, so students of large
 # sets are undertrained (all arms alike), bfloat16 products, and AdamW because it gets furthest in
-# few steps. Chosen on ten random real images of each class of CIFAR-10, never on a pack.
+# few steps. Chosen on ten random real images of each class of CIFAR-10, never on a pack;
+# `benchmarks/quick.py --choose` holds it against its neighbours on training images alone.
 QUICK = Preset(
     name="quick",
     source="d3pack's own: made for two processor cores",

@@ -14,6 +14,7 @@ from d3pack import noise
 from d3pack.backbones import Backbone, Condition, open_backbone
 from d3pack.encode import inversion
 from d3pack.encode.d3m import round_trip
+from d3pack.encode.density import BINS, Density
 from d3pack.encode.events import Events
 from d3pack.encode.inversion import Inversion, InversionOptions, judge_latents
 
@@ -81,17 +82,24 @@ def fit(
 
 
 def test_steps_are_those_of_plain_adam(backbone: Backbone) -> None:
-    """One row: torch's own Adam on the same draws gives the same vectors."""
+    """One row: torch's own Adam on the same weighted draws gives the same vectors."""
     options = settings(steps=6, cool=0, validate_every=6, slots=1, batch=4, triples=1)
     start = start_vectors(backbone, 1)
     plain = torch.from_numpy(start[0].copy()).requires_grad_()
     unit = float(np.sqrt((start**2).mean()))
     adam = torch.optim.Adam([plain], lr=options.lr * unit, betas=inversion.BETAS, eps=1e-12)
+    shelf = Shelf()
+    trained = Inversion(backbone, start, latents, lambda r: r, options, shelf, Events())
+    active = np.array([0])
+    trained._seat(1)
+    density = Density(trained._state["density"])
+    assert density.shares.max() > 1.2 * density.shares.min()
     train = judge_latents(10)[0]
     x = torch.from_numpy(latents(0).astype(np.float32))
     for step in range(6):
         rng = np.random.Generator(np.random.Philox(key=[7, 0], counter=step))
-        t = torch.from_numpy(((np.arange(4) + rng.random(4)) / 4 * 1000).astype(np.int64))
+        places, weights = density.place((np.arange(4) + rng.random(4)) / 4)
+        t = torch.from_numpy((places * 1000).astype(np.int64))
         x0 = x[inversion._pick(train, step, 4, 7, 0)]
         eps = torch.from_numpy(
             noise.normal(7, [0] * 4, np.arange(4 * step, 4 * step + 4), (4, 8, 8), 1)
@@ -99,14 +107,11 @@ def test_steps_are_those_of_plain_adam(backbone: Backbone) -> None:
         tensors = backbone.condition(plain[None]).tensors
         condition = Condition({n: v.expand(4, *v.shape[1:]) for n, v in tensors.items()})
         out = backbone.predict(backbone.levels.noised(x0, eps, t), t, condition)
-        loss = (out - backbone.levels.target(x0, eps, t)).square().mean()
+        error = (out - backbone.levels.target(x0, eps, t)).square().mean((1, 2, 3))
+        loss = (error * torch.from_numpy(weights)).mean()
         adam.zero_grad()
         torch.autograd.backward([loss])
         adam.step()
-    shelf = Shelf()
-    trained = Inversion(backbone, start, latents, lambda r: r, options, shelf, Events())
-    active = np.array([0])
-    trained._seat(1)
     for _ in range(6):
         trained._step(active, 4)
     found = trained._state["vectors"][0]
@@ -158,7 +163,8 @@ def test_waiting_rows_take_freed_slots(backbone: Backbone) -> None:
     assert loaded == [0, 1, 2, 3, 4]
     assert not set(trained._held) - {3, 4}  # latents of rows that are done are let go
     # nothing gains half of its loss: each row explores for one stretch, cools, and leaves
-    assert fitted.samples.tolist() == [(4 + 4) * 4] * 5
+    pilot = inversion.PILOT // 2  # of the two rows that come first
+    assert fitted.samples.tolist() == [(4 + 4) * 4 + pilot] * 2 + [(4 + 4) * 4] * 3
     assert shelf.state is not None
     assert (shelf.state["status"] == inversion.DONE).all()
 
@@ -167,7 +173,7 @@ def test_patience_gives_rows_that_gain_more_steps(backbone: Backbone) -> None:
     hasty = fit(backbone, settings(steps=40, patience=1, tolerance=0.2), rows=2)
     patient = fit(backbone, settings(steps=40, patience=50), rows=2)
     assert hasty.samples.sum() < patient.samples.sum()
-    assert patient.samples.tolist() == [(40 + 4) * 4] * 2
+    assert patient.samples.tolist() == [(40 + 4) * 4 + inversion.PILOT // 2] * 2
 
 
 @pytest.mark.parametrize("codec", ["i8", "pq"])
@@ -201,6 +207,30 @@ def test_a_class_conditional_backbone(tmp_path: Path) -> None:
     fitted = Inversion(dit, start, latents, round_trip("i8"), options, Shelf(), Events()).run()
     assert np.isfinite(fitted.vectors).all()
     assert (fitted.loss <= fitted.start_loss * 1.001).all()
+
+
+def test_the_density_is_that_of_single_gradients(backbone: Backbone) -> None:
+    """Against the slow way: one backward pass a sample."""
+    options = settings(slots=1)
+    trained = Inversion(
+        backbone, start_vectors(backbone, 1), latents, lambda r: r, options, Shelf(), Events()
+    )
+    trained._seat(1)
+    count = inversion.PILOT
+    assert trained._state["samples"].tolist() == [count]
+    squares = np.zeros(BINS)
+    x = torch.from_numpy(latents(0).astype(np.float32))
+    train = judge_latents(10)[0]
+    for i in range(count):
+        t = torch.tensor([int((i + 0.5) / count * 1000)])
+        x0 = x[[int(train[i % len(train)])]]
+        eps = torch.from_numpy(noise.normal(7, 0, np.array([i]), (4, 8, 8), inversion.PILOT_DRAW))
+        leaf = torch.from_numpy(start_vectors(backbone, 1)).requires_grad_()
+        out = backbone.predict(backbone.levels.noised(x0, eps, t), t, backbone.condition(leaf))
+        loss = (out - backbone.levels.target(x0, eps, t)).square().mean()
+        (gradient,) = torch.autograd.grad(loss, [leaf])
+        squares[i * BINS // count] += float(gradient.square().sum())
+    assert np.allclose(Density.of_squares(squares).shares, trained._state["density"], rtol=1e-3)
 
 
 def test_a_single_latent_trains_and_judges() -> None:
