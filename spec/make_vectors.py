@@ -7,7 +7,9 @@ Run again, it writes the same bytes. All values come from the format's own noise
 
 from __future__ import annotations
 
+import hashlib
 import json
+import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +23,15 @@ sys.path.insert(0, str(Path(__file__).parent))  # the corpus is made without bei
 from broken import broken
 
 from d3pack import BackboneRef, Coded, FileLock, Pack, Probes, Recipe, noise, pack_bytes
-from d3pack.codecs import encode_adapter, encode_labels, encode_prompts
+from d3pack.codecs import (
+    decode_files,
+    encode_adapter,
+    encode_files,
+    encode_labels,
+    encode_prompts,
+)
+from d3pack.pack import EMBEDDED
+from d3pack.recipe import directory_revision
 
 BACKBONE = BackboneRef(
     kind="stable-diffusion",
@@ -80,6 +90,39 @@ def adapter(codec: str) -> Coded:
     """Deltas of two tensors."""
     deltas = {"unet.conv_in.bias.delta": normals(13, 5), "unet.mid.weight.delta": normals(14, 4, 3)}
     return encode_adapter(deltas, codec)
+
+
+def carried() -> Pack:
+    """A backbone inside: a matrix that loses bits, a vector that does not, a plain file."""
+    matrix, bias = normals(16, 6, 8).astype(np.float16), normals(17, 5)
+    values = [("matrix", "F16", matrix), ("bias", "F32", bias)]
+    header, at = {}, 0
+    for name, kind, array in values:
+        header[name] = {
+            "dtype": kind,
+            "shape": list(array.shape),
+            "data_offsets": [at, at + array.nbytes],
+        }
+        at += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode("ascii")
+    weights = struct.pack("<Q", len(text)) + text + b"".join(a.tobytes() for _, _, a in values)
+    config = b'{"_class_name": "DiTTransformer2DModel"}'
+    coded = encode_files(
+        {
+            "transformer/config.json": config,
+            "transformer/diffusion_pytorch_model.safetensors": weights,
+        }
+    )
+    locks = {
+        path: FileLock(len(data), hashlib.sha256(data).hexdigest())
+        for path, data in decode_files(coded).items()
+    }
+    home = BackboneRef("dit", "", directory_revision(locks), locks, "apache-2.0")
+    return base(
+        recipe=replace(RECIPE, backbone=home),
+        optional={EMBEDDED: {}},
+        extensions={EMBEDDED: coded},
+    )
 
 
 def quantised() -> Coded:
@@ -153,6 +196,9 @@ def valid() -> Iterator[tuple[str, str, Pack]]:
     )
     yield "adapter-f16", "two tuned tensors", base(adapter=adapter("f16"))
     yield "adapter-i8", "the same in a byte a value", base(adapter=adapter("i8"))
+    gains = {"transformer.blocks.0.norm.weight.gain": normals(18, 7) * np.float32(0.125)}
+    yield "adapter-gain", "factors near one", base(adapter=encode_adapter(gains, "i8"))
+    yield "backbone-carried", "a backbone inside the pack, in eight bits", carried()
     yield "probes", "two reference images", base(probes=probes())
     names = ("été", "猫", "Ωmega", "شجرة", "🐈\u200d⬛", "../x", "CON", " a\\\"b'", "x" * 1024)
     yield (

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import itertools
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +18,8 @@ from places import ROOT
 from safetensors import safe_open
 
 import d3pack
-from d3pack import errors
+from d3pack import errors, read
+from d3pack.codecs import decode_files
 from d3pack.errors import InvalidPackError
 
 INDEX = json.loads((VECTORS / "index.json").read_text())
@@ -113,3 +118,39 @@ def test_the_second_reader_stands_alone() -> None:
         )
         assert got.returncode == code, got.stderr
     assert got.stderr.startswith("E_TRAILING")
+
+
+def test_a_carried_backbone_comes_out_by_the_words_of_the_specification() -> None:
+    """Section 8a value by value, with `struct` for the arithmetic of half precision."""
+    pack = read(VECTORS / "valid" / "backbone-carried.d3m")
+    section = pack.extensions["backbone"]
+    plain = io.BytesIO(section.tensors["plain"].tobytes())
+    codes = iter(section.tensors["codes"].tolist())
+    scales = iter(section.tensors["scales"].tolist())
+    found = {}
+    for path, how, size in section.params["files"]:
+        if how == "bytes":
+            found[path] = plain.read(size)
+            continue
+        start = plain.read(8)
+        header = plain.read(struct.unpack("<Q", start)[0])
+        out = [start, header]
+        tensors = sorted(json.loads(header).values(), key=lambda entry: entry["data_offsets"])
+        for entry in tensors:
+            first, last = entry["data_offsets"]
+            if entry["dtype"] != "F16" or len(entry["shape"]) < 2:
+                out.append(plain.read(last - first))
+                continue
+            width = (last - first) // 2 // entry["shape"][0]
+            for scale in itertools.islice(scales, entry["shape"][0]):
+                row = itertools.islice(codes, width)
+                out.append(struct.pack(f"<{width}e", *(code * scale for code in row)))
+        found[path] = b"".join(out)
+    assert not plain.read()
+    assert not list(codes)
+    assert not list(scales)
+    locks = pack.recipe.backbone.files
+    assert {
+        path: (len(data), hashlib.sha256(data).hexdigest()) for path, data in found.items()
+    } == {path: (lock.size, lock.sha256) for path, lock in locks.items()}
+    assert found == decode_files(section)
