@@ -14,10 +14,10 @@ from d3pack.codecs.params import NUMPY
 from d3pack.errors import LeafError, TruncatedError, UsageError
 from d3pack.format import rules
 from d3pack.format.reader import Header, check_hash, coded_section
-from d3pack.pack import MINOR, Pack, derived
+from d3pack.pack import EMBEDDED, MINOR, Pack, derived
 
 # What one class cannot do without although it belongs to all of them.
-_COMMON = ("classes", "leaves", "prompts", "adapter")
+_COMMON = ("classes", "leaves", "prompts", "adapter", EMBEDDED)
 
 
 class Read(NamedTuple):
@@ -60,8 +60,9 @@ def verify_class(head: Header, index: int, blobs: Mapping[str, bytes]) -> Pack:
     coded = {
         section["name"]: coded_section(section, arrays)
         for section in head.manifest["sections"]
-        if section["name"] in container.KNOWN and section["name"] != "probes"
+        if section["name"] in (*container.KNOWN, EMBEDDED) and section["name"] != "probes"
     }
+    carried = {name: coded.pop(name) for name in (EMBEDDED,) if name in coded}
     names = rules.class_names(coded["classes"], head.classes)
     own = (names[index],)
     images = head.manifest["images_per_class"]
@@ -79,6 +80,8 @@ def verify_class(head: Header, index: int, blobs: Mapping[str, bytes]) -> Pack:
         adapter=coded.get("adapter"),
         provenance=derived(head.manifest["provenance"], head.root, {"select": 1}),
         ids=None if ids[0] == 0 else ids,
+        optional={name: head.manifest["optional"][name] for name in carried},
+        extensions=carried,
         minor=MINOR,
     )
 

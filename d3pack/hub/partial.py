@@ -20,7 +20,7 @@ from d3pack.hub.address import Address, is_address, parse
 from d3pack.hub.cache import cached, with_file
 from d3pack.hub.pull import PathOrAddress, check_root, load, pull
 from d3pack.hub.remote import RemoteFile
-from d3pack.pack import Pack, Probes
+from d3pack.pack import EMBEDDED, Pack, Probes
 
 FIRST = 1 << 16  # the first request: the header, the class names and the leaves of most packs
 JOIN = 1 << 14  # wanted parts that are this close come in one request
@@ -100,8 +100,9 @@ def _rows(names: tuple[str, ...], classes: Sequence[int | str]) -> list[int]:
     return rows
 
 
-# Probes are left out: they are hashed as a whole. Sections of newer minors are, as in `select`.
-_PARTIAL = tuple(name for name in container.KNOWN if name != "probes")
+# Left out: sections of newer minors, as in `select`; of a part also probes, hashed as a whole.
+_KNOWN = (*container.KNOWN, EMBEDDED)
+_PARTIAL = tuple(name for name in _KNOWN if name != "probes")
 
 
 class _Window:
@@ -194,9 +195,9 @@ def _as_pack(header: Header, names: tuple[str, ...], arrays: Mapping[str, Array]
             frozenset(entry[0] for entry in section["tensors"] if entry[3] == "shared"),
         )
         for section in header.manifest["sections"]
-        if section["name"] in container.KNOWN
-        and f"{section['name']}.{section['tensors'][0][0]}" in arrays
+        if section["name"] in _KNOWN and f"{section['name']}.{section['tensors'][0][0]}" in arrays
     }
+    carried = {name: coded[name] for name in (EMBEDDED,) if name in coded}
     pack = Pack(
         classes=names,
         images_per_class=header.manifest["images_per_class"],
@@ -209,6 +210,8 @@ def _as_pack(header: Header, names: tuple[str, ...], arrays: Mapping[str, Array]
         probes=Probes(**coded["probes"].tensors) if "probes" in coded else None,
         provenance=header.manifest["provenance"],
         ids=coded["ids"].tensors["ids"] if "ids" in coded else None,
+        optional={name: header.manifest["optional"][name] for name in carried},
+        extensions=carried,
         minor=header.manifest["d3m"][1],
     )
     object.__setattr__(pack, "_manifest", header.manifest)

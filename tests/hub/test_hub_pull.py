@@ -27,7 +27,7 @@ from d3pack.errors import (
 )
 from d3pack.format import pack_bytes
 from d3pack.hub.address import parse
-from d3pack.pack import Coded, Pack
+from d3pack.pack import EMBEDDED, Coded, Pack
 
 ADDRESS = "hf://datasets/org/set/a.d3m"
 PACK = make_pack()
@@ -112,6 +112,26 @@ def test_some_classes_of_a_large_pack_cost_under_a_tenth(hub: LoopbackHub, rows:
     assert part == part_of(whole, rows)
     assert sum(seen.sent for seen in hub.seen) < len(data) / 10
     assert d3hub.read_classes(ADDRESS, [whole.classes[row] for row in rows]) == part
+
+
+def test_a_part_keeps_the_backbone_that_the_pack_carries(hub: LoopbackHub) -> None:
+    section = Coded(
+        "files",
+        {"plain": np.frombuffer(b"{}", np.uint8)},
+        {"files": [["transformer/config.json", "bytes", 2]]},
+        frozenset({"plain"}),
+    )
+    large = make_pack(1000, 2)
+    whole = replace(large, optional={EMBEDDED: {}}, extensions={EMBEDDED: section})
+    data = pack_bytes(whole)
+    hub.put("org/set", {"a.d3m": data})
+    info = d3hub.remote_info(ADDRESS)
+    assert info.outline.ledger() == whole.ledger()
+    assert info.outline.ledger().backbone == 0
+    part = d3hub.read_classes(ADDRESS, [7, 3])
+    assert part == part_of(whole, [7, 3])
+    assert EMBEDDED in part.extensions
+    assert sum(seen.sent for seen in hub.seen) < len(data) / 5
 
 
 def test_most_of_a_pack_or_a_cached_one_is_taken_whole(hub: LoopbackHub, cache: Path) -> None:
