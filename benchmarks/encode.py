@@ -6,10 +6,11 @@ The peer follows the logic of diffusers' `examples/textual_inversion/textual_inv
 settings of its README: one new token that starts as the name's first token, batch 1 with 4
 accumulated, 3000 steps, AdamW (0.9, 0.999, weight decay 1e-2) at 5e-4 times 4 over the whole
 embedding table, all other rows restored after every step, images flipped and encoded at every step.
-Both sides see the same collages, the same sentence, the same frozen networks, and are judged on
-the same fixed (latent, t, noise) triples; the time of judging counts for neither. For each class:
-the loss the peer's recipe ends with, the best it ever had, and how many forward-backward samples
-and seconds each side needs to get there. Seconds are the processor's own: other work on the
+Both sides learn from the same collages, with the same sentence and the same frozen networks, and
+are examined on the same fixed (latent, t, noise) triples of collages that neither learns from and
+that decide nothing for either; the time of examinations and judgements counts for neither. For each
+class: the loss the peer's recipe ends with, the best it ever had, and how many forward-backward
+samples and seconds each side needs to get there. Seconds are the processor's own: other work on the
 machine does not count, so run it with one thread (OMP_NUM_THREADS=1).
 """
 
@@ -28,12 +29,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from d3pack.backbones import open_backbone
+from d3pack.backbones import Condition, open_backbone
 from d3pack.encode import EncodeOptions
 from d3pack.encode.collages import CollageOptions, make_collages
 from d3pack.encode.d3m import round_trip
 from d3pack.encode.events import Events
-from d3pack.encode.inversion import Inversion, InversionOptions
+from d3pack.encode.inversion import DONE, Inversion, InversionOptions, judge_latents
 from d3pack.encode.plan import make_plan
 from d3pack.sources import Source, open_source
 
@@ -46,6 +47,7 @@ PEER = {
     "eps": 1e-8,
 }
 JUDGE_EVERY = 50  # steps of the peer
+TRIPLES = 192  # of the examination of a class
 
 
 class Indifferent:
@@ -61,10 +63,39 @@ class Indifferent:
         return images.float().mean((2, 3))
 
 
+class Exam:
+    """Loss of vectors on fixed triples of latents that only judge, apart from the judge's own."""
+
+    def __init__(self, backbone: Any, latents: list[NDArray[Any]], template: str) -> None:
+        self.backbone, self.template = backbone, template
+        levels = len(backbone.levels.alphas_cumprod)
+        self.t = torch.from_numpy((np.arange(TRIPLES) + 0.5) / TRIPLES * levels).long()
+        rng = torch.Generator().manual_seed(0)
+        self.x0, self.eps = [], []
+        for each in latents:
+            held = judge_latents(len(each))[1]
+            mixed = held[torch.randperm(TRIPLES, generator=rng).numpy() % len(held)]
+            self.x0.append(torch.from_numpy(each[mixed].astype(np.float32)))
+            self.eps.append(torch.randn(self.x0[-1].shape, generator=rng))
+
+    @torch.no_grad()
+    def loss(self, c: int, vectors: NDArray[Any]) -> float:
+        levels = self.backbone.levels
+        condition = self.backbone.condition(torch.from_numpy(vectors)[None], self.template)
+        spread = Condition(
+            {k: v.expand(TRIPLES, *v.shape[1:]) for k, v in condition.tensors.items()}
+        )
+        noised = levels.noised(self.x0[c], self.eps[c], self.t)
+        out = self.backbone.predict(noised, self.t, spread)
+        error = out - levels.target(self.x0[c], self.eps[c], self.t)
+        return float(error.double().square().mean())
+
+
 class Stopwatch:
     """Keeps nothing; notes losses, samples and time at every judgement, judging itself left out."""
 
-    def __init__(self) -> None:
+    def __init__(self, exam: Exam) -> None:
+        self.exam = exam
         self.judging = 0.0
         self.began = time.process_time()
         self.rows: list[dict[str, Any]] = []
@@ -73,15 +104,13 @@ class Stopwatch:
         return None
 
     def save(self, state: dict[str, NDArray[Any]], *, last: bool = False) -> None:
-        self.rows.append(
-            {
-                "seconds": time.process_time() - self.began - self.judging,
-                "samples": state["samples"].copy(),
-                "loss": np.where(
-                    np.isfinite(state["loss"]), state["loss"], state["best_loss"]
-                ).copy(),
-            }
-        )
+        seconds = time.process_time() - self.began - self.judging
+        done = state["status"] == DONE
+        # what a row would be stored as: its running mean until the codec has had its way
+        now = np.where(done[:, None, None], round_trip("i8")(state["vectors"]), state["mean"])
+        loss = np.array([self.exam.loss(c, vectors) for c, vectors in enumerate(now)])
+        self.rows.append({"seconds": seconds, "samples": state["samples"].copy(), "loss": loss})
+        self.judging += time.process_time() - self.began - self.judging - seconds
 
 
 class Timed(Inversion):
@@ -102,7 +131,8 @@ def ours(
     latents: list[NDArray[Any]],
     options: EncodeOptions,
     template: str,
-) -> tuple[Timed, Stopwatch]:
+    exam: Exam,
+) -> Stopwatch:
     start = np.stack([backbone.name_vectors(name, 1).float().cpu().numpy() for name in names])
     settings = InversionOptions(
         template=template,
@@ -114,14 +144,14 @@ def ours(
             )
         },
     )  # fmt: skip
-    watch = Stopwatch()
+    watch = Stopwatch(exam)
     inversion = Timed(
         backbone, start, lambda row: latents[row], round_trip("i8"), settings, watch, Events()
     )
     inversion.watch = watch
     watch.began = time.process_time()
     inversion.run()
-    return inversion, watch
+    return watch
 
 
 def peer(
@@ -168,7 +198,7 @@ def peer(
             table[others] = original[others]
         spent += time.process_time() - began
         if step % JUDGE_EVERY == 0 or step == steps:
-            yield step * PEER["accumulate"], spent, table[row].detach().numpy()[None, None].copy()
+            yield step * PEER["accumulate"], spent, table[row].detach().numpy()[None].copy()
 
 
 def collages(
@@ -220,7 +250,7 @@ def main() -> None:
     args = parser.parse_args()
     source = open_source(args.source, first=args.classes)
     backbone = open_backbone(args.backbone)
-    options = EncodeOptions(backbone=args.backbone, seed=args.seed, validate_every=5, patience=8)
+    options = EncodeOptions(backbone=args.backbone, seed=args.seed)
     plan = make_plan(source, options, backbone)
     names = list(source.classes)
     images = collages(source, len(names), options, plan.size)
@@ -229,22 +259,23 @@ def main() -> None:
             torch.cat([backbone.encode(part) for part in torch.split(every, 32)]).numpy()
             for every in images
         ]
-    inversion, watch = ours(backbone, names, latents, options, plan.template)
-    for row in range(len(names)):
-        inversion._held[row] = torch.from_numpy(latents[row].astype(np.float32))
+    exam = Exam(backbone, latents, plan.template)
+    start = [exam.loss(c, backbone.name_vectors(n, 1).float().numpy()) for c, n in enumerate(names)]
+    watch = ours(backbone, names, latents, options, plan.template, exam)
     final = watch.rows[-1]
     classes = []
     for c in range(min(args.peer_classes, len(names))):
         curve = []
+        seen = images[c][torch.from_numpy(judge_latents(len(images[c]))[0])]
         for samples, seconds, vector in peer(
-            backbone, names[c], images[c], plan.template, args.peer_steps, args.seed + c
+            backbone, names[c], seen, plan.template, args.peer_steps, args.seed + c
         ):
-            loss = float(inversion._losses(np.array([c]), vector)[0])
+            loss = exam.loss(c, vector)
             curve.append({"samples": samples, "seconds": round(seconds, 2), "loss": round(loss, 6)})
         end, best = curve[-1], min(curve, key=lambda point: point["loss"])
         found = {
             "class": names[c],
-            "start_loss": round(float(inversion._state["start_loss"][c]), 6),
+            "start_loss": round(start[c], 6),
             "ours": {
                 "samples": int(final["samples"][c]),
                 "loss": round(float(final["loss"][c]), 6),
@@ -268,7 +299,7 @@ def main() -> None:
                 "samples": int(final["samples"].sum()),
                 "seconds": round(final["seconds"], 1),
                 "loss": round(float(final["loss"].mean()), 6),
-                "start_loss": round(float(inversion._state["start_loss"].mean()), 6),
+                "start_loss": round(float(np.mean(start)), 6),
             },
             "classes": classes,
             "worst": {

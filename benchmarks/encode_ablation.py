@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from d3pack.codecs import decode_labels
 from d3pack.decode import Decoder
 from d3pack.encode import EncodeOptions, encode
 from d3pack.encode.d3m import D3M
@@ -79,6 +80,8 @@ def exam(source: Source, most: int) -> tuple[Tensor, Tensor]:
 def students(pack: Pack, path: Any, tests: tuple[Tensor, Tensor], seeds: int) -> list[float]:
     images = Decoder(pack, path=path).images(range(len(pack)))
     labels = torch.arange(len(pack.classes)).repeat_interleave(pack.images_per_class)
+    if pack.labels is not None:
+        labels = torch.from_numpy(decode_labels(pack.labels)).flatten(0, 1)
     return [
         train_student(images, labels, *tests, presets.QUICK, seed).last for seed in range(seeds)
     ]
