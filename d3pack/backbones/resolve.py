@@ -161,7 +161,7 @@ def locate(ref: BackboneRef) -> Path:
     if not ref.repo:
         raise BackboneMissingError(
             "the pack's backbone was a directory without a public home",
-            hint="point to it with --backbone PATH",
+            hint="put it beside the pack as NAME.backbone, or point to it with --backbone PATH",
         )
     return hub_files.fetch(ref.repo, ref.revision, tuple(ref.files))
 

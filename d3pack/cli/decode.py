@@ -58,7 +58,7 @@ def decode(
 
     Example: d3pack decode imnet.d3m -o imnet/
     """
-    from d3pack.decode import Decoder
+    from d3pack.decode import Decoder, beside
     from d3pack.decode.export import Plan, export
     from d3pack.decode.names import chosen
     from d3pack.errors import UsageError
@@ -80,7 +80,7 @@ def decode(
         mode=mode,
         switches=switches,
         tiny_vae=tiny_vae,
-        path=backbone,
+        path=backbone or beside(pack, opened),
         progress=None if format == "quiet" else _checking,
     )
     how = decoder.describe()

@@ -78,6 +78,7 @@ def evaluate(
     Example: d3pack eval cifar10.d3m --real cifar10 --report cifar10.html
     """
     from d3pack import read
+    from d3pack.decode import beside
     from d3pack.errors import UsageError
     from d3pack.evaluate import presets
     from d3pack.evaluate.evaluation import DEFAULT_BASELINES, EvalOptions
@@ -107,7 +108,7 @@ def evaluate(
         size=size,
         baselines=wanted,
         device=_device(device),
-        backbone=backbone,
+        backbone=backbone or beside(path, opened),
         teacher=teacher,
         agreed=yes,
     )

@@ -67,7 +67,7 @@ def verify(
                 if form == "human" and pack.probes is not None:
                     probes = _out.count(len(pack.probes.images), "probe")
                     _out.say(f"rebuilding {probes} of {_out.printable(file)}")
-                result["decode"] = _rebuilt(pack, device, backbone)
+                result["decode"] = _rebuilt(file, pack, device, backbone)
                 if result["decode"]["verdict"] == "wrong backbone":
                     code = code or BackboneError.exit_code
         except D3MError as error:
@@ -116,10 +116,10 @@ def diff(
         raise typer.Exit(1)
 
 
-def _rebuilt(pack: Pack, device: str, backbone: Path | None) -> dict[str, Any]:
-    from d3pack.decode import Decoder, verify_probes
+def _rebuilt(file: str, pack: Pack, device: str, backbone: Path | None) -> dict[str, Any]:
+    from d3pack.decode import Decoder, beside, verify_probes
 
-    with Decoder(pack, device=device, path=backbone) as decoder:
+    with Decoder(pack, device=device, path=backbone or beside(file, pack)) as decoder:
         return verify_probes(pack, decoder).to_json()
 
 

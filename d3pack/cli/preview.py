@@ -42,13 +42,15 @@ def preview(
     import io
 
     from d3pack import read
-    from d3pack.decode import Decoder, verify_probes
+    from d3pack.decode import Decoder, beside, verify_probes
     from d3pack.format.writer import replace_file
     from d3pack.hub import local_path
     from d3pack.preview import render_page, render_sheet, sample
 
-    opened = read(local_path(pack))
-    decoder = Decoder(opened, device=device or "cpu", path=backbone)
+    file = local_path(pack)
+    opened = read(file)
+    home = backbone or beside(file, opened)
+    decoder = Decoder(opened, device=device or "cpu", path=home)
     shown = sample(opened, decoder, classes=classes, images=images)
     name = pack.rsplit("/", 1)[-1]
     if kind in {".png", ".webp"}:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,6 +29,7 @@ from d3pack.dataset.transforms import (
     as_output,
     as_pil,
 )
+from d3pack.decode import beside
 from d3pack.errors import UsageError
 from d3pack.pack import Pack
 
@@ -102,6 +103,8 @@ class D3MDataset(Dataset[Any]):
         if fresh:
             self._epoch = torch.zeros((), dtype=torch.int64)
             self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+        if backbone is None and not isinstance(pack, Pack):
+            backbone = beside(fspath(pack), self.pack)
         folder = None if cache_dir is None else Path(cache_dir).expanduser()
         self.images = Images(
             self.pack,

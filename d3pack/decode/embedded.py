@@ -1,4 +1,4 @@
-"""The backbone that a pack carries: unpacked once, and held to the recipe's lock like any other."""
+"""A backbone that came with the pack, inside it or beside it: held to its lock like any other."""
 
 from __future__ import annotations
 
@@ -17,6 +17,17 @@ from d3pack.recipe import directory_revision
 
 if TYPE_CHECKING:
     from d3pack.pack import Pack
+
+
+def backbone_beside(file: str | Path) -> Path:
+    """Where the backbone lies that was trained for a pack: `name.backbone` beside `name.d3m`."""
+    return Path(file).with_suffix(".backbone")
+
+
+def beside(file: str | Path, pack: Pack) -> Path | None:
+    """The directory beside the file, for a pack whose backbone has no other home."""
+    folder = backbone_beside(file)
+    return folder if not pack.recipe.backbone.repo and folder.is_dir() else None
 
 
 def unpacked(pack: Pack) -> Path | None:

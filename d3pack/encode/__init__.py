@@ -69,6 +69,7 @@ def encode(
     it ends with is byte for byte the one that an undisturbed run writes.
     """
     from d3pack.backbones import cache_home
+    from d3pack.decode import backbone_beside
 
     output = Path(output)
     if output.suffix != ".d3m":
@@ -156,11 +157,6 @@ def _finished(journal: Journal, output: Path) -> Pack | None:
         return None
     pack = read(output)
     return pack if pack.root == journal["root"] else None
-
-
-def backbone_beside(output: Path) -> Path:
-    """Where the backbone goes that was trained for a pack: `name.backbone` beside `name.d3m`."""
-    return output.with_suffix(f".{BACKBONE}")
 
 
 def _same(made: Path, there: Path) -> bool:

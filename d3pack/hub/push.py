@@ -106,7 +106,7 @@ def prepare(
         record=_record(path, pack, options.record, notes),
         signed=options.sign,
     )
-    shown, shown_bytes = _preview(pack, options, notes, progress)
+    shown, shown_bytes = _preview(path, pack, options, notes, progress)
     files = {str(address.file): data}
     if shown_bytes is not None:
         facts = replace(facts, preview=f"preview/{stem}.parquet", shown=shown)
@@ -226,7 +226,11 @@ def _same(entry: Any, data: bytes) -> bool:
 
 
 def _preview(
-    pack: Pack, options: Options, notes: list[str], progress: preview.Progress | None
+    path: Path,
+    pack: Pack,
+    options: Options,
+    notes: list[str],
+    progress: preview.Progress | None,
 ) -> tuple[int, bytes | None]:
     if options.preview == "none":
         return 0, None
@@ -236,9 +240,11 @@ def _preview(
         notes.append("no preview: it needs pyarrow (pip install 'd3pack[encode]')")
         return 0, None
     if options.preview == "decode":
+        from d3pack.decode import beside
+
         images, labels = preview.decoded(
             pack,
-            path=options.backbone,
+            path=options.backbone or beside(path, pack),
             device=options.device,
             most=options.images,
             progress=progress,

@@ -22,13 +22,14 @@ from typer.testing import CliRunner, Result
 from d3pack.backbones.dit import DiT
 from d3pack.cli import app
 from d3pack.codecs import decode_prompts
-from d3pack.decode import Decoder
-from d3pack.encode import EncodeOptions, backbone_beside, dry_run, encode
+from d3pack.dataset import D3MDataset
+from d3pack.decode import Decoder, backbone_beside, beside
+from d3pack.encode import EncodeOptions, dry_run, encode
 from d3pack.encode.classcond import ClassCond, ClassSettings
 from d3pack.encode.minimax import MinimaxSettings
 from d3pack.encode.search import Setting, Speed, Trial, choose, energy_distance, grid
 from d3pack.encode.settings import read_settings
-from d3pack.errors import UsageError
+from d3pack.errors import BackboneChangedError, BackboneMissingError, UsageError
 from d3pack.format import read
 from d3pack.sources import open_source
 from d3pack.train.dit import PRESETS, ClassConditioner, build_dit
@@ -143,6 +144,33 @@ def test_the_pack_opens_with_the_backbone_beside_it(server: Server, undisturbed:
     assert torch.equal(backbone.name_vectors("lemon")[0].half().float(), table[1])
     assert pack.provenance["method"] == "classcond"
     assert "vae" not in str(pack.provenance)
+
+
+def test_a_backbone_beside_the_pack_is_found_and_held_to_its_lock(
+    server: Server, undisturbed: bytes, tmp_path: Path
+) -> None:
+    file = tmp_path / "moved.d3m"
+    file.write_bytes(undisturbed)
+
+    def dataset() -> D3MDataset:
+        return D3MDataset(file, cache_dir=tmp_path / "cache", quiet=True)
+
+    with pytest.raises(BackboneMissingError, match=r"beside the pack as NAME\.backbone"):
+        dataset()[0]
+    shutil.copytree(backbone_beside(server.folder / "undisturbed.d3m"), backbone_beside(file))
+    images = Decoder(read(file), path=backbone_beside(file)).images(range(12))
+    assert torch.equal(dataset()[7][0], images[7])
+    verified = CliRunner().invoke(app, ["verify", "--decode", str(file)])
+    assert verified.exit_code == 0
+    assert "exact" in verified.output
+    words = ["decode", str(file), "-o", str(tmp_path / "images"), "--ipc", "1"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    weights = backbone_beside(file) / "transformer" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(BackboneChangedError):
+        Decoder(read(file), path=beside(file, read(file)))
 
 
 def test_a_backbone_of_another_run_is_not_replaced(tmp_path: Path) -> None:
