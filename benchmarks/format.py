@@ -30,7 +30,7 @@ import d3pack
 from d3pack import BackboneRef, FileLock, Pack, Recipe, noise
 from d3pack.codecs import encode_labels, encode_prompts
 from d3pack.errors import InvalidPackError
-from d3pack.format import plan_class_reads, read_header, verify_class
+from d3pack.format import plan_reads, read_header, verify_reads
 
 ROOT = Path(__file__).resolve().parents[1]
 VALID = sorted((ROOT / "spec" / "vectors" / "valid").glob("*.d3m"))
@@ -133,9 +133,9 @@ def imagenet_21k() -> dict[str, Any]:
         assert len(kept.classes) == 21841
     prefix = data[: 8 + int.from_bytes(data[:8], "little")]
     head = read_header(prefix)
-    reads = plan_class_reads(head, 12345)
-    blobs = {r.name: data[r.start : r.stop] for r in reads}
-    one = verify_class(head, 12345, blobs)
+    reads = plan_reads(head, [12345])
+    blobs = [data[r.start : r.stop] for r in reads]
+    one = verify_reads(head, [12345], blobs)
     assert one == kept.select([12345])
     return {
         "bytes": len(data),
@@ -143,7 +143,7 @@ def imagenet_21k() -> dict[str, Any]:
         "read": reading,
         "hash_once": hashing,
         "read_peak_memory_over_file": round(peak / len(data), 3),
-        "verify_one_class": least(lambda: verify_class(head, 12345, blobs), 5),
+        "verify_one_class": least(lambda: verify_reads(head, [12345], blobs), 5),
         "bytes_read_for_one_class": len(prefix) + sum(r.stop - r.start for r in reads),
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from d3pack.format.ranges import Read, plan_class_reads, verify_class
+from d3pack.format.ranges import Read, plan_reads, verify_reads
 from d3pack.format.reader import Header, read, read_header
 from d3pack.format.writer import pack_bytes, write
 
@@ -10,9 +10,9 @@ __all__ = [
     "Header",
     "Read",
     "pack_bytes",
-    "plan_class_reads",
+    "plan_reads",
     "read",
     "read_header",
-    "verify_class",
+    "verify_reads",
     "write",
 ]

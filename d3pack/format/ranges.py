@@ -1,9 +1,9 @@
-"""One class out of a pack that is elsewhere: which bytes to fetch, and the proof of them."""
+"""Some classes out of a pack that is elsewhere: which bytes to fetch, and the proof of them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,63 +11,77 @@ import numpy as np
 from d3pack import container
 from d3pack.codecs.labels import restrict_labels
 from d3pack.codecs.params import NUMPY
+from d3pack.coded import Coded
 from d3pack.errors import LeafError, TruncatedError, UsageError
 from d3pack.format import rules
 from d3pack.format.reader import Header, check_hash, coded_section
 from d3pack.pack import EMBEDDED, MINOR, Pack, derived
 
-# What one class cannot do without although it belongs to all of them.
-_COMMON = ("classes", "leaves", "prompts", "adapter", EMBEDDED)
+# Sections of which a part is made. Left out: those of newer minors, as in `select`, and probes,
+# which are hashed as a whole.
+_PARTS = (*(name for name in container.KNOWN if name != "probes"), EMBEDDED)
 
 
 class Read(NamedTuple):
-    """A range of the file: `name` is the key under which `verify_class` wants its bytes."""
+    """A range of the file: a whole tensor, or one class's row of it."""
 
     name: str
     start: int
     stop: int
 
 
-def plan_class_reads(head: Header, index: int) -> tuple[Read, ...]:
-    """The ranges that one class needs, in file order; the header itself is read already."""
-    if not 0 <= index < head.classes:
-        raise UsageError(f"the pack has no class {index}, only {head.classes} classes")
+def plan_reads(head: Header, rows: Sequence[int]) -> tuple[Read, ...]:
+    """The ranges that these classes need, tensor by tensor; the header itself is read already."""
+    for row in rows:
+        if not 0 <= row < head.classes:
+            raise UsageError(f"the pack has no class {row}, only {head.classes} classes")
     return tuple(
         Read(slot.name, head.data + start, head.data + stop)
-        for slot, start, stop in _wanted(head, index)
+        for slot in _wanted(head)
+        for start, stop in _spans(slot, rows)
     )
 
 
-def verify_class(head: Header, index: int, blobs: Mapping[str, bytes]) -> Pack:
-    """A pack of this class alone, as `select([index])` makes it, but without probes.
+def verify_reads(head: Header, rows: Sequence[int], blobs: Sequence[bytes]) -> Pack:
+    """A pack of these classes, as `select(rows)` makes it, but without probes.
 
-    Common tensors are held against their SHA-256, the rows of the class against its leaf.
+    `blobs` are the bytes of `plan_reads`, in its order. Common tensors are held against their
+    SHA-256, the rows of each class against its leaf.
     """
-    rows, arrays = [], {}
-    for slot, start, stop in _wanted(head, index):
-        data = blobs[slot.name]
-        if len(data) != stop - start:
-            raise TruncatedError(f"{slot.name}: got {len(data)} bytes, must be {stop - start}")
+    arrays, leaves = {}, [hashlib.sha256() for _ in rows]
+    for slot in _wanted(head):
+        spans = _spans(slot, rows)
+        parts, blobs = blobs[: len(spans)], blobs[len(spans) :]
+        for (start, stop), data in zip(spans, parts, strict=True):
+            if len(data) != stop - start:
+                raise TruncatedError(f"{slot.name}: got {len(data)} bytes, must be {stop - start}")
         if slot.shared:
-            check_hash(slot, data, head.data)
+            check_hash(slot, parts[0], head.data)
         else:
-            rows.append(data)
-        shape = slot.shape if slot.shared else (1, *slot.shape[1:])
-        arrays[slot.name] = np.frombuffer(data, NUMPY[slot.dtype]).reshape(shape)
-    leaf = hashlib.sha256(b"".join(rows)).digest()[: container.LEAF]
-    if leaf != arrays["leaves.hash"][index].tobytes():
-        raise LeafError(f"class {index} does not match its leaf hash", hint="fetch it again")
+            for leaf, data in zip(leaves, parts, strict=True):
+                leaf.update(data)
+        shape = slot.shape if slot.shared else (len(rows), *slot.shape[1:])
+        arrays[slot.name] = np.frombuffer(b"".join(parts), NUMPY[slot.dtype]).reshape(shape)
     coded = {
         section["name"]: coded_section(section, arrays)
         for section in head.manifest["sections"]
-        if section["name"] in (*container.KNOWN, EMBEDDED) and section["name"] != "probes"
+        if section["name"] in _PARTS
     }
-    carried = {name: coded.pop(name) for name in (EMBEDDED,) if name in coded}
     names = rules.class_names(coded["classes"], head.classes)
-    own = (names[index],)
+    for row, leaf in zip(rows, leaves, strict=True):
+        if leaf.digest()[: container.LEAF] != arrays["leaves.hash"][row].tobytes():
+            raise LeafError(
+                f"class {row} ({names[row]!r}) does not match its leaf hash", hint="fetch it again"
+            )
+    return _part(head, rows, tuple(names[row] for row in rows), coded)
+
+
+def _part(head: Header, rows: Sequence[int], own: tuple[str, ...], coded: dict[str, Coded]) -> Pack:
+    carried = {name: coded.pop(name) for name in (EMBEDDED,) if name in coded}
     images = head.manifest["images_per_class"]
     rules.check_values({name: part for name, part in coded.items() if name != "ids"}, own, images)
-    ids = coded["ids"].tensors["ids"] if "ids" in coded else np.array([index], dtype=np.uint32)
+    take = np.array(rows)
+    ids = coded["ids"].tensors["ids"] if "ids" in coded else take.astype(np.uint32)
     labels = coded.get("labels")
     return Pack(
         classes=own,
@@ -76,19 +90,22 @@ def verify_class(head: Header, index: int, blobs: Mapping[str, bytes]) -> Pack:
         prompts=coded["prompts"],
         seed=int(head.manifest["seed"], 16),
         picks=coded["picks"].tensors["index"] if "picks" in coded else None,
-        labels=restrict_labels(labels, np.array([0]), np.array([index])) if labels else None,
+        labels=restrict_labels(labels, np.arange(len(rows)), take) if labels else None,
         adapter=coded.get("adapter"),
-        provenance=derived(head.manifest["provenance"], head.root, {"select": 1}),
-        ids=None if ids[0] == 0 else ids,
+        provenance=derived(head.manifest["provenance"], head.root, {"select": len(rows)}),
+        ids=None if np.array_equal(ids, np.arange(len(rows))) else ids,
         optional={name: head.manifest["optional"][name] for name in carried},
         extensions=carried,
         minor=MINOR,
     )
 
 
-def _wanted(head: Header, index: int) -> Iterator[tuple[container.Slot, int, int]]:
-    for slot in head.slots:
-        if not slot.shared:
-            yield slot, slot.start + index * slot.row, slot.start + (index + 1) * slot.row
-        elif slot.section in _COMMON:
-            yield slot, slot.start, slot.stop
+def _wanted(head: Header) -> Iterator[container.Slot]:
+    """Rows of sections that only a newer minor knows count in the leaves as well."""
+    return (slot for slot in head.slots if slot.section in _PARTS or not slot.shared)
+
+
+def _spans(slot: container.Slot, rows: Sequence[int]) -> list[tuple[int, int]]:
+    if slot.shared:
+        return [(slot.start, slot.stop)]
+    return [(slot.start + row * slot.row, slot.start + (row + 1) * slot.row) for row in rows]

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from d3pack import container
 from d3pack.codecs.params import NUMPY
-from d3pack.coded import Array, Coded
-from d3pack.container import Slot
-from d3pack.errors import LeafError, LimitError, TrailingError, TruncatedError, UsageError
-from d3pack.format import Header, pack_bytes, read, read_header
+from d3pack.coded import Coded
+from d3pack.errors import LimitError, TrailingError, TruncatedError, UsageError
+from d3pack.format import Header, Read, plan_reads, read_header, verify_reads
 from d3pack.format.reader import check_hash
 from d3pack.format.rules import class_names
 from d3pack.hub.address import Address, is_address, parse
@@ -42,14 +41,13 @@ class RemoteInfo:
 def remote_info(address: Address | str) -> RemoteInfo:
     """Header and class names of a pack on the Hub, without the rest."""
     window = _Window(_address(address))
-    names = class_names(window.shared(["classes"])["classes"], window.header.classes)
-    blank = {slot.name: _array(slot, bytes(slot.stop - slot.start)) for slot in window.header.slots}
+    outline = _outline(window.header, window.names())
     file = window.file
     _log.info("%s: read %d of %d bytes", window.address, file.received, file.size)
     return RemoteInfo(
         window.address,
         window.header,
-        _as_pack(window.header, names, blank),
+        outline,
         file.received,
         file.requests,
     )
@@ -70,16 +68,13 @@ def read_classes(value: PathOrAddress, classes: Sequence[int | str]) -> Pack:
         return _chosen(pull(address).pack, classes)
     window = _Window(address)
     header = window.header
-    # Rows of sections that only a newer minor knows count in the leaves as well.
-    wanted = [slot for slot in header.slots if slot.section in _PARTIAL or not slot.shared]
-    names = class_names(window.shared(["classes"])["classes"], header.classes)
+    names = window.names()
     rows = _rows(names, classes)
-    spans = [span for slot in wanted for span in _spans(slot, rows)]
-    most = 2 * sum(stop - start for start, stop in spans) > header.size
+    reads = plan_reads(header, rows)
+    most = 2 * sum(one.stop - one.start for one in reads) > header.size
     if most or sorted(rows) == list(range(header.classes)):
         return _chosen(pull(window.address).pack, rows)
-    window.fetch(spans)
-    pack = _pack(window, wanted, names, rows)
+    pack = verify_reads(header, rows, window.parts(reads))
     _log.info("%s: read %d of %d bytes", window.address, window.file.received, window.file.size)
     return pack
 
@@ -100,13 +95,8 @@ def _rows(names: tuple[str, ...], classes: Sequence[int | str]) -> list[int]:
     return rows
 
 
-# Left out: sections of newer minors, as in `select`; of a part also probes, hashed as a whole.
-_KNOWN = (*container.KNOWN, EMBEDDED)
-_PARTIAL = tuple(name for name in _KNOWN if name != "probes")
-
-
 class _Window:
-    """The parts of a remote pack that have arrived, by their place in the tensor data."""
+    """The parts of a remote pack that have arrived, by their place in the file."""
 
     def __init__(self, address: Address) -> None:
         self.file = RemoteFile(with_file(address))
@@ -128,37 +118,32 @@ class _Window:
             raise TrailingError(f"{self.file.size - self.header.size} bytes after the last tensor")
         check_root(self.header.root, self.file.address)
         self.address = self.file.address.at(str(self.file.address.revision), root=self.header.root)
-        self._parts: list[tuple[int, bytes]] = [(0, first[self.header.data :])]
+        self._parts: list[tuple[int, bytes]] = [(0, first)]
 
-    def fetch(self, spans: Iterable[tuple[int, int]]) -> None:
-        """Get what is missing of these places; neighbours share a request."""
+    def parts(self, reads: Sequence[Read]) -> list[bytes]:
+        """Their bytes; what is missing is fetched, neighbours in one request."""
+        places = sorted((one.start, one.stop) for one in reads)
         todo: list[list[int]] = []
-        for start, stop in sorted(span for span in spans if self._find(*span) is None):
+        for start, stop in places:
+            if self._find(start, stop) is not None:
+                continue
             if todo and start - todo[-1][1] <= JOIN:
                 todo[-1][1] = max(stop, todo[-1][1])
             else:
                 todo.append([start, stop])
         for start, stop in todo:
-            data = self.file.read(self.header.data + start, stop - start)
-            self._parts.append((start, data))
+            self._parts.append((start, self.file.read(start, stop - start)))
+        found = [self._find(one.start, one.stop) for one in reads]
+        return [data for data in found if data is not None]
 
-    def part(self, start: int, stop: int) -> bytes:
-        """Bytes that have been fetched."""
-        found = self._find(start, stop)
-        assert found is not None, "read before it was fetched"
-        return found
-
-    def shared(self, sections: Sequence[str]) -> dict[str, Coded]:
-        """Sections whose tensors are all of one piece, held to their hashes."""
-        slots = [slot for slot in self.header.slots if slot.section in sections]
-        self.fetch((slot.start, slot.stop) for slot in slots)
-        out = {}
-        for slot in slots:
-            data = self.part(slot.start, slot.stop)
-            check_hash(slot, data, self.header.data)
-            tensors = {slot.tensor: _array(slot, data)}
-            out[slot.section] = Coded("", tensors, shared=frozenset(tensors))
-        return out
+    def names(self) -> tuple[str, ...]:
+        """The class names, held to their hash."""
+        header = self.header
+        slot = next(slot for slot in header.slots if slot.section == "classes")
+        (data,) = self.parts([Read(slot.name, header.data + slot.start, header.data + slot.stop)])
+        check_hash(slot, data, header.data)
+        text = {slot.tensor: np.frombuffer(data, np.uint8)}
+        return class_names(Coded("utf8", text, shared=frozenset(text)), header.classes)
 
     def _find(self, start: int, stop: int) -> bytes | None:
         for at, data in self._parts:
@@ -167,35 +152,17 @@ class _Window:
         return None
 
 
-def _spans(slot: Slot, rows: Sequence[int]) -> list[tuple[int, int]]:
-    if slot.shared:
-        return [(slot.start, slot.stop)]
-    return [(slot.start + row * slot.row, slot.start + (row + 1) * slot.row) for row in rows]
-
-
-def _pack(window: _Window, wanted: list[Slot], names: tuple[str, ...], rows: list[int]) -> Pack:
-    """The chosen classes as a pack of their own.
-
-    The whole pack is laid out with zeros where nothing was read, so that `select` stays the one
-    place that knows what a part of a pack is; the zeros do not survive it.
-    """
-    arrays = {slot.name: _laid_out(window, slot, rows) for slot in wanted}
-    whole = _as_pack(window.header, names, arrays)
-    _check_leaves(wanted, arrays, rows, names)
-    return read(pack_bytes(whole.select(rows)))
-
-
-def _as_pack(header: Header, names: tuple[str, ...], arrays: Mapping[str, Array]) -> Pack:
-    """A pack of these tensors under the manifest of the file; sections without any are left out."""
+def _outline(header: Header, names: tuple[str, ...]) -> Pack:
+    """A pack under the manifest of the file whose tensors are all zero."""
+    blank = {slot.name: np.zeros(slot.shape, NUMPY[slot.dtype]) for slot in header.slots}
     coded = {
         section["name"]: Coded(
             section["codec"],
-            {entry[0]: arrays[f"{section['name']}.{entry[0]}"] for entry in section["tensors"]},
+            {entry[0]: blank[f"{section['name']}.{entry[0]}"] for entry in section["tensors"]},
             section["params"],
             frozenset(entry[0] for entry in section["tensors"] if entry[3] == "shared"),
         )
         for section in header.manifest["sections"]
-        if section["name"] in _KNOWN and f"{section['name']}.{section['tensors'][0][0]}" in arrays
     }
     carried = {name: coded[name] for name in (EMBEDDED,) if name in coded}
     pack = Pack(
@@ -216,31 +183,6 @@ def _as_pack(header: Header, names: tuple[str, ...], arrays: Mapping[str, Array]
     )
     object.__setattr__(pack, "_manifest", header.manifest)
     return pack
-
-
-def _laid_out(window: _Window, slot: Slot, rows: Sequence[int]) -> Array:
-    data = bytearray(slot.stop - slot.start)
-    for start, stop in _spans(slot, rows):
-        data[start - slot.start : stop - slot.start] = window.part(start, stop)
-    if slot.shared:
-        check_hash(slot, memoryview(data), window.header.data)
-    return _array(slot, bytes(data))
-
-
-def _array(slot: Slot, data: bytes) -> Array:
-    return np.frombuffer(data, NUMPY[slot.dtype]).reshape(slot.shape)
-
-
-def _check_leaves(
-    wanted: list[Slot], arrays: Mapping[str, Array], rows: list[int], names: tuple[str, ...]
-) -> None:
-    """Hold the rows that were read to their leaves; the leaves are held to the root."""
-    take = np.array(rows)
-    stored = [Coded("", {s.tensor: arrays[s.name][take]}) for s in wanted if not s.shared]
-    wrong = (container.leaves(stored, len(rows)) != arrays["leaves.hash"][take]).any(axis=1)
-    if wrong.any():
-        row = rows[int(np.argmax(wrong))]
-        raise LeafError(f"class {row} ({names[row]!r}) does not match its leaf hash")
 
 
 def _address(address: Address | str) -> Address:

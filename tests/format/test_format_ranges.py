@@ -10,24 +10,26 @@ from format_packs import VALID, VECTORS
 
 import d3pack
 from d3pack.errors import HashError, LeafError, TruncatedError, UsageError
-from d3pack.format import plan_class_reads, read_header, verify_class
+from d3pack.format import plan_reads, read_header, verify_reads
 
 
 @pytest.mark.parametrize("path", VALID, ids=lambda path: path.stem)
-def test_one_class_is_what_select_gives(path: Path) -> None:
+def test_a_part_is_what_select_gives(path: Path) -> None:
     data = path.read_bytes()
     pack = d3pack.read(data)
     head = read_header(data[: head_size(data)])
     assert (head.root, head.size, head.classes) == (pack.root, len(data), len(pack.classes))
-    for index in {0, head.classes // 2, head.classes - 1}:
-        reads = plan_class_reads(head, index)
-        assert [read.start for read in reads] == sorted(read.start for read in reads)
-        one = verify_class(head, index, {r.name: data[r.start : r.stop] for r in reads})
-        want = pack.select([index]) if head.classes > 1 else pack
-        if head.classes > 1:
-            assert one == replace(want, probes=None)
-        assert one.counters([0], [0]) == pack.counters([index], [0])
-        assert d3pack.read(d3pack.pack_bytes(one)) == one
+    last = head.classes - 1
+    for rows in [[0], [head.classes // 2], [last], [last, 0][: head.classes]]:
+        reads = plan_reads(head, rows)
+        part = verify_reads(head, rows, [data[r.start : r.stop] for r in reads])
+        if rows != list(range(head.classes)):
+            assert part == replace(pack.select(rows), probes=None)
+        new = list(range(len(rows)))
+        assert [a.tolist() for a in part.counters(new, [0] * len(rows))] == [
+            a.tolist() for a in pack.counters(rows, [0] * len(rows))
+        ]
+        assert d3pack.read(d3pack.pack_bytes(part)) == part
 
 
 def head_size(data: bytes) -> int:
@@ -37,30 +39,24 @@ def head_size(data: bytes) -> int:
 def test_a_wrong_byte_in_any_range_is_found() -> None:
     data = (VECTORS / "valid" / "everything.d3m").read_bytes()
     head = read_header(data)
-    reads = plan_class_reads(head, 2)
-    good = {r.name: data[r.start : r.stop] for r in reads}
-    for name, blob in good.items():
-        bad = {**good, name: bytes([blob[0] ^ 1]) + blob[1:]}
+    reads = plan_reads(head, [2, 0])
+    good = [data[r.start : r.stop] for r in reads]
+    for place, blob in enumerate(good):
+        bad = [*good[:place], bytes([blob[0] ^ 1]) + blob[1:], *good[place + 1 :]]
         with pytest.raises((HashError, LeafError)):
-            verify_class(head, 2, bad)
+            verify_reads(head, [2, 0], bad)
         with pytest.raises(TruncatedError):
-            verify_class(head, 2, {**good, name: blob[:-1]})
-    with pytest.raises(LeafError):
-        verify_class(
-            head,
-            1,
-            {
-                **good,
-            },
-        )
+            verify_reads(head, [2, 0], [*good[:place], blob[:-1], *good[place + 1 :]])
+    with pytest.raises(LeafError, match="class 1 "):
+        verify_reads(head, [2, 1], good)
     with pytest.raises(UsageError):
-        plan_class_reads(head, 4)
+        plan_reads(head, [0, 4])
 
 
 def test_reading_a_class_takes_little_of_a_large_file() -> None:
     data = (VECTORS / "valid" / "classes-300.d3m").read_bytes()
     head = read_header(data)
-    reads = plan_class_reads(head, 150)
+    reads = plan_reads(head, [150])
     rows = sum(r.stop - r.start for r in reads if r.name not in ("classes.text", "leaves.hash"))
     assert rows == 4 + 2
     with pytest.raises(TruncatedError):
