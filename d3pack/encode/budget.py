@@ -58,6 +58,24 @@ def spend(
     return dials, size
 
 
+def table_dials(
+    options: EncodeOptions, size_of: Callable[[Dials], int]
+) -> tuple[Dials, tuple[str, ...]]:
+    """Dials of a method whose prompts are rows of a class table, and what a person may know."""
+    if (options.modes or 1) > 1 or (options.vectors or 1) > 1:
+        raise UsageError("a class table has one vector a class", hint="leave --modes out")
+    if options.budget is None:
+        dials = Dials(
+            codec=options.codec or "f16",
+            candidates=options.candidates or 1,
+            labels=options.labels or "none",
+            probes=1 if options.probes is None else options.probes,
+        )
+        return dials, ()
+    dials, size = spend(options.budget, replace(options, modes=1, vectors=1), 1, size_of)
+    return dials, (describe(dials, size, options.budget),)
+
+
 def describe(dials: Dials, size: int, budget: int) -> str:
     """What was chosen, in one line."""
     seeds = (

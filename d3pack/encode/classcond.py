@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from d3pack.backbones.autoencoder import Autoencoder, open_autoencoder
 from d3pack.backbones.dit import DiT
 from d3pack.backbones.resolve import mini_directory
 from d3pack.codecs import encode_prompts
+from d3pack.encode.budget import BARE, table_dials
 from d3pack.encode.complete import finish, sample_record
 from d3pack.encode.estimate import teacher_seconds, timings
 from d3pack.encode.method import BACKBONE, Plan, Run
@@ -31,7 +32,7 @@ from d3pack.encode.plan import Dials, dtype_for, sigmas_of, size_of, typical_sid
 from d3pack.encode.search import grid
 from d3pack.encode.settings import read_settings
 from d3pack.encode.teaching import open_teacher
-from d3pack.encode.trained import best_sampled, carry, dit_costs, told, train_dit
+from d3pack.encode.trained import best_sampled, carry, dit_costs, dit_weights, told, train_dit
 from d3pack.errors import UsageError
 from d3pack.pack import EMBEDDED, Pack
 from d3pack.recipe import BackboneRef, DType, FileLock, Recipe
@@ -69,10 +70,11 @@ class ClassPlan:
     settings: ClassSettings
     group: int
     seed: int
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         value = asdict(self)
-        del value["settings"]  # options say them
+        del value["settings"], value["notes"]  # options say them
         value["preset"] = {"name": self.preset, **asdict(PRESETS[self.preset])}
         value["classes"] = len(self.classes)
         return value
@@ -94,6 +96,7 @@ class ClassPlan:
             f"{place}",
             f"class vectors as {dials.codec}, seeds {picked}, labels {dials.labels}; "
             f"sampler by measurement{limit}",
+            *self.notes,
         ]
 
 
@@ -120,35 +123,40 @@ class ClassCond:
             raise UsageError(f"no preset {preset!r}", hint=f"presets: {', '.join(PRESETS)}")
         if options.backbone:
             raise UsageError("classcond trains its own backbone", hint="leave --backbone out")
-        if (options.modes or 1) > 1 or (options.vectors or 1) > 1:
-            raise UsageError("a class table has one vector a class", hint="leave --modes out")
-        if options.budget is not None:
-            raise UsageError("--budget is for d3m", hint="choose --codec and --labels yourself")
         typical = typical_side(source)
         step = _autoencoder(self._vae, "cpu").factor * PRESETS[preset].patch
         side = min(typical, PRESETS[preset].most)
         size = options.size or (max(step, side // step * step),) * 2
         if size[0] != size[1] or size[0] % step:
             raise UsageError(f"the side must be a multiple of {step} here")
-        return ClassPlan(
+        plan = ClassPlan(
             classes=source.classes,
             images=sum(source.counts),
             images_per_class=options.images_per_class,
             typical=typical,
             size=size,
             dtype=dtype_for(device),
-            dials=Dials(
-                codec=options.codec or "f16",
-                candidates=options.candidates or 1,
-                labels=options.labels or "none",
-                probes=1 if options.probes is None else options.probes,
-            ),
+            dials=BARE,
             preset=preset,
             vae=_digest(self._vae),
             settings=settings,
             group=options.group or 16,
             seed=options.seed,
         )
+        carried = self._carried(plan)
+        dials, notes = table_dials(
+            options, lambda trial: _bytes(source, replace(plan, dials=trial), options) + carried
+        )
+        return replace(plan, dials=dials, notes=notes)
+
+    def _carried(self, plan: ClassPlan) -> int:
+        """Bytes of the backbone in the pack: weights in eight bits, as measured by their count."""
+        if not plan.settings.embed:
+            return 0
+        vae = _autoencoder(self._vae, "cpu")
+        side = plan.size[0] // vae.factor
+        weights = dit_weights(PRESETS[plan.preset], vae.channels, side, len(plan.classes))
+        return weights + sum((self._vae / name).stat().st_size for name in VAE_FILES) // 2
 
     def estimate(self, source: Source, plan: Plan, options: EncodeOptions) -> Mapping[str, Any]:
         """Measure a few steps of the training and a few images."""
@@ -168,9 +176,8 @@ class ClassCond:
         if options.teacher == "train":
             device = torch.device(options.device or "cpu")
             stages["teacher"] = teacher_seconds(source, plan.typical, options, device)
-        carried = costs.weights + _size(self._vae) // 2 if settings.embed else 0
         return {
-            "bytes": _bytes(source, plan, options) + carried,
+            "bytes": _bytes(source, plan, options) + self._carried(plan),
             **timings(stages),
         }
 
@@ -239,10 +246,6 @@ def _bytes(source: Source, plan: ClassPlan, options: EncodeOptions) -> int:
 
 def _autoencoder(path: Path, device: str) -> Autoencoder:
     return open_autoencoder(path, device=torch.device(device), dtype=torch.float32)
-
-
-def _size(folder: Path) -> int:
-    return sum((folder / name).stat().st_size for name in VAE_FILES)
 
 
 def _digest(folder: Path) -> str:

@@ -210,10 +210,16 @@ class FineTuning:
                 }
 
 
-def tuning_step(
-    backbone: DiT, classes: Sequence[str], batch: int
-) -> tuple[float, Mapping[str, Tensor]]:
-    """Seconds of a step on this machine, and an adapter with every tensor it may hold."""
+def full_adapter(backbone: DiT, classes: Sequence[str]) -> Mapping[str, Tensor]:
+    """An adapter with every tensor that fine-tuning may move."""
+    with fitted(backbone, classes) as fit, torch.no_grad():
+        for value in fit.values.values():
+            value.add_(0.01)
+        return fit.adapter()
+
+
+def tuning_seconds(backbone: DiT, classes: Sequence[str], batch: int) -> float:
+    """Of a step, on this machine."""
     shape = backbone.latent_shape
     with fitted(backbone, classes) as fit:
         x = torch.zeros((batch, *shape), device=backbone.device)
@@ -225,8 +231,4 @@ def tuning_step(
             loss = fit.denoise(x, t, labels).square().mean()
             torch.autograd.grad(loss, learning, allow_unused=True)
 
-        seconds = seconds_of(step)
-        with torch.no_grad():
-            for value in learning:
-                value.add_(0.01)
-        return seconds, fit.adapter()
+        return seconds_of(step)

@@ -12,7 +12,7 @@ labels and probes are D3M's. What was learned is the pack's adapter, the class r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -20,10 +20,11 @@ import torch
 from d3pack.backbones import open_backbone
 from d3pack.backbones.dit import DiT
 from d3pack.codecs import encode_adapter, encode_prompts
+from d3pack.encode.budget import BARE, MARGIN, table_dials
 from d3pack.encode.complete import finish, sample_record
 from d3pack.encode.difffit import fitted
 from d3pack.encode.estimate import seconds_of, teacher_seconds, timings
-from d3pack.encode.finetune import FineTuning, Tuned, tuning_step
+from d3pack.encode.finetune import FineTuning, Tuned, full_adapter, tuning_seconds
 from d3pack.encode.keeper import JournalKeeper
 from d3pack.encode.method import Plan, Run
 from d3pack.encode.options import EncodeOptions
@@ -82,9 +83,11 @@ class MinimaxPlan:
     settings: MinimaxSettings
     group: int
     seed: int
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         value = asdict(self)
+        del value["notes"]
         value["backbone"] = {"repo": self.backbone.repo, "revision": self.backbone.revision}
         value["classes"] = len(self.classes)
         return value
@@ -105,6 +108,7 @@ class MinimaxPlan:
             f"{self.sampler_steps} steps, guidance {self.guidance:g}",
             f"{self.steps} steps of {self.settings.batch}; adapter as {self.settings.adapter}, "
             f"class vectors as {dials.codec}, seeds {picked}, labels {dials.labels}",
+            *self.notes,
         ]
 
 
@@ -115,6 +119,7 @@ class Minimax:
 
     def __init__(self) -> None:
         self._backbone: DiT | None = None
+        self._sizes: dict[str, int] = {}  # of the adapter, by codec
 
     def plan(self, source: Source, options: EncodeOptions, device: str) -> MinimaxPlan:
         """Settle every setting; the backbone must be a DiT."""
@@ -130,14 +135,10 @@ class Minimax:
                 f"minimax tunes a class-conditional DiT, and this is a {backbone.ref.kind}",
                 hint="--method d3m takes it",
             )
-        if (options.modes or 1) > 1 or (options.vectors or 1) > 1:
-            raise UsageError("a class table has one vector a class", hint="leave --modes out")
-        if options.budget is not None:
-            raise UsageError("--budget is for d3m", hint="choose --codec and --labels yourself")
         self._backbone = backbone
         size = options.size or backbone.image_size
         channels = backbone.latent_shape_for(size)[0]
-        return MinimaxPlan(
+        plan = MinimaxPlan(
             classes=source.classes,
             images=sum(source.counts),
             images_per_class=options.images_per_class,
@@ -145,12 +146,7 @@ class Minimax:
             backbone=backbone.ref,
             size=size,
             dtype=dtype_for(device),
-            dials=Dials(
-                codec=options.codec or "f16",
-                candidates=options.candidates or 1,
-                labels=options.labels or "none",
-                probes=1 if options.probes is None else options.probes,
-            ),
+            dials=BARE,
             sampler=options.sampler or "dpmpp-2m",
             sampler_steps=options.sampler_steps or 20,
             guidance=4.0 if options.guidance is None else options.guidance,
@@ -159,12 +155,51 @@ class Minimax:
             group=options.group or 16,
             seed=options.seed,
         )
+        if options.budget is not None and "adapter" not in options.extra:
+            adapter = self._smaller_adapter(source, plan, options)
+            plan = replace(plan, settings=replace(settings, adapter=adapter))
+        dials, notes = table_dials(
+            options, lambda trial: self._bytes(source, replace(plan, dials=trial), options)
+        )
+        return replace(plan, dials=dials, notes=notes)
+
+    def _smaller_adapter(self, source: Source, plan: MinimaxPlan, options: EncodeOptions) -> str:
+        """The finest codec of the adapter that leaves room for a pack at all."""
+        assert options.budget is not None
+        for codec in CODECS[:-1]:
+            trial = replace(plan, settings=replace(plan.settings, adapter=codec))
+            if self._bytes(source, trial, options) + MARGIN <= options.budget:
+                return codec
+        return CODECS[-1]
+
+    def _bytes(self, source: Source, plan: MinimaxPlan, options: EncodeOptions) -> int:
+        backbone = self._opened()
+        figures = ("loss", "near", "far", *(["agreement"] if options.labels else []))
+        pack = size_of(
+            plan.classes,
+            plan.images_per_class,
+            self._recipe(plan, backbone),
+            backbone.prompt_shape[1],
+            plan.dials,
+            sample_record(self.name, source, options, figures, {"steps": 12345}),
+            plan.seed,
+        )
+        return pack + self._adapter_bytes(plan.classes, plan.settings.adapter)
+
+    def _adapter_bytes(self, classes: tuple[str, ...], codec: str) -> int:
+        """Of a section with everything that fine-tuning may move."""
+        if codec not in self._sizes:
+            whole = full_adapter(self._opened(), classes)
+            coded = encode_adapter({name: v.numpy() for name, v in whole.items()}, codec)
+            table = sum(len(str(entry)) for entry in coded.params["table"])
+            self._sizes[codec] = coded.nbytes + table + 500  # and the section's entry
+        return self._sizes[codec]
 
     def estimate(self, source: Source, plan: Plan, options: EncodeOptions) -> Mapping[str, Any]:
         """Measure a step and an image."""
         assert isinstance(plan, MinimaxPlan)
         backbone = self._opened()
-        step, adapter = tuning_step(backbone, plan.classes, plan.settings.batch)
+        step = tuning_seconds(backbone, plan.classes, plan.settings.batch)
         picture = torch.zeros((4, 3, *plan.size), dtype=torch.uint8)
         with torch.no_grad():
             encode = seconds_of(lambda: backbone.encode(picture)) / 4
@@ -182,20 +217,8 @@ class Minimax:
         }
         if options.teacher == "train":
             stages["teacher"] = teacher_seconds(source, plan.typical, options, backbone.device)
-        figures = ("loss", "near", "far", *(["agreement"] if options.labels else []))
-        pack = size_of(
-            plan.classes,
-            plan.images_per_class,
-            self._recipe(plan, backbone),
-            backbone.prompt_shape[1],
-            plan.dials,
-            sample_record(self.name, source, options, figures, {"steps": 12345}),
-            plan.seed,
-        )
-        coded = encode_adapter({n: v.numpy() for n, v in adapter.items()}, plan.settings.adapter)
-        table = sum(len(str(entry)) for entry in coded.params["table"])
         return {
-            "bytes": pack + coded.nbytes + table + 500,  # and the section's entry
+            "bytes": self._bytes(source, plan, options),
             **timings(stages),
         }
 

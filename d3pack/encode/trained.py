@@ -245,7 +245,6 @@ class Costs:
     read_and_encode: float  # of a real image, with its mirror image
     train: float  # of a sample
     image: float  # of one made, with the middle setting of the sampler
-    weights: int  # of the model, as its file holds them
 
 
 def dit_costs(
@@ -277,8 +276,14 @@ def dit_costs(
         read_and_encode=read + 2 * encode,
         train=seconds_of(train) / 16,
         image=decode + steps * guided * forward,
-        weights=sum(value.numel() for value in module.model.state_dict().values()),
     )
+
+
+def dit_weights(config: DiTConfig, channels: int, latent_side: int, classes: int) -> int:
+    """Values in the file of a model of this size."""
+    with torch.device("meta"):
+        model = build_dit(config, channels, latent_side, classes)
+    return sum(value.numel() for value in model.state_dict().values())
 
 
 def _copied(folder: Path, to: Path) -> None:

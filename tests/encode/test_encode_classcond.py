@@ -257,7 +257,6 @@ def test_what_it_refuses(tmp_path: Path) -> None:
         (EncodeOptions(extra={"vae": str(tmp_path)}), "no config.json"),
         (EncodeOptions(size=(20, 20)), "multiple of 8"),
         (EncodeOptions(extra={"colour": "red"}), "no setting 'colour'"),
-        (EncodeOptions(budget=10_000), "--budget is for d3m"),
     ):
         with pytest.raises(UsageError, match=words):
             ClassCond().plan(source, options, "cpu")
