@@ -129,7 +129,7 @@ def row(name: str, pack: Pack, folder: Path | None, args: argparse.Namespace) ->
     arm = baselines.pack_arm(name, name, pack, bench.training_set, total)
     result = bench.run(arm, args.seeds)
     teacher = open_teacher(train, args.teacher_samples, args.work / f"teacher-{name}")
-    images = fit(bench.training_set(pack)[0], size[0])  # as a student sees them
+    images = fit(bench.training_set(pack)[0], size)  # as a student sees them
     recipe = pack.recipe
     return {
         "method": pack.provenance["method"],

@@ -11,6 +11,14 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+TITLES = {
+    "pack": "a pack",
+    "webp": "random photographs, WebP files",
+    "jpeg": "random photographs, JPEG files",
+    "sheet": "random photographs, tiles of one WebP picture",
+    "collages": "photographs that a teacher has chosen (RDED), tiles of one WebP picture",
+    "names": "class names as prompts, same backbone",
+}
 README = HERE.parent / "README.md"
 BLOCK = re.compile(r"<!-- results -->.*<!-- /results -->", re.DOTALL)
 
@@ -26,24 +34,26 @@ def about(figure: int) -> str:
 
 
 def worth() -> str:
-    """The example pack beside its baselines."""
-    data = load("example-cifar10")
-    facts, ledger = data["facts"], data["ledger"]
-    rows = []
-    for arm in data["arms"]:
-        nbytes = "-" if arm["bytes"] is None else f"{arm['bytes']:,.0f} B"
-        mean, std = 100 * arm["last"]["mean"], 100 * arm["last"]["std"]
-        images = arm["runs"][0]["images"]
-        rows.append(f"| {arm['title']} | {images:,} | {nbytes} | {mean:.1f} ± {std:.1f} % |")
+    """A small pack beside as many bytes of everything else."""
+    table, about_pack = load("table-cifar10"), load("table-cifar10")["packs"]["6000"]
+    lines = []
+    for arm in ("pack", "webp", "jpeg", "sheet", "collages", "names"):
+        row = table["rows"][arm if arm == "names" else f"{arm} 6,000 B"]
+        mean, std = 100 * row["last"]["mean"], 100 * row["last"]["std"]
+        images = row["runs"][0]["images"]
+        nbytes = f"{row['bytes']:,.0f} B"
+        lines.append(f"| {TITLES[arm]} | {images:,} | {nbytes} | {mean:.1f} ± {std:.1f} % |")
     head = "| a student trained on | images | bytes | reads real CIFAR-10 |\n|---|---:|---:|---:|"
+    student = table["rows"]["pack 6,000 B"]["runs"][0]
     return (
-        "[`examples/cifar10.d3m`](examples/cifar10.d3m) on `mini`, which was trained on other"
-        f" photographs; students are {facts['student']}, {facts['updates']} updates, preset"
-        f" `{data['preset']['name']}`, {facts['seeds']} seeds, {facts['test_images']:,} real test"
-        f" images, chance 10 %:\n\n{head}\n" + "\n".join(rows) + "\n\n"
-        f"Beside each pack stands the backbone, {ledger['backbone'] / 1e6:.1f} MB, shared by all"
-        f" packs; decoding took {data['decode_seconds']:.0f} s here. `d3pack eval` makes this"
-        " table for your pack, with a page to look at."
+        "The prompts and seeds of [`examples/cifar10.d3m`](examples/cifar10.d3m) on `mini`, which"
+        f" was trained on other photographs; students are {student['student']},"
+        f" {student['updates']} updates, preset `{table['protocol']['preset']['name']}`,"
+        f" {len(table['rows']['pack 6,000 B']['runs'])} seeds, {table['test_images']:,} real test"
+        f" images, chance 10 %:\n\n{head}\n" + "\n".join(lines) + "\n\n"
+        f"Beside each pack stands the backbone, {about_pack['ledger']['backbone'] / 1e6:.1f} MB,"
+        f" shared by all packs; decoding took {about_pack['decode_seconds']:.0f} s here."
+        " `d3pack eval` makes such a table for your pack, with a page to look at."
     )
 
 
