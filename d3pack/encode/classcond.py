@@ -150,7 +150,7 @@ class ClassCond:
         return replace(plan, dials=dials, notes=notes)
 
     def _carried(self, plan: ClassPlan) -> int:
-        """Bytes of the backbone in the pack: weights in eight bits, as measured by their count."""
+        """Bytes of a backbone in the pack, about: one a weight, and half of the autoencoder."""
         if not plan.settings.embed:
             return 0
         vae = _autoencoder(self._vae, "cpu")
