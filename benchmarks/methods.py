@@ -6,7 +6,7 @@
         --teacher-samples 80000 --sampler-steps 18 --guidance 2.5 --set ema=0.999 \\
         --set train_steps=4000 -o b.d3m    # the sampler that classcond has chosen
     python benchmarks/methods.py --real cifar10 --work work/methods \\
-        classcond=a.d3m:a.backbone minimax=b.d3m:a.backbone d3m=examples/cifar10.d3m
+        classcond=a.d3m minimax=b.d3m:a.backbone d3m=examples/cifar10.d3m
 
 `--real` has train/ and test/ with one folder a class. Each pack may be followed by the directory of
 its backbone, as name=pack.d3m:backbone/; all should hold equally many images. Rows go into
@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d3pack.decode import Decoder
+from d3pack.decode import Decoder, beside
 from d3pack.encode.events import Events
 from d3pack.encode.journal import Journal
 from d3pack.encode.resnet import lesson_for, train_teacher
@@ -160,14 +160,15 @@ def main() -> None:
     for given in args.packs:
         name, _, place = given.partition("=")
         path, _, folder = place.partition(":")
-        home = Path(folder) if folder else None
+        pack = read(path)
+        home = Path(folder) if folder else beside(path, pack)
         value = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {"rows": {}}
         if args.speed:
-            value["rows"][name]["speed"] = speed(read(path), home)
+            value["rows"][name]["speed"] = speed(pack, home)
             write_json(RESULTS, value)
             print(name, value["rows"][name]["speed"])
             continue
-        found = row(name, read(path), home, args)
+        found = row(name, pack, home, args)
         value["rows"][name] = found
         value |= {
             "target": Path(args.real).name,
