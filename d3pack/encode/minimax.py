@@ -156,14 +156,14 @@ class Minimax:
             seed=options.seed,
         )
         if options.budget is not None and "adapter" not in options.extra:
-            adapter = self._smaller_adapter(source, plan, options)
+            adapter = self._finest_adapter(source, plan, options)
             plan = replace(plan, settings=replace(settings, adapter=adapter))
         dials, notes = table_dials(
             options, lambda trial: self._bytes(source, replace(plan, dials=trial), options)
         )
         return replace(plan, dials=dials, notes=notes)
 
-    def _smaller_adapter(self, source: Source, plan: MinimaxPlan, options: EncodeOptions) -> str:
+    def _finest_adapter(self, source: Source, plan: MinimaxPlan, options: EncodeOptions) -> str:
         """The finest codec of the adapter that leaves room for a pack at all."""
         assert options.budget is not None
         for codec in CODECS[:-1]:

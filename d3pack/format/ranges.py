@@ -12,7 +12,7 @@ from d3pack import container
 from d3pack.codecs.labels import restrict_labels
 from d3pack.codecs.params import NUMPY
 from d3pack.coded import Coded
-from d3pack.errors import LeafError, TruncatedError, UsageError
+from d3pack.errors import IdError, LeafError, TruncatedError, UsageError
 from d3pack.format import rules
 from d3pack.format.reader import Header, check_hash, coded_section
 from d3pack.pack import EMBEDDED, MINOR, Pack, derived
@@ -82,6 +82,8 @@ def _part(head: Header, rows: Sequence[int], own: tuple[str, ...], coded: dict[s
     rules.check_values({name: part for name, part in coded.items() if name != "ids"}, own, images)
     take = np.array(rows)
     ids = coded["ids"].tensors["ids"] if "ids" in coded else take.astype(np.uint32)
+    if np.unique(ids).size != ids.size:
+        raise IdError("two classes have the same id")
     labels = coded.get("labels")
     return Pack(
         classes=own,

@@ -12,7 +12,7 @@ from d3pack import container
 from d3pack.codecs.params import NUMPY
 from d3pack.coded import Coded
 from d3pack.errors import LimitError, TrailingError, TruncatedError, UsageError
-from d3pack.format import Header, Read, plan_reads, read_header, verify_reads
+from d3pack.format import Header, Read, pack_bytes, plan_reads, read, read_header, verify_reads
 from d3pack.format.reader import check_hash
 from d3pack.format.rules import class_names
 from d3pack.hub.address import Address, is_address, parse
@@ -74,7 +74,8 @@ def read_classes(value: PathOrAddress, classes: Sequence[int | str]) -> Pack:
     most = 2 * sum(one.stop - one.start for one in reads) > header.size
     if most or sorted(rows) == list(range(header.classes)):
         return _chosen(pull(window.address).pack, rows)
-    pack = verify_reads(header, rows, window.parts(reads))
+    # a part is held to every rule of a whole file
+    pack = read(pack_bytes(verify_reads(header, rows, window.parts(reads))))
     _log.info("%s: read %d of %d bytes", window.address, window.file.received, window.file.size)
     return pack
 
@@ -133,8 +134,7 @@ class _Window:
                 todo.append([start, stop])
         for start, stop in todo:
             self._parts.append((start, self.file.read(start, stop - start)))
-        found = [self._find(one.start, one.stop) for one in reads]
-        return [data for data in found if data is not None]
+        return [self._part(one) for one in reads]
 
     def names(self) -> tuple[str, ...]:
         """The class names, held to their hash."""
@@ -144,6 +144,11 @@ class _Window:
         check_hash(slot, data, header.data)
         text = {slot.tensor: np.frombuffer(data, np.uint8)}
         return class_names(Coded("utf8", text, shared=frozenset(text)), header.classes)
+
+    def _part(self, one: Read) -> bytes:
+        found = self._find(one.start, one.stop)
+        assert found is not None, "read before it was fetched"
+        return found
 
     def _find(self, start: int, stop: int) -> bytes | None:
         for at, data in self._parts:

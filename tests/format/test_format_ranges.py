@@ -9,7 +9,7 @@ import pytest
 from format_packs import VALID, VECTORS
 
 import d3pack
-from d3pack.errors import HashError, LeafError, TruncatedError, UsageError
+from d3pack.errors import HashError, IdError, LeafError, TruncatedError, UsageError
 from d3pack.format import plan_reads, read_header, verify_reads
 
 
@@ -61,3 +61,12 @@ def test_reading_a_class_takes_little_of_a_large_file() -> None:
     assert rows == 4 + 2
     with pytest.raises(TruncatedError):
         read_header(data[:100])
+
+
+def test_classes_that_share_an_id_are_refused_in_a_part_as_well() -> None:
+    data = (VECTORS / "invalid" / "ids-twice.d3m").read_bytes()
+    head = read_header(data)
+    rows = list(range(head.classes))[::-1]
+    blobs = [data[r.start : r.stop] for r in plan_reads(head, rows)]
+    with pytest.raises(IdError, match="same id"):
+        verify_reads(head, rows, blobs)
