@@ -90,6 +90,11 @@ class Levels:
             "v_prediction": lambda: eps * alpha - x0 * beta,
         }[self.prediction]()
 
+    def target_towards(self, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        """The same for an x0 that x_t need not come from."""
+        alpha, beta = self._scales(t, x_t)
+        return self.target(x0, (x_t - x0 * alpha) / beta, t)
+
     def x0(self, x_t: Tensor, t: Tensor, out: Tensor) -> Tensor:
         """x0 from x_t of the training scale and the model's output, for timesteps t (B,)."""
         alpha, beta = self._scales(t, x_t)

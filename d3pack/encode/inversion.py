@@ -22,6 +22,7 @@ from d3pack import noise
 from d3pack.backbones import Backbone, Condition
 from d3pack.encode.density import BINS, Density
 from d3pack.encode.events import Events
+from d3pack.encode.expected import expected_target
 
 Array = npt.NDArray[Any]
 Latents = Callable[
@@ -201,18 +202,17 @@ class Inversion:
         )
         # straight through: the loss sees what the codec keeps, the gradient moves what it rounds
         seen = leaf + (stored.to(device) - leaf).detach()
-        x0, t, eps, weights = self._draw(active, each)
-        loss = self._loss(seen, x0, t, eps) * weights
+        x_t, t, target, weights = self._draw(active, each)
+        loss = self._loss(seen, x_t, t, target) * weights
         (gradient,) = torch.autograd.grad(loss.sum() / each, [leaf])
         self._adam(active, gradient.cpu().numpy(), cooling)
         state["samples"][active] += each
         state["step"][active] += 1
         state["cooled"][active[cooling]] += 1
 
-    def _loss(self, vectors: Tensor, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    def _loss(self, vectors: Tensor, x_t: Tensor, t: Tensor, target: Tensor) -> Tensor:
         """Squared error of each sample in the backbone's own training space; samples row by row."""
-        levels = self._backbone.levels
-        each = len(x0) // len(vectors)
+        each = len(x_t) // len(vectors)
         condition = self._backbone.condition(vectors, self._options.template)
         # expanded, not indexed: the backward pass is then a plain sum, in one order
         spread = Condition(
@@ -221,8 +221,8 @@ class Inversion:
                 for name, value in condition.tensors.items()
             }
         )
-        out = self._backbone.predict(levels.noised(x0, eps, t), t, spread)
-        return (out.float() - levels.target(x0, eps, t)).square().mean((1, 2, 3))
+        out = self._backbone.predict(x_t, t, spread)
+        return (out.float() - target).square().mean((1, 2, 3))
 
     def _measure(self, rows: Array) -> None:
         """The density of timesteps, from gradients of single samples at the start vectors."""
@@ -232,14 +232,15 @@ class Inversion:
         levels = torch.from_numpy((np.arange(each) + 0.5) / each * self._levels).long().to(device)
         squares = np.zeros(BINS)
         for row in rows:
-            held = self._held[int(row)]
-            x0 = held[np.resize(judge_latents(len(held))[0], each)]
-            eps = self._noise(int(row), np.arange(each), held.shape[1:], PILOT_DRAW)
+            trained = self._trained(int(row))
+            x0 = trained[np.resize(np.arange(len(trained)), each)]
+            eps = self._noise(int(row), np.arange(each), x0.shape[1:], PILOT_DRAW)
+            x_t, target = expected_target(self._backbone.levels, x0, eps, levels, trained)
             found = []
             for part in torch.split(torch.arange(each), self._options.batch):
                 vectors = torch.from_numpy(self._start[row]).to(device)
                 leaf = vectors.expand(len(part), *vectors.shape).clone().requires_grad_()
-                loss = self._loss(leaf, x0[part], levels[part], eps[part])
+                loss = self._loss(leaf, x_t[part], levels[part], target[part])
                 (gradient,) = torch.autograd.grad(loss.sum(), [leaf])
                 found.append(gradient.double().square().sum((1, 2)).cpu().numpy())
             of_bins = np.concatenate(found).reshape(BINS, times).mean(1)
@@ -248,35 +249,41 @@ class Inversion:
         self._state["samples"][rows] += each
 
     def _draw(self, active: Array, each: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Latents, timesteps, noise and weights of one step: by row and step count."""
+        """Noised latents, timesteps, targets and weights of one step: by row and step count."""
         device, steps = self._backbone.device, self._state["step"]
         density = Density(self._state["density"])
-        latents: list[Tensor] = []
-        times: list[Array] = []
+        noised: list[Tensor] = []
+        targets: list[Tensor] = []
+        times: list[Tensor] = []
         weights: list[Array] = []
-        classes: list[int] = []
-        images: list[int] = []
         for row in active:
             step = int(steps[row])
-            held = self._held[int(row)]
-            train = judge_latents(len(held))[0]
+            trained = self._trained(int(row))
             rng = np.random.Generator(
                 np.random.Philox(key=[self._options.seed, int(row)], counter=step)
             )
-            latents.append(held[_pick(train, step, each, self._options.seed, int(row))])
+            x0 = trained[_pick(len(trained), step, each, self._options.seed, int(row))]
             # one timestep in each of `each` strata drawn alike: every step sees all noise levels
             places, weight = density.place((np.arange(each) + rng.random(each)) / each)
-            times.append((places * self._levels).astype(np.int64))
+            t = torch.from_numpy((places * self._levels).astype(np.int64)).to(device)
+            numbers = np.arange(step * each, (step + 1) * each)
+            eps = self._noise(int(row), numbers, x0.shape[1:], STEP_DRAW)
+            x_t, target = expected_target(self._backbone.levels, x0, eps, t, trained)
+            noised.append(x_t)
+            targets.append(target)
+            times.append(t)
             weights.append(weight.astype(np.float32))
-            classes += [int(row)] * each
-            images += range(step * each, (step + 1) * each)
-        eps = self._noise(classes, images, latents[0].shape[1:], STEP_DRAW)
         return (
-            torch.cat(latents),
-            torch.from_numpy(np.concatenate(times)).to(device),
-            eps,
+            torch.cat(noised),
+            torch.cat(times),
+            torch.cat(targets),
             torch.from_numpy(np.concatenate(weights)).to(device),
         )
+
+    def _trained(self, row: int) -> Tensor:
+        """The latents of a row that it learns from."""
+        held = self._held[row]
+        return held[torch.from_numpy(judge_latents(len(held))[0]).to(held.device)]
 
     def _noise(self, rows: Any, images: Any, shape: Any, draw: int) -> Tensor:
         seed, device = self._options.seed, self._backbone.device
@@ -308,12 +315,14 @@ class Inversion:
             picked = np.resize(judge_latents(len(held))[1], count)
             density = Density(self._state["density"])
             places, weights = density.place((np.arange(count) + 0.5) / count)
+            device, levels = self._backbone.device, self._backbone.levels
+            x0 = held[torch.from_numpy(picked).to(device)]
+            t = torch.from_numpy((places * self._levels).astype(np.int64)).to(device)
             eps = self._noise(row, np.arange(count), held.shape[1:], JUDGE_DRAW)
-            device = self._backbone.device
             self._draws[row] = (
-                held[torch.from_numpy(picked).to(device)],
-                torch.from_numpy((places * self._levels).astype(np.int64)).to(device),
-                eps,
+                levels.noised(x0, eps, t),
+                t,
+                levels.target(x0, eps, t),
                 torch.from_numpy(weights / weights.mean()).to(device),
             )
         return self._draws[row]
@@ -326,8 +335,8 @@ class Inversion:
         for start in range(0, len(rows), at_once):
             part = [self._triples(int(row)) for row in rows[start : start + at_once]]
             values = torch.from_numpy(vectors[start : start + at_once]).to(self._backbone.device)
-            x0, t, eps, weights = (torch.cat(parts) for parts in zip(*part, strict=True))
-            each = self._loss(values, x0, t, eps).double() * weights
+            x_t, t, target, weights = (torch.cat(parts) for parts in zip(*part, strict=True))
+            each = self._loss(values, x_t, t, target).double() * weights
             found.append(each.reshape(len(part), -1).mean(1).cpu().numpy())
         self._state["judged"][rows] += self._options.triples
         return np.concatenate(found)
@@ -369,12 +378,12 @@ class Inversion:
         state["status"][rows] = DONE
 
 
-def _pick(train: Array, step: int, each: int, seed: int, row: int) -> Array:
-    """`each` latent numbers: every latent once before any comes again."""
+def _pick(count: int, step: int, each: int, seed: int, row: int) -> Array:
+    """`each` of `count` latent numbers: every latent once before any comes again."""
     places = np.arange(step * each, (step + 1) * each)
     found = np.empty(each, dtype=np.int64)
-    for epoch in np.unique(places // len(train)):
+    for epoch in np.unique(places // count):
         rng = np.random.Generator(np.random.Philox(key=[seed + 1, row], counter=int(epoch)))
-        here = places // len(train) == epoch
-        found[here] = rng.permutation(train)[places[here] % len(train)]
+        here = places // count == epoch
+        found[here] = rng.permutation(count)[places[here] % count]
     return found

@@ -51,6 +51,24 @@ def latents(row: int) -> np.ndarray:
     return (rng.standard_normal((10, 4, 8, 8)) * 0.3 + row - 1).astype(np.float16)
 
 
+def expected(backbone: Backbone, x_t: torch.Tensor, t: torch.Tensor, x: torch.Tensor) -> Any:
+    """What the model should say at each x_t, on average over the images x; the slow way."""
+    found = []
+    for noised, level in zip(x_t.double(), t, strict=True):
+        alpha = float(backbone.levels.alphas_cumprod[int(level)])
+        exponents = torch.stack(
+            [-(noised - alpha**0.5 * one).square().sum() / (2 * (1 - alpha)) for one in x.double()]
+        )
+        likely = (exponents - exponents.max()).exp()
+        velocities = [  # alpha eps - beta x0, where eps is what takes the image to the noised one
+            alpha**0.5 * (noised - alpha**0.5 * one) / (1 - alpha) ** 0.5 - (1 - alpha) ** 0.5 * one
+            for one in x.double()
+        ]
+        mean = (likely / likely.sum())[:, None, None, None] * torch.stack(velocities)
+        found.append(mean.sum(0))
+    return torch.stack(found).float()
+
+
 def settings(**changes: Any) -> InversionOptions:
     values: dict[str, Any] = {
         "template": "a photo of a {}",
@@ -100,14 +118,15 @@ def test_steps_are_those_of_plain_adam(backbone: Backbone) -> None:
         rng = np.random.Generator(np.random.Philox(key=[7, 0], counter=step))
         places, weights = density.place((np.arange(4) + rng.random(4)) / 4)
         t = torch.from_numpy((places * 1000).astype(np.int64))
-        x0 = x[inversion._pick(train, step, 4, 7, 0)]
+        x0 = x[train[inversion._pick(len(train), step, 4, 7, 0)]]
         eps = torch.from_numpy(
             noise.normal(7, [0] * 4, np.arange(4 * step, 4 * step + 4), (4, 8, 8), 1)
         )
         tensors = backbone.condition(plain[None]).tensors
         condition = Condition({n: v.expand(4, *v.shape[1:]) for n, v in tensors.items()})
-        out = backbone.predict(backbone.levels.noised(x0, eps, t), t, condition)
-        error = (out - backbone.levels.target(x0, eps, t)).square().mean((1, 2, 3))
+        x_t = backbone.levels.noised(x0, eps, t)
+        error = backbone.predict(x_t, t, condition) - expected(backbone, x_t, t, x[train])
+        error = error.square().mean((1, 2, 3))
         loss = (error * torch.from_numpy(weights)).mean()
         adam.zero_grad()
         torch.autograd.backward([loss])
@@ -124,9 +143,15 @@ def test_steps_are_those_of_plain_adam(backbone: Backbone) -> None:
 
 
 def test_the_loss_falls_and_is_never_worse_than_the_name(backbone: Backbone) -> None:
-    fitted = fit(backbone, settings(steps=40, batch=16, triples=8), rows=3)
+    options, start = settings(steps=40, batch=16, triples=8), start_vectors(backbone, 3)
+    codec = round_trip("f16")
+    trained = Inversion(backbone, start, latents, codec, options, Shelf(), Events())
+    fitted = trained.run()
+    for row in range(3):
+        trained._held[row] = torch.from_numpy(latents(row).astype(np.float32))
     # the name itself is a candidate, rounded by the codec
-    assert (fitted.loss <= fitted.start_loss * 1.00001).all()
+    rounded = trained._losses(np.arange(3), codec(start))
+    assert (fitted.loss <= rounded * (1 + 1e-7)).all()
     assert fitted.loss.mean() < fitted.start_loss.mean()
 
 
@@ -226,8 +251,9 @@ def test_the_density_is_that_of_single_gradients(backbone: Backbone) -> None:
         x0 = x[[int(train[i % len(train)])]]
         eps = torch.from_numpy(noise.normal(7, 0, np.array([i]), (4, 8, 8), inversion.PILOT_DRAW))
         leaf = torch.from_numpy(start_vectors(backbone, 1)).requires_grad_()
-        out = backbone.predict(backbone.levels.noised(x0, eps, t), t, backbone.condition(leaf))
-        loss = (out - backbone.levels.target(x0, eps, t)).square().mean()
+        x_t = backbone.levels.noised(x0, eps, t)
+        out = backbone.predict(x_t, t, backbone.condition(leaf))
+        loss = (out - expected(backbone, x_t, t, x[train])).square().mean()
         (gradient,) = torch.autograd.grad(loss, [leaf])
         squares[i * BINS // count] += float(gradient.square().sum())
     assert np.allclose(Density.of_squares(squares).shares, trained._state["density"], rtol=1e-3)
@@ -243,7 +269,6 @@ def test_a_single_latent_trains_and_judges() -> None:
 
 
 def test_every_latent_comes_once_before_any_comes_again() -> None:
-    train = np.array([3, 5, 8, 9, 11])
-    drawn = np.concatenate([inversion._pick(train, step, 4, 0, 2) for step in range(10)])
+    drawn = np.concatenate([inversion._pick(5, step, 4, 0, 2) for step in range(10)])
     for epoch in range(8):
-        assert sorted(drawn[5 * epoch : 5 * epoch + 5]) == train.tolist()
+        assert sorted(drawn[5 * epoch : 5 * epoch + 5]) == list(range(5))
