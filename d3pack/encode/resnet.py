@@ -145,9 +145,11 @@ def gather(source: Source, lesson: Lesson, events: Events) -> tuple[Pixels, npt.
     return np.stack(pixels), np.asarray(labels, dtype=np.int64)
 
 
-def teacher_key(source: Source, lesson: Lesson) -> str:
-    """Names a teacher by its source and its lesson."""
-    text = json.dumps([source.fingerprint(), asdict(lesson)], sort_keys=True)
+def teacher_key(source: Source, lesson: Lesson, device: str = "cpu") -> str:
+    """Names a teacher by its source, its lesson and what decides about its last bits."""
+    kind = device.partition(":")[0]
+    place = [kind, torch.get_num_threads() if kind == "cpu" else 0, torch.__version__]
+    text = json.dumps([source.fingerprint(), asdict(lesson), place], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -155,7 +157,7 @@ def train_teacher(
     source: Source, lesson: Lesson, journal: Journal, events: Events, *, cache: Path, device: str
 ) -> TrainedTeacher:
     """The teacher of this source: remembered, or trained (going on where a killed run stopped)."""
-    key = teacher_key(source, lesson)
+    key = teacher_key(source, lesson, device)
     stored = cache / f"{key}.safetensors"
     if not stored.exists():
         cache.mkdir(parents=True, exist_ok=True)

@@ -104,6 +104,17 @@ def test_going_on_after_any_checkpoint(tmp_path: Path, root: Path) -> None:
     assert train(tmp_path / "stopped", root).record == whole
 
 
+def test_the_key_follows_the_threads(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They change a teacher's last bits, and those a pack's bytes: a cache may not hide it."""
+    source, lesson = open_source(root), lesson_for(32, 1000, 0)
+    found = set()
+    for threads in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        found.add(teacher_key(source, lesson))
+        found.add(teacher_key(source, lesson, "cuda:0"))
+    assert len(found) == 3
+
+
 def test_the_key_follows_source_and_lesson(tmp_path: Path, root: Path) -> None:
     source = open_source(root)
     keys = {teacher_key(source, lesson_for(32, 1000, seed)) for seed in (0, 1)}
