@@ -49,7 +49,7 @@ class Backbone(Protocol):
     """
 
     ref: BackboneRef
-    levels: Levels  # alphas_cumprod, prediction, noised(), target(), x0()
+    levels: Levels  # alphas_cumprod, prediction, noised(), targets, x0()
     image_size: tuple[int, int]  # the native one: height, width
     prompt_shape: tuple[int, int]  # most vectors k, their width D
     device: torch.device

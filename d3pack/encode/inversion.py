@@ -3,8 +3,9 @@
 A row is one mode of one class: k vectors, its own latents, its own Adam moments. The rows in the
 slots share each forward and backward pass of the frozen backbone; a row that stops gaining leaves
 its slot to a waiting one. What a row draws (latents, timesteps, noise) depends on the row, its own
-step count and the density of timesteps that the first rows in the slots have measured for all. The
-whole state is a few arrays, so a run that was killed goes on as if it had not been.
+step count and the density of timesteps that the first rows in the slots have measured for all; what
+it is taught there is the mean over its latents (`expected`). The whole state is a few arrays, so a
+run that was killed goes on as if it had not been.
 """
 
 from __future__ import annotations
