@@ -16,6 +16,7 @@ from d3pack.errors import SourceError
 from d3pack.sources import Source
 
 Box = tuple[float, float, float, float]
+USUAL = 100  # collages of a class, at most, of patches that nobody chose
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Collages:
     """The collages of one class, the most real first."""
 
     images: Tensor  # uint8 (N, 3, H, W)
+    usual: Tensor  # the same of patches as they come, not chosen; some
     features: Tensor  # of the teacher, (N, F)
     seen: int  # images that were looked at
     bad: int  # images that could not be read
@@ -122,10 +124,16 @@ def make_collages(source: Source, c: int, teacher: Teacher, options: CollageOpti
     order = np.argsort(costs, kind="stable")
     if seen < area:  # too few for one collage: they repeat
         order = np.resize(order, area)
+    usual = np.sort(order)[: max(1, min(USUAL, len(order) // area)) * area]
     order = order[: max(1, min(options.count, len(order) // area)) * area]
     images = torch.from_numpy(tile(patches[order], options.factor))
     return Collages(
-        images, batched(teacher, images)[1], seen, bad, round(float(costs[order].mean()), 4)
+        images,
+        torch.from_numpy(tile(patches[usual], options.factor)),
+        batched(teacher, images)[1],
+        seen,
+        bad,
+        round(float(costs[order].mean()), 4),
     )
 
 

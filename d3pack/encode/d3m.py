@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from d3pack.encode.collages import CollageOptions, clusters, make_collages
 from d3pack.encode.complete import Told, finish, sample_record
 from d3pack.encode.estimate import estimate
 from d3pack.encode.generate import SHOWN
+from d3pack.encode.guidance import best_guided
 from d3pack.encode.inversion import Fitted, Inversion, InversionOptions
 from d3pack.encode.keeper import JournalKeeper
 from d3pack.encode.method import Plan, Run
@@ -89,6 +91,9 @@ class D3M:
             prompts=encode_prompts(rows, dials.codec),
             seed=plan.seed,
         )
+        if plan.guidance is None:
+            real = partial(_features, run)
+            pack = best_guided(run, pack, dials, backbone, teacher, real)
         metrics: dict[str, Any] = {
             "start_loss": _figure(fitted.start_loss),
             "loss": _figure(fitted.loss),
@@ -136,6 +141,7 @@ class D3M:
                         "latents": torch.cat(latents).half().numpy(),
                         "modes": clusters(made.features, plan.dials.modes, plan.seed),
                         "thumbs": _shrink(made.images[:SHOWN]),
+                        "features": teacher.features(made.usual).numpy(),
                     }
                     facts = {"seen": made.seen, "bad": made.bad, "realism": made.realism}
                     run.journal.save(name, arrays, facts)
@@ -210,6 +216,13 @@ def round_trip(codec: str) -> Any:
 
 def _exists(run: Run, name: str) -> bool:
     return (run.journal.folder / f"{name}.safetensors").exists()
+
+
+def _features(run: Run, c: int) -> torch.Tensor:
+    """The teacher's, of collages of a class that nobody chose."""
+    found = run.journal.load(f"classes/{c:06d}")
+    assert found is not None
+    return torch.from_numpy(found[0]["features"])
 
 
 def _thumbs(run: Run, c: int) -> npt.NDArray[np.uint8]:

@@ -14,9 +14,11 @@ from torch.nn import functional
 from d3pack.backbones import Backbone
 from d3pack.codecs import encode_prompts
 from d3pack.decode import Decoder
+from d3pack.encode.guidance import KEPT, LOOKED
 from d3pack.encode.options import EncodeOptions
 from d3pack.encode.plan import D3MPlan, make_recipe
 from d3pack.encode.resnet import SmallResNet, lesson_for
+from d3pack.encode.search import GUIDANCES
 from d3pack.pack import Pack
 from d3pack.sources import Source
 
@@ -65,7 +67,11 @@ def estimate(
             + sum(source.counts) * read
         )
     made = (dials.candidates if dials.candidates > 1 else 0) + (dials.labels != "none")
-    stages["images"] = _decode(plan, backbone) * plan.images_per_class * classes * made
+    image = _decode(plan, backbone)
+    if plan.guidance is None:
+        trial = KEPT * dials.candidates * min(classes, LOOKED)
+        stages["guidance"] = image * trial * len(GUIDANCES)
+    stages["images"] = image * plan.images_per_class * classes * made
     return timings(stages)
 
 

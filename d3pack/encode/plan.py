@@ -57,7 +57,7 @@ class D3MPlan:
     template: str
     sampler: Sampler
     sampler_steps: int
-    guidance: float
+    guidance: float | None  # None: by measurement, when the prompts are learned
     group: int
     seed: int
     notes: tuple[str, ...] = ()
@@ -72,11 +72,12 @@ class D3MPlan:
     def lines(self) -> list[str]:
         dials, name = self.dials, self.backbone.repo or self.backbone.revision[:12]
         picked = f"best of {dials.candidates}" if dials.candidates > 1 else "derived"
+        guidance = "by measurement" if self.guidance is None else f"{self.guidance:g}"
         return [
             f"{len(self.classes)} classes, {self.images} images; "
             f"{self.images_per_class} to make of each class",
             f"backbone {name}, {self.size[0]}x{self.size[1]}, {self.dtype}; {self.sampler} "
-            f"{self.sampler_steps} steps, guidance {self.guidance:g}, {self.template!r}",
+            f"{self.sampler_steps} steps, guidance {guidance}, {self.template!r}",
             f"{dials.modes} modes x {dials.vectors} vectors as {dials.codec}, seeds {picked}, "
             f"labels {dials.labels}, collages {self.factor}x{self.factor}",
             *self.notes,
@@ -145,12 +146,10 @@ def make_plan(source: Source, options: EncodeOptions, backbone: Backbone) -> D3M
     )
 
 
-def guidance_for(ref: BackboneRef, dials: Dials) -> float:
-    """Of `mini`, measured on students: where the teacher picks among many images, the most varied
-    ones are the best to pick from, and the cheapest to make; else guidance has to do it.
-    """
+def guidance_for(ref: BackboneRef, dials: Dials) -> float | None:
+    """What nobody chose: where images are cheap and a teacher picks, it is measured (None)."""
     if ref.repo == "mini":
-        return 1.0 if dials.candidates >= PICKY // 2 else UNPICKED
+        return None if dials.candidates > 1 else UNPICKED
     return 4.0 if ref.kind == "dit" else 5.0
 
 
@@ -166,7 +165,7 @@ def make_recipe(plan: D3MPlan, backbone: Backbone) -> Recipe:
         size=plan.size,
         sampler=plan.sampler,
         sigmas=sigmas_of(backbone, plan.sampler, plan.sampler_steps),
-        guidance=plan.guidance,
+        guidance=UNPICKED if plan.guidance is None else plan.guidance,
         template=plan.template,
         dtype=plan.dtype,
         group=plan.group,
@@ -191,7 +190,7 @@ def expected_bytes(plan: D3MPlan, provenance: Mapping[str, Any], dials: Dials | 
         plan.size,
         plan.sampler,
         (*sigmas, 0.0),
-        plan.guidance,
+        UNPICKED if plan.guidance is None else plan.guidance,  # as long as what is measured
         template=plan.template,
         dtype=plan.dtype,
         group=plan.group,

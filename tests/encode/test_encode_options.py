@@ -176,18 +176,18 @@ def test_errors_have_codes_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("asked", "candidates", "guidance"),
     [
-        ({"images_per_class": 50}, 5, 1.0),
+        ({"images_per_class": 50}, 5, None),
         ({"images_per_class": 10}, 1, 2.5),
-        ({"images_per_class": 10, "candidates": 4}, 4, 1.0),
+        ({"images_per_class": 10, "candidates": 4}, 4, None),
         ({"images_per_class": 50, "candidates": 1}, 1, 2.5),
         ({"images_per_class": 50, "guidance": 3.0}, 5, 3.0),
-        ({"images_per_class": 10, "budget": 20_000}, 5, 1.0),
+        ({"images_per_class": 10, "budget": 20_000}, 5, None),
         ({"images_per_class": 10, "budget": 20_000, "guidance": 3.0}, 5, 3.0),
         ({"images_per_class": 10, "budget": 20_000, "candidates": 1}, 1, 2.5),
     ],
 )
-def test_who_picks_needs_no_guidance(
-    tmp_path: Path, asked: dict[str, Any], candidates: int, guidance: float
+def test_where_a_teacher_picks_guidance_is_measured(
+    tmp_path: Path, asked: dict[str, Any], candidates: int, guidance: float | None
 ) -> None:
     for name in ("red", "green"):
         (tmp_path / name).mkdir()

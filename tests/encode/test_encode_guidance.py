@@ -1,0 +1,129 @@
+"""Guidance by measurement, on the embedded backbone and a teacher that is really trained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from encode_world import make_tree, quick
+from safetensors.torch import load_file
+
+from d3pack.decode import Decoder
+from d3pack.encode import encode
+from d3pack.encode.collages import CollageOptions, make_collages
+from d3pack.encode.generate import Judged
+from d3pack.encode.guidance import KEPT
+from d3pack.encode.plan import UNPICKED
+from d3pack.encode.resnet import SmallResNet, TrainedTeacher, lesson_for
+from d3pack.encode.search import GUIDANCES, energy_distance
+from d3pack.encode.seeds import choose_order
+from d3pack.encode.teacher import batched
+from d3pack.format import pack_bytes
+from d3pack.sources import Source, open_source
+
+CANDIDATES = 2
+OPTIONS = quick(
+    Path("mini"), modes=1, candidates=CANDIDATES, labels="none", steps=0, cool=0, images_per_class=2
+)
+
+
+class StopError(Exception):
+    """As a kill would."""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    root = make_tree(tmp_path_factory.mktemp("guidance") / "source", 12, ("lemon", "school bus"))
+    return open_source(root)
+
+
+@pytest.fixture(scope="module")
+def made(source: Source, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    folder = tmp_path_factory.mktemp("made")
+    pack = encode(source, OPTIONS, folder / "made.d3m", cache=folder / "cache")
+    return pack, folder / "made.d3m.work"
+
+
+def facts(work: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((work / "journal.json").read_text())["facts"]
+    return found
+
+
+def test_the_nearest_is_taken(made: tuple[Any, Path]) -> None:
+    pack, work = made
+    distances = facts(work)["guidance"]
+    assert set(distances) == {str(weight) for weight in GUIDANCES}
+    assert len(set(distances.values())) == len(GUIDANCES)
+    assert distances[str(pack.recipe.guidance)] == min(distances.values())
+    assert f"guidance {pack.recipe.guidance:g}; distance to real images" in (
+        work / "log.txt"
+    ).read_text(encoding="utf-8")
+
+
+def test_distances_are_those_of_the_images_a_teacher_would_keep(
+    source: Source, made: tuple[Any, Path]
+) -> None:
+    """One weight again, class by class, with the teacher that is left."""
+    pack, work = made
+    weight, each = 2.5, KEPT * CANDIDATES
+    (stored,) = (work.parent / "cache").glob("*.safetensors")
+    lesson = lesson_for(16, OPTIONS.teacher_samples, OPTIONS.seed)
+    net = SmallResNet(2, lesson.widths)
+    net.load_state_dict(load_file(stored))
+    teacher = TrainedTeacher(net, lesson, pack.classes, {})
+    trial = replace(
+        pack,
+        images_per_class=each,
+        picks=None,
+        probes=None,
+        seed=2**63,
+        recipe=replace(pack.recipe, guidance=weight),
+    )
+    images = Decoder(trial).images(range(len(trial)))
+    distances = []
+    for c in range(2):
+        own = images[c * each : (c + 1) * each]
+        logits, features = batched(teacher, own)
+        kept = choose_order(Judged(logits.numpy(), features.numpy()), c, KEPT, 1)
+        cut = CollageOptions(pack.recipe.size, 1, 512, 1, (1.0, 1.0), 256, 0)
+        real = teacher.features(make_collages(source, c, teacher, cut).usual)
+        assert len(real) == 12
+        distances.append(energy_distance(teacher.features(own[kept]).double(), real.double()))
+    wanted = facts(work)["guidance"][str(weight)]
+    assert sum(distances) / 2 == pytest.approx(wanted, abs=1e-4)
+
+
+def test_a_killed_trial_goes_on(source: Source, made: tuple[Any, Path], tmp_path: Path) -> None:
+    pack, work = made
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["event"] == "step" and event["stage"] == "choose the guidance":
+            raise StopError
+
+    output = tmp_path / "made.d3m"
+    with pytest.raises(StopError):
+        encode(source, OPTIONS, output, listeners=[stop], cache=work.parent / "cache")
+    assert set(facts(tmp_path / "made.d3m.work")["guidance"]) == {str(GUIDANCES[0])}
+    again = encode(source, OPTIONS, output, cache=work.parent / "cache")
+    assert pack_bytes(again) == pack_bytes(pack)
+
+
+def test_a_weight_that_is_given_is_not_measured(
+    source: Source, made: tuple[Any, Path], tmp_path: Path
+) -> None:
+    options = replace(OPTIONS, guidance=3.0)
+    pack = encode(source, options, tmp_path / "given.d3m", cache=made[1].parent / "cache")
+    assert pack.recipe.guidance == 3.0
+    assert "guidance" not in facts(tmp_path / "given.d3m.work")
+
+
+def test_one_image_a_class_measures_nothing(tmp_path: Path) -> None:
+    lonely = open_source(make_tree(tmp_path / "lonely", 1, ("lemon", "school bus")))
+    options = replace(OPTIONS, images_per_class=1)
+    pack = encode(lonely, options, tmp_path / "lonely.d3m", cache=tmp_path / "cache")
+    assert pack.recipe.guidance == UNPICKED
+    log = (tmp_path / "lonely.d3m.work" / "log.txt").read_text(encoding="utf-8")
+    assert "too few real images" in log
