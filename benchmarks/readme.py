@@ -75,15 +75,23 @@ def curve(name: str, title: str) -> str:
         small = [b for b in sorted(best["pack"]) if b <= 10_000 and b in best[kind]]
         ratios = [f"{best['pack'][b] / best[kind][b]:.1f} (at {b // 1000} kB)" for b in small]
         most = max(best["pack"].values())
-        over = [b for b, gain in sorted(best[kind].items()) if gain >= most]
-        after = f", and are overtaken at {over[0] // 1000} kB" if over else ""
+        # a point is what separates two encodes of one recipe
+        near = [(b, gain) for b, gain in sorted(best[kind].items()) if gain >= most - 0.01]
+        after = ""
+        if near:
+            word = "overtaken" if near[0][1] >= most else "met"
+            after = f", and are {word} at {near[0][0] // 1000} kB"
         said.append(f"{' and '.join(ratios)} times as much as {what}{after}")
+    made = [
+        f"{about_pack['images_per_class']} at {int(budget) // 1000} kB"
+        for budget, about_pack in sorted(table["packs"].items(), key=lambda item: int(item[0]))
+    ]
     least = min(row["bytes"] for row in table["rows"].values() if row["arm"] == "pack")
     return (
         f"![Accuracy of students against the bytes they were sent, {title}]"
         f"(benchmarks/results/table-{name}.svg)\n\n"
         f"{title} at other sizes ([table](benchmarks/results/table-{name}.md),"
-        f" {table['per_class']} images a class from each pack). Above chance, packs teach"
+        f" images a class from each pack: {', '.join(made)}). Above chance, packs teach"
         f" {'; '.join(said)}. The smallest pack here has {least:,.0f} bytes: its hashes, recipe"
         " and origin weigh more than its prompts, so ten classes do not fit into 3 kB."
     )

@@ -48,7 +48,10 @@ from d3pack.sources import open_source
 
 RESULTS = Path(__file__).parent / "results"
 BUDGETS = (1_000, 3_000, 6_000, 10_000, 30_000, 100_000)
-PER_CLASS = 50  # images that a pack makes of each class: they cost no bytes
+PER_CLASS = 50  # random real images of each class, without loss
+# images of each class that packs of these sizes make: a picked seed costs a byte or two
+PACKED = {1_000: 50, 3_000: 50, 6_000: 50, 10_000: 200, 30_000: 300, 100_000: 300}
+NAMED = 200  # images of each class name: they cost nothing
 ARMS = ("pack", "names", "random", "sheet", "webp", "jpeg", "collages")
 
 
@@ -133,8 +136,9 @@ class Table:
         if budget not in self._packs:
             path = self.args.packs / f"{self.args.name}-{budget}.d3m"
             options = EncodeOptions(
-                images_per_class=PER_CLASS,
+                images_per_class=self.args.images or PACKED.get(budget, PER_CLASS),
                 budget=budget,
+                teacher_samples=self.args.teacher_samples,
                 backbone=str(self.args.backbone or "mini"),
             )
             try:
@@ -149,12 +153,12 @@ class Table:
         """The recipe that encode would choose, prompted by class names: nothing is learned."""
         opened = open_backbone(str(self.args.backbone or "mini"))
         source = self.train.source
-        unpicked = EncodeOptions(images_per_class=PER_CLASS, candidates=1)
+        unpicked = EncodeOptions(images_per_class=NAMED, candidates=1)
         plan = make_plan(source, unpicked, opened)
         width = opened.prompt_shape[1]
         blank = Pack(
             classes=source.classes,
-            images_per_class=PER_CLASS,
+            images_per_class=NAMED,
             recipe=make_recipe(plan, opened),
             prompts=encode_prompts(np.zeros((len(source.classes), 1, 1, width), np.float32)),
             seed=plan.seed,
@@ -261,6 +265,10 @@ def main() -> None:
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, help="of a class that packs make [by their size]")
+    parser.add_argument(
+        "--teacher-samples", type=int, default=EncodeOptions().teacher_samples, help="of encode"
+    )
     parser.add_argument("--list", action="store_true", help="train nothing, say what is missing")
     args = parser.parse_args()
     if not args.list:

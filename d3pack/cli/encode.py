@@ -70,7 +70,7 @@ def encode(
     sampler: Annotated[Sampler | None, typer.Option(help="How noise becomes an image.")] = None,
     sampler_steps: Annotated[int | None, typer.Option(help="Steps of the sampler.")] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="Weight of the prompt against no prompt.")
+        float | None, typer.Option(help="Weight of the prompt; measured where a teacher picks.")
     ] = None,
     group: Annotated[
         int | None,
