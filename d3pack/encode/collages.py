@@ -37,7 +37,7 @@ class Collages:
     """The collages of one class, the most real first."""
 
     images: Tensor  # uint8 (N, 3, H, W)
-    usual: Tensor  # the same of patches as they come, not chosen; some
+    usual: Tensor  # a few, of patches as they came: nobody chose them
     features: Tensor  # of the teacher, (N, F)
     seen: int  # images that were looked at
     bad: int  # images that could not be read

@@ -92,8 +92,7 @@ class D3M:
             seed=plan.seed,
         )
         if plan.guidance is None:
-            real = partial(_features, run)
-            pack = best_guided(run, pack, dials, backbone, teacher, real)
+            pack = best_guided(run, pack, dials, backbone, teacher, partial(_features, run))
         metrics: dict[str, Any] = {
             "start_loss": _figure(fitted.start_loss),
             "loss": _figure(fitted.loss),
@@ -141,8 +140,9 @@ class D3M:
                         "latents": torch.cat(latents).half().numpy(),
                         "modes": clusters(made.features, plan.dials.modes, plan.seed),
                         "thumbs": _shrink(made.images[:SHOWN]),
-                        "features": teacher.features(made.usual).numpy(),
                     }
+                    if plan.guidance is None:
+                        arrays["features"] = teacher.features(made.usual).numpy()
                     facts = {"seen": made.seen, "bad": made.bad, "realism": made.realism}
                     run.journal.save(name, arrays, facts)
                 else:

@@ -62,6 +62,11 @@ class D3MPlan:
     seed: int
     notes: tuple[str, ...] = ()
 
+    @property
+    def first_guidance(self) -> float:
+        """What recipes have until it is measured; written as long as what is measured."""
+        return UNPICKED if self.guidance is None else self.guidance
+
     def to_json(self) -> dict[str, Any]:
         value = asdict(self)
         del value["notes"]
@@ -165,7 +170,7 @@ def make_recipe(plan: D3MPlan, backbone: Backbone) -> Recipe:
         size=plan.size,
         sampler=plan.sampler,
         sigmas=sigmas_of(backbone, plan.sampler, plan.sampler_steps),
-        guidance=UNPICKED if plan.guidance is None else plan.guidance,
+        guidance=plan.first_guidance,
         template=plan.template,
         dtype=plan.dtype,
         group=plan.group,
@@ -190,7 +195,7 @@ def expected_bytes(plan: D3MPlan, provenance: Mapping[str, Any], dials: Dials | 
         plan.size,
         plan.sampler,
         (*sigmas, 0.0),
-        UNPICKED if plan.guidance is None else plan.guidance,  # as long as what is measured
+        plan.first_guidance,
         template=plan.template,
         dtype=plan.dtype,
         group=plan.group,
