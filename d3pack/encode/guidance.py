@@ -21,7 +21,7 @@ from d3pack.decode import Decoder
 from d3pack.encode.generate import Judged
 from d3pack.encode.method import Run
 from d3pack.encode.plan import Dials
-from d3pack.encode.search import GUIDANCES, energy_distance
+from d3pack.encode.search import GUIDANCES, differ, energy_distance
 from d3pack.encode.seeds import choose_order
 from d3pack.encode.teacher import Teacher, batched
 from d3pack.pack import Pack
@@ -42,8 +42,7 @@ def best_guided(
     """The pack with the weight whose picked images lie nearest to the real features."""
     every = range(len(pack.classes))
     spread = every if len(every) <= LOOKED else np.linspace(0, len(every) - 1, LOOKED).astype(int)
-    # a distance needs two images that differ
-    looked = [c for c in map(int, spread) if (real(c) != real(c)[0]).any()]
+    looked = [c for c in map(int, spread) if differ(real(c))]
     if not looked:
         run.events.note(f"guidance {pack.recipe.guidance:g}: too few real images to measure by")
         return pack

@@ -161,6 +161,11 @@ def energy_distance(made: Tensor, real: Tensor) -> float:
     return float((2 * across - inner(made) - own) / own)
 
 
+def differ(features: Tensor) -> bool:
+    """Whether these images can be measured against: a distance needs two that differ."""
+    return bool((features != features[0]).any())
+
+
 def _features(teacher: Teacher, images: Images) -> Tensor:
     return teacher.features(torch.from_numpy(images)).double()
 
@@ -173,7 +178,8 @@ def _try(
     answers = teacher.logits(made).argmax(1).reshape(len(pack.classes), -1)
     right = answers == torch.arange(len(pack.classes))[:, None]
     features = teacher.features(made).double().reshape(len(pack.classes), len(answers[0]), -1)
-    distances = [energy_distance(f, r) for f, r in zip(features, real, strict=True)]
+    measured = [(f, r) for f, r in zip(features, real, strict=True) if differ(r)]
+    distances = [energy_distance(f, r) for f, r in measured] or [0.0]
     return {
         "right": round(float(right.double().mean()), 4),
         "distance": round(float(np.mean(distances)), 6),

@@ -31,13 +31,16 @@ class Photos:
 
 
 def split(labels: NDArray[np.int64], hold_back: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row numbers (train, held): the last `hold_back` of each class are held back."""
+    """Row numbers (train, held): the last `hold_back` of each class are held back.
+
+    At most half of a class; where each has a single image, all do both.
+    """
     held = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        if hold_back:
-            held[rows[-min(hold_back, len(rows) // 2) :]] = True
-    return np.flatnonzero(~held), np.flatnonzero(held)
+        held[rows[len(rows) - min(hold_back, len(rows) // 2) :]] = True
+    train = np.flatnonzero(~held)
+    return train, np.flatnonzero(held) if held.any() else train
 
 
 def load_photos(

@@ -11,6 +11,7 @@ from tiny_backbones import tiny_dit
 
 from d3pack.encode import EncodeOptions, dry_run, encode, open_method
 from d3pack.encode.budget import MARGIN
+from d3pack.encode.search import STEPS
 from d3pack.errors import UsageError
 from d3pack.format import pack_bytes
 from d3pack.sources import Source, open_source
@@ -90,3 +91,12 @@ def test_minimax_stores_its_adapter_more_coarsely_before_it_gives_up(
     roomy = open_method("minimax").plan(source, options(budget=10 * fine), "cpu").to_json()
     assert roomy["settings"]["adapter"] == "f16"
     assert roomy["dials"]["candidates"] > 1
+
+
+def test_classcond_of_one_image_a_class(tmp_path: Path) -> None:
+    """No distance can be measured: the cheapest sampler is taken."""
+    lonely = open_source(str(make_tree(tmp_path / "lonely", 1)))
+    options = {**CLASSCOND, "sampler_steps": None, "guidance": None}
+    pack = encode(lonely, EncodeOptions(**options), tmp_path / "lonely.d3m")
+    assert len(pack.recipe.sigmas) == 1 + min(STEPS)
+    assert pack.recipe.guidance == 1.0
