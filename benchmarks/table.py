@@ -49,8 +49,8 @@ from d3pack.sources import open_source
 RESULTS = Path(__file__).parent / "results"
 BUDGETS = (1_000, 3_000, 6_000, 10_000, 30_000, 100_000)
 PER_CLASS = 50  # random real images of each class, without loss
-# images of each class that packs of these sizes make: a picked seed costs a byte or two
-PACKED = {1_000: 50, 3_000: 50, 6_000: 50, 10_000: 200, 30_000: 300, 100_000: 300}
+# images of each class that packs of these sizes make: a picked seed costs three bits
+PACKED = {6_000: 150, 10_000: 300, 30_000: 300, 100_000: 300}
 NAMED = 200  # images of each class name: they cost nothing
 ARMS = ("pack", "names", "random", "sheet", "webp", "jpeg", "collages")
 

@@ -13,6 +13,7 @@ import numpy as np
 from d3pack import container
 from d3pack.canonical import FrozenDict, dumps, freeze, plain, spell
 from d3pack.codecs.labels import first_labels, restrict_labels
+from d3pack.codecs.picks import decode_picks, first_picks
 from d3pack.coded import EMPTY, Array, Coded, frozen
 from d3pack.errors import UsageError
 from d3pack.recipe import Recipe
@@ -80,7 +81,7 @@ class Pack:
     recipe: Recipe
     prompts: Coded  # decodes to float32 (C, m, k, D); image i uses mode i mod m
     seed: int  # 64 bit; keys the noise of every image
-    picks: Array | None = None  # curated candidate index of image i of class c: uint8/uint16 (C, n)
+    picks: Coded | None = None  # decodes to the candidate that image i of class c is: (C, n)
     labels: Coded | None = None  # decodes to float32 (C, n, C)
     adapter: Coded | None = None  # named tensors that tune the backbone
     probes: Probes | None = None
@@ -98,8 +99,6 @@ class Pack:
         put(self, "seed", int(self.seed))
         if not 0 <= self.seed < 2**64:
             raise UsageError(f"seed {self.seed} is not an unsigned 64-bit integer")
-        if self.picks is not None:
-            put(self, "picks", frozen(self.picks))
         if self.ids is not None:
             put(self, "ids", _unsigned(self.ids, "class ids"))
         for name in ("provenance", "optional"):
@@ -152,7 +151,7 @@ class Pack:
             out["ids"] = Coded("u32", {"ids": self.ids})
         out["prompts"] = self.prompts
         if self.picks is not None:
-            out["picks"] = Coded(f"u{8 * self.picks.itemsize}", {"index": self.picks})
+            out["picks"] = self.picks
         if self.labels is not None:
             out["labels"] = self.labels
         if self.adapter is not None:
@@ -184,7 +183,7 @@ class Pack:
         rows, columns = np.asarray(classes, dtype=np.int64), np.asarray(images, dtype=np.int64)
         return (
             rows if self.ids is None else self.ids[rows].astype(np.int64),
-            columns if self.picks is None else self.picks[rows, columns].astype(np.int64),
+            columns if self.picks is None else decode_picks(self.picks, rows, columns),
         )
 
     def select(self, classes: Sequence[int | str]) -> Pack:
@@ -204,13 +203,13 @@ class Pack:
             classes=tuple(self.classes[row] for row in rows),
             ids=None if np.array_equal(ids, np.arange(len(rows))) else ids,
             prompts=self.prompts.take(take),
-            picks=None if self.picks is None else self.picks[take],
+            picks=None if self.picks is None else self.picks.take(take),
             labels=None if self.labels is None else restrict_labels(self.labels, take, take),
             probes=self._probes({row: new for new, row in enumerate(rows)}, self.images_per_class),
         )
 
     def first(self, k: int) -> Pack:
-        """The first k images of every class: an encoder orders them best first."""
+        """The first k images of every class: what an encoder would have chosen for k."""
         if not 1 <= k <= self.images_per_class:
             raise UsageError(f"first({k}): the pack has {self.images_per_class} images per class")
         if k == self.images_per_class:
@@ -218,7 +217,7 @@ class Pack:
         return replace(
             self._part({"first": k}),
             images_per_class=k,
-            picks=None if self.picks is None else self.picks[:, :k],
+            picks=None if self.picks is None else first_picks(self.picks, k),
             labels=None if self.labels is None else first_labels(self.labels, k),
             probes=self._probes({row: row for row in range(len(self.classes))}, k),
         )

@@ -28,6 +28,7 @@ from d3pack.codecs import (
     encode_adapter,
     encode_files,
     encode_labels,
+    encode_picks,
     encode_prompts,
 )
 from d3pack.pack import EMBEDDED
@@ -75,9 +76,11 @@ def beliefs(classes: int, images: int, salt: int = 7) -> Any:
     return probs
 
 
-def picks(classes: int, images: int, pool: int, dtype: Any) -> Any:
-    """Curated choices without repetition."""
-    return np.argsort(normals(9, classes, pool), axis=1, kind="stable")[:, :images].astype(dtype)
+def picks(classes: int, images: int, pool: int, lanes: int = 1) -> Coded:
+    """Curated choices without repetition: `pool` candidates in each lane."""
+    order = np.argsort(normals(9, classes, pool), axis=1, kind="stable")
+    place = np.arange(images)
+    return encode_picks(place % lanes + order[:, place // lanes] * lanes, lanes)
 
 
 def probes(count: int = 2, side: int = 4) -> Probes:
@@ -175,10 +178,11 @@ def valid() -> Iterator[tuple[str, str, Pack]]:
     zeros = encode_prompts(np.zeros((2, 1, 1, 32), np.float32), "i8")
     yield "prompts-zero", "all values zero", base(2, prompts=zeros)
     yield "seed-largest", "all 64 bits of the seed set", base(seed=2**64 - 1)
-    yield "picks-u8", "curated seeds, a byte each", base(picks=picks(4, 6, 256, np.uint8))
-    yield "picks-u16", "curated seeds, two bytes each", base(picks=picks(4, 6, 1000, np.uint16))
-    twice = np.array([[5, 5, 5, 7, 7, 7]] * 4, dtype=np.uint8)
-    yield "picks-modes", "one candidate in each of three modes", base(prompts=many, picks=twice)
+    yield "picks", "curated seeds out of 256, a byte each", base(picks=picks(4, 6, 256))
+    yield "picks-wide", "out of 1000, ten bits each", base(picks=picks(4, 6, 1000))
+    own = encode_picks(np.arange(6) + 6 * (np.arange(24).reshape(4, 6) % 5), 6)
+    yield "picks-own", "each image out of five of its own, three bits each", base(picks=own)
+    yield "picks-modes", "out of four a mode", base(prompts=many, picks=picks(4, 6, 4, lanes=3))
     yield "labels-topk", "the best two of four", base(labels=encode_labels(beliefs(4, 6), k=2))
     yield (
         "labels-topk-all",
@@ -222,7 +226,7 @@ def valid() -> Iterator[tuple[str, str, Pack]]:
     yield "newer-minor", "version 1.7 with an optional feature and its section", newer()
     full = base(
         prompts=quantised(),
-        picks=picks(4, 6, 256, np.uint8),
+        picks=picks(4, 6, 256),
         labels=encode_labels(beliefs(4, 6), k=2),
         adapter=adapter("i8"),
         probes=probes(),

@@ -12,9 +12,8 @@ import struct
 import sys
 
 CODECS = {"classes": "utf8", "leaves": "sha256-128", "ids": "u32", "prompts": "f16 i8 i4 pq",
-          "picks": "u8 u16", "labels": "topk dense", "adapter": "f16 i8", "probes": "u8"}
+          "picks": "lanes", "labels": "topk dense", "adapter": "f16 i8", "probes": "u8"}
 ORDER, SHARED = list(CODECS), ("classes", "leaves", "adapter", "probes")
-AXES = ("class", "shared")
 FORMS = {"U8": "B", "I8": "b", "U16": "H", "U32": "I", "F16": "e", "F32": "f"}
 FIELDS = "classes d3m images_per_class optional provenance recipe requires root sections seed"
 RECIPE = "backbone dtype extra group guidance guided_channels noise sampler sigmas size template"
@@ -90,6 +89,7 @@ canonical = lambda value: json.dumps(value, sort_keys=True, separators=(",", ":"
 whole = lambda value, low, high: type(value) is int and low <= value <= high
 array = lambda value, low, high: isinstance(value, list) and low <= len(value) <= high
 like = lambda pattern, value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
+row = lambda blob, shape, c: blob[len(blob) // shape[0] * c :][: len(blob) // shape[0]]
 has = lambda value, names: isinstance(value, dict) and sorted(value) == names.split()
 
 def check_manifest(m, text):
@@ -121,15 +121,13 @@ def recipe_ok(r):
         and all(array(lock, 2, 2) and whole(lock[0], 0, 2**48) and like(HEX64, lock[1])
                 for lock in files.values())
         and array(r["size"], 2, 2) and all(whole(side, 1, 8192) for side in r["size"])
-        and r["sampler"] in ("ddim", "dpmpp-2m", "euler", "lcm", "table")
-        and r["dtype"] in ("float32", "bfloat16", "float16")
-        and r["noise"] == "philox-normal16" and array(sigmas, 2, 1001)
-        and all(type(x) is float for x in (*sigmas, r["guidance"]))
+        and like("ddim|dpmpp-2m|euler|lcm|table", r["sampler"]) and type(r["extra"]) is dict
+        and r["dtype"] in ("float32", "bfloat16", "float16") and r["noise"] == "philox-normal16"
+        and array(sigmas, 2, 1001) and all(type(x) is float for x in (*sigmas, r["guidance"]))
         and sigmas[0] <= 1e6 and all(high > low for high, low in zip(sigmas, sigmas[1:]))
         and canonical(sigmas[-1]) == "0.0" and -1000.0 <= r["guidance"] <= 1000.0
         and whole(r["guided_channels"], 0, 1024) and whole(r["group"], 1, 1024)
-        and like(LINE, r["template"]) and r["template"].count("{}") <= 1
-        and isinstance(r["extra"], dict))
+        and like(LINE, r["template"]) and r["template"].count("{}") <= 1)
 
 def check_sections(sections, optional):
     need(array(sections, 0, 64), "E_SECTION", "sections")
@@ -183,21 +181,22 @@ def check_forms(sections, C, n):
         need(codec in CODECS[name].split(), "E_CODEC", f"{name}: {codec}")
         rule = {"prompts": prompts, "labels": labels, "adapter": adapter}.get(name, other)
         want = rule(name, codec, s["params"], shapes, C, n).items()
-        right = [[k, *v, AXES[name in SHARED or k == "codebook"]] for k, v in want]
+        right = [[k, *v, ("class", "shared")[name in SHARED or k == "codebook"]] for k, v in want]
         need([t[:4] for t in s["tensors"]] == right, "E_SHAPE", f"{name}: must be {right}")
 
-def params(p, others, figures):
-    need(set(p) == {*others, *figures}, "E_CODEC", "params")
+def params(p, ranges, figures):
+    need(set(p) == {*ranges, *figures}, "E_CODEC", "params")
+    need(all(whole(p[key], *limits) for key, limits in ranges.items() if limits), "E_CODEC", "")
     for key, parts in figures.items():
         fine = has(p[key], parts) and all(type(x) is float for x in p[key].values())
         need(fine and all(0.0 <= x <= 1e30 for x in p[key].values()), "E_CODEC", key)
 
 def prompts(name, codec, p, shapes, C, n):
     extra = {"i4": ["group"], "pq": ["dim"]}.get(codec, [])
-    params(p, ["shape", *extra], {"error": "rms worst"})
+    params(p, {"shape": None} | dict.fromkeys(extra, (1, 65536)), {"error": "rms worst"})
     fine = array(p["shape"], 3, 3) and all(map(whole, p["shape"], (1, 1, 1), (4096, 1024, 65536)))
     step, entries = p[extra[0]] if extra else 1, shapes.get("codebook", [1])[0]
-    need(fine and whole(step, 1, 65536) and entries <= 256, "E_CODEC", "shape, step or codebook")
+    need(fine and entries <= 256, "E_CODEC", "shape or codebook")
     *front, width = [C, *p["shape"]]
     parts, scales = -(-width // step), ["F16", front]
     book, codes = ["F16", [entries, step]], ["U8", [*front, parts]]
@@ -212,14 +211,13 @@ def labels(name, codec, p, shapes, C, n):
     ranges = {"classes": (C, C), "images": (n, n)}
     ranges |= {"k": (1, C), "bits": (2, 12), "octaves": (1, 64)} if codec == "topk" else {}
     params(p, ranges, figures)
-    need(all(whole(p[key], *limits) for key, limits in ranges.items()), "E_CODEC", "labels")
     if codec == "dense":
         return {"probs": ["F16", [C, n, C]]}
     record = p["k"] * (max(1, (C - 1).bit_length()) + p["bits"])
     return {"bits": ["U8", [C, (n * record + 7) // 8]]}
 
 def adapter(name, codec, p, shapes, C, n):
-    params(p, ["table"], {"error": "rms"})
+    params(p, {"table": None}, {"error": "rms"})
     need(array(p["table"], 1, 16384), "E_ADAPTER", "table")
     for entry in p["table"]:
         need(array(entry, 2, 2) and like(NAME, entry[0]) and array(entry[1], 1, 6), "E_ADAPTER", "")
@@ -230,23 +228,23 @@ def adapter(name, codec, p, shapes, C, n):
     return {"values": size} if codec == "f16" else {"codes": size, "scales": rows}
 
 def other(name, codec, p, shapes, C, n):
-    params(p, [], {})
+    ranges = {"bits": (1, 16), "images": (n, n), "lanes": (1, 2**31)}
+    params(p, ranges if name == "picks" else {}, {})
+    need(p.get("lanes", 1) << p.get("bits", 1) <= 2**32, "E_CODEC", "lanes")
+    picks = ["U8", [C, (n * p.get("bits", 1) + 7) // 8]]
     image, text = shapes.get("images", [1]), [math.prod(shapes.get("text", [0]))]
     need(name != "probes" or len(image) == 4, "E_SHAPE", "probes")
     need(image[0] <= 4096, "E_LIMIT", "probes")
     images, one = ["U8", [image[0], 3, *image[2:]]], ["U32", image[:1]]
     return {"classes": {"text": ["U8", text]}, "leaves": {"hash": ["U8", [C, 16]]},
-            "ids": {"ids": ["U32", [C]]}, "picks": {"index": [codec.upper(), [C, n]]},
+            "ids": {"ids": ["U32", [C]]}, "picks": {"codes": picks},
             "probes": {"images": images, "labels": one, "indices": one}}[name]
-
-def row(blob, shape, c):
-    return blob[len(blob) // shape[0] * c : len(blob) // shape[0] * (c + 1)]
 
 def class_names(blob, count):
     names = blob.decode("utf-8", "surrogateescape").split("\n")  # bad bytes become surrogates
     need(len(names) == count == len(set(names)), "E_NAME", "number, or twice")
-    need(not any(re.search(BAD_IN_NAME, x) for x in names), "E_NAME", "not UTF-8, or a control")
-    need(all(1 <= len(x.encode()) <= 1024 for x in names), "E_NAME", "length")
+    bad = [x for x in names if re.search(BAD_IN_NAME, x) or not 1 <= len(x.encode()) <= 1024]
+    need(not bad, "E_NAME", "not UTF-8, a control, or the length")
     return names
 
 def check_values(sections, arrays, m):
@@ -258,11 +256,11 @@ def check_values(sections, arrays, m):
     half, odd = divmod(p["shape"][2], 2)
     spare = codes[half :: half + 1] if codec == "i4" and odd else ()
     need(not any(byte >> 4 for byte in spare), "E_PROMPT", "spare nibble")
-    entries = len(arrays.get("prompts.codebook", ())) // p.get("dim", 1)
-    need(codec != "pq" or max(codes) < entries, "E_PROMPT", "code")
-    picks = arrays.get("picks.index", ())
-    chosen = [(i // n, i % n % p["shape"][0], pick) for i, pick in enumerate(picks)]
-    need(len(set(chosen)) == len(chosen), "E_PICKS", "the same image twice")
+    need(codec != "pq" or max(codes) < len(arrays["prompts.codebook"]) // p["dim"], "E_PROMPT", "")
+    for c in range(C if "picks.codes" in arrays else 0):
+        q, blob = sections["picks"]["params"], row(bytes(arrays["picks.codes"]), [C], c)
+        codes = records(blob, n, [q["bits"]], "E_PICKS")
+        need(len({(i % q["lanes"], *x) for i, x in enumerate(codes)}) == n, "E_PICKS", "twice")
     dense = arrays.get("labels.probs", ())
     for probs in (dense[i : i + C] for i in range(0, len(dense), C)):
         need(all(math.copysign(1, x) > 0 and x < math.inf for x in probs), "E_LABEL", "value")
@@ -275,22 +273,24 @@ def check_values(sections, arrays, m):
 
 def finite(sections, arrays, section, code):
     for tensor, dtype, *_ in sections.get(section, {"tensors": []})["tensors"]:
-        values = arrays[f"{section}.{tensor}"]
-        need(dtype != "F16" or all(map(math.isfinite, values)), code, tensor)
-        need(dtype != "I8" or -128 not in values, code, tensor)
+        values, least = arrays[f"{section}.{tensor}"], -127 if dtype == "I8" else -math.inf
+        need(all(least <= x and math.isfinite(x) for x in values), code, tensor)
+
+def records(blob, count, widths, code="E_LABEL"):
+    stream, out = int.from_bytes(blob, "little"), []
+    for width in widths * count:
+        out.append(stream & ((1 << width) - 1))
+        stream >>= width
+    need(stream == 0, code, "spare bits")
+    return [out[i : i + len(widths)] for i in range(0, len(out), len(widths))]
 
 def topk_row(blob, p):
-    stream, at, C, k, bits = int.from_bytes(blob, "little"), 0, p["classes"], p["k"], p["bits"]
-    for _ in range(p["images"]):
-        fields = []
-        for width in [max(1, (C - 1).bit_length())] * k + [bits] * k:
-            fields.append(stream >> at & ((1 << width) - 1))
-            at += width
+    C, k, bits = p["classes"], p["k"], p["bits"]
+    for fields in records(blob, p["images"], k * [max(1, (C - 1).bit_length())] + k * [bits]):
         index, ranks, tail = fields[:k], [0, *fields[k:-1]], fields[-1]
         ordered = list(zip(ranks, index)) == sorted(zip(ranks, index))
         need(ordered and max(index) < C and len(set(index)) == k, "E_LABEL", "classes")
         need(tail == 2**bits - 1 if k == C else tail > 0, "E_LABEL", "tail")
-    need(stream >> at == 0, "E_LABEL", "spare bits")
 
 if __name__ == "__main__":
     try:

@@ -89,7 +89,7 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
     how = (
         "derived"
         if pack.picks is None
-        else f"curated, {_out.count(pack.picks.itemsize, 'byte')} an image"
+        else f"curated, {_out.count(pack.picks.params['bits'], 'bit')} an image"
     )
     yield _row("seeds", f"{how}, from {pack.seed:016x}")
     if pack.labels is not None:

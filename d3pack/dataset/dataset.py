@@ -187,7 +187,7 @@ class D3MDataset(Dataset[Any]):
         return numbers
 
     def first(self, k: int) -> D3MDataset:
-        """The first k images of every class; an encoder orders them best first."""
+        """The first k images of every class: what an encoder would have chosen for k."""
         if not 1 <= k <= self._per_class:
             raise UsageError(f"first({k}): there are {self._per_class} images per class")
         return self._part(self._numbers, k)

@@ -249,8 +249,7 @@ class Decoder:
         recipe, pack = self.pack.recipe, self.pack
         c = np.array([c for c, _ in pairs])
         i = np.array([i for _, i in pairs])
-        words = c if pack.ids is None else pack.ids[c]
-        candidates = i if pack.picks is None else pack.picks[c, i]
+        words, candidates = pack.counters(c, i)
 
         def fresh(step: int) -> Tensor:
             return noise.normal_torch(

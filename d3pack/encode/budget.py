@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from d3pack.encode.options import EncodeOptions
-from d3pack.encode.plan import Dials
+from d3pack.encode.plan import PICKY, Dials
 from d3pack.errors import UsageError
 
 MARGIN = 200  # bytes: measured figures in the manifest have more or fewer digits
@@ -17,7 +17,8 @@ BARE = Dials(modes=1, vectors=1, codec="i4", candidates=1, labels="none", probes
 # On students of mini's images (benchmarks/encode_ablation.py) picked seeds bring five points for
 # their bytes; more vectors, more modes and soft labels bring less than three students' noise.
 LADDER: tuple[tuple[str, Any], ...] = (
-    ("candidates", 5),
+    ("candidates", 4),
+    ("candidates", PICKY),
     ("probes", 1),
     ("vectors", 2),
     ("vectors", 4),

@@ -12,14 +12,14 @@ import numpy.typing as npt
 
 import d3pack
 from d3pack.backbones import Backbone
-from d3pack.codecs import encode_labels
+from d3pack.codecs import encode_labels, encode_picks
 from d3pack.decode import Decoder, make_probes
 from d3pack.encode.generate import SHOWN, Judged, agreement, judge_images, probabilities
 from d3pack.encode.journal import Journal
 from d3pack.encode.method import Run
 from d3pack.encode.options import EncodeOptions, label_kind
-from d3pack.encode.plan import PROBE, Dials, pick_dtype
-from d3pack.encode.seeds import choose_order
+from d3pack.encode.plan import PROBE, Dials
+from d3pack.encode.seeds import choose_order, lanes_of
 from d3pack.encode.teacher import Teacher
 from d3pack.pack import Pack
 from d3pack.sheet import Row, contact_sheet
@@ -73,12 +73,11 @@ def finish(
 
 def _with_picks(run: Run, pack: Pack, dials: Dials, backbone: Backbone, teacher: Teacher) -> Pack:
     """Make candidates, keep the best."""
-    count, modes = pack.images_per_class, dials.modes
-    # a whole number of candidates for each image: every mode has as many as it needs
-    many = replace(pack, images_per_class=dials.candidates * -(-count // modes) * modes)
+    count, lanes = pack.images_per_class, lanes_of(pack.images_per_class, dials.modes)
+    many = replace(pack, images_per_class=dials.candidates * lanes)
     judged = judge_images(many, backbone, teacher, run.journal, run.events, "candidates")
-    orders = [choose_order(judged(c), c, count, modes) for c in range(len(pack.classes))]
-    return replace(pack, picks=np.stack(orders).astype(pick_dtype(many.images_per_class)))
+    orders = [choose_order(judged(c), c, count, lanes) for c in range(len(pack.classes))]
+    return replace(pack, picks=encode_picks(orders, lanes))
 
 
 def with_labels(

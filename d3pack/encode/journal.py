@@ -28,7 +28,7 @@ if sys.platform != "win32":
     import fcntl
 
 Arrays = dict[str, npt.NDArray[Any]]
-_VERSION = 2
+_VERSION = 3
 
 
 class JournalError(D3MError):

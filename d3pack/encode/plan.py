@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from d3pack.backbones import Backbone
-from d3pack.codecs import encode_labels, encode_prompts
+from d3pack.codecs import encode_labels, encode_picks, encode_prompts
 from d3pack.encode.options import EncodeOptions, LabelKind, label_kind
+from d3pack.encode.seeds import lanes_of
 from d3pack.errors import UsageError
 from d3pack.format import pack_bytes
 from d3pack.pack import Pack, Probes
@@ -21,9 +22,9 @@ from d3pack.sources import Source
 SMALL = 64  # pixels; up to this side a collage would leave nothing to see in a patch
 TEMPLATES = {1: "a photo of a {}", 2: "a 2x2 collage of {}", 4: "a 4x4 collage of {}"}
 PROBE = 8  # side of a stored probe, where the image size allows it
-PICKY = 5  # candidates for each image, where making them is cheap (a byte numbers those of 50) ...
+PICKY = 8  # candidates for each image, where making them is cheap (three bits say which) ...
 UNPICKED = 2.5  # guidance of mini where nobody picks
-WORTH_PICKING = 20  # ... and there are so many images a class that the header of picks is not much
+WORTH_PICKING = 20  # ... and there are so many images a class that the entry of picks is not much
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +124,8 @@ def make_plan(source: Source, options: EncodeOptions, backbone: Backbone) -> D3M
     )
     if dials.vectors > most:
         raise UsageError(f"this backbone takes at most {most} vectors", hint="lower --vectors")
-    if dials.candidates * options.images_per_class > 2**16:
-        raise UsageError("more than 65536 candidates a class", hint="lower --candidates")
+    if dials.candidates > 2**16:
+        raise UsageError("more than 65536 candidates an image", hint="lower --candidates")
     notes = []
     if all(name.isdecimal() or name[1:].isdecimal() for name in source.classes):
         notes.append("class names are numbers or ids: --class-names gives inversion a better start")
@@ -221,7 +222,9 @@ def size_of(
     values = rng.standard_normal((count, dials.modes, dials.vectors, width), np.float32)
     picks = None
     if dials.candidates > 1:
-        picks = np.tile(np.arange(n), (count, 1)).astype(pick_dtype(n * dials.candidates))
+        lanes = lanes_of(n, dials.modes)
+        last = np.arange(n) + lanes * (dials.candidates - 1)
+        picks = encode_picks(np.tile(last, (count, 1)), lanes)
     kind, k = label_kind(dials.labels)
     probes = None
     if dials.probes:
@@ -250,11 +253,6 @@ def _label_bytes(classes: int, n: int, kind: LabelKind, k: int) -> int:
     probs = np.full((2, n, classes), 1.0 / classes)
     coded = encode_labels(probs, "topk" if kind == "topk" else "dense", **({"k": k} if k else {}))
     return coded.nbytes * classes // 2 + 400  # and its entry in the manifest
-
-
-def pick_dtype(candidates: int) -> type[np.unsignedinteger[Any]]:
-    """The narrowest type that holds a candidate's number."""
-    return np.uint8 if candidates <= 256 else np.uint16
 
 
 def with_dials(plan: D3MPlan, dials: Dials, guidance: float | None, note: str) -> D3MPlan:

@@ -1,4 +1,4 @@
-"""Curated seeds: the candidates that the teacher believes in, unlike each other, best first."""
+"""Curated seeds: of its candidates, the one that the teacher believes in and that is new."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from d3pack.encode.generate import Judged
 ALIKE = 1.0  # what likeness to an image already chosen costs, in nats of the teacher's belief
 
 
-def choose_order(judged: Judged, c: int, count: int, modes: int) -> npt.NDArray[np.int64]:
+def lanes_of(count: int, modes: int) -> int:
+    """A lane of candidates for each image; candidates are dealt out to modes as images are."""
+    return -(-count // modes) * modes
+
+
+def choose_order(judged: Judged, c: int, count: int, lanes: int) -> npt.NDArray[np.int64]:
     """Candidate numbers, greedily: each the most believed that is least like those before it.
 
-    Because the choice is greedy, the first k are the best k. Image i is made with mode i mod m, and
-    candidate j with mode j mod m: image i can only be a candidate of its own mode.
+    Image i is one of the candidates i, i + lanes, i + 2 lanes, ... Because the choice is greedy,
+    the first k are what would have been chosen for k.
     """
     logits = judged.logits.astype(np.float64)
     shifted = logits - logits.max(1, keepdims=True)
@@ -24,7 +29,7 @@ def choose_order(judged: Judged, c: int, count: int, modes: int) -> npt.NDArray[
     free = np.ones(len(belief), dtype=bool)
     chosen = []
     for i in range(count):
-        here = free & (np.arange(len(belief)) % modes == i % modes)
+        here = free & (np.arange(len(belief)) % lanes == i % lanes)
         score = np.where(here, belief - ALIKE * nearest, -np.inf)
         best = int(score.argmax())
         chosen.append(best)

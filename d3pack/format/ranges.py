@@ -91,7 +91,7 @@ def _part(head: Header, rows: Sequence[int], own: tuple[str, ...], coded: dict[s
         recipe=head.recipe,
         prompts=coded["prompts"],
         seed=int(head.manifest["seed"], 16),
-        picks=coded["picks"].tensors["index"] if "picks" in coded else None,
+        picks=coded.get("picks"),
         labels=restrict_labels(labels, np.arange(len(rows)), take) if labels else None,
         adapter=coded.get("adapter"),
         provenance=derived(head.manifest["provenance"], head.root, {"select": len(rows)}),

@@ -165,7 +165,7 @@ def assemble(head: Header, arrays: Mapping[str, Any]) -> Pack:
         recipe=head.recipe,
         prompts=coded["prompts"],
         seed=int(head.manifest["seed"], 16),
-        picks=coded["picks"].tensors["index"] if "picks" in coded else None,
+        picks=coded.get("picks"),
         labels=coded.get("labels"),
         adapter=coded.get("adapter"),
         probes=Probes(**probes.tensors) if probes else None,

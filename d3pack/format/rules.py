@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from d3pack.codecs import adapter, labels, prompts
+from d3pack.codecs import adapter, labels, picks, prompts
 from d3pack.codecs import params as p
-from d3pack.coded import Array, Coded
+from d3pack.coded import Coded
 from d3pack.errors import (
     ClassNameError,
     CodecError,
     IdError,
     LimitError,
-    PickError,
     ProbeError,
     ShapeError,
 )
@@ -45,6 +44,8 @@ def check_sections(manifest: Mapping[str, Any]) -> None:
         name = section["name"]
         if name == "prompts":
             prompts.check_prompts(form, classes)
+        elif name == "picks":
+            picks.check_picks(form, classes, images)
         elif name == "labels":
             labels.check_labels(form, classes, images)
         elif name == "adapter":
@@ -55,7 +56,7 @@ def check_sections(manifest: Mapping[str, Any]) -> None:
                 raise CodecError(f"{name}: unknown codec {form.codec!r:.80}")
             p.keys(form.params, name, set())
             tensors = layout(form, classes, images)
-            shared = frozenset() if name in ("ids", "picks") else frozenset(tensors)
+            shared = frozenset() if name == "ids" else frozenset(tensors)
             p.tensors(form, name, tensors, shared)
 
 
@@ -91,7 +92,7 @@ def check_values(coded: Mapping[str, Coded], names: tuple[str, ...], images: int
             raise IdError("the ids are 0, 1, 2, ... and must be left out")
     prompts.check_prompt_values(coded["prompts"], names)
     if "picks" in coded:
-        _check_picks(coded["picks"].tensors["index"], coded["prompts"].params["shape"][0], names)
+        picks.check_pick_values(coded["picks"], names)
     if "labels" in coded:
         labels.check_label_values(coded["labels"], names)
     if "adapter" in coded:
@@ -106,15 +107,6 @@ def check_values(coded: Mapping[str, Coded], names: tuple[str, ...], images: int
             raise ProbeError("two probes of the same image")
 
 
-def _check_picks(picks: Array, modes: int, names: tuple[str, ...]) -> None:
-    for mode in range(min(modes, picks.shape[1])):
-        mine = np.sort(picks[:, mode::modes], axis=1)
-        twice = (mine[:, 1:] == mine[:, :-1]).any(axis=1)
-        if twice.any():
-            row = int(np.argmax(twice))
-            raise PickError(f"class {row} ({names[row]!r}) picks one candidate twice in a mode")
-
-
 def _classes(form: p.Form, classes: int, images: int) -> p.Layout:
     size = math.prod(form.tensors["text"][1]) if "text" in form.tensors else 0
     return {"text": ("U8", (size,))}
@@ -126,10 +118,6 @@ def _leaves(form: p.Form, classes: int, images: int) -> p.Layout:
 
 def _ids(form: p.Form, classes: int, images: int) -> p.Layout:
     return {"ids": ("U32", (classes,))}
-
-
-def _picks(form: p.Form, classes: int, images: int) -> p.Layout:
-    return {"index": (form.codec.upper(), (classes, images))}
 
 
 def _probes(form: p.Form, classes: int, images: int) -> p.Layout:
@@ -150,6 +138,5 @@ _PLAIN: dict[str, tuple[tuple[str, ...], Callable[[p.Form, int, int], p.Layout]]
     "classes": (("utf8",), _classes),
     "leaves": (("sha256-128",), _leaves),
     "ids": (("u32",), _ids),
-    "picks": (("u8", "u16"), _picks),
     "probes": (("u8",), _probes),
 }

@@ -176,7 +176,7 @@ def _outline(header: Header, names: tuple[str, ...]) -> Pack:
         recipe=header.recipe,
         prompts=coded["prompts"],
         seed=int(header.manifest["seed"], 16),
-        picks=coded["picks"].tensors["index"] if "picks" in coded else None,
+        picks=coded.get("picks"),
         labels=coded.get("labels"),
         adapter=coded.get("adapter"),
         probes=Probes(**coded["probes"].tensors) if "probes" in coded else None,

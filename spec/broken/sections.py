@@ -106,14 +106,14 @@ def cases() -> Iterator[Case]:
         code,
         "a tensor name in capitals",
         source,
-        tensor("picks.index", 0, "INDEX"),
+        tensor("picks.codes", 0, "CODES"),
     )
     yield (
         "tensor-hash-case",
         code,
         "a hash in capitals",
         source,
-        tensor("picks.index", 4, "AB" * 32),
+        tensor("picks.codes", 4, "AB" * 32),
     )
     yield (
         "tensor-entry",
@@ -128,21 +128,21 @@ def cases() -> Iterator[Case]:
         shape,
         "a dtype that the format does not have",
         source,
-        tensor("picks.index", 1, "F64"),
+        tensor("picks.codes", 1, "F64"),
     )
     yield (
         "tensor-dtype-other",
         shape,
-        "indices as signed bytes",
+        "codes as signed bytes",
         source,
-        tensor("picks.index", 1, "I8"),
+        tensor("picks.codes", 1, "I8"),
     )
     yield (
         "tensor-shape-text",
         shape,
         "a shape of strings",
         source,
-        tensor("picks.index", 2, ["4", "6"]),
+        tensor("picks.codes", 2, ["4", "6"]),
     )
     yield (
         "tensor-shape-boolean",
@@ -151,13 +151,13 @@ def cases() -> Iterator[Case]:
         source,
         tensor("probes.labels", 2, [True]),
     )
-    yield "tensor-axis", shape, "an unknown axis", source, tensor("picks.index", 3, "image")
+    yield "tensor-axis", shape, "an unknown axis", source, tensor("picks.codes", 3, "image")
     yield (
         "tensor-axis-size",
         shape,
         "a class axis of other length",
         source,
-        tensor("picks.index", 2, [3, 8]),
+        tensor("picks.codes", 2, [3, 8]),
     )
     yield (
         "tensor-axis-wrong",
@@ -171,7 +171,7 @@ def cases() -> Iterator[Case]:
         shape,
         "fewer images than the pack has",
         source,
-        tensor("picks.index", 2, [4, 5]),
+        tensor("picks.codes", 2, [4, 5]),
     )
     yield "leaves-width", shape, "leaves of 8 bytes", source, tensor("leaves.hash", 2, [8, 8])
     yield (
@@ -201,18 +201,18 @@ def cases() -> Iterator[Case]:
         limit,
         "seven dimensions",
         source,
-        tensor("picks.index", 2, [4, 1, 1, 1, 1, 1, 6]),
+        tensor("picks.codes", 2, [4, 1, 1, 1, 1, 1, 6]),
     )
     yield "tensor-scalar", limit, "no dimension", source, tensor("probes.labels", 2, [])
-    yield "tensor-side-zero", limit, "an empty dimension", source, tensor("picks.index", 2, [4, 0])
+    yield "tensor-side-zero", limit, "an empty dimension", source, tensor("picks.codes", 2, [4, 0])
     yield (
         "tensor-side-large",
         limit,
         "2**31 on a side",
         source,
-        tensor("picks.index", 2, [4, 2**31]),
+        tensor("picks.codes", 2, [4, 2**31]),
     )
-    yield "tensor-side-minus", limit, "a negative side", source, tensor("picks.index", 2, [4, -6])
+    yield "tensor-side-minus", limit, "a negative side", source, tensor("picks.codes", 2, [4, -6])
     yield (
         "tensor-overflow",
         limit,

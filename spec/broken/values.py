@@ -61,7 +61,7 @@ def cases() -> Iterator[Case]:
         ("classes", "text"),
         ("leaves", "hash"),
         ("prompts", "codes"),
-        ("picks", "index"),
+        ("picks", "codes"),
     ):
         yield (
             f"hash-{section}",
@@ -153,15 +153,22 @@ def cases() -> Iterator[Case]:
         "picks-twice",
         "E_PICKS",
         "a candidate twice",
-        "picks-u8",
-        poke("picks.index", 0, b"\x09\x09"),
+        "picks",
+        poke("picks.codes", 0, b"\x09\x09"),
     )
     yield (
-        "picks-twice-mode",
+        "picks-twice-lane",
         "E_PICKS",
-        "a candidate twice in a mode",
+        "a candidate twice in a lane",
         "picks-modes",
-        poke("picks.index", 3, b"\x05"),
+        poke("picks.codes", 0, b"\x00\x00"),
+    )
+    yield (
+        "picks-spare",
+        "E_PICKS",
+        "a bit after the last pick",
+        "picks-own",
+        poke("picks.codes", 2, b"\x04"),
     )
     bad = "E_LABEL"
     two = [(0, 2), (1, 2), (9, 8), (9, 8)]

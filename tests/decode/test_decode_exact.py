@@ -18,7 +18,7 @@ from tiny_backbones import tiny_dit, tiny_pack, tiny_sd
 
 import d3pack
 from d3pack.backbones import open_backbone
-from d3pack.codecs import encode_adapter
+from d3pack.codecs import encode_adapter, encode_picks
 from d3pack.decode import Decoder
 
 FAMILIES: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
@@ -159,8 +159,8 @@ def test_a_callers_autocast_changes_nothing(
 def test_picks_name_candidates(folders: dict[str, Path]) -> None:
     path = folders["sd"]
     plain = Decoder(tiny_pack(path), path=path)
-    picks = np.array([[5, 0], [7, 2], [1, 6]], dtype=np.uint8)
-    curated = Decoder(tiny_pack(path, images=2, picks=picks), path=path)
+    picks = np.array([[5, 0], [7, 2], [1, 6]])
+    curated = Decoder(tiny_pack(path, images=2, picks=encode_picks(picks)), path=path)
     wanted = plain.images([(c, int(i)) for c in range(3) for i in picks[c]])
     assert torch.equal(curated.images(range(6)), wanted)
 

@@ -22,7 +22,7 @@ from d3pack.encode.collages import (
     tile,
 )
 from d3pack.encode.generate import Judged, probabilities
-from d3pack.encode.seeds import choose_order
+from d3pack.encode.seeds import choose_order, lanes_of
 from d3pack.errors import SourceError
 from d3pack.sources import open_source
 
@@ -159,13 +159,19 @@ def judged(count: int = 24, seed: int = 0) -> Judged:
     )
 
 
-@pytest.mark.parametrize("modes", [1, 2, 3])
-def test_the_first_k_are_the_best_k(modes: int) -> None:
-    whole = choose_order(judged(), 1, 12, modes)
+@pytest.mark.parametrize("lanes", [1, 2, 3, 12])
+def test_the_first_k_are_what_is_chosen_for_k(lanes: int) -> None:
+    whole = choose_order(judged(), 1, 12, lanes)
     assert len(set(whole.tolist())) == 12
-    assert (whole % modes == np.arange(12) % modes).all()
+    assert (whole % lanes == np.arange(12) % lanes).all()
     for k in (1, 5, 8):
-        assert np.array_equal(choose_order(judged(), 1, k, modes), whole[:k])
+        assert np.array_equal(choose_order(judged(), 1, k, lanes), whole[:k])
+
+
+def test_every_mode_has_candidates_of_its_own() -> None:
+    assert lanes_of(50, 1) == 50
+    assert lanes_of(50, 4) == 52
+    assert all(lanes_of(n, m) % m == 0 for n in range(1, 20) for m in range(1, 9))
 
 
 def test_picks_are_believed_and_unlike() -> None:

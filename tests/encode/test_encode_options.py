@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from d3pack.encode.events import Events, json_lines, log_file
 from d3pack.encode.journal import JournalError, NoSpaceError
 from d3pack.encode.live import View, spark
 from d3pack.encode.options import label_kind, parse_size
-from d3pack.encode.plan import Dials
+from d3pack.encode.plan import PICKY, Dials
 from d3pack.errors import D3MError, UsageError
 from d3pack.sources import open_source
 
@@ -176,13 +177,13 @@ def test_errors_have_codes_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("asked", "candidates", "guidance"),
     [
-        ({"images_per_class": 50}, 5, None),
+        ({"images_per_class": 50}, PICKY, None),
         ({"images_per_class": 10}, 1, 2.5),
         ({"images_per_class": 10, "candidates": 4}, 4, None),
         ({"images_per_class": 50, "candidates": 1}, 1, 2.5),
-        ({"images_per_class": 50, "guidance": 3.0}, 5, 3.0),
-        ({"images_per_class": 10, "budget": 20_000}, 5, None),
-        ({"images_per_class": 10, "budget": 20_000, "guidance": 3.0}, 5, 3.0),
+        ({"images_per_class": 50, "guidance": 3.0}, PICKY, 3.0),
+        ({"images_per_class": 10, "budget": 20_000}, PICKY, None),
+        ({"images_per_class": 10, "budget": 20_000, "guidance": 3.0}, PICKY, 3.0),
         ({"images_per_class": 10, "budget": 20_000, "candidates": 1}, 1, 2.5),
     ],
 )
@@ -197,3 +198,14 @@ def test_where_a_teacher_picks_guidance_is_measured(
     plan = D3M().plan(open_source(tmp_path), options, "cpu")
     assert plan.dials.candidates == candidates
     assert plan.guidance == guidance
+
+
+@pytest.mark.parametrize(("more", "candidates"), [(0, 1), (500, 4), (749, 4), (750, PICKY)])
+def test_a_budget_buys_fewer_candidates_where_more_do_not_fit(more: int, candidates: int) -> None:
+    def size_of(dials: Dials) -> int:
+        bare = replace(dials, candidates=1)
+        return 4000 + {1: 0, 4: 500, PICKY: 750}[dials.candidates] + (bare != budget.BARE) * 9999
+
+    dials, size = budget.spend(4000 + budget.MARGIN + more, EncodeOptions(), 16, size_of)
+    assert dials == replace(budget.BARE, candidates=candidates)
+    assert size <= 4000 + more

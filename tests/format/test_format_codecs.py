@@ -13,11 +13,14 @@ from d3pack.codecs import (
     _bits,
     decode_adapter,
     decode_labels,
+    decode_picks,
     decode_prompts,
     encode_adapter,
     encode_labels,
+    encode_picks,
     encode_prompts,
 )
+from d3pack.codecs.picks import check_pick_values, first_picks
 from d3pack.coded import Coded
 from d3pack.errors import CodecError, UsageError
 
@@ -204,6 +207,44 @@ def test_adapters_that_cannot_be_meant() -> None:
             encode_adapter(wrong)
     with pytest.raises(UsageError):
         encode_adapter({"a": np.ones(2)}, "f32")
+
+
+@given(
+    st.integers(1, 4), st.integers(1, 40), st.integers(1, 60), st.integers(1, 9), st.integers(0, 99)
+)
+def test_picks_come_back(classes: int, images: int, lanes: int, spare: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    depth = -(-images // lanes) + spare
+    codes = np.stack([np.stack([rng.permutation(depth) for _ in range(lanes)], 1).ravel()[:images]
+                      for _ in range(classes)])  # fmt: skip
+    index = np.arange(images) % lanes + lanes * codes
+    coded = encode_picks(index, lanes)
+    assert (decode_picks(coded) == index).all()
+    rows, columns = rng.integers(0, classes, 5), rng.integers(0, images, 5)
+    assert (decode_picks(coded, rows, columns) == index[rows, columns]).all()
+    bits = max(1, int(codes.max()).bit_length())
+    assert coded.nbytes == classes * -(-images * bits // 8)
+    k = int(rng.integers(1, images + 1))
+    part = first_picks(coded, k)
+    assert (decode_picks(part) == index[:, :k]).all()
+    check_pick_values(part, ("",) * classes)  # nothing is left over after the last one
+    assert (decode_picks(coded.take(rows)) == index[rows]).all()
+
+
+def test_picks_of_five_candidates_each_take_three_bits() -> None:
+    index = np.arange(200) + 200 * RNG.integers(0, 5, (10, 200))
+    assert encode_picks(index, 200).nbytes == 750
+    assert encode_picks(index).nbytes == 2500
+
+
+def test_picks_that_cannot_be_meant() -> None:
+    for wrong in (np.zeros(3, int), np.zeros((2, 3)), np.full((2, 3), -1), np.zeros((0, 3), int)):
+        with pytest.raises(UsageError, match="natural numbers"):
+            encode_picks(wrong)
+    with pytest.raises(UsageError, match="of its image's lane"):
+        encode_picks([[0, 2]], 2)
+    with pytest.raises(UsageError, match="65536 candidates"):
+        encode_picks([[2**16]])
 
 
 def test_coded_takes_rows_and_leaves_what_is_shared() -> None:

@@ -19,7 +19,7 @@ from places import ROOT
 
 import d3pack
 from d3pack import canonical, container, errors, noise, recipe, samplers
-from d3pack.codecs import adapter, labels, prompts
+from d3pack.codecs import adapter, labels, picks, prompts
 from d3pack.errors import InvalidPackError
 from d3pack.format import reader as ours
 from d3pack.format import rules
@@ -107,6 +107,7 @@ LIMITS = {
     "vectors of a prompt": prompts.MAX_VECTORS,
     "values of a vector": prompts.MAX_WIDTH,
     "codebook entries": prompts.CODEBOOK,
+    "bits of a pick": picks.MAX_BITS,
     "bits of a label code": 12,
     "octaves of a label": 64,
     "tensors of an adapter": adapter.MAX_TENSORS,

@@ -18,6 +18,7 @@ from places import HELPERS
 
 import d3pack
 from d3pack import Coded, Recipe
+from d3pack.codecs import encode_picks
 from d3pack.errors import D3MError, InvalidPackError, NotFoundError, UsageError
 
 
@@ -154,7 +155,7 @@ def test_same_pack_same_bytes_in_two_processes_with_shuffled_dicts() -> None:
         ({"names": ("a", "a", "b", "c", "d")}, "E_NAME"),
         ({"names": ("a", "b\n", "c", "d", "e")}, "E_NAME"),
         ({"recipe": Recipe(make().recipe.backbone, (8, 8), "euler", (1.0, 2.0, 0.0))}, "E_RECIPE"),
-        ({"picks": np.zeros((5, 6), np.uint8)}, "E_PICKS"),
+        ({"picks": encode_picks(np.zeros((5, 6), int))}, "E_PICKS"),
         ({"ids": np.arange(5)}, "E_IDS"),
         ({"optional": {"Bad Name": 1}}, "E_MANIFEST"),
         ({"extensions": {"mood": Coded("x", {"t": np.zeros((5, 1), np.uint8)})}}, "E_SECTION"),
@@ -181,9 +182,9 @@ def test_what_cannot_be_meant() -> None:
         with pytest.raises((UsageError, InvalidPackError)):
             d3pack.pack_bytes(make(**change))
     with pytest.raises(UsageError, match="first dimension"):
-        d3pack.pack_bytes(make(picks=np.zeros((4, 6), np.uint8)))
+        d3pack.pack_bytes(make(picks=encode_picks(np.zeros((4, 6), int))))
     with pytest.raises(UsageError, match="dtype"):
-        d3pack.pack_bytes(make(picks=np.zeros((5, 6), np.float64)))
+        d3pack.pack_bytes(make(picks=Coded("lanes", {"codes": np.zeros((5, 6), np.float64)})))
 
 
 def test_unknown_optional_features_survive_byte_for_byte() -> None:
@@ -202,7 +203,11 @@ def test_big_endian_and_strided_arrays_are_the_same_pack() -> None:
     pack = full()
     turned = replace(
         pack,
-        picks=np.asfortranarray(pack.picks),
+        picks=Coded(
+            "lanes",
+            {"codes": np.asfortranarray(pack.picks.tensors["codes"])},
+            pack.picks.params,
+        ),
         prompts=Coded(
             "f16",
             {"values": pack.prompts.tensors["values"].astype(">f2")},

@@ -8,7 +8,7 @@ import numpy as np
 from places import ROOT
 
 from d3pack import BackboneRef, FileLock, Pack, Probes, Recipe
-from d3pack.codecs import encode_adapter, encode_labels, encode_prompts
+from d3pack.codecs import encode_adapter, encode_labels, encode_picks, encode_prompts
 
 VECTORS = ROOT / "spec" / "vectors"
 VALID = sorted((VECTORS / "valid").glob("*.d3m"))
@@ -26,9 +26,7 @@ def make(classes: int = 5, images: int = 6, codec: str = "f16", **changes: Any) 
     rng = np.random.default_rng(classes * 1000 + images)
     values = rng.normal(0, 0.05, (classes, 2, 3, 40)).astype(np.float32)
     made = {
-        "picks": lambda: np.stack([rng.permutation(250)[:images] for _ in range(classes)]).astype(
-            np.uint8
-        ),
+        "picks": lambda: encode_picks([rng.permutation(250)[:images] for _ in range(classes)]),
         "labels": lambda: encode_labels(
             rng.dirichlet(np.full(classes, 0.3), (classes, images)), k=3
         ),

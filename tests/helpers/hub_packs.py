@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 
-from d3pack.codecs import encode_adapter, encode_labels, encode_prompts
+from d3pack.codecs import encode_adapter, encode_labels, encode_picks, encode_prompts
 from d3pack.pack import Pack, Probes
 from d3pack.recipe import BackboneRef, FileLock, Recipe
 
@@ -27,14 +27,13 @@ def make_pack(
     if not full:
         return Pack(names, images, RECIPE, prompts, seed)
     probs = rng.dirichlet(np.full(classes, 0.1), (classes, images))
-    picks = np.stack([rng.permutation(4 * images)[:images] for _ in range(classes)])
     return Pack(
         names,
         images,
         RECIPE,
         prompts,
         seed,
-        picks=picks.astype(np.uint8),
+        picks=encode_picks([rng.permutation(4 * images)[:images] for _ in range(classes)]),
         labels=encode_labels(probs, k=10),
         adapter=encode_adapter({"mid.bias": rng.standard_normal(64).astype(np.float32)}),
         probes=Probes(
