@@ -158,6 +158,11 @@ def assemble(head: Header, arrays: Mapping[str, Any]) -> Pack:
         raise LeafError(f"class {int(np.argmax(wrong))} does not match its leaf hash")
     names = rules.class_names(coded["classes"], classes)
     rules.check_values(coded, names, head.manifest["images_per_class"])
+    return under(head, names, coded)
+
+
+def under(head: Header, names: tuple[str, ...], coded: Mapping[str, Coded]) -> Pack:
+    """The Pack of these sections under the manifest of the file; nothing is checked."""
     probes = coded.get("probes")
     pack = Pack(
         classes=names,

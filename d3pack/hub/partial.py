@@ -13,13 +13,13 @@ from d3pack.codecs.params import NUMPY
 from d3pack.coded import Coded
 from d3pack.errors import LimitError, TrailingError, TruncatedError, UsageError
 from d3pack.format import Header, Read, pack_bytes, plan_reads, read, read_header, verify_reads
-from d3pack.format.reader import check_hash
+from d3pack.format.reader import check_hash, coded_section, under
 from d3pack.format.rules import class_names
 from d3pack.hub.address import Address, is_address, parse
 from d3pack.hub.cache import cached, with_file
 from d3pack.hub.pull import PathOrAddress, check_root, load, pull
 from d3pack.hub.remote import RemoteFile
-from d3pack.pack import EMBEDDED, Pack, Probes
+from d3pack.pack import Pack
 
 FIRST = 1 << 16  # the first request: the header, the class names and the leaves of most packs
 JOIN = 1 << 14  # wanted parts that are this close come in one request
@@ -161,33 +161,9 @@ def _outline(header: Header, names: tuple[str, ...]) -> Pack:
     """A pack under the manifest of the file whose tensors are all zero."""
     blank = {slot.name: np.zeros(slot.shape, NUMPY[slot.dtype]) for slot in header.slots}
     coded = {
-        section["name"]: Coded(
-            section["codec"],
-            {entry[0]: blank[f"{section['name']}.{entry[0]}"] for entry in section["tensors"]},
-            section["params"],
-            frozenset(entry[0] for entry in section["tensors"] if entry[3] == "shared"),
-        )
-        for section in header.manifest["sections"]
+        section["name"]: coded_section(section, blank) for section in header.manifest["sections"]
     }
-    carried = {name: coded[name] for name in (EMBEDDED,) if name in coded}
-    pack = Pack(
-        classes=names,
-        images_per_class=header.manifest["images_per_class"],
-        recipe=header.recipe,
-        prompts=coded["prompts"],
-        seed=int(header.manifest["seed"], 16),
-        picks=coded.get("picks"),
-        labels=coded.get("labels"),
-        adapter=coded.get("adapter"),
-        probes=Probes(**coded["probes"].tensors) if "probes" in coded else None,
-        provenance=header.manifest["provenance"],
-        ids=coded["ids"].tensors["ids"] if "ids" in coded else None,
-        optional={name: header.manifest["optional"][name] for name in carried},
-        extensions=carried,
-        minor=header.manifest["d3m"][1],
-    )
-    object.__setattr__(pack, "_manifest", header.manifest)
-    return pack
+    return under(header, names, coded)
 
 
 def _address(address: Address | str) -> Address:
