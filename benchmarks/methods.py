@@ -5,14 +5,14 @@
     d3pack encode cifar10 --method minimax --backbone a.backbone --ipc 50 --probes 4 \\
         --teacher-samples 80000 --sampler-steps 18 --guidance 2.5 --set ema=0.999 \\
         --set train_steps=4000 -o b.d3m    # the sampler that classcond has chosen
-    python benchmarks/methods.py --real cifar10 --work work/methods \\
+    python benchmarks/methods.py --real cifar10 --work work/methods --images 50 \\
         classcond=a.d3m minimax=b.d3m:a.backbone d3m=examples/cifar10.d3m
 
 `--real` has train/ and test/ with one folder a class. Each pack may be followed by the directory of
-its backbone, as name=pack.d3m:backbone/; all should hold equally many images. Rows go into
-`results/methods.json` one by one. Precision, recall, density and coverage (arXiv 2002.09797) are
-taken class by class in the features of the teacher that every method asks, against as many real
-images of the class as the pack has, k = 5.
+its backbone, as name=pack.d3m:backbone/; of each the first `--images` of a class are looked at.
+Rows go into `results/methods.json` one by one. Precision, recall, density and coverage
+(arXiv 2002.09797) are taken class by class in the features of the teacher that every method asks,
+against as many real images of the class as the pack has, k = 5.
 """
 
 from __future__ import annotations
@@ -153,6 +153,7 @@ def main() -> None:
     parser.add_argument("packs", nargs="+", metavar="name=pack.d3m[:backbone/]")
     parser.add_argument("--real", required=True)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--images", type=int, default=50, help="of a class, the first of each pack")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--teacher-samples", type=int, default=80_000)
     parser.add_argument("--speed", action="store_true", help="measure that again, and no more")
@@ -160,7 +161,7 @@ def main() -> None:
     for given in args.packs:
         name, _, place = given.partition("=")
         path, _, folder = place.partition(":")
-        pack = read(path)
+        pack = read(path).first(args.images)
         home = Path(folder) if folder else beside(path, pack)
         value = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {"rows": {}}
         if args.speed:

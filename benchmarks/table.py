@@ -49,8 +49,8 @@ from d3pack.sources import open_source
 RESULTS = Path(__file__).parent / "results"
 BUDGETS = (1_000, 3_000, 6_000, 10_000, 30_000, 100_000)
 PER_CLASS = 50  # random real images of each class, without loss
-# images of each class that packs of these sizes make: a picked seed costs three bits
-PACKED = {6_000: 150, 10_000: 300, 30_000: 300, 100_000: 300}
+# images of each class that packs of these sizes make: a picked seed costs three to six bits
+PACKED = {6_000: 150, 10_000: 250, 30_000: 250, 100_000: 250}
 NAMED = 200  # images of each class name: they cost nothing
 ARMS = ("pack", "names", "random", "sheet", "webp", "jpeg", "collages")
 
@@ -139,6 +139,7 @@ class Table:
                 images_per_class=self.args.images or PACKED.get(budget, PER_CLASS),
                 budget=budget,
                 teacher_samples=self.args.teacher_samples,
+                guidance=self.args.guidance,
                 backbone=str(self.args.backbone or "mini"),
             )
             try:
@@ -266,6 +267,7 @@ def main() -> None:
     parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, help="of a class that packs make [by their size]")
+    parser.add_argument("--guidance", type=float, help="of packs [by measurement, for each]")
     parser.add_argument(
         "--teacher-samples", type=int, default=EncodeOptions().teacher_samples, help="of encode"
     )

@@ -38,7 +38,8 @@ OPTIONS = EncodeOptions(
     backbone="mini",
     vectors=4,
     codec="i4",
-    candidates=1,
+    candidates=4,
+    guidance=4.0,  # what measuring gives for things that mini has never seen; spares half a minute
     probes=2,
     teacher_samples=30_000,
 )

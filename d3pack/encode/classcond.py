@@ -81,7 +81,6 @@ class ClassPlan:
 
     def lines(self) -> list[str]:
         dials, settings = self.dials, self.settings
-        picked = f"best of {dials.candidates}" if dials.candidates > 1 else "derived"
         length = (
             f"{settings.train_seconds:.0f} s"
             if settings.train_seconds
@@ -94,7 +93,7 @@ class ClassPlan:
             f"{self.images_per_class} to make of each class",
             f"a DiT of preset {self.preset}, {self.size[0]}x{self.size[1]}, trained for {length}"
             f"{place}",
-            f"class vectors as {dials.codec}, seeds {picked}, labels {dials.labels}; "
+            f"class vectors as {dials.codec}, {dials.seeds}, labels {dials.labels}; "
             f"sampler by measurement{limit}",
             *self.notes,
         ]

@@ -19,7 +19,7 @@ from d3pack.encode.journal import Journal
 from d3pack.encode.method import Run
 from d3pack.encode.options import EncodeOptions, label_kind
 from d3pack.encode.plan import PROBE, Dials
-from d3pack.encode.seeds import choose_order, lanes_of
+from d3pack.encode.seeds import candidates_of, choose_order, lanes_of
 from d3pack.encode.teacher import Teacher
 from d3pack.pack import Pack
 from d3pack.sheet import Row, contact_sheet
@@ -73,8 +73,10 @@ def finish(
 
 def _with_picks(run: Run, pack: Pack, dials: Dials, backbone: Backbone, teacher: Teacher) -> Pack:
     """Make candidates, keep the best."""
-    count, lanes = pack.images_per_class, lanes_of(pack.images_per_class, dials.modes)
-    many = replace(pack, images_per_class=dials.candidates * lanes)
+    count = pack.images_per_class
+    lanes = lanes_of(count, dials.modes, dials.share)
+    every = candidates_of(count, dials.modes, dials.candidates, dials.share)
+    many = replace(pack, images_per_class=every)
     judged = judge_images(many, backbone, teacher, run.journal, run.events, "candidates")
     orders = [choose_order(judged(c), c, count, lanes) for c in range(len(pack.classes))]
     return replace(pack, picks=encode_picks(orders, lanes))

@@ -14,12 +14,11 @@ from torch.nn import functional
 from d3pack.backbones import Backbone
 from d3pack.codecs import encode_prompts
 from d3pack.decode import Decoder
-from d3pack.encode.guidance import KEPT, LOOKED
+from d3pack.encode.guidance import LOOKED, tried
 from d3pack.encode.options import EncodeOptions
 from d3pack.encode.plan import D3MPlan, make_recipe
 from d3pack.encode.resnet import SmallResNet, lesson_for
 from d3pack.encode.search import GUIDANCES
-from d3pack.encode.seeds import lanes_of
 from d3pack.pack import Pack
 from d3pack.sources import Source
 
@@ -70,7 +69,7 @@ def estimate(
     made = (dials.candidates if dials.candidates > 1 else 0) + (dials.labels != "none")
     image = _decode(plan, backbone)
     if plan.guidance is None:
-        trial = lanes_of(KEPT, dials.modes) * dials.candidates * min(classes, LOOKED)
+        trial = tried(dials) * min(classes, LOOKED)
         stages["guidance"] = image * trial * len(GUIDANCES)
     stages["images"] = image * plan.images_per_class * classes * made
     return timings(stages)

@@ -100,14 +100,13 @@ class MinimaxPlan:
 
     def lines(self) -> list[str]:
         dials, name = self.dials, self.backbone.repo or self.backbone.revision[:12]
-        picked = f"best of {dials.candidates}" if dials.candidates > 1 else "derived"
         return [
             f"{len(self.classes)} classes, {self.images} images; "
             f"{self.images_per_class} to make of each class",
             f"backbone {name}, {self.size[0]}x{self.size[1]}, {self.dtype}; {self.sampler} "
             f"{self.sampler_steps} steps, guidance {self.guidance:g}",
             f"{self.steps} steps of {self.settings.batch}; adapter as {self.settings.adapter}, "
-            f"class vectors as {dials.codec}, seeds {picked}, labels {dials.labels}",
+            f"class vectors as {dials.codec}, {dials.seeds}, labels {dials.labels}",
             *self.notes,
         ]
 

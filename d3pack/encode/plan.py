@@ -11,7 +11,7 @@ import numpy as np
 from d3pack.backbones import Backbone
 from d3pack.codecs import encode_labels, encode_picks, encode_prompts
 from d3pack.encode.options import EncodeOptions, LabelKind, label_kind
-from d3pack.encode.seeds import lanes_of
+from d3pack.encode.seeds import candidates_of, lanes_of
 from d3pack.errors import UsageError
 from d3pack.format import pack_bytes
 from d3pack.pack import Pack, Probes
@@ -22,7 +22,8 @@ from d3pack.sources import Source
 SMALL = 64  # pixels; up to this side a collage would leave nothing to see in a patch
 TEMPLATES = {1: "a photo of a {}", 2: "a 2x2 collage of {}", 4: "a 4x4 collage of {}"}
 PROBE = 8  # side of a stored probe, where the image size allows it
-PICKY = 8  # candidates for each image, where making them is cheap (three bits say which) ...
+PICKY = 8  # candidates for each image, where making them is cheap ...
+SHARE = 8  # ... by so many together: with eight times eight to choose from, six bits say which
 UNPICKED = 2.5  # guidance of mini where nobody picks
 WORTH_PICKING = 20  # ... and there are so many images a class that the entry of picks is not much
 
@@ -34,9 +35,17 @@ class Dials:
     modes: int = 1
     vectors: int = 1
     codec: str = "i4"
-    candidates: int = 1  # 1: derived seeds
+    candidates: int = 1  # for each image; 1: derived seeds
+    share: int = 1  # images that choose among the candidates of all of them, for more bits each
     labels: str = "none"
     probes: int = 1
+
+    @property
+    def seeds(self) -> str:
+        """How they are found, in words."""
+        if self.candidates == 1:
+            return "seeds derived"
+        return f"seeds best {self.share} of {self.share * self.candidates}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +86,13 @@ class D3MPlan:
 
     def lines(self) -> list[str]:
         dials, name = self.dials, self.backbone.repo or self.backbone.revision[:12]
-        picked = f"best of {dials.candidates}" if dials.candidates > 1 else "derived"
         guidance = "by measurement" if self.guidance is None else f"{self.guidance:g}"
         return [
             f"{len(self.classes)} classes, {self.images} images; "
             f"{self.images_per_class} to make of each class",
             f"backbone {name}, {self.size[0]}x{self.size[1]}, {self.dtype}; {self.sampler} "
             f"{self.sampler_steps} steps, guidance {guidance}, {self.template!r}",
-            f"{dials.modes} modes x {dials.vectors} vectors as {dials.codec}, seeds {picked}, "
+            f"{dials.modes} modes x {dials.vectors} vectors as {dials.codec}, {dials.seeds}, "
             f"labels {dials.labels}, collages {self.factor}x{self.factor}",
             *self.notes,
         ]
@@ -119,13 +127,16 @@ def make_plan(source: Source, options: EncodeOptions, backbone: Backbone) -> D3M
         vectors=options.vectors or 1,
         codec=options.codec or "i4",
         candidates=options.candidates or (PICKY if small and picks else 1),
+        share=SHARE,
         labels=options.labels or "none",
         probes=1 if options.probes is None else options.probes,
     )
     if dials.vectors > most:
         raise UsageError(f"this backbone takes at most {most} vectors", hint="lower --vectors")
-    if dials.candidates > 2**16:
-        raise UsageError("more than 65536 candidates an image", hint="lower --candidates")
+    if dials.candidates > 2**16 // SHARE:
+        raise UsageError(
+            f"more than {2**16 // SHARE} candidates an image", hint="lower --candidates"
+        )
     notes = []
     if all(name.isdecimal() or name[1:].isdecimal() for name in source.classes):
         notes.append("class names are numbers or ids: --class-names gives inversion a better start")
@@ -222,9 +233,11 @@ def size_of(
     values = rng.standard_normal((count, dials.modes, dials.vectors, width), np.float32)
     picks = None
     if dials.candidates > 1:
-        lanes = lanes_of(n, dials.modes)
-        last = np.arange(n) + lanes * (dials.candidates - 1)
-        picks = encode_picks(np.tile(last, (count, 1)), lanes)
+        lanes = lanes_of(n, dials.modes, dials.share)
+        deepest = candidates_of(n, dials.modes, dials.candidates, dials.share) // lanes - 1
+        codes = np.arange(n) // lanes
+        codes[-1] = deepest
+        picks = encode_picks(np.tile(np.arange(n) % lanes + codes * lanes, (count, 1)), lanes)
     kind, k = label_kind(dials.labels)
     probes = None
     if dials.probes:

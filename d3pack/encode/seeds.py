@@ -10,9 +10,15 @@ from d3pack.encode.generate import Judged
 ALIKE = 1.0  # what likeness to an image already chosen costs, in nats of the teacher's belief
 
 
-def lanes_of(count: int, modes: int) -> int:
-    """A lane of candidates for each image; candidates are dealt out to modes as images are."""
-    return -(-count // modes) * modes
+def lanes_of(count: int, modes: int, share: int = 1) -> int:
+    """Lanes of candidates, each for `share` images of one mode."""
+    return -(-count // (modes * share)) * modes
+
+
+def candidates_of(count: int, modes: int, candidates: int, share: int) -> int:
+    """Candidates of a class: `candidates` for each image, equally many in every lane."""
+    lanes = lanes_of(count, modes, share)
+    return -(-candidates * count // lanes) * lanes
 
 
 def choose_order(judged: Judged, c: int, count: int, lanes: int) -> npt.NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,7 +23,7 @@ from d3pack.encode.collages import (
     tile,
 )
 from d3pack.encode.generate import Judged, probabilities
-from d3pack.encode.seeds import choose_order, lanes_of
+from d3pack.encode.seeds import candidates_of, choose_order, lanes_of
 from d3pack.errors import SourceError
 from d3pack.sources import open_source
 
@@ -171,7 +172,12 @@ def test_the_first_k_are_what_is_chosen_for_k(lanes: int) -> None:
 def test_every_mode_has_candidates_of_its_own() -> None:
     assert lanes_of(50, 1) == 50
     assert lanes_of(50, 4) == 52
-    assert all(lanes_of(n, m) % m == 0 for n in range(1, 20) for m in range(1, 9))
+    assert lanes_of(50, 1, 8) == 7
+    for n, m, share in itertools.product(range(1, 20), range(1, 9), (1, 8)):
+        lanes, every = lanes_of(n, m, share), candidates_of(n, m, 8, share)
+        assert lanes % m == every % lanes == 0
+        assert every >= 8 * n  # and so deep that eight times eight choices take six bits
+        assert every // lanes <= 8 * share
 
 
 def test_picks_are_believed_and_unlike() -> None:

@@ -18,7 +18,7 @@ from d3pack.encode.events import Events, json_lines, log_file
 from d3pack.encode.journal import JournalError, NoSpaceError
 from d3pack.encode.live import View, spark
 from d3pack.encode.options import label_kind, parse_size
-from d3pack.encode.plan import PICKY, Dials
+from d3pack.encode.plan import PICKY, SHARE, Dials
 from d3pack.errors import D3MError, UsageError
 from d3pack.sources import open_source
 
@@ -200,12 +200,22 @@ def test_where_a_teacher_picks_guidance_is_measured(
     assert plan.guidance == guidance
 
 
-@pytest.mark.parametrize(("more", "candidates"), [(0, 1), (500, 4), (749, 4), (750, PICKY)])
-def test_a_budget_buys_fewer_candidates_where_more_do_not_fit(more: int, candidates: int) -> None:
+@pytest.mark.parametrize(
+    ("more", "bought"),
+    [
+        (0, {}),
+        (500, {"candidates": 4}),
+        (749, {"candidates": 4}),
+        (750, {"candidates": PICKY}),
+        (1500, {"candidates": PICKY, "share": SHARE}),
+    ],
+)
+def test_a_budget_buys_bits_of_picks_that_fit(more: int, bought: dict[str, int]) -> None:
     def size_of(dials: Dials) -> int:
-        bare = replace(dials, candidates=1)
-        return 4000 + {1: 0, 4: 500, PICKY: 750}[dials.candidates] + (bare != budget.BARE) * 9999
+        bare = replace(dials, candidates=1, share=1)
+        picks = {(1, 1): 0, (4, 1): 500, (4, SHARE): 1250, (PICKY, 1): 750, (PICKY, SHARE): 1500}
+        return 4000 + picks[dials.candidates, dials.share] + (bare != budget.BARE) * 9999
 
     dials, size = budget.spend(4000 + budget.MARGIN + more, EncodeOptions(), 16, size_of)
-    assert dials == replace(budget.BARE, candidates=candidates)
+    assert dials == replace(budget.BARE, **bought)
     assert size <= 4000 + more
