@@ -46,8 +46,9 @@ def worth() -> str:
     head = "| a student trained on | images | bytes | reads real CIFAR-10 |\n|---|---:|---:|---:|"
     student = table["rows"]["pack 6,000 B"]["runs"][0]
     return (
-        "The prompts and seeds of [`examples/cifar10.d3m`](examples/cifar10.d3m) on `mini`, which"
-        f" was trained on other photographs; students are {student['student']},"
+        "CIFAR-10 as a pack for `mini`, which was trained on other photographs"
+        " ([`examples/cifar10.d3m`](examples/cifar10.d3m) is such a one); students are"
+        f" {student['student']},"
         f" {student['updates']} updates, preset `{table['protocol']['preset']['name']}`,"
         f" {len(table['rows']['pack 6,000 B']['runs'])} seeds, {table['test_images']:,} real test"
         f" images, chance 10 %:\n\n{head}\n" + "\n".join(lines) + "\n\n"

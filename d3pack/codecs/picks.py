@@ -70,13 +70,17 @@ def check_picks(form: p.Form, classes: int, images: int, at: str = "picks") -> N
     p.tensors(form, at, {"codes": ("U8", (classes, _bits.row_bytes((bits,), images)))})
 
 
-def check_pick_values(coded: Coded, names: tuple[str, ...]) -> None:
+def check_pick_values(coded: Coded, names: tuple[str, ...], chunk: int = 2**20) -> None:
     """Refuse a candidate that is used twice, and bits that mean nothing."""
-    picks = np.sort(decode_picks(coded), axis=1)
-    twice = (picks[:, 1:] == picks[:, :-1]).any(axis=1)
-    if twice.any():
-        row = int(np.argmax(twice))
-        raise PickError(f"class {row} ({names[row]!r}) picks one candidate twice")
+    images = np.arange(coded.params["images"])[None]
+    step = max(1, chunk // images.size)
+    for start in range(0, len(names), step):
+        rows = np.arange(start, min(start + step, len(names)))[:, None]
+        picks = np.sort(decode_picks(coded, rows, images), axis=1)
+        twice = (picks[:, 1:] == picks[:, :-1]).any(axis=1)
+        if twice.any():
+            row = start + int(np.argmax(twice))
+            raise PickError(f"class {row} ({names[row]!r}) picks one candidate twice")
     if not _bits.spare_is_zero(
         coded.tensors["codes"], (coded.params["bits"],), coded.params["images"]
     ):

@@ -1,4 +1,4 @@
-"""Curated seeds: of its candidates, the one that the teacher believes in and that is new."""
+"""Curated seeds: those candidates that the teacher believes in, unlike each other."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def choose_order(judged: Judged, c: int, count: int, lanes: int) -> npt.NDArray[
     logits = judged.logits.astype(np.float64)
     shifted = logits - logits.max(1, keepdims=True)
     belief = shifted[:, c] - np.log(np.exp(shifted).sum(1))
-    likeness = judged.features.astype(np.float64) @ judged.features.T.astype(np.float64)
+    features = judged.features.astype(np.float64)
     nearest = np.zeros(len(belief))
     free = np.ones(len(belief), dtype=bool)
     chosen = []
@@ -40,5 +40,5 @@ def choose_order(judged: Judged, c: int, count: int, lanes: int) -> npt.NDArray[
         best = int(score.argmax())
         chosen.append(best)
         free[best] = False
-        nearest = np.maximum(nearest, likeness[:, best])
+        nearest = np.maximum(nearest, features @ features[best])
     return np.asarray(chosen)

@@ -22,7 +22,7 @@ from d3pack.codecs import (
 )
 from d3pack.codecs.picks import check_pick_values, first_picks
 from d3pack.coded import Coded
-from d3pack.errors import CodecError, UsageError
+from d3pack.errors import CodecError, PickError, UsageError
 
 RNG = np.random.default_rng(5)
 VALUES = (RNG.standard_t(4, (7, 2, 3, 100)) * 0.03).astype(np.float32)
@@ -235,6 +235,13 @@ def test_picks_of_five_candidates_each_take_three_bits() -> None:
     index = np.arange(200) + 200 * RNG.integers(0, 5, (10, 200))
     assert encode_picks(index, 200).nbytes == 750
     assert encode_picks(index).nbytes == 2500
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 2**20])
+def test_a_candidate_twice_is_found_wherever_it_is(chunk: int) -> None:
+    coded = encode_picks([[0, 1], [2, 3], [1, 1]])
+    with pytest.raises(PickError, match=r"class 2 \('c'\)"):
+        check_pick_values(coded, ("a", "b", "c"), chunk)
 
 
 def test_picks_that_cannot_be_meant() -> None:
