@@ -131,15 +131,16 @@ def test_steps_are_those_of_plain_adam(backbone: Backbone) -> None:
         adam.zero_grad()
         torch.autograd.backward([loss])
         adam.step()
-    for _ in range(6):
         trained._step(active, 4)
-    found = trained._state["vectors"][0]
-    wanted = plain.detach().numpy()
-    way = np.linalg.norm(wanted - start[0])
-    assert np.abs(found - start[0]).max() > 0.05 * unit
-    # Adam's first steps blow up the last bits of values whose gradient is nearly zero: the way as
-    # a whole is compared, not the worst value.
-    assert np.linalg.norm(found - wanted) < 2e-3 * way
+        found = torch.from_numpy(trained._state["vectors"][0])
+        # Where the gradient is nearly zero a step is rounding blown up to full length: a value
+        # counts as much as its gradients are long, and both go on from one place.
+        size = adam.state[plain]["exp_avg_sq"].sqrt()
+        apart = (found - plain.detach()) * size
+        assert apart.norm() < 1e-3 * options.lr * unit * size.norm(), step
+        with torch.no_grad():
+            plain.copy_(found)
+    assert (found - torch.from_numpy(start[0])).abs().max() > 0.05 * unit
 
 
 def test_the_loss_falls_and_is_never_worse_than_the_name(backbone: Backbone) -> None:

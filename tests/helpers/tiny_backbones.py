@@ -24,20 +24,31 @@ def tiny_tokenizer(path: Path, *, layout: str = "json") -> None:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
     start, end = "<|startoftext|>", "<|endoftext|>"
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=end))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.pre_tokenizer = pre_tokenizer
+    # every byte and every byte that ends a word, in one order: ids break ties between merges
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    units = [*alphabet, *(f"{unit}</w>" for unit in alphabet)]
     trainer = trainers.BpeTrainer(
         vocab_size=700,
         show_progress=False,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        initial_alphabet=alphabet,
         end_of_word_suffix="</w>",
-        special_tokens=[start, end],
+        special_tokens=units,
     )
-    tokenizer.train_from_iterator([WORDS] * 3, trainer)
-    ids = tokenizer.get_vocab()
+    learner.train_from_iterator([WORDS] * 3, trainer)
+    merges = [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
+    units = [start, end, *units, *("".join(merge) for merge in merges)]
+    ids = {unit: i for i, unit in enumerate(dict.fromkeys(units))}
+    tokenizer = Tokenizer(
+        models.BPE(vocab=ids, merges=merges, end_of_word_suffix="</w>", unk_token=end)
+    )
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.add_special_tokens([start, end])
     tokenizer.post_processor = processors.RobertaProcessing((end, ids[end]), (start, ids[start]))
     path.mkdir(parents=True, exist_ok=True)
     settings = {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": end}
@@ -45,10 +56,9 @@ def tiny_tokenizer(path: Path, *, layout: str = "json") -> None:
     if layout == "json":
         tokenizer.save(str(path / "tokenizer.json"))
         return
-    state = json.loads(tokenizer.to_str())["model"]
-    _write(path / "vocab.json", state["vocab"])
-    merges = [m if isinstance(m, str) else " ".join(m) for m in state["merges"]]
-    (path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    _write(path / "vocab.json", ids)
+    lines = ["#version: 0.2", *(" ".join(merge) for merge in merges), ""]
+    (path / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
 
 
 def tiny_sd(
