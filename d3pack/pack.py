@@ -181,10 +181,11 @@ class Pack:
         Selected classes keep the id that they had, curated images the candidate that was chosen.
         """
         rows, columns = np.asarray(classes, dtype=np.int64), np.asarray(images, dtype=np.int64)
-        return (
-            rows if self.ids is None else self.ids[rows].astype(np.int64),
-            columns if self.picks is None else decode_picks(self.picks, rows, columns),
-        )
+        words = rows if self.ids is None else self.ids[rows].astype(np.int64)
+        if self.picks is None:
+            return words, columns
+        wanted, place = np.unique(rows, return_inverse=True)
+        return words, decode_picks(self.picks.take(wanted))[place.reshape(rows.shape), columns]
 
     def select(self, classes: Sequence[int | str]) -> Pack:
         """Some classes, in the given order, by index or name; their images stay the same.

@@ -36,20 +36,11 @@ def encode_picks(index: Any, lanes: int = 1) -> Coded:
     return _coded(codes, bits, lanes)
 
 
-def decode_picks(coded: Coded, rows: Any = None, images: Any = None) -> Array:
-    """Candidate numbers of all images (classes, images), or of images `images` of rows `rows`."""
-    codes, bits, lanes = coded.tensors["codes"], coded.params["bits"], coded.params["lanes"]
-    if rows is None:
-        rows = np.arange(len(codes))[:, None]
-        images = np.arange(coded.params["images"])[None]
-    rows, images = np.asarray(rows, np.int64), np.asarray(images, np.int64)
-    start = images * bits
-    word = np.zeros(np.broadcast(rows, images).shape, dtype=np.int64)
-    for byte in range(3):  # up to 16 bits, from any of 8 places; beyond a row's end nothing counts
-        at = np.minimum(start // 8 + byte, codes.shape[1] - 1)
-        word |= codes[rows, at].astype(np.int64) << (8 * byte)
-    code = (word >> start % 8) & (2**bits - 1)
-    number: Array = images % lanes + code * lanes
+def decode_picks(coded: Coded) -> Array:
+    """Candidate numbers (classes, images) as int64."""
+    images, lanes = coded.params["images"], coded.params["lanes"]
+    codes = _bits.unpack(coded.tensors["codes"], (coded.params["bits"],), images)[:, :, 0]
+    number: Array = np.arange(images) % lanes + codes.astype(np.int64) * lanes
     return number
 
 
@@ -72,11 +63,10 @@ def check_picks(form: p.Form, classes: int, images: int, at: str = "picks") -> N
 
 def check_pick_values(coded: Coded, names: tuple[str, ...], chunk: int = 2**20) -> None:
     """Refuse a candidate that is used twice, and bits that mean nothing."""
-    images = np.arange(coded.params["images"])[None]
-    step = max(1, chunk // images.size)
+    step = max(1, chunk // coded.params["images"])
     for start in range(0, len(names), step):
-        rows = np.arange(start, min(start + step, len(names)))[:, None]
-        picks = np.sort(decode_picks(coded, rows, images), axis=1)
+        rows = np.arange(start, min(start + step, len(names)))
+        picks = np.sort(decode_picks(coded.take(rows)), axis=1)
         twice = (picks[:, 1:] == picks[:, :-1]).any(axis=1)
         if twice.any():
             row = start + int(np.argmax(twice))

@@ -54,8 +54,6 @@ def spend(
     for name, value in LADDER:
         if name in fixed or (name == "vectors" and value > most_vectors):
             continue
-        if name == "share" and dials.candidates == 1:
-            continue
         trial = replace(dials, **{name: value})
         grown = size_of(trial)
         if grown + MARGIN <= budget:

@@ -203,19 +203,27 @@ def test_where_a_teacher_picks_guidance_is_measured(
 @pytest.mark.parametrize(
     ("more", "bought"),
     [
-        (0, {}),
-        (500, {"candidates": 4}),
-        (749, {"candidates": 4}),
-        (750, {"candidates": PICKY}),
-        (1500, {"candidates": PICKY, "share": SHARE}),
+        (0, "seeds derived"),
+        (500, "seeds best 1 of 4"),
+        (749, "seeds best 1 of 4"),
+        (750, "seeds best 1 of 8"),
+        (1500, "seeds best 8 of 64"),
     ],
 )
-def test_a_budget_buys_bits_of_picks_that_fit(more: int, bought: dict[str, int]) -> None:
+def test_a_budget_buys_bits_of_picks_that_fit(more: int, bought: str) -> None:
     def size_of(dials: Dials) -> int:
         bare = replace(dials, candidates=1, share=1)
-        picks = {(1, 1): 0, (4, 1): 500, (4, SHARE): 1250, (PICKY, 1): 750, (PICKY, SHARE): 1500}
+        picks = {
+            (1, 1): 0,
+            (1, SHARE): 0,
+            (4, 1): 500,
+            (4, SHARE): 1250,
+            (PICKY, 1): 750,
+            (PICKY, SHARE): 1500,
+        }
         return 4000 + picks[dials.candidates, dials.share] + (bare != budget.BARE) * 9999
 
     dials, size = budget.spend(4000 + budget.MARGIN + more, EncodeOptions(), 16, size_of)
-    assert dials == replace(budget.BARE, **bought)
+    assert dials.seeds == bought
+    assert replace(dials, candidates=1, share=1) == budget.BARE
     assert size <= 4000 + more

@@ -15,6 +15,7 @@ from format_packs import RECIPE, full, make
 import d3pack
 from d3pack import noise
 from d3pack.codecs import decode_labels, decode_picks, decode_prompts
+from d3pack.coded import Coded
 from d3pack.errors import RecipeError, UsageError
 from d3pack.recipe import BackboneRef, FileLock, Recipe, directory_revision
 
@@ -42,10 +43,13 @@ def test_the_callers_arrays_are_not_the_packs() -> None:
     ids = np.arange(5, dtype=np.uint32) + 5
     view = ids.view()
     view.flags.writeable = False  # the owner can still write through `ids`
-    pack = make(ids=view)
+    codes = np.tile(np.arange(6, dtype=np.uint8), (5, 1))
+    picks = Coded("lanes", {"codes": codes}, {"bits": 8, "images": 6, "lanes": 1})
+    pack = make(ids=view, picks=picks)
     root = pack.root
-    ids[:] = 2
+    ids[:], codes[:] = 2, 9
     assert pack.ids.max() == 9
+    assert decode_picks(pack.picks).max() == 5
     assert pack.root == root
     assert ids.flags.writeable
 
