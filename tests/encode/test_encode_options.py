@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from d3pack.cli.encode import encode
 from d3pack.encode import EncodeOptions, budget, method, open_method
 from d3pack.encode.d3m import D3M
 from d3pack.encode.events import Events, json_lines, log_file
@@ -69,6 +71,14 @@ def test_labels() -> None:
 def test_options_that_cannot_be_meant(bad: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         EncodeOptions(**bad)  # type: ignore[arg-type]
+
+
+def test_the_command_has_the_defaults_of_the_options() -> None:
+    said = {name: p.default for name, p in inspect.signature(encode).parameters.items()}
+    said["images_per_class"], said["label_temperature"] = said["ipc"], said["temperature"]
+    both = [field for field in fields(EncodeOptions) if field.name in said]
+    assert len(both) > 30
+    assert {f.name: said[f.name] for f in both} == {f.name: f.default for f in both}
 
 
 def test_only_what_was_chosen_is_recorded() -> None:
