@@ -24,7 +24,7 @@ from torch import Tensor
 from d3pack.codecs import decode_labels
 from d3pack.decode import Decoder
 from d3pack.encode import EncodeOptions, encode
-from d3pack.encode.d3m import D3M
+from d3pack.encode.d3m.method import D3M
 from d3pack.encode.method import Run
 from d3pack.evaluate import presets
 from d3pack.evaluate.baselines import names_pack

@@ -31,9 +31,9 @@ from torch import Tensor
 from d3pack.decode import Decoder, beside
 from d3pack.encode.events import Events
 from d3pack.encode.journal import Journal
-from d3pack.encode.resnet import lesson_for, train_teacher
-from d3pack.encode.teacher import Teacher, batched
-from d3pack.encode.teaching import teacher_cache
+from d3pack.encode.teachers.resnet import lesson_for, train_teacher
+from d3pack.encode.teachers.teacher import Teacher, batched
+from d3pack.encode.teachers.teaching import teacher_cache
 from d3pack.evaluate import baselines, presets
 from d3pack.evaluate.bench import Bench
 from d3pack.evaluate.evaluation import EvalOptions, make_bench

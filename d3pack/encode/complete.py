@@ -20,7 +20,7 @@ from d3pack.encode.method import Run
 from d3pack.encode.options import EncodeOptions, label_kind
 from d3pack.encode.plan import PROBE, Dials
 from d3pack.encode.seeds import candidates_of, choose_order, lanes_of
-from d3pack.encode.teacher import Teacher
+from d3pack.encode.teachers.teacher import Teacher
 from d3pack.pack import Pack
 from d3pack.sheet import Row, contact_sheet
 from d3pack.sources import Source

@@ -14,11 +14,11 @@ from torch.nn import functional
 from d3pack.backbones import Backbone
 from d3pack.codecs import encode_prompts
 from d3pack.decode import Decoder
-from d3pack.encode.guidance import LOOKED, tried
+from d3pack.encode.d3m.guidance import LOOKED, tried
 from d3pack.encode.options import EncodeOptions
 from d3pack.encode.plan import D3MPlan, make_recipe
-from d3pack.encode.resnet import SmallResNet, lesson_for
 from d3pack.encode.search import GUIDANCES
+from d3pack.encode.teachers.resnet import SmallResNet, lesson_for
 from d3pack.pack import Pack
 from d3pack.sources import Source
 

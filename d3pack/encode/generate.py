@@ -13,7 +13,7 @@ from d3pack.backbones import Backbone
 from d3pack.decode import Decoder
 from d3pack.encode.events import Events
 from d3pack.encode.journal import Journal
-from d3pack.encode.teacher import Teacher, batched
+from d3pack.encode.teachers.teacher import Teacher, batched
 from d3pack.pack import Pack
 
 Array = npt.NDArray[np.float32]

@@ -20,9 +20,9 @@ from d3pack.sources import Source
 GROUP = "d3pack.methods"
 BACKBONE = "backbone"  # a folder of the journal: a method that trains a backbone leaves it there
 _BUILT_IN = {
-    "d3m": "d3pack.encode.d3m:D3M",
-    "classcond": "d3pack.encode.classcond:ClassCond",
-    "minimax": "d3pack.encode.minimax:Minimax",
+    "d3m": "d3pack.encode.d3m.method:D3M",
+    "classcond": "d3pack.encode.dit.classcond:ClassCond",
+    "minimax": "d3pack.encode.dit.minimax:Minimax",
 }
 
 

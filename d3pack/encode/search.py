@@ -26,7 +26,7 @@ from d3pack.encode.events import Events
 from d3pack.encode.journal import Journal
 from d3pack.encode.options import EncodeOptions
 from d3pack.encode.plan import sigmas_of
-from d3pack.encode.teacher import Teacher
+from d3pack.encode.teachers.teacher import Teacher
 from d3pack.errors import UsageError
 from d3pack.pack import Pack
 from d3pack.recipe import Sampler

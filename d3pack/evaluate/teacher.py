@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d3pack.encode.collages import CollageOptions, best_patches
+from d3pack.encode.d3m.collages import CollageOptions, best_patches
 from d3pack.encode.events import Events
 from d3pack.encode.journal import Journal
 from d3pack.encode.options import EncodeOptions
-from d3pack.encode.resnet import lesson_for, train_teacher
-from d3pack.encode.teacher import Teacher, TransformersTeacher
-from d3pack.encode.teaching import teacher_cache
+from d3pack.encode.teachers.resnet import lesson_for, train_teacher
+from d3pack.encode.teachers.teacher import Teacher, TransformersTeacher
+from d3pack.encode.teachers.teaching import teacher_cache
 from d3pack.evaluate.real import RealImages
 from d3pack.evaluate.workdir import Workdir
 

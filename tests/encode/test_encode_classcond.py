@@ -25,8 +25,8 @@ from d3pack.codecs import decode_prompts
 from d3pack.dataset import D3MDataset
 from d3pack.decode import Decoder, backbone_beside, beside
 from d3pack.encode import EncodeOptions, dry_run, encode
-from d3pack.encode.classcond import ClassCond, ClassSettings
-from d3pack.encode.minimax import MinimaxSettings
+from d3pack.encode.dit.classcond import ClassCond, ClassSettings
+from d3pack.encode.dit.minimax import MinimaxSettings
 from d3pack.encode.search import Setting, Speed, Trial, choose, energy_distance, grid
 from d3pack.encode.settings import read_settings
 from d3pack.errors import BackboneChangedError, BackboneMissingError, UsageError

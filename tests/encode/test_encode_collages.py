@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from d3pack.encode.collages import (
+from d3pack.encode.d3m.collages import (
     CollageOptions,
     best_patches,
     clusters,

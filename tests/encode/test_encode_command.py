@@ -57,7 +57,7 @@ def test_labels_answer_for_the_very_images(
 ) -> None:
     from safetensors.torch import load_file
 
-    from d3pack.encode.resnet import SmallResNet, TrainedTeacher, lesson_for
+    from d3pack.encode.teachers.resnet import SmallResNet, TrainedTeacher, lesson_for
 
     pack, options = made
     stored = [
@@ -211,7 +211,7 @@ def test_an_installed_method_is_found(home: Path, monkeypatch: pytest.MonkeyPatc
 
     from d3pack.encode import method
 
-    entry = EntryPoint("mine", "d3pack.encode.d3m:D3M", method.GROUP)
+    entry = EntryPoint("mine", "d3pack.encode.d3m.method:D3M", method.GROUP)
     monkeypatch.setattr(method, "entry_points", lambda group: [entry])
     method.methods.cache_clear()
     try:

@@ -12,11 +12,11 @@ from tiny_backbones import tiny_dit, tiny_sd
 
 from d3pack import noise
 from d3pack.backbones import Backbone, Condition, open_backbone
-from d3pack.encode import inversion
-from d3pack.encode.d3m import round_trip
-from d3pack.encode.density import BINS, Density
+from d3pack.encode.d3m import inversion
+from d3pack.encode.d3m.density import BINS, Density
+from d3pack.encode.d3m.inversion import Inversion, InversionOptions, judge_latents
+from d3pack.encode.d3m.method import round_trip
 from d3pack.encode.events import Events
-from d3pack.encode.inversion import Inversion, InversionOptions, judge_latents
 
 NAMES = ("goldfish", "lemon", "school bus", "penguin", "castle")
 

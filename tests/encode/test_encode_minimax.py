@@ -20,14 +20,14 @@ from d3pack.backbones.levels import Levels
 from d3pack.codecs import decode_adapter, encode_adapter, encode_prompts
 from d3pack.decode import Decoder
 from d3pack.encode import EncodeOptions, dry_run
-from d3pack.encode.criteria import Memories, criteria
-from d3pack.encode.difffit import NULL, ROWS, DiffFit, fitted, learned
+from d3pack.encode.dit.criteria import Memories, criteria
+from d3pack.encode.dit.difffit import NULL, ROWS, DiffFit, fitted, learned
+from d3pack.encode.dit.finetune import FineTuning
+from d3pack.encode.dit.minimax import Minimax, MinimaxSettings
+from d3pack.encode.dit.variational import Posterior
 from d3pack.encode.events import Events
-from d3pack.encode.finetune import FineTuning
 from d3pack.encode.journal import Journal
 from d3pack.encode.keeper import JournalKeeper
-from d3pack.encode.minimax import Minimax, MinimaxSettings
-from d3pack.encode.variational import Posterior
 from d3pack.errors import UsageError
 from d3pack.format import pack_bytes
 from d3pack.pack import Pack

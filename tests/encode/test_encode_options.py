@@ -15,7 +15,7 @@ from rich.console import Console
 
 from d3pack.cli.encode import encode
 from d3pack.encode import EncodeOptions, budget, method, open_method
-from d3pack.encode.d3m import D3M
+from d3pack.encode.d3m.method import D3M
 from d3pack.encode.events import Events, json_lines, log_file
 from d3pack.encode.journal import JournalError, NoSpaceError
 from d3pack.encode.live import View, spark

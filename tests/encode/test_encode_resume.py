@@ -21,7 +21,10 @@ import json, os, signal, sys, threading
 import torch, diffusers, transformers
 from pathlib import Path
 from encode_world import quick
-from d3pack.encode import encode, keeper, d3m, classcond, minimax, resnet, generate, estimate
+from d3pack.encode import encode, keeper, generate, estimate
+from d3pack.encode.dit import classcond, minimax
+from d3pack.encode.d3m import method
+from d3pack.encode.teachers import resnet
 from d3pack.sources import open_source
 import diffusers.models.unets.unet_2d_condition, transformers.models.clip.modeling_clip
 import diffusers.models.autoencoders.autoencoder_tiny

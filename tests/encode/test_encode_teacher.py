@@ -14,7 +14,7 @@ from encode_world import CLASSES, make_tree, picture, save_classifier
 
 from d3pack.encode.events import Events
 from d3pack.encode.journal import Journal
-from d3pack.encode.resnet import (
+from d3pack.encode.teachers.resnet import (
     Lesson,
     TrainedTeacher,
     gather,
@@ -22,7 +22,13 @@ from d3pack.encode.resnet import (
     teacher_key,
     train_teacher,
 )
-from d3pack.encode.teacher import TeacherError, TransformersTeacher, batched, fit, match_labels
+from d3pack.encode.teachers.teacher import (
+    TeacherError,
+    TransformersTeacher,
+    batched,
+    fit,
+    match_labels,
+)
 from d3pack.sources import open_source
 
 LESSON = Lesson(size=16, samples=1200, batch=32, widths=(8, 16), held=0.1)

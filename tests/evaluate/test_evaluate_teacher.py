@@ -13,7 +13,7 @@ from encode_world import CLASSES, make_tree, save_classifier
 from torch import Tensor
 
 from d3pack.encode.options import EncodeOptions
-from d3pack.encode.teacher import TransformersTeacher
+from d3pack.encode.teachers.teacher import TransformersTeacher
 from d3pack.evaluate import teacher as room
 from d3pack.evaluate.real import RealImages
 from d3pack.evaluate.teacher import Judge, open_judge

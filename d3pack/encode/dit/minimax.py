@@ -22,16 +22,16 @@ from d3pack.backbones.dit import DiT
 from d3pack.codecs import encode_adapter, encode_prompts
 from d3pack.encode.budget import BARE, MARGIN, table_dials
 from d3pack.encode.complete import finish, sample_record
-from d3pack.encode.difffit import fitted
+from d3pack.encode.dit.difffit import fitted
+from d3pack.encode.dit.finetune import FineTuning, Tuned, full_adapter, tuning_seconds
+from d3pack.encode.dit.trained import best_sampled, encoded, told
 from d3pack.encode.estimate import seconds_of, teacher_seconds, timings
-from d3pack.encode.finetune import FineTuning, Tuned, full_adapter, tuning_seconds
 from d3pack.encode.keeper import JournalKeeper
 from d3pack.encode.method import Plan, Run
 from d3pack.encode.options import EncodeOptions
 from d3pack.encode.plan import Dials, dtype_for, sigmas_of, size_of, typical_side
 from d3pack.encode.settings import read_settings
-from d3pack.encode.teaching import open_teacher
-from d3pack.encode.trained import best_sampled, encoded, told
+from d3pack.encode.teachers.teaching import open_teacher
 from d3pack.errors import UsageError
 from d3pack.pack import Pack
 from d3pack.recipe import BackboneRef, DType, Recipe, Sampler

@@ -13,12 +13,12 @@ import torch
 from d3pack.backbones import Backbone, default_backbone, open_backbone
 from d3pack.codecs import decode_prompts, encode_prompts
 from d3pack.encode import budget
-from d3pack.encode.collages import CollageOptions, clusters, make_collages
 from d3pack.encode.complete import Told, finish, sample_record
+from d3pack.encode.d3m.collages import CollageOptions, clusters, make_collages
+from d3pack.encode.d3m.guidance import best_guided
+from d3pack.encode.d3m.inversion import Fitted, Inversion, InversionOptions
 from d3pack.encode.estimate import estimate
 from d3pack.encode.generate import SHOWN
-from d3pack.encode.guidance import best_guided
-from d3pack.encode.inversion import Fitted, Inversion, InversionOptions
 from d3pack.encode.keeper import JournalKeeper
 from d3pack.encode.method import Plan, Run
 from d3pack.encode.options import EncodeOptions, no_settings
@@ -30,8 +30,8 @@ from d3pack.encode.plan import (
     make_recipe,
     with_dials,
 )
-from d3pack.encode.teacher import Teacher
-from d3pack.encode.teaching import open_teacher
+from d3pack.encode.teachers.teacher import Teacher
+from d3pack.encode.teachers.teaching import open_teacher
 from d3pack.pack import Pack
 from d3pack.sources import Source
 

@@ -25,14 +25,14 @@ from d3pack.backbones.resolve import mini_directory
 from d3pack.codecs import encode_prompts
 from d3pack.encode.budget import BARE, table_dials
 from d3pack.encode.complete import finish, sample_record
+from d3pack.encode.dit.trained import best_sampled, carry, dit_costs, dit_weights, told, train_dit
 from d3pack.encode.estimate import teacher_seconds, timings
 from d3pack.encode.method import BACKBONE, Plan, Run
 from d3pack.encode.options import EncodeOptions
 from d3pack.encode.plan import Dials, dtype_for, sigmas_of, size_of, typical_side
 from d3pack.encode.search import grid
 from d3pack.encode.settings import read_settings
-from d3pack.encode.teaching import open_teacher
-from d3pack.encode.trained import best_sampled, carry, dit_costs, dit_weights, told, train_dit
+from d3pack.encode.teachers.teaching import open_teacher
 from d3pack.errors import UsageError
 from d3pack.pack import EMBEDDED, Pack
 from d3pack.recipe import BackboneRef, DType, FileLock, Recipe

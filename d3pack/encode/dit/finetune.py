@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from d3pack.backbones.dit import DiT
-from d3pack.encode.criteria import Memories, criteria
-from d3pack.encode.difffit import DiffFit, fitted
+from d3pack.encode.dit.criteria import Memories, criteria
+from d3pack.encode.dit.difffit import DiffFit, fitted
+from d3pack.encode.dit.variational import Posterior
 from d3pack.encode.estimate import seconds_of
 from d3pack.encode.events import Events
 from d3pack.encode.journal import Arrays
 from d3pack.encode.keeper import JournalKeeper
-from d3pack.encode.variational import Posterior
 from d3pack.train.latents import Latents
 
 SAVE_EVERY = 10  # steps; the keeper decides whether the disk is worth it

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from d3pack import noise
 from d3pack.backbones import Backbone, Condition
-from d3pack.encode.density import BINS, Density
+from d3pack.encode.d3m.density import BINS, Density
+from d3pack.encode.d3m.expected import expected_target
 from d3pack.encode.events import Events
-from d3pack.encode.expected import expected_target
 
 Array = npt.NDArray[Any]
 Latents = Callable[

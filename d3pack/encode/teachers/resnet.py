@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from d3pack.encode.events import Events
 from d3pack.encode.journal import Journal, write_whole
-from d3pack.encode.teacher import fit
+from d3pack.encode.teachers.teacher import fit
 from d3pack.errors import SourceError
 from d3pack.sources import Source
 

@@ -29,7 +29,7 @@ from d3pack.encode.generate import SHOWN
 from d3pack.encode.journal import Journal
 from d3pack.encode.method import Run
 from d3pack.encode.search import STEPS, search, with_setting
-from d3pack.encode.teacher import Teacher
+from d3pack.encode.teachers.teacher import Teacher
 from d3pack.pack import Pack
 from d3pack.sources import Source
 from d3pack.train.config import LoopConfig

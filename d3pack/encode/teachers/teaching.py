@@ -6,8 +6,8 @@ from pathlib import Path
 
 from d3pack.backbones import cache_home
 from d3pack.encode.method import Run
-from d3pack.encode.resnet import lesson_for, train_teacher
-from d3pack.encode.teacher import Teacher, TransformersTeacher
+from d3pack.encode.teachers.resnet import lesson_for, train_teacher
+from d3pack.encode.teachers.teacher import Teacher, TransformersTeacher
 from d3pack.errors import UsageError
 
 

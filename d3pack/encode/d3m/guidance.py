@@ -23,7 +23,7 @@ from d3pack.encode.method import Run
 from d3pack.encode.plan import Dials
 from d3pack.encode.search import GUIDANCES, differ, energy_distance
 from d3pack.encode.seeds import candidates_of, choose_order, lanes_of
-from d3pack.encode.teacher import Teacher, batched
+from d3pack.encode.teachers.teacher import Teacher, batched
 from d3pack.pack import Pack
 
 KEPT = 5  # images of a class that a trial keeps, and as many more as modes need

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from d3pack.encode.teacher import Teacher, batched
+from d3pack.encode.teachers.teacher import Teacher, batched
 from d3pack.errors import SourceError
 from d3pack.sources import Source
 

@@ -1,0 +1,1 @@
+"""Who judges patches and generated images: a given classifier, or one that is trained here."""
