@@ -104,8 +104,3 @@ def listen() -> None:
     logger = logging.getLogger("d3pack")
     logger.setLevel(logging.INFO)
     logger.addHandler(_VOICE)
-
-
-def count(number: int, what: str) -> str:
-    """`1 probe`, `2 probes`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -10,6 +10,7 @@ from d3pack.canonical import plain
 from d3pack.cli import _out
 from d3pack.format import read
 from d3pack.pack import EMBEDDED, Ledger, Pack
+from d3pack.wording import count, size
 
 WIDTH = 80
 
@@ -71,7 +72,7 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
     yield _row("", f"revision {backbone.revision}")
     yield _row(
         "",
-        f"{_out.count(len(backbone.files), 'file')}, {_size(backbone.nbytes)},"
+        f"{count(len(backbone.files), 'file')}, {size(backbone.nbytes)},"
         f" licence {backbone.licence}",
     )
     yield _row(
@@ -83,13 +84,13 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
     yield _row("", f"template {recipe.template!r}")
     yield _row(
         "prompts",
-        f"{prompts.codec}, {_out.count(modes, 'mode')} of {_out.count(vectors, 'vector')}"
+        f"{prompts.codec}, {count(modes, 'mode')} of {count(vectors, 'vector')}"
         f" of {width} values, error {prompts.params['error']['rms']:.2%}",
     )
     how = (
         "derived"
         if pack.picks is None
-        else f"curated, {_out.count(pack.picks.params['bits'], 'bit')} an image"
+        else f"curated, {count(pack.picks.params['bits'], 'bit')} an image"
     )
     yield _row("seeds", f"{how}, from {pack.seed:016x}")
     if pack.labels is not None:
@@ -101,10 +102,10 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
         yield _row("labels", text)
     if pack.adapter is not None:
         table = pack.adapter.params["table"]
-        yield _row("adapter", f"{pack.adapter.codec}, {_out.count(len(table), 'tensor')}")
+        yield _row("adapter", f"{pack.adapter.codec}, {count(len(table), 'tensor')}")
     if pack.probes is not None:
-        count, _, height, breadth = pack.probes.images.shape
-        yield _row("probes", f"{_out.count(count, 'image')} of {height} x {breadth} pixels")
+        images, _, height, breadth = pack.probes.images.shape
+        yield _row("probes", f"{count(images, 'image')} of {height} x {breadth} pixels")
     if pack.optional:
         yield _row("optional", ", ".join(sorted(pack.optional)) + " (unknown here, preserved)")
     if pack.provenance:
@@ -125,15 +126,6 @@ def _ledger(ledger: Ledger) -> Iterator[str]:
 def _bytes(name: str, nbytes: int, ledger: Ledger) -> str:
     a_class, an_image = nbytes / ledger.classes, nbytes / ledger.images
     return _clip(f"{name:<12}{nbytes:>22,}{a_class:>16,.1f}{an_image:>16,.2f}")
-
-
-def _size(nbytes: int) -> str:
-    value = float(nbytes)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if value < 1000 or unit == "GB":
-            break
-        value /= 1000
-    return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.2f} {unit}"
 
 
 def _row(name: str, text: str) -> str:

@@ -12,6 +12,7 @@ import typer
 from d3pack.cli import _out
 from d3pack.cli.train import parse_time
 from d3pack.errors import UsageError
+from d3pack.wording import duration
 
 OnError = Literal["skip", "fail"]
 Sampler = Literal["ddim", "dpmpp-2m", "euler", "lcm"]
@@ -245,18 +246,9 @@ def _dry(source: Any, options: Any, form: _out.Format) -> None:
     if len(found["classes"]) > 20:
         print(f"     ...  and {len(found['classes']) - 20} more classes")
     print("\n".join(map(_out.printable, lines)))
-    parts = ", ".join(f"{name} {_clock(value)}" for name, value in found["seconds"].items())
-    print(f"about {_clock(found['seconds_total'])} on this machine ({parts})")
+    parts = ", ".join(f"{name} {duration(value)}" for name, value in found["seconds"].items())
+    print(f"about {duration(found['seconds_total'])} on this machine ({parts})")
     print(f"about {found['bytes']} bytes")
-
-
-def _clock(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def _encode(

@@ -200,7 +200,7 @@ def _table(result: Evaluation) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from d3pack.preview.page import size
+    from d3pack.wording import size
 
     backbone = result.ledger.backbone
     table = Table(box=None, pad_edge=False)

@@ -11,6 +11,7 @@ import typer
 from d3pack.canonical import plain
 from d3pack.cli import _out
 from d3pack.errors import BackboneError, D3MError, InvalidPackError
+from d3pack.wording import count
 
 if TYPE_CHECKING:
     from d3pack.pack import Pack
@@ -65,7 +66,7 @@ def verify(
             result["root"] = pack.root
             if decode:
                 if form == "human" and pack.probes is not None:
-                    probes = _out.count(len(pack.probes.images), "probe")
+                    probes = count(len(pack.probes.images), "probe")
                     _out.say(f"rebuilding {probes} of {_out.printable(file)}")
                 result["decode"] = _rebuilt(file, pack, device, backbone)
                 if result["decode"]["verdict"] == "wrong backbone":
@@ -83,7 +84,7 @@ def verify(
             if result["valid"]:
                 print(f"valid    {name}  {result['root']}")
                 if made := result.get("decode"):
-                    probes = _out.count(made["probes"], "probe")
+                    probes = count(made["probes"], "probe")
                     print(
                         f"decodes  {name}  {made['verdict']}: {probes}, rms {made['rms']}, "
                         f"peak {made['peak']} of 255 levels"

@@ -14,9 +14,9 @@ from torch.utils.data import get_worker_info
 
 from d3pack.backbones import cache_home
 from d3pack.dataset import shelf
-from d3pack.dataset.progress import readable_size
 from d3pack.dataset.store import MemoryStore, RecentStore, Store, TieredStore
 from d3pack.errors import UsageError
+from d3pack.wording import size
 
 Cache = Literal["auto", "gpu", "cpu", "disk"] | None
 CACHES: tuple[Cache, ...] = ("auto", "gpu", "cpu", "disk", None)
@@ -54,7 +54,7 @@ def choose(
         return disk or (recent, "no store, images are decoded each time")
     return _automatic(wish, identity, device, in_worker) or (
         recent,
-        f"no store: {readable_size(identity.size)} fit nowhere, images are decoded each time",
+        f"no store: {size(identity.size)} fit nowhere, images are decoded each time",
     )
 
 
@@ -77,14 +77,14 @@ def _memory(identity: shelf.Identity, device: torch.device) -> MemoryStore:
         return MemoryStore(identity.images, identity.shape, device)
     except RuntimeError as error:
         raise UsageError(
-            f"a store of {readable_size(identity.size)} does not fit on {device}",
+            f"a store of {size(identity.size)} does not fit on {device}",
             hint="use cache='disk'",
         ) from error
 
 
 def _words(device: torch.device, identity: shelf.Identity) -> str:
     where = "host memory" if device.type == "cpu" else f"memory of {device}"
-    return f"{where} ({readable_size(identity.size)} when full)"
+    return f"{where} ({size(identity.size)} when full)"
 
 
 def _disk(wish: Wish, identity: shelf.Identity, *, asked: bool) -> tuple[Store, str] | None:
@@ -98,7 +98,7 @@ def _disk(wish: Wish, identity: shelf.Identity, *, asked: bool) -> tuple[Store, 
         claimed = shelf.claim(home, identity, wish.limit)
         if claimed is not None:
             store = DiskStore(*claimed, identity)
-            return store, f"disk, {store.path} ({readable_size(identity.size)} when full)"
+            return store, f"disk, {store.path} ({size(identity.size)} when full)"
     except OSError as error:
         if asked:
             warnings.warn(
@@ -109,8 +109,8 @@ def _disk(wish: Wish, identity: shelf.Identity, *, asked: bool) -> tuple[Store, 
         return None
     if asked:
         raise UsageError(
-            f"the images need {readable_size(identity.size)} on disk, but all stores together may "
-            f"take {readable_size(wish.limit)}",
+            f"the images need {size(identity.size)} on disk, but all stores together may "
+            f"take {size(wish.limit)}",
             hint="raise cache_size, or free stores in use (d3pack cache ls)",
         )
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,18 +19,11 @@ from d3pack.evaluate.scores import Spread
 from d3pack.evaluate.training import History, Teach, plan, seconds_needed, train_student
 from d3pack.evaluate.workdir import Workdir, protocol
 from d3pack.pack import Pack
+from d3pack.wording import count, duration
 
 PILOT_SHARE = 4  # a pilot has a quarter of the updates
 Report = Callable[[str], None]
 Progress = Callable[[int, int], None]
-
-
-def readable(seconds: float) -> str:
-    """A duration as a person says it."""
-    for size, unit in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{math.ceil(seconds)} seconds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +192,8 @@ class Bench:
         left = ""
         if self._expected > self._trained:
             each = self._spent / self._trained
-            count = self._expected - self._trained
-            left = f"; {count} students left, about {readable(each * count)}"
+            more = self._expected - self._trained
+            left = f"; {count(more, 'student')} left, about {duration(each * more)}"
         self.report(
             f"{arm.title}, seed {seed}: {100 * history.last:.1f} % in {history.seconds:.0f} s{left}"
         )

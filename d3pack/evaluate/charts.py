@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from d3pack.wording import size
+
 _INK = "#010203"  # replaced by currentColor: dark on paper, light in dark mode
 _FAINT = "#040506"
 _WIDE, _HIGH = 8.4, 4.2  # inches
@@ -118,7 +120,7 @@ def accuracy_per_byte(
 
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(lambda value, _: _size(value))
+        axes.xaxis.set_major_formatter(lambda value, _: size(value))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("bytes sent")
     axes.set_ylabel("accuracy on real test images, %")
@@ -161,11 +163,3 @@ def confusion(
     axes.set_xlabel("answer")
     axes.set_ylabel("truth")
     return _svg(figure, title, salt)
-
-
-def _size(value: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:g} {unit}"
-        value /= 1000
-    return f"{value:g} GB"

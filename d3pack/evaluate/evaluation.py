@@ -18,7 +18,7 @@ from d3pack.errors import UsageError
 from d3pack.evaluate import baselines, scores
 from d3pack.evaluate import sweep as sweeps
 from d3pack.evaluate.baselines import Arm
-from d3pack.evaluate.bench import ArmResult, Bench, Progress, Report, readable
+from d3pack.evaluate.bench import ArmResult, Bench, Progress, Report
 from d3pack.evaluate.ledger import LedgerView, view
 from d3pack.evaluate.payload import Form, Layout, Squeeze, file_bytes
 from d3pack.evaluate.presets import Preset, Updates
@@ -28,6 +28,7 @@ from d3pack.evaluate.training import plan, statistics
 from d3pack.evaluate.workdir import Workdir, write_json
 from d3pack.pack import Pack
 from d3pack.sources import Source
+from d3pack.wording import count, duration
 
 # Real images in equal bytes: as files of two formats, and as one sheet.
 PAYLOADS: dict[str, tuple[Form, Layout]] = {
@@ -285,10 +286,12 @@ def check_patience(
         return
     each = bench.seconds_each(images)
     total = each * missing
-    bench.report(f"{missing} students to train, about {readable(each)} each: {readable(total)}")
+    bench.report(
+        f"{count(missing, 'student')} to train, about {duration(each)} each: {duration(total)}"
+    )
     if total > PATIENCE and not options.agreed:
         raise LongRunError(
-            f"{missing} students of preset {bench.preset.name} take about {readable(total)}"
+            f"{count(missing, 'student')} of preset {bench.preset.name}: about {duration(total)}"
             " on this machine",
             hint="add --yes to start (it can be stopped and resumed), or use --preset quick",
         )

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from d3pack import __version__
 from d3pack.evaluate import charts
-from d3pack.evaluate.bench import ArmResult, readable
+from d3pack.evaluate.bench import ArmResult
 from d3pack.evaluate.charts import Series
 from d3pack.evaluate.evaluation import Evaluation
-from d3pack.preview.page import document, size, table
+from d3pack.preview.page import document, table
 from d3pack.sheet import Row, contact_sheet
+from d3pack.wording import count, duration, size
 
 _SHEET_CLASSES = 10
 
@@ -40,7 +41,7 @@ def render(evaluation: Evaluation, *, name: str) -> str:
         (size(ledger.marginal), "the pack, with the backbone at hand"),
         (size(ledger.everything), "with backbone and teacher"),
         (f"{ledger.break_even_marginal:,}", "JPEG files of the same weight as the pack"),
-        (readable(evaluation.decode_seconds), f"to decode {len(pack):,} images here"),
+        (duration(evaluation.decode_seconds), f"to decode {len(pack):,} images here"),
     )
     listed = "".join(
         f"<li><strong>{escape(value)}</strong><span>{escape(what)}</span></li>"
@@ -50,8 +51,8 @@ def render(evaluation: Evaluation, *, name: str) -> str:
         f"<header><h1>What {escape(name)} is worth</h1>",
         f'<p class="faint">identity <code>{pack.root}</code></p>',
         f"<p>Students ({escape(str(facts['student']))}) trained from scratch under the preset"
-        f" <code>{escape(evaluation.preset.name)}</code>: {_counted(facts['updates'], 'update')} of"
-        f" {facts['batch']} images at {facts['size']} px, {_counted(facts['seeds'], 'seed')},"
+        f" <code>{escape(evaluation.preset.name)}</code>: {count(facts['updates'], 'update')} of"
+        f" {facts['batch']} images at {facts['size']} px, {count(facts['seeds'], 'seed')},"
         f" tested on {facts['test_images']:,} real images. Every row had the same"
         " steps.</p></header>",
         f'<ul class="facts">{listed}</ul><main>',
@@ -65,10 +66,6 @@ def render(evaluation: Evaluation, *, name: str) -> str:
         f"<h2>Protocol</h2>{_protocol(evaluation)}</main>",
     ]
     return document(f"d3pack eval: {name}", "\n".join(parts))
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _points(result: ArmResult) -> Series:

@@ -17,6 +17,7 @@ from PIL import Image
 from d3pack.codecs import decode_labels
 from d3pack.pack import Ledger, Pack
 from d3pack.preview.sheet import Sample
+from d3pack.wording import size
 
 SHOWN_LABELS = 3
 TINY = 32  # pixels: below, an image shown larger keeps its squares
@@ -35,15 +36,6 @@ def data_uri(image: npt.NDArray[np.uint8]) -> str:
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def size(nbytes: float) -> str:
-    """Bytes as a person reads them."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000 or unit == "GB":
-            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.3g} {unit}"
-        nbytes /= 1000
-    raise AssertionError("unreachable")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: int = 1) -> str:

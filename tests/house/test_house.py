@@ -15,6 +15,7 @@ PACKAGE = ROOT / "d3pack"
 # Each layer imports only from those above it in this list.
 LAYERS = (
     "errors",
+    "wording",
     "canonical",
     "coded",
     "recipe",
@@ -38,7 +39,17 @@ LAYERS = (
     "cli",
 )
 HEAVY_ROOMS = {"backbones", "train", "encode", "evaluate"}  # may import diffusers and transformers
-NUMPY_ONLY = {"errors", "canonical", "coded", "recipe", "codecs", "container", "pack", "format"}
+NUMPY_ONLY = {
+    "errors",
+    "wording",
+    "canonical",
+    "coded",
+    "recipe",
+    "codecs",
+    "container",
+    "pack",
+    "format",
+}
 LIGHT_CALLS = (
     "import d3pack",
     "import d3pack.cli",
