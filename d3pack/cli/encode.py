@@ -12,7 +12,7 @@ import typer
 from d3pack.cli import _out
 from d3pack.cli.train import parse_time
 from d3pack.errors import UsageError
-from d3pack.wording import duration
+from d3pack.wording import count, duration
 
 OnError = Literal["skip", "fail"]
 Sampler = Literal["ddim", "dpmpp-2m", "euler", "lcm"]
@@ -241,14 +241,14 @@ def _dry(source: Any, options: Any, form: _out.Format) -> None:
     if form == "json":
         _out.emit(found)
         return
-    for name, count in zip(found["classes"][:20], found["counts"], strict=False):
-        print(f"{count:8d}  {_out.printable(name)}")
+    for name, images in zip(found["classes"][:20], found["counts"], strict=False):
+        print(f"{images:8d}  {_out.printable(name)}")
     if len(found["classes"]) > 20:
         print(f"     ...  and {len(found['classes']) - 20} more classes")
     print("\n".join(map(_out.printable, lines)))
     parts = ", ".join(f"{name} {duration(value)}" for name, value in found["seconds"].items())
     print(f"about {duration(found['seconds_total'])} on this machine ({parts})")
-    print(f"about {found['bytes']} bytes")
+    print(f"about {found['bytes']:,} bytes")
 
 
 def _encode(
@@ -271,6 +271,6 @@ def _encode(
     if form == "human":
         bad = len(source.skipped)
         size, classes = output.stat().st_size, len(pack.classes)
-        print(f"{output}: {size} bytes, {len(pack)} images of {classes} classes")
+        print(f"{output}: {size:,} bytes, {len(pack):,} images of {classes:,} classes")
         if bad:
-            _out.say(f"{bad} files were skipped: {output.name}.work/skipped.txt names them")
+            _out.say(f"skipped {count(bad, 'file')}: {output.name}.work/skipped.txt names them")

@@ -200,7 +200,7 @@ def _table(result: Evaluation) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from d3pack.wording import size
+    from d3pack.wording import count, size
 
     backbone = result.ledger.backbone
     table = Table(box=None, pad_edge=False)
@@ -221,7 +221,8 @@ def _table(result: Evaluation) -> None:
     console.print(table)
     updates = result.facts["updates"]
     console.print(
-        f"preset {result.preset.name}, {updates} updates, {result.facts['seeds']} seeds;"
+        f"preset {result.preset.name}, {updates} updates,"
+        f" {count(result.facts['seeds'], 'seed')};"
         f" decoding took {result.decode_seconds:.1f} s; the pack weighs as much as"
         f" {result.ledger.break_even_marginal} JPEG files"
     )

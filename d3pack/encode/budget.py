@@ -9,6 +9,7 @@ from typing import Any
 from d3pack.encode.options import EncodeOptions
 from d3pack.encode.plan import PICKY, SHARE, Dials
 from d3pack.errors import UsageError
+from d3pack.wording import count
 
 MARGIN = 200  # bytes: measured figures in the manifest have more or fewer digits
 BARE = Dials(modes=1, vectors=1, codec="i4", candidates=1, labels="none", probes=0)
@@ -83,6 +84,6 @@ def table_dials(
 def describe(dials: Dials, size: int, budget: int) -> str:
     """What was chosen, in one line."""
     return (
-        f"budget {budget} bytes: {dials.modes} modes x {dials.vectors} vectors as {dials.codec}, "
-        f"{dials.seeds}, labels {dials.labels}, {dials.probes} probes: about {size} bytes"
+        f"budget {budget:,} bytes: {dials.prompts}, {dials.seeds}, labels {dials.labels}, "
+        f"{count(dials.probes, 'probe')}: about {size:,} bytes"
     )

@@ -18,6 +18,7 @@ from d3pack.pack import Pack, Probes
 from d3pack.recipe import BackboneRef, DType, Recipe, Sampler
 from d3pack.samplers import schedule
 from d3pack.sources import Source
+from d3pack.wording import count
 
 SMALL = 64  # pixels; up to this side a collage would leave nothing to see in a patch
 TEMPLATES = {1: "a photo of a {}", 2: "a 2x2 collage of {}", 4: "a 4x4 collage of {}"}
@@ -39,6 +40,11 @@ class Dials:
     share: int = 1  # images that choose among the candidates of all of them, for more bits each
     labels: str = "none"
     probes: int = 1
+
+    @property
+    def prompts(self) -> str:
+        """What a class is told by, in words."""
+        return f"{count(self.modes, 'mode')} of {count(self.vectors, 'vector')} as {self.codec}"
 
     @property
     def seeds(self) -> str:
@@ -92,8 +98,8 @@ class D3MPlan:
             f"{self.images_per_class} to make of each class",
             f"backbone {name}, {self.size[0]}x{self.size[1]}, {self.dtype}; {self.sampler} "
             f"{self.sampler_steps} steps, guidance {guidance}, {self.template!r}",
-            f"{dials.modes} modes x {dials.vectors} vectors as {dials.codec}, {dials.seeds}, "
-            f"labels {dials.labels}, collages {self.factor}x{self.factor}",
+            f"{dials.prompts}, {dials.seeds}, labels {dials.labels}, "
+            f"collages {self.factor}x{self.factor}",
             *self.notes,
         ]
 

@@ -10,6 +10,7 @@ from typing import Any
 from d3pack import __version__
 from d3pack.hub.address import Address
 from d3pack.pack import Pack
+from d3pack.wording import count
 
 MARK = "<!-- written by d3pack push: a later push may replace this card -->"
 
@@ -186,7 +187,7 @@ def _accuracy(facts: Facts) -> str:
     return (
         f"## Accuracy\n\nStudents ({escape(str(said['student']))}) trained from scratch under the"
         f" preset `{escape(record['preset']['name'])}`: {said['updates']:,} updates,"
-        f" {said['seeds']} seeds, tested on {said['test_images']:,} real images.\n\n"
+        f" {count(said['seeds'], 'seed')}, tested on {said['test_images']:,} real images.\n\n"
         + table(("trained on", "bytes", "accuracy, %"), accuracy_rows(record))
     )
 

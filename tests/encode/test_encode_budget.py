@@ -41,7 +41,7 @@ def test_classcond_buys_what_fits(source: Source, tmp_path: Path) -> None:
         pack = encode(source, EncodeOptions(budget=budget, **CLASSCOND), output)
         assert len(pack_bytes(pack)) <= budget
         chosen.append((pack.prompts.codec, pack.picks is not None, pack.probes is not None))
-        assert f"budget {budget} bytes: " in (tmp_path / f"{budget}.d3m.work/log.txt").read_text()
+        assert f"budget {budget:,} bytes: " in (tmp_path / f"{budget}.d3m.work/log.txt").read_text()
     assert chosen[0][1:] == (False, False)
     assert chosen[1] == ("f16", True, True)
     with pytest.raises(UsageError, match="2000 bytes are too few"):

@@ -125,7 +125,7 @@ def test_a_budget_is_kept(home: Path) -> None:
         assert len(pack_bytes(pack)) <= budget
     small, large = (d3pack.read(home / f"budget{b}.d3m") for b in (6_500, 12_000))
     assert decode_prompts(large.prompts).size > decode_prompts(small.prompts).size
-    assert "budget 12000 bytes: " in (home / "budget12000.d3m.work" / "log.txt").read_text()
+    assert "budget 12,000 bytes: " in (home / "budget12000.d3m.work" / "log.txt").read_text()
 
 
 def test_a_class_conditional_backbone(home: Path) -> None:
