@@ -188,7 +188,8 @@ def run_stage(
         if time.monotonic() - last_saved > 60 * checkpoint_minutes:
             checkpoint(done=False)
             last_saved = time.monotonic()
-    record({"step": step, "final": True, **task.validate(shadow)})
+    end = {"step": step, "seconds": round(elapsed(), 1), "final": True}
+    record({**end, **task.validate(shadow)})
     checkpoint(done=True)
     accelerator.wait_for_everyone()
     return shadow

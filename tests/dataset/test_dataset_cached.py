@@ -106,7 +106,7 @@ def test_a_folder_that_cannot_be_written(
 def test_a_store_that_does_not_fit(
     pack: Pack, backbone: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(UsageError, match=r"need 258 kB on disk, but .* 1 kB"):
+    with pytest.raises(UsageError, match=r"need 258 kB on disk, but .* take 1 kB;"):
         use(pack, backbone, cache="disk", cache_size=1000)[0]
     monkeypatch.setattr(choice, "host_memory", lambda: 1000.0)
     use(pack, backbone, cache_size=1000, quiet=False)[0]

@@ -213,14 +213,14 @@ def test_where_a_teacher_picks_guidance_is_measured(
 @pytest.mark.parametrize(
     ("more", "bought"),
     [
-        (0, "seeds derived"),
-        (500, "seeds best 1 of 4"),
-        (749, "seeds best 1 of 4"),
-        (750, "seeds best 1 of 8"),
-        (1500, "seeds best 8 of 64"),
+        (0, {"share": SHARE}),  # of no candidates: costs nothing, means nothing
+        (500, {"candidates": 4}),
+        (749, {"candidates": 4}),
+        (750, {"candidates": PICKY}),
+        (1500, {"candidates": PICKY, "share": SHARE}),
     ],
 )
-def test_a_budget_buys_bits_of_picks_that_fit(more: int, bought: str) -> None:
+def test_a_budget_buys_bits_of_picks_that_fit(more: int, bought: dict[str, int]) -> None:
     def size_of(dials: Dials) -> int:
         bare = replace(dials, candidates=1, share=1)
         picks = {
@@ -234,6 +234,5 @@ def test_a_budget_buys_bits_of_picks_that_fit(more: int, bought: str) -> None:
         return 4000 + picks[dials.candidates, dials.share] + (bare != budget.BARE) * 9999
 
     dials, size = budget.spend(4000 + budget.MARGIN + more, EncodeOptions(), 16, size_of)
-    assert dials.seeds == bought
-    assert replace(dials, candidates=1, share=1) == budget.BARE
+    assert dials == replace(budget.BARE, **bought)
     assert size <= 4000 + more
