@@ -15,9 +15,9 @@ from d3pack.codecs import decode_prompts, encode_prompts
 from d3pack.encode import budget
 from d3pack.encode.complete import Told, finish, sample_record
 from d3pack.encode.d3m.collages import CollageOptions, clusters, make_collages
+from d3pack.encode.d3m.estimate import estimate
 from d3pack.encode.d3m.guidance import best_guided
 from d3pack.encode.d3m.inversion import Fitted, Inversion, InversionOptions
-from d3pack.encode.estimate import estimate
 from d3pack.encode.generate import SHOWN
 from d3pack.encode.keeper import JournalKeeper
 from d3pack.encode.method import Plan, Run
