@@ -9,9 +9,10 @@ embedding table, all other rows restored after every step, images flipped and en
 Both sides learn from the same collages, with the same sentence and the same frozen networks, and
 are examined on the same fixed (latent, t, noise) triples of collages that neither learns from and
 that decide nothing for either; the time of examinations and judgements counts for neither. For each
-class: the loss the peer's recipe ends with, the best it ever had, and how many forward-backward
-samples and seconds each side needs to get there. Seconds are the processor's own: other work on the
-machine does not count, so run it with one thread (OMP_NUM_THREADS=1).
+class: the loss the peer's recipe ends with, its mean over the last steps (the rate never falls, so
+the end is one point of a swing), the best it ever had, and how many forward-backward samples and
+seconds each side needs to get there. Seconds are the processor's own: other work on the machine
+does not count, so run it with one thread (OMP_NUM_THREADS=1).
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ PEER = {
     "eps": 1e-8,
 }
 JUDGE_EVERY = 50  # steps of the peer
+LATE = 10  # judgements of the peer that its swing is averaged over
 TRIPLES = 192  # of the examination of a class
 
 
@@ -273,6 +275,7 @@ def main() -> None:
             loss = exam.loss(c, vector)
             curve.append({"samples": samples, "seconds": round(seconds, 2), "loss": round(loss, 6)})
         end, best = curve[-1], min(curve, key=lambda point: point["loss"])
+        late = {**end, "loss": round(float(np.mean([p["loss"] for p in curve[-LATE:]])), 6)}
         found = {
             "class": names[c],
             "start_loss": round(start[c], 6),
@@ -282,6 +285,7 @@ def main() -> None:
             },
             # the script has no judgement of its own: its recipe is paid in full
             "recipe": against(end, watch.rows, c),
+            "late_mean": against(late, watch.rows, c),
             # what an oracle that stopped it at its best moment would have paid
             "best_moment": against(best, watch.rows, c),
             "peer_at_our_loss": next((p for p in curve if p["loss"] <= final["loss"][c]), None),
@@ -306,7 +310,7 @@ def main() -> None:
                 kind: {
                     ratio: worst(classes, kind, ratio) for ratio in ("fewer_samples", "less_time")
                 }
-                for kind in ("recipe", "best_moment")
+                for kind in ("recipe", "late_mean", "best_moment")
             },
         }
         args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -107,12 +107,12 @@ def encode(
     ] = None,
     pool: Annotated[int, typer.Option(help="Real images per class that are looked at.")] = 512,
     collages: Annotated[int, typer.Option(help="Collages per class, at most.")] = 256,
-    lr: Annotated[float, typer.Option(help="Relative to the size of the start vectors.")] = 0.2,
-    steps: Annotated[int, typer.Option(help="At most, before cooling.")] = 160,
-    cool: Annotated[int, typer.Option(help="Last steps: falling rate, under the codec.")] = 120,
+    lr: Annotated[float, typer.Option(help="Of Newton's step, at most.")] = 1.0,
+    steps: Annotated[int, typer.Option(help="At most, before cooling.")] = 80,
+    cool: Annotated[int, typer.Option(help="Last steps: falling rate, under the codec.")] = 200,
     batch: Annotated[int, typer.Option(help="Samples per step, all classes.")] = 40,
     slots: Annotated[int, typer.Option(help="Prompts fitted at the same time.")] = 10,
-    patience: Annotated[int, typer.Option(help="Judgements without gain before cooling.")] = 3,
+    patience: Annotated[int, typer.Option(help="Judgements without gain before cooling.")] = 2,
     method: Annotated[
         str, typer.Option(help="d3m, classcond, minimax, or one that a plugin brings.")
     ] = "d3m",

@@ -47,14 +47,14 @@ class EncodeOptions:
     teacher_map: str | None = None
     teacher_samples: int = 250_000
     # inversion
-    lr: float = 0.2  # in units of the start vectors' root mean square
-    steps: int = 160  # at most, before the last phase
-    cool: int = 120  # steps of the last phase: falling rate, under the codec
+    lr: float = 1.0  # in units of Newton's steps
+    steps: int = 80  # at most, before the last phase
+    cool: int = 200  # steps of the last phase: falling rate, under the codec
     batch: int = 40
     slots: int = 10  # classes and modes that are fitted at the same time
-    validate_every: int = 40
+    validate_every: int = 20
     triples: int = 96  # fixed (latent, t, noise) of a row on which it is judged
-    patience: int = 3  # judgements without gain before the last phase
+    patience: int = 2  # judgements without gain before the last phase
     tolerance: float = 5e-4  # the smallest relative gain that counts
     extra: dict[str, Any] = field(default_factory=dict)  # settings of the method alone
 

@@ -11,8 +11,9 @@ import torch
 from tiny_backbones import tiny_dit, tiny_sd
 
 from d3pack import noise
-from d3pack.backbones import Backbone, Condition, open_backbone
+from d3pack.backbones import Backbone, open_backbone
 from d3pack.encode.d3m import inversion
+from d3pack.encode.d3m.curvature import Curvature
 from d3pack.encode.d3m.density import BINS, Density
 from d3pack.encode.d3m.inversion import Inversion, InversionOptions, judge_latents
 from d3pack.encode.d3m.method import round_trip
@@ -72,7 +73,7 @@ def expected(backbone: Backbone, x_t: torch.Tensor, t: torch.Tensor, x: torch.Te
 def settings(**changes: Any) -> InversionOptions:
     values: dict[str, Any] = {
         "template": "a photo of a {}",
-        "lr": 0.1,
+        "lr": 1.0,
         "steps": 12,
         "cool": 4,
         "batch": 8,
@@ -99,19 +100,19 @@ def fit(
     ).run()
 
 
-def test_steps_are_those_of_plain_adam(backbone: Backbone) -> None:
-    """One row: torch's own Adam on the same weighted draws gives the same vectors."""
+def test_steps_are_newtons_on_single_gradients(backbone: Backbone) -> None:
+    """One row, the slow way: a backward pass a sample, and the curvature that they tell."""
     options = settings(steps=6, cool=0, validate_every=6, slots=1, batch=4, triples=1)
     start = start_vectors(backbone, 1)
-    plain = torch.from_numpy(start[0].copy()).requires_grad_()
     unit = float(np.sqrt((start**2).mean()))
-    adam = torch.optim.Adam([plain], lr=options.lr * unit, betas=inversion.BETAS, eps=1e-12)
     shelf = Shelf()
     trained = Inversion(backbone, start, latents, lambda r: r, options, shelf, Events())
     active = np.array([0])
     trained._seat(1)
     density = Density(trained._state["density"])
     assert density.shares.max() > 1.2 * density.shares.min()
+    known = Curvature(trained._state["curvature"].copy(), trained._state["seen"].copy())
+    assert inversion.PILOT / 2 < known.seen[0] < inversion.PILOT  # of the pilot; the first fade
     train = judge_latents(10)[0]
     x = torch.from_numpy(latents(0).astype(np.float32))
     for step in range(6):
@@ -122,25 +123,54 @@ def test_steps_are_those_of_plain_adam(backbone: Backbone) -> None:
         eps = torch.from_numpy(
             noise.normal(7, [0] * 4, np.arange(4 * step, 4 * step + 4), (4, 8, 8), 1)
         )
-        tensors = backbone.condition(plain[None]).tensors
-        condition = Condition({n: v.expand(4, *v.shape[1:]) for n, v in tensors.items()})
         x_t = backbone.levels.noised(x0, eps, t)
-        error = backbone.predict(x_t, t, condition) - expected(backbone, x_t, t, x[train])
-        error = error.square().mean((1, 2, 3))
-        loss = (error * torch.from_numpy(weights)).mean()
-        adam.zero_grad()
-        torch.autograd.backward([loss])
-        adam.step()
+        target = expected(backbone, x_t, t, x[train])
+        gradients, losses = [], []
+        for i in range(4):
+            leaf = torch.from_numpy(trained._state["vectors"]).clone().requires_grad_()
+            out = backbone.predict(x_t[[i]], t[[i]], backbone.condition(leaf))
+            loss = (out - target[[i]]).square().mean()
+            (gradient,) = torch.autograd.grad(loss, [leaf])
+            gradients.append(gradient.double().numpy()[0])
+            losses.append(float(loss.detach()))
+        each = np.stack(gradients)[None]
+        known.learn(each, np.array([losses]), weights[None], 4 * 8 * 8)
+        move = options.lr * known.steps((each[0] * weights[:, None, None]).mean(0, keepdims=True))
+        length = np.sqrt((move**2).mean())
+        move *= min(1, inversion.TRUST * unit / length)
+        aim = trained._state["vectors"][0] + move[0]
         trained._step(active, 4)
-        found = torch.from_numpy(trained._state["vectors"][0])
-        # Where the gradient is nearly zero a step is rounding blown up to full length: a value
-        # counts as much as its gradients are long, and both go on from one place.
-        size = adam.state[plain]["exp_avg_sq"].sqrt()
-        apart = (found - plain.detach()) * size
-        assert apart.norm() < 1e-3 * options.lr * unit * size.norm(), step
-        with torch.no_grad():
-            plain.copy_(found)
-    assert (found - torch.from_numpy(start[0])).abs().max() > 0.05 * unit
+        off = trained._state["vectors"][0] - aim
+        assert np.linalg.norm(off) < 1e-3 * np.linalg.norm(move), step
+    assert np.abs(trained._state["vectors"] - start).max() > 0.05 * unit
+
+
+def test_a_step_is_never_longer_than_trusted(backbone: Backbone) -> None:
+    """A backbone that hardly listens asks for steps without end."""
+    start = start_vectors(backbone, 2)
+    trained = Inversion(backbone, start, latents, lambda r: r, settings(lr=9.0), Shelf(), Events())
+    trained._seat(2)
+    trained._state["curvature"] *= 1e-9
+    trained._curvature = Curvature(trained._state["curvature"], np.ones(1))
+    trained._move(np.arange(2), np.ones_like(start) * 1e3, np.zeros(2, bool))
+    moved = trained._state["vectors"] - start
+    units = np.sqrt((start**2).mean((1, 2)))
+    assert np.allclose(np.sqrt((moved**2).mean((1, 2))), inversion.TRUST * units, rtol=1e-4)
+
+
+def test_a_sample_that_overflows_says_nothing(backbone: Backbone) -> None:
+    start = start_vectors(backbone, 2)
+    trained = Inversion(backbone, start, latents, lambda r: r, settings(), Shelf(), Events())
+    trained._seat(2)
+    x_t, t, target, _ = trained._draw(np.arange(2), 4)
+    whole, losses = trained._gradients(start, x_t, t, target)
+    x_t[5] = float("inf")
+    found, left = trained._gradients(start, x_t, t, target)
+    assert not found[1, 1].any()
+    assert np.isfinite(left).all()
+    others = np.arange(8) != 5
+    assert np.array_equal(found.reshape(8, -1)[others], whole.reshape(8, -1)[others])
+    assert np.array_equal(left.reshape(8)[others], losses.reshape(8)[others])
 
 
 def test_the_loss_falls_and_is_never_worse_than_the_name(backbone: Backbone) -> None:

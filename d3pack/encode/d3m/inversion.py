@@ -1,11 +1,12 @@
 """Textual inversion of many classes in one batch.
 
-A row is one mode of one class: k vectors, its own latents, its own Adam moments. The rows in the
-slots share each forward and backward pass of the frozen backbone; a row that stops gaining leaves
-its slot to a waiting one. What a row draws (latents, timesteps, noise) depends on the row, its own
-step count and the density of timesteps that the first rows in the slots have measured for all; what
-it is taught there is the mean over its latents (`expected`). The whole state is a few arrays, so a
-run that was killed goes on as if it had not been.
+A row is one mode of one class: k vectors and its own latents. The rows in the slots share each
+forward and backward pass of the frozen backbone, and what the passes tell about the curvature of
+the loss (`curvature`); a row that stops gaining leaves its slot to a waiting one. What a row draws
+(latents, timesteps, noise) depends on the row, its own step count and the density of timesteps that
+the first rows in the slots have measured for all; what it is taught there is the mean over its
+latents (`expected`). The whole state is a few arrays, so a run that was killed goes on as if it had
+not been.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from d3pack import noise
 from d3pack.backbones import Backbone, Condition
+from d3pack.encode.d3m.curvature import TRUST, Curvature
 from d3pack.encode.d3m.density import BINS, Density
 from d3pack.encode.d3m.expected import expected_target
 from d3pack.encode.events import Events
@@ -34,10 +36,9 @@ RoundTrip = Callable[
 ]  # (rows, k, D) -> the same as the pack's codec will give it back
 
 WAITING, EXPLORING, COOLING, DONE = 0, 1, 2, 3
-BETAS = (0.9, 0.999)
 AVERAGE = 0.9  # of the running mean of a row's vectors, on which it is judged while it explores
 HELD = 0.2  # share of a row's latents that only judge
-PILOT = 200  # samples, over the first rows, that measure the density of timesteps
+PILOT = 200  # samples, over the first rows, that measure the density of timesteps and curvature
 # noise words apart from those of the pack's own images
 STEP_DRAW, JUDGE_DRAW, PILOT_DRAW = 1, 2, 3
 
@@ -47,7 +48,7 @@ class InversionOptions:
     """How rows are fitted."""
 
     template: str
-    lr: float  # in units of the start vectors' root mean square
+    lr: float  # in units of Newton's steps
     steps: int
     cool: int
     batch: int
@@ -81,13 +82,13 @@ class Fitted:
 def fresh_state(start: Array) -> dict[str, Array]:
     """The state before the first step."""
     rows = len(start)
-    zeros = np.zeros_like(start)
-    state = {"first": zeros, "second": zeros.copy()}
-    state |= {name: start.copy() for name in ("vectors", "mean", "best")}
+    state = {name: start.copy() for name in ("vectors", "mean", "best")}
     state |= {name: np.zeros(rows, np.int64) for name in ("status", "step", "cooled", "stall")}
     state |= {name: np.zeros(rows, np.int64) for name in ("samples", "judged")}
     state |= {name: np.full(rows, np.inf) for name in ("start_loss", "best_loss", "loss")}
     state["density"] = Density.even().shares
+    unknown = Curvature.unknown(*start.shape[1:])
+    state["curvature"], state["seen"] = unknown.matrices, unknown.seen
     return state
 
 
@@ -123,6 +124,7 @@ class Inversion:
         self._held: dict[int, Tensor] = {}  # latents of the rows in slots
         self._draws: dict[int, tuple[Tensor, ...]] = {}  # their triples, and the weights
         self._state = keeper.load() or fresh_state(self._start)
+        self._curvature = Curvature(self._state["curvature"], self._state["seen"])
 
     def run(self) -> Fitted:
         state, options = self._state, self._options
@@ -194,22 +196,30 @@ class Inversion:
 
     def _step(self, active: Array, each: int) -> None:
         state = self._state
-        device = self._backbone.device
         cooling = state["status"][active] == COOLING
         values = state["vectors"][active]
-        leaf = torch.from_numpy(values).to(device).requires_grad_()
-        stored = torch.from_numpy(
-            np.where(cooling[:, None, None], self._round_trip(values), values)
-        )
         # straight through: the loss sees what the codec keeps, the gradient moves what it rounds
-        seen = leaf + (stored.to(device) - leaf).detach()
+        seen = np.where(cooling[:, None, None], self._round_trip(values), values)
         x_t, t, target, weights = self._draw(active, each)
-        loss = self._loss(seen, x_t, t, target) * weights
-        (gradient,) = torch.autograd.grad(loss.sum() / each, [leaf])
-        self._adam(active, gradient.cpu().numpy(), cooling)
+        gradients, losses = self._gradients(seen, x_t, t, target)
+        self._curvature.learn(gradients, losses, weights, target[0].numel())
+        self._move(active, (gradients * weights[..., None, None]).mean(1), cooling)
         state["samples"][active] += each
         state["step"][active] += 1
         state["cooled"][active[cooling]] += 1
+
+    def _gradients(
+        self, vectors: Array, x_t: Tensor, t: Tensor, target: Tensor
+    ) -> tuple[Array, Array]:
+        """Of each sample of each row, (R, S, k, D) and (R, S); one that overflows says nothing."""
+        each = len(x_t) // len(vectors)
+        leaf = torch.from_numpy(vectors.repeat(each, 0)).to(self._backbone.device).requires_grad_()
+        found = self._loss(leaf, x_t, t, target)
+        (slopes,) = torch.autograd.grad(found.sum(), [leaf])
+        gradients, losses = slopes.double().cpu().numpy(), found.detach().double().cpu().numpy()
+        good = np.isfinite(gradients).all((1, 2)) & np.isfinite(losses)
+        gradients, losses = np.where(good[:, None, None], gradients, 0), np.where(good, losses, 1)
+        return gradients.reshape(-1, each, *vectors.shape[1:]), losses.reshape(-1, each)
 
     def _loss(self, vectors: Tensor, x_t: Tensor, t: Tensor, target: Tensor) -> Tensor:
         """Squared error of each sample in the backbone's own training space; samples row by row."""
@@ -226,7 +236,7 @@ class Inversion:
         return (out.float() - target).square().mean((1, 2, 3))
 
     def _measure(self, rows: Array) -> None:
-        """The density of timesteps, from gradients of single samples at the start vectors."""
+        """The density of timesteps, and curvature, from single samples at the start vectors."""
         device = self._backbone.device
         times = -(-PILOT // (BINS * len(rows)))  # in each bin, of each row
         each = BINS * times
@@ -239,17 +249,17 @@ class Inversion:
             x_t, target = expected_target(self._backbone.levels, x0, eps, levels, trained)
             found = []
             for part in torch.split(torch.arange(each), self._options.batch):
-                vectors = torch.from_numpy(self._start[row]).to(device)
-                leaf = vectors.expand(len(part), *vectors.shape).clone().requires_grad_()
-                loss = self._loss(leaf, x_t[part], levels[part], target[part])
-                (gradient,) = torch.autograd.grad(loss.sum(), [leaf])
-                found.append(gradient.double().square().sum((1, 2)).cpu().numpy())
+                gradients, losses = self._gradients(
+                    self._start[[row]], x_t[part], levels[part], target[part]
+                )
+                self._curvature.learn(gradients, losses, np.ones((1, len(part))), x0[0].numel())
+                found.append(np.square(gradients[0]).sum((1, 2)))
             of_bins = np.concatenate(found).reshape(BINS, times).mean(1)
             squares += of_bins / max(of_bins.sum(), 1e-30)
         self._state["density"] = Density.of_squares(squares).shares
         self._state["samples"][rows] += each
 
-    def _draw(self, active: Array, each: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _draw(self, active: Array, each: int) -> tuple[Tensor, Tensor, Tensor, Array]:
         """Noised latents, timesteps, targets and weights of one step: by row and step count."""
         device, steps = self._backbone.device, self._state["step"]
         density = Density(self._state["density"])
@@ -273,13 +283,8 @@ class Inversion:
             noised.append(x_t)
             targets.append(target)
             times.append(t)
-            weights.append(weight.astype(np.float32))
-        return (
-            torch.cat(noised),
-            torch.cat(times),
-            torch.cat(targets),
-            torch.from_numpy(np.concatenate(weights)).to(device),
-        )
+            weights.append(weight)
+        return torch.cat(noised), torch.cat(times), torch.cat(targets), np.stack(weights)
 
     def _trained(self, row: int) -> Tensor:
         """The latents of a row that it learns from."""
@@ -292,18 +297,14 @@ class Inversion:
             return torch.from_numpy(noise.normal(seed, rows, images, tuple(shape), draw))
         return noise.normal_torch(seed, rows, images, tuple(shape), draw, device)
 
-    def _adam(self, active: Array, gradient: Array, cooling: Array) -> None:
+    def _move(self, active: Array, gradients: Array, cooling: Array) -> None:
         state, options = self._state, self._options
-        first, second = state["first"], state["second"]
-        first[active] = BETAS[0] * first[active] + (1 - BETAS[0]) * gradient
-        second[active] = BETAS[1] * second[active] + (1 - BETAS[1]) * gradient**2
-        count = (state["step"][active] + 1)[:, None, None].astype(np.float64)
-        rise = first[active] / (1 - BETAS[0] ** count)
-        size = np.sqrt(second[active] / (1 - BETAS[1] ** count)) + 1e-12
         left = 1 - state["cooled"][active] / max(1, options.cool)
-        rate = options.lr * self._unit[active] * np.where(cooling, left, 1.0)
-        moved = state["vectors"][active] - rate[:, None, None] * rise / size
-        state["vectors"][active] = moved.astype(np.float32)
+        rate = options.lr * np.where(cooling, left, 1.0)
+        moves = rate[:, None, None] * self._curvature.steps(gradients)
+        length = np.sqrt(np.square(moves).mean((1, 2))).clip(1e-30)
+        moves *= np.minimum(1, TRUST * self._unit[active] / length)[:, None, None]
+        state["vectors"][active] = (state["vectors"][active] + moves).astype(np.float32)
         mean = state["mean"]
         mean[active] = AVERAGE * mean[active] + (1 - AVERAGE) * state["vectors"][active]
 

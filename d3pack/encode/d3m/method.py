@@ -185,7 +185,7 @@ class D3M:
             tolerance=options.tolerance,
             seed=plan.seed,
         )
-        keeper = JournalKeeper(run.journal, "inversion")
+        keeper = JournalKeeper(run.journal, "prompts")
         fitted = Inversion(
             backbone, rows, latents, round_trip(dials.codec), settings, keeper, run.events
         ).run()

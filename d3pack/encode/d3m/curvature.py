@@ -1,0 +1,67 @@
+"""How far to move along a gradient: Newton's step, from the gradients of single samples.
+
+The values of a prompt matter very unequally to the backbone, and not along their own axes, so steps
+of one length for all of them spend most samples on directions that hardly count. What is left of
+the error under a prompt is noise of the images, and under such noise the outer products of single
+gradients add up to the curvature of the mean error (Amari, "Natural gradient works efficiently in
+learning", 1998; for squared errors it is Gauss and Newton's). A row alone draws too few samples to
+know a matrix, so all rows add to one, for each place among the vectors of a prompt.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+MEMORY = 10  # samples that are remembered, in units of a vector's length; older ones fade
+DAMPING = 0.3  # of the mean curvature, added in all directions: it is no more than an estimate
+TRUST = 0.5  # the longest step, in units of the start vectors' root mean square
+
+
+class Curvature:
+    """One matrix for each of the k vectors, in arrays that the caller keeps."""
+
+    def __init__(self, matrices: Array, seen: Array) -> None:
+        self.matrices, self.seen = matrices, seen
+
+    @classmethod
+    def unknown(cls, k: int, dim: int) -> Curvature:
+        """Before the first sample."""
+        return cls(np.zeros((k, dim, dim)), np.zeros(1))
+
+    def learn(self, gradients: Array, losses: Array, weights: Array, values: int) -> None:
+        """Gradients (R, S, k, D) of S samples a row; a loss is a mean over so many values."""
+        rows, each, k, dim = gradients.shape
+        count = rows * each
+        # what all samples of a row agree on is no noise, and would pass for a steep direction
+        shares = weights / weights.sum(1, keepdims=True)
+        scale = weights * values / (2 * np.maximum(losses, 1e-12))
+        apart = gradients
+        if each > 1:
+            apart = gradients - np.einsum("rs,rskd->rkd", shares, gradients)[:, None]
+            scale = scale / (1 - np.square(shares).sum(1, keepdims=True))
+        flat = apart.reshape(count, k, dim).transpose(1, 0, 2)
+        kept = (1 - 1 / (MEMORY * dim)) ** count
+        self.matrices *= kept
+        self.matrices += (flat * scale.reshape(count, 1)).transpose(0, 2, 1) @ flat
+        self.seen *= kept
+        self.seen += count
+
+    def steps(self, gradients: Array) -> Array:
+        """Where rows (R, k, D) should go, against their mean gradients."""
+        k, dim, _ = self.matrices.shape
+        found = self.matrices / max(1.0, float(self.seen[0]))
+        mean = np.trace(found, axis1=1, axis2=2) / dim
+        if not (mean > 0).all():  # nothing matters, or nothing is known
+            return np.zeros_like(gradients)
+        # before a sample for each value is in, the mean over all directions is known best
+        ridge = mean * (DAMPING + dim / float(self.seen[0]))
+        damped = found + ridge[:, None, None] * np.eye(dim)
+        moves = np.linalg.solve(damped, gradients.transpose(1, 2, 0)).transpose(2, 0, 1)
+        # each place steps as if it were alone; k of them may all aim at the same
+        steps: Array = -moves / k
+        return steps

@@ -1,0 +1,142 @@
+"""Curvature from single gradients: what it estimates, where its steps lead, what they ignore."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from d3pack.encode.d3m import curvature
+from d3pack.encode.d3m.curvature import DAMPING, MEMORY, Curvature
+
+DIM, VALUES = 12, 100  # of a vector, and of what a sample is compared on
+
+
+class Line:
+    """Samples A v* + noise and a model that says A v; its directions matter very unequally."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.turn = np.linalg.qr(self.rng.standard_normal((DIM, DIM)))[0]
+        self.root = self.turn * np.geomspace(1.0, 0.05, DIM) @ self.turn.T
+        self.best = self.rng.standard_normal(DIM)
+        self.hessian = 2 * self.root @ self.root  # of the mean squared error
+
+    def samples(self, rows: int, each: int, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(gradients, losses) of single samples."""
+        maps = self.rng.standard_normal((rows, each, VALUES, DIM)) @ self.root
+        left = maps @ (at - self.best) + self.rng.standard_normal((rows, each, VALUES))
+        gradients = 2 / VALUES * np.einsum("rsnd,rsn->rsd", maps, left)
+        return gradients[:, :, None], np.square(left).mean(2)
+
+    def excess(self, at: np.ndarray) -> float:
+        """Of the mean squared error, over the best there is."""
+        return float(np.square(self.root @ (at - self.best)).sum())
+
+
+def learned(line: Line, rows: int, at: np.ndarray) -> Curvature:
+    found = Curvature.unknown(1, DIM)
+    found.learn(*line.samples(rows, 10, at), np.ones((rows, 10)), VALUES)
+    return found
+
+
+@pytest.mark.parametrize("away", [0.0, 0.2])
+def test_it_is_the_hessian_of_the_mean_error(monkeypatch: pytest.MonkeyPatch, away: float) -> None:
+    """Also away from the best vectors, where all samples pull one way."""
+    monkeypatch.setattr(curvature, "MEMORY", 1e9)
+    line = Line(0)
+    found = learned(line, 2000, line.best * (1 - away))
+    assert found.seen[0] == pytest.approx(20_000, rel=1e-4)
+    off = found.matrices[0] / found.seen - line.hessian
+    assert np.linalg.norm(off) < 0.1 * np.linalg.norm(line.hessian)
+
+
+def test_single_samples_of_rows_will_do() -> None:
+    line, found = Line(0), Curvature.unknown(1, DIM)
+    found.learn(*line.samples(100, 1, line.best), np.ones((100, 1)), VALUES)
+    off = found.matrices[0] / found.seen - line.hessian
+    assert np.linalg.norm(off) < 0.5 * np.linalg.norm(line.hessian)
+
+
+def test_a_sample_counts_as_its_weight() -> None:
+    """Rare samples that stand for many beside many that stand for few."""
+    line = Line(1)
+    gradients, losses = line.samples(2000, 10, line.best)
+    gradients[:, :2] *= 3  # nine times the curvature
+    weights = np.tile([2.0] * 2 + [0.5] * 8, (2000, 1))
+    one, other = Curvature.unknown(1, DIM), Curvature.unknown(1, DIM)
+    one.learn(gradients, losses, np.ones((2000, 10)), VALUES)
+    other.learn(gradients, losses, weights, VALUES)
+    expected = (0.2 * 2.0 * 9 + 0.8 * 0.5) / (0.2 * 9 + 0.8)
+    found = np.trace(other.matrices[0]) / np.trace(one.matrices[0])
+    assert found == pytest.approx(expected, rel=0.1)
+
+
+def test_few_steps_reach_what_plain_descent_does_not() -> None:
+    line = Line(2)
+    start = np.zeros(DIM)
+    found = learned(line, 20, start)
+    newton, plain = start.copy(), start.copy()
+    for step in range(60):
+        rate = 1 - step / 60
+        gradients, losses = line.samples(1, 10, newton)
+        found.learn(gradients, losses, np.ones((1, 10)), VALUES)
+        newton += rate * found.steps(gradients.mean(1))[0, 0]
+        gradients, _ = line.samples(1, 10, plain)
+        plain -= rate * 0.5 * gradients.mean(1)[0, 0]  # as long as the steepest direction allows
+    assert line.excess(newton) < 0.05 * line.excess(start)
+    assert line.excess(newton) < 0.5 * line.excess(plain)
+
+
+def test_steps_turn_with_the_axes() -> None:
+    line = Line(3)
+    turn = np.linalg.qr(line.rng.standard_normal((DIM, DIM)))[0]
+    gradients, losses = line.samples(5, 10, np.zeros(DIM))
+    one, turned = Curvature.unknown(1, DIM), Curvature.unknown(1, DIM)
+    one.learn(gradients, losses, np.ones((5, 10)), VALUES)
+    turned.learn(gradients @ turn, losses, np.ones((5, 10)), VALUES)
+    mean = gradients.mean(1)
+    assert np.allclose(turned.steps(mean @ turn), one.steps(mean) @ turn, rtol=1e-9)
+
+
+def test_a_step_is_newtons_damped() -> None:
+    line = Line(4)
+    found = learned(line, 50, line.best)
+    gradient = line.rng.standard_normal((3, 1, DIM))
+    matrix = found.matrices[0] / found.seen[0]
+    ridge = np.trace(matrix) / DIM * (DAMPING + DIM / found.seen[0])
+    inverse = np.linalg.inv(matrix + ridge * np.eye(DIM))
+    assert np.allclose(found.steps(gradient)[:, 0], -gradient[:, 0] @ inverse)
+
+
+def test_old_samples_fade() -> None:
+    line, found = Line(5), Curvature.unknown(1, DIM)
+    rows = 4 * MEMORY * DIM
+    gradients, losses = line.samples(rows, 10, line.best)
+    for row in range(rows):
+        loud = 100.0 if row < rows / 2 else 1.0
+        part = slice(row, row + 1)
+        found.learn(loud * gradients[part], losses[part], np.ones((1, 10)), VALUES)
+    assert found.seen[0] == pytest.approx(MEMORY * DIM, rel=0.1)
+    off = np.trace(found.matrices[0]) / found.seen[0] / np.trace(line.hessian)
+    assert off == pytest.approx(1, abs=0.3)  # with nothing forgotten it would be 5,000
+
+
+def test_places_have_their_own_curvature_and_share_the_step() -> None:
+    line, twice = Line(6), Curvature.unknown(2, DIM)
+    gradients, losses = line.samples(30, 10, line.best)
+    both = np.concatenate([gradients, 2 * gradients], 2)
+    twice.learn(both, losses, np.ones((30, 10)), VALUES)
+    alone = Curvature.unknown(1, DIM)
+    alone.learn(gradients, losses, np.ones((30, 10)), VALUES)
+    mean = gradients.mean(1)
+    found = twice.steps(np.concatenate([mean, mean], 1))
+    assert np.allclose(found[:, 0], alone.steps(mean)[:, 0] / 2)
+    assert np.allclose(found[:, 1], found[:, 0] / 4)
+
+
+def test_nothing_known_moves_nothing() -> None:
+    found = Curvature.unknown(2, DIM)
+    gradient = np.ones((3, 2, DIM))
+    assert not found.steps(gradient).any()
+    found.learn(np.zeros((5, 4, 2, DIM)), np.zeros((5, 4)), np.ones((5, 4)), VALUES)
+    assert not found.steps(gradient).any()
