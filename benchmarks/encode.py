@@ -35,8 +35,8 @@ from d3pack.encode import EncodeOptions
 from d3pack.encode.d3m.collages import CollageOptions, make_collages
 from d3pack.encode.d3m.inversion import DONE, Inversion, InversionOptions, judge_latents
 from d3pack.encode.d3m.method import round_trip
+from d3pack.encode.d3m.plan import make_plan
 from d3pack.encode.events import Events
-from d3pack.encode.plan import make_plan
 from d3pack.sources import Source, open_source
 
 PEER = {

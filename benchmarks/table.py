@@ -26,7 +26,7 @@ import torch
 from d3pack.backbones import open_backbone
 from d3pack.codecs import encode_prompts
 from d3pack.encode import EncodeOptions, encode
-from d3pack.encode.plan import make_plan, make_recipe
+from d3pack.encode.d3m.plan import make_plan, make_recipe
 from d3pack.errors import D3MError
 from d3pack.evaluate import baselines, presets
 from d3pack.evaluate.baselines import Arm

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from d3pack.codecs import encode_prompts
-from d3pack.encode.plan import UNPICKED
+from d3pack.encode.d3m.plan import UNPICKED
 from d3pack.evaluate.payload import (
     SMALLEST,
     Form,

@@ -19,7 +19,7 @@ from d3pack.backbones import open_backbone
 from d3pack.codecs import decode_labels, decode_picks, decode_prompts
 from d3pack.decode import Decoder, verify_probes
 from d3pack.encode import EncodeOptions, dry_run, encode
-from d3pack.encode.plan import make_plan, make_recipe
+from d3pack.encode.d3m.plan import make_plan, make_recipe
 from d3pack.format import pack_bytes
 from d3pack.sources import open_source
 

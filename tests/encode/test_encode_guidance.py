@@ -15,8 +15,8 @@ from d3pack.decode import Decoder
 from d3pack.encode import encode
 from d3pack.encode.d3m.collages import CollageOptions, make_collages
 from d3pack.encode.d3m.guidance import KEPT
+from d3pack.encode.d3m.plan import UNPICKED
 from d3pack.encode.generate import Judged
-from d3pack.encode.plan import UNPICKED
 from d3pack.encode.search import GUIDANCES, energy_distance
 from d3pack.encode.seeds import choose_order
 from d3pack.encode.teachers.resnet import SmallResNet, TrainedTeacher, lesson_for

@@ -13,9 +13,9 @@ from d3pack.backbones import Backbone
 from d3pack.codecs import encode_prompts
 from d3pack.decode import Decoder
 from d3pack.encode.d3m.guidance import LOOKED, tried
+from d3pack.encode.d3m.plan import D3MPlan, make_recipe
 from d3pack.encode.estimate import seconds_of, teacher_seconds, timings
 from d3pack.encode.options import EncodeOptions
-from d3pack.encode.plan import D3MPlan, make_recipe
 from d3pack.encode.search import GUIDANCES
 from d3pack.pack import Pack
 from d3pack.sources import Source

@@ -18,18 +18,12 @@ from d3pack.encode.d3m.collages import CollageOptions, clusters, make_collages
 from d3pack.encode.d3m.estimate import estimate
 from d3pack.encode.d3m.guidance import best_guided
 from d3pack.encode.d3m.inversion import Fitted, Inversion, InversionOptions
+from d3pack.encode.d3m.plan import D3MPlan, expected_bytes, make_plan, make_recipe, with_dials
 from d3pack.encode.generate import SHOWN
 from d3pack.encode.keeper import JournalKeeper
 from d3pack.encode.method import Plan, Run
 from d3pack.encode.options import EncodeOptions, no_settings
-from d3pack.encode.plan import (
-    D3MPlan,
-    dtype_for,
-    expected_bytes,
-    make_plan,
-    make_recipe,
-    with_dials,
-)
+from d3pack.encode.plan import dtype_for
 from d3pack.encode.teachers.teacher import Teacher
 from d3pack.encode.teachers.teaching import open_teacher
 from d3pack.pack import Pack
