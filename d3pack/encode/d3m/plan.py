@@ -142,11 +142,15 @@ def guidance_for(ref: BackboneRef, dials: Dials) -> float | None:
 
 def make_recipe(plan: D3MPlan, backbone: Backbone) -> Recipe:
     """How the images of this plan are made."""
+    return _recipe(plan, sigmas_of(backbone, plan.sampler, plan.sampler_steps))
+
+
+def _recipe(plan: D3MPlan, sigmas: tuple[float, ...]) -> Recipe:
     return Recipe(
         backbone=plan.backbone,
         size=plan.size,
         sampler=plan.sampler,
-        sigmas=sigmas_of(backbone, plan.sampler, plan.sampler_steps),
+        sigmas=sigmas,
         guidance=plan.first_guidance,
         template=plan.template,
         dtype=plan.dtype,
@@ -157,16 +161,7 @@ def make_recipe(plan: D3MPlan, backbone: Backbone) -> Recipe:
 def expected_bytes(plan: D3MPlan, provenance: Mapping[str, Any], dials: Dials | None = None) -> int:
     """Size of the pack that this plan leads to."""
     sigmas = short(tuple(np.geomspace(14.6141999, 0.0291672, plan.sampler_steps).tolist()))
-    recipe = Recipe(
-        plan.backbone,
-        plan.size,
-        plan.sampler,
-        (*sigmas, 0.0),
-        plan.first_guidance,
-        template=plan.template,
-        dtype=plan.dtype,
-        group=plan.group,
-    )
+    recipe = _recipe(plan, (*sigmas, 0.0))
     dials = dials or plan.dials
     return size_of(
         plan.classes, plan.images_per_class, recipe, plan.width, dials, provenance, plan.seed
