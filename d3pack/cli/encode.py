@@ -107,7 +107,7 @@ def encode(
     ] = None,
     pool: Annotated[int, typer.Option(help="Real images per class that are looked at.")] = 512,
     collages: Annotated[int, typer.Option(help="Collages per class, at most.")] = 256,
-    lr: Annotated[float, typer.Option(help="Of Newton's step, at most.")] = 1.0,
+    lr: Annotated[float, typer.Option(help="Length of a step, in Newton's damped ones.")] = 2.0,
     steps: Annotated[int, typer.Option(help="At most, before cooling.")] = 80,
     cool: Annotated[int, typer.Option(help="Last steps: falling rate, under the codec.")] = 200,
     batch: Annotated[int, typer.Option(help="Samples per step, all classes.")] = 40,

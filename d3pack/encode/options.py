@@ -47,7 +47,7 @@ class EncodeOptions:
     teacher_map: str | None = None
     teacher_samples: int = 250_000
     # inversion
-    lr: float = 1.0  # in units of Newton's steps
+    lr: float = 2.0  # in units of Newton's steps, which damping makes short
     steps: int = 80  # at most, before the last phase
     cool: int = 200  # steps of the last phase: falling rate, under the codec
     batch: int = 40

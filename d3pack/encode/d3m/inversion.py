@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from d3pack import noise
@@ -131,7 +132,8 @@ class Inversion:
         rows = len(self._start)
         width = min(options.slots, rows)
         each = max(1, options.batch // width)
-        with self._events.stage("invert", rows, "rows"):
+        # numpy on one thread: its pool and torch's would wait for each other at every step
+        with threadpool_limits(1, user_api="blas"), self._events.stage("invert", rows, "rows"):
             while True:
                 if not self._seat(width):
                     break
