@@ -12,10 +12,11 @@ from tiny_backbones import tiny_dit, tiny_sd
 
 from d3pack import noise
 from d3pack.backbones import Backbone, open_backbone
-from d3pack.encode.d3m import inversion
+from d3pack.encode.d3m import draws, inversion
 from d3pack.encode.d3m.curvature import Curvature
 from d3pack.encode.d3m.density import BINS, Density
-from d3pack.encode.d3m.inversion import Inversion, InversionOptions, judge_latents
+from d3pack.encode.d3m.draws import judge_latents, pick
+from d3pack.encode.d3m.inversion import Inversion, InversionOptions
 from d3pack.encode.d3m.method import round_trip
 from d3pack.encode.events import Events
 
@@ -119,7 +120,7 @@ def test_steps_are_newtons_on_single_gradients(backbone: Backbone) -> None:
         rng = np.random.Generator(np.random.Philox(key=[7, 0], counter=step))
         places, weights = density.place((np.arange(4) + rng.random(4)) / 4)
         t = torch.from_numpy((places * 1000).astype(np.int64))
-        x0 = x[train[inversion._pick(len(train), step, 4, 7, 0)]]
+        x0 = x[train[pick(len(train), step, 4, 7, 0)]]
         eps = torch.from_numpy(
             noise.normal(7, [0] * 4, np.arange(4 * step, 4 * step + 4), (4, 8, 8), 1)
         )
@@ -162,10 +163,10 @@ def test_a_sample_that_overflows_says_nothing(backbone: Backbone) -> None:
     start = start_vectors(backbone, 2)
     trained = Inversion(backbone, start, latents, lambda r: r, settings(), Shelf(), Events())
     trained._seat(2)
-    x_t, t, target, _ = trained._draw(np.arange(2), 4)
-    whole, losses = trained._gradients(start, x_t, t, target)
-    x_t[5] = float("inf")
-    found, left = trained._gradients(start, x_t, t, target)
+    samples = trained._samples(np.arange(2), 4)
+    whole, losses = trained._gradients(start, samples)
+    samples.x_t[5] = float("inf")
+    found, left = trained._gradients(start, samples)
     assert not found[1, 1].any()
     assert np.isfinite(left).all()
     others = np.arange(8) != 5
@@ -179,7 +180,7 @@ def test_the_loss_falls_and_is_never_worse_than_the_name(backbone: Backbone) -> 
     trained = Inversion(backbone, start, latents, codec, options, Shelf(), Events())
     fitted = trained.run()
     for row in range(3):
-        trained._held[row] = torch.from_numpy(latents(row).astype(np.float32))
+        trained._draws.seat(row)
     # the name itself is a candidate, rounded by the codec
     rounded = trained._losses(np.arange(3), codec(start))
     assert (fitted.loss <= rounded * (1 + 1e-7)).all()
@@ -199,7 +200,7 @@ def test_the_reported_loss_is_that_of_the_stored_vectors(backbone: Backbone) -> 
     stored = round_trip("i4")(fitted.vectors)
     assert not np.array_equal(stored, fitted.vectors)
     for row in range(2):
-        trained._held[row] = torch.from_numpy(latents(row).astype(np.float32))
+        trained._draws.seat(row)
     assert np.allclose(trained._losses(np.arange(2), stored), fitted.loss, rtol=1e-5)
 
 
@@ -217,7 +218,7 @@ def test_waiting_rows_take_freed_slots(backbone: Backbone) -> None:
     )
     fitted = trained.run()
     assert loaded == [0, 1, 2, 3, 4]
-    assert not set(trained._held) - {3, 4}  # latents of rows that are done are let go
+    assert not trained._draws.seated - {3, 4}  # latents of rows that are done are let go
     # nothing gains half of its loss: each row explores for one stretch, cools, and leaves
     pilot = inversion.PILOT // 2  # of the two rows that come first
     assert fitted.samples.tolist() == [(4 + 4) * 4 + pilot] * 2 + [(4 + 4) * 4] * 3
@@ -280,7 +281,7 @@ def test_the_density_is_that_of_single_gradients(backbone: Backbone) -> None:
     for i in range(count):
         t = torch.tensor([int((i + 0.5) / count * 1000)])
         x0 = x[[int(train[i % len(train)])]]
-        eps = torch.from_numpy(noise.normal(7, 0, np.array([i]), (4, 8, 8), inversion.PILOT_DRAW))
+        eps = torch.from_numpy(noise.normal(7, 0, np.array([i]), (4, 8, 8), draws.PILOT_DRAW))
         leaf = torch.from_numpy(start_vectors(backbone, 1)).requires_grad_()
         x_t = backbone.levels.noised(x0, eps, t)
         out = backbone.predict(x_t, t, backbone.condition(leaf))
@@ -288,18 +289,3 @@ def test_the_density_is_that_of_single_gradients(backbone: Backbone) -> None:
         (gradient,) = torch.autograd.grad(loss, [leaf])
         squares[i * BINS // count] += float(gradient.square().sum())
     assert np.allclose(Density.of_squares(squares).shares, trained._state["density"], rtol=1e-3)
-
-
-def test_a_single_latent_trains_and_judges() -> None:
-    train, judging = judge_latents(1)
-    assert train.tolist() == judging.tolist() == [0]
-    train, judging = judge_latents(20)
-    assert len(judging) == 4
-    assert not set(train.tolist()) & set(judging.tolist())
-    assert len(train) + len(judging) == 20
-
-
-def test_every_latent_comes_once_before_any_comes_again() -> None:
-    drawn = np.concatenate([inversion._pick(5, step, 4, 0, 2) for step in range(10)])
-    for epoch in range(8):
-        assert sorted(drawn[5 * epoch : 5 * epoch + 5]) == list(range(5))

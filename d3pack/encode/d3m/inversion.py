@@ -2,11 +2,10 @@
 
 A row is one mode of one class: k vectors and its own latents. The rows in the slots share each
 forward and backward pass of the frozen backbone, and what the passes tell about the curvature of
-the loss (`curvature`); a row that stops gaining leaves its slot to a waiting one. What a row draws
-(latents, timesteps, noise) depends on the row, its own step count and the density of timesteps that
-the first rows in the slots have measured for all; what it is taught there is the mean over its
-latents (`expected`). The whole state is a few arrays, so a run that was killed goes on as if it had
-not been.
+the loss (`curvature`); a row that stops gaining leaves its slot to a waiting one. What a row looks
+at (`draws`) depends on the row, its own step count and the density of timesteps that the first rows
+in the slots have measured for all. The whole state is a few arrays, so a run that was killed goes
+on as if it had not been.
 """
 
 from __future__ import annotations
@@ -21,27 +20,20 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from d3pack import noise
 from d3pack.backbones import Backbone, Condition
 from d3pack.encode.d3m.curvature import TRUST, Curvature
 from d3pack.encode.d3m.density import BINS, Density
-from d3pack.encode.d3m.expected import expected_target
+from d3pack.encode.d3m.draws import Draws, Latents, Samples
 from d3pack.encode.events import Events
 
 Array = npt.NDArray[Any]
-Latents = Callable[
-    [int], Array
-]  # row -> (N, C, H, W), held in memory only while the row is in a slot
 RoundTrip = Callable[
     [Array], Array
 ]  # (rows, k, D) -> the same as the pack's codec will give it back
 
 WAITING, EXPLORING, COOLING, DONE = 0, 1, 2, 3
 AVERAGE = 0.9  # of the running mean of a row's vectors, on which it is judged while it explores
-HELD = 0.2  # share of a row's latents that only judge
 PILOT = 200  # samples, over the first rows, that measure the density of timesteps and curvature
-# noise words apart from those of the pack's own images
-STEP_DRAW, JUDGE_DRAW, PILOT_DRAW = 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +85,6 @@ def fresh_state(start: Array) -> dict[str, Array]:
     return state
 
 
-def judge_latents(count: int) -> tuple[Array, Array]:
-    """(training, judging) latent numbers of a row; a handful of images does both."""
-    held = int(count * HELD)
-    every = np.arange(count)
-    if held == 0:
-        return every, every
-    # the collages come most real first: judge on every fifth, not on the worst
-    judging = every[:: round(1 / HELD)][:held]
-    return np.setdiff1d(every, judging), judging
-
-
 class Inversion:
     """Fits all rows; `run` goes on from the keeper's state."""
 
@@ -117,13 +98,11 @@ class Inversion:
         keeper: Keeper,
         events: Events,
     ) -> None:
-        self._backbone, self._latents, self._options = backbone, latents, options
+        self._backbone, self._options = backbone, options
         self._round_trip, self._keeper, self._events = round_trip, keeper, events
         self._start = start.astype(np.float32)
         self._unit = np.sqrt((self._start**2).mean((1, 2))).clip(1e-4)
-        self._levels = len(backbone.levels.alphas_cumprod)
-        self._held: dict[int, Tensor] = {}  # latents of the rows in slots
-        self._draws: dict[int, tuple[Tensor, ...]] = {}  # their triples, and the weights
+        self._draws = Draws(backbone, latents, options.seed, options.triples)
         self._state = keeper.load() or fresh_state(self._start)
         self._curvature = Curvature(self._state["curvature"], self._state["seen"])
 
@@ -169,12 +148,9 @@ class Inversion:
         for row in fresh:
             status[row] = EXPLORING if self._options.steps else COOLING
         for row in np.flatnonzero(status == DONE):
-            self._held.pop(int(row), None)
-            self._draws.pop(int(row), None)
+            self._draws.leave(int(row))
         for row in np.flatnonzero((status == EXPLORING) | (status == COOLING)):
-            if int(row) not in self._held:
-                values = self._latents(int(row)).astype(np.float32)
-                self._held[int(row)] = torch.from_numpy(values).to(self._backbone.device)
+            self._draws.seat(int(row))
         learns = self._options.steps + self._options.cool > 0
         if len(fresh):
             if learns and not self._state["samples"].any():
@@ -202,30 +178,36 @@ class Inversion:
         values = state["vectors"][active]
         # straight through: the loss sees what the codec keeps, the gradient moves what it rounds
         seen = np.where(cooling[:, None, None], self._round_trip(values), values)
-        x_t, t, target, weights = self._draw(active, each)
-        gradients, losses = self._gradients(seen, x_t, t, target)
-        self._curvature.learn(gradients, losses, weights, target[0].numel())
+        samples = self._samples(active, each)
+        gradients, losses = self._gradients(seen, samples)
+        weights = samples.weights.reshape(losses.shape)
+        self._curvature.learn(gradients, losses, weights, samples.values)
         self._move(active, (gradients * weights[..., None, None]).mean(1), cooling)
         state["samples"][active] += each
         state["step"][active] += 1
         state["cooled"][active[cooling]] += 1
 
-    def _gradients(
-        self, vectors: Array, x_t: Tensor, t: Tensor, target: Tensor
-    ) -> tuple[Array, Array]:
+    def _samples(self, active: Array, each: int) -> Samples:
+        """Of one step, row by row."""
+        density, steps = Density(self._state["density"]), self._state["step"]
+        return Samples.joined(
+            [self._draws.step(int(row), int(steps[row]), each, density) for row in active]
+        )
+
+    def _gradients(self, vectors: Array, samples: Samples) -> tuple[Array, Array]:
         """Of each sample of each row, (R, S, k, D) and (R, S); one that overflows says nothing."""
-        each = len(x_t) // len(vectors)
+        each = len(samples) // len(vectors)
         leaf = torch.from_numpy(vectors.repeat(each, 0)).to(self._backbone.device).requires_grad_()
-        found = self._loss(leaf, x_t, t, target)
+        found = self._loss(leaf, samples)
         (slopes,) = torch.autograd.grad(found.sum(), [leaf])
         gradients, losses = slopes.double().cpu().numpy(), found.detach().double().cpu().numpy()
         good = np.isfinite(gradients).all((1, 2)) & np.isfinite(losses)
         gradients, losses = np.where(good[:, None, None], gradients, 0), np.where(good, losses, 1)
         return gradients.reshape(-1, each, *vectors.shape[1:]), losses.reshape(-1, each)
 
-    def _loss(self, vectors: Tensor, x_t: Tensor, t: Tensor, target: Tensor) -> Tensor:
+    def _loss(self, vectors: Tensor, samples: Samples) -> Tensor:
         """Squared error of each sample in the backbone's own training space; samples row by row."""
-        each = len(x_t) // len(vectors)
+        each = len(samples) // len(vectors)
         condition = self._backbone.condition(vectors, self._options.template)
         # expanded, not indexed: the backward pass is then a plain sum, in one order
         spread = Condition(
@@ -234,70 +216,23 @@ class Inversion:
                 for name, value in condition.tensors.items()
             }
         )
-        out = self._backbone.predict(x_t, t, spread)
-        return (out.float() - target).square().mean((1, 2, 3))
+        out = self._backbone.predict(samples.x_t, samples.t, spread)
+        return (out.float() - samples.target).square().mean((1, 2, 3))
 
     def _measure(self, rows: Array) -> None:
         """The density of timesteps, and curvature, from single samples at the start vectors."""
-        device = self._backbone.device
         times = -(-PILOT // (BINS * len(rows)))  # in each bin, of each row
-        each = BINS * times
-        levels = torch.from_numpy((np.arange(each) + 0.5) / each * self._levels).long().to(device)
         squares = np.zeros(BINS)
         for row in rows:
-            trained = self._trained(int(row))
-            x0 = trained[np.resize(np.arange(len(trained)), each)]
-            eps = self._noise(int(row), np.arange(each), x0.shape[1:], PILOT_DRAW)
-            x_t, target = expected_target(self._backbone.levels, x0, eps, levels, trained)
             found = []
-            for part in torch.split(torch.arange(each), self._options.batch):
-                gradients, losses = self._gradients(
-                    self._start[[row]], x_t[part], levels[part], target[part]
-                )
-                self._curvature.learn(gradients, losses, np.ones((1, len(part))), x0[0].numel())
+            for part in self._draws.pilot(int(row), times).split(self._options.batch):
+                gradients, losses = self._gradients(self._start[[row]], part)
+                self._curvature.learn(gradients, losses, part.weights[None], part.values)
                 found.append(np.square(gradients[0]).sum((1, 2)))
             of_bins = np.concatenate(found).reshape(BINS, times).mean(1)
             squares += of_bins / max(of_bins.sum(), 1e-30)
         self._state["density"] = Density.of_squares(squares).shares
-        self._state["samples"][rows] += each
-
-    def _draw(self, active: Array, each: int) -> tuple[Tensor, Tensor, Tensor, Array]:
-        """Noised latents, timesteps, targets and weights of one step: by row and step count."""
-        device, steps = self._backbone.device, self._state["step"]
-        density = Density(self._state["density"])
-        noised: list[Tensor] = []
-        targets: list[Tensor] = []
-        times: list[Tensor] = []
-        weights: list[Array] = []
-        for row in active:
-            step = int(steps[row])
-            trained = self._trained(int(row))
-            rng = np.random.Generator(
-                np.random.Philox(key=[self._options.seed, int(row)], counter=step)
-            )
-            x0 = trained[_pick(len(trained), step, each, self._options.seed, int(row))]
-            # one timestep in each of `each` strata drawn alike: every step sees all noise levels
-            places, weight = density.place((np.arange(each) + rng.random(each)) / each)
-            t = torch.from_numpy((places * self._levels).astype(np.int64)).to(device)
-            numbers = np.arange(step * each, (step + 1) * each)
-            eps = self._noise(int(row), numbers, x0.shape[1:], STEP_DRAW)
-            x_t, target = expected_target(self._backbone.levels, x0, eps, t, trained)
-            noised.append(x_t)
-            targets.append(target)
-            times.append(t)
-            weights.append(weight)
-        return torch.cat(noised), torch.cat(times), torch.cat(targets), np.stack(weights)
-
-    def _trained(self, row: int) -> Tensor:
-        """The latents of a row that it learns from."""
-        held = self._held[row]
-        return held[torch.from_numpy(judge_latents(len(held))[0]).to(held.device)]
-
-    def _noise(self, rows: Any, images: Any, shape: Any, draw: int) -> Tensor:
-        seed, device = self._options.seed, self._backbone.device
-        if device.type == "cpu":
-            return torch.from_numpy(noise.normal(seed, rows, images, tuple(shape), draw))
-        return noise.normal_torch(seed, rows, images, tuple(shape), draw, device)
+        self._state["samples"][rows] += BINS * times
 
     def _move(self, active: Array, gradients: Array, cooling: Array) -> None:
         state, options = self._state, self._options
@@ -312,36 +247,18 @@ class Inversion:
 
     # -- judgement -----------------------------------------------------------------------------
 
-    def _triples(self, row: int) -> tuple[Tensor, ...]:
-        """The fixed (latent, t, noise) of a row, and what each counts."""
-        if row not in self._draws:
-            held, count = self._held[row], self._options.triples
-            picked = np.resize(judge_latents(len(held))[1], count)
-            density = Density(self._state["density"])
-            places, weights = density.place((np.arange(count) + 0.5) / count)
-            device, levels = self._backbone.device, self._backbone.levels
-            x0 = held[torch.from_numpy(picked).to(device)]
-            t = torch.from_numpy((places * self._levels).astype(np.int64)).to(device)
-            eps = self._noise(row, np.arange(count), held.shape[1:], JUDGE_DRAW)
-            self._draws[row] = (
-                levels.noised(x0, eps, t),
-                t,
-                levels.target(x0, eps, t),
-                torch.from_numpy(weights / weights.mean()).to(device),
-            )
-        return self._draws[row]
-
     @torch.no_grad()
     def _losses(self, rows: Array, vectors: Array) -> Array:
         """Loss of each row's vectors on its triples."""
-        found = []
+        found, density = [], Density(self._state["density"])
         at_once = max(1, self._options.batch // self._options.triples)
         for start in range(0, len(rows), at_once):
-            part = [self._triples(int(row)) for row in rows[start : start + at_once]]
+            part = [self._draws.triples(int(row), density) for row in rows[start : start + at_once]]
+            samples = Samples.joined(part)
             values = torch.from_numpy(vectors[start : start + at_once]).to(self._backbone.device)
-            x_t, t, target, weights = (torch.cat(parts) for parts in zip(*part, strict=True))
-            each = self._loss(values, x_t, t, target).double() * weights
-            found.append(each.reshape(len(part), -1).mean(1).cpu().numpy())
+            losses = self._loss(values, samples).double().cpu()
+            weighed = losses * torch.from_numpy(samples.weights)
+            found.append(weighed.reshape(len(part), -1).mean(1).numpy())
         self._state["judged"][rows] += self._options.triples
         return np.concatenate(found)
 
@@ -380,14 +297,3 @@ class Inversion:
             state["loss"][rows[better]] = losses[better]
         state["best_loss"][rows] = np.minimum(state["best_loss"][rows], state["loss"][rows])
         state["status"][rows] = DONE
-
-
-def _pick(count: int, step: int, each: int, seed: int, row: int) -> Array:
-    """`each` of `count` latent numbers: every latent once before any comes again."""
-    places = np.arange(step * each, (step + 1) * each)
-    found = np.empty(each, dtype=np.int64)
-    for epoch in np.unique(places // count):
-        rng = np.random.Generator(np.random.Philox(key=[seed + 1, row], counter=int(epoch)))
-        here = places // count == epoch
-        found[here] = rng.permutation(count)[places[here] % count]
-    return found
