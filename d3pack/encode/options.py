@@ -47,9 +47,9 @@ class EncodeOptions:
     teacher_map: str | None = None
     teacher_samples: int = 250_000
     # inversion
-    lr: float = 2.0  # in units of Newton's steps, which damping makes short
-    steps: int = 80  # at most, before the last phase
-    cool: int = 200  # steps of the last phase: falling rate, under the codec
+    lr: float = 3.0  # in units of Newton's steps, which damping makes short
+    steps: int = 40  # at most, before the last phase
+    cool: int = 250  # steps of the last phase: falling rate, under the codec
     batch: int = 40
     slots: int = 10  # classes and modes that are fitted at the same time
     validate_every: int = 20

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from d3pack.encode.d3m import curvature
-from d3pack.encode.d3m.curvature import DAMPING, MEMORY, Curvature
+from d3pack.encode.d3m.curvature import MEMORY, OWN, SHARED, Curvature
 
 DIM, VALUES = 12, 100  # of a vector, and of what a sample is compared on
 
@@ -80,7 +80,7 @@ def test_few_steps_reach_what_plain_descent_does_not() -> None:
         rate = 1 - step / 60
         gradients, losses = line.samples(1, 10, newton)
         found.learn(gradients, losses, np.ones((1, 10)), VALUES)
-        newton += rate * found.steps(gradients.mean(1))[0, 0]
+        newton += rate * found.steps(gradients.mean(1), 10)[0, 0]
         gradients, _ = line.samples(1, 10, plain)
         plain -= rate * 0.5 * gradients.mean(1)[0, 0]  # as long as the steepest direction allows
     assert line.excess(newton) < 0.05 * line.excess(start)
@@ -95,17 +95,42 @@ def test_steps_turn_with_the_axes() -> None:
     one.learn(gradients, losses, np.ones((5, 10)), VALUES)
     turned.learn(gradients @ turn, losses, np.ones((5, 10)), VALUES)
     mean = gradients.mean(1)
-    assert np.allclose(turned.steps(mean @ turn), one.steps(mean) @ turn, rtol=1e-9)
+    assert np.allclose(turned.steps(mean @ turn, 10), one.steps(mean, 10) @ turn, rtol=1e-9)
 
 
-def test_a_step_is_newtons_damped() -> None:
+def newton(found: Curvature, damping: float) -> np.ndarray:
+    """Of one place, damped by so many mean curvatures."""
+    matrix = found.matrices[0] / found.seen[0]
+    ridge = np.trace(matrix) / DIM * (damping + DIM / found.seen[0])
+    return np.linalg.inv(matrix + ridge * np.eye(DIM))
+
+
+@pytest.mark.parametrize("each", [1, 4])
+def test_a_step_is_newtons_damped_by_the_samples_behind_it(each: int) -> None:
+    """The same one for rows that agree, and less than that for what each has of its own."""
     line = Line(4)
     found = learned(line, 50, line.best)
-    gradient = line.rng.standard_normal((3, 1, DIM))
-    matrix = found.matrices[0] / found.seen[0]
-    ridge = np.trace(matrix) / DIM * (DAMPING + DIM / found.seen[0])
-    inverse = np.linalg.inv(matrix + ridge * np.eye(DIM))
-    assert np.allclose(found.steps(gradient)[:, 0], -gradient[:, 0] @ inverse)
+    agreed = np.tile(line.rng.standard_normal(DIM), (3, 1, 1))
+    together = -agreed[:, 0] @ newton(found, SHARED / (3 * each))
+    assert np.allclose(found.steps(agreed, each)[:, 0], together)
+    own = line.rng.standard_normal((3, 1, DIM))
+    own -= own.mean(0)
+    alone = -own[:, 0] @ newton(found, OWN / each)
+    assert np.allclose(found.steps(own, each)[:, 0], alone)
+    assert np.allclose(found.steps(agreed + own, each)[:, 0], together + alone)
+
+
+def test_rows_find_what_they_have_in_common_sooner_together() -> None:
+    """Ten rows that all want the same, from a sample each and step, beside a row by itself."""
+    left = {}
+    for rows in (1, 10):
+        line = Line(7)
+        at, found = np.zeros((rows, 1, DIM)), learned(line, 100, np.zeros(DIM))
+        for step in range(40):
+            gradients = np.stack([line.samples(1, 1, row[0])[0][0] for row in at])
+            at += (1 - step / 40) * found.steps(gradients.mean(1), 1)
+        left[rows] = float(np.mean([line.excess(row[0]) for row in at]))
+    assert left[10] < 0.5 * left[1]
 
 
 def test_old_samples_fade() -> None:
@@ -129,14 +154,14 @@ def test_places_have_their_own_curvature_and_share_the_step() -> None:
     alone = Curvature.unknown(1, DIM)
     alone.learn(gradients, losses, np.ones((30, 10)), VALUES)
     mean = gradients.mean(1)
-    found = twice.steps(np.concatenate([mean, mean], 1))
-    assert np.allclose(found[:, 0], alone.steps(mean)[:, 0] / 2)
+    found = twice.steps(np.concatenate([mean, mean], 1), 10)
+    assert np.allclose(found[:, 0], alone.steps(mean, 10)[:, 0] / 2)
     assert np.allclose(found[:, 1], found[:, 0] / 4)
 
 
 def test_nothing_known_moves_nothing() -> None:
     found = Curvature.unknown(2, DIM)
     gradient = np.ones((3, 2, DIM))
-    assert not found.steps(gradient).any()
+    assert not found.steps(gradient, 4).any()
     found.learn(np.zeros((5, 4, 2, DIM)), np.zeros((5, 4)), np.ones((5, 4)), VALUES)
-    assert not found.steps(gradient).any()
+    assert not found.steps(gradient, 4).any()

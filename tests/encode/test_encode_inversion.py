@@ -136,7 +136,8 @@ def test_steps_are_newtons_on_single_gradients(backbone: Backbone) -> None:
             losses.append(float(loss.detach()))
         each = np.stack(gradients)[None]
         known.learn(each, np.array([losses]), weights[None], 4 * 8 * 8)
-        move = options.lr * known.steps((each[0] * weights[:, None, None]).mean(0, keepdims=True))
+        mean = (each[0] * weights[:, None, None]).mean(0, keepdims=True)
+        move = options.lr * known.steps(mean, 4)
         length = np.sqrt((move**2).mean())
         move *= min(1, inversion.TRUST * unit / length)
         aim = trained._state["vectors"][0] + move[0]
@@ -153,7 +154,7 @@ def test_a_step_is_never_longer_than_trusted(backbone: Backbone) -> None:
     trained._seat(2)
     trained._state["curvature"] *= 1e-9
     trained._curvature = Curvature(trained._state["curvature"], np.ones(1))
-    trained._move(np.arange(2), np.ones_like(start) * 1e3, np.zeros(2, bool))
+    trained._move(np.arange(2), np.ones_like(start) * 1e3, 4, np.zeros(2, bool))
     moved = trained._state["vectors"] - start
     units = np.sqrt((start**2).mean((1, 2)))
     assert np.allclose(np.sqrt((moved**2).mean((1, 2))), inversion.TRUST * units, rtol=1e-4)

@@ -6,6 +6,10 @@ the error under a prompt is noise of the images, and under such noise the outer 
 gradients add up to the curvature of the mean error (Amari, "Natural gradient works efficiently in
 learning", 1998; for squared errors it is Gauss and Newton's). A row alone draws too few samples to
 know a matrix, so all rows add to one, for each place among the vectors of a prompt.
+
+Rows also share part of their way: what the captions of a backbone leave out of one class, they
+leave out of all. The mean gradient is known from the samples of every row, so it may be followed
+into directions where a row's own gradient is little but noise.
 """
 
 from __future__ import annotations
@@ -18,7 +22,9 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 MEMORY = 10  # samples that are remembered, in units of a vector's length; older ones fade
-DAMPING = 0.3  # of the mean curvature, added in all directions: it is no more than an estimate
+# added to the curvature in all directions, in units of its mean, over the samples behind a gradient
+OWN = 12.0  # for what a row's gradient has of its own
+SHARED = 6.0  # for what the gradients of all rows agree on
 TRUST = 0.5  # the longest step, in units of the start vectors' root mean square
 
 
@@ -51,17 +57,26 @@ class Curvature:
         self.seen *= kept
         self.seen += count
 
-    def steps(self, gradients: Array) -> Array:
-        """Where rows (R, k, D) should go, against their mean gradients."""
-        k, dim, _ = self.matrices.shape
+    def steps(self, gradients: Array, each: int) -> Array:
+        """Where rows (R, k, D) should go, against gradients that are means over `each` samples.
+
+        Damping stands for the noise of a gradient: what all rows agree on has so much less of it.
+        """
+        rows, k, dim = gradients.shape
         found = self.matrices / max(1.0, float(self.seen[0]))
         mean = np.trace(found, axis1=1, axis2=2) / dim
         if not (mean > 0).all():  # nothing matters, or nothing is known
             return np.zeros_like(gradients)
-        # before a sample for each value is in, the mean over all directions is known best
-        ridge = mean * (DAMPING + dim / float(self.seen[0]))
-        damped = found + ridge[:, None, None] * np.eye(dim)
-        moves = np.linalg.solve(damped, gradients.transpose(1, 2, 0)).transpose(2, 0, 1)
+        shared = gradients.mean(0, keepdims=True)
+        moves = np.zeros_like(gradients)
+        for part, damping in (
+            (gradients - shared, OWN / each),
+            (shared, SHARED / (each * rows)),
+        ):
+            # before a sample for each value is in, the mean over all directions is known best
+            ridge = mean * (damping + dim / float(self.seen[0]))
+            damped = found + ridge[:, None, None] * np.eye(dim)
+            moves += np.linalg.solve(damped, part.transpose(1, 2, 0)).transpose(2, 0, 1)
         # each place steps as if it were alone; k of them may all aim at the same
         steps: Array = -moves / k
         return steps

@@ -182,7 +182,7 @@ class Inversion:
         gradients, losses = self._gradients(seen, samples)
         weights = samples.weights.reshape(losses.shape)
         self._curvature.learn(gradients, losses, weights, samples.values)
-        self._move(active, (gradients * weights[..., None, None]).mean(1), cooling)
+        self._move(active, (gradients * weights[..., None, None]).mean(1), each, cooling)
         state["samples"][active] += each
         state["step"][active] += 1
         state["cooled"][active[cooling]] += 1
@@ -234,11 +234,11 @@ class Inversion:
         self._state["density"] = Density.of_squares(squares).shares
         self._state["samples"][rows] += BINS * times
 
-    def _move(self, active: Array, gradients: Array, cooling: Array) -> None:
+    def _move(self, active: Array, gradients: Array, each: int, cooling: Array) -> None:
         state, options = self._state, self._options
         left = 1 - state["cooled"][active] / max(1, options.cool)
         rate = options.lr * np.where(cooling, left, 1.0)
-        moves = rate[:, None, None] * self._curvature.steps(gradients)
+        moves = rate[:, None, None] * self._curvature.steps(gradients, each)
         length = np.sqrt(np.square(moves).mean((1, 2))).clip(1e-30)
         moves *= np.minimum(1, TRUST * self._unit[active] / length)[:, None, None]
         state["vectors"][active] = (state["vectors"][active] + moves).astype(np.float32)
