@@ -220,15 +220,21 @@ def collages(
     return [make_collages(source, c, teacher, cut).images for c in range(count)]
 
 
-def known_peers(path: Path | None, same: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Classes of an earlier output, if all that the peer depends on was the same there."""
+def known_curves(
+    path: Path | None, same: dict[str, Any], start: dict[str, float]
+) -> dict[str, list[dict[str, Any]]]:
+    """The peer's, from an earlier output, if all that it depends on was the same there."""
     if path is None:
         return {}
     found = json.loads(path.read_text(encoding="utf-8"))
     for name, value in same.items():
         if found.get(name) != json.loads(json.dumps(value)):
             raise SystemExit(f"{path}: its {name} is {found.get(name)}, not {value}")
-    return {one["class"]: one for one in found["classes"]}
+    classes = {one["class"]: one for one in found["classes"] if one["class"] in start}
+    for name, one in classes.items():
+        if one["start_loss"] != round(start[name], 6):
+            raise SystemExit(f"{path}: {name!r} was examined on other collages there")
+    return {name: one["curve"] for name, one in classes.items()}
 
 
 def reach(rows: list[dict[str, Any]], c: int, target: float) -> dict[str, Any] | None:
@@ -296,29 +302,27 @@ def main() -> None:
         "exam": {"triples": TRIPLES, "peer_every": JUDGE_EVERY * PEER["accumulate"]},
         "seed": args.seed,
     }
-    known = known_peers(args.peers, same)
+    known = known_curves(args.peers, same, dict(zip(names, start, strict=False)))
     for c in range(exam.classes):
-        earlier = known.get(names[c])
-        if earlier is None:
+        curve = known.get(names[c])
+        measured = curve is None
+        if curve is None:
             seen = images[c][torch.from_numpy(judge_latents(len(images[c]))[0])]
-            turns = peer(backbone, names[c], seen, plan.template, args.peer_steps, args.seed + c)
             curve = [
                 {
                     "samples": samples,
                     "seconds": round(seconds, 2),
                     "loss": round(exam.loss(c, vector), 6),
                 }
-                for samples, seconds, vector in turns
+                for samples, seconds, vector in peer(
+                    backbone, names[c], seen, plan.template, args.peer_steps, args.seed + c
+                )
             ]
-        elif earlier["start_loss"] == round(start[c], 6):
-            curve = earlier["curve"]
-        else:
-            raise SystemExit(f"{args.peers}: {names[c]!r} was examined on other collages there")
         end, best = curve[-1], min(curve, key=lambda point: point["loss"])
         late = {**end, "loss": round(float(np.mean([p["loss"] for p in curve[-LATE:]])), 6)}
         found = {
             "class": names[c],
-            "peer_curve": "of this run" if earlier is None else "of an earlier output",
+            "peer_curve": "of this run" if measured else "of an earlier output",
             "start_loss": round(start[c], 6),
             "ours": {
                 "samples": int(final["samples"][c]),

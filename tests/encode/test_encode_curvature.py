@@ -98,7 +98,7 @@ def test_steps_turn_with_the_axes() -> None:
     assert np.allclose(turned.steps(mean @ turn, 10), one.steps(mean, 10) @ turn, rtol=1e-9)
 
 
-def newton(found: Curvature, damping: float) -> np.ndarray:
+def damped_inverse(found: Curvature, damping: float) -> np.ndarray:
     """Of one place, damped by so many mean curvatures."""
     matrix = found.matrices[0] / found.seen[0]
     ridge = np.trace(matrix) / DIM * (damping + DIM / found.seen[0])
@@ -111,11 +111,11 @@ def test_a_step_is_newtons_damped_by_the_samples_behind_it(each: int) -> None:
     line = Line(4)
     found = learned(line, 50, line.best)
     agreed = np.tile(line.rng.standard_normal(DIM), (3, 1, 1))
-    together = -agreed[:, 0] @ newton(found, SHARED / (3 * each))
+    together = -agreed[:, 0] @ damped_inverse(found, SHARED / (3 * each))
     assert np.allclose(found.steps(agreed, each)[:, 0], together)
     own = line.rng.standard_normal((3, 1, DIM))
     own -= own.mean(0)
-    alone = -own[:, 0] @ newton(found, OWN / each)
+    alone = -own[:, 0] @ damped_inverse(found, OWN / each)
     assert np.allclose(found.steps(own, each)[:, 0], alone)
     assert np.allclose(found.steps(agreed + own, each)[:, 0], together + alone)
 
