@@ -21,17 +21,22 @@ DTYPES: tuple[DType, ...] = get_args(DType)
 NOISE = "philox-normal16"
 
 MAX_STEPS = 1000
+MAX_FRESH = 256  # steps of a sampler that takes fresh noise: an epoch has as many draws
+MAX_ORDER = 4  # answers of the model that a row of a sampler table may use
+APART = 1 + 1e-6  # a sigma to the next: closer ones leave no digits for the coefficients
 MAX_SIDE = 8192
 MAX_GROUP = 1024
 MAX_FILES = 1024
 MAX_FILE_SIZE = 2**48
 MAX_TEXT = 1024  # characters of a path, template or licence
+MAX_PART = 255  # characters of a part of a path: what file systems take
 
 _KIND = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 _REVISION = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
+_PART = rf"[A-Za-z0-9_][A-Za-z0-9._+-]{{0,{MAX_PART - 1}}}"
+_PATH = re.compile(f"{_PART}(/{_PART})*")
 _PRINTABLE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]*")
 
 
@@ -102,6 +107,12 @@ class BackboneRef:
             _match(_PATH, path, f"{at}.files", "a relative path without dot-names")
             _int(lock.size, 0, MAX_FILE_SIZE, f"{at}.files[{path!r}].size")
             _match(_SHA256, lock.sha256, f"{at}.files[{path!r}].sha256", "64 hex digits")
+        for path in self.files:
+            above = path.rpartition("/")[0]
+            while above:
+                if above in self.files:
+                    raise RecipeError(f"{at}.files: {above!r:.120} is a file and a directory")
+                above = above.rpartition("/")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +180,20 @@ class Recipe:
         if not 2 <= len(self.sigmas) <= MAX_STEPS + 1:
             raise RecipeError(f"{at}.sigmas: {len(self.sigmas)}, must be 2 to {MAX_STEPS + 1}")
         for high, low in zip(self.sigmas, self.sigmas[1:], strict=False):
-            if not high > low:
-                raise RecipeError(f"{at}.sigmas: {low!r} after {high!r}, must descend")
+            if not high >= low * APART:
+                raise RecipeError(
+                    f"{at}.sigmas: {low!r} after {high!r}, must descend by a millionth or more"
+                )
         if self.sigmas[-1] != 0.0 or math.copysign(1.0, self.sigmas[-1]) < 0:
             raise RecipeError(f"{at}.sigmas: the last one is {self.sigmas[-1]!r}, must be 0.0")
         if not self.sigmas[0] <= 1e6:
             raise RecipeError(f"{at}.sigmas: the first one is {self.sigmas[0]!r}, at most 1e6")
+        if not self.sigmas[-2] >= 1e-6:
+            raise RecipeError(f"{at}.sigmas: {self.sigmas[-2]!r} before the end, at least 1e-6")
+        if self.sampler == "lcm" and len(self.sigmas) > MAX_FRESH + 1:
+            raise RecipeError(f"{at}.sigmas: lcm has noise for {MAX_FRESH} steps")
+        if self.sampler == "table":
+            table_rows(self.extra.get("table"), len(self.sigmas) - 1, f"{at}.extra.table")
         if not -1000.0 <= self.guidance <= 1000.0:
             raise RecipeError(f"{at}.guidance: {self.guidance!r} is beyond 1000")
         _int(self.guided_channels, 0, 1024, f"{at}.guided_channels")
@@ -182,6 +201,26 @@ class Recipe:
         if self.template.count("{}") > 1:
             raise RecipeError(f"{at}.template: more than one {{}}")
         _int(self.group, 1, MAX_GROUP, f"{at}.group")
+
+
+def table_rows(rows: Any, steps: int, at: str = "table") -> list[tuple[float, tuple[float, ...]]]:
+    """The coefficients (a, b) of every step of the sampler `table`."""
+    if not isinstance(rows, (list, tuple)) or len(rows) != steps:
+        raise RecipeError(f"{at}: must have one row for each of the {steps} steps")
+    found = []
+    for i, row in enumerate(rows):
+        if not (
+            isinstance(row, (list, tuple)) and len(row) == 2 and isinstance(row[1], (list, tuple))
+        ):
+            raise RecipeError(f"{at}[{i}]: not [a, [b0, b1, ...]]")
+        a, b = row
+        if not 1 <= len(b) <= min(i + 1, MAX_ORDER):
+            raise RecipeError(f"{at}[{i}]: reaches back {len(b)} calls of the model")
+        for value in (a, *b):
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise RecipeError(f"{at}[{i}]: {value!r:.80} is not a finite number")
+        found.append((float(a), tuple(map(float, b))))
+    return found
 
 
 def files_json(files: Mapping[str, FileLock]) -> dict[str, list[Any]]:

@@ -22,14 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from d3pack.errors import RecipeError, UsageError
-from d3pack.recipe import SAMPLERS
+from d3pack.recipe import SAMPLERS, table_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Model = Callable[["Tensor", float], "Tensor"]
 Noise = Callable[[int], "Tensor"]
-MAX_ORDER = 4
 _LCM_STEPS = 50  # the teacher's step count in latent consistency distillation, as diffusers has it
 
 
@@ -88,7 +87,8 @@ def plan(
     if len(levels) < 2 or not falling or levels[-1] != 0.0 or not math.isfinite(levels[0]):
         raise RecipeError("sigmas must be finite, strictly descending, and end in 0")
     if sampler == "table":
-        return _tabulated(len(levels) - 1, (extra or {}).get("table"))
+        rows = table_rows((extra or {}).get("table"), len(levels) - 1)
+        return tuple(Step(a, b) for a, b in rows)
     pairs = list(pairwise(levels))
     if sampler == "lcm":
         return tuple(Step(0.0, (1.0,), low) for _, low in pairs)
@@ -106,25 +106,6 @@ def _second_order(levels: list[float], i: int) -> Step:
         return Step(low / high, (gain,))
     half = 0.5 * math.log(high / low) / math.log(levels[i - 1] / high)  # 1 / (2r)
     return Step(low / high, (gain * (1 + half), -gain * half))
-
-
-def _tabulated(count: int, rows: Any) -> tuple[Step, ...]:
-    """Coefficients that were fitted elsewhere: rows [a, [b0, b1, ...]], one for each step."""
-    if not isinstance(rows, Sequence) or len(rows) != count:
-        raise RecipeError(f"the sampler table must have one row for each of the {count} steps")
-    steps = []
-    for i, row in enumerate(rows):
-        try:
-            a, b = row
-            step = Step(float(a), tuple(float(v) for v in b))
-        except (TypeError, ValueError):
-            raise RecipeError(f"row {i} of the sampler table is not [a, [b0, b1, ...]]") from None
-        if not 1 <= len(step.b) <= min(i + 1, MAX_ORDER):
-            raise RecipeError(f"row {i} of the sampler table reaches back {len(step.b)} calls")
-        if not all(math.isfinite(v) for v in (step.a, *step.b)):
-            raise RecipeError(f"row {i} of the sampler table is not finite")
-        steps.append(step)
-    return tuple(steps)
 
 
 def start(noise: Tensor, sigmas: Sequence[float]) -> Tensor:

@@ -16,6 +16,7 @@ import struct
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,11 @@ def sealed(draft: Draft, rng: random.Random) -> bytes:
     """Change the manifest or a tensor, and make the hashes right as far as that can be done."""
     draft = draft.copy()
     for _ in range(rng.choice((1, 1, 2))):
-        kind = rng.randrange(4)
-        if kind == 0 and draft.blobs:
+        kind = rng.randrange(5)
+        if kind == 4 and draft.blobs:
+            with suppress(AttributeError, LookupError, StopIteration, TypeError, ValueError):
+                poke_tensor(draft, rng)  # what another mutation has taken away stays away
+        elif kind == 0 and draft.blobs:
             name = rng.choice(list(draft.blobs))
             blob = draft.blobs[name]
             if blob:
@@ -127,6 +131,24 @@ def sealed(draft: Draft, rng: random.Random) -> bytes:
         return draft.bytes()
     except (AttributeError, KeyError, IndexError, TypeError, ValueError):
         return raw(b"\x02\0\0\0\0\0\0\0{}", rng)
+
+
+def poke_tensor(draft: Draft, rng: random.Random) -> None:
+    """Take a tensor away, or give it another name, dtype or axis, its bytes with it."""
+    name = rng.choice(list(draft.blobs))
+    section, entry = draft.section(name.split(".")[0]), draft.tensor(name)
+    kind = rng.randrange(4)
+    if kind == 0:
+        section["tensors"].remove(entry)
+        del draft.blobs[name]
+    elif kind == 1:
+        new = rng.choice([other.split(".")[1] for other in draft.blobs])
+        entry[0] = new
+        draft.blobs[f"{section['name']}.{new}"] = draft.blobs.pop(name)
+    elif kind == 2:
+        entry[1] = rng.choice(("U8", "I8", "U16", "U32", "F16", "F32"))
+    else:
+        entry[3] = "class" if entry[3] == "shared" else "shared"
 
 
 def poke_json(value: Any, rng: random.Random) -> None:

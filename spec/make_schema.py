@@ -46,11 +46,17 @@ def tuples(*items: Any) -> dict[str, Any]:
     return {"type": "array", "prefixItems": list(items), "items": False, "minItems": len(items)}
 
 
+def sampled(name: str, **properties: Any) -> dict[str, Any]:
+    """What a sampler demands of other fields."""
+    chosen = {"properties": {"sampler": {"const": name}}}
+    return {"if": chosen, "then": {"properties": properties}}
+
+
 def schema() -> dict[str, Any]:
     """The schema as a value."""
     sha256 = text("[0-9a-f]{64}")
     line = text(rf"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{{0,{recipe.MAX_TEXT}}}")
-    path = r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*"
+    path = r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,254}(/[A-Za-z0-9_][A-Za-z0-9._+-]{0,254})*"
     name = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
     real = {"type": "number", "$comment": "always with a point or an exponent"}
     backbone = closed(
@@ -66,6 +72,8 @@ def schema() -> dict[str, Any]:
         },
         licence=line,
     )
+    number = {"type": "number"}
+    rows = array(tuples(number, array(number, 1, recipe.MAX_ORDER)), 1, recipe.MAX_STEPS)
     tensor = tuples(
         text("[a-z][a-z0-9_]{0,31}"),
         {"enum": list(params.NUMPY)},
@@ -103,7 +111,13 @@ def schema() -> dict[str, Any]:
                 group=integer(1, recipe.MAX_GROUP),
                 noise={"const": recipe.NOISE},
                 extra={"type": "object"},
-            ),
+            )
+            | {
+                "allOf": [
+                    sampled("lcm", sigmas={"maxItems": recipe.MAX_FRESH + 1}),
+                    sampled("table", extra={"required": ["table"], "properties": {"table": rows}}),
+                ]
+            },
             provenance={"type": "object"},
             sections={
                 **array(section, len(container.REQUIRED), container.MAX_SECTIONS),

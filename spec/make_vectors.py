@@ -217,7 +217,7 @@ def valid() -> Iterator[tuple[str, str, Pack]]:
         "deep": [[[[[[[[[[]]]]]]]]]],
     }
     yield "provenance", "every kind of JSON value", base(provenance=facts)
-    extra = {"table": [[1.0, 0.5], [0.25, 0.125]], "name": "am-ed"}
+    extra = {"table": [[0.5, [0.5]], [0.25, [1, -0.25]], [0, [1.0]]], "name": "am-ed"}
     table = replace(RECIPE, sampler="table", extra=extra, dtype="bfloat16", guided_channels=3)
     yield "recipe-table", "a sampler given as a table", base(recipe=table)
     files = {f"part-{i:02d}/weights.safetensors": FileLock(i, f"{i:064x}") for i in range(12)}

@@ -18,6 +18,7 @@ from d3pack.coded import Array, Coded
 from d3pack.errors import CodecError, LabelError, UsageError
 
 MASS_TOLERANCE = 2.0**-8  # what rounding to float16 can do to a sum, and then some
+MAX_BITS, MAX_OCTAVES = 12, 64
 OCTAVES = 16  # the smallest ratio kept is 2**-16
 CODECS = ("topk", "dense")
 CHUNK = 2**20  # bytes of labels to take apart at a time
@@ -30,8 +31,10 @@ def encode_labels(probs: Array, codec: str = "topk", k: int = 10, bits: int = 8)
         raise UsageError(f"labels have shape {probs.shape}, must be (classes, images, classes)")
     if codec not in CODECS:
         raise UsageError(f"unknown label codec {codec!r}", hint=f"known: {', '.join(CODECS)}")
-    if not (2 <= bits <= 12 and k >= 1):
-        raise UsageError(f"top-k labels with k={k}, bits={bits}", hint="k >= 1, bits 2 to 12")
+    if not (2 <= bits <= MAX_BITS and k >= 1):
+        raise UsageError(
+            f"top-k labels with k={k}, bits={bits}", hint=f"k >= 1, bits 2 to {MAX_BITS}"
+        )
     _, images, classes = probs.shape
     params: dict[str, Any] = {"classes": classes, "images": images}
     if codec == "topk":
@@ -107,8 +110,8 @@ def check_labels(form: p.Form, classes: int, images: int, at: str = "labels") ->
     elif form.codec == "topk":
         p.keys(form.params, at, need | {"k", "bits", "octaves", "kept"}, frozenset({"restricted"}))
         p.integer(form.params, "k", at, 1, classes)
-        p.integer(form.params, "bits", at, 2, 12)
-        p.integer(form.params, "octaves", at, 1, 64)
+        p.integer(form.params, "bits", at, 2, MAX_BITS)
+        p.integer(form.params, "octaves", at, 1, MAX_OCTAVES)
         p.figures(form.params, "kept", at, {"mean", "min"})
         layout = {"bits": ("U8", (classes, _bits.row_bytes(_widths(form.params, classes), images)))}
     else:
@@ -156,12 +159,17 @@ def restrict_labels(coded: Coded, rows: Array, keep: Array) -> Coded:
         params["k"] = min(coded.params["k"], len(keep))
     fresh = _encode(map(belief, rows.tolist(), keep.tolist()), coded.codec, params)
     mass = np.concatenate(kept)
+    error = {
+        name: max(figure, coded.params["error"][name])
+        for name, figure in fresh.params["error"].items()
+    }
     figures = {
         "mean": p.figure(float(mass.mean())),
         "min": p.figure(float(mass.min())),
         "empty": p.figure(float((mass <= 0).mean())),
     }
-    return Coded(fresh.codec, fresh.tensors, {**fresh.params, "restricted": figures})
+    params = {**fresh.params, "error": error, "restricted": figures}
+    return Coded(fresh.codec, fresh.tensors, params)
 
 
 def first_labels(coded: Coded, images: int) -> Coded:
@@ -181,7 +189,7 @@ def _distribution(probs: Array) -> Array:
     mass = wide.sum(axis=1, keepdims=True)
     if not (np.isfinite(mass).all() and (wide >= 0).all() and (abs(mass - 1) < 0.01).all()):
         raise UsageError("labels of a class are no distribution", hint="give probabilities")
-    out: Array = wide / mass
+    out: Array = wide / mass + 0.0  # no sign on a zero
     return out
 
 

@@ -190,6 +190,8 @@ def _i4_layout(form: p.Form, dims: tuple[int, int, int, int], at: str) -> p.Layo
 
 
 def _pq_encode(values: Array, dim: int = 4) -> tuple[dict[str, Array], dict[str, Any]]:
+    if not 1 <= dim <= MAX_WIDTH:
+        raise UsageError(f"parts of {dim} values", hint=f"dim is 1 to {MAX_WIDTH}")
     *front, width = values.shape
     scales = _half(np.sqrt((values.astype(np.float64) ** 2).mean(axis=3)).astype(np.float32))
     parts = -(-width // dim)
@@ -212,7 +214,7 @@ def _pq_decode(coded: Coded) -> Array:
 def _pq_layout(form: p.Form, dims: tuple[int, int, int, int], at: str) -> p.Layout:
     c, m, k, width = dims
     dim = p.integer(form.params, "dim", at, 1, MAX_WIDTH)
-    _, book = form.tensors.get("codebook", ("", (0,)))
+    _, book = form.tensors.get("codebook", ("", (1,)))
     entries = book[0]
     if not 1 <= entries <= CODEBOOK:
         raise CodecError(f"{at}.codebook: {entries} entries, must be 1 to {CODEBOOK}")

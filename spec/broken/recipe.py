@@ -53,6 +53,46 @@ def cases() -> Iterator[Case]:
         put(sigmas=[1.0, 2.0, 0.0]),
     )
     yield "recipe-sigmas-equal", code, "two equal sigmas", source, put(sigmas=[2.0, 2.0, 0.0])
+    yield (
+        "recipe-sigmas-close",
+        code,
+        "two sigmas that leave no digits between them",
+        source,
+        put(sigmas=[2.0, 1.0 + 1e-12, 1.0, 0.0]),
+    )
+    yield (
+        "recipe-sigmas-tiny",
+        code,
+        "a sigma so small that its logarithm overflows",
+        source,
+        put(sigmas=[2.0, 1.0, 1e-320, 0.0]),
+    )
+    many = [float(i) for i in range(257, -1, -1)]
+    yield (
+        "recipe-lcm-many",
+        code,
+        "more steps than an epoch has noise",
+        source,
+        put(sampler="lcm", sigmas=many),
+    )
+    yield "recipe-table-none", code, "a sampler table without rows", source, put(sampler="table")
+    rows = [[0.5, [0.5]], [0.25, [1.0]], [0.0, [1.0]]]
+    wrong: dict[str, tuple[str, Any]] = {
+        "few": ("a row less than steps", rows[:2]),
+        "back": ("a first row that reaches back", [[0.5, [0.5, 0.5]], *rows[1:]]),
+        "empty": ("a row without b", [*rows[:2], [0.0, []]]),
+        "text": ("a number as text", [*rows[:2], ["0.0", [1.0]]]),
+        "bool": ("a truth value as number", [*rows[:2], [0.0, [True]]]),
+        "flat": ("a row of numbers", [*rows[:2], [0.0, 1.0]]),
+    }
+    for name, (breaks, table) in wrong.items():
+        yield (
+            f"recipe-table-{name}",
+            code,
+            breaks,
+            source,
+            put(sampler="table", extra={"table": table}),
+        )
     yield "recipe-sigmas-end", code, "the last sigma is not zero", source, put(sigmas=[2.0, 1.0])
     yield (
         "recipe-sigmas-minus",
@@ -123,6 +163,20 @@ def cases() -> Iterator[Case]:
         "a name that begins with a dot",
         source,
         backbone(files={"a/.x": lock}),
+    )
+    yield (
+        "backbone-path-both",
+        code,
+        "a file that is also a directory",
+        source,
+        backbone(files={"a": lock, "a/b.json": lock}),
+    )
+    yield (
+        "backbone-path-part",
+        code,
+        "a name of 256 characters",
+        source,
+        backbone(files={"a/" + "x" * 256: lock}),
     )
     yield "backbone-path-empty", code, "an empty name", source, backbone(files={"a//x": lock})
     yield "backbone-hash", code, "a hash of 63 digits", source, backbone(files={"x": [5, "5" * 63]})

@@ -195,6 +195,21 @@ def cases() -> Iterator[Case]:
         source,
         edit(lambda d, s: s[3]["tensors"][0].__setitem__(0, "indices")),
     )
+
+    def unbooked(draft: Draft) -> None:
+        tensors = draft.section("prompts")["tensors"]
+        tensors[:] = [entry for entry in tensors if entry[0] != "codebook"]
+        del draft.blobs["prompts.codebook"]
+        draft.seal()
+
+    def renamed(draft: Draft) -> None:
+        draft.section("classes")["tensors"] = [["images", "U8", [5000], "shared", ""]]
+        draft.blobs["classes.images"] = draft.blobs.pop("classes.text") * 5000
+        draft.seal()
+
+    shape = "E_SHAPE"
+    yield "tensor-no-codebook", shape, "codes without their codebook", "prompts-pq", unbooked
+    yield "tensor-name-of-probes", shape, "class names under another name", "smallest", renamed
     limit = "E_LIMIT"
     yield (
         "tensor-dims",

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jsonschema
@@ -54,8 +55,9 @@ def test_the_schema_refuses_what_it_can_say() -> None:
     unsaid = {
         "images-real", "recipe-guidance",
         "recipe-sigmas-integer", "recipe-sigmas-ascend", "recipe-sigmas-equal", "recipe-sigmas-end",
-        "recipe-sigmas-minus", "recipe-template", "section-order", "section-twice",
-        "section-unknown", "tensor-twice",
+        "recipe-sigmas-minus", "recipe-sigmas-close", "recipe-sigmas-tiny", "recipe-table-few",
+        "recipe-table-back", "backbone-path-both", "recipe-template", "section-order",
+        "section-twice", "section-unknown", "tensor-twice",
     }  # fmt: skip
     codes = {"E_MANIFEST", "E_VERSION", "E_FEATURE", "E_RECIPE", "E_SECTION"}
     tried = 0
@@ -108,22 +110,98 @@ LIMITS = {
     "values of a vector": prompts.MAX_WIDTH,
     "codebook entries": prompts.CODEBOOK,
     "bits of a pick": picks.MAX_BITS,
-    "bits of a label code": 12,
-    "octaves of a label": 64,
+    "bits of a label code": labels.MAX_BITS,
+    "octaves of a label": labels.MAX_OCTAVES,
     "tensors of an adapter": adapter.MAX_TENSORS,
     "probes": rules.MAX_PROBES,
     "steps": recipe.MAX_STEPS,
+    "steps of `lcm`": recipe.MAX_FRESH,
     "pixels of a side": recipe.MAX_SIDE,
     "group": recipe.MAX_GROUP,
     "files of a backbone": recipe.MAX_FILES,
     "bytes of a file of a backbone": recipe.MAX_FILE_SIZE,
     "characters of a path, template or licence": recipe.MAX_TEXT,
+    "characters of a part of a path": recipe.MAX_PART,
     "levels of JSON": canonical.MAX_DEPTH,
 }
 
 
 def test_the_table_of_limits_is_the_codes() -> None:
     assert {row[0]: int(row[2]) for row in table(4)} == LIMITS
+
+
+def _recipe(**changes: Any) -> Callable[[Draft], Any]:
+    return lambda draft: draft.manifest["recipe"].update(changes)
+
+
+def _files(files: dict[str, Any]) -> Callable[[Draft], Any]:
+    return lambda draft: draft.manifest["recipe"]["backbone"].update(files=files)
+
+
+def _params(section: str, **changes: Any) -> Callable[[Draft], Any]:
+    return lambda draft: draft.section(section)["params"].update(changes)
+
+
+def _tensor(name: str, shape: list[int]) -> Callable[[Draft], Any]:
+    return lambda draft: draft.tensor(name).__setitem__(2, shape)
+
+
+LOCK = [1, "5a" * 32]
+BEYOND: dict[str, str | tuple[str, Callable[[Draft], Any]]] = {  # a corpus file, or one edited
+    "header bytes": "length-over-cap",
+    "bytes of data": "tensor-data",
+    "classes": "classes-many",
+    "images per class": "images-many",
+    "images": "images-total",
+    "sections": "section-many",
+    "tensors of a section": (
+        "everything",
+        lambda draft: draft.section("probes").update(tensors=[["a", "U8", [1], "shared", ""]] * 17),
+    ),
+    "dimensions": "tensor-dims",
+    "one dimension": "tensor-side-large",
+    "bytes of a class name": "name-long",
+    "modes": ("prompts-f16", _params("prompts", shape=[4097, 1, 32])),
+    "vectors of a prompt": ("prompts-f16", _params("prompts", shape=[1, 1025, 32])),
+    "values of a vector": "prompts-shape-large",
+    "codebook entries": ("prompts-pq", _tensor("prompts.codebook", [257, 4])),
+    "bits of a pick": "picks-bits",
+    "bits of a label code": ("labels-topk", _params("labels", bits=13)),
+    "octaves of a label": "labels-octaves",
+    "tensors of an adapter": (
+        "adapter-i8",
+        _params("adapter", table=[[f"t{i:05d}", [1]] for i in range(16385)]),
+    ),
+    "probes": "probes-many",
+    "steps": "recipe-sigmas-many",
+    "steps of `lcm`": "recipe-lcm-many",
+    "pixels of a side": ("prompts-f16", _recipe(size=[8193, 8])),
+    "group": ("prompts-f16", _recipe(group=1025)),
+    "files of a backbone": ("prompts-f16", _files({f"f{i}": LOCK for i in range(1025)})),
+    "bytes of a file of a backbone": ("prompts-f16", _files({"f": [2**48 + 1, "5a" * 32]})),
+    "characters of a path, template or licence": ("prompts-f16", _recipe(template="x" * 1025)),
+    "characters of a part of a path": "backbone-path-part",
+    "levels of JSON": "manifest-nested-deep",
+}
+
+
+@pytest.mark.parametrize("row", table(4), ids=lambda row: row[0])
+def test_beyond_each_limit_is_its_code(row: list[str]) -> None:
+    made = BEYOND[row[0]]
+    if isinstance(made, str):
+        data = (VECTORS / "invalid" / f"{made}.d3m").read_bytes()
+    else:
+        source, edit = made
+        draft = Draft((VECTORS / "valid" / f"{source}.d3m").read_bytes())
+        edit(draft)
+        data = draft.reroot().bytes()
+    code = row[3].strip("`")
+    with pytest.raises(InvalidPackError) as caught:
+        d3pack.read(data)
+    assert caught.value.code == code
+    with pytest.raises(reader.Refused) as other:
+        reader.read(data)
+    assert other.value.code == code
 
 
 def test_sections_and_codecs_are_the_codes() -> None:
