@@ -57,12 +57,15 @@ def verify(
 
     Example: d3pack verify flowers.d3m birds.d3m
     """
+    from d3pack.format.carried import carried_files
+
     results: list[dict[str, Any]] = []
     code = 0
     for file in files:
         result: dict[str, Any] = {"file": file, "valid": True}
         try:
             pack = _read(file)
+            carried_files(pack)
             result["root"] = pack.root
             if decode:
                 if form == "human" and pack.probes is not None:

@@ -22,7 +22,8 @@ from d3pack.coded import Array, Coded
 from d3pack.errors import CodecError
 
 CODEC = "files"
-NAMES = ("plain", "codes", "scales")
+_MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+FORMS = {"plain": np.uint8, "codes": np.int8, "scales": np.float16}
 
 
 def encode_files(files: Mapping[str, bytes]) -> Coded:
@@ -59,13 +60,14 @@ def encode_files(files: Mapping[str, bytes]) -> Coded:
     return Coded(CODEC, kept, {"files": table}, frozenset(kept))
 
 
-def decode_files(coded: Coded) -> dict[str, bytes]:
-    """The files as they became; whoever opens them compares their hashes."""
-    if coded.codec != CODEC or not set(coded.tensors) <= set(NAMES):
-        raise CodecError(f"backbone: not files, but {coded.codec!r:.80}")
-    plain = memoryview(coded.tensors.get("plain", np.zeros(0, np.uint8)).tobytes())
-    codes = coded.tensors.get("codes", np.zeros(0, np.int8))
-    scales = coded.tensors.get("scales", np.zeros(0, np.float16))
+def decode_files(coded: Coded, sizes: Mapping[str, int] | None = None) -> dict[str, bytes]:
+    """The files as they became; whoever opens them compares their hashes.
+
+    With `sizes`, those of the lock, another table is refused before anything is put together.
+    """
+    _check(coded, sizes)
+    found = [coded.tensors.get(name, np.zeros(0, form)) for name, form in FORMS.items()]
+    plain, codes, scales = memoryview(found[0].tobytes()), found[1], found[2]
     at = code = row = 0
     out: dict[str, bytes] = {}
     try:
@@ -89,12 +91,33 @@ def decode_files(coded: Coded) -> dict[str, bytes]:
                 code, row = code + count, row + shape[0]
             out[path] = b"".join(parts)
             if len(out[path]) != size:
-                raise CodecError(f"backbone: {path!r:.120} comes to {len(out[path])} bytes")
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+                raise ValueError(f"{path!r:.80} comes to {len(out[path])} bytes")
+    except _MALFORMED as error:
         raise CodecError(f"backbone: the files cannot be put together: {error!s:.120}") from None
     if (at, code, row) != (len(plain), codes.size, scales.size):
-        raise CodecError("backbone: values that belong to no file")
+        raise CodecError("backbone: values that belong to no file, or too few of them")
     return out
+
+
+def _check(coded: Coded, sizes: Mapping[str, int] | None) -> None:
+    """Refuse what is not files: sizes that go backwards would make more bytes than there are."""
+    if coded.codec != CODEC or set(coded.params) != {"files"}:
+        raise CodecError(f"backbone: not files, but {coded.codec!r:.80}")
+    for name, array in coded.tensors.items():
+        if FORMS.get(name) != array.dtype or array.ndim != 1 or name not in coded.shared:
+            raise CodecError(f"backbone.{name}: {array.dtype} {list(array.shape)} has no meaning")
+    table = coded.params["files"]
+    for entry in table if isinstance(table, (list, tuple)) else [table]:
+        fine = isinstance(entry, (list, tuple)) and len(entry) == 3
+        if not fine or not isinstance(entry[0], str) or entry[1] not in ("bytes", "i8"):
+            raise CodecError(f"backbone: {entry!r:.80} is not [path, how, size]")
+        if type(entry[2]) is not int or entry[2] < 0:
+            raise CodecError(f"backbone: {entry[0]!r:.80} has {entry[2]!r:.40} bytes")
+    paths = [entry[0] for entry in table]
+    if paths != sorted(set(paths)):
+        raise CodecError("backbone: the files are not sorted, or one is there twice")
+    if sizes is not None and {path: size for path, _, size in table} != dict(sizes):
+        raise CodecError("backbone: the files are not those of the recipe, or of other sizes")
 
 
 def _layout(header: bytes, size: int) -> Iterator[tuple[tuple[int, ...], bool, int, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d3pack.backbones import cache_home
-from d3pack.codecs import decode_files
-from d3pack.errors import BackboneChangedError
+from d3pack.backbones.lock import verify
+from d3pack.errors import BackboneError
+from d3pack.format.carried import carried_files
 from d3pack.pack import EMBEDDED
 from d3pack.recipe import directory_revision
 
@@ -32,27 +32,25 @@ def beside(file: str | Path, pack: Pack) -> Path | None:
 
 def unpacked(pack: Pack) -> Path | None:
     """The directory of the embedded backbone; None when the pack carries none."""
-    coded = pack.extensions.get(EMBEDDED)
-    if coded is None:
+    if EMBEDDED not in pack.extensions:
         return None
     ref = pack.recipe.backbone
     folder = cache_home() / "embedded" / directory_revision(ref.files)
-    sizes = {path: lock.size for path, lock in ref.files.items()}
-    if all((folder / p).is_file() and (folder / p).stat().st_size == n for p, n in sizes.items()):
-        return folder
-    files = decode_files(coded)
-    found = {path: hashlib.sha256(data).hexdigest() for path, data in files.items()}
-    if found != {path: lock.sha256 for path, lock in ref.files.items()}:
-        raise BackboneChangedError(
-            "the embedded backbone is not the one that the recipe names",
-            hint="the pack was put together wrongly: ask its maker for another",
-        )
+    if folder.is_dir():
+        try:
+            verify(folder, ref)  # remembered: whoever opens it does not hash again
+        except BackboneError:  # damaged since: the pack has the right bytes
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            return folder
+    files = carried_files(pack)
+    assert files is not None
     folder.parent.mkdir(parents=True, exist_ok=True)
     trial = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
-        for path in ref.files:  # names that the recipe has checked; nothing else is written
+        for path, data in files.items():  # the recipe's own names, which it has checked
             (trial / path).parent.mkdir(parents=True, exist_ok=True)
-            (trial / path).write_bytes(files[path])
+            (trial / path).write_bytes(data)
         shutil.rmtree(folder, ignore_errors=True)
         try:
             os.replace(trial, folder)

@@ -9,6 +9,7 @@ from pathlib import Path
 from d3pack import container
 from d3pack.canonical import dumps, plain
 from d3pack.errors import D3MError, NotFoundError, UsageError
+from d3pack.format.carried import carried_files
 from d3pack.format.reader import BINARY, read
 from d3pack.pack import Pack
 
@@ -20,12 +21,15 @@ def pack_bytes(pack: Pack) -> bytes:
     data = b"".join((
         container.header(dumps(manifest), placed), *container.body(placed, pack.sections())
     ))  # fmt: skip
-    read(data)
+    carried_files(read(data))
     return data
 
 
 def write(pack: Pack, path: str | os.PathLike[str]) -> None:
-    """Write a pack so that a crash at any moment leaves the old file or the new one."""
+    """Write a pack so that a crash at any moment leaves the old file or the new one.
+
+    A link is followed; a device or a pipe is refused, for it would be replaced by a file.
+    """
     replace_file(Path(path), pack_bytes(pack))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,6 +29,7 @@ from d3pack.errors import (
 from d3pack.format import pack_bytes
 from d3pack.hub.address import parse
 from d3pack.pack import EMBEDDED, Coded, Pack
+from d3pack.recipe import FileLock
 
 ADDRESS = "hf://datasets/org/set/a.d3m"
 PACK = make_pack()
@@ -122,7 +124,10 @@ def test_a_part_keeps_the_backbone_that_the_pack_carries(hub: LoopbackHub) -> No
         frozenset({"plain"}),
     )
     large = make_pack(1000, 2)
-    whole = replace(large, optional={EMBEDDED: {}}, extensions={EMBEDDED: section})
+    lock = FileLock(2, hashlib.sha256(b"{}").hexdigest())
+    backbone = replace(large.recipe.backbone, files={"transformer/config.json": lock})
+    recipe = replace(large.recipe, backbone=backbone)
+    whole = replace(large, recipe=recipe, optional={EMBEDDED: {}}, extensions={EMBEDDED: section})
     data = pack_bytes(whole)
     hub.put("org/set", {"a.d3m": data})
     info = d3hub.remote_info(ADDRESS)

@@ -1,0 +1,107 @@
+"""A backbone inside a pack: garbage is refused when it is written, verified or used."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from draft import Draft
+from format_packs import VECTORS
+from typer.testing import CliRunner
+
+import d3pack
+from d3pack.cli import app
+from d3pack.decode import unpacked
+from d3pack.errors import BackboneChangedError, CodecError, D3MError
+from d3pack.format.carried import carried_files
+
+CARRIED = VECTORS / "valid" / "backbone-carried.d3m"
+
+
+def header(text: str) -> Callable[[Draft], None]:
+    """The weights begin with another safetensors header of the same length, or a longer one."""
+
+    def edit(draft: Draft) -> None:
+        plain = draft.blobs["backbone.plain"]
+        start = plain.index(b'{"matrix"') - 8
+        size = struct.unpack_from("<Q", plain, start)[0]
+        new = text.encode().ljust(size)
+        draft.blobs["backbone.plain"] = (
+            plain[:start] + struct.pack("<Q", len(new)) + new + plain[start + 8 + size :]
+        )
+        draft.tensor("backbone.plain")[2] = [len(draft.blobs["backbone.plain"])]
+
+    return edit
+
+
+def table(change: Callable[[list[Any]], Any]) -> Callable[[Draft], None]:
+    return lambda draft: change(draft.section("backbone")["params"]["files"])
+
+
+def flipped(draft: Draft) -> None:
+    draft.poke("backbone.codes", 3, b"\x55")
+
+
+BAD: dict[str, tuple[Callable[[Draft], Any], type[D3MError]]] = {
+    "list": (header("[]"), CodecError),
+    "number": (header("5"), CodecError),
+    "deep": (header("[" * 100_000), CodecError),
+    "infinity": (
+        header('{"a":{"dtype":"F16","shape":[Infinity],"data_offsets":[0,4]}}'),
+        CodecError,
+    ),
+    "backwards": (table(lambda files: files[0].__setitem__(2, -5)), CodecError),
+    "bomb": (
+        table(lambda files: files.extend([[f"x{i}", "bytes", (-1) ** i * 20] for i in range(40)])),
+        CodecError,
+    ),
+    "how": (table(lambda files: files[0].__setitem__(1, "zip")), CodecError),
+    "unsorted": (table(lambda files: files.reverse()), CodecError),
+    "fewer": (table(lambda files: files.pop()), CodecError),
+    "value": (lambda draft: draft.manifest["optional"].update(backbone=5), CodecError),
+    "codec": (lambda draft: draft.section("backbone").update(codec="zip"), CodecError),
+    "flipped": (flipped, BackboneChangedError),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_carried_backbone_that_is_not_the_locked_one(
+    name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit, error = BAD[name]
+    draft = Draft(CARRIED.read_bytes())
+    edit(draft)
+    path = tmp_path / "bad.d3m"
+    path.write_bytes(draft.seal().bytes())
+    pack = d3pack.read(path)  # whoever does not know the feature reads on
+    with pytest.raises(error):
+        carried_files(pack)
+    with pytest.raises(error):
+        d3pack.pack_bytes(pack)
+    monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
+    with pytest.raises(error):
+        unpacked(pack)
+    done = CliRunner().invoke(app, ["verify", str(path), "--format", "json"])
+    assert json.loads(done.stdout)[0]["code"] == error.code
+
+
+def test_a_feature_without_its_section(tmp_path: Any) -> None:
+    draft = Draft((VECTORS / "valid" / "smallest.d3m").read_bytes())
+    draft.manifest["optional"] = {"backbone": {}}
+    with pytest.raises(CodecError):
+        carried_files(d3pack.read(draft.seal().bytes()))
+
+
+def test_a_damaged_copy_is_unpacked_again(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("D3PACK_HOME", str(tmp_path))
+    pack = d3pack.read(CARRIED)
+    folder = unpacked(pack)
+    assert folder is not None
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert unpacked(pack) == folder
+    assert weights.read_bytes() == whole
