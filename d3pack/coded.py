@@ -22,9 +22,8 @@ def frozen(array: Array) -> Array:
         array = array.astype(array.dtype.newbyteorder("<"))
     array = np.ascontiguousarray(array) if array.ndim else array
     if array.flags.writeable or not _immutable(array):
-        array = array.copy()
-        array.flags.writeable = False
-        return array.view()  # the flag of a view cannot be set back, that of an owner could
+        # bytes own it: the flag of an array that owns its memory could be set back
+        return np.ndarray(array.shape, array.dtype, array.tobytes())
     return array
 
 
@@ -34,7 +33,7 @@ def _immutable(array: Array) -> bool:
         if base.flags.writeable:
             return False
         base = base.base
-    return base is None or isinstance(base, bytes)
+    return isinstance(base, bytes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

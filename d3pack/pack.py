@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -211,6 +212,7 @@ class Pack:
 
     def first(self, k: int) -> Pack:
         """The first k images of every class: what an encoder would have chosen for k."""
+        k = _whole(k, "a number of images")
         if not 1 <= k <= self.images_per_class:
             raise UsageError(f"first({k}): the pack has {self.images_per_class} images per class")
         if k == self.images_per_class:
@@ -236,7 +238,7 @@ class Pack:
         for name in ("recipe", "provenance", "optional"):
             if manifest[name]:
                 nbytes = len(json.dumps(dumps(manifest[name]))) - 2  # as it stands in the header
-                sections[name] = nbytes
+                sections[name] = sections.get(name, 0) + nbytes  # a newer section may be called so
                 sections["container"] -= nbytes
         teacher = self.provenance.get("teacher")
         weight = teacher.get("bytes") if isinstance(teacher, Mapping) else None
@@ -245,14 +247,14 @@ class Pack:
             classes=len(self.classes),
             images=len(self),
             backbone=0 if EMBEDDED in self.extensions else self.recipe.backbone.nbytes,
-            teacher=weight if type(weight) is int else None,
+            teacher=weight if type(weight) is int and weight >= 0 else None,
         )
 
     def _rows(self, classes: Sequence[int | str]) -> list[int]:
         place = {name: row for row, name in enumerate(self.classes)}
         rows = []
         for wanted in classes:
-            row = place.get(wanted, -1) if isinstance(wanted, str) else int(wanted)
+            row = place.get(wanted, -1) if isinstance(wanted, str) else _whole(wanted, "a class")
             if not 0 <= row < len(self.classes):
                 raise UsageError(f"the pack has no class {wanted!r}")
             rows.append(row)
@@ -297,6 +299,12 @@ def derived(provenance: Mapping[str, Any], root: str, what: dict[str, int]) -> d
     before = provenance.get("derived", ())
     step = {"from": root, **what}
     return {**provenance, "derived": [*before, step] if isinstance(before, tuple) else [step]}
+
+
+def _whole(value: Any, what: str) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise UsageError(f"{value!r:.80} is not {what}")
+    return operator.index(value)
 
 
 def _unsigned(array: Any, what: str) -> Array:

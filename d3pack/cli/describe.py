@@ -104,10 +104,13 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
         table = pack.adapter.params["table"]
         yield _row("adapter", f"{pack.adapter.codec}, {count(len(table), 'tensor')}")
     if pack.probes is not None:
-        images, _, height, breadth = pack.probes.images.shape
+        entries = next(s for s in pack.manifest["sections"] if s["name"] == "probes")["tensors"]
+        images, _, height, breadth = next(entry[2] for entry in entries if entry[0] == "images")
         yield _row("probes", f"{count(images, 'image')} of {height} x {breadth} pixels")
     if pack.optional:
-        yield _row("optional", ", ".join(sorted(pack.optional)) + " (unknown here, preserved)")
+        said = {EMBEDDED: "backbone (carried in this file)"}
+        names = (said.get(name, f"{name} (unknown here, preserved)") for name in pack.optional)
+        yield _row("optional", ", ".join(sorted(names)))
     if pack.provenance:
         yield _row("provenance", ", ".join(sorted(pack.provenance)))
 

@@ -27,6 +27,8 @@ def encode_picks(index: Any, lanes: int = 1) -> Coded:
     if index.ndim != 2 or index.dtype.kind not in "iu" or not index.size or index.min() < 0:
         raise UsageError("picks are natural numbers (classes, images)")
     images = index.shape[1]
+    if lanes < 1:
+        raise UsageError(f"{lanes} lanes", hint="one or more")
     codes, lane = np.divmod(index.astype(np.int64), lanes)
     if (lane != np.arange(images) % lanes).any():
         raise UsageError(f"a picked candidate is not of its image's lane, with {lanes} lanes")

@@ -84,7 +84,7 @@ def export(
     names = decoder.pack.classes
     out.mkdir(parents=True, exist_ok=True)
     _claim(out, _title(decoder, plan, classes, count))
-    by_folder = {folder(c, names[c]): names[c] for c in range(len(names))}
+    by_folder = {folder(c, names[c], len(names)): names[c] for c in range(len(names))}
     _write(out / "classes.json", _json(by_folder))
     pairs = [(c, i) for c in classes for i in range(count)]
     started = time.perf_counter()
@@ -101,7 +101,7 @@ def _tree(
     names = decoder.pack.classes
 
     def path(pair: Pair) -> Path:
-        return out / folder(pair[0], names[pair[0]]) / f"{pair[1]:05d}.{plan.suffix}"
+        return out / folder(pair[0], names[pair[0]], len(names)) / f"{pair[1]:05d}.{plan.suffix}"
 
     there = {c: _names(path((c, 0)).parent) for c in {c for c, _ in pairs}}
     missing = [pair for pair in pairs if path(pair).name not in there[pair[0]]]

@@ -17,9 +17,9 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", plain).strip("_")[:_LONGEST].rstrip("_") or "class"
 
 
-def folder(index: int, name: str) -> str:
+def folder(index: int, name: str, classes: int) -> str:
     """The folder of a class: the number keeps the order, and makes equal slugs differ."""
-    return f"{index:05d}_{slug(name)}"
+    return f"{index:0{max(5, len(str(classes - 1)))}d}_{slug(name)}"
 
 
 def chosen(classes: Sequence[str], wanted: str | None) -> list[int]:
@@ -34,7 +34,12 @@ def chosen(classes: Sequence[str], wanted: str | None) -> list[int]:
             found.append(places[part])
         elif part.isdecimal() and int(part) < len(classes):
             found.append(int(part))
-        elif dash and first.isdecimal() and last.isdecimal() and int(last) < len(classes):
+        elif (
+            dash
+            and first.isdecimal()
+            and last.isdecimal()
+            and int(first) <= int(last) < len(classes)
+        ):
             found.extend(range(int(first), int(last) + 1))
         else:
             raise UsageError(

@@ -72,14 +72,12 @@ class Header:
 
 def read(source: Source) -> Pack:
     """Read a pack from a path or from bytes; every rule and every hash is checked."""
-    data = bytes(source) if isinstance(source, (bytes, bytearray, memoryview)) else load(source)
-    head = read_header(data)
-    if len(data) < head.size:
-        raise TruncatedError(
-            f"the file has {len(data)} bytes, its header says {head.size}", hint="fetch it again"
-        )
-    if len(data) > head.size:
-        raise TrailingError(f"{len(data) - head.size} bytes after the last tensor")
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+        head = read_header(data)
+        _check_size(head, len(data))
+    else:
+        head, data = _load(source)
     for start, stop in container.gaps(head.slots):
         if any(data[head.data + start : head.data + stop]):
             raise PaddingError(f"padding at offset {head.data + start} is not zero")
@@ -95,21 +93,43 @@ def read(source: Source) -> Pack:
     return assemble(head, arrays)
 
 
-def load(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a regular file, read once: a mapped file could change, or vanish, under us."""
+def _load(path: str | os.PathLike[str]) -> tuple[Header, bytes]:
+    """The header and all bytes of a regular file, read once: a mapped one could change under us.
+
+    The header comes first, so that a file of another length is refused before it takes memory.
+    """
     try:
-        fd = os.open(path, os.O_RDONLY | BINARY | getattr(os, "O_NONBLOCK", 0))
-        with open(fd, "rb") as file:
-            info = os.fstat(fd)
-            if not stat.S_ISREG(info.st_mode):
-                raise NotFoundError(f"{os.fspath(path)} is not a regular file")
-            if info.st_size > 8 + container.MAX_HEADER + container.MAX_DATA:
-                raise LimitError(f"{os.fspath(path)} has {info.st_size} bytes")
-            return file.read()
+        with open(path, "rb", opener=_open) as file:
+            size = os.fstat(file.fileno()).st_size
+            first = file.read(8)
+            first += file.read(min(int.from_bytes(first, "little"), container.MAX_HEADER))
+            head = read_header(first)
+            _check_size(head, size)
+            data = first + file.read(head.size - len(first))
+            _check_size(head, len(data))
+            return head, data
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         raise NotFoundError(f"{os.fspath(path)}: {error.strerror}") from None
     except (OSError, ValueError) as error:
         raise NotFoundError(f"{os.fspath(path)!r}: {error}") from None
+
+
+def _open(path: str, flags: int) -> int:
+    """Open without waiting for a pipe's other end; only regular files are read."""
+    fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise NotFoundError(f"{path} is not a regular file")
+
+
+def _check_size(head: Header, size: int) -> None:
+    if size < head.size:
+        raise TruncatedError(
+            f"the file has {size} bytes, its header says {head.size}", hint="fetch it again"
+        )
+    if size > head.size:
+        raise TrailingError(f"{size - head.size} bytes after the last tensor")
 
 
 def read_header(data: bytes) -> Header:

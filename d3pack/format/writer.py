@@ -39,7 +39,10 @@ def replace_file(path: Path, data: bytes) -> None:
     # start of the command five milliseconds.
     if not path.name or "\0" in str(path):
         raise UsageError(f"{str(path)!r} is not the name of a file")
-    temporary = path.with_name(f".{path.name[:100]}.{os.urandom(8).hex()}.tmp")
+    path = Path(os.path.realpath(path))  # through a link to the file that is meant
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is not a regular file", hint="choose another output")
+    temporary = path.with_name(f".d3pack-{os.urandom(8).hex()}.tmp")
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
     except (FileNotFoundError, NotADirectoryError):

@@ -33,7 +33,7 @@ class RemoteInfo:
 
     address: Address  # with the file, the commit and the root filled in
     header: Header
-    outline: Pack  # for describing: names, recipe, sections and ledger are true, tensors are zero
+    outline: Pack  # for describing: names, recipe, sections and ledger are true, tensors are empty
     received: int  # bytes read of `header.size`
     requests: int
 
@@ -158,8 +158,8 @@ class _Window:
 
 
 def _outline(header: Header, names: tuple[str, ...]) -> Pack:
-    """A pack under the manifest of the file whose tensors are all zero."""
-    blank = {slot.name: np.zeros(slot.shape, NUMPY[slot.dtype]) for slot in header.slots}
+    """A pack under the manifest of the file, without a byte of its tensors: they may be many."""
+    blank = {slot.name: np.zeros(0, NUMPY[slot.dtype]) for slot in header.slots}
     coded = {
         section["name"]: coded_section(section, blank) for section in header.manifest["sections"]
     }

@@ -56,12 +56,12 @@ def test_a_tree_of_folders(suffix: str, made: dict[str, Any], tmp_path: Path) ->
     folders = sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir())
     assert folders == [f"{c:05d}_{slug(names[c])}" for c in (0, 2)]
     for c in (0, 2):
-        files = sorted((tmp_path / "out" / folder(c, names[c])).iterdir())
+        files = sorted((tmp_path / "out" / folder(c, names[c], 3)).iterdir())
         assert [f.name for f in files] == [f"{i:05d}.{suffix}" for i in range(3)]
         for i, file in enumerate(files):
             assert np.array_equal(pixels(file), made["images"][c, i])
     real = json.loads((tmp_path / "out/classes.json").read_text())
-    assert real == {folder(c, names[c]): names[c] for c in range(3)}
+    assert real == {folder(c, names[c], 3): names[c] for c in range(3)}
 
 
 def test_a_tree_grows_and_resumes(made: dict[str, Any], tmp_path: Path) -> None:
@@ -199,7 +199,8 @@ def test_slugs() -> None:
     assert slug("naïve café/../x") == "naive_cafe_x"
     assert slug("猫") == "class"
     assert slug("a" * 200) == "a" * 48
-    assert folder(7, "CON") == "00007_con"
+    assert folder(7, "CON", 10) == "00007_con"
+    assert sorted(folder(c, "x", 100_001) for c in (99_999, 100_000))[0] == "099999_x"
 
 
 def test_classes_as_people_ask_for_them() -> None:

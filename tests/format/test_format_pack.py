@@ -14,7 +14,7 @@ from format_packs import RECIPE, full, make
 
 import d3pack
 from d3pack import noise
-from d3pack.codecs import decode_labels, decode_picks, decode_prompts
+from d3pack.codecs import decode_labels, decode_picks, decode_prompts, encode_labels
 from d3pack.coded import Coded
 from d3pack.errors import RecipeError, UsageError
 from d3pack.recipe import BackboneRef, FileLock, Recipe, directory_revision
@@ -129,8 +129,10 @@ def test_first_images_are_the_first() -> None:
     assert d3pack.read(d3pack.pack_bytes(part)) == part
     assert pack.first(6) is pack
     assert pack.first(1).first(1) == pack.first(1)
-    dense = make(labels=None).first(3)
-    assert dense.images_per_class == 3
+    probs = np.full((3, 6, 3), 1 / 3)
+    dense = make(3, labels=encode_labels(probs, "dense")).first(2)
+    assert dense.labels.tensors["probs"].shape == (3, 2, 3)
+    assert d3pack.read(d3pack.pack_bytes(dense)) == dense
 
 
 def test_a_part_says_where_it_comes_from() -> None:
@@ -204,3 +206,57 @@ def test_a_directorys_revision_depends_on_every_file_and_on_no_order() -> None:
     assert len(revision) == 40
     assert directory_revision(dict(reversed(files.items()))) == revision
     assert directory_revision({**files, "a.json": FileLock(2, "0" * 64)}) != revision
+
+
+@pytest.mark.parametrize("wanted", [[1.9], [True], [None], [1.0]])
+def test_a_class_is_a_name_or_a_whole_number(wanted: Any) -> None:
+    with pytest.raises(UsageError):
+        make().select(wanted)
+
+
+@pytest.mark.parametrize("k", [2.5, True, None, "2"])
+def test_images_are_counted_in_whole_numbers(k: Any) -> None:
+    with pytest.raises(UsageError):
+        make().first(k)
+    assert make().first(np.int64(2)).images_per_class == 2
+
+
+def test_the_ledger_adds_up_whatever_a_newer_section_is_called() -> None:
+    for name in ("recipe", "provenance", "optional", "container"):
+        extra = {name: Coded("odd", {"t": np.zeros((5, 100), np.uint8)})}
+        pack = make(optional={name: {}}, extensions=extra)
+        assert pack.ledger().total == len(d3pack.pack_bytes(pack))
+        assert d3pack.read(d3pack.pack_bytes(pack)) == pack
+
+
+def test_a_teacher_weighs_nothing_less_than_nothing() -> None:
+    ledger = make(provenance={"teacher": {"bytes": -(10**9)}}).ledger()
+    assert ledger.teacher is None
+    assert ledger.everything == ledger.total + ledger.backbone
+
+
+def test_the_owner_of_an_array_cannot_change_a_pack() -> None:
+    values = np.arange(30, dtype=np.uint8).reshape(5, 6)
+    values.flags.writeable = False
+    coded = Coded("odd", {"t": values})
+    values.flags.writeable = True
+    values[:] = 9
+    assert coded.tensors["t"].ravel().tolist() == list(range(30))
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        coded.tensors["t"].flags.writeable = True
+
+
+def test_labels_cut_twice_remember_the_larger_error() -> None:
+    rng = np.random.default_rng(3)
+    labels = encode_labels(rng.dirichlet(np.full(8, 0.4), (8, 6)), k=3, bits=3)
+    once = make(8, labels=labels).select([0, 1, 2])
+    twice = once.select([0, 1])
+    for figure in ("mean", "max"):
+        first, second = (p.labels.params["error"][figure] for p in (once, twice))
+        assert labels.params["error"][figure] <= first <= second
+
+
+def test_no_probability_has_a_sign() -> None:
+    probs = np.array([[[1.0, -0.0]] * 6, [[-0.0, 1.0]] * 6])
+    pack = make(2, labels=encode_labels(probs, "dense"))
+    assert d3pack.read(d3pack.pack_bytes(pack)) == pack

@@ -215,3 +215,22 @@ def test_big_endian_and_strided_arrays_are_the_same_pack() -> None:
         ),
     )
     assert d3pack.pack_bytes(turned) == d3pack.pack_bytes(pack)
+
+
+def test_a_link_is_followed_and_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    target, link, fifo = tmp_path / "real.d3m", tmp_path / "link.d3m", tmp_path / "pipe"
+    d3pack.write(make(3), target)
+    link.symlink_to(target)
+    d3pack.write(make(4), link)
+    assert link.is_symlink()
+    assert d3pack.read(target) == make(4)
+    os.mkfifo(fifo)
+    with pytest.raises(UsageError, match="not a regular file"):
+        d3pack.write(make(3), fifo)
+    assert fifo.is_fifo()
+
+
+def test_a_name_as_long_as_the_file_system_takes(tmp_path: Path) -> None:
+    path = tmp_path / ("\u732b" * 80 + ".d3m")
+    d3pack.write(make(3), path)
+    assert d3pack.read(path) == make(3)
