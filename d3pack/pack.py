@@ -211,7 +211,7 @@ class Pack:
         )
 
     def first(self, k: int) -> Pack:
-        """The first k images of every class: what an encoder would have chosen for k."""
+        """The first k images of every class: the best k, as the encoder chose them."""
         k = _whole(k, "a number of images")
         if not 1 <= k <= self.images_per_class:
             raise UsageError(f"first({k}): the pack has {self.images_per_class} images per class")

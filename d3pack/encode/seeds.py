@@ -25,7 +25,7 @@ def choose_order(judged: Judged, c: int, count: int, lanes: int) -> npt.NDArray[
     """Candidate numbers, greedily: each the most believed that is least like those before it.
 
     Image i is one of the candidates i, i + lanes, i + 2 lanes, ... Because the choice is greedy,
-    the first k are what would have been chosen for k.
+    the first k are what would have been chosen for k in these lanes.
     """
     logits = judged.logits.astype(np.float64)
     shifted = logits - logits.max(1, keepdims=True)

@@ -1,8 +1,8 @@
 """How many real images fit into so many bytes: the baseline that a pack has to beat.
 
 Two layouts. `files`: one file an image, as datasets travel. `sheet`: all images as tiles of one
-picture, whose tables and headers are paid once; nobody ships a dataset so, but nothing that we know
-holds more real images in as many bytes. Labels cost nothing in either: the order tells them.
+picture, whose tables and headers are paid once; nobody ships a dataset so, but it holds far more
+real images in as many bytes. Labels cost nothing in either: the order tells them.
 """
 
 from __future__ import annotations

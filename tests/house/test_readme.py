@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from dataclasses import replace
@@ -14,6 +15,7 @@ from PIL import Image
 from places import ROOT, load
 from typer.testing import CliRunner
 
+import d3pack
 from d3pack.cli import app
 from d3pack.evaluate.presets import PRESETS, QUICK, Updates
 
@@ -74,6 +76,15 @@ def test_commands_in_order_then_the_python_lines(
 def test_every_figure_comes_from_a_committed_result() -> None:
     made = load(ROOT / "benchmarks" / "readme.py").results()
     assert made in README, "run: python benchmarks/readme.py"
+
+
+@pytest.mark.parametrize("name", ["cifar10", "fashion-mnist"])
+def test_the_packs_behind_the_smallest_rows_are_here(name: str) -> None:
+    results = ROOT / "benchmarks" / "results"
+    table = json.loads((results / f"table-{name}.json").read_text(encoding="utf-8"))
+    pack = d3pack.read(results / f"table-{name}-6000.d3m")
+    assert pack.root == table["packs"]["6000"]["root"]
+    assert pack.ledger().total == table["rows"]["pack 6,000 B"]["bytes"]
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
