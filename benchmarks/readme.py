@@ -226,8 +226,8 @@ def speed() -> str:
         f" on, `dataset.loader()` hands out {rates['d3m loader, disk']} images a second, where a"
         f" folder of JPEG files gives {rates['JPEG files']}, raw pixels in MDS"
         f" {rates['MDS, raw']}, in WebDataset {rates['WebDataset, raw']}, and a tensor in memory"
-        f" {rates['tensor.index_select']} (no workers). PyTorch's DataLoader with two workers passes on at most {most} from a plain"
-        f" tensor in memory, and {passed} from a pack."
+        f" {rates['tensor.index_select']} (no workers). PyTorch's DataLoader with two workers"
+        f" passes on at most {most} from a plain tensor in memory, and {passed} from a pack."
     )
 
 
