@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,34 @@ def test_adapters_of_two_packs_on_one_backbone(family: str, folders: dict[str, P
     for (where, one), (_, two) in streams:  # taken in turns
         assert torch.equal(one, bare[where.start : where.stop])
         assert torch.equal(two, wanted[where.start : where.stop])
+
+
+def test_decoders_of_one_backbone_in_threads(folders: dict[str, Path]) -> None:
+    path = folders["sd"]
+    backbone = open_backbone(str(path))
+    named = backbone.named_tensors()
+    name = next(n for n in named if n.endswith("to_q.weight"))
+    packs = [tiny_pack(path)]
+    for seed in (1, 2):
+        delta = np.random.default_rng(seed).normal(size=tuple(named[name].shape)) * 3
+        packs.append(tiny_pack(path, adapter=encode_adapter({f"{name}.delta": delta})))
+    decoders = [Decoder(pack, backbone=backbone) for pack in packs]
+    wanted = [decoder.images(range(12)) for decoder in decoders]
+    before = named[name].clone()
+    wrong = [0] * len(decoders)
+
+    def decode(number: int) -> None:
+        for _ in range(5):
+            images = decoders[number].images(range(12))
+            wrong[number] += int((images != wanted[number]).sum())
+
+    threads = [threading.Thread(target=decode, args=(n,)) for n in range(len(decoders))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == [0, 0, 0]
+    assert torch.equal(named[name], before)
 
 
 def test_a_full_condition_cache_changes_nothing(
