@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from d3pack.decode.numerics import plain_cuda
 from d3pack.errors import UsageError
 
 # what each gives up: bf16 three digits; channels_last and fused_attention the order of sums;
@@ -80,7 +81,7 @@ def exact_numerics(device: torch.device, mode: Mode) -> Iterator[None]:
     if mode.fast:
         yield
     elif device.type == "cuda":
-        with _plain_cuda():
+        with plain_cuda():
             yield
     elif (before := torch.get_num_threads()) == 1:
         yield
@@ -90,25 +91,3 @@ def exact_numerics(device: torch.device, mode: Mode) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(before)
-
-
-@contextmanager
-def _plain_cuda() -> Iterator[None]:
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32)
-    reduced = (
-        matmul.allow_fp16_reduced_precision_reduction,
-        matmul.allow_bf16_reduced_precision_reduction,
-    )
-    try:
-        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = False, True, False
-        matmul.allow_tf32 = False
-        matmul.allow_fp16_reduced_precision_reduction = False
-        matmul.allow_bf16_reduced_precision_reduction = False
-        yield
-    finally:
-        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before
-        (
-            matmul.allow_fp16_reduced_precision_reduction,
-            matmul.allow_bf16_reduced_precision_reduction,
-        ) = reduced

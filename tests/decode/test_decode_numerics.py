@@ -1,0 +1,190 @@
+"""Settings of the whole process: held while images are made, and left as they were."""
+
+from __future__ import annotations
+
+import os
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from d3pack.decode.modes import Mode, exact_numerics
+
+# a child looks at flags and does nothing else
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+
+CUDA, EXACT = torch.device("cuda"), Mode("exact", torch.float32)
+BACKENDS = torch.backends
+CUDNN, MATMUL, MKLDNN = BACKENDS.cudnn, BACKENDS.cuda.matmul, BACKENDS.mkldnn
+REDUCED = [f"allow_{kind}_reduced_precision_reduction" for kind in ("fp16", "bf16")]
+PRECISIONS: dict[str, Callable[[], Any]] = {
+    "generic": lambda: BACKENDS.fp32_precision,
+    "cuda": lambda: CUDNN.fp32_precision,
+    "matmul": lambda: MATMUL.fp32_precision,
+    "conv": lambda: CUDNN.conv.fp32_precision,
+    "mkldnn conv": lambda: MKLDNN.conv.fp32_precision,
+    "mkldnn matmul": lambda: MKLDNN.matmul.fp32_precision,
+}
+GETTERS: dict[str, Callable[[], Any]] = {
+    **PRECISIONS,
+    "float32_matmul_precision": torch.get_float32_matmul_precision,
+    "matmul.allow_tf32": lambda: MATMUL.allow_tf32,
+    "cudnn.allow_tf32": lambda: CUDNN.allow_tf32,
+    "enabled": lambda: CUDNN.enabled,
+    "benchmark": lambda: CUDNN.benchmark,
+    "deterministic": lambda: CUDNN.deterministic,
+    **{name: partial(getattr, MATMUL, name) for name in REDUCED},
+    **{name + "_k": partial(getattr, MATMUL, name + "_split_k") for name in REDUCED},
+}
+# what a program may have set, in the old way and in the new one
+AROUND: dict[str, Callable[[], Any]] = {
+    "nothing": lambda: None,
+    "highest": lambda: torch.set_float32_matmul_precision("highest"),
+    "high": lambda: torch.set_float32_matmul_precision("high"),
+    "medium": lambda: torch.set_float32_matmul_precision("medium"),
+    "matmul.allow_tf32": lambda: setattr(MATMUL, "allow_tf32", True),
+    "cudnn.allow_tf32 off": lambda: setattr(CUDNN, "allow_tf32", False),
+    "generic tf32": lambda: setattr(BACKENDS, "fp32_precision", "tf32"),
+    "generic bf16": lambda: setattr(BACKENDS, "fp32_precision", "bf16"),
+    "generic ieee": lambda: setattr(BACKENDS, "fp32_precision", "ieee"),
+    "cuda tf32": lambda: setattr(CUDNN, "fp32_precision", "tf32"),
+    "matmul tf32": lambda: setattr(MATMUL, "fp32_precision", "tf32"),
+    "matmul ieee": lambda: setattr(MATMUL, "fp32_precision", "ieee"),
+    "conv tf32": lambda: setattr(CUDNN.conv, "fp32_precision", "tf32"),
+    "conv ieee": lambda: setattr(CUDNN.conv, "fp32_precision", "ieee"),
+    "no split k": lambda: [setattr(MATMUL, name, (False, False)) for name in REDUCED],
+    "no reduction": lambda: [setattr(MATMUL, name, False) for name in REDUCED],
+    "cudnn off": lambda: setattr(CUDNN, "enabled", False),
+    "cudnn benchmark": lambda: setattr(CUDNN, "benchmark", True),
+}
+
+
+def state() -> dict[str, Any]:
+    found = {}
+    for name, get in GETTERS.items():
+        try:
+            found[name] = get()
+        except RuntimeError:
+            found[name] = "refused"
+    return found
+
+
+def in_a_child(check: Callable[[], None]) -> None:
+    """Some settings cannot be set back to what torch begins with, so a process of their own."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            check()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("then", [None, "high", "generic ieee"])
+@pytest.mark.parametrize("around", AROUND)
+def test_every_getter_says_what_it_said(around: str, then: str | None) -> None:
+    def check() -> None:
+        AROUND[around]()
+        if then:
+            AROUND[then]()
+        before = state()
+        for _ in range(2):
+            with exact_numerics(CUDA, EXACT):
+                inside = {n: get() for n, get in PRECISIONS.items() if n in ("matmul", "conv")}
+                assert inside == {"matmul": "ieee", "conv": "ieee"}, inside
+                assert (CUDNN.enabled, CUDNN.deterministic, CUDNN.benchmark) == (True, True, False)
+                assert not any(getattr(MATMUL, name) for name in REDUCED)
+            assert state() == before, (before, state())
+
+    in_a_child(check)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("later", ["ieee", "tf32"])
+@pytest.mark.parametrize("around", AROUND)
+def test_what_is_set_afterwards_reaches_as_far(around: str, later: str) -> None:
+    """A setting that followed a wider one follows it still."""
+    found = []
+    for exact in (False, True):
+        read, write = os.pipe()
+
+        def check(exact: bool = exact, write: int = write) -> None:
+            AROUND[around]()
+            if exact:
+                with exact_numerics(CUDA, EXACT):
+                    pass
+            BACKENDS.fp32_precision = later
+            os.write(write, repr([get() for get in PRECISIONS.values()]).encode())
+
+        in_a_child(check)
+        found.append(os.read(read, 10_000))
+        os.close(read)
+        os.close(write)
+    assert found[0] == found[1]
+
+
+@pytest.fixture
+def flags() -> Iterator[None]:
+    before = (CUDNN.benchmark, CUDNN.deterministic)
+    CUDNN.benchmark, CUDNN.deterministic = True, False
+    yield
+    CUDNN.benchmark, CUDNN.deterministic = before
+
+
+def test_threads_that_interleave(flags: None) -> None:
+    before = state()
+    first, second = exact_numerics(CUDA, EXACT), exact_numerics(CUDA, EXACT)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert (CUDNN.benchmark, CUDNN.deterministic) == (False, True)  # the second is still at work
+    second.__exit__(None, None, None)
+    assert state() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_born_inside_is_outside(flags: None) -> None:
+    def check() -> None:
+        assert CUDNN.benchmark
+        with exact_numerics(CUDA, EXACT):
+            assert not CUDNN.benchmark
+        assert CUDNN.benchmark
+
+    with exact_numerics(CUDA, EXACT):
+        in_a_child(check)
+
+
+def test_threads_of_their_own_count() -> None:
+    """torch counts threads by the thread, so there is nothing to share between two of them."""
+    cpu, before = torch.device("cpu"), torch.get_num_threads()
+    met = threading.Barrier(2, timeout=30)
+    found = []
+
+    def work(count: int) -> None:
+        torch.get_num_threads()  # from here on this thread has a count of its own
+        torch.set_num_threads(count)
+        met.wait()
+        with exact_numerics(cpu, EXACT):
+            met.wait()
+            found.append(torch.get_num_threads() == 1)
+        met.wait()
+        found.append(torch.get_num_threads() == count)
+
+    threads = [threading.Thread(target=work, args=(count,)) for count in (2, 3)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        torch.set_num_threads(before)
+    assert found == [True] * 4
