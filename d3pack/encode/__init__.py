@@ -37,7 +37,11 @@ __all__ = [
 def _device(options: EncodeOptions) -> str:
     import torch
 
-    return options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not device.startswith("cpu"):
+        # cuBLAS's own condition for equal sums; it looks once, before the first product
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return device
 
 
 def dry_run(source: Source, options: EncodeOptions) -> dict[str, Any]:
@@ -134,14 +138,16 @@ def _repeatable(device: str) -> Iterator[None]:
         return
     import torch
 
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's own condition for it
+    from d3pack.decode.numerics import plain_cuda
+
     before = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        with torch.backends.cudnn.flags(benchmark=False, deterministic=True):
+        with plain_cuda():
             yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before, warn_only=warned)
 
 
 def _key(source: Source, options: EncodeOptions, plan: Plan) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d3pack.decode.numerics import plain_cuda
 from d3pack.errors import UsageError
 from d3pack.evaluate import augment, students
 from d3pack.evaluate.checkpoint import load_checkpoint, save_checkpoint
@@ -224,7 +225,8 @@ def train_student(
 ) -> History:
     """Train on uint8 images (N, 3, H, W) and integer or soft (N, C) labels, then test.
 
-    The same seed, machine and number of threads give the same student. `updates` replaces the
+    The same seed, machine and number of threads give the same student: CUDA's settings are held as
+    for exact images, whatever the program around has set. `updates` replaces the
     preset's own length, `checkpoint` makes a long run resumable.
     """
     device = torch.device(device)
@@ -272,7 +274,7 @@ def train_student(
         start, curve, seconds = load_checkpoint(checkpoint, model, optimizer)
     began = saved = time.monotonic()
     confusion = torch.zeros(classes, classes, dtype=torch.long)
-    with torch.backends.cudnn.flags(benchmark=False, deterministic=True):
+    with plain_cuda():
         indices = _indices(lengths, len(images), seed, start)
         for update, chosen in enumerate(indices, start):
             rng, unit = _rng(seed, 1, update), lengths.unit(update)

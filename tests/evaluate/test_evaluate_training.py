@@ -62,6 +62,22 @@ def test_the_seed_decides() -> None:
     assert one.confusion != other.confusion
 
 
+def test_cudnn_is_held_while_a_student_learns() -> None:
+    cudnn, seen = torch.backends.cudnn, []
+
+    def look(done: int, total: int) -> None:
+        del done, total
+        seen.append((cudnn.enabled, cudnn.benchmark, cudnn.conv.fp32_precision))
+
+    cudnn.benchmark = True
+    try:
+        train(SMALL, progress=look)
+        assert cudnn.benchmark
+    finally:
+        cudnn.benchmark = False
+    assert set(seen) == {(True, False, "ieee")}
+
+
 # Plain gradient descent: AdamW would blow the last bit of a tiny gradient up to a whole step.
 GENTLE = replace(SMALL, optimizer=presets.SGD(0.02))
 
