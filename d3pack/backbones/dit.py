@@ -100,7 +100,7 @@ class DiT:
 
     def denoise(self, x: Tensor, sigma: float, c: Condition) -> Tensor:
         """x0 from x = x0 + sigma * eps."""
-        t = torch.tensor([self.levels.timestep(sigma)], device=self.device)
+        t = torch.tensor([self.levels.timestep(sigma)], dtype=torch.float32, device=self.device)
         out = self._forward(x / math.sqrt(sigma**2 + 1), t, c)
         return self.levels.denoised(x, sigma, out)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from d3pack.decode.numerics import plain_cuda
+from d3pack.decode.numerics import plain_cpu, plain_cuda, plain_torch
 from d3pack.errors import UsageError
 
 # what each gives up: bf16 three digits; channels_last and fused_attention the order of sums;
@@ -74,20 +74,28 @@ def usable(device: str | torch.device) -> torch.device:
 def exact_numerics(device: torch.device, mode: Mode) -> Iterator[None]:
     """What every exact forward runs under, whatever the program around has set.
 
+    These are settings of the whole process: while an image is made, other threads see them, too.
     CPU: one thread for one forward. 1x1 convolutions of oneDNN sum in another order with another
     thread count, and where a thread's share of a tensor ends, sigmoid takes the scalar path.
-    CUDA: full float32, and no search for the fastest kernel.
     """
     if mode.fast:
         yield
     elif device.type == "cuda":
-        with plain_cuda():
+        with plain_torch(), plain_cuda():
             yield
-    elif (before := torch.get_num_threads()) == 1:
-        yield
     else:
-        torch.set_num_threads(1)
-        try:
+        with plain_torch(), plain_cpu(), _one_thread():
             yield
-        finally:
-            torch.set_num_threads(before)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """For this thread alone: torch counts by the thread."""
+    if (before := torch.get_num_threads()) == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,13 +53,17 @@ class Held:
                     self._restore.close()
 
 
-def _attribute(owner: Any, name: str, value: Any) -> Pin:
+def _pair(get: Callable[[], Any], put: Callable[[Any], Any], value: Any) -> Pin:
     def pin() -> Restore:
-        before = getattr(owner, name)
-        setattr(owner, name, value)
-        return lambda: setattr(owner, name, before)
+        before = get()
+        put(value)
+        return lambda: put(before)
 
     return pin
+
+
+def _attribute(owner: Any, name: str, value: Any) -> Pin:
+    return _pair(partial(getattr, owner, name), partial(setattr, owner, name), value)
 
 
 def _float32(owner: Any) -> Pin:
@@ -103,6 +108,8 @@ def _cuda() -> list[Pin]:
         _reduced("fp16"),
         _reduced("bf16"),
     ]
+    if hasattr(torch._C, "_get_cublas_allow_fp16_accumulation"):  # torch 2.7
+        pins.append(_attribute(matmul, "allow_fp16_accumulation", False))
     if hasattr(cudnn, "conv"):
         # from the top down: what follows the setting above it need not be touched, so it can be
         # told from what was set by itself
@@ -111,5 +118,29 @@ def _cuda() -> list[Pin]:
     return [*pins, _attribute(cudnn, "allow_tf32", False), _attribute(matmul, "allow_tf32", False)]
 
 
-# Full float32 on CUDA, and no search for the fastest kernel.
+def _cpu() -> list[Pin]:
+    mkldnn: Any = torch.backends.mkldnn
+    pins = [_attribute(mkldnn, "enabled", True)]
+    if hasattr(mkldnn, "conv"):
+        return [*pins, _float32(mkldnn.conv), _float32(mkldnn.matmul)]
+    set_precision = torch.set_float32_matmul_precision
+    return [*pins, _pair(torch.get_float32_matmul_precision, set_precision, "highest")]
+
+
+def _anywhere() -> list[Pin]:
+    sdp = torch.backends.cuda  # attention on a CPU asks these, too
+    return [
+        _pair(torch.get_default_dtype, torch.set_default_dtype, torch.float32),
+        _pair(sdp.flash_sdp_enabled, sdp.enable_flash_sdp, True),
+        _pair(sdp.mem_efficient_sdp_enabled, sdp.enable_mem_efficient_sdp, True),
+        _pair(sdp.math_sdp_enabled, sdp.enable_math_sdp, True),
+        _pair(sdp.cudnn_sdp_enabled, sdp.enable_cudnn_sdp, True),
+    ]
+
+
+# Full float32, and no search for the fastest kernel.
 plain_cuda = Held(_cuda())
+# Full float32 by oneDNN, where torch itself takes it.
+plain_cpu = Held(_cpu())
+# float32 where nothing is said, and attention by the kernel that torch itself takes.
+plain_torch = Held(_anywhere())

@@ -6,19 +6,25 @@ import os
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_backbones import tiny_dit, tiny_pack, tiny_sd
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from d3pack.decode import Decoder
 from d3pack.decode.modes import Mode, exact_numerics
 
 # a child looks at flags and does nothing else
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 
-CUDA, EXACT = torch.device("cuda"), Mode("exact", torch.float32)
+CUDA, CPU, EXACT = torch.device("cuda"), torch.device("cpu"), Mode("exact", torch.float32)
 BACKENDS = torch.backends
+SDP = BACKENDS.cuda
 CUDNN, MATMUL, MKLDNN = BACKENDS.cudnn, BACKENDS.cuda.matmul, BACKENDS.mkldnn
 REDUCED = [f"allow_{kind}_reduced_precision_reduction" for kind in ("fp16", "bf16")]
 PRECISIONS: dict[str, Callable[[], Any]] = {
@@ -37,6 +43,13 @@ GETTERS: dict[str, Callable[[], Any]] = {
     "enabled": lambda: CUDNN.enabled,
     "benchmark": lambda: CUDNN.benchmark,
     "deterministic": lambda: CUDNN.deterministic,
+    "default dtype": torch.get_default_dtype,
+    "flash": SDP.flash_sdp_enabled,
+    "mem efficient": SDP.mem_efficient_sdp_enabled,
+    "math": SDP.math_sdp_enabled,
+    "cudnn sdp": SDP.cudnn_sdp_enabled,
+    "mkldnn": lambda: MKLDNN.enabled,
+    "fp16 accumulation": lambda: MATMUL.allow_fp16_accumulation,
     **{name: partial(getattr, MATMUL, name) for name in REDUCED},
     **{name + "_k": partial(getattr, MATMUL, name + "_split_k") for name in REDUCED},
 }
@@ -60,6 +73,26 @@ AROUND: dict[str, Callable[[], Any]] = {
     "no reduction": lambda: [setattr(MATMUL, name, False) for name in REDUCED],
     "cudnn off": lambda: setattr(CUDNN, "enabled", False),
     "cudnn benchmark": lambda: setattr(CUDNN, "benchmark", True),
+    "bfloat16 by default": lambda: torch.set_default_dtype(torch.bfloat16),
+    "no flash": lambda: SDP.enable_flash_sdp(False),
+    "no mkldnn": lambda: setattr(MKLDNN, "enabled", False),
+    "mkldnn conv bf16": lambda: setattr(MKLDNN.conv, "fp32_precision", "bf16"),
+    "fp16 accumulation": lambda: setattr(MATMUL, "allow_fp16_accumulation", True),
+}
+INSIDE = {
+    "default dtype": torch.float32,
+    **dict.fromkeys(["flash", "mem efficient", "math", "cudnn sdp"], True),
+}
+INSIDE_CPU = {**INSIDE, "mkldnn": True, "mkldnn conv": "ieee", "mkldnn matmul": "ieee"}
+INSIDE_CUDA = {
+    **INSIDE,
+    "matmul": "ieee",
+    "conv": "ieee",
+    "enabled": True,
+    "benchmark": False,
+    "deterministic": True,
+    "fp16 accumulation": False,
+    **dict.fromkeys(REDUCED, False),
 }
 
 
@@ -97,12 +130,10 @@ def test_every_getter_says_what_it_said(around: str, then: str | None) -> None:
         if then:
             AROUND[then]()
         before = state()
-        for _ in range(2):
-            with exact_numerics(CUDA, EXACT):
-                inside = {n: get() for n, get in PRECISIONS.items() if n in ("matmul", "conv")}
-                assert inside == {"matmul": "ieee", "conv": "ieee"}, inside
-                assert (CUDNN.enabled, CUDNN.deterministic, CUDNN.benchmark) == (True, True, False)
-                assert not any(getattr(MATMUL, name) for name in REDUCED)
+        for device, inside in ((CUDA, INSIDE_CUDA), (CPU, INSIDE_CPU), (CUDA, INSIDE_CUDA)):
+            with exact_numerics(device, EXACT):
+                now = state()
+                assert {name: now[name] for name in inside} == inside
             assert state() == before, (before, state())
 
     in_a_child(check)
@@ -120,7 +151,7 @@ def test_what_is_set_afterwards_reaches_as_far(around: str, later: str) -> None:
         def check(exact: bool = exact, write: int = write) -> None:
             AROUND[around]()
             if exact:
-                with exact_numerics(CUDA, EXACT):
+                with exact_numerics(CUDA, EXACT), exact_numerics(CPU, EXACT):
                     pass
             BACKENDS.fp32_precision = later
             os.write(write, repr([get() for get in PRECISIONS.values()]).encode())
@@ -165,7 +196,7 @@ def test_a_child_born_inside_is_outside(flags: None) -> None:
 
 def test_threads_of_their_own_count() -> None:
     """torch counts threads by the thread, so there is nothing to share between two of them."""
-    cpu, before = torch.device("cpu"), torch.get_num_threads()
+    before = torch.get_num_threads()
     met = threading.Barrier(2, timeout=30)
     found = []
 
@@ -173,7 +204,7 @@ def test_threads_of_their_own_count() -> None:
         torch.get_num_threads()  # from here on this thread has a count of its own
         torch.set_num_threads(count)
         met.wait()
-        with exact_numerics(cpu, EXACT):
+        with exact_numerics(CPU, EXACT):
             met.wait()
             found.append(torch.get_num_threads() == 1)
         met.wait()
@@ -188,3 +219,57 @@ def test_threads_of_their_own_count() -> None:
     finally:
         torch.set_num_threads(before)
     assert found == [True] * 4
+
+
+@contextmanager
+def by_default(dtype: torch.dtype) -> Iterator[None]:
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def precision(owner: Any, value: str) -> Iterator[None]:
+    before, owner.fp32_precision = owner.fp32_precision, value
+    try:
+        yield
+    finally:
+        owner.fp32_precision = before
+
+
+@contextmanager
+def without_mkldnn() -> Iterator[None]:
+    MKLDNN.enabled = False
+    try:
+        yield
+    finally:
+        MKLDNN.enabled = True
+
+
+PROGRAMS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "bfloat16 by default": partial(by_default, torch.bfloat16),
+    "float64 by default": partial(by_default, torch.float64),
+    "attention by math": partial(sdpa_kernel, SDPBackend.MATH),
+    "attention by flash": partial(sdpa_kernel, SDPBackend.FLASH_ATTENTION),
+    "no mkldnn": without_mkldnn,
+    "mkldnn matmul bf16": partial(precision, MKLDNN.matmul, "bf16"),
+    "mkldnn conv bf16": partial(precision, MKLDNN.conv, "bf16"),
+    "everything bf16": partial(precision, BACKENDS, "bf16"),
+    "another device": partial(torch.device, "meta"),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("make", [tiny_sd, tiny_dit])
+def test_images_whatever_the_program_has_set(
+    make: Callable[[Path], Path], dtype: str, tmp_path: Path
+) -> None:
+    path = make(tmp_path / "backbone")
+    decoder = Decoder(tiny_pack(path, dtype=dtype, steps=2), path=path)
+    wanted = decoder.images(range(4))
+    for name, around in PROGRAMS.items():
+        with around():
+            found = decoder.images(range(4))
+        assert int((found != wanted).sum()) == 0, name
