@@ -292,8 +292,12 @@ class D3MDataset(Dataset[Any]):
 
         `background` decodes the batches to come while the caller trains; the default is to do so
         on a GPU. A decoder on the CPU has every core busy, and takes turns with the training.
+        Exact images on CUDA are decoded in the caller's thread in any case: the settings that they
+        need are the whole process's, and a training beside them would lose its TF32.
         """
-        if background is None:
+        if self.images.holds_cuda:
+            background = False
+        elif background is None:
             background = self.device.type != "cpu"
         order = self.batch_order(
             batch_size, shuffle=shuffle, seed=seed, rank=rank, world=world, drop_last=drop_last

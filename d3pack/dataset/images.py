@@ -85,6 +85,11 @@ class Images:
         return self.group * (torch.get_num_threads() if self.device.type == "cpu" else 1)
 
     @property
+    def holds_cuda(self) -> bool:
+        """Whether decoding holds settings of CUDA that others in the process would run under."""
+        return self.device.type == "cuda" and self._mode == "exact"
+
+    @property
     def identity(self) -> shelf.Identity:
         """What decides about the bytes: see `shelf.Identity`."""
         if self.device.type == "cuda":

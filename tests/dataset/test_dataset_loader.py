@@ -88,6 +88,17 @@ def test_decoding_runs_ahead_of_the_training_loop(pack: Pack, backbone: Path) ->
     assert not [t for t in threading.enumerate() if t.name == "d3pack-prefetch"]
 
 
+@pytest.mark.parametrize("asked", [None, True, False])
+def test_exact_images_on_cuda_take_turns_with_the_training(
+    pack: Pack, backbone: Path, asked: bool | None
+) -> None:
+    """Their settings are the whole process's; asked for the loader, nothing is decoded here."""
+    for mode, expected in (("exact", False), ("fast", asked is not False)):
+        dataset = use(pack, backbone, mode=mode)
+        dataset.device = dataset.images.device = torch.device("cuda")
+        assert dataset.loader(4, background=asked).background is expected
+
+
 def test_leaving_an_epoch_stops_the_thread(pack: Pack, backbone: Path) -> None:
     loader = use(pack, backbone, cache=None).loader(2, background=True)
     for _ in loader:
