@@ -85,7 +85,7 @@ class Backbone(Protocol):
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents -> uint8 images (B, 3, H, W)."""
+        """Latents -> uint8 images (B, 3, H, W): `decode_float`, clamped and rounded."""
         ...
 
     def decode_float(self, latents: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 
 from d3pack import noise, samplers
 from d3pack.backbones import Condition, adapter, open_backbone
+from d3pack.backbones.autoencoder import to_uint8
 from d3pack.backbones.speed import hurry
 from d3pack.codecs import decode_adapter, decode_prompts
 from d3pack.decode.embedded import unpacked
@@ -244,7 +245,17 @@ class Decoder:
 
     @torch.inference_mode()
     def _images(self, pairs: list[Pair], model: samplers.Model, epoch: int) -> Tensor:
-        return self.backbone.decode(self._latents(pairs, model, epoch))
+        latents = self._latents(pairs, model, epoch)
+        images = self.backbone.decode_float(latents)
+        # one look at both: on CUDA it waits for the device; and a pixel that is no number would
+        # become some colour
+        if not torch.isfinite(latents.sum() + images.sum()):
+            what = "pixels" if torch.isfinite(latents.sum()) else "latents"
+            raise NotFiniteError(
+                f"the backbone made {what} that are not finite",
+                hint=f"{self.mode.dtype} is too narrow for it, or the prompts have diverged",
+            )
+        return to_uint8(images)
 
     def _latents(self, pairs: list[Pair], model: samplers.Model, epoch: int) -> Tensor:
         recipe, pack = self.pack.recipe, self.pack
@@ -263,13 +274,7 @@ class Decoder:
             )
 
         x = samplers.start(fresh(0), recipe.sigmas)
-        x0 = samplers.sample(recipe.sampler, model, x, recipe.sigmas, fresh, recipe.extra)
-        if not torch.isfinite(x0.sum()):
-            raise NotFiniteError(
-                "the backbone made latents that are not finite",
-                hint=f"{self.mode.dtype} is too narrow for it, or the prompts have diverged",
-            )
-        return x0
+        return samplers.sample(recipe.sampler, model, x, recipe.sigmas, fresh, recipe.extra)
 
     @torch.inference_mode()
     def _model(self, pairs: list[Pair]) -> samplers.Model:

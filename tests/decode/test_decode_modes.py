@@ -203,6 +203,23 @@ def test_values_that_are_no_numbers(pack: Any, folders: dict[str, Path]) -> None
         Decoder(half, backbone=backbone).images([0])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_pixels_that_are_no_numbers(value: float, pack: Any, folders: dict[str, Path]) -> None:
+    """An autoencoder may overflow where the latents did not."""
+    backbone: Any = open_backbone(str(folders["sd"]))
+    decoder = Decoder(pack, backbone=backbone)
+    real = backbone.autoencoder.decode_float
+
+    def overflow(latents: torch.Tensor) -> torch.Tensor:
+        images: torch.Tensor = real(latents)
+        images[-1, 0, 3, 4] = value
+        return images
+
+    backbone.autoencoder.decode_float = overflow
+    with pytest.raises(NotFiniteError, match="pixels that are not finite"):
+        decoder.images(range(4))
+
+
 def test_out_of_memory_says_what_to_set(pack: Any, folders: dict[str, Path]) -> None:
     """A real allocation that no machine has: 2^46 bytes, inside the autoencoder."""
     backbone: Any = open_backbone(str(folders["sd"]))
