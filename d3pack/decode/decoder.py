@@ -6,11 +6,12 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from d3pack.backbones.lock import Progress
     from d3pack.pack import Pack
 
+Made = TypeVar("Made")
 Pair = tuple[int, int]
 _MOST_SMALL, _MOST_LARGE, _SMALL = 32, 4, 100_000_000  # groups at once, by parameters
 _KEPT = 256 << 20  # bytes of conditions kept: SD 1.5 in float32 has room for 1100 classes
@@ -83,8 +85,21 @@ class Decoder:
         self.workers = workers  # groups at once on a CPU; None: as many as torch has threads
         self._steps = samplers.plan(recipe.sampler, recipe.sigmas, recipe.extra)
         self._prompts = torch.from_numpy(decode_prompts(pack.prompts).copy())  # (C, m, k, D)
+        self._open = ExitStack()
+        self._with_room("the backbone", partial(self._enter, backbone, path, progress))
+        self._conditions: OrderedDict[Pair, Condition] = OrderedDict()
+        self._kept = 0
+        self._nothing: Condition | None = None
+        self._lock = _lock_of(self.backbone)
+        self._pool: tuple[tuple[int, int], ThreadPoolExecutor] | None = None
+
+    def _enter(
+        self, backbone: Backbone | None, path: str | Path | None, progress: Progress | None
+    ) -> None:
+        """The backbone and what the pack puts on it, on the device."""
+        pack = self.pack
         self.backbone = backbone or open_backbone(
-            recipe.backbone,
+            pack.recipe.backbone,
             path=path or unpacked(pack),
             device=self.device,
             dtype=self.mode.dtype,
@@ -95,17 +110,11 @@ class Decoder:
         self._adapter = {n: torch.from_numpy(v.copy()).to(self.device) for n, v in tuned.items()}
         self._tuned = len(self._adapter)
         adapter.check(self.backbone, self._adapter)
-        self._open = ExitStack()
         if self.mode.fast and backbone is None:
             # for good, and before attention is fused: nobody else sees this backbone
             self._open.enter_context(adapter.applied(self.backbone, self._adapter))
             self._adapter = {}
             hurry(self.backbone, self.mode.switches, self.mode.tiny_vae)
-        self._conditions: OrderedDict[Pair, Condition] = OrderedDict()
-        self._kept = 0
-        self._nothing: Condition | None = None
-        self._lock = _lock_of(self.backbone)
-        self._pool: tuple[tuple[int, int], ThreadPoolExecutor] | None = None
 
     def _check(self) -> None:
         recipe, backbone = self.pack.recipe, self.backbone
@@ -188,7 +197,11 @@ class Decoder:
         """uint8 (N, 3, H, W) on the device, in the order asked. `epoch` > 0: fresh noise."""
         pairs = self.pairs(wanted)
         height, width = self.pack.recipe.size
-        out = torch.empty((len(pairs), 3, height, width), dtype=torch.uint8, device=self.device)
+        shape = (len(pairs), 3, height, width)
+        out = self._with_room(
+            f"{len(pairs)} images of {height}x{width} at once",
+            partial(torch.empty, shape, dtype=torch.uint8, device=self.device),
+        )
         for positions, made in self.stream(pairs, epoch):
             out[positions[0] : positions[-1] + 1] = made
         return out
@@ -198,15 +211,18 @@ class Decoder:
     ) -> Iterator[tuple[range, Tensor]]:
         """(positions, images) group by group: memory does not grow with the number of images."""
         pairs = self.pairs(wanted)
+        height, width = self.pack.recipe.size
+        what = f"a group of {self.group} images of {height}x{width}"
         starts = range(0, len(pairs), self.group)
         side_by_side = self.workers or self._side_by_side()
         for round_start in range(0, len(starts), side_by_side):
             now = starts[round_start : round_start + side_by_side]
             parts = [pairs[first : first + self.group] for first in now]
             padded = [part + part[-1:] * (self.group - len(part)) for part in parts]
-            for first, part, made in zip(now, parts, self._made(padded, epoch), strict=True):
+            made = self._with_room(what, partial(self._made, padded, epoch))
+            for first, part, images in zip(now, parts, made, strict=True):
                 # a copy: what inference mode made could not be changed in place outside
-                whole = made[: len(part)].clone(memory_format=torch.contiguous_format)
+                whole = images[: len(part)].clone(memory_format=torch.contiguous_format)
                 yield range(first, first + len(part)), whole
 
     def _side_by_side(self) -> int:
@@ -224,16 +240,11 @@ class Decoder:
             exact_numerics(self.device, self.mode),
             adapter.applied(self.backbone, self._adapter),
         ):
-            try:
-                models = [self._model(pairs) for pairs in groups]
-                if len(groups) == 1:
-                    return [self._images(groups[0], models[0], epoch)]
-                run = self._threads(len(groups)).map
-                return list(run(self._images, groups, models, [epoch] * len(groups)))
-            except RuntimeError as error:
-                if not _out_of_memory(error):
-                    raise
-                raise self._no_room() from None
+            models = [self._model(pairs) for pairs in groups]
+            if len(groups) == 1:
+                return [self._images(groups[0], models[0], epoch)]
+            run = self._threads(len(groups)).map
+            return list(run(self._images, groups, models, [epoch] * len(groups)))
 
     def _threads(self, count: int) -> ThreadPoolExecutor:
         """Kept between calls; a forked child has none of its parent's threads and makes its own."""
@@ -312,10 +323,15 @@ class Decoder:
         self._conditions.move_to_end(key)
         return found
 
-    def _no_room(self) -> DeviceMemoryError:
-        height, width = self.pack.recipe.size
-        return DeviceMemoryError(
-            f"{self.device} has no room for a group of {self.group} images of {height}x{width}",
+    def _with_room(self, what: str, make: Callable[[], Made]) -> Made:
+        try:
+            return make()
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+        # out here nothing refers to what was made so far, and its memory is free again
+        raise DeviceMemoryError(
+            f"{self.device} has no room for {what}",
             hint="free memory, use a larger device, or encode the pack with a smaller group;"
             ' mode="fast" also takes group= (other pixels)',
         )
@@ -342,6 +358,16 @@ def _bytes(condition: Condition) -> int:
     return sum(t.numel() * t.element_size() for t in condition.tensors.values())
 
 
+# how allocators, CUDA and its libraries put it
+_NO_ROOM = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
 def _out_of_memory(error: RuntimeError) -> bool:
-    words = ("not enough memory", "can't allocate memory")  # how the CPU allocator puts it
-    return isinstance(error, torch.OutOfMemoryError) or any(w in str(error) for w in words)
+    words = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(w in words for w in _NO_ROOM)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tiny_backbones import tiny_dit, tiny_pack, tiny_sd
 from typer.testing import CliRunner
 
 import d3pack
-from d3pack.backbones import open_backbone
+from d3pack.backbones import adapter, open_backbone
 from d3pack.cli import app
 from d3pack.codecs import encode_adapter, encode_prompts
 from d3pack.decode import Decoder, make_probes, verify_probes
@@ -232,6 +233,43 @@ def test_out_of_memory_says_what_to_set(pack: Any, folders: dict[str, Path]) -> 
     assert decoder.group == 4
     backbone.autoencoder.decode_float = real
     assert decoder.images(range(4)).shape[0] == 4  # and goes on afterwards
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_every_way_to_be_out_of_memory(
+    words: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone: Any = open_backbone(str(folders["sd"]))
+    name = next(n for n in backbone.named_tensors() if n.endswith("to_q.weight"))
+    pack = tiny_pack(folders["sd"], adapter=encode_adapter({f"{name}.scale": np.full(1, 2.0)}))
+    decoder = Decoder(pack, backbone=backbone)
+    kept: list[weakref.ref[torch.Tensor]] = []
+
+    def full(*_: Any, **__: Any) -> None:
+        made = torch.zeros(3)
+        kept.append(weakref.ref(made))
+        raise RuntimeError(words)
+
+    for owner, attribute, use, why in (
+        (torch.nn.Module, "to", lambda: Decoder(pack, path=folders["sd"]), "for the backbone"),
+        (adapter, "_tuned", lambda: decoder.images([0]), "for a group of 4"),
+        (backbone.autoencoder, "decode_float", lambda: decoder.images([0]), "for a group of 4"),
+        (torch, "empty", lambda: decoder.images([0] * 5), "for 5 images of 64x64 at once"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, attribute, full)
+            with pytest.raises(DeviceMemoryError, match=why) as caught:
+                use()
+        assert caught.value.__context__ is None
+        assert kept.pop()() is None, "what was made so far is free"
+    assert decoder.images([0]).shape[0] == 1
 
 
 def test_other_failures_are_not_taken_for_memory(pack: Any, folders: dict[str, Path]) -> None:
