@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 import weakref
@@ -81,6 +82,9 @@ class Decoder:
                 f"exact images need the recipe's group of {recipe.group}",
                 hint='another group is a switch of mode="fast"',
             )
+        for name, value in (("group", group), ("workers", workers)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}", hint="at least 1, or leave it out")
         self.group = group or recipe.group
         self.workers = workers  # groups at once on a CPU; None: as many as torch has threads
         self._steps = samplers.plan(recipe.sampler, recipe.sigmas, recipe.extra)
@@ -153,7 +157,7 @@ class Decoder:
             self._pool[1].shutdown()
             self._pool = None
         self._open.close()
-        del self.backbone
+        self.__dict__.pop("backbone", None)  # a second time there is none
 
     def describe(self) -> dict[str, Any]:
         """How the images are made: what a log should say."""
@@ -178,19 +182,20 @@ class Decoder:
         classes, count = len(self.pack.classes), self.pack.images_per_class
         found = []
         for item in wanted:
-            if isinstance(item, int | np.integer):
-                if not 0 <= item < classes * count:
+            words = _whole_numbers(item)
+            if len(words) == 1:
+                if not 0 <= words[0] < classes * count:
                     raise UsageError(
-                        f"image {item} is out of range", hint=f"there are {classes * count}"
+                        f"image {words[0]} is out of range", hint=f"there are {classes * count}"
                     )
-                found.append((int(item) // count, int(item) % count))
+                found.append(divmod(words[0], count))
                 continue
-            c, i = item
+            c, i = words
             if not 0 <= c < classes:
                 raise UsageError(f"class {c} is out of range", hint=f"there are {classes}")
             if not 0 <= i < count:
                 raise UsageError(f"index {i} is out of range", hint=f"there are {count} a class")
-            found.append((int(c), int(i)))
+            found.append((c, i))
         return found
 
     def images(self, wanted: Sequence[int | Pair] | Iterable[int | Pair], epoch: int = 0) -> Tensor:
@@ -219,7 +224,7 @@ class Decoder:
             now = starts[round_start : round_start + side_by_side]
             parts = [pairs[first : first + self.group] for first in now]
             padded = [part + part[-1:] * (self.group - len(part)) for part in parts]
-            made = self._with_room(what, partial(self._made, padded, epoch))
+            made = self._with_room(what, partial(self._made, padded, epoch, side_by_side))
             for first, part, images in zip(now, parts, made, strict=True):
                 # a copy: what inference mode made could not be changed in place outside
                 whole = images[: len(part)].clone(memory_format=torch.contiguous_format)
@@ -232,7 +237,7 @@ class Decoder:
         weights = sum(p.numel() for p in self.backbone.named_tensors().values())
         return min(torch.get_num_threads(), _MOST_SMALL if weights < _SMALL else _MOST_LARGE)
 
-    def _made(self, groups: list[list[Pair]], epoch: int) -> list[Tensor]:
+    def _made(self, groups: list[list[Pair]], epoch: int, side_by_side: int) -> list[Tensor]:
         """Groups of one size. Never another size: a smaller one would give other bits."""
         with (
             self._lock,
@@ -243,12 +248,15 @@ class Decoder:
             models = [self._model(pairs) for pairs in groups]
             if len(groups) == 1:
                 return [self._images(groups[0], models[0], epoch)]
-            run = self._threads(len(groups)).map
+            run = self._threads(side_by_side).map
             return list(run(self._images, groups, models, [epoch] * len(groups)))
 
     def _threads(self, count: int) -> ThreadPoolExecutor:
-        """Kept between calls; a forked child has none of its parent's threads and makes its own."""
-        if self._pool is None or self._pool[0] != (os.getpid(), count):
+        """At least this many, kept between calls: each has compiled kernels of its own.
+
+        A forked child has none of its parent's threads and makes its own.
+        """
+        if self._pool is None or self._pool[0][0] != os.getpid() or self._pool[0][1] < count:
             # a thread is told once: telling it again would throw its compiled kernels away
             start = lambda: torch.set_num_threads(1)  # noqa: E731
             self._pool = ((os.getpid(), count), ThreadPoolExecutor(count, initializer=start))
@@ -352,6 +360,22 @@ def _lock_of(backbone: Backbone) -> Any:
 
 if hasattr(os, "register_at_fork"):  # a child must not wait for threads that it does not have
     os.register_at_fork(after_in_child=_locks.clear)
+
+
+def _whole_numbers(item: Any) -> tuple[int, ...]:
+    """(number,) or (class, index), of Python, numpy or torch."""
+    try:
+        return (operator.index(item),)
+    except TypeError:
+        pass
+    try:
+        c, i = (operator.index(part) for part in item)
+    except (TypeError, ValueError):
+        shown = " ".join(repr(item).split())
+        raise UsageError(
+            f"{shown:.40} is no image", hint="give a number, or a pair (class, index)"
+        ) from None
+    return c, i
 
 
 def _bytes(condition: Condition) -> int:

@@ -65,7 +65,17 @@ def usable(device: str | torch.device) -> torch.device:
         found = torch.device(device)
     except RuntimeError:
         raise UsageError(f"{device!r} is no device", hint="cpu, cuda, cuda:1, mps") from None
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+    if found.type == "cpu":
+        return torch.device("cpu")
+    if found.type == "cuda":
+        there = (found.index or 0) < torch.cuda.device_count()
+    else:
+        try:
+            torch.zeros(1, device=found).cpu()
+            there = True
+        except (RuntimeError, AssertionError, NotImplementedError):
+            there = False
+    if not there:
         raise UsageError(f"there is no {device} on this machine", hint="use cpu")
     return found
 

@@ -121,6 +121,13 @@ def test_wrong_modes(pack: Any, folders: dict[str, Path]) -> None:
     for more, why in (
         ({"device": "tpu9"}, "is no device"),
         ({"device": f"cuda:{torch.cuda.device_count()}"}, "on this machine"),
+        ({"device": "meta"}, "there is no meta on this machine"),
+        ({"device": "xpu:77"}, "there is no xpu:77 on this machine"),
+        ({"device": "mps:77"}, "there is no mps:77 on this machine"),
+        ({"workers": 0}, "workers is 0; at least 1"),
+        ({"workers": -1}, "workers is -1; at least 1"),
+        ({"mode": "fast", "group": 0}, "group is 0; at least 1"),
+        ({"mode": "fast", "group": -4}, "group is -4; at least 1"),
         ({"mode": "quick"}, "unknown mode"),
         ({"switches": ["bf16"]}, "no switches"),
         ({"mode": "fast", "switches": ["turbo"]}, "unknown switch"),
@@ -164,12 +171,52 @@ def test_threads_are_left_as_they_were(pack: Any, folders: dict[str, Path]) -> N
         ([(0, -1)], "index -1"),
         ([24], "image 24 is out of range; there are 24"),
         ([-1], "image -1"),
+        ([1.0], "1.0 is no image; give a number, or a pair"),
+        ([(0,)], "is no image"),
+        ([(0, 1, 2)], "is no image"),
+        ([(0.5, 1)], "is no image"),
+        ([None], "None is no image"),
+        (["12"], "'12' is no image"),
+        (torch.zeros(3, 3), "is no image"),
     ],
 )
 def test_out_of_range(wanted: list[Any], why: str, pack: Any, folders: dict[str, Path]) -> None:
     decoder = Decoder(pack, path=folders["sd"])
     with pytest.raises(UsageError, match=why):
         decoder.images(wanted)
+
+
+def test_numbers_of_every_library(pack: Any, folders: dict[str, Path]) -> None:
+    decoder = Decoder(pack, path=folders["sd"])
+    pairs = [(0, 1), (2, 7)]
+    for wanted in (
+        pairs,
+        [1, 23],
+        np.array([1, 23]),
+        torch.tensor([1, 23]),
+        np.array(pairs),
+        torch.tensor(pairs),
+    ):
+        assert decoder.pairs(wanted) == pairs
+    assert decoder.images(torch.arange(3)).shape[0] == 3
+
+
+def test_closed_twice(pack: Any, folders: dict[str, Path]) -> None:
+    decoder = Decoder(pack, path=folders["sd"])
+    decoder.images(range(8))
+    decoder.close()
+    decoder.close()
+
+
+def test_threads_are_kept(pack: Any, folders: dict[str, Path]) -> None:
+    """Whatever number of groups is asked for: each thread has kernels compiled for it."""
+    decoder = Decoder(pack, path=folders["sd"], workers=3)
+    decoder.images(range(8))
+    pool = decoder._pool
+    for count in (24, 8, 12):
+        decoder.images(range(count))
+        assert decoder._pool is pool
+    decoder.close()
 
 
 def test_prompts_of_another_width(pack: Any, folders: dict[str, Path]) -> None:
