@@ -67,8 +67,9 @@ def normal_torch(
     rows, columns = _pairs(seed, classes, images, draw)
     size = math.prod(shape)
     blocks = -(-size // WORDS)
-    quantiles = _table_torch(str(torch.device(device)))
     start = torch.tensor([draw], dtype=torch.int64, device=device)
+    device = start.device  # "cuda" has become "cuda:0" or another
+    quantiles = _table_torch(str(device))
     block = torch.arange(blocks, dtype=torch.int64, device=device)
     parts = []
     chunk = CHUNK if start.device.type == "cpu" else CHUNK_DEVICE

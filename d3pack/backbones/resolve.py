@@ -205,7 +205,9 @@ def open_backbone(
     else:
         root = Path(path) if path is not None else locate(ref)
     found = _verified(root, ref, progress, ours=path is None and ref.repo not in ("", MINI))
+    # by its whole name: "cuda" may mean another device in another thread
+    whole = torch.empty(0, device=device).device
     backbone: Backbone = _family(ref.kind)[1](
-        ref, Files(found), device=torch.device(device), dtype=dtype or torch.float32
+        ref, Files(found), device=whole, dtype=dtype or torch.float32
     )
     return backbone

@@ -29,11 +29,12 @@ def opened(
 def usable(device: str | torch.device | None) -> torch.device:
     """The device asked for, or the best one here; refused when it is not here."""
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(device)
         if found.type != "cpu":
-            torch.empty(0, device=found)
+            # by its whole name: "cuda" may mean another device in another thread
+            found = torch.empty(0, device=found).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(
             f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}",

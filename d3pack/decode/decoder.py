@@ -124,9 +124,11 @@ class Decoder:
         recipe, backbone = self.pack.recipe, self.backbone
         if dict(backbone.ref.files) != dict(recipe.backbone.files):
             raise BackboneChangedError("the open backbone is not the one that the pack names")
-        if backbone.dtype != self.mode.dtype or backbone.device.type != self.device.type:
+        # of the weights: a backbone may have been opened on "cuda", which names no device for good
+        there = next(iter(backbone.named_tensors().values())).device
+        if backbone.dtype != self.mode.dtype or there != self.device:
             raise UsageError(
-                f"the open backbone is {backbone.dtype} on {backbone.device}",
+                f"the open backbone is {backbone.dtype} on {there}",
                 hint=f"this pack and mode want {self.mode.dtype} on {self.device}",
             )
         self.latent_shape = backbone.latent_shape_for(recipe.size)

@@ -60,24 +60,24 @@ def choose(
 
 
 def usable(device: str | torch.device) -> torch.device:
-    """The device, if this machine has it."""
+    """The device, if this machine has it, by its whole name: "cuda" becomes "cuda:0"."""
     try:
         found = torch.device(device)
     except RuntimeError:
         raise UsageError(f"{device!r} is no device", hint="cpu, cuda, cuda:1, mps") from None
-    if found.type == "cpu":
-        return torch.device("cpu")
+    missing = UsageError(f"there is no {device} on this machine", hint="use cpu")
     if found.type == "cuda":
-        there = (found.index or 0) < torch.cuda.device_count()
-    else:
-        try:
-            torch.zeros(1, device=found).cpu()
-            there = True
-        except (RuntimeError, AssertionError, NotImplementedError):
-            there = False
-    if not there:
-        raise UsageError(f"there is no {device} on this machine", hint="use cpu")
-    return found
+        if (found.index or 0) >= torch.cuda.device_count():
+            raise missing
+        # without a number it is the thread's own choice: another may have made another
+        here = torch.cuda.current_device() if str(found) == "cuda" else found.index
+        return torch.device("cuda", here)
+    try:
+        made = torch.zeros(1, device=found)
+        made.cpu()  # "meta" has no values
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise missing from None
+    return made.device
 
 
 @contextmanager
