@@ -22,6 +22,7 @@ from torch import Tensor
 
 from d3pack.backbones import Backbone
 from d3pack.decode import Decoder
+from d3pack.encode.estimate import settle
 from d3pack.encode.events import Events
 from d3pack.encode.journal import Journal
 from d3pack.encode.options import EncodeOptions
@@ -192,11 +193,15 @@ def _measure(pack: Pack, backbone: Backbone) -> Mapping[str, float]:
     def seconds(steps: int) -> float:
         one = with_setting(pack, backbone, Setting("ddim", steps, 1.0))
         decoder = Decoder(one, device=backbone.device, backbone=backbone)
-        many = 2 * decoder.group * torch.get_num_threads()
+        # a CPU has a group on every core, an accelerator one at a time
+        on_cpu = backbone.device.type == "cpu"
+        many = decoder.group * (2 * torch.get_num_threads() if on_cpu else 1)
         numbers = [i % len(one) for i in range(many)]
         decoder.images(numbers[: decoder.group])
+        settle()
         began = time.perf_counter()
         decoder.images(numbers)
+        settle()
         return (time.perf_counter() - began) / many
 
     few, more = seconds(2), seconds(10)
