@@ -67,19 +67,20 @@ def normal_torch(
     rows, columns = _pairs(seed, classes, images, draw)
     size = math.prod(shape)
     blocks = -(-size // WORDS)
-    start = torch.tensor([draw], dtype=torch.int64, device=device)
+    start = torch.full((1,), draw, dtype=torch.int64, device=device)
     device = start.device  # "cuda" has become "cuda:0" or another
+    # one copy, since on CUDA each waits for all work before it
+    words = torch.from_numpy(np.stack([rows, columns]).astype(np.int64)).to(device)
     quantiles = _table_torch(str(device))
     block = torch.arange(blocks, dtype=torch.int64, device=device)
     parts = []
     chunk = CHUNK if start.device.type == "cpu" else CHUNK_DEVICE
     step = max(1, chunk // max(blocks, 1))
     for at in range(0, len(rows), step):
-        row = torch.from_numpy(rows[at : at + step].astype(np.int64)).to(device)[:, None]
-        column = torch.from_numpy(columns[at : at + step].astype(np.int64)).to(device)[:, None]
-        words = _philox_torch((start, row, column, block), seed)
+        row, column = words[:, at : at + step, None]
+        drawn = _philox_torch((start, row, column, block), seed)
         halves = torch.stack(
-            [half for word in words for half in (word & 0xFFFF, word >> 16)], dim=-1
+            [half for word in drawn for half in (word & 0xFFFF, word >> 16)], dim=-1
         )
         parts.append(quantiles[halves.flatten(1)][:, :size])
     return (

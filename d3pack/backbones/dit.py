@@ -10,7 +10,7 @@ import torch
 
 from d3pack.backbones.autoencoder import Autoencoder, to_uint8
 from d3pack.backbones.layout import Layout, Part
-from d3pack.backbones.levels import Levels
+from d3pack.backbones.levels import Levels, Timesteps
 from d3pack.backbones.loading import Files, build
 from d3pack.backbones.protocol import TEMPLATE, Condition
 from d3pack.errors import BackboneConfigError, PromptWidthError, UsageError
@@ -39,6 +39,7 @@ class DiT:
     ) -> None:
         self.ref, self.device, self.dtype = ref, device, dtype
         self.levels = Levels.from_config(files.json("scheduler/scheduler_config.json"))
+        self._timesteps = Timesteps(device)
         model = build(
             files,
             "transformer",
@@ -100,7 +101,7 @@ class DiT:
 
     def denoise(self, x: Tensor, sigma: float, c: Condition) -> Tensor:
         """x0 from x = x0 + sigma * eps."""
-        t = torch.tensor([self.levels.timestep(sigma)], dtype=torch.float32, device=self.device)
+        t = self._timesteps(self.levels.timestep(sigma))[None]
         out = self._forward(x / math.sqrt(sigma**2 + 1), t, c)
         return self.levels.denoised(x, sigma, out)
 

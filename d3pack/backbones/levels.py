@@ -13,6 +13,7 @@ import numpy.typing as npt
 from d3pack.errors import BackboneConfigError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -107,6 +108,27 @@ class Levels:
         betas = like.new_tensor(np.sqrt(1 - self.alphas_cumprod))[t.to(like.device)]
         shape = (-1,) + (1,) * (like.ndim - 1)
         return alphas.reshape(shape), betas.reshape(shape)
+
+
+class Timesteps:
+    """Timesteps on a device, each copied there once: on CUDA a copy waits for all work before it.
+
+    float32 whatever torch's default is, and of use with and without gradients.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._known: dict[float, Tensor] = {}
+
+    def __call__(self, timestep: float) -> Tensor:
+        import torch
+
+        found = self._known.get(timestep)
+        if found is None:
+            with torch.inference_mode(False):
+                found = torch.tensor(timestep, dtype=torch.float32, device=self._device)
+            self._known[timestep] = found
+        return found
 
 
 def _betas(

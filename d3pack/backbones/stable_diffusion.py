@@ -20,7 +20,7 @@ import torch
 from d3pack.backbones.autoencoder import Autoencoder, to_uint8
 from d3pack.backbones.cpu import like_weights
 from d3pack.backbones.layout import Layout, Part
-from d3pack.backbones.levels import Levels
+from d3pack.backbones.levels import Levels, Timesteps
 from d3pack.backbones.loading import Files, build, number
 from d3pack.backbones.protocol import TEMPLATE, Condition
 from d3pack.backbones.text import TextEncoder
@@ -64,6 +64,7 @@ class StableDiffusion:
     ) -> None:
         self.ref, self.device, self.dtype = ref, device, dtype
         self.levels = Levels.from_config(files.json("scheduler/scheduler_config.json"))
+        self._timesteps = Timesteps(device)
         stem = "diffusion_pytorch_model"
         self.denoiser = build(
             files, "unet", stem, ("UNet2DConditionModel",), device=device, dtype=dtype
@@ -132,7 +133,7 @@ class StableDiffusion:
 
     def denoise(self, x: Tensor, sigma: float, c: Condition) -> Tensor:
         """x0 from x = x0 + sigma * eps."""
-        t = torch.tensor(self.levels.timestep(sigma), dtype=torch.float32, device=self.device)
+        t = self._timesteps(self.levels.timestep(sigma))
         out = self._forward(x / math.sqrt(sigma**2 + 1), t, c)
         return self.levels.denoised(x, sigma, out)
 
