@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import operator
 import os
-import threading
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +21,7 @@ from d3pack.backbones.autoencoder import to_uint8
 from d3pack.backbones.speed import hurry
 from d3pack.codecs import decode_adapter, decode_prompts
 from d3pack.decode.embedded import unpacked
+from d3pack.decode.locks import lock_of
 from d3pack.decode.modes import Mode, choose, exact_numerics, usable
 from d3pack.errors import (
     BackboneChangedError,
@@ -94,7 +93,7 @@ class Decoder:
         self._conditions: OrderedDict[Pair, Condition] = OrderedDict()
         self._kept = 0
         self._nothing: Condition | None = None
-        self._lock = _lock_of(self.backbone)
+        self._lock = lock_of(self.backbone)
         self._pool: tuple[tuple[int, int], ThreadPoolExecutor] | None = None
 
     def _enter(
@@ -345,23 +344,6 @@ class Decoder:
             hint="free memory, use a larger device, or encode the pack with a smaller group;"
             ' mode="fast" also takes group= (other pixels)',
         )
-
-
-_locks: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-_locks_lock = threading.Lock()
-
-
-def _lock_of(backbone: Backbone) -> Any:
-    """One for all decoders of an open backbone: each puts its own adapter on while it decodes.
-
-    Every decoder keeps the lock and the backbone, so a number cannot come to mean another one.
-    """
-    with _locks_lock:
-        return _locks.setdefault(id(backbone), threading.Lock())
-
-
-if hasattr(os, "register_at_fork"):  # a child must not wait for threads that it does not have
-    os.register_at_fork(after_in_child=_locks.clear)
 
 
 def _whole_numbers(item: Any) -> tuple[int, ...]:

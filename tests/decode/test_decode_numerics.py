@@ -17,6 +17,7 @@ from tiny_backbones import tiny_dit, tiny_pack, tiny_sd
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from d3pack.decode import Decoder
+from d3pack.decode.locks import lock_of
 from d3pack.decode.modes import Mode, exact_numerics
 
 # a child looks at flags and does nothing else
@@ -273,3 +274,16 @@ def test_images_whatever_the_program_has_set(
         with around():
             found = decoder.images(range(4))
         assert int((found != wanted).sum()) == 0, name
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_does_not_wait_for_its_parents_threads() -> None:
+    backbone: Any = object()
+    lock = lock_of(backbone)
+    assert lock_of(backbone) is lock
+
+    def check() -> None:
+        assert not lock_of(backbone).locked()
+
+    with lock:
+        in_a_child(check)
