@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ FAMILIES: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
     "sd": (tiny_sd, {"vectors": 2, "modes": 2}),
     "dit": (tiny_dit, {"guided_channels": 3, "sampler": "ddim"}),
 }
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+DTYPES = ["float32", "bfloat16"]
 COUNT = 24  # 3 classes of 8
 
 
@@ -41,6 +44,10 @@ def packs(folders: dict[str, Path]) -> dict[str, Any]:
     return {name: tiny_pack(folders[name], **more) for name, (_, more) in FAMILIES.items()}
 
 
+def of_dtype(pack: Any, dtype: str) -> Any:
+    return replace(pack, recipe=replace(pack.recipe, dtype=dtype))
+
+
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
@@ -52,16 +59,18 @@ def digest(images: torch.Tensor) -> str:
     return hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_batches_orders_threads(
     family: str,
     device: str,
+    dtype: str,
     folders: dict[str, Path],
     packs: dict[str, Any],
     threads: Callable[[int], None],
 ) -> None:
-    pack = packs[family]
+    pack = of_dtype(packs[family], dtype)
     decoder = Decoder(pack, path=folders[family], device=device)
     wanted = decoder.images(range(COUNT))
     assert wanted.shape == (COUNT, 3, 64, 64)
@@ -81,17 +90,25 @@ def test_batches_orders_threads(
     assert decoder.images([]).shape == (0, 3, 64, 64)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_order_of_first_use(family: str, folders: dict[str, Path], packs: dict[str, Any]) -> None:
+def test_order_of_first_use(
+    family: str, device: str, dtype: str, folders: dict[str, Path], packs: dict[str, Any]
+) -> None:
     """A fresh decoder may meet any class first, with anything beside it."""
-    pack, path = packs[family], folders[family]
-    first = Decoder(pack, path=path).images(range(COUNT))
+    pack, path = of_dtype(packs[family], dtype), folders[family]
+    first = Decoder(pack, path=path, device=device).images(range(COUNT))
     for order in (range(COUNT - 1, -1, -1), [23, 0, 16, 8], [9]):
-        found = Decoder(pack, path=path).images(order)
+        found = Decoder(pack, path=path, device=device).images(order)
         assert torch.equal(found, first[list(order)])
-    shared = open_backbone(pack.recipe.backbone, path=path)
-    other = Decoder(tiny_pack(path, seed=77, guidance=1.0), backbone=shared)
-    mine = Decoder(pack, backbone=shared)
+    shared = open_backbone(
+        pack.recipe.backbone, path=path, device=device, dtype=getattr(torch, dtype)
+    )
+    other = Decoder(
+        tiny_pack(path, seed=77, guidance=1.0, dtype=dtype), backbone=shared, device=device
+    )
+    mine = Decoder(pack, backbone=shared, device=device)
     noise = other.images([3])
     assert torch.equal(mine.images(range(COUNT)), first)
     assert torch.equal(other.images([3]), noise)
@@ -104,32 +121,35 @@ import d3pack
 from d3pack.decode import Decoder
 torch.set_num_threads(int(sys.argv[1]))
 found = {}
-for family, folder, file in json.loads(sys.argv[2]):
-    decoder = Decoder(d3pack.read(file), path=folder)
+for name, folder, file in json.loads(sys.argv[2]):
+    decoder = Decoder(d3pack.read(file), path=folder, device=sys.argv[3])
     images = torch.empty(24, 3, 64, 64, dtype=torch.uint8)
     for positions in torch.randperm(24).split(5):
-        images[positions] = decoder.images(positions.tolist())
-    found[family] = hashlib.sha256(images.numpy().tobytes()).hexdigest()
+        images[positions] = decoder.images(positions.tolist()).cpu()
+    found[name] = hashlib.sha256(images.numpy().tobytes()).hexdigest()
 print(json.dumps(found))
 """
 
 
-def test_another_process(folders: dict[str, Path], packs: dict[str, Any], tmp_path: Path) -> None:
-    jobs = []
-    for family, pack in packs.items():
-        d3pack.write(pack, tmp_path / f"{family}.d3m")
-        jobs.append([family, str(folders[family]), str(tmp_path / f"{family}.d3m")])
+@pytest.mark.parametrize("device", DEVICES)
+def test_another_process(
+    device: str, folders: dict[str, Path], packs: dict[str, Any], tmp_path: Path
+) -> None:
+    jobs, here = [], {}
+    for family, dtype in product(FAMILIES, DTYPES):
+        name, file = f"{family} {dtype}", tmp_path / f"{family}-{dtype}.d3m"
+        pack = of_dtype(packs[family], dtype)
+        d3pack.write(pack, file)
+        jobs.append([name, str(folders[family]), str(file)])
+        decoder = Decoder(pack, path=folders[family], device=device)
+        here[name] = digest(decoder.images(range(COUNT)))
     run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, "2", json.dumps(jobs)],
+        [sys.executable, "-c", SCRIPT, "2", json.dumps(jobs), device],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "2"},
         check=True,
     )
-    here = {
-        family: digest(Decoder(pack, path=folders[family]).images(range(COUNT)))
-        for family, pack in packs.items()
-    }
     assert json.loads(run.stdout) == here
 
 
@@ -173,7 +193,6 @@ def test_modes_take_turns(folders: dict[str, Path]) -> None:
     from d3pack.codecs import decode_prompts, encode_prompts
 
     prompts = decode_prompts(two.prompts)
-    from dataclasses import replace
 
     for mode in range(2):
         one = replace(two, prompts=encode_prompts(prompts[:, mode : mode + 1]))

@@ -1,0 +1,45 @@
+"""A machine with a GPU runs the tests like one without, but for those marked `cuda`.
+
+What is asked for no device takes the GPU, and would then be compared with tensors of the CPU, or
+be handed to workers that cannot have it. So the GPU is hidden, from processes of our own too,
+before any fixture runs; a test marked `cuda` sees it, and is skipped where there is none.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+_VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
+# asking starts CUDA in this process: hiding the device from the environment comes too late to
+# take it from the tests that want it
+_GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
+_REAL = {name: getattr(torch.cuda, name) for name in ("is_available", "device_count")}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hidden_gpu() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setattr(torch.cuda, "device_count", lambda: 0)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
+
+
+@pytest.fixture(autouse=True)
+def seen_gpu(
+    request: pytest.FixtureRequest, hidden_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if request.node.get_closest_marker("cuda") is None:
+        return
+    if not _GPUS:
+        pytest.skip("there is no GPU here")
+    for name, real in _REAL.items():
+        monkeypatch.setattr(torch.cuda, name, real)
+    if _VISIBLE is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", _VISIBLE)
