@@ -5,6 +5,7 @@ equality   differing bytes over batch sizes, shuffles, thread counts, processes,
 memory     peak memory against the number of images
 linear     seconds against images and steps
 cold       the first image of a fresh process, and where the time goes
+gpu        equality, speed and memory on a GPU: decode_gpu.py
 
 Both families run: the embedded `mini` (or, with --backbone, any Stable Diffusion layout), and a DiT
 of the same order of size with random weights, made on the spot. Wall time is what people wait for;
@@ -353,6 +354,11 @@ def cold(folder: Path, backbone: str, rounds: int) -> dict[str, Any]:
 def main() -> None:
     if sys.argv[1:2] == ["digest"]:
         digest(*sys.argv[2:])
+        return
+    if sys.argv[1:2] == ["gpu"]:
+        import decode_gpu
+
+        decode_gpu.main(sys.argv[2:])
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["speed", "equality", "memory", "linear", "cold", "all"])

@@ -171,16 +171,17 @@ def tiny_pack(
     group: int = 4,
     dtype: str = "float32",
     size: tuple[int, int] | None = None,
+    backbone: Any = None,
     **more: Any,
 ) -> Any:
-    """A valid pack of random prompts for a backbone directory; `more` goes to `Pack`."""
+    """A valid pack of random prompts for a backbone directory, or an open one; `more`: `Pack`."""
     import numpy as np
 
     from d3pack import Pack, Recipe, samplers
     from d3pack.backbones import open_backbone
     from d3pack.codecs import encode_prompts
 
-    backbone = open_backbone(str(path))
+    backbone = backbone or open_backbone(str(path))
     levels = samplers.schedule(backbone.levels.alphas_cumprod, sampler, steps)
     recipe = Recipe(
         backbone=backbone.ref,
