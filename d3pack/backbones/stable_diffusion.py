@@ -183,7 +183,8 @@ class _RememberedCondition:
     """Cross-attention that projects a condition once for all steps that share it.
 
     A condition is the same tensor at every step of a sampler, and its keys and values depend on
-    nothing else; nor does its pooled embedding. With gradients on, everything is computed anew.
+    nothing else; nor does its pooled embedding. With gradients on, everything is computed anew;
+    in compiled code too, which would be compiled again for each state of the memory.
     """
 
     def __init__(self) -> None:
@@ -204,7 +205,7 @@ class _RememberedCondition:
         assert encoder_hidden_states is not None
         assert attention_mask is None
         query = self._heads(attn, attn.to_q(hidden_states))
-        if torch.is_grad_enabled():
+        if _anew():
             key, value = self._project(attn, encoder_hidden_states)
         else:
             known = self._known(encoder_hidden_states)
@@ -220,7 +221,7 @@ class _RememberedCondition:
         """A function of the condition alone, remembered like keys and values."""
 
         def remembered(hidden: Tensor) -> Tensor:
-            if torch.is_grad_enabled():
+            if _anew():
                 return plain(hidden)
             known = self._known(hidden)
             if 0 not in known:
@@ -243,3 +244,7 @@ class _RememberedCondition:
     @staticmethod
     def _heads(attn: Any, x: Tensor) -> Tensor:
         return x.reshape(*x.shape[:2], attn.heads, -1).transpose(1, 2)
+
+
+def _anew() -> bool:
+    return torch.is_grad_enabled() or torch.compiler.is_compiling()

@@ -93,6 +93,32 @@ def test_tiny_vae_is_another_autoencoder(folders: dict[str, Path]) -> None:
     assert not torch.equal(fast.images(range(4)), exact)
 
 
+@pytest.mark.parametrize("family", ["sd", "kl", "dit"])
+def test_compile_takes_denoiser_and_autoencoder_once_each(
+    family: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a compiler that counts the graphs it is given, and changes nothing."""
+    graphs: list[Any] = []
+
+    def count(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    real = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **how: real(self, **how, backend=count)
+    )
+    torch._dynamo.reset()
+    pack = tiny_pack(folders[family], steps=3)
+    plain = Decoder(pack, path=folders[family], mode="fast", switches=[]).images(range(8))
+    fast = Decoder(pack, path=folders[family], mode="fast", switches=["compile"])
+    assert rms(fast.images(range(8)), plain) < 1  # several steps and classes
+    assert len(graphs) == 2
+    fast.images(range(8, 16))
+    assert len(graphs) == 2
+    torch._dynamo.reset()
+
+
 def test_fast_mode_keeps_the_adapter(folders: dict[str, Path]) -> None:
     path = folders["sd"]
     backbone = open_backbone(str(path))
