@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import math
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d3pack.backbones.layout import weight_files
+from d3pack.backbones.lock import Checked, changed
 from d3pack.errors import BackboneConfigError, BackboneMissingError, BackboneWeightsError
 
 if TYPE_CHECKING:
@@ -44,8 +46,11 @@ _LIST = 64
 class Files:
     """The verified files of one backbone, and the only way to read them."""
 
-    def __init__(self, paths: Mapping[str, Path]) -> None:
+    def __init__(
+        self, paths: Mapping[str, Path], checked: Mapping[str, Checked] | None = None
+    ) -> None:
         self._paths = dict(paths)
+        self._checked = dict(checked or {})  # none: the files of a directory that has no lock
 
     def __contains__(self, path: str) -> bool:
         return path in self._paths
@@ -56,7 +61,11 @@ class Files:
             raise BackboneMissingError(
                 f"{path} is not among the locked files", hint="lock the backbone again"
             )
-        return self._paths[path].read_bytes()
+        data = self._paths[path].read_bytes()
+        known = self._checked.get(path)
+        if known and hashlib.sha256(data).hexdigest() != known.sha256:
+            raise changed(path, "it was written to after it was checked")
+        return data
 
     def json(self, path: str) -> dict[str, Any]:
         """A JSON object."""
@@ -74,6 +83,13 @@ class Files:
         if not found:
             raise BackboneMissingError(f"no weights for {stem} among the locked files")
         return found
+
+    def confirm(self, stem: str) -> None:
+        """Raise if weights that have been read were written to since they were checked."""
+        for path in weight_files(self._paths, stem):
+            known = self._checked.get(path)
+            if known and not known.unchanged():
+                raise changed(path, "it was written to after it was checked")
 
 
 def build(
@@ -106,6 +122,7 @@ def build(
         model = _construct(path, cls, config)
     wanted = dict(model.state_dict())
     state = _read(files.weights(f"{folder}/{stem}"), folder, wanted, dtype)
+    files.confirm(f"{folder}/{stem}")
     model.load_state_dict(state, assign=True, strict=False)  # `_read` was the strict one
     model = model.eval().requires_grad_(False).to(device)
     for buffer in model.buffers():

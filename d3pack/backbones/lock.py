@@ -1,6 +1,7 @@
 """The lock: which files a backbone consists of, and that they are the very ones.
 
-Nothing is parsed before its size and sha256 are checked against the `BackboneRef`. Hashing
+Nothing is parsed before its size and sha256 are checked against the `BackboneRef`, and nothing is
+used that was written to between the check and the end of its reading. Hashing
 gigabytes at every start would be no use, so a full verification is remembered by (path, device,
 inode, size, mtime); a memory that disagrees is never believed, the file is hashed again.
 """
@@ -14,6 +15,7 @@ import re
 import stat
 import tempfile
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from d3pack.errors import (
@@ -73,13 +75,27 @@ def lock_files(
         for path in sorted(paths):
             check_path(path)
             target = _inside(root, path)
-            digest = memory.get(target) or memory.hash(path, target, progress)
+            known = memory.get(_identity(target, target.stat()))
+            digest = known or memory.hash(path, target, progress)[0]
             locks[path] = FileLock(target.stat().st_size, digest)
     return locks
 
 
-def verify(root: Path, ref: BackboneRef, progress: Progress | None = None) -> dict[str, Path]:
-    """Check every file of a lock, and give the paths to read. Raises at the first difference."""
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A file whose bytes were the locked ones, as it was then."""
+
+    path: Path
+    sha256: str
+    identity: str
+
+    def unchanged(self) -> bool:
+        """Whether nobody wrote to it since."""
+        return _identity(self.path, self.path.stat()) == self.identity
+
+
+def verify(root: Path, ref: BackboneRef, progress: Progress | None = None) -> dict[str, Checked]:
+    """Check every file of a lock, and say what to read. Raises at the first difference."""
     if not root.is_dir():
         raise NotFoundError(f"there is no backbone directory {root}")
     found = {}
@@ -87,18 +103,20 @@ def verify(root: Path, ref: BackboneRef, progress: Progress | None = None) -> di
         for path, lock in sorted(ref.files.items()):
             check_path(path)
             target = _inside(root, path)
-            size = target.stat().st_size
-            if size != lock.size:
-                raise _changed(path, f"{size} bytes instead of {lock.size}")
-            if memory.get(target) != lock.sha256:
-                digest = memory.hash(path, target, progress)
+            status = target.stat()
+            if status.st_size != lock.size:
+                raise changed(path, f"{status.st_size} bytes instead of {lock.size}")
+            identity = _identity(target, status)
+            if memory.get(identity) != lock.sha256:
+                digest, identity = memory.hash(path, target, progress)
                 if digest != lock.sha256:
-                    raise _changed(path, f"sha256 {digest[:12]}, not {lock.sha256[:12]}")
-            found[path] = target
+                    raise changed(path, f"sha256 {digest[:12]}, not {lock.sha256[:12]}")
+            found[path] = Checked(target, lock.sha256, identity)
     return found
 
 
-def _changed(path: str, how: str) -> BackboneChangedError:
+def changed(path: str, how: str) -> BackboneChangedError:
+    """The error for a file that is not what its lock says."""
     return BackboneChangedError(
         f"{path} is not the locked file: {how}",
         hint="fetch the locked revision again, or encode anew with this backbone",
@@ -154,10 +172,11 @@ class _Memory:
         except OSError:
             pass
 
-    def get(self, target: Path) -> str | None:
-        return self._known.get(_identity(target, target.stat()))
+    def get(self, identity: str) -> str | None:
+        return self._known.get(identity)
 
-    def hash(self, path: str, target: Path, progress: Progress | None) -> str:
+    def hash(self, path: str, target: Path, progress: Progress | None) -> tuple[str, str]:
+        """The sha256 of a file, and the identity that the file had all the while."""
         digest, done = hashlib.sha256(), 0
         try:
             with target.open("rb", buffering=0) as file:
@@ -169,11 +188,12 @@ class _Memory:
                         progress(path, done, before.st_size)
         except OSError as error:
             raise BackboneMissingError(f"{path} cannot be read: {error.strerror}") from None
-        if _identity(target, before) != _identity(target, target.stat()):
-            raise _changed(path, "it was written to while it was read")
-        self._known[_identity(target, before)] = digest.hexdigest()
+        identity = _identity(target, before)
+        if identity != _identity(target, target.stat()):
+            raise changed(path, "it was written to while it was read")
+        self._known[identity] = digest.hexdigest()
         self._news = True
-        return digest.hexdigest()
+        return digest.hexdigest(), identity
 
 
 def _identity(target: Path, status: os.stat_result) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from d3pack.backbones import hub_files
 from d3pack.backbones.loading import Files
-from d3pack.backbones.lock import Progress, listing, lock_files, verify
+from d3pack.backbones.lock import Checked, Progress, listing, lock_files, verify
 from d3pack.errors import (
     BackboneChangedError,
     BackboneConfigError,
@@ -168,7 +168,7 @@ def locate(ref: BackboneRef) -> Path:
 
 def _verified(
     root: Path, ref: BackboneRef, progress: Progress | None, *, ours: bool
-) -> Mapping[str, Path]:
+) -> Mapping[str, Checked]:
     """Check every file; one that we downloaded and that is not the locked one is fetched again."""
     try:
         return verify(root, ref, progress)
@@ -205,9 +205,10 @@ def open_backbone(
     else:
         root = Path(path) if path is not None else locate(ref)
     found = _verified(root, ref, progress, ours=path is None and ref.repo not in ("", MINI))
+    files = Files({name: file.path for name, file in found.items()}, found)
     # by its whole name: "cuda" may mean another device in another thread
     whole = torch.empty(0, device=device).device
     backbone: Backbone = _family(ref.kind)[1](
-        ref, Files(found), device=whole, dtype=dtype or torch.float32
+        ref, files, device=whole, dtype=dtype or torch.float32
     )
     return backbone

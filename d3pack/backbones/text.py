@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from d3pack.backbones.loading import Files, build
-from d3pack.errors import BackboneConfigError, PromptWidthError, RecipeError
+from d3pack.errors import (
+    BackboneConfigError,
+    BackboneError,
+    PromptWidthError,
+    RecipeError,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -128,7 +133,7 @@ def _tokenizer(files: Files) -> Tokenizer:
             unk_token=_END,
         )
         tokenizer = Tokenizer(model)
-    except BackboneConfigError:
+    except BackboneError:
         raise
     except Exception as error:  # tokenizers raises plain Exception for every malformed file
         raise BackboneConfigError(f"the tokenizer cannot be read: {error}") from None

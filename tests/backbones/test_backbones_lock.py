@@ -127,6 +127,22 @@ def test_verification_is_remembered(sd: Path, home: Path) -> None:
     assert set(hashed) <= {UNET}  # a file system may hand the same inode out again
 
 
+@pytest.mark.parametrize("path", ["vae/config.json", "tokenizer/vocab.json", UNET])
+def test_a_file_rewritten_after_its_check_is_not_used(path: str, sd: Path, home: Path) -> None:
+    """Between its hash and its parsing there is time: that of hashing the files after it."""
+    ref = lock_directory(sd)
+    shutil.rmtree(home, ignore_errors=True)  # so that every file is hashed
+    last = max(ref.files)
+
+    def rewrite(name: str, done: int, size: int) -> None:
+        if name == last and done == size:
+            data = (sd / path).read_bytes()
+            (sd / path).write_bytes(data[:-2] + bytes(2) if path == UNET else data + b" ")
+
+    with pytest.raises(BackboneChangedError, match=path):
+        open_backbone(ref, path=sd, progress=rewrite)
+
+
 @pytest.mark.parametrize("junk", [b"", b"{", b"[1, 2]", b'{"a": 7}', b"\xff\xfe", b'"x"'])
 def test_a_broken_memory_costs_time_and_nothing_else(sd: Path, home: Path, junk: bytes) -> None:
     ref = lock_directory(sd)
