@@ -1,9 +1,10 @@
 """The lock: which files a backbone consists of, and that they are the very ones.
 
 Nothing is parsed before its size and sha256 are checked against the `BackboneRef`, and nothing is
-used that was written to between the check and the end of its reading. Hashing
-gigabytes at every start would be no use, so a full verification is remembered by (path, device,
-inode, size, mtime); a memory that disagrees is never believed, the file is hashed again.
+used that was written to between the check and the end of its reading. Hashing gigabytes at every
+start would be no use, so a full verification is remembered by (path, device, inode, size, mtime,
+ctime), unless the file was written to just now; a memory that disagrees is never believed, the file
+is hashed again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import re
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,7 @@ SUFFIXES = (".safetensors", ".json", ".txt")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack", ".h5")
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _CHUNK = 1 << 22
+_TICK = 2_000_000_000  # nanoseconds; the coarsest clock of a file system in use
 
 
 def cache_home() -> Path:
@@ -177,7 +180,7 @@ class _Memory:
 
     def hash(self, path: str, target: Path, progress: Progress | None) -> tuple[str, str]:
         """The sha256 of a file, and the identity that the file had all the while."""
-        digest, done = hashlib.sha256(), 0
+        digest, done, began = hashlib.sha256(), 0, time.time_ns()
         try:
             with target.open("rb", buffering=0) as file:
                 before = os.fstat(file.fileno())
@@ -191,11 +194,19 @@ class _Memory:
         identity = _identity(target, before)
         if identity != _identity(target, target.stat()):
             raise changed(path, "it was written to while it was read")
-        self._known[identity] = digest.hexdigest()
-        self._news = True
+        if _settled(before, began):
+            self._known[identity] = digest.hexdigest()
+            self._news = True
         return digest.hexdigest(), identity
 
 
 def _identity(target: Path, status: os.stat_result) -> str:
-    numbers = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    # a program can set the time of modification back, not that of the change
+    times = (status.st_mtime_ns, status.st_ctime_ns)
+    numbers = (status.st_dev, status.st_ino, status.st_size, *times)
     return "|".join((str(target), *map(str, numbers)))
+
+
+def _settled(status: os.stat_result, now: int) -> bool:
+    """Whether whoever writes to the file from now on gives it other times: clocks tick coarsely."""
+    return all(abs(now - t) >= _TICK for t in (status.st_mtime_ns, status.st_ctime_ns))
