@@ -125,9 +125,10 @@ def build(
     files.confirm(f"{folder}/{stem}")
     model.load_state_dict(state, assign=True, strict=False)  # `_read` was the strict one
     model = model.eval().requires_grad_(False).to(device)
-    for buffer in model.buffers():
-        if buffer.is_floating_point():
-            buffer.data = buffer.data.to(dtype)
+    for module in model.modules():
+        for key, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point():  # anew: other data in the old one would not compile
+                setattr(module, key, buffer.to(dtype))
     if device.type == "cpu":
         quicken(model)
     return model

@@ -93,6 +93,7 @@ def test_tiny_vae_is_another_autoencoder(folders: dict[str, Path]) -> None:
     assert not torch.equal(fast.images(range(4)), exact)
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call:UserWarning")  # of diffusers
 @pytest.mark.parametrize("family", ["sd", "kl", "dit"])
 def test_compile_takes_denoiser_and_autoencoder_once_each(
     family: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
@@ -110,8 +111,8 @@ def test_compile_takes_denoiser_and_autoencoder_once_each(
     )
     torch._dynamo.reset()
     pack = tiny_pack(folders[family], steps=3)
-    plain = Decoder(pack, path=folders[family], mode="fast", switches=[]).images(range(8))
-    fast = Decoder(pack, path=folders[family], mode="fast", switches=["compile"])
+    plain = Decoder(pack, path=folders[family], mode="fast", switches=["bf16"]).images(range(8))
+    fast = Decoder(pack, path=folders[family], mode="fast", switches=["bf16", "compile"])
     assert rms(fast.images(range(8)), plain) < 1  # several steps and classes
     assert len(graphs) == 2
     fast.images(range(8, 16))
