@@ -41,6 +41,9 @@ _MOST_BY_NAME = {
 }
 _CHANNELS = 1 << 15  # any width: channels, heads, hidden sizes
 _LIST = 64
+# products; SDXL's UNet has 60 layers by this count, a DiT-XL/2 for 512 px 1.2 million values
+_MOST_LAYERS = 512
+_MOST_POSITIONS = 1 << 24
 
 
 class Files:
@@ -118,6 +121,7 @@ def build(
         )
     check_config(path, config)
     cls = getattr(import_module(CLASSES[name]), name)
+    _check_products(path, cls, config)
     with init_empty_weights(include_buffers=False):
         model = _construct(path, cls, config)
     wanted = dict(model.state_dict())
@@ -141,13 +145,41 @@ def check_config(path: str, config: Mapping[str, Any]) -> None:
             continue
         for item in _numbers(path, key, value):
             limit = _MOST_BY_NAME.get(key, _MOST if key == "vocab_size" else _CHANNELS)
-            if isinstance(item, int) and not isinstance(item, bool) and not -1 <= item <= limit:
+            whole = isinstance(item, int) and not isinstance(item, bool)
+            if (whole and item < -1) or (isinstance(item, int | float) and not item <= limit):
                 if key.endswith("token_id") and 0 <= item <= _MOST:
                     continue
                 raise BackboneConfigError(
                     f"{path} asks for {key} = {item}, more than {limit}",
                     hint="this is no config of a real model",
                 )
+
+
+def _check_products(path: str, cls: Any, config: Mapping[str, Any]) -> None:
+    """The same for numbers that multiply; those that a config leaves out are the class's own."""
+    given = {key: p.default for key, p in inspect.signature(cls).parameters.items()} | {**config}
+
+    def most(*keys: str) -> int:
+        found = [n for key in keys for n in _numbers(path, key, given.get(key))]
+        return max([1, *(math.ceil(n) for n in found if isinstance(n, int | float))])
+
+    blocks = given.get("block_out_channels") or given.get("decoder_block_out_channels")
+    depth = len(blocks) if isinstance(blocks, list | tuple) else 1
+    layers = most("layers_per_block", "num_encoder_blocks", "num_decoder_blocks")
+    inner = most("transformer_layers_per_block", "reverse_transformer_layers_per_block")
+    side = most("sample_size") // most("patch_size")
+    width = most("num_attention_heads") * most("attention_head_dim")
+    # a transformer's positions are computed at once; all else has only shapes until it is read
+    positions = side**2 * width if "patch_size" in given else 0
+    for what, asked, limit in (
+        ("layers", depth * layers * inner, _MOST_LAYERS),
+        ("values of its positions", positions, _MOST_POSITIONS),
+    ):
+        if asked > limit:
+            raise BackboneConfigError(
+                f"{path} asks for {asked} {what}, more than {limit}",
+                hint="this is no config of a real model",
+            )
 
 
 def number(path: str, config: Mapping[str, Any], key: str, default: float) -> float:

@@ -5,19 +5,31 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from full_backbones import DIT, VAE
+from full_backbones import UNET as SD
 from safetensors.torch import load_file, save_file
 
-from d3pack.backbones import open_backbone
+from d3pack.backbones import loading, open_backbone
 from d3pack.errors import (
     BackboneConfigError,
     BackboneWeightsError,
 )
 
+SDXL: dict[str, Any] = {
+    "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280],
+    "cross_attention_dim": 2048,
+    "layers_per_block": 2,
+    "projection_class_embeddings_input_dim": 2816,
+    "sample_size": 128,
+    "transformer_layers_per_block": [1, 2, 10],
+}
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -127,6 +139,8 @@ def test_bad_configs(case: str, sd: Path) -> None:
     [
         {"num_layers": 10**9},
         {"sample_size": 10**9},
+        {"sample_size": 1e9},
+        {"sample_size": float("nan")},
         {"norm_type": "x"},
         {"num_embeds_ada_norm": None},
     ],
@@ -138,6 +152,59 @@ def test_bad_dit_configs(
     edit(copy / "transformer/config.json", **values)
     with pytest.raises(BackboneConfigError):
         open_backbone(str(copy))
+
+
+def test_numbers_that_multiply_are_refused_before_anything_is_built(
+    originals: dict[str, Path], sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each alone is within its limit."""
+    dit = Path(shutil.copytree(originals["dit"], tmp_path / "wide"))
+    edit(
+        dit / "transformer/config.json",
+        sample_size=1024,
+        patch_size=1,
+        num_attention_heads=64,
+        attention_head_dim=64,
+    )
+    edit(
+        sd / "unet/config.json",
+        block_out_channels=[32] * 64,
+        down_block_types=["CrossAttnDownBlock2D"] * 64,
+        up_block_types=["CrossAttnUpBlock2D"] * 64,
+        layers_per_block=32,
+        transformer_layers_per_block=64,
+    )
+
+    def never(*_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("d3pack.backbones.loading._construct", never)
+    with pytest.raises(BackboneConfigError, match="values of its positions"):
+        open_backbone(str(dit))
+    with pytest.raises(BackboneConfigError, match="131072 layers"):
+        open_backbone(str(sd))
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("UNet2DConditionModel", SD),
+        ("UNet2DConditionModel", SD | {"attention_head_dim": [5, 10, 20, 20]}),  # SD 2.1
+        ("UNet2DConditionModel", SDXL),
+        ("AutoencoderKL", VAE),
+        ("AutoencoderTiny", {}),
+        ("DiTTransformer2DModel", DIT | {"sample_size": 64}),  # for 512 px
+    ],
+)
+def test_published_configs_are_far_inside(
+    name: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in ("_MOST_LAYERS", "_MOST_POSITIONS"):
+        value = getattr(loading, limit)
+        monkeypatch.setattr(loading, limit, value // 8)
+    cls = getattr(import_module(loading.CLASSES[name]), name)
+    loading.check_config("config.json", config)
+    loading._check_products("config.json", cls, config)
 
 
 @pytest.mark.parametrize(
