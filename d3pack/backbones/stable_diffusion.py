@@ -97,7 +97,7 @@ class StableDiffusion:
 
     def _hook(self, processor: _RememberedCondition) -> None:
         for name, module in self.denoiser.named_modules():
-            if name.endswith(".attn2"):
+            if name.endswith(".attn2") and _plain(module):
                 module.set_processor(processor)
             elif name == "add_embedding":
                 module.forward = processor.once(module.forward)
@@ -248,3 +248,16 @@ class _RememberedCondition:
 
 def _anew() -> bool:
     return torch.is_grad_enabled() or torch.compiler.is_compiling()
+
+
+def _plain(attn: Any) -> bool:
+    """Whether this attention is projections and a product, and nothing in between.
+
+    Others keep diffusers' own processor, which projects a condition at every step.
+    """
+    extras = ("norm_cross", "group_norm", "spatial_norm", "norm_q", "norm_k", "add_k_proj")
+    return (
+        all(getattr(attn, extra, None) is None for extra in extras)
+        and not attn.residual_connection
+        and attn.rescale_output_factor == 1
+    )

@@ -99,6 +99,39 @@ def test_unet_is_the_plain_forward(
 
 
 @torch.no_grad()
+def test_attention_with_norms_between_is_the_plain_forward(tmp_path: Path) -> None:
+    """K-blocks normalise what they attend to: remembered keys and values would leave that out."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            down_block_types=("KCrossAttnDownBlock2D", "KDownBlock2D"),
+            mid_block_type=None,
+            up_block_types=("KUpBlock2D", "KCrossAttnUpBlock2D"),
+            resnet_time_scale_shift="scale_shift",
+            cross_attention_dim=32,
+            attention_head_dim=4,
+            norm_num_groups=8,
+        ).eval()
+        norms = [m.norm_cross for n, m in unet.named_modules() if n.endswith(".attn2")]
+        assert norms
+        for norm in norms:  # what the text encoder gives has been through a plain one already
+            norm.weight.normal_()
+    path = tiny_sd(tmp_path / "sd")
+    unet.save_pretrained(path / "unet")
+    backbone: Any = open_backbone(str(path))
+    c = backbone.condition(prompts(backbone, 2))
+    x, t = latents(backbone, 2), torch.tensor([900, 3])
+    wanted = unet(x, t, encoder_hidden_states=c.tensors["hidden"]).sample
+    for _ in range(2):
+        torch.testing.assert_close(backbone.predict(x, t, c), wanted, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
 def test_the_embedded_backbone_is_the_plain_forward() -> None:
     """Its UNet also reads the prompt pooled; that is remembered as well."""
     from diffusers import UNet2DConditionModel
