@@ -12,6 +12,7 @@ from d3pack.sources.folder import FolderStore
 from d3pack.sources.images import BadImageError
 from d3pack.sources.names import neighbour_table, read_table
 from d3pack.sources.shards import ShardStore, expand, looks_like_shards
+from d3pack.sources.splits import pick_files
 from d3pack.sources.table import ADDRESS, open_hub, open_parquet
 
 __all__ = ["BadImageError", "Skip", "Source", "open_source"]
@@ -48,7 +49,7 @@ def _store(address: str, path: Path, split: str) -> Store:
     if path.is_dir():
         suffixes = {entry.suffix.lower() for entry in path.iterdir() if entry.is_file()}
         if suffixes & TAR_SUFFIXES:
-            return ShardStore(expand(address))
+            return ShardStore(pick_files(expand(address), path, split))
         if ".parquet" in suffixes or any((path / "data").glob("*.parquet")):
             return open_parquet(path, split)
         return FolderStore(path, split)

@@ -20,8 +20,8 @@ from typing import IO, Any, cast
 
 from d3pack.errors import SourceError
 from d3pack.sources.base import Skip, edges
-from d3pack.sources.folder import SPLITS
 from d3pack.sources.images import EXTENSIONS, MAX_BYTES, BadImageError
+from d3pack.sources.splits import pick_folder
 
 MAX_RATIO = 200  # a tar that grows more than this when uncompressed is a bomb, not a dataset
 SLACK = 1 << 30
@@ -111,10 +111,11 @@ class _TreeIndex:
         """Class key -> rows, below whatever folders all members share."""
         folders = self._folders
         while folders and len({f[0] for f in folders}) == 1 and all(len(f) > 1 for f in folders):
+            pick_folder({f[0] for f in folders}, self._split)  # refuses a lone other split
             folders = {f[1:]: rows for f, rows in folders.items()}
-        tops = {f[0] for f in folders}
-        if self._split in tops and tops <= SPLITS:
-            folders = {f[1:]: r for f, r in folders.items() if f[0] == self._split and len(f) > 1}
+        part = pick_folder({f[0] for f in folders}, self._split)
+        if part is not None:
+            folders = {f[1:]: r for f, r in folders.items() if f[0] == part and len(f) > 1}
         classes: dict[str, _Rows] = {}
         for folder, rows in folders.items():
             merged = classes.setdefault(folder[0], _Rows())

@@ -10,8 +10,8 @@ from pathlib import Path
 from d3pack.errors import NotFoundError, SourceError
 from d3pack.sources.base import Skip, edges
 from d3pack.sources.images import EXTENSIONS, MAX_BYTES, BadImageError
+from d3pack.sources.splits import hidden, pick_folder
 
-SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev"})
 DEPTH = 4  # Tiny-ImageNet keeps its files in <class>/images/
 
 
@@ -24,7 +24,7 @@ class FolderStore:
         self._root = _class_root(root, split)
         self._real = Path(os.path.realpath(self._root))
         self.refused: list[Skip] = []
-        folders = sorted(e.name for e in os.scandir(self._root) if e.is_dir() and e.name[0] != ".")
+        folders = sorted(_folders(self._root))
         for name in folders:
             if not self._inside(self._root / name):
                 raise SourceError(
@@ -97,8 +97,9 @@ def _class_root(root: Path, split: str) -> Path:
     """The folder that holds the class folders: `root` itself, or its `train/`."""
     if not root.is_dir():
         raise NotFoundError(f"no such folder: {root.name}")
-    folders = {e.name for e in os.scandir(root) if e.is_dir() and e.name[0] != "."}
-    # "train" is also a vehicle: it is a split only among other splits.
-    if split in folders and folders <= SPLITS:
-        return root / split
-    return root
+    part = pick_folder(_folders(root), split)
+    return root if part is None else root / part
+
+
+def _folders(root: Path) -> list[str]:
+    return [e.name for e in os.scandir(root) if e.is_dir() and not hidden(e.name)]

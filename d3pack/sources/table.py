@@ -14,6 +14,7 @@ import numpy as np
 from d3pack.errors import HubError, NotFoundError, SourceError
 from d3pack.sources.base import Skip, edges
 from d3pack.sources.images import MAX_BYTES, BadImageError
+from d3pack.sources.splits import hidden, pick_files
 
 LABELS = ("label", "labels", "fine_label", "class", "cls", "target", "y")
 IMAGES = ("image", "img", "pixel_values", "picture")
@@ -33,12 +34,15 @@ def _library() -> Any:
 
 
 def open_parquet(path: Path, split: str = "train") -> TableStore:
-    """One parquet file, or the files of a folder (those of `split`, if their names tell)."""
+    """One parquet file, or the files of a folder (those of `split`, if any name tells)."""
     datasets = _library()
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-    named = [file for file in files if file.name.startswith(split)]
+    files = [path]
+    if path.is_dir():
+        found = sorted(path.rglob("*.parquet"))
+        seen = [file for file in found if not any(map(hidden, file.relative_to(path).parts))]
+        files = pick_files(seen, path, split)
     try:
-        table = datasets.Dataset.from_parquet([str(file) for file in named or files])
+        table = datasets.Dataset.from_parquet([str(file) for file in files])
     # pyarrow and datasets name a damaged file in many ways
     except Exception as error:
         raise SourceError(f"{path.name} is not readable parquet: {_line(error)}") from error
