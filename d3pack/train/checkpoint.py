@@ -11,7 +11,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from d3pack.train.files import plain_errors
 
+
+@plain_errors()
 def save_state(
     path: Path,
     *,

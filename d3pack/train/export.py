@@ -12,7 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from d3pack.backbones.resolve import lock_directory
 from d3pack.train.diffusion import SCHEDULE
-from d3pack.train.files import write_text
+from d3pack.train.files import plain_errors, write_text
 
 PIPELINE = {
     "_class_name": "StableDiffusionPipeline",
@@ -51,6 +51,7 @@ def export_backbone(
     write_lock(folder, licence)
 
 
+@plain_errors()
 def save_half(model: Any, folder: Path) -> None:
     """`save_pretrained`, and its weights once more as fp16: the model in memory stays as it is."""
     model.save_pretrained(folder)

@@ -14,7 +14,7 @@ from diffusers import AutoencoderTiny
 from numpy.typing import NDArray
 from torch import Tensor
 
-from d3pack.train.files import write_text
+from d3pack.train.files import plain_errors, write_text
 from d3pack.train.photos import Photos
 
 
@@ -82,6 +82,7 @@ def load_latents(
     return keep_latents(photos, encode, cache, collage_share, seed, progress)
 
 
+@plain_errors()
 def keep_latents(
     photos: Photos,
     encode: Callable[[NDArray[np.uint8]], Tensor],

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import ImageOps
 
 from d3pack.sources import Source
-from d3pack.train.files import write_text
+from d3pack.train.files import plain_errors, reserve, write_text
 from d3pack.train.words import spoken
 
 Pixels = NDArray[np.uint8]
@@ -43,6 +43,7 @@ def split(labels: NDArray[np.int64], hold_back: int) -> tuple[NDArray[np.int64],
     return train, np.flatnonzero(held) if held.any() else train
 
 
+@plain_errors()
 def load_photos(
     source: Source, cache: Path, size: int, hold_back: int, progress: Callable[[int, int], None]
 ) -> Photos:
@@ -53,6 +54,7 @@ def load_photos(
         total = sum(source.counts)
         part = cache / "photos.part.npy"
         pixels = np.lib.format.open_memmap(part, "w+", np.uint8, (total, size, size, 3))
+        reserve(part, pixels.offset)
         labels: list[int] = []
         for label in range(len(source.classes)):
             for _, image in source.iter_class(label):

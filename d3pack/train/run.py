@@ -25,7 +25,7 @@ from d3pack.train.conditioning import TextConditioner
 from d3pack.train.config import LoopConfig, TrainConfig
 from d3pack.train.diffusion import SCHEDULE, DenoiserModule, DiffusionTask, build_unet, load_unet
 from d3pack.train.export import export_backbone
-from d3pack.train.files import write_text
+from d3pack.train.files import full_disk_named, write_text
 from d3pack.train.latents import Latents, encode_pixels, load_latents
 from d3pack.train.loop import Report, Task, run_stage
 from d3pack.train.photos import Photos, load_photos
@@ -219,6 +219,7 @@ class _Run:
         return cast(UNet2DConditionModel, module.model)
 
 
+@full_disk_named()
 def train(options: TrainOptions, config: TrainConfig, report: Report) -> Path:
     """Train (or go on training) a backbone; returns the directory in diffusers' layout."""
     unknown = set(options.stages) - set(STAGES)
