@@ -8,7 +8,7 @@ from pathlib import Path
 from d3pack.errors import NotFoundError, SourceError
 from d3pack.sources.archive import TAR_SUFFIXES, TarStore, ZipStore
 from d3pack.sources.base import OnError, Skip, Source, Store
-from d3pack.sources.folder import FolderStore
+from d3pack.sources.folder import FolderStore, holds_classes
 from d3pack.sources.images import BadImageError
 from d3pack.sources.names import neighbour_table, read_table
 from d3pack.sources.shards import ShardStore, expand, looks_like_shards
@@ -48,6 +48,8 @@ def _store(address: str, path: Path, split: str) -> Store:
         return ShardStore(expand(address))
     if path.is_dir():
         suffixes = {entry.suffix.lower() for entry in path.iterdir() if entry.is_file()}
+        if holds_classes(path):
+            return FolderStore(path, split)
         if suffixes & TAR_SUFFIXES:
             return ShardStore(pick_files(expand(address), path, split))
         if ".parquet" in suffixes or any((path / "data").glob("*.parquet")):

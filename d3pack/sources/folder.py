@@ -10,7 +10,7 @@ from pathlib import Path
 from d3pack.errors import NotFoundError, SourceError
 from d3pack.sources.base import Skip, edges
 from d3pack.sources.images import EXTENSIONS, MAX_BYTES, BadImageError
-from d3pack.sources.splits import hidden, pick_folder
+from d3pack.sources.splits import SPLITS, hidden, pick_folder
 
 DEPTH = 4  # Tiny-ImageNet keeps its files in <class>/images/
 
@@ -91,6 +91,27 @@ class FolderStore:
                 return file.read(length)
 
             return edges(os.fstat(file.fileno()).st_size, read_at)
+
+
+def holds_classes(root: Path) -> bool:
+    """Whether two folders hold images: a class tree, whatever archive or table lies beside them."""
+    tops = _folders(root)
+    if all(name.casefold() in SPLITS for name in tops):
+        return any(holds_classes(root / name) for name in tops)
+    found = 0
+    for name in tops:
+        found += _holds_image(root / name)
+        if found == 2:
+            return True
+    return False
+
+
+def _holds_image(folder: Path) -> bool:
+    for _, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not hidden(name)]
+        if any(os.path.splitext(name)[1].lower() in EXTENSIONS for name in files if name[0] != "."):
+            return True
+    return False
 
 
 def _class_root(root: Path, split: str) -> Path:

@@ -54,6 +54,27 @@ def test_folder_with_splits_takes_train(tree: Path, tmp_path: Path) -> None:
     assert open_source(root / "train").classes == CLASSES
 
 
+@pytest.mark.parametrize("stray", ["photos.tar.gz", "log.xz", "metadata.parquet", "old.tar"])
+@pytest.mark.parametrize("below", ["", "train"])
+def test_class_folders_win_over_what_lies_beside_them(
+    tree: Path, tmp_path: Path, stray: str, below: str
+) -> None:
+    root = tree
+    if below:
+        root = tmp_path / "splits"
+        root.mkdir()
+        tree.rename(root / below)
+    (root / stray).write_bytes(b"not even one")
+    check_contents(open_source(root))
+
+
+def test_a_folder_beside_shards_is_no_class(tmp_path: Path) -> None:
+    folder = make_shards(tmp_path / "wds")
+    (folder / "previews").mkdir()
+    (folder / "previews" / "0.png").write_bytes(png(pixels(0, 0)))
+    check_contents(open_source(folder), ordered=False)
+
+
 def test_train_is_also_a_vehicle(tree: Path) -> None:
     (tree / "train").mkdir()
     (tree / "train" / "a.png").write_bytes(png(pixels(0, 0)))
