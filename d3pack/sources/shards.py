@@ -41,10 +41,22 @@ def expand(address: str) -> list[Path]:
 
 def looks_like_shards(path: Path) -> bool:
     """Whether the first members of a tar are samples with a label beside the image."""
+    images: set[str] = set()
+    labels: set[str] = set()
     try:
-        for count, (member, _) in enumerate(TarBytes(path).members()):
-            if PurePosixPath(member.name).name.partition(".")[2] == "cls":
+        for count, (member, content) in enumerate(TarBytes(path).members()):
+            name = PurePosixPath(member.name)
+            base, _, ext = name.name.partition(".")
+            if ext == "cls":
                 return True
+            # in a tree a .json may lie beside any image; where there are no folders it is a label
+            if len(name.parts) == 1 and member.isreg():
+                if f".{ext.lower()}" in EXTENSIONS:
+                    images.add(base)
+                elif ext == "json" and member.size <= MAX_SIDE and _label(ext, content()):
+                    labels.add(base)
+                if images & labels:
+                    return True
             if count > 64:
                 break
     except DAMAGE as error:
@@ -92,7 +104,7 @@ class ShardStore:
             if f".{ext.lower()}" in EXTENSIONS:
                 image = (f"{shard}:{member.name}", member.offset_data, member.size)
             elif ext in {"cls", "json"} and member.size <= MAX_SIDE:
-                label = _label(ext, content())
+                label = _label(ext, content()) or label  # a .json may say other things
             if image and label is not None:
                 yield (label, *image)
                 image = None

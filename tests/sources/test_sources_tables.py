@@ -127,6 +127,27 @@ def test_labels_in_json_and_names_in_a_table(tmp_path: Path) -> None:
     assert (named.classes, named.counts) == (("fig", "pear"), (2, 2))
 
 
+def test_one_shard_with_its_labels_in_json(tmp_path: Path) -> None:
+    flat: dict[str, bytes] = {}
+    tree: dict[str, bytes] = {}
+    for i in range(4):
+        label = json.dumps({"label": "ab"[i % 2]}).encode()
+        for ext, data in (("png", png(pixels(i % 2, i))), ("json", label)):
+            flat[f"./{i:03d}.{ext}"] = tree[f"class {i % 2}/{i:03d}.{ext}"] = data
+    source = open_source(shard(tmp_path / "a.tar", flat))
+    assert (source.kind, source.classes, source.counts) == ("webdataset", ("a", "b"), (2, 2))
+    assert open_source(shard(tmp_path / "tree.tar", tree)).classes == ("class 0", "class 1")
+
+
+def test_a_json_without_a_label_leaves_the_label_there_was(tmp_path: Path) -> None:
+    members = {
+        "0.cls": b"0", "0.json": b'{"width": 3}', "0.png": png(pixels(0, 0)),
+        "1.cls": b"1", "1.json": b"{broken", "1.png": png(pixels(1, 0)),
+    }  # fmt: skip
+    source = open_source(shard(tmp_path / "a.tar", members))
+    assert (source.classes, source.counts, source.skipped) == (("0", "1"), (1, 1), [])
+
+
 def test_images_without_a_label_are_counted_not_guessed(tmp_path: Path) -> None:
     members = {
         "a/000.png": png(pixels(0, 0)), "a/000.cls": b"0",
