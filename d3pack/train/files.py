@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from d3pack.errors import D3MError
+from d3pack.errors import D3MError, NotFoundError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _BLOCK = 1 << 22
@@ -26,6 +27,25 @@ def write_text(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
+
+
+def digest(path: Path | None) -> str | None:
+    """SHA-256 of a file, or of a folder's files and their names; None where nothing is given."""
+    if path is None:
+        return None
+    if not path.exists():
+        raise NotFoundError(f"there is no {path}")
+    whole = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb") as opened:
+                part = hashlib.sha256()
+                while block := opened.read(_BLOCK):
+                    part.update(block)
+            # the name of a lone file says nothing
+            name = str(file.relative_to(path).as_posix()) if path.is_dir() else ""
+            whole.update(hashlib.sha256(name.encode()).digest() + part.digest())
+    return whole.hexdigest()
 
 
 def reserve(path: Path, start: int) -> None:

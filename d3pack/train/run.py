@@ -18,6 +18,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging
 
 from d3pack.backbones.levels import Levels
+from d3pack.backbones.resolve import lock_directory
 from d3pack.errors import UsageError
 from d3pack.sources import open_source
 from d3pack.train.autoencoder import AutoencoderModule, AutoencoderTask
@@ -25,7 +26,7 @@ from d3pack.train.conditioning import TextConditioner
 from d3pack.train.config import LoopConfig, TrainConfig
 from d3pack.train.diffusion import SCHEDULE, DenoiserModule, DiffusionTask, build_unet, load_unet
 from d3pack.train.export import export_backbone
-from d3pack.train.files import full_disk_named, write_text
+from d3pack.train.files import digest, full_disk_named, write_text
 from d3pack.train.latents import Latents, encode_pixels, load_latents
 from d3pack.train.loop import Report, Task, run_stage
 from d3pack.train.photos import Photos, load_photos
@@ -89,16 +90,26 @@ class _Run:
 
     def _check_same(self, fingerprint: str) -> None:
         """A folder belongs to one source and one set of settings."""
-        now = json.dumps(
-            {"source": fingerprint, "config": asdict(self.config)}, indent=1, sort_keys=True
-        )
+        options = self.options
+        given = {
+            "--init-from": _start_digest(options.init_from),
+            "--sentence-encoder": digest(options.sentence_encoder),
+            "--words": digest(options.words),
+        }
+        now = {"source": fingerprint, "config": asdict(self.config), **given}
         path = self.work / "settings.json"
-        if path.exists() and path.read_text() != now:
-            raise UsageError(
-                f"{self.options.out} was started with another source or other settings",
-                hint="give another -o, or the same preset, seed and source to go on",
-            )
-        write_text(path, now)
+        text = json.dumps(now, indent=1, sort_keys=True)
+        if path.exists():
+            # a folder of an earlier version knows nothing of what else was given: nothing was
+            before = {**dict.fromkeys(given), **json.loads(path.read_text())}
+            other = [key for key, value in json.loads(text).items() if before.get(key) != value]
+            if other:
+                raise UsageError(
+                    f"{options.out} was started with another source or other settings"
+                    f" ({', '.join(other)})",
+                    hint="give another -o, or the same as before to go on",
+                )
+        write_text(path, text)
 
     def stage(self, task: Task, loop: LoopConfig) -> nn.Module:
         """Train one stage if it was asked for; otherwise take what its last checkpoint holds."""
@@ -217,6 +228,14 @@ class _Run:
         module = self.stage(task, config.loop)
         assert isinstance(module, DenoiserModule)
         return cast(UNet2DConditionModel, module.model)
+
+
+def _start_digest(start: Path | None) -> str | None:
+    """What `start` holds, by its lock: hashing all its weights takes long."""
+    if start is None:
+        return None
+    lock = start / "lock.json"
+    return digest(lock) if lock.is_file() else lock_directory(start).revision
 
 
 @full_disk_named()

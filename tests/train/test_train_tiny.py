@@ -18,7 +18,7 @@ from safetensors import safe_open
 from transformers import CLIPTokenizer
 
 from d3pack.backbones import open_backbone
-from d3pack.errors import UsageError
+from d3pack.errors import NotFoundError, UsageError
 from d3pack.train.config import PRESETS, LoopConfig, TrainConfig
 from d3pack.train.loop import learning_rate
 from d3pack.train.photos import batch_rows, split
@@ -223,6 +223,42 @@ def test_a_time_budget_ends_a_run_with_its_rate_fallen(photos: Path, tmp_path: P
 def test_other_settings_are_refused(photos: Path, trained: Path) -> None:
     with pytest.raises(UsageError, match="other settings"):
         train(TrainOptions(str(photos), trained), replace(config(), seed=5), silent)
+
+
+def test_what_else_a_run_was_started_with_is_held_to(
+    photos: Path, trained: Path, tmp_path: Path
+) -> None:
+    words, encoder = tmp_path / "words.txt", tmp_path / "encoder"
+    words.write_text("tiger\nlion\n")
+    encoder.mkdir()
+    (encoder / "config.json").write_text("{}")
+    for name, value in (("init_from", trained), ("words", words), ("sentence_encoder", encoder)):
+        flag = "--" + name.replace("_", "-")
+        with pytest.raises(UsageError, match=rf"other settings \({flag}\)"):
+            train(TrainOptions(str(photos), trained, **{name: value}), config(), silent)
+    with pytest.raises(NotFoundError, match=r"there is no .*gone\.txt"):
+        train(TrainOptions(str(photos), trained, words=tmp_path / "gone.txt"), config(), silent)
+
+
+def test_a_run_goes_on_with_the_words_it_was_started_with(photos: Path, tmp_path: Path) -> None:
+    words, out = tmp_path / "words.txt", tmp_path / "b"
+    words.write_text("tiger\nlion\n")
+    options = TrainOptions(str(photos), out, device="cpu", stages=("text",), words=words)
+    for _ in range(2):  # the second time the settings are there, and the same
+        with pytest.raises(UsageError, match="never trained"):
+            train(options, config(), silent)
+    words.write_text("car\nbus\n")
+    with pytest.raises(UsageError, match="other settings"):
+        train(options, config(), silent)
+
+
+def test_a_folder_of_an_earlier_version_goes_on(photos: Path, trained: Path) -> None:
+    path = trained / "training" / "settings.json"
+    text = path.read_text()
+    found = json.loads(text)
+    path.write_text(json.dumps({key: found[key] for key in ("source", "config")}))
+    train(TrainOptions(str(photos), trained, device="cpu"), config(), silent)
+    assert path.read_text() == text
 
 
 def test_a_stage_that_was_never_trained_is_named(photos: Path, tmp_path: Path) -> None:
