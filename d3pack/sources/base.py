@@ -47,6 +47,21 @@ class Store(Protocol):
         """Changes when the file changes; the same on every machine."""
 
 
+def _no_image(keys: Sequence[str], store: Store) -> SourceError:
+    """For classes without an image: what is left to do depends on where they come from."""
+    reasons = [skip.reason for skip in store.refused if skip.class_name == keys[0]]
+    more = f" (and {len(keys) - 1} more)" * (len(keys) > 1)
+    if reasons:
+        left_out = f"; left out: {len(reasons)}, {reasons[0]}"
+        hint = "put the images themselves into it"
+    else:
+        left_out = ""
+        hint = "remove the empty folder, or put images into it"
+        if store.kind in {"parquet", "hub"}:
+            hint = "no row has this label: take its name out of the label column's features"
+    return SourceError(f"class {keys[0]!r} holds no image{more}{left_out}", hint=hint)
+
+
 def edges(size: int, read_at: Callable[[int, int], bytes]) -> bytes:
     """Stamp of a file from its size and both ends. `read_at(offset, length)`."""
     head = read_at(0, min(size, EDGE))
@@ -73,11 +88,7 @@ class Source:
         self.counts = store.counts[:first]
         empty = [key for key, n in zip(self.keys, self.counts, strict=True) if n == 0]
         if empty:
-            raise SourceError(
-                f"class {empty[0]!r} holds no image"
-                + (f" (and {len(empty) - 1} more)" * (len(empty) > 1)),
-                hint="remove the empty folder, or put images into it",
-            )
+            raise _no_image(empty, store)
         if len(self.keys) < 2:
             raise SourceError(
                 f"the source has {len(self.keys)} class" + "es" * (len(self.keys) != 1),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from d3pack.errors import HubError, NotFoundError, SourceError
 from d3pack.sources.base import Skip, edges
@@ -71,13 +72,21 @@ def _line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
+def _known(values: Sequence[Any], named: bool) -> npt.NDArray[np.bool_]:
+    """Which rows have a label. Where labels are named, the Hub writes -1 for none."""
+    known = [
+        value is not None and value == value and not (named and value < 0)  # NaN is not itself
+        for value in values
+    ]
+    return np.asarray(known, dtype=np.bool_)
+
+
 class TableStore:
     """Rows with an image column and a label column; only row numbers are kept in memory."""
 
     def __init__(self, table: Any, kind: str) -> None:
         datasets = _library()
         self.kind = kind
-        self.refused: Sequence[Skip] = ()
         features = table.features
         images = [n for n, f in features.items() if isinstance(f, datasets.Image)]
         images += [n for n in IMAGES if n in features and n not in images]
@@ -92,8 +101,21 @@ class TableStore:
         if isinstance(features[self._image], datasets.Image):
             table = table.cast_column(self._image, datasets.Image(decode=False))
         self._table = table.with_format(None)
+        named = isinstance(features[label], datasets.ClassLabel)
+        if not named and not isinstance(features[label], datasets.Value):
+            raise SourceError(
+                f"the column {label!r} does not hold one label for each image",
+                hint="give a table with one number or one word in each row",
+            )
+        known = _known(self._table[label][:], named)
+        self.refused = [
+            Skip("", f"{row:09d}", "no label in its row") for row in np.flatnonzero(~known)
+        ]
+        places = np.flatnonzero(known)
+        if self.refused:  # a missing label would turn whole numbers into fractions
+            table = table.select(places)
         values = table.with_format("numpy")[label][:]
-        if isinstance(features[label], datasets.ClassLabel):
+        if named:
             self.keys = tuple(features[label].names)
             codes = np.asarray(values, dtype=np.int64)
         else:
@@ -101,7 +123,7 @@ class TableStore:
             self.keys = tuple(str(value) for value in found)
         order = np.argsort(codes, kind="stable")
         ends = np.searchsorted(codes[order], np.arange(len(self.keys) + 1))
-        self._rows = [order[a:b] for a, b in pairwise(ends)]
+        self._rows = [places[order[a:b]] for a, b in pairwise(ends)]
         self.counts = tuple(len(rows) for rows in self._rows)
 
     def names(self, c: int) -> Sequence[str]:

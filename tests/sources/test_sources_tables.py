@@ -66,6 +66,46 @@ def test_rows_that_name_a_file_and_rows_that_hold_nothing(tmp_path: Path) -> Non
     assert len(source.fingerprint()) == 64
 
 
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ([0, 1, None, 1], ("0", "1")),
+        (["a", "b", None, "b"], ("a", "b")),
+        ([0.5, 1.5, float("nan"), 1.5], ("0.5", "1.5")),
+    ],
+)
+def test_rows_without_a_label_are_counted(
+    tmp_path: Path, labels: list[Any], classes: tuple[str, ...]
+) -> None:
+    rows = {"image": [png(pixels(0, i)) for i in range(4)], "label": labels}
+    source = open_source(save(tmp_path / "a.parquet", rows))
+    assert (source.classes, source.counts) == (classes, (1, 2))
+    assert [(skip.key, skip.reason) for skip in source.skipped] == [
+        ("000000002", "no label in its row")
+    ]
+    assert source.names(1) == ["000000001", "000000003"]
+    assert np.array_equal(np.asarray(source.load(1, 1)), pixels(0, 3))
+
+
+def test_named_labels_that_are_missing_or_never_used(tmp_path: Path) -> None:
+    rows = {"image": [png(pixels(0, i)) for i in range(5)], "label": [0, -1, 1, None, 1]}
+    path = save(tmp_path / "a.parquet", rows,
+                image=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"]))  # fmt: skip
+    source = open_source(path)
+    assert (source.counts, source.refused) == ((1, 2), 2)
+    assert source.names(1) == ["000000002", "000000004"]
+    more = datasets.ClassLabel(names=["a", "b", "c"])
+    path = save(tmp_path / "b.parquet", rows, image=datasets.Image(), label=more)
+    with pytest.raises(SourceError, match="class 'c' holds no image; no row has this label"):
+        open_source(path)
+
+
+def test_labels_that_are_lists(tmp_path: Path) -> None:
+    rows = {"image": [png(pixels(0, i)) for i in range(3)], "label": [[0], [1], [0, 1]]}
+    with pytest.raises(SourceError, match="'label' does not hold one label for each image"):
+        open_source(save(tmp_path / "a.parquet", rows))
+
+
 def test_a_split_is_told_by_the_names_of_the_files(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     make_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
