@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -42,6 +44,9 @@ def test_unreadable_file(tree: Path) -> None:
     source = open_source(tree)
     assert len(list(source.iter_class(1))) == 2
     assert [s.key for s in source.skipped] == ["002.png"]
+    # a fingerprint that waits for the pipe's other end would wait here for ever
+    code = "import sys; from d3pack.sources import open_source as o; o(sys.argv[1]).fingerprint()"
+    subprocess.run([sys.executable, "-c", code, str(tree)], check=True, timeout=60)
 
 
 def test_a_file_that_vanishes(tree: Path) -> None:
@@ -103,6 +108,16 @@ def test_links_out_of_the_source(tree: Path, tmp_path: Path) -> None:
     assert [s.key for s in source.skipped] == ["link.png"]
     with pytest.raises(SourceError, match="leads out"):
         open_source(tree, on_error="fail")
+
+
+def test_a_class_of_links_only_says_why(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(png(pixels(9, 9)))
+    (tree / "zebra").mkdir()
+    for i in range(2):
+        (tree / "zebra" / f"{i}.png").symlink_to(tmp_path / "secret.png")
+    match = "class 'zebra' holds no image; left out: 2, a link that leads out of the source; put"
+    with pytest.raises(SourceError, match=match):
+        open_source(tree)
 
 
 def test_class_folder_that_links_out(tree: Path, tmp_path: Path) -> None:
