@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageOps
 
+from d3pack.errors import SourceError
 from d3pack.sources import Source
 from d3pack.train.files import plain_errors, reserve, write_text
 from d3pack.train.words import spoken
 
 Pixels = NDArray[np.uint8]
+SKIPPED = "skipped.txt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +58,21 @@ def load_photos(
         pixels = np.lib.format.open_memmap(part, "w+", np.uint8, (total, size, size, 3))
         reserve(part, pixels.offset)
         labels: list[int] = []
-        for label in range(len(source.classes)):
+        for label, name in enumerate(source.classes):
+            before = len(labels)
             for _, image in source.iter_class(label):
                 pixels[len(labels)] = np.asarray(ImageOps.fit(image, (size, size)))
                 labels.append(label)
                 progress(len(labels), total)
+            if len(labels) == before:
+                raise SourceError(
+                    f"no image of class {name!r} can be read",
+                    hint="mend its files, or remove the class",
+                )
         pixels.flush()
         np.save(stored, pixels[: len(labels)])
         part.unlink()
+        _list_skipped(source, cache / SKIPPED)
         record = {"names": [spoken(name) for name in source.classes], "labels": labels}
         write_text(index, json.dumps(record))
     found = json.loads(index.read_text())
@@ -71,6 +80,13 @@ def load_photos(
     train, held = split(labels_array, hold_back)
     # in memory: random rows from a map of the file starve the trainer as soon as memory is short
     return Photos(tuple(found["names"]), np.load(stored), labels_array, train, held)
+
+
+def _list_skipped(source: Source, path: Path) -> None:
+    """Names of the files that were left out, and why."""
+    lines = [f"{skip.class_name}\t{skip.key}\t{skip.reason}\n" for skip in source.skipped]
+    # file names may hold bytes that are no UTF-8
+    write_text(path, "".join(lines).encode("utf-8", "backslashreplace").decode())
 
 
 @lru_cache(maxsize=4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from accelerate import Accelerator
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging
+from transformers.utils.logging import disable_progress_bar
 
 from d3pack.backbones.levels import Levels
 from d3pack.backbones.resolve import lock_directory
@@ -29,10 +30,12 @@ from d3pack.train.export import export_backbone
 from d3pack.train.files import digest, full_disk_named, write_text
 from d3pack.train.latents import Latents, encode_pixels, load_latents
 from d3pack.train.loop import Report, Task, run_stage
-from d3pack.train.photos import Photos, load_photos
+from d3pack.train.photos import SKIPPED, Photos, load_photos
 from d3pack.train.text import TextModule, TextTask
 from d3pack.train.words import scattered_vectors, sentence_vectors, spoken, train_tokenizer
+from d3pack.wording import count
 
+LOG = logging.getLogger(__name__)
 STAGES = ("autoencoder", "text", "diffusion")
 WIDTH_WITHOUT_TEACHER = 384
 
@@ -62,6 +65,7 @@ class _Run:
         self.cache = self.work / "cache"
         self.accelerator = Accelerator(cpu=options.device == "cpu", mixed_precision="bf16")
         self.photos = self._photos()
+        self._tell_skipped()
 
     def _photos(self) -> Photos:
         with self.accelerator.main_process_first():
@@ -74,6 +78,13 @@ class _Run:
                 self.config.hold_back,
                 self._counter("photos"),
             )
+
+    def _tell_skipped(self) -> None:
+        path = self.cache / SKIPPED
+        # the images may have been read by an earlier run; one of an earlier version lists nothing
+        bad = path.read_text(encoding="utf-8").count("\n") if path.exists() else 0
+        if bad and self.accelerator.is_main_process:
+            LOG.info("skipped %s: %s names them", count(bad, "file"), path)
 
     def _counter(self, what: str) -> Callable[[int, int], None]:
         """A listener that reports about twice a second."""
@@ -244,7 +255,7 @@ def train(options: TrainOptions, config: TrainConfig, report: Report) -> Path:
     unknown = set(options.stages) - set(STAGES)
     if unknown:
         raise UsageError(f"no stage {sorted(unknown)[0]!r}", hint=f"stages: {', '.join(STAGES)}")
-    logging.disable_progress_bar()
+    disable_progress_bar()
     run = _Run(options, config, report)
     autoencoder = run.autoencoder()
     text, tokenizer = run.text()
