@@ -21,7 +21,7 @@ from typing import IO, Any, cast
 from d3pack.errors import SourceError
 from d3pack.sources.base import Skip, edges
 from d3pack.sources.images import EXTENSIONS, MAX_BYTES, BadImageError
-from d3pack.sources.splits import pick_folder
+from d3pack.sources.splits import hidden, pick_folder
 
 MAX_RATIO = 200  # a tar that grows more than this when uncompressed is a bomb, not a dataset
 SLACK = 1 << 30
@@ -45,6 +45,9 @@ class _Rows:
 
     def sort(self) -> None:
         order = sorted(range(len(self.names)), key=self.names.__getitem__)
+        # a member that is there twice: the later one holds, as when the archive is unpacked
+        after = [*(self.names[i] for i in order[1:]), None]
+        order = [i for i, name in zip(order, after, strict=True) if self.names[i] != name]
         self.names = [self.names[i] for i in order]
         self.places = array("Q", (self.places[i] for i in order))
         self.sizes = array("Q", (self.sizes[i] for i in order))
@@ -104,7 +107,9 @@ class _TreeIndex:
         parts = tuple(part for part in path.parts if part != ".")
         if path.is_absolute() or ".." in parts:
             self.refused.append(Skip("", name, "its path leads out of the archive"))
-        elif len(parts) >= 2 and path.suffix.lower() in EXTENSIONS and parts[-1][0] != ".":
+        elif len(parts) < 2 or any(map(hidden, parts)):
+            return
+        elif path.suffix.lower() in EXTENSIONS:
             self._folders.setdefault(parts[:-1], _Rows()).add(parts[-1], place, size)
 
     def classes(self) -> dict[str, _Rows]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import tracemalloc
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -90,6 +93,28 @@ def test_tar(tmp_path: Path, suffix: str, mode: str) -> None:
 
 def test_tar_below_common_folders(tmp_path: Path) -> None:
     check_contents(open_source(make_tar(tmp_path / "set.tar", prefix="./some/set/train/")))
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_hidden_members_are_none_and_the_later_of_two_holds(tmp_path: Path, kind: str) -> None:
+    late = "lemon/001.png"
+    stray = ("d/.ipynb_checkpoints/1.png", "lemon/.thumbs/x.png", ".cache/c/0.png")
+    told = [(name, b"junk" if name == late else data) for name, data in members()]
+    told += [(name, png(pixels(9, 9))) for name in (*stray, "__MACOSX/lemon/0.png")]
+    told += [(f"./{late}" if kind == "tar" else late, dict(members())[late])]
+    path = tmp_path / f"set.{kind}"
+    if kind == "tar":
+        with tarfile.open(path, "w") as tar:
+            for name, data in told:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    else:
+        with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # zipfile tells of the name that is there twice
+            for name, data in told:
+                archive.writestr(name, data)
+    check_contents(open_source(path))
 
 
 def test_zip(tmp_path: Path) -> None:
