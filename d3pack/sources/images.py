@@ -40,7 +40,7 @@ def decode(data: bytes) -> Image.Image:
                     )
                 image.seek(0)
                 image.load()
-                return _rgb(ImageOps.exif_transpose(image))
+                return _rgb(ImageOps.exif_transpose(image), image.format)
     except BadImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -53,9 +53,10 @@ def decode(data: bytes) -> Image.Image:
         raise BadImageError(reason[:200]) from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, form: str | None) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        return _from_wide(image).convert("RGB")
+        # 32 bits of a TIFF tell no scale; all else has 16, as has a PGM by the time it is here
+        return _from_wide(image, form == "TIFF" and image.mode in {"I", "F"}).convert("RGB")
     if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
         rgba = image.convert("RGBA")
         ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
@@ -63,14 +64,19 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _from_wide(image: Image.Image) -> Image.Image:
-    """16- and 32-bit greys: Pillow's own conversion clips at 255 and gives white."""
+def _from_wide(image: Image.Image, guess: bool) -> Image.Image:
+    """16- and 32-bit greys: Pillow's own conversion clips at 255 and gives white.
+
+    With `guess`, values that would all be black on a scale of 16 bits are on one of 8.
+    """
     values = np.asarray(image, dtype=np.float64)
     if not np.isfinite(values).all():
         raise BadImageError("holds values that are no numbers")
     low, high = float(values.min()), float(values.max())
     if image.mode == "F" and low >= 0.0 and high <= 1.0:
         top = 1.0
+    elif guess and low >= 0.0 and high <= 255.0:
+        top = 255.0
     elif low >= 0.0 and high <= 65535.0:
         top = 65535.0
     else:

@@ -39,6 +39,32 @@ def test_sixteen_bit_tiff() -> None:
     assert found.min() == 0
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+@pytest.mark.parametrize(("top", "scale"), [(1, 1.0), (255, 1.0), (65535, 1 / 257)])
+def test_32_bit_tiff_keeps_the_scale_it_has(kind: type, top: int, scale: float) -> None:
+    values = np.linspace(0, top, 64).reshape(8, 8).astype(kind)
+    found = np.asarray(decode(saved(Image.fromarray(values), "TIFF")))[..., 0]
+    if kind is np.float32 and top == 1:
+        scale = 255.0  # only fractions have a scale that ends at one
+    assert np.array_equal(found, np.rint(values * scale).astype(np.uint8))
+
+
+@pytest.mark.parametrize("value", [-1, 65536])
+def test_32_bit_values_of_no_known_scale(value: int) -> None:
+    values = np.full((8, 8), value, np.int32)
+    with pytest.raises(BadImageError, match="have no known scale"):
+        decode(saved(Image.fromarray(values), "TIFF"))
+
+
+def test_a_dark_16_bit_image_stays_dark() -> None:
+    for data in (
+        saved(Image.fromarray(np.full((8, 8), 200, np.uint16)), "PNG"),
+        saved(Image.fromarray(np.full((8, 8), 200, np.uint16)), "TIFF"),
+        b"P5 2 2 65535\n" + b"\0\xc8" * 4,
+    ):
+        assert np.asarray(decode(data)).max() == 1
+
+
 def test_cmyk() -> None:
     red = Image.new("RGB", (8, 8), (250, 10, 10))
     found = np.asarray(decode(saved(red.convert("CMYK"), "JPEG", quality=95))).astype(int)
