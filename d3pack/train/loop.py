@@ -21,6 +21,7 @@ from d3pack.train.config import LoopConfig
 from d3pack.train.muon import Muon, grouped
 
 Batch = dict[str, Tensor]
+SAVED = "state.safetensors"
 # first and last layers and tables, of a UNet and of a DiT: no directions to turn
 EDGES = (
     "conv_in.",
@@ -92,7 +93,7 @@ def run_stage(
         weight_decay=config.weight_decay,
         fused=True,
     )
-    saved = folder / "state.safetensors"
+    saved = folder / SAVED
     state: dict[str, Any] = {
         "step": 0,
         "seconds": 0.0,

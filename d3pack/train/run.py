@@ -29,7 +29,7 @@ from d3pack.train.diffusion import SCHEDULE, DenoiserModule, DiffusionTask, buil
 from d3pack.train.export import export_backbone
 from d3pack.train.files import digest, full_disk_named, write_text
 from d3pack.train.latents import Latents, encode_pixels, load_latents
-from d3pack.train.loop import Report, Task, run_stage
+from d3pack.train.loop import SAVED, Report, Task, run_stage
 from d3pack.train.photos import SKIPPED, Photos, load_photos
 from d3pack.train.text import TextModule, TextTask
 from d3pack.train.words import scattered_vectors, sentence_vectors, spoken, train_tokenizer
@@ -144,6 +144,14 @@ class _Run:
         named = zip(STAGES, loops, strict=True)
         return sum(loop.share for stage, loop in named if stage in self.options.stages)
 
+    def missing(self) -> list[str]:
+        """The stages behind the last one asked for that nothing has trained so far."""
+        last = max(map(STAGES.index, self.options.stages))
+        found = {stage for stage in STAGES if (self.work / stage / SAVED).exists()}
+        if self.options.init_from:
+            found.add("text")
+        return [stage for stage in STAGES[last + 1 :] if stage not in found]
+
     def autoencoder(self) -> AutoencoderTiny:
         start = self.options.init_from
         if start and "autoencoder" not in self.options.stages:
@@ -250,15 +258,28 @@ def _start_digest(start: Path | None) -> str | None:
 
 
 @full_disk_named()
-def train(options: TrainOptions, config: TrainConfig, report: Report) -> Path:
-    """Train (or go on training) a backbone; returns the directory in diffusers' layout."""
+def train(options: TrainOptions, config: TrainConfig, report: Report) -> Path | None:
+    """Train (or go on training) a backbone; returns the directory in diffusers' layout.
+
+    None where stages behind those asked for are still to be trained.
+    """
     unknown = set(options.stages) - set(STAGES)
     if unknown:
         raise UsageError(f"no stage {sorted(unknown)[0]!r}", hint=f"stages: {', '.join(STAGES)}")
     disable_progress_bar()
     run = _Run(options, config, report)
+    missing = run.missing()
     autoencoder = run.autoencoder()
-    text, tokenizer = run.text()
+    if "text" not in missing:
+        text, tokenizer = run.text()
+    if missing:
+        if run.accelerator.is_main_process:
+            LOG.info(
+                "%s is no backbone yet: still missing: %s; train on with the same -o",
+                options.out,
+                ", ".join(missing),
+            )
+        return None
     unet = run.diffusion(autoencoder, text, tokenizer)
     if run.accelerator.is_main_process:
         export_backbone(

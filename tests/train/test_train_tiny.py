@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -259,6 +260,26 @@ def test_a_folder_of_an_earlier_version_goes_on(photos: Path, trained: Path) -> 
     path.write_text(json.dumps({key: found[key] for key in ("source", "config")}))
     train(TrainOptions(str(photos), trained, device="cpu"), config(), silent)
     assert path.read_text() == text
+
+
+def test_first_stages_alone_end_well(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "d3pack")
+    out, short = tmp_path / "b", config(steps=10)
+    for stages, missing in (
+        (("autoencoder",), "text, diffusion"),
+        (("autoencoder", "text"), "diffusion"),
+        (("autoencoder",), "diffusion"),
+    ):
+        caplog.clear()
+        options = TrainOptions(str(photos), out, device="cpu", stages=stages)
+        assert train(options, short, silent) is None
+        assert f"{out} is no backbone yet: still missing: {missing}; train on" in caplog.text
+        assert not (out / "lock.json").exists()
+    options = TrainOptions(str(photos), out, device="cpu", stages=("diffusion",))
+    assert train(options, short, silent) == out
+    assert (out / "lock.json").exists()
 
 
 def test_a_stage_that_was_never_trained_is_named(photos: Path, tmp_path: Path) -> None:
