@@ -22,7 +22,7 @@ class Row:
     """One line of a sheet."""
 
     name: str
-    images: Images
+    images: Images | Sequence[npt.NDArray[np.uint8]]  # of any sizes
     note: str = ""
 
 

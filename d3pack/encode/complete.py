@@ -182,7 +182,7 @@ def write_sheets(pack: Pack, backbone: Backbone, told: Told, journal: Journal) -
         made = decoder.images([(c, i) for c in rows for i in range(shown)]).cpu().numpy()
         made = made.reshape(len(rows), shown, *made.shape[1:])
         lines = [
-            Row(pack.classes[c], np.concatenate([told.shown(c)[:SHOWN], made[place]]))
+            Row(pack.classes[c], [*told.shown(c)[:SHOWN], *made[place]])  # of two sizes, maybe
             for place, c in enumerate(rows)
         ]
         captions = ["real"] + [""] * (len(lines[0].images) - shown - 1) + ["made"]

@@ -108,6 +108,18 @@ def test_contact_sheet_and_log(home: Path, made: tuple[d3pack.Pack, EncodeOption
     assert not (work / "classes").exists()  # what is done needs no latents
 
 
+def test_collages_are_kept_smaller_than_large_images(home: Path) -> None:
+    """The sheet shows both: thumbnails of real collages, and images as they are made."""
+    options = EncodeOptions(
+        images_per_class=1, backbone=str(home / "sd"), size=(256, 256), steps=0, cool=0,
+        triples=1, collages=1, sampler_steps=1, group=1, probes=0, teacher_samples=100,
+    )  # fmt: skip
+    pack = encode(open_source(home / "source"), options, home / "large.d3m")
+    assert pack.recipe.size == (256, 256)
+    with Image.open(home / "large.d3m.work" / "sheets" / "000000.png") as sheet:
+        assert sheet.height > 3 * 72
+
+
 def test_the_size_was_foreseen(home: Path, made: tuple[d3pack.Pack, EncodeOptions]) -> None:
     pack, options = made
     found = dry_run(open_source(home / "source"), options)
