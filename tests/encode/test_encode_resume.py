@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from encode_world import make_tree
+from encode_world import CLASSES, make_tree, save_classifier
 from places import HELPERS
 from tiny_backbones import tiny_sd
 
@@ -38,6 +38,8 @@ def work(job):
         seen.append((event["event"], stage))
         if job.get("kill_at") == [event["event"], stage, seen.count(seen[-1])]:
             os.kill(os.getpid(), signal.SIGKILL)
+    if "threads" in job:
+        torch.get_num_threads = lambda: job["threads"]
     if "kill_after" in job:
         threading.Timer(job["kill_after"], os.kill, (os.getpid(), signal.SIGKILL)).start()
     out = Path(job["output"])
@@ -191,6 +193,46 @@ def test_changed_options_and_sources_are_said(server: Server, undisturbed: bytes
     answer = server.run("changed.d3m")
     assert "error" not in answer, answer
     assert server.bytes_of("changed.d3m") == undisturbed
+
+
+def test_another_teacher_is_said(server: Server) -> None:
+    """Its directory is called as before: what lies in it decides."""
+    path, table = server.folder / "teacher", server.folder / "map.json"
+    names = {name: name for name in CLASSES}
+    save_classifier(path, CLASSES)
+    table.write_text(json.dumps(names))
+    changes = {"teacher": str(path), "teacher_map": str(table)}
+    server.run("judged.d3m", changes=changes, kill_at=["step", "collages", 2])
+    weights = path / "model.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-4] + b"\0\0\0\0")
+    answer = server.run("judged.d3m", changes=changes)
+    assert "the teacher has changed since this work began; put it back" in answer["error"]
+    weights.write_bytes(before)
+    table.write_text(json.dumps({**names, "lemon": "goldfish", "goldfish": "lemon"}))
+    answer = server.run("judged.d3m", changes=changes)
+    assert "the teacher map has changed since this work began" in answer["error"]
+    table.write_text(json.dumps(names))
+    answer = server.run("judged.d3m", changes=changes)
+    assert "error" not in answer, answer
+
+
+def test_other_threads_do_not_change_the_teacher(server: Server, undisturbed: bytes) -> None:
+    server.run("threads.d3m", kill_at=["step", "collages", 2])
+    answer = server.run("threads.d3m", threads=2)
+    assert "error" not in answer, answer
+    assert ["stage", "train the teacher"] not in answer["seen"]
+    assert server.bytes_of("threads.d3m") == undisturbed
+
+
+def test_half_a_teacher_of_other_threads_is_none(server: Server, undisturbed: bytes) -> None:
+    server.run("half.d3m", kill_at=["step", "train the teacher", 1], threads=2)
+    answer = server.run("half.d3m")
+    assert "error" not in answer, answer
+    assert server.bytes_of("half.d3m") == undisturbed
+    begun = [s for e, s in answer["seen"] if (e, s) == ("step", "train the teacher")]
+    again = server.run("whole.d3m")["seen"]
+    assert begun == [s for e, s in again if (e, s) == ("step", "train the teacher")]
 
 
 def test_another_output_is_not_overwritten(server: Server) -> None:

@@ -154,14 +154,24 @@ def teacher_key(source: Source, lesson: Lesson, device: str = "cpu") -> str:
 
 
 def train_teacher(
-    source: Source, lesson: Lesson, journal: Journal, events: Events, *, cache: Path, device: str
+    source: Source,
+    lesson: Lesson,
+    journal: Journal,
+    events: Events,
+    *,
+    cache: Path,
+    device: str,
+    key: str = "",
 ) -> TrainedTeacher:
-    """The teacher of this source: remembered, or trained (going on where a killed run stopped)."""
-    key = teacher_key(source, lesson, device)
+    """The teacher of this source: remembered, or trained (going on where a killed run stopped).
+
+    `key` names one of the cache that has to be the teacher.
+    """
+    key = key or teacher_key(source, lesson, device)
     stored = cache / f"{key}.safetensors"
     if not stored.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        write_whole(stored, _train(source, lesson, journal, events, device))
+        write_whole(stored, _train(source, lesson, journal, events, device, key))
         journal.drop("teacher")
     data = stored.read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -178,7 +188,9 @@ def train_teacher(
     return TrainedTeacher(net, lesson, source.classes, record, device)
 
 
-def _train(source: Source, lesson: Lesson, journal: Journal, events: Events, device: str) -> bytes:
+def _train(
+    source: Source, lesson: Lesson, journal: Journal, events: Events, device: str, key: str
+) -> bytes:
     pixels, labels = gather(source, lesson, events)
     images, targets = torch.from_numpy(pixels), torch.from_numpy(labels)
     rng = np.random.Generator(np.random.Philox(key=[lesson.seed, 2**32]))
@@ -197,7 +209,7 @@ def _train(source: Source, lesson: Lesson, journal: Journal, events: Events, dev
     batch = min(lesson.batch, len(train))
     steps = max(1, min(lesson.samples, lesson.epochs * len(train)) // batch)
     every = max(1, steps // CHECKPOINTS)
-    step = _restore(journal, net, optimizer)
+    step = _restore(journal, net, optimizer, key)
     with events.stage("train the teacher", steps, "steps"):
         while step < steps:
             rows, moves = _batch_plan(len(train), batch, step, lesson)
@@ -215,7 +227,7 @@ def _train(source: Source, lesson: Lesson, journal: Journal, events: Events, dev
             optimizer.step()
             step += 1
             if step % every == 0 or step == steps:
-                _remember(journal, net, optimizer, step)
+                _remember(journal, net, optimizer, step, key)
             if step % 10 == 0 or step == steps:
                 events.step(step, loss=round(float(loss.detach()), 4), samples=step * batch)
     figures: dict[str, Any] = {}
@@ -278,16 +290,18 @@ def _augment(images: Tensor, moves: npt.NDArray[np.int64]) -> Tensor:
     return torch.stack(shifted).contiguous(memory_format=torch.channels_last)
 
 
-def _remember(journal: Journal, net: nn.Module, optimizer: torch.optim.SGD, step: int) -> None:
+def _remember(
+    journal: Journal, net: nn.Module, optimizer: torch.optim.SGD, step: int, key: str
+) -> None:
     arrays = {f"net.{name}": value.cpu().numpy() for name, value in net.state_dict().items()}
     for i, parameter in enumerate(net.parameters()):
         arrays[f"momentum.{i}"] = optimizer.state[parameter]["momentum_buffer"].cpu().numpy()
-    journal.save("teacher/state", arrays, {"step": step})
+    journal.save("teacher/state", arrays, {"step": step, "key": key})
 
 
-def _restore(journal: Journal, net: nn.Module, optimizer: torch.optim.SGD) -> int:
+def _restore(journal: Journal, net: nn.Module, optimizer: torch.optim.SGD, key: str) -> int:
     found = journal.load("teacher/state")
-    if found is None:
+    if found is None or found[1].get("key") != key:  # half of another teacher is none of this one
         return 0
     arrays, facts = found
     net.load_state_dict(
