@@ -14,7 +14,7 @@ from d3pack.encode.events import Events, Listener, log_file
 from d3pack.encode.journal import Journal, NoSpaceError
 from d3pack.encode.method import BACKBONE, Method, Plan, Run, methods, open_method
 from d3pack.encode.options import EncodeOptions
-from d3pack.errors import UsageError
+from d3pack.errors import InvalidPackError, UsageError
 from d3pack.format import read, write
 from d3pack.pack import Pack
 from d3pack.sources import Source
@@ -92,6 +92,7 @@ def encode(
         journal = Journal(work, _key(source, options, plan), restart=restart)
         try:
             if (done := _finished(journal, output)) is not None:
+                _tidy(journal)
                 return done
             made, beside = journal.folder / BACKBONE, backbone_beside(output)
             for there in (output, beside):
@@ -113,10 +114,9 @@ def encode(
             _list_skipped(source, work)
             if made.exists():
                 _put_beside(made, beside)
+            journal.record("root", pack.root)  # first: a file of that root is ours, and whole
             write(pack, output)
-            journal.record("root", pack.root)
-            for folder in _PASSING:
-                journal.drop(folder)
+            _tidy(journal)
             events.emit("done", root=pack.root, bytes=output.stat().st_size)
             return pack
         finally:
@@ -161,8 +161,16 @@ def _finished(journal: Journal, output: Path) -> Pack | None:
     """The pack that this very work has already led to."""
     if "root" not in journal or not output.exists():
         return None
-    pack = read(output)
+    try:
+        pack = read(output)
+    except InvalidPackError:
+        return None  # what lay there before
     return pack if pack.root == journal["root"] else None
+
+
+def _tidy(journal: Journal) -> None:
+    for folder in _PASSING:
+        journal.drop(folder)
 
 
 def _same(made: Path, there: Path) -> bool:

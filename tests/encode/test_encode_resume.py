@@ -21,6 +21,7 @@ import json, os, signal, sys, threading
 import torch, diffusers, transformers
 from pathlib import Path
 from encode_world import quick
+import d3pack.encode as encoding
 from d3pack.encode import encode, keeper, generate, estimate
 from d3pack.encode.dit import classcond, minimax
 from d3pack.encode.d3m import method
@@ -38,6 +39,12 @@ def work(job):
         seen.append((event["event"], stage))
         if job.get("kill_at") == [event["event"], stage, seen.count(seen[-1])]:
             os.kill(os.getpid(), signal.SIGKILL)
+    if job.get("kill_at") == "written":
+        real = encoding.write
+        def write(pack, output):
+            real(pack, output)
+            os.kill(os.getpid(), signal.SIGKILL)
+        encoding.write = write
     if "threads" in job:
         torch.get_num_threads = lambda: job["threads"]
     if "kill_after" in job:
@@ -171,6 +178,22 @@ def test_a_finished_run_is_recognised(server: Server, undisturbed: bytes) -> Non
     answer = server.run("undisturbed.d3m")
     assert {stage for _, stage in answer["seen"]} == {"", "look through the source"}
     assert server.bytes_of("undisturbed.d3m") == undisturbed
+
+
+def test_killed_when_the_file_is_there(server: Server, undisturbed: bytes) -> None:
+    answer = server.run("written.d3m", kill_at="written")
+    assert answer["status"] == signal.SIGKILL
+    assert server.bytes_of("written.d3m") == undisturbed
+    answer = server.run("written.d3m")
+    assert "error" not in answer, answer
+    assert {stage for _, stage in answer["seen"]} == {"", "look through the source"}
+    assert not (server.folder / "written.d3m.work" / "classes").exists()
+
+
+def test_a_finished_run_that_lost_its_file_to_another(server: Server, undisturbed: bytes) -> None:
+    server.run("lost.d3m")
+    (server.folder / "lost.d3m").write_bytes(b"something of mine")
+    assert "lost.d3m exists" in server.run("lost.d3m")["error"]
 
 
 def test_another_seed_gives_another_pack(server: Server, undisturbed: bytes) -> None:
