@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from d3pack.encode import skipped
 from d3pack.encode.events import Events, Listener, log_file
 from d3pack.encode.journal import Journal, NoSpaceError
 from d3pack.encode.method import BACKBONE, Method, Plan, Run, methods, open_method
@@ -106,6 +107,7 @@ def encode(
             events.listeners.append(log)
             if journal.begun:
                 events.note("going on where the last run stopped")
+                skipped.recall(journal, source)
             run = Run(
                 source, options, plan, journal, events, device, cache or cache_home() / "teachers"
             )

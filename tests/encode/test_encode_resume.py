@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from encode_world import CLASSES, make_tree, save_classifier
 from places import HELPERS
-from tiny_backbones import tiny_sd
+from tiny_backbones import tiny_dit, tiny_sd
 
 # Imports once and forks for every run, so that a run that dies costs no new start of torch.
 SERVER = """
@@ -50,7 +50,7 @@ def work(job):
     if "kill_after" in job:
         threading.Timer(job["kill_after"], os.kill, (os.getpid(), signal.SIGKILL)).start()
     out = Path(job["output"])
-    source = open_source(job["source"])
+    source = open_source(job["source"], on_error=job.get("on_error", "skip"))
     encode(source, quick(job["backbone"], **job.get("changes", {})), out, listeners=[listen],
            cache=out.parent / (out.name + ".teachers"))
     return seen
@@ -256,6 +256,33 @@ def test_half_a_teacher_of_other_threads_is_none(server: Server, undisturbed: by
     begun = [s for e, s in answer["seen"] if (e, s) == ("step", "train the teacher")]
     again = server.run("whole.d3m")["seen"]
     assert begun == [s for e, s in again if (e, s) == ("step", "train the teacher")]
+
+
+@pytest.mark.parametrize("method", ["d3m", "minimax"])
+def test_skipped_files_are_not_forgotten(server: Server, tmp_path: Path, method: str) -> None:
+    root = make_tree(tmp_path / "source")
+    (root / "lemon" / "bad.png").write_bytes(b"")
+    job: dict[str, Any] = {"source": str(root)}
+    kill = ["step", "collages", 3]
+    if method == "minimax":
+        dit = tmp_path / "dit"
+        tiny_dit(dit)
+        plain = {"modes": None, "candidates": None, "labels": None}
+        job |= {
+            "backbone": str(dit),
+            "changes": {"method": method, "extra": {"epochs": 1}, **plain},
+        }
+        kill = ["stage", "tune the backbone", 1]
+    name = f"skipped-{method}.d3m"
+    answer = server.run(name, kill_at=kill, **job)
+    assert answer["status"] == signal.SIGKILL, answer
+    answer = server.run(name, on_error="fail", **job)
+    assert "lemon/bad.png" in answer["error"]
+    answer = server.run(name, **job)
+    assert "error" not in answer, answer
+    listed = (server.folder / f"{name}.work" / "skipped.txt").read_text()
+    assert listed.startswith("lemon\tbad.png\t")
+    assert listed.count("\n") == 1
 
 
 def test_another_output_is_not_overwritten(server: Server) -> None:

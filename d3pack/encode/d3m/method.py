@@ -12,7 +12,7 @@ import torch
 
 from d3pack.backbones import Backbone, default_backbone, open_backbone
 from d3pack.codecs import decode_prompts, encode_prompts
-from d3pack.encode import budget
+from d3pack.encode import budget, skipped
 from d3pack.encode.complete import Told, finish, sample_record
 from d3pack.encode.d3m.collages import CollageOptions, clusters, make_collages
 from d3pack.encode.d3m.estimate import estimate
@@ -138,6 +138,7 @@ class D3M:
                     if plan.guidance is None:
                         arrays["features"] = teacher.features(made.usual).numpy()
                     facts = {"seen": made.seen, "bad": made.bad, "realism": made.realism}
+                    skipped.remember(run.journal, run.source)
                     run.journal.save(name, arrays, facts)
                 else:
                     facts = found[1]

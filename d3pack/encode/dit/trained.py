@@ -22,6 +22,7 @@ from d3pack.backbones.autoencoder import Autoencoder
 from d3pack.backbones.levels import Levels
 from d3pack.codecs import decode_files, encode_files
 from d3pack.coded import Coded
+from d3pack.encode import skipped
 from d3pack.encode.complete import Told
 from d3pack.encode.estimate import seconds_of
 from d3pack.encode.events import Events
@@ -163,7 +164,10 @@ def encoded(
     """All images at one size, and the latents of those to train on. Made once."""
     cache = run.journal.path(WORK) / "cache"
     with run.events.stage("read the images", sum(run.source.counts), "images"):
+        if "images" not in run.journal:  # files that were left out are not in the journal either
+            (cache / "photos.json").unlink(missing_ok=True)
         photos = load_photos(run.source, cache, side, hold_back, _every(100, run.events.step))
+        skipped.remember(run.journal, run.source)
         run.journal.record("images", len(photos.labels))  # a journal of no facts has not begun
     with run.events.stage("encode the images", 2 * len(photos.train), "images"):
         latents = keep_latents(

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from d3pack.backbones import cache_home
+from d3pack.encode import skipped
 from d3pack.encode.method import Run
 from d3pack.encode.teachers.resnet import lesson_for, teacher_key, train_teacher
 from d3pack.encode.teachers.teacher import Teacher, TransformersTeacher
@@ -52,6 +53,7 @@ def _open(run: Run, typical: int) -> Teacher:
     teacher = train_teacher(
         run.source, lesson, journal, run.events, cache=run.cache, device=run.device, key=key
     )
+    skipped.remember(journal, run.source)
     journal.record(_KEY, key)
     return teacher
 
