@@ -81,6 +81,8 @@ def encode(
         raise UsageError(f"the output {output.name} must end in .d3m")
     if not output.parent.is_dir():
         raise UsageError(f"there is no folder {output.parent.name} for the output")
+    if os.path.isdir(output):
+        raise UsageError(f"the output {output.name} is a folder", hint="name another")
     device = _device(options)
     method = open_method(options.method)
     plan = method.plan(source, options, device)

@@ -68,8 +68,13 @@ class Journal:
     def __init__(self, folder: Path, key: Mapping[str, Any], *, restart: bool = False) -> None:
         self.folder = folder
         self.key = json.loads(json.dumps(dict(key)))
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
+        except OSError as error:
+            raise JournalError(
+                f"cannot work in {folder.name}: {error.strerror}", hint="name another output"
+            ) from error
         try:
             if sys.platform != "win32":
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -89,6 +89,24 @@ def test_one_line_for_every_bad_input(home: Path, tmp_path: Path) -> None:
         assert not out.exists()
 
 
+def test_one_line_where_nothing_can_be_written(home: Path, tmp_path: Path) -> None:
+    def refused(output: Path, *more: str) -> str:
+        error = fails(home / "source", "-o", output, "--backbone", home / "sd", *more, *SHORT)
+        assert error.code in {"E_JOURNAL", "E_USAGE"}
+        return str(error)
+
+    (tmp_path / "a.d3m.work").write_text("a file")
+    assert "cannot work in a.d3m.work: File exists; name another output" in refused(
+        tmp_path / "a.d3m"
+    )
+    assert "File name too long" in refused(tmp_path / f"{'x' * 253}.d3m")
+    if Path("/sys").is_dir():  # where nobody makes a folder, root neither
+        assert "cannot work in x.d3m.work" in refused(Path("/sys/x.d3m"))
+    (tmp_path / "folder.d3m").mkdir()
+    assert "folder.d3m is a folder" in refused(tmp_path / "folder.d3m", "--overwrite")
+    assert not (tmp_path / "folder.d3m.work").exists()
+
+
 def test_a_full_disk(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk fills while collages are kept; with room again the same call ends the work."""
     real = os.fsync

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,15 @@ def test_going_on_after_any_checkpoint(tmp_path: Path, root: Path) -> None:
         train(tmp_path / "stopped", root, listeners=[stop])
     assert (tmp_path / "stopped" / "work" / "teacher" / "state.safetensors").exists()
     assert train(tmp_path / "stopped", root).record == whole
+
+
+@pytest.mark.parametrize("keep", [0, 6, 100, 5000])
+def test_a_damaged_file_is_trained_again(tmp_path: Path, root: Path, keep: int) -> None:
+    short = replace(LESSON, samples=64)
+    whole = train(tmp_path, root, lesson=short).record
+    stored = next((tmp_path / "teachers").iterdir())
+    stored.write_bytes(stored.read_bytes()[:keep])
+    assert train(tmp_path, root, lesson=short).record == whole
 
 
 def test_the_key_follows_the_threads(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
@@ -169,15 +170,16 @@ def train_teacher(
     """
     key = key or teacher_key(source, lesson, device)
     stored = cache / f"{key}.safetensors"
-    if not stored.exists():
+    found = _read(stored)
+    if found is None:
         cache.mkdir(parents=True, exist_ok=True)
         write_whole(stored, _train(source, lesson, journal, events, device, key))
         journal.drop("teacher")
-    data = stored.read_bytes()
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        found = _read(stored)
+        assert found is not None
+    data, weights, figures = found
     net = SmallResNet(len(source.classes), lesson.widths)
-    net.load_state_dict(load_tensors(data))
-    figures = json.loads(header["__metadata__"]["figures"])
+    net.load_state_dict(weights)
     record = {
         "kind": "trained",
         "name": f"resnet-{'-'.join(map(str, lesson.widths))}-{lesson.size}px",
@@ -186,6 +188,18 @@ def train_teacher(
         **figures,
     }
     return TrainedTeacher(net, lesson, source.classes, record, device)
+
+
+def _read(stored: Path) -> tuple[bytes, dict[str, Tensor], dict[str, Any]] | None:
+    """Bytes, weights and figures of a teacher; None where it is missing or not whole."""
+    if not stored.exists():
+        return None
+    data = stored.read_bytes()
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return data, load_tensors(data), json.loads(header["__metadata__"]["figures"])
+    except (SafetensorError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _train(
