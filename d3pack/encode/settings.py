@@ -29,5 +29,13 @@ def read_settings(kind: type[T], method: str, extra: Mapping[str, Any]) -> T:
     return kind(**values)
 
 
+def need_between(settings: object, low: float, high: float, *names: str) -> None:
+    """Refuse settings outside of a range, and what is no number at all."""
+    for name in names:
+        value = getattr(settings, name)
+        if not low <= value <= high:
+            raise UsageError(f"{name} is {value}", hint=f"it lies between {low:g} and {high:g}")
+
+
 def _article(kind: type[Any]) -> str:
     return {int: "a whole number", float: "a number", bool: "yes or no"}.get(kind, "a word")

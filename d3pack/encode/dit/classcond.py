@@ -31,7 +31,7 @@ from d3pack.encode.method import BACKBONE, Plan, Run
 from d3pack.encode.options import EncodeOptions
 from d3pack.encode.plan import Dials, dtype_for, sigmas_of, size_of, typical_side
 from d3pack.encode.search import grid
-from d3pack.encode.settings import read_settings
+from d3pack.encode.settings import need_between, read_settings
 from d3pack.encode.teachers.teaching import open_teacher
 from d3pack.errors import UsageError
 from d3pack.pack import EMBEDDED, Pack
@@ -52,6 +52,10 @@ class ClassSettings:
     embed: bool = False  # the pack carries the backbone, in eight bits a weight
     search_images: int = 200  # made for each setting of the sampler
     licence: str = "unknown"  # of the trained weights
+
+    def __post_init__(self) -> None:
+        names = ("train_steps", "train_seconds", "decode_seconds", "search_images")
+        need_between(self, 0, 1e9, *names)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from d3pack.encode.keeper import JournalKeeper
 from d3pack.encode.method import Plan, Run
 from d3pack.encode.options import EncodeOptions
 from d3pack.encode.plan import Dials, dtype_for, sigmas_of, size_of, typical_side
-from d3pack.encode.settings import read_settings
+from d3pack.encode.settings import need_between, read_settings
 from d3pack.encode.teachers.teaching import open_teacher
 from d3pack.errors import UsageError
 from d3pack.pack import Pack
@@ -60,8 +60,13 @@ class MinimaxSettings:
     def __post_init__(self) -> None:
         if self.adapter not in CODECS:
             raise UsageError(f"adapter is {self.adapter!r}", hint=f"one of {', '.join(CODECS)}")
-        if min(self.epochs, self.batch, self.memory) < 1 or not 0 <= self.ema < 1:
-            raise UsageError("epochs, batch and memory are at least 1, ema lies below 1")
+        need_between(self, 1, 1e9, "epochs", "batch", "memory")
+        need_between(self, 1e-9, 1, "lr")
+        need_between(self, 0, 1, "drop")
+        need_between(self, 0, 1e3, "representative", "diverse")
+        need_between(self, 0, 1e9, "train_steps", "search_images", "decode_seconds")
+        if not 0 <= self.ema < 1:
+            raise UsageError("ema lies between 0 and 1, and below 1")
 
 
 @dataclass(frozen=True, slots=True)
