@@ -231,6 +231,26 @@ def test_what_moves_and_what_does_not(dit: DiT, tmp_path: Path) -> None:
     }
 
 
+def test_a_short_run_is_averaged_without_its_start(dit: DiT, tmp_path: Path) -> None:
+    """With 0.9999 a plain average of eight steps would be 0.9992 start."""
+    passed: list[torch.Tensor] = []
+
+    class Watched(FineTuning):
+        def _follow(self) -> None:
+            super()._follow()
+            passed.append(self.fit.values[ROWS].detach().clone())
+
+    with fitted(dit, KNOWN) as fit:
+        start = fit.values[ROWS].detach().clone()
+        tuning = Watched(fit, latents(), MinimaxSettings(batch=4), 8, 3)
+        journal = Journal(tmp_path / "work", {})
+        tuning.run(JournalKeeper(journal, "state"), Events())
+        journal.close()
+        found = tuning.average[ROWS]
+    mean = torch.stack(passed).mean(0)
+    assert (found - mean).norm() < 0.01 * (mean - start).norm()
+
+
 def test_the_time_embedding_stays_one(dit: DiT, tmp_path: Path) -> None:
     with fitted(dit, KNOWN) as fit:
         tuned(fit, tmp_path / "work")
