@@ -12,7 +12,7 @@ from typing import Any
 
 from d3pack.encode import skipped
 from d3pack.encode.events import Events, Listener, log_file
-from d3pack.encode.journal import Journal, NoSpaceError
+from d3pack.encode.journal import OPTION, Journal, NoSpaceError
 from d3pack.encode.method import BACKBONE, Method, Plan, Run, methods, open_method
 from d3pack.encode.options import EncodeOptions
 from d3pack.errors import InvalidPackError, UsageError
@@ -156,7 +156,7 @@ def _repeatable(device: str) -> Iterator[None]:
 
 def _key(source: Source, options: EncodeOptions, plan: Plan) -> Mapping[str, Any]:
     """What must stay the same for a run to go on."""
-    chosen = {f"option {name}": value for name, value in options.plain().items()}
+    chosen = {OPTION + name: value for name, value in options.plain().items()}
     planned = {f"plan {name}": value for name, value in plan.to_json().items()}
     return {"source": source.fingerprint(), **chosen, **planned}
 

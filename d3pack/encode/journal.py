@@ -22,12 +22,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from d3pack.encode.options import as_given
 from d3pack.errors import D3MError, UsageError
 
 if sys.platform != "win32":
     import fcntl
 
 Arrays = dict[str, npt.NDArray[Any]]
+OPTION = "option "  # begins the names of what a person chose, in the key
 _VERSION = 3
 
 
@@ -130,8 +132,13 @@ class Journal:
                     "the source has changed since this work began",
                     hint="put it back to go on, or pass --restart to begin anew",
                 )
+            said, before, after = name, json.dumps(was), json.dumps(now)
+            if name.startswith(OPTION):
+                short = name.removeprefix(OPTION)
+                said, before = as_given(short, {} if was is None else {short: was})
+                after = as_given(short, {} if now is None else {short: now})[1]
             raise UsageError(
-                f"{name} was {json.dumps(was)} when this work began and is {json.dumps(now)} now",
+                f"{said} was {before} when this work began and is {after} now",
                 hint="run the same command to go on, or pass --restart to begin anew",
             )
 

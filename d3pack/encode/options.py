@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -67,7 +69,8 @@ class EncodeOptions:
             if not good:
                 raise UsageError(text)
 
-        need(1 <= self.images_per_class <= 2**20, "--ipc must be at least 1")
+        need(1 <= self.images_per_class <= 2**20, f"--ipc lies between 1 and {2**20}")
+        need(self.size is None or min(self.size) >= 1, "--size must be at least 1")
         for name in ("modes", "vectors", "candidates", "sampler_steps", "group", "crops"):
             value = getattr(self, name)
             need(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1")
@@ -97,6 +100,15 @@ class EncodeOptions:
         default = {f.name: f.default for f in fields(self)}
         found = {k: v for k, v in asdict(self).items() if k != "extra" and v != default[k]}
         return {**found, **({"extra": self.extra} if self.extra else {})}
+
+
+def as_given(name: str, chosen: Mapping[str, Any]) -> tuple[str, str]:
+    """The flag of an option, and what it was given out of `chosen`: what differs from defaults."""
+    flags = {"images_per_class": "--ipc", "label_temperature": "--temperature", "extra": "--set"}
+    default = {f.name: f.default for f in fields(EncodeOptions)} | {"extra": None}
+    value = chosen.get(name, default.get(name))
+    flag = flags.get(name, f"--{name.replace('_', '-')}")
+    return flag, "not given" if value is None else json.dumps(value)
 
 
 def no_settings(method: str, options: EncodeOptions) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,6 +62,27 @@ def test_nothing_done_is_nothing_lost(tmp_path: Path) -> None:
     """A run that failed at once may be run again with mended options."""
     Journal(tmp_path / "w", {"source": "abc", "option teacher": "typo"}).close()
     Journal(tmp_path / "w", {"source": "abc", "option teacher": "right"}).close()
+
+
+@pytest.mark.parametrize(
+    ("name", "was", "now", "said"),
+    [
+        ("images_per_class", 2, None, "--ipc was 2 when this work began and is 10 now"),
+        ("codec", None, "i8", '--codec was not given when this work began and is "i8" now'),
+        ("extra", None, {"lr": 1}, '--set was not given when this work began and is {"lr": 1} now'),
+    ],
+)
+def test_what_was_chosen_otherwise(
+    tmp_path: Path, name: str, was: Any, now: Any, said: str
+) -> None:
+    """By its flag, and by the value that it has where nobody gives one."""
+    keys = [{} if v is None else {f"option {name}": v} for v in (was, now)]
+    first = Journal(tmp_path / "w", keys[0])
+    first.record("one", 1)
+    first.close()
+    with pytest.raises(UsageError) as error:
+        Journal(tmp_path / "w", keys[1])
+    assert said in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 9, "key": {}, "facts": {}}'])

@@ -53,6 +53,8 @@ def test_labels() -> None:
     "bad",
     [
         {"images_per_class": 0},
+        {"images_per_class": 2**20 + 1},
+        {"size": (0, 0)},
         {"modes": 0},
         {"codec": "zip"},
         {"factor": 3},
@@ -71,6 +73,11 @@ def test_labels() -> None:
 def test_options_that_cannot_be_meant(bad: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         EncodeOptions(**bad)  # type: ignore[arg-type]
+
+
+def test_both_limits_are_said() -> None:
+    with pytest.raises(UsageError, match="--ipc lies between 1 and 1048576"):
+        EncodeOptions(images_per_class=2_000_000)
 
 
 def test_the_command_has_the_defaults_of_the_options() -> None:
