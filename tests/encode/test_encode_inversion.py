@@ -290,3 +290,12 @@ def test_the_density_is_that_of_single_gradients(backbone: Backbone) -> None:
         (gradient,) = torch.autograd.grad(loss, [leaf])
         squares[i * BINS // count] += float(gradient.square().sum())
     assert np.allclose(Density.of_squares(squares).shares, trained._state["density"], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("steps", "taken"), [(2, 5), (7, 10)])
+def test_steps_are_at_most(backbone: Backbone, steps: int, taken: int) -> None:
+    """Also where judgements come less often, or not when the steps end."""
+    shelf = Shelf()
+    fit(backbone, settings(steps=steps, cool=3, validate_every=5, patience=9), shelf=shelf)
+    assert shelf.state is not None
+    assert shelf.state["step"].tolist() == [taken] * 3

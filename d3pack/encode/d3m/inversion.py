@@ -166,8 +166,10 @@ class Inversion:
     def _stretch(self, active: Array) -> int:
         """Steps until the next judgement: no row may run past its end."""
         state, options = self._state, self._options
+        exploring = active[state["status"][active] == EXPLORING]
         cooling = active[state["status"][active] == COOLING]
-        left = options.cool - state["cooled"][cooling]
+        left = [*(options.steps - state["step"][exploring])]
+        left += [*(options.cool - state["cooled"][cooling])]
         return int(min([options.validate_every, *left])) if len(active) else 0
 
     # -- one step ------------------------------------------------------------------------------
