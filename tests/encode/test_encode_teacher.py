@@ -19,6 +19,7 @@ from d3pack.encode.teachers.resnet import (
     Lesson,
     TrainedTeacher,
     gather,
+    hold_back,
     lesson_for,
     teacher_key,
     train_teacher,
@@ -148,6 +149,18 @@ def test_one_image_a_class_is_enough_to_run(tmp_path: Path) -> None:
     teacher = train(tmp_path, make_tree(tmp_path / "source", 1))
     assert "held_accuracy" not in teacher.record
     assert torch.isfinite(teacher.logits(pictures(2)[0])).all()
+
+
+def test_every_class_keeps_an_image_to_learn_from() -> None:
+    labels = np.repeat([0, 1, 2], [7, 1, 2])
+    order = np.array([7, 8, 0, 9, 1, 2, 3, 4, 5, 6])
+    held, taught = hold_back(labels, order, 0.4)
+    assert held.tolist() == [0, 9]  # not 7, all that class 1 has, nor all of class 2
+    assert taught.tolist() == [7, 8, 1, 2, 3, 4, 5, 6]
+    held, taught = hold_back(labels, order[::-1], 0.4)  # none is emptied: as drawn
+    assert (held.tolist(), taught.tolist()) == ([6, 5, 4, 3], [2, 1, 9, 0, 8, 7])
+    held, taught = hold_back(np.arange(5), np.arange(5), 0.4)
+    assert (len(held), len(taught)) == (0, 5)
 
 
 def test_large_images_are_never_held_together(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,9 +208,7 @@ def _train(
     pixels, labels = gather(source, lesson, events)
     images, targets = torch.from_numpy(pixels), torch.from_numpy(labels)
     rng = np.random.Generator(np.random.Philox(key=[lesson.seed, 2**32]))
-    order = rng.permutation(len(labels))
-    held = order[: int(len(order) * lesson.held)]
-    train = order[len(held) :]
+    held, train = hold_back(labels, rng.permutation(len(labels)), lesson.held)
     net = _fresh(len(source.classes), lesson).to(device)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
@@ -257,6 +255,24 @@ def _train(
     state = {name: value.cpu().contiguous() for name, value in net.state_dict().items()}
     data: bytes = save_tensors(state, metadata={"figures": json.dumps(figures)})
     return data
+
+
+def hold_back(
+    labels: npt.NDArray[np.int64], order: npt.NDArray[np.int64], share: float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The first rows of an order only measure, the others teach; (held, train).
+
+    Of a class that would be left without a row to learn from, the first drawn teaches too.
+    """
+    count = int(len(order) * share)
+    taught = set(labels[order[count:]].tolist())
+    spared = []
+    for place, label in enumerate(labels[order[:count]].tolist()):
+        if label not in taught:
+            taught.add(label)
+            spared.append(place)
+    held = np.delete(order[:count], spared)
+    return held, np.concatenate([order[spared], order[count:]])
 
 
 def _fresh(classes: int, lesson: Lesson) -> SmallResNet:
