@@ -100,12 +100,18 @@ def with_probes(pack: Pack, backbone: Backbone, count: int) -> Pack:
     count = min(count, len(pack))
     if not count:
         return pack
-    classes = np.linspace(0, len(pack.classes) - 1, count).astype(int)
-    pairs = [(int(c), i // len(pack.classes)) for i, c in enumerate(classes)]
+    pairs = spread(len(pack.classes), count)
     decoder = Decoder(pack, device=backbone.device, backbone=backbone)
     height, width = pack.recipe.size
     size = (PROBE if height % PROBE == 0 else 1, PROBE if width % PROBE == 0 else 1)
-    return replace(pack, probes=make_probes(decoder, sorted(set(pairs)), size))
+    return replace(pack, probes=make_probes(decoder, pairs, size))
+
+
+def spread(classes: int, count: int) -> list[tuple[int, int]]:
+    """So many different images (class, number): as many classes as there are, then more of each."""
+    if count <= classes:
+        return [(int(c), 0) for c in np.linspace(0, classes - 1, count).astype(int)]
+    return sorted((i % classes, i // classes) for i in range(count))
 
 
 def provenance(

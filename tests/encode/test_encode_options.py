@@ -9,12 +9,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
 from d3pack.cli.encode import encode
 from d3pack.encode import EncodeOptions, budget, method, open_method
+from d3pack.encode.complete import spread
 from d3pack.encode.d3m.method import D3M
 from d3pack.encode.events import Events, json_lines, log_file
 from d3pack.encode.journal import JournalError, NoSpaceError
@@ -97,6 +99,22 @@ def test_unknown_method() -> None:
     with pytest.raises(UsageError, match=r"there is no method 'magic'; known: .*d3m"):
         open_method("magic")
     assert "d3m" in method.methods()
+
+
+# -- probes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("classes", "count"), [(2, 6), (3, 16), (10, 8), (10, 10), (10, 12), (64, 1)]
+)
+def test_probes_are_as_many_as_asked(classes: int, count: int) -> None:
+    pairs = spread(classes, count)
+    assert len(set(pairs)) == count
+    of_classes = np.bincount([c for c, _ in pairs], minlength=classes)
+    assert of_classes.max() - of_classes.min() <= 1
+    assert max(i for _, i in pairs) == (count - 1) // classes
+    assert pairs[0] == (0, 0)
+    assert pairs == sorted(pairs)
 
 
 # -- budget -----------------------------------------------------------------------------------
