@@ -78,12 +78,13 @@ def table_dials(
         )
         return dials, ()
     dials, size = spend(options.budget, replace(options, modes=1, vectors=1), 1, size_of)
-    return dials, (describe(dials, size, options.budget),)
+    return dials, (describe(dials, size, options),)
 
 
-def describe(dials: Dials, size: int, budget: int) -> str:
+def describe(dials: Dials, size: int, options: EncodeOptions) -> str:
     """What was chosen, in one line."""
+    seeds = dials.seeds(options.images_per_class)
     return (
-        f"budget {budget:,} bytes: {dials.prompts}, {dials.seeds}, labels {dials.labels}, "
+        f"budget {options.budget:,} bytes: {dials.prompts}, {seeds}, labels {dials.labels}, "
         f"{count(dials.probes, 'probe')}: about {size:,} bytes"
     )

@@ -42,12 +42,13 @@ class Dials:
         """What a class is told by, in words."""
         return f"{count(self.modes, 'mode')} of {count(self.vectors, 'vector')} as {self.codec}"
 
-    @property
-    def seeds(self) -> str:
+    def seeds(self, images_per_class: int) -> str:
         """How they are found, in words."""
         if self.candidates == 1:
             return "seeds derived"
-        return f"seeds best {self.share} of {self.share * self.candidates}"
+        lanes = lanes_of(images_per_class, self.modes, self.share)
+        every = candidates_of(images_per_class, self.modes, self.candidates, self.share)
+        return f"seeds best {-(-images_per_class // lanes)} of {every // lanes}"
 
 
 def typical_side(source: Source) -> int:

@@ -320,15 +320,3 @@ def test_the_command_takes_settings_of_the_method(tmp_path: Path) -> None:
         done = run(*words)
         assert done.exit_code != 0
         assert said in str(done.exception or "") + done.stderr
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("train_steps", -1), ("train_seconds", float("nan")), ("train_seconds", float("inf")),
-        ("decode_seconds", -5.0), ("search_images", -3),
-    ],
-)  # fmt: skip
-def test_settings_that_cannot_be_meant(name: str, value: float) -> None:
-    with pytest.raises(UsageError, match=f"{name} is .*; it lies between 0 and"):
-        ClassSettings(**{name: value})  # type: ignore[arg-type]

@@ -353,20 +353,6 @@ def test_a_size_that_stays_small_on_the_published_model() -> None:
     assert sizes["i8"] <= 700_000
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("lr", float("nan")), ("lr", -1.0), ("lr", 0.0), ("drop", 7.0), ("drop", -0.1),
-        ("train_steps", -1), ("epochs", 0), ("batch", 0), ("memory", 0), ("ema", 1.0),
-        ("ema", float("nan")), ("diverse", float("inf")), ("representative", -1.0),
-        ("search_images", -3), ("decode_seconds", -5.0),
-    ],
-)  # fmt: skip
-def test_settings_that_cannot_be_meant(name: str, value: float) -> None:
-    with pytest.raises(UsageError, match=name):
-        MinimaxSettings(**{name: value})  # type: ignore[arg-type]
-
-
 def test_what_it_refuses(world: Path) -> None:
     source = open_source(str(world / "source"))
     tiny_sd(world / "sd")

@@ -117,6 +117,22 @@ def test_probes_are_as_many_as_asked(classes: int, count: int) -> None:
     assert pairs == sorted(pairs)
 
 
+@pytest.mark.parametrize(
+    ("images", "dials", "said"),
+    [
+        (3, {}, "best 3 of 24"),
+        (10, {}, "best 5 of 40"),
+        (50, {}, "best 8 of 58"),
+        (50, {"modes": 2}, "best 7 of 50"),
+        (50, {"share": 1}, "best 1 of 8"),
+        (50, {"candidates": 1}, "derived"),
+    ],
+)
+def test_seeds_are_said_as_they_are_drawn(images: int, dials: dict[str, int], said: str) -> None:
+    chosen = Dials(**{"candidates": 8, "share": 8, **dials})  # type: ignore[arg-type]
+    assert chosen.seeds(images) == f"seeds {said}"
+
+
 # -- budget -----------------------------------------------------------------------------------
 
 

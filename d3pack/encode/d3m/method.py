@@ -58,7 +58,7 @@ class D3M:
             self._backbone.prompt_shape[0],
             lambda trial: expected_bytes(plan, _sample_record(source, options), trial),
         )
-        note = budget.describe(dials, size, options.budget)
+        note = budget.describe(dials, size, options)
         return with_dials(plan, dials, options.guidance, note)
 
     def estimate(self, source: Source, plan: Plan, options: EncodeOptions) -> Mapping[str, Any]:

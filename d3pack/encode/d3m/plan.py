@@ -74,7 +74,7 @@ class D3MPlan:
             f"{self.images_per_class} to make of each class",
             f"backbone {name}, {self.size[0]}x{self.size[1]}, {self.dtype}; {self.sampler} "
             f"{self.sampler_steps} steps, guidance {guidance}, {self.template!r}",
-            f"{dials.prompts}, {dials.seeds}, labels {dials.labels}, "
+            f"{dials.prompts}, {dials.seeds(self.images_per_class)}, labels {dials.labels}, "
             f"collages {self.factor}x{self.factor}",
             *self.notes,
         ]

@@ -97,8 +97,8 @@ class ClassPlan:
             f"{self.images_per_class} to make of each class",
             f"a DiT of preset {self.preset}, {self.size[0]}x{self.size[1]}, trained for {length}"
             f"{place}",
-            f"class vectors as {dials.codec}, {dials.seeds}, labels {dials.labels}; "
-            f"sampler by measurement{limit}",
+            f"class vectors as {dials.codec}, {dials.seeds(self.images_per_class)}, "
+            f"labels {dials.labels}; sampler by measurement{limit}",
             *self.notes,
         ]
 

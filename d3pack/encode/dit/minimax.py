@@ -67,6 +67,11 @@ class MinimaxSettings:
         need_between(self, 0, 1e9, "train_steps", "search_images", "decode_seconds")
         if not 0 <= self.ema < 1:
             raise UsageError("ema lies between 0 and 1, and below 1")
+        if self.decode_seconds and not self.search_images:
+            raise UsageError(
+                "decode_seconds limits the search of a sampler, and minimax makes none by itself",
+                hint="--set search_images=200 makes one",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +116,8 @@ class MinimaxPlan:
             f"backbone {name}, {self.size[0]}x{self.size[1]}, {self.dtype}; {self.sampler} "
             f"{self.sampler_steps} steps, guidance {self.guidance:g}",
             f"{self.steps} steps of {self.settings.batch}; adapter as {self.settings.adapter}, "
-            f"class vectors as {dials.codec}, {dials.seeds}, labels {dials.labels}",
+            f"class vectors as {dials.codec}, {dials.seeds(self.images_per_class)}, "
+            f"labels {dials.labels}",
             *self.notes,
         ]
 

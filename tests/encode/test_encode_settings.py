@@ -1,0 +1,41 @@
+"""A method's own settings: what cannot be meant is refused before the work begins."""
+
+from __future__ import annotations
+
+import pytest
+
+from d3pack.encode.dit.classcond import ClassSettings
+from d3pack.encode.dit.minimax import MinimaxSettings
+from d3pack.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("train_steps", -1), ("train_seconds", float("nan")), ("train_seconds", float("inf")),
+        ("decode_seconds", -5.0), ("search_images", -3),
+    ],
+)  # fmt: skip
+def test_classcond_refuses(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"{name} is .*; it lies between 0 and"):
+        ClassSettings(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", float("nan")), ("lr", -1.0), ("lr", 0.0), ("drop", 7.0), ("drop", -0.1),
+        ("train_steps", -1), ("epochs", 0), ("batch", 0), ("memory", 0), ("ema", 1.0),
+        ("ema", float("nan")), ("diverse", float("inf")), ("representative", -1.0),
+        ("search_images", -3), ("decode_seconds", -5.0),
+    ],
+)  # fmt: skip
+def test_minimax_refuses(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=name):
+        MinimaxSettings(**{name: value})  # type: ignore[arg-type]
+
+
+def test_a_limit_of_the_search_needs_one() -> None:
+    with pytest.raises(UsageError, match=r"decode_seconds limits the search .*search_images=200"):
+        MinimaxSettings(decode_seconds=5.0)
+    assert MinimaxSettings(decode_seconds=5.0, search_images=12).decode_seconds == 5.0
