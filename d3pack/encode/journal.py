@@ -33,6 +33,9 @@ OPTION = "option "  # begins the names of what a person chose, in the key
 _VERSION = 3
 
 
+_OWN = {"journal.json", "lock", "log.txt"}
+
+
 class JournalError(D3MError):
     """The work directory cannot be used as it is."""
 
@@ -64,6 +67,16 @@ def write_whole(path: Path, data: bytes) -> None:
         raise JournalError(f"cannot write {path.name}: {error.strerror}") from error
 
 
+def _refuse_others(folder: Path) -> None:
+    """Files without a journal beside them are somebody's: a new work would delete them."""
+    found = {entry.name for entry in folder.iterdir()}
+    if "journal.json" not in found and found - _OWN - {"journal.json.part"}:
+        raise JournalError(
+            f"{folder.name} holds files of another origin",
+            hint="move them away, or name another output",
+        )
+
+
 class Journal:
     """Facts and arrays of one run, by name. One process at a time."""
 
@@ -72,6 +85,7 @@ class Journal:
         self.key = json.loads(json.dumps(dict(key)))
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            _refuse_others(folder)
             self._lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
         except OSError as error:
             raise JournalError(
@@ -116,7 +130,7 @@ class Journal:
         for entry in self.folder.iterdir():
             if entry.is_dir():
                 shutil.rmtree(entry)
-            elif entry.name not in {"lock", "log.txt"}:
+            elif entry.name not in _OWN:  # the journal last: without it the folder is not ours
                 entry.unlink()
         self.facts = {}
         self._save()

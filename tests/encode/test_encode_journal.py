@@ -58,6 +58,33 @@ def test_restart_forgets(tmp_path: Path) -> None:
     second.close()
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_files_of_another_origin_stay(tmp_path: Path, restart: bool) -> None:
+    (tmp_path / "w" / "photos").mkdir(parents=True)
+    (tmp_path / "w" / "notes.part").write_text("mine")
+    with pytest.raises(JournalError, match="w holds files of another origin; move them away"):
+        Journal(tmp_path / "w", {}, restart=restart)
+    assert sorted(os.listdir(tmp_path / "w")) == ["notes.part", "photos"]
+
+
+def test_a_restart_that_is_killed_can_be_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Journal(tmp_path / "w", {})
+    first.save("classes/000000", {"x": np.zeros(2)}, {})
+    first.record("one", 1)
+    first.close()
+
+    def killed(path: Path, **_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(journal_module.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Journal(tmp_path / "w", {}, restart=True)
+    monkeypatch.undo()
+    Journal(tmp_path / "w", {}, restart=True).close()
+
+
 def test_nothing_done_is_nothing_lost(tmp_path: Path) -> None:
     """A run that failed at once may be run again with mended options."""
     Journal(tmp_path / "w", {"source": "abc", "option teacher": "typo"}).close()
