@@ -74,18 +74,34 @@ def whole_set(real: RealImages) -> Arm:
     return Arm("whole", "the whole real set", {"arm": "whole", "real": real.fingerprint()}, build)
 
 
-def _split(real: RealImages, limit: int, seed: int, skip: int) -> list[Tensor]:
-    drawn = real.draw(limit, seed, skip=skip)
+def _split(real: RealImages, limit: int, seed: int) -> list[Tensor]:
+    drawn = real.draw(limit, seed)
     return [drawn.images[drawn.labels == c] for c in range(len(real.counts))]
 
 
+def _labelled(classes: list[Tensor]) -> Labelled:
+    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(c) for c in classes]))
+    return Labelled(torch.cat(classes), labels)
+
+
 def _limit(real: RealImages, budget: int, layout: Layout) -> int:
-    """More images of a class than can fit."""
-    most = budget // (SMALLEST[layout] * len(real.counts)) + 1
-    return max(1, min(min(real.counts) - HELD, most))
+    """More images of a class than can fit; what small classes lack, the larger ones may give."""
+    left = budget // SMALLEST[layout]
+    counts = sorted(real.counts)
+    for place, count in enumerate(counts):
+        share = left // (len(counts) - place) + 1
+        if count >= share:
+            return share
+        left -= count
+    return counts[-1]
 
 
 HELD = 100  # images of each class on which the trade-off is chosen; never test images
+
+
+def _held(count: int, found: int) -> int:
+    """How many of a class's images only judge: a fifth at most, and never its last one."""
+    return min(HELD, max(1, count // 5), found - 1)
 
 
 def choose_squeeze(
@@ -100,9 +116,14 @@ def choose_squeeze(
 
     Judged on real training images that the payload does not contain.
     """
-    held = min(HELD, max(1, min(real.counts) // 5))
-    judge = real.draw(held, 0)
-    classes = _split(real, _limit(real, budget, layout), 0, held)
+    limit = _limit(real, budget, layout)
+    drawn = _split(real, limit + HELD, 0)
+    held = [_held(real.counts[c], len(images)) for c, images in enumerate(drawn)]
+    if not any(held):  # one image a class: there is nothing else to judge on
+        judge, classes = _labelled(drawn), drawn
+    else:
+        judge = _labelled([images[:n] for images, n in zip(drawn, held, strict=True)])
+        classes = [images[n : n + limit] for images, n in zip(drawn, held, strict=True)]
     scores: dict[str, float] = {}
     best: tuple[float, Squeeze | None] = (-1.0, None)
     for squeeze in candidates(form, layout, real.size):
@@ -129,9 +150,7 @@ def equal_bytes(real: RealImages, budget: int, squeeze: Squeeze, pilot: dict[str
     """Random real images that fit into the pack's own bytes."""
 
     def build(seed: int) -> TrainingSet:
-        found = _filled(
-            _split(real, _limit(real, budget, squeeze.layout), seed, 0), squeeze, budget
-        )
+        found = _filled(_split(real, _limit(real, budget, squeeze.layout), seed), squeeze, budget)
         return TrainingSet(found.content.images, found.content.labels, found.nbytes, str(found))
 
     form = f"one {squeeze.form} sheet" if squeeze.layout == "sheet" else f"{squeeze.form} files"

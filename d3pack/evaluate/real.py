@@ -103,16 +103,13 @@ class RealImages:
             self._kept[c, i] = pixels
         return self._kept[c, i]
 
-    def draw(self, per_class: int, seed: int, *, skip: int = 0) -> Labelled:
-        """Random images of each class, class by class; a longer draw begins with a shorter one.
-
-        `skip` leaves out the first of the order: two draws that share no image.
-        """
+    def draw(self, per_class: int, seed: int) -> Labelled:
+        """Random images of each class, class by class; a longer draw begins with a shorter one."""
         images, labels = [], []
         for c, count in enumerate(self.counts):
             order = np.random.Generator(np.random.Philox(key=[seed, c])).permutation(count)
             found = 0
-            for i in order[skip:]:
+            for i in order:
                 pixels = self.get(c, int(i))
                 if pixels is not None:
                     images.append(pixels)

@@ -25,7 +25,13 @@ from d3pack.evaluate.payload import (
     pack_tiles,
     unpack_tiles,
 )
-from d3pack.evaluate.real import ClassMismatchError, RealImages, common_size, match_classes
+from d3pack.evaluate.real import (
+    ClassMismatchError,
+    Labelled,
+    RealImages,
+    common_size,
+    match_classes,
+)
 from d3pack.sources import open_source
 
 FORMS: tuple[Form, ...] = ("JPEG", "WEBP")
@@ -163,6 +169,39 @@ def test_an_arm_stays_within_its_budget_for_every_seed(real: RealImages) -> None
     assert torch.equal(again.images, sets[0].images)
 
 
+@pytest.mark.parametrize("layout", ["files", "sheet"])
+@pytest.mark.parametrize("counts", [(60, 60, 60), (3, 110, 110), (1, 1, 200)])
+def test_equal_bytes_are_equal_or_all_there_is(
+    tmp_path: Path, layout: Layout, counts: tuple[int, ...]
+) -> None:
+    """Small and uneven sources give what they have: a weak baseline would flatter packs."""
+    source = open_source(tree(tmp_path / "t", dict(zip(NAMES, counts, strict=True))))
+    real = RealImages(source, NAMES, 16, "training")
+    for budget in (3000, 20_000, 10**6):
+        arm = baselines.equal_bytes(real, budget, Squeeze("WEBP", layout, 20, 16), {})
+        found = arm.build(0)
+        assert found.nbytes is not None
+        assert found.nbytes <= budget
+        assert found.nbytes > 0.9 * budget or len(found.images) == sum(counts)
+
+
+@pytest.mark.parametrize("counts", [(1, 12, 30), (1, 1, 1), (2, 2, 2)])
+def test_few_images_of_a_class_still_make_a_choice(tmp_path: Path, counts: tuple[int, ...]) -> None:
+    source = open_source(tree(tmp_path / "t", dict(zip(NAMES, counts, strict=True))))
+    real = RealImages(source, NAMES, 16, "training")
+    seen: list[tuple[int, int]] = []
+
+    def pilot(content: Labelled, judge: Labelled) -> float:
+        assert set(content.labels.tolist()) == {0, 1, 2}
+        seen.append((len(content.images), len(judge.images)))
+        return 0.5
+
+    squeeze, _ = baselines.choose_squeeze(real, 10**5, "WEBP", "files", pilot, print)
+    assert squeeze is not None
+    expected = {(1, 12, 30): (1 + 10 + 24, 2 + 6), (1, 1, 1): (3, 3), (2, 2, 2): (3, 3)}
+    assert set(seen) == {expected[counts]}
+
+
 def test_random_images_are_drawn_anew_for_each_seed(real: RealImages) -> None:
     arm = baselines.random_images(real, 4)
     one, same, other = arm.build(0), arm.build(0), arm.build(1)
@@ -175,10 +214,6 @@ def test_random_images_are_drawn_anew_for_each_seed(real: RealImages) -> None:
 def test_a_longer_draw_begins_with_the_shorter_one(real: RealImages) -> None:
     short, long = real.draw(2, 5), real.draw(6, 5)
     assert torch.equal(short.images[:2], long.images[:2])
-    rest = real.draw(12, 5, skip=6)
-    assert len(rest.images) == 3 * 6
-    for image in rest.images:
-        assert not (long.images == image).flatten(1).all(1).any()
 
 
 def test_class_order_follows_the_pack(tmp_path: Path) -> None:
