@@ -219,6 +219,12 @@ def _table(result: Evaluation) -> None:
         )
     console = Console(stderr=True, highlight=False)
     console.print(table)
+    beside = result.ledger.sent - result.ledger.pack
+    if beside:
+        console.print(
+            f"the backbone, {size(beside)}, has no public home: it travels with the pack, and real"
+            " images may take as many bytes as both"
+        )
     updates = result.facts["updates"]
     console.print(
         f"preset {result.preset.name}, {updates} updates,"

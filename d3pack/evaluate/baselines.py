@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from d3pack.codecs import encode_prompts
+from d3pack.codecs import decode_prompts, encode_prompts
 from d3pack.encode.d3m.plan import UNPICKED
 from d3pack.evaluate.payload import (
     SMALLEST,
@@ -224,6 +225,15 @@ def names_pack(pack: Pack, vectors: Callable[[str, int | None], Tensor], most: i
         optional={},
         extensions={},
     )
+
+
+def prompted_by_names(pack: Pack, twin: Pack) -> bool:
+    """Whether the pack's prompts are what its backbone has for the names: its own class table."""
+    own, names = decode_prompts(pack.prompts), decode_prompts(twin.prompts)
+    if pack.adapter is not None or own.shape != names.shape:
+        return False
+    off = float(np.linalg.norm(own - names) / np.linalg.norm(names))
+    return bool(off <= pack.prompts.params["error"]["rms"] + 1e-3)  # the twin is rounded too
 
 
 def pack_arm(

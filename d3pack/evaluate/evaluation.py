@@ -19,7 +19,7 @@ from d3pack.evaluate import baselines, scores
 from d3pack.evaluate import sweep as sweeps
 from d3pack.evaluate.baselines import Arm
 from d3pack.evaluate.bench import ArmResult, Bench, Progress, Report
-from d3pack.evaluate.ledger import LedgerView, view
+from d3pack.evaluate.ledger import LedgerView, sent, view
 from d3pack.evaluate.payload import Form, Layout, Squeeze, file_bytes
 from d3pack.evaluate.presets import Preset, Updates
 from d3pack.evaluate.real import Labelled, RealImages, common_size
@@ -196,11 +196,12 @@ def pack_arms(pack: Pack, bench: Bench) -> list[Arm]:
     return arms
 
 
-def names_of(pack: Pack, options: EvalOptions) -> Pack:
-    """The pack's twin that is prompted by class names."""
+def names_of(pack: Pack, options: EvalOptions) -> Pack | None:
+    """The pack's twin that is prompted by class names; None where the pack is that already."""
     place = options.backbone or unpacked(pack)
     opened = open_backbone(pack.recipe.backbone, path=place, device=options.device)
-    return baselines.names_pack(pack, opened.name_vectors, opened.prompt_shape[0])
+    twin = baselines.names_pack(pack, opened.name_vectors, opened.prompt_shape[0])
+    return None if baselines.prompted_by_names(pack, twin) else twin
 
 
 def baseline_arms(
@@ -210,13 +211,14 @@ def baseline_arms(
     options: EvalOptions,
     workdir: Workdir,
     judge: Judge | None = None,
+    twin: Pack | None = None,
 ) -> list[Arm]:
-    """The baselines that were asked for, their trade-offs chosen."""
+    """The baselines that were asked for, their trade-offs chosen; `twin` is the names' pack."""
     wanted = options.baselines
     arms: list[Arm] = []
     if "random" in wanted:
         arms.append(baselines.random_images(train, pack.images_per_class))
-    budget = pack.ledger().total
+    budget = sent(pack)
     chosen: dict[str, Squeeze] = {}
     for payload in needed_payloads(wanted):
         squeeze, pilot = squeeze_for(train, budget, bench, payload, workdir)
@@ -229,10 +231,8 @@ def baseline_arms(
     if "collages" in wanted and "sheet" in chosen and judge is not None:
         squeeze = chosen["sheet"]
         arms.append(baselines.collages(judge.patches, train, budget, squeeze, judge.identity))
-    if "names" in wanted:
-        twin = names_of(pack, options)
+    if twin is not None:
         free = twin.ledger().total - baselines.prompt_bytes(twin)
-
         title = "class names as prompts, same backbone"
         arms.append(baselines.pack_arm("names", title, twin, bench.training_set, free))
     if "whole" in wanted:
@@ -328,18 +328,21 @@ def evaluate(
         pack, train.source, workdir, backbone=options.backbone, teacher=options.teacher
     )
     swept = sweeps.variants(pack, sweep, learn)
-    budget, wanted = pack.ledger().total, needed_payloads(options.baselines)
+    twin = names_of(pack, options) if "names" in options.baselines else None
+    if "names" in options.baselines and twin is None:
+        report("names: left out, the prompts of this pack are its backbone's own class table")
+    budget, wanted = sent(pack), needed_payloads(options.baselines)
     if all(pilot_place(train, budget, bench, name, workdir).exists() for name in wanted):
-        arms = first + baseline_arms(pack, train, bench, options, workdir, judge)
+        arms = first + baseline_arms(pack, train, bench, options, workdir, judge, twin)
         check_patience(bench, arms, swept, options, len(pack))
     else:  # which baselines there will be is not known before the pilots: count one for each
         stand_ins = [baselines.random_images(train, pack.images_per_class)] * len(options.baselines)
         check_patience(bench, first + stand_ins, swept, options, len(pack))
-        arms = first + baseline_arms(pack, train, bench, options, workdir, judge)
+        arms = first + baseline_arms(pack, train, bench, options, workdir, judge, twin)
     results = tuple(bench.run(arm, options.seeds) for arm in arms)
     points = sweeps.run(swept, bench, options.seeds) if sweep else []
     shown = min(_SHOWN, pack.images_per_class)
-    sheets = make_sheets(pack, train, bench, options, shown)
+    sheets = make_sheets(pack, train, bench, twin, shown)
     jpeg = file_bytes(
         train.draw(min(10, min(train.counts)), 0).images, Squeeze("JPEG", "files", 75, train.size)
     )
@@ -377,12 +380,10 @@ def decode_seconds(pack: Pack, bench: Bench, workdir: Workdir) -> float:
 
 
 def make_sheets(
-    pack: Pack, train: RealImages, bench: Bench, options: EvalOptions, shown: int
+    pack: Pack, train: RealImages, bench: Bench, twin: Pack | None, shown: int
 ) -> Sheets:
     """The first images of each class: real ones, the pack's, and those of bare class names."""
     drawn: Labelled = train.draw(min(shown, min(train.counts)), 0)
     real = torch.stack([drawn.images[drawn.labels == c] for c in range(len(pack.classes))])
-    names = None
-    if "names" in options.baselines:
-        names = bench.first(names_of(pack, options), shown)
+    names = None if twin is None else bench.first(twin, shown)
     return Sheets(real, bench.first(pack, shown), names)

@@ -21,6 +21,7 @@ class LedgerView:
     teacher: int | None
     backbone: int
     marginal: int  # the backbone is there already, for this pack as for others
+    sent: int  # the file, and its backbone where that has no public home
     everything: int  # nothing is there: file, backbone and teacher
     jpeg: float  # mean bytes of one real image as a JPEG file of quality 75
     break_even_marginal: int  # that many JPEG files weigh as much as the pack
@@ -28,6 +29,12 @@ class LedgerView:
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "sections": dict(self.sections)}
+
+
+def sent(pack: Pack) -> int:
+    """Bytes that must travel: the file, and beside it a backbone that nobody else offers."""
+    ledger = pack.ledger()
+    return ledger.total + (0 if pack.recipe.backbone.repo else ledger.backbone)
 
 
 def view(pack: Pack, jpeg: float) -> LedgerView:
@@ -41,6 +48,7 @@ def view(pack: Pack, jpeg: float) -> LedgerView:
         teacher=ledger.teacher,
         backbone=ledger.backbone,
         marginal=ledger.total,
+        sent=sent(pack),
         everything=ledger.everything,
         jpeg=jpeg,
         break_even_marginal=math.ceil(ledger.total / jpeg),

@@ -23,6 +23,7 @@ from d3pack.evaluate.training import fit
 
 Form = Literal["JPEG", "WEBP"]
 Layout = Literal["files", "sheet"]
+_WIDEST = 8192  # pixels of a sheet's side: WebP and Pillow's guard against bombs both allow it
 SMALLEST = {"files": 40, "sheet": 8}  # bytes below which no image gets
 
 
@@ -137,7 +138,7 @@ def _first_files(images: Tensor, squeeze: Squeeze, budget: int) -> tuple[Tensor,
 
 
 def _first_tiles(images: Tensor, squeeze: Squeeze, budget: int) -> tuple[Tensor, int]:
-    low, high, best = 0, len(images) + 1, b""
+    low, high, best = 0, min(len(images), (_WIDEST // squeeze.side) ** 2) + 1, b""
     guess = 1
     while high - low > 1:
         data = pack_tiles(images[:guess], squeeze)

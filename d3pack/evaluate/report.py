@@ -39,6 +39,7 @@ def render(evaluation: Evaluation, *, name: str) -> str:
     cards = (
         (f"{percent(main.last.mean)} %", f"accuracy of a {facts['student']} trained on the pack"),
         (size(ledger.marginal), "the pack, with the backbone at hand"),
+        *_private(evaluation),
         (size(ledger.everything), "with backbone and teacher"),
         (f"{ledger.break_even_marginal:,}", "JPEG files of the same weight as the pack"),
         (duration(evaluation.decode_seconds), f"to decode {len(pack):,} images here"),
@@ -68,25 +69,39 @@ def render(evaluation: Evaluation, *, name: str) -> str:
     return document(f"d3pack eval: {name}", "\n".join(parts))
 
 
-def _points(result: ArmResult) -> Series:
+def _private(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """A card for a backbone that nobody else offers: a pack alone would be of no use."""
+    ledger = evaluation.ledger
+    if ledger.sent == ledger.pack:
+        return []
+    return [(size(ledger.sent), "with the backbone, which has no public home and is sent too")]
+
+
+def _points(result: ArmResult, beside: int) -> Series:
     return Series(
         result.arm.title,
-        [result.mean_bytes or 0.0],
+        [(result.mean_bytes or 0.0) + (beside if result.arm.needs_backbone else 0)],
         [result.last.mean],
         [result.last.std],
     )
 
 
 def _curve(evaluation: Evaluation) -> str:
+    beside = evaluation.ledger.sent - evaluation.ledger.pack
     placed = [r for r in evaluation.results if r.mean_bytes is not None]
     levels = {r.arm.title: r.last.mean for r in evaluation.results if r.mean_bytes is None}
     svg = charts.accuracy_per_byte(
-        [_points(result) for result in placed],
+        [_points(result, beside) for result in placed],
         levels=levels,
         chance=1 / len(evaluation.pack.classes),
         title="Accuracy against bytes sent, for the pack and every baseline",
     )
     said = ["Bytes that travel when the backbone is there already."]
+    if beside:
+        said = [
+            f"The backbone, {size(beside)}, has no public home: it travels with the pack, is"
+            " counted with every row that needs it, and real images may take as many bytes."
+        ]
     if levels:
         said.append("Dashed: real images without loss, whose bytes nobody counted.")
     if evaluation.facts["seeds"] > 1:
@@ -145,10 +160,11 @@ def _scores(scores: Mapping[str, float]) -> str:
 
 def _ledger(evaluation: Evaluation) -> str:
     ledger = evaluation.ledger
+    whose = "shared by all packs" if evaluation.pack.recipe.backbone.repo else "beside the pack"
     rows = [(escape(name), f"{nbytes:,}") for name, nbytes in ledger.sections.items()]
     rows += [
         ("<strong>the pack (marginal)</strong>", f"<strong>{ledger.marginal:,}</strong>"),
-        ("backbone, shared by all packs", f"{ledger.backbone:,}"),
+        (f"backbone, {whose}", f"{ledger.backbone:,}"),
         (
             "teacher, needed only to encode",
             "-" if ledger.teacher is None else f"{ledger.teacher:,}",

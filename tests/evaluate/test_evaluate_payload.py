@@ -97,6 +97,13 @@ def test_the_largest_payload_fits_and_one_more_does_not(payload: str, budget: in
     assert float(off.max()) < 30
 
 
+def test_a_sheet_stays_within_what_a_picture_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("d3pack.evaluate.payload._WIDEST", 50)
+    found = largest([pictures(20)], Squeeze("WEBP", "sheet", 30, 16), 10**6)
+    assert found is not None
+    assert len(found.content.images) == 9
+
+
 def test_a_jpeg_is_the_smaller_of_its_two_orders() -> None:
     """A baseline that wastes bytes would flatter packs."""
     for size in (16, 256):

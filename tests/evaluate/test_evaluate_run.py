@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_backbones import tiny_pack, tiny_sd
+from tiny_backbones import tiny_dit, tiny_pack, tiny_sd
 
 import d3pack
 from d3pack.cli import main
@@ -26,12 +27,18 @@ BLINK = replace(
 )
 
 
+def public(pack: d3pack.Pack) -> d3pack.Pack:
+    """The pack as if its backbone could be had on the Hub."""
+    ref = replace(pack.recipe.backbone, repo="org/tiny")
+    return replace(pack, recipe=replace(pack.recipe, backbone=ref))
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A backbone, a pack with soft labels, and real images in train/ and test/."""
     root = tmp_path_factory.mktemp("world")
     backbone = tiny_sd(root / "backbone")
-    plain = tiny_pack(backbone, images=6, steps=1, guidance=1.0)
+    plain = public(tiny_pack(backbone, images=6, steps=1, guidance=1.0))
     probs = np.random.default_rng(1).dirichlet(np.ones(3), size=(3, 6)).astype(np.float32)
     d3pack.write(replace(plain, labels=encode_labels(probs, "topk", k=2)), root / "pack.d3m")
     d3pack.write(plain, root / "plain.d3m")
@@ -55,7 +62,7 @@ def fast(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def command(world: Path, monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
     """Run `d3pack eval` in this process; the exit code."""
-    words = ["d3pack", "eval", *args, "--backbone", str(world / "backbone")]
+    words = ["d3pack", "eval", "--backbone", str(world / "backbone"), *args]
     monkeypatch.setattr(sys, "argv", words)
     try:
         main()
@@ -265,6 +272,7 @@ def test_class_names_cost_nothing_a_class(world: Path) -> None:
     pack = d3pack.read(world / "pack.d3m")
     options: Any = evaluation.EvalOptions(BLINK, backbone=world / "backbone")
     twin = evaluation.names_of(pack, options)
+    assert twin is not None
     assert twin.labels is None
     assert twin.recipe == pack.recipe
     assert (twin.seed, twin.images_per_class) == (pack.seed, pack.images_per_class)
@@ -276,6 +284,49 @@ def test_class_names_cost_nothing_a_class(world: Path) -> None:
     tokens = opened.name_vectors(pack.classes[0], values.shape[2])
     torch.testing.assert_close(values[0, 0], tokens.float(), rtol=1e-3, atol=1e-3)
     assert baselines.prompt_bytes(twin) == twin.ledger().sections["prompts"]
+
+
+def test_a_private_backbone_counts_and_its_class_table_is_no_baseline(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `--method classcond` makes: the model must travel, and names are the pack's prompts."""
+    from d3pack.backbones import open_backbone
+    from d3pack.codecs import encode_prompts
+    from d3pack.evaluate import baselines
+
+    folder = tiny_dit(tmp_path / "backbone")
+    opened = open_backbone(str(folder))
+    pack = tiny_pack(folder, images=2, steps=1)
+    names = tuple(name.split()[0] for name in pack.classes)  # the model has a row for each
+    rows = torch.stack([opened.name_vectors(name) for name in names])[:, None].numpy()
+    real = tmp_path / "real"
+    for split in ("train", "test"):
+        for old, name in zip(pack.classes, names, strict=True):
+            shutil.copytree(world / "real" / split / old.replace(" ", "_"), real / split / name)
+    for codec in ("f16", "i8", "i4"):
+        pack = replace(pack, classes=names, prompts=encode_prompts(rows, codec))
+        twin = baselines.names_pack(pack, opened.name_vectors, opened.prompt_shape[0])
+        assert baselines.prompted_by_names(pack, twin)
+        other = replace(pack, prompts=encode_prompts(rows[::-1], codec))
+        assert not baselines.prompted_by_names(other, twin)
+    d3pack.write(pack, tmp_path / "pack.d3m")
+    args = (
+        *(str(tmp_path / "pack.d3m"), "--real", str(real), "--preset", "blink", "--seeds", "1"),
+        *("--baseline", "names", "--baseline", "webp", "--work", str(tmp_path / "work")),
+        *("--report", str(tmp_path / "out.html"), "--format", "json"),
+    )
+    assert command(world, monkeypatch, *args, "--backbone", str(folder)) == 0
+    out, err = capsys.readouterr()
+    assert "names: left out" in err
+    data = json.loads(out)
+    ledger = data["ledger"]
+    assert ledger["sent"] == ledger["pack"] + ledger["backbone"]
+    arms = {arm["key"]: arm for arm in data["arms"]}
+    assert set(arms) == {"pack", f"webp-{ledger['sent']}"}
+    assert arms[f"webp-{ledger['sent']}"]["runs"][0]["images"] == 36  # all that there are
+    page = (tmp_path / "out.html").read_text(encoding="utf-8")
+    assert "has no public home" in page
+    assert "shared by all packs" not in page
 
 
 def test_scores() -> None:
