@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -38,7 +40,13 @@ def _svg(figure: Any, title: str, salt: str) -> str:
     import matplotlib
 
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
+    with (
+        matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}),
+        warnings.catch_warnings(),
+    ):
+        # Letters stay letters in the file: whoever looks at it has a font, even if this machine
+        # has none to measure them with.
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         figure.savefig(
             buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None}
         )
@@ -47,6 +55,25 @@ def _svg(figure: Any, title: str, salt: str) -> str:
     # Identifiers are global to a page: two charts must not share them.
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{salt}-", text)
     return text.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
+
+
+def _families(names: Sequence[str]) -> list[str]:
+    """The usual font, then those found here that have the letters it lacks."""
+    from matplotlib import font_manager, rcParams
+
+    families = list(rcParams["font.family"])
+    usual = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+    lacking = {ord(letter) for name in names for letter in name} - set(usual.get_charmap())
+    for entry in font_manager.fontManager.ttflist:
+        if not lacking:
+            break
+        if entry.name.startswith("Last Resort"):  # a box for every letter there is
+            continue
+        with contextlib.suppress(OSError, RuntimeError):  # a font that is gone or broken
+            has = lacking & set(font_manager.get_font(entry.fname).get_charmap())
+            families += [entry.name] if has else []
+            lacking -= has
+    return families
 
 
 def _axes(width: float, height: float) -> tuple[Any, Any]:
@@ -103,6 +130,7 @@ def accuracy_per_byte(
             va="bottom",
             fontsize=8,
             color=_FAINT,
+            parse_math=False,
         )
     if chance is not None:
         axes.axhline(100 * chance, color=_FAINT, linewidth=0.8, linestyle=":")
@@ -127,7 +155,11 @@ def accuracy_per_byte(
     axes.grid(axis="y", color=_FAINT, alpha=0.15)
     rows = -(-(len(series) + bool(front)) // 2)
     figure.set_size_inches(_WIDE, _HIGH + 0.22 * rows)
-    figure.legend(frameon=False, fontsize=9, labelcolor=_INK, ncols=2, loc="outside lower center")
+    legend = figure.legend(
+        frameon=False, fontsize=9, labelcolor=_INK, ncols=2, loc="outside lower center"
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return _svg(figure, title, salt)
 
 
@@ -143,8 +175,9 @@ def confusion(
     axes.set_aspect("equal")
     if len(classes) <= 20:
         middles, names = np.arange(len(classes)) + 0.5, [name[:16] for name in classes]
-        axes.set_xticks(middles, names, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(middles, names)
+        plain: dict[str, Any] = {"parse_math": False, "family": _families(names)}
+        axes.set_xticks(middles, names, rotation=45, ha="right", rotation_mode="anchor", **plain)
+        axes.set_yticks(middles, names, **plain)
         for row in range(len(classes)):
             for column in range(len(classes)):
                 if share[row, column] >= 0.005:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from places import ROOT, load
 
+from d3pack.evaluate import charts
 from d3pack.evaluate.charts import Series, accuracy_per_byte, confusion
 
 SERIES = [
@@ -59,6 +60,30 @@ def test_letters_are_letters_and_nothing_is_cut() -> None:
         assert word in curve
     for word in ("cat", "dog", "90", "40", "truth", "answer"):
         assert f">{word}<" in matrix
+
+
+def test_names_are_plain_text_whatever_they_hold(recwarn: pytest.WarningsRecorder) -> None:
+    names = ["$5 to $9", r"$\bad$", "飞机", "naïve_x^2"]
+    svg = confusion(np.eye(4, dtype=np.int64), names, title="t")
+    curve = accuracy_per_byte(
+        [Series(names[0], [10], [0.5], [0.0])], levels={names[1]: 0.3}, title="t"
+    )
+    texts = ["".join(node.itertext()) for node in ElementTree.fromstring(svg).iter()]
+    assert set(names) <= set(texts)
+    assert names[0] in curve
+    assert names[1] in curve
+    assert not [str(w.message) for w in recwarn if "Glyph" in str(w.message)]
+
+
+def test_a_font_that_has_the_letters_is_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib import font_manager
+
+    usual = charts._families(["cat", "naïve"])
+    assert charts._families(["cat \U0001d4d0"])[:-1] == usual  # a script A: STIX has it
+    assert charts._families(["cat \U0010fffd"]) == usual  # a letter of no font
+    gone = font_manager.FontEntry(fname="/nowhere.ttf", name="gone")
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [gone])
+    assert charts._families(["飞机"]) == usual
 
 
 def result(
