@@ -1,9 +1,10 @@
-"""Contact sheets: rows of small images with a name beside each. NumPy and Pillow only."""
+"""Contact sheets: rows of small images with a name beside each, by NumPy and Pillow."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,17 @@ class Row:
     note: str = ""
 
 
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """A font with the letters of many languages; Pillow's own has those of English alone."""
+    import matplotlib  # slow to import: only where a sheet is drawn
+
+    try:
+        found = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+        return ImageFont.truetype(found, size)
+    except OSError:  # some distributions leave the fonts out
+        return ImageFont.load_default(size)
+
+
 def contact_sheet(
     rows: Sequence[Row], *, title: str = "", cell: int = 72, captions: Sequence[str] = ()
 ) -> Image.Image:
@@ -33,8 +45,7 @@ def contact_sheet(
 
     `captions` stand above the columns when given.
     """
-    font = ImageFont.load_default(size=14)
-    small = ImageFont.load_default(size=11)
+    font, small = _font(14), _font(11)
     columns = max((len(row.images) for row in rows), default=0)
     margin = 16
     names = max(
@@ -46,7 +57,7 @@ def contact_sheet(
     sheet = Image.new("RGB", (width, top + len(rows) * (cell + GAP) + margin), PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:
-        draw.text((margin, margin), title, INK, ImageFont.load_default(size=17))
+        draw.text((margin, margin), title, INK, _font(17))
     for column, caption in enumerate(captions):
         draw.text((left + column * (cell + GAP), top - 18), caption, FAINT, small)
     for number, row in enumerate(rows):

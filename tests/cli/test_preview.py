@@ -127,3 +127,11 @@ def test_thumbnails_keep_pixels_when_they_fit() -> None:
         if (sheet[y, x] == wanted[0, 0]).all()
     )
     assert found
+
+
+def test_letters_beyond_english_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.zeros((1, 3, 24, 24), dtype=np.uint8)
+    drawn = [contact_sheet([Row(name, image)]).tobytes() for name in ("éé", "èè", "жж")]
+    assert len(set(drawn)) == 3  # a font that lacks a letter has the same box for all
+    monkeypatch.setattr("matplotlib.get_data_path", lambda: "/nowhere")
+    assert contact_sheet([Row("cat", image)]).size[1] > 72
