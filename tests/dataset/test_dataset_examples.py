@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from places import ROOT
 from torch import Tensor
 
@@ -85,3 +87,34 @@ def test_to_hf(
         assert np.allclose(table[3]["probabilities"], part[3][1].numpy())
     plain = D3MDataset(pack, backbone=backbone, quiet=True).to_hf()
     assert set(plain.features) == {"image", "label"}
+
+
+class Sure:
+    """A teacher that always says one class."""
+
+    def __init__(self, classes: Sequence[str], chosen: int) -> None:
+        self.classes, self._chosen = classes, chosen
+
+    def logits(self, images: Tensor) -> Tensor:
+        made = torch.zeros(len(images), len(self.classes))
+        made[:, self._chosen] = 10
+        return made
+
+
+def test_to_hf_takes_no_other_datasets_rows(
+    pack: Pack, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    datasets.disable_progress_bars()
+    small = pack.first(1)
+    for chosen in (0, 1):
+        teacher = Sure(small.classes, chosen)
+        taught = D3MDataset(small, backbone=backbone, quiet=True, teacher=teacher, cache=None)
+        table = taught.to_hf()
+        assert np.allclose(table[0]["probabilities"], taught[0][1].numpy())
+    for mode in ("exact", "fast"):
+        dataset = D3MDataset(small, backbone=backbone, quiet=True, mode=mode)
+        image = np.array(dataset.to_hf()[0]["image"])
+        assert np.array_equal(image, dataset[0][0].permute(1, 2, 0).numpy())
