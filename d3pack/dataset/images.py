@@ -24,7 +24,7 @@ from d3pack.dataset.choice import Wish, choose
 from d3pack.dataset.order import Ints
 from d3pack.dataset.progress import Progress, say
 from d3pack.dataset.store import Store
-from d3pack.decode import Decoder
+from d3pack.decode import Decoder, modes
 from d3pack.errors import UsageError
 from d3pack.pack import Pack
 
@@ -100,13 +100,23 @@ class Images:
         height, width = self.pack.recipe.size
         return shelf.Identity(
             root=self.pack.root,
-            mode=self._mode,
+            mode=self._mode_in_full(),
             device=kind,
             software=f"d3pack {__version__}, "
             + ", ".join(f"{name} {version(name)}" for name in _MAKERS),
             images=self.total,
             shape=(3, height, width),
         )
+
+    def _mode_in_full(self) -> str:
+        """The mode with its switches: a decoder on a backbone that is shared turns none on."""
+        if self._mode != "fast":
+            return self._mode
+        given, switches = self._backbone, None
+        if given is not None and not isinstance(given, str | PathLike):
+            switches = ["bf16"] if given.dtype == torch.bfloat16 else []
+        mode = modes.choose("fast", switches, self.pack.recipe.dtype)
+        return f"fast:{','.join(mode.switches)}"
 
     @contextmanager
     def _here(self, epoch: int) -> Iterator[Store]:

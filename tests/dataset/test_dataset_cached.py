@@ -16,6 +16,7 @@ from dataset_packs import flip, spied
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from d3pack.backbones import open_backbone
 from d3pack.dataset import D3MDataset, choice, disk, shelf
 from d3pack.dataset.progress import Progress
 from d3pack.errors import UsageError
@@ -200,3 +201,14 @@ def test_data_loader_over_a_store_that_another_filled(
     use(pack, backbone).__getitems__(list(range(10)))
     images = torch.cat([images for images, _ in DataLoader(use(pack, backbone), 6)])
     assert torch.equal(images, expected)
+
+
+def test_fast_stores_are_told_apart_by_their_switches(pack: Pack, backbone: Path) -> None:
+    """A decoder on an open backbone leaves it as it is, so its images are others."""
+    shared = open_backbone(pack.recipe.backbone, path=backbone)
+    own = use(pack, backbone, mode="fast").images.identity
+    other = D3MDataset(pack, backbone=shared, mode="fast", quiet=True).images.identity
+    assert own.mode == "fast:bf16,channels_last,fused_attention"
+    assert other.mode == "fast:"
+    assert own.key != other.key
+    assert use(pack, backbone).images.identity.mode == "exact"
