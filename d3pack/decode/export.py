@@ -1,8 +1,8 @@
 """Decoded images as files: a tree of folders, tar shards, parquet or npz parts.
 
 Every file is written beside its place and renamed into it, so what is there is whole, and an
-interrupted export goes on where it stopped. `export.json` says what a folder holds; a folder that
-holds something else is left alone.
+interrupted export goes on where it stopped. `export.json` says what a folder holds, and is locked
+while one writes there; a folder that holds something else is left alone.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 import tarfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -25,7 +27,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from d3pack.decode.names import folder
-from d3pack.errors import UsageError
+from d3pack.errors import D3MError, UsageError
+
+if sys.platform != "win32":
+    import fcntl
 
 if TYPE_CHECKING:
     from d3pack.decode.decoder import Decoder, Pair
@@ -82,16 +87,15 @@ def export(
     """Write the first `count` images of some classes."""
     plan.check()
     names = decoder.pack.classes
-    out.mkdir(parents=True, exist_ok=True)
-    _claim(out, _title(decoder, plan, classes, count))
-    by_folder = {folder(c, names[c], len(names)): names[c] for c in range(len(names))}
-    _write(out / "classes.json", _json(by_folder))
     pairs = [(c, i) for c in classes for i in range(count)]
     started = time.perf_counter()
-    if plan.kind == "folder":
-        made = _tree(decoder, out, pairs, plan, progress)
-    else:
-        made = _shards(decoder, out, pairs, plan, progress)
+    with _claimed(out, _title(decoder, plan, classes, count)):
+        by_folder = {folder(c, names[c], len(names)): names[c] for c in range(len(names))}
+        _write(out / "classes.json", _json(by_folder))
+        if plan.kind == "folder":
+            made = _tree(decoder, out, pairs, plan, progress)
+        else:
+            made = _shards(decoder, out, pairs, plan, progress)
     return Exported(len(pairs), made, time.perf_counter() - started)
 
 
@@ -146,7 +150,7 @@ def _shards(
                 if progress:
                     progress(done, len(pairs))
 
-        pending = path.with_name(path.name + _PENDING)
+        pending = _pending(path)
         try:
             with pending.open("wb") as file:
                 write(file, part, pixels(), decoder, plan)
@@ -253,20 +257,69 @@ def _title(decoder: Decoder, plan: Plan, classes: Sequence[int], count: int) -> 
     }
 
 
-def _claim(out: Path, title: dict[str, Any]) -> None:
-    """Take an empty folder, or go on in one of the same title."""
+@contextmanager
+def _claimed(out: Path, title: dict[str, Any]) -> Iterator[None]:
+    """Hold an empty folder, or one of the same title to go on in; one export at a time."""
     note = out / "export.json"
-    if note.exists():
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"{out} is not a folder", hint="choose another --out") from None
+    except OSError as error:
+        raise D3MError(f"cannot make the folder {out}: {error.strerror}") from None
+    try:
+        if not note.exists() and any(out.iterdir()):
+            raise UsageError(f"{out} is not empty", hint="choose an empty folder")
+        with note.open("a+b") as file:
+            alone = _locked(file, out)
+            file.seek(0)
+            found = file.read()
+            if not found:
+                file.write(_json(title))
+                file.flush()
+            elif not _same(found, title):
+                raise UsageError(f"{out} holds another export", hint="choose an empty folder")
+            if alone:
+                _sweep(out)
+            yield
+    except BrokenPipeError:  # of whoever was told about the progress
+        raise
+    except OSError as error:
+        raise D3MError(
+            f"cannot write into {out}: {error.strerror or error}",
+            hint="what is whole was kept, the same call goes on",
+        ) from error
+
+
+def _locked(file: Any, out: Path) -> bool:
+    """Lock an open file until it is closed; False where the file system has no locks."""
+    if sys.platform != "win32":
         try:
-            same = json.loads(note.read_text(encoding="utf-8")) == title
-        except ValueError:
-            same = False
-        if not same:
-            raise UsageError(f"{out} holds another export", hint="choose an empty folder")
-        return
-    if any(not p.name.endswith(_PENDING) for p in out.iterdir()):
-        raise UsageError(f"{out} is not empty", hint="choose an empty folder")
-    _write(note, _json(title))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another decode is writing into {out}",
+                hint="wait for it, or choose another folder",
+            ) from None
+        except OSError:
+            return False
+        return True
+    return False
+
+
+def _same(found: bytes, title: dict[str, Any]) -> bool:
+    try:
+        return bool(json.loads(found) == title)
+    except ValueError:
+        return False
+
+
+def _sweep(out: Path) -> None:
+    """Clear what killed exports left."""
+    for place, _, names in os.walk(out):
+        for name in names:
+            if name.endswith(_PENDING):
+                Path(place, name).unlink(missing_ok=True)
 
 
 def _names(path: Path) -> set[str]:
@@ -277,7 +330,16 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8")
 
 
+def _pending(path: Path) -> Path:
+    """A name beside the file that nobody else writes to."""
+    return path.with_name(f"{path.name}.{os.urandom(4).hex()}{_PENDING}")
+
+
 def _write(path: Path, data: bytes) -> None:
-    pending = path.with_name(path.name + _PENDING)
-    pending.write_bytes(data)
-    os.replace(pending, path)
+    pending = _pending(path)
+    try:
+        pending.write_bytes(data)
+        os.replace(pending, path)
+    except BaseException:  # a full disk leaves an empty file
+        pending.unlink(missing_ok=True)
+        raise

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +107,38 @@ def test_an_interrupted_export_leaves_nothing_half_written(
         for path in sorted(p for p in fresh.rglob("*") if p.is_file()):
             again = out / kind / path.relative_to(fresh)
             assert again.read_bytes() == path.read_bytes()
+
+
+def test_one_export_at_a_time_writes_into_a_folder(made: dict[str, Any], tmp_path: Path) -> None:
+    plan = Plan("webdataset", shard=8)
+    refused = []
+
+    def intrude(done: int, total: int) -> None:
+        with pytest.raises(UsageError, match="another decode is writing"):
+            export(made["decoder"], tmp_path / "out", [0], COUNT, plan)
+        refused.append(done)
+
+    export(made["decoder"], tmp_path / "out", [0], COUNT, plan, intrude)
+    assert refused == [0, 4, 8]
+    assert export(made["decoder"], tmp_path / "out", [0], COUNT, plan).made == 0
+
+
+def test_a_place_that_cannot_be_written(
+    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(UsageError, match="is not a folder"):
+            export(made["decoder"], out, [0], 1, Plan())
+
+    def full(path: Path, data: bytes) -> int:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(d3pack.D3MError, match="No space left on device"):
+        export(made["decoder"], tmp_path / "out", [0], 1, Plan())
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["export.json"]
 
 
 def test_webdataset(made: dict[str, Any], tmp_path: Path) -> None:
