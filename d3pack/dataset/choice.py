@@ -93,7 +93,8 @@ def _disk(wish: Wish, identity: shelf.Identity, *, asked: bool) -> tuple[Store, 
     home = cache_home() if wish.folder is None else wish.folder
     try:
         home.mkdir(parents=True, exist_ok=True)
-        if not asked and identity.size > _DISK_SHARE * shutil.disk_usage(home).free:
+        growth = identity.size - shelf.held(home, identity)
+        if not asked and growth > _DISK_SHARE * shutil.disk_usage(home).free:
             return None
         claimed = shelf.claim(home, identity, wish.limit)
         if claimed is not None:

@@ -179,6 +179,12 @@ def _open_folder(home: Path, identity: Identity) -> tuple[Path, int]:
         os.close(handle)
 
 
+def held(home: Path, identity: Identity) -> int:
+    """Bytes that the store of these images takes already; 0 when there is none."""
+    path = _stores(home) / identity.key
+    return _on_disk(path) if _read_meta(path) == identity else 0
+
+
 def entries(home: Path) -> list[Entry]:
     """Every store below `home`, the longest unused first."""
     found = []
@@ -194,16 +200,20 @@ def entries(home: Path) -> list[Entry]:
                     path=path,
                     identity=identity,
                     used=(path / "meta.json").stat().st_mtime,
-                    on_disk=sum(_allocated(path / name) for name in _FILES),
+                    on_disk=_on_disk(path),
                     decoded=int(np.count_nonzero(index)),
                 )
             )
     return sorted(found, key=lambda entry: entry.used)
 
 
-def _allocated(path: Path) -> int:
-    stat = path.stat()
-    return getattr(stat, "st_blocks", -(-stat.st_size // 512)) * 512
+def _on_disk(path: Path) -> int:
+    total = 0
+    for name in _FILES:
+        with contextlib.suppress(OSError):
+            stat = (path / name).stat()
+            total += getattr(stat, "st_blocks", -(-stat.st_size // 512)) * 512
+    return total
 
 
 def in_use(path: Path) -> bool:

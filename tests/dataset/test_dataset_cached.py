@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -212,3 +213,15 @@ def test_fast_stores_are_told_apart_by_their_switches(pack: Pack, backbone: Path
     assert other.mode == "fast:"
     assert own.key != other.key
     assert use(pack, backbone).images.identity.mode == "exact"
+
+
+def test_a_store_that_is_there_is_used_however_full_the_disk(
+    pack: Pack, backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = use(pack, backbone)
+    list(first)
+    first.close()
+    usage = shutil.disk_usage("/")._replace(free=100_000)  # the store takes 258 kB
+    monkeypatch.setattr(choice.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr("d3pack.dataset.images.Decoder", None)
+    assert len(list(use(pack, backbone))) == 21
