@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from d3pack.cli import _out
-from d3pack.errors import D3MError
+from d3pack.errors import D3MError, NotFoundError
 
 INTERRUPTED = 130  # what a shell calls a command that Ctrl-C ended
 
@@ -23,6 +23,9 @@ def __getattr__(name: str) -> Any:
 
 def main() -> None:
     """Run the command; every expected failure is one line and an exit code."""
+    if sys.stdout is None:  # the next file that is opened would take its place
+        _out.fail(D3MError("standard output is closed", hint="send it to /dev/null"))
+        sys.exit(D3MError.exit_code)
     _out.listen()
     sys.exit(_status(sys.argv[1:]))
 
@@ -35,13 +38,31 @@ def _status(args: list[str]) -> Any:
         _out.fail(error)
         return error.exit_code
     except BrokenPipeError:
-        # Whoever read has seen enough. Nothing is left to say when Python closes the pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read has seen enough.
+        _silence()
         return 1
+    except OSError as error:
+        failure = _failure(error)
+        _out.fail(failure)
+        _silence()
+        return failure.exit_code
     except KeyboardInterrupt:
         _out.interrupted()
         return INTERRUPTED
     return code
+
+
+def _silence() -> None:
+    """Leave nothing that could fail once more when Python closes its output."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _failure(error: OSError) -> D3MError:
+    """What the system refused and no verb has said better: a full disk, a folder of another's."""
+    what = error.strerror or str(error) or type(error).__name__
+    text = f"{error.filename}: {what}" if error.filename is not None else what
+    missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+    return NotFoundError(text) if missing else D3MError(text)
 
 
 def _parsed() -> Any:

@@ -91,19 +91,26 @@ def verify(
 ) -> None:
     """Check every decoded image; bad ones are dropped and decoded anew. Exit 1 if there were any.
 
+    A store of another user is left alone, which is exit 1 as well.
+
     Example: d3pack cache verify
     """
     from d3pack.dataset import shelf
 
-    results = []
+    results, skipped = [], False
     for entry in _chosen(cache_dir, stores):
-        bad = shelf.verify(entry)
+        try:
+            bad = shelf.verify(entry)
+        except PermissionError:
+            _out.say(f"{entry.path.name[:12]}  of another user, left alone")
+            skipped = True
+            continue
         results.append({**_facts(entry), "bad": bad})
         if form == "human":
             print(f"{entry.path.name[:12]}  {entry.decoded:,} images, {len(bad)} bad")
     if form == "json":
         _out.emit(results)
-    if any(result["bad"] for result in results):
+    if skipped or any(result["bad"] for result in results):
         raise typer.Exit(1)
 
 

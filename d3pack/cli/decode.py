@@ -61,7 +61,7 @@ def decode(
     from d3pack.decode import Decoder, beside
     from d3pack.decode.export import Plan, export
     from d3pack.decode.names import chosen
-    from d3pack.errors import UsageError
+    from d3pack.errors import NotFoundError, UsageError
     from d3pack.hub import load
 
     plan = Plan(to, image, quality, shard)
@@ -71,6 +71,8 @@ def decode(
     count = opened.images_per_class if ipc is None else ipc
     if not 1 <= count <= opened.images_per_class:
         raise UsageError(f"--ipc {count}: the pack has {opened.images_per_class} images per class")
+    if tiny_vae is not None and not tiny_vae.is_dir():
+        raise NotFoundError(f"there is no directory {tiny_vae}", hint="--tiny-vae names one")
     mode = "exact" if fast is None and tiny_vae is None else "fast"
     switches = None if fast in (None, "all") else [part.strip() for part in fast.split(",")]
     _out.if_interrupted("run the same command again and it goes on")

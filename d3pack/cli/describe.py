@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from d3pack.canonical import plain
@@ -29,7 +29,7 @@ def show(file: str, format: _out.Format) -> None:
 
 def _outline(file: str) -> Pack:
     """All that there is to tell: of a remote pack only the first bytes are read."""
-    if Path(file).exists():
+    if os.path.exists(file):  # no Path: it stumbles over a name that is too long
         return read(file)
     from d3pack.hub import is_address, remote_info
 

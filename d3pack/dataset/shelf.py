@@ -217,9 +217,11 @@ def _on_disk(path: Path) -> int:
 
 
 def in_use(path: Path) -> bool:
-    """Whether a live process holds the store."""
+    """Whether a live process holds the store, or it is another user's."""
     try:
         handle = os.open(path / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except PermissionError:
+        return True
     except OSError:
         return False
     try:
@@ -229,18 +231,24 @@ def in_use(path: Path) -> bool:
 
 
 def remove(path: Path) -> bool:
-    """Take a store away; False when a live process uses it."""
+    """Take a store away; False when a live process uses it, or it is another user's."""
     try:
         handle = os.open(path / "lock", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         handle = -1
+    except PermissionError:
+        return False
     try:
         if handle >= 0 and not lock(handle, wait=False):
             return False
         gone = path.parent / f".gone-{path.name}-{os.getpid()}-{time.monotonic_ns()}"
-        with contextlib.suppress(FileNotFoundError):
+        try:
             os.rename(path, gone)
             shutil.rmtree(gone, ignore_errors=True)
+        except FileNotFoundError:
+            pass
+        except PermissionError:
+            return False
         return True
     finally:
         if handle >= 0:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from d3pack.errors import UsageError
@@ -74,7 +73,7 @@ def is_address(value: str | os.PathLike[str]) -> bool:
     if value.startswith((SCHEME, "http://", "https://", *(f"{host}/" for host in _HOSTS))):
         return True
     bare = _BARE.fullmatch(value) is not None and not value.endswith(".d3m")
-    return bare and not Path(value).exists()
+    return bare and not os.path.exists(value)  # which a name that is too long does not disturb
 
 
 def parse(text: str) -> Address:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from places import ROOT, load
 
+PACK = ROOT / "examples" / "cifar10.d3m"
 MAKE = load(ROOT / "spec" / "make_cli.py")
 
 
@@ -69,6 +70,10 @@ def test_help_lists_every_verb_and_comes_at_once() -> None:
         (["evn"], 2, "Did you mean 'env'"),
         (["info", "x.d3m", "--fromat", "json"], 2, "--format"),
         (["info", "missing.d3m"], 5, "E_NOT_FOUND"),
+        (["info", "x" * 300], 5, "E_NOT_FOUND"),
+        (["decode", str(PACK), "-o", "/dev/null"], 2, "/dev/null is not a folder"),
+        (["decode", str(PACK), "-o", "/dev/null/x"], 2, "/dev/null/x is not a folder"),
+        (["decode", str(PACK), "-o", "x", "--tiny-vae", "nothere"], 5, "no directory nothere"),
         (["verify", "missing.d3m"], 5, "missing.d3m"),
         (["preview", "x.d3m", "-o", "x.gif"], 2, "E_USAGE"),
         (["encode", "missing-folder", "-o", "x.d3m"], 5, "E_NOT_FOUND"),

@@ -151,3 +151,16 @@ def test_a_reader_that_leaves_early_is_no_failure_of_ours() -> None:
     finally:
         os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(("where", "words"), [(">&-", "closed"), ("> /dev/full", "No space left")])
+@pytest.mark.parametrize("how", ["", "--format=json"])
+def test_output_that_nobody_takes(where: str, words: str, how: str) -> None:
+    if where.endswith("full") and not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    line = f"{sys.executable} -m d3pack info {PACK} {how} {where}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (said,) = done.stderr.splitlines()
+    assert said.startswith("d3pack: [E_D3M]")
+    assert words in said

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from d3pack.cli import app
 from d3pack.dataset import D3MDataset, shelf
 from d3pack.pack import Pack
 
@@ -101,3 +105,23 @@ def test_torch_is_not_loaded() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_a_store_of_another_user_is_left_alone(
+    dataset: D3MDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (entry,) = shelf.entries(Path(os.environ["D3PACK_HOME"]))
+    real = os.open
+
+    def refusing(path: Any, flags: int, *more: Any, **others: Any) -> int:
+        if Path(path).parent == entry.path and flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, flags, *more, **others)
+
+    monkeypatch.setattr(shelf.os, "open", refusing)
+    gone = CliRunner().invoke(app, ["cache", "rm", "--all"])
+    assert gone.exit_code == 1
+    assert "in use, left alone" in gone.stdout
+    checked = CliRunner().invoke(app, ["cache", "verify"])
+    assert checked.exit_code == 1
+    assert "of another user, left alone" in checked.stderr
