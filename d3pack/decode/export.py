@@ -293,18 +293,17 @@ def _claimed(out: Path, title: dict[str, Any]) -> Iterator[None]:
 
 def _locked(file: Any, out: Path) -> bool:
     """Lock an open file until it is closed; False where the file system has no locks."""
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"another decode is writing into {out}",
-                hint="wait for it, or choose another folder",
-            ) from None
-        except OSError:
-            return False
-        return True
-    return False
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(
+            f"another decode is writing into {out}", hint="wait for it, or choose another folder"
+        ) from None
+    except OSError:
+        return False
+    return True
 
 
 def _same(found: bytes, title: dict[str, Any]) -> bool:
