@@ -23,7 +23,7 @@ from d3pack.dataset import shelf
 from d3pack.dataset.choice import Wish, choose
 from d3pack.dataset.order import Ints
 from d3pack.dataset.progress import Progress, say
-from d3pack.dataset.store import Store
+from d3pack.dataset.store import RecentStore, Store
 from d3pack.decode import Decoder, modes
 from d3pack.errors import UsageError
 from d3pack.pack import Pack
@@ -134,10 +134,17 @@ class Images:
         with self._lock:
             if self._store is None or (self._fresh and epoch != self._epoch):
                 self._store, words = choose(self._wish, self.identity, self.device, self.group)
-                if worker is None and not self._quiet and self._wish.cache == "auto":
-                    say(f"cache=auto: {words}")
+                self._announce(words)
                 self._epoch = epoch
             yield self._store
+
+    def _announce(self, words: str) -> None:
+        """Say what was chosen: one process of a loader does. That nothing is kept, it says always:
+        a training would decode everything in every epoch."""
+        if self._wish.cache != "auto" or not _speaks():
+            return
+        if isinstance(self._store, RecentStore) or not self._quiet:
+            say(f"cache=auto: {words}")
 
     def missing(self, numbers: Ints, epoch: int) -> Ints:
         """Those that have to be decoded."""
@@ -164,9 +171,12 @@ class Images:
             if self.device.type == "cuda":
                 # Whoever reads the images next may do so on another stream.
                 torch.cuda.current_stream(self.device).synchronize()
-            seconds = time.perf_counter() - started
-            if get_worker_info() is None:
-                self._progress.add(len(all_numbers), seconds, store.ready())
+            if _speaks():
+                worker = get_worker_info()
+                made = len(all_numbers) * (1 if worker is None else worker.num_workers)
+                # What forgets is never full: it has a rate, and no end.
+                ready = None if isinstance(store, RecentStore) else store.ready()
+                self._progress.add(made, time.perf_counter() - started, ready)
             return images[: len(numbers)]
 
     def _open_decoder(self) -> Decoder:
@@ -214,3 +224,9 @@ class Images:
                 if self._decoder is not None:
                     self._decoder.close()
         self._forget()
+
+
+def _speaks() -> bool:
+    """The training's own process, or the first worker of a DataLoader for all of them."""
+    worker = get_worker_info()
+    return worker is None or worker.id == 0

@@ -32,12 +32,12 @@ class Progress:
         self._shown = 0.0
         self._open_line = False
 
-    def add(self, images: int, seconds: float, ready: int) -> None:
-        """`images` were decoded in `seconds`; `ready` of all are there now."""
+    def add(self, images: int, seconds: float, ready: int | None) -> None:
+        """`images` were decoded in `seconds`; `ready` of all are there now (None: none is kept)."""
         self._busy += seconds
         self._decoded += images
         terminal = sys.stderr.isatty()
-        done = ready >= self._total
+        done = ready is not None and ready >= self._total
         if self._quiet or self._busy < _QUIET_START:
             return
         now = time.monotonic()
@@ -45,8 +45,11 @@ class Progress:
             return
         self._shown = now
         rate = self._decoded / self._busy
-        text = f"decoded {ready:,} of {self._total:,} images, {rate:.1f} images/s"
-        text += "" if done else f", {_clock((self._total - ready) / rate)} left"
+        if ready is None:
+            text = f"decoded {self._decoded:,} images, {rate:.1f} images/s"
+        else:
+            text = f"decoded {ready:,} of {self._total:,} images, {rate:.1f} images/s"
+            text += "" if done else f", {_clock((self._total - ready) / rate)} left"
         if terminal:
             print(f"\r\x1b[Kd3pack: {text}", end="\n" if done else "", file=sys.stderr, flush=True)
         else:

@@ -162,6 +162,18 @@ def test_progress_is_said_unless_quiet(
     assert capfd.readouterr().err == ""
 
 
+def test_a_store_that_forgets_has_a_rate_and_no_end(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("d3pack.dataset.progress._EVERY_LOG", 0.0)
+    progress = Progress(21, quiet=False)
+    for _ in range(3):
+        progress.add(16, 4.0, None)
+    assert capfd.readouterr().err.splitlines() == [
+        f"d3pack: decoded {count} images, 4.0 images/s" for count in (16, 32, 48)
+    ]
+
+
 def test_a_terminal_gets_one_moving_line(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

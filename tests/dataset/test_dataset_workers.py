@@ -101,9 +101,22 @@ def test_cuda_in_workers_is_refused_and_says_what_to_write(pack: Pack, backbone:
         list(loader(dataset))
 
 
-def test_workers_keep_quiet(pack: Pack, backbone: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_one_worker_speaks_for_all(
+    pack: Pack, backbone: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     list(loader(use(pack, backbone, quiet=False)))
-    assert "cache=" not in capfd.readouterr().err
+    assert capfd.readouterr().err.count("cache=auto: disk") == 1
+    list(loader(use(pack, backbone)))
+    assert capfd.readouterr().err == ""
+
+
+def test_workers_without_a_store_say_so(
+    pack: Pack, backbone: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "file"
+    place.touch()
+    list(loader(use(pack, backbone, cache_dir=place)))
+    assert capfd.readouterr().err.count("cache=auto: no store") == 1
 
 
 def test_the_dataset_survives_a_plain_fork(pack: Pack, backbone: Path, expected: Tensor) -> None:
