@@ -152,6 +152,7 @@ def push(
         key=key,
         name=name,
     )
+    room.check_branch(revision, pr)
     if not dry_run:
         room.check_ready()
     quiet = form == "quiet" or preview != "decode"

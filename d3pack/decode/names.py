@@ -24,9 +24,11 @@ def folder(index: int, name: str, classes: int) -> str:
 
 def chosen(classes: Sequence[str], wanted: str | None) -> list[int]:
     """Class indices from "cat,dog", "0,5" or "3-7"; names win over numbers."""
-    if not wanted:
+    if wanted is None:
         return list(range(len(classes)))
     places = {name: index for index, name in enumerate(classes)}
+    if wanted in places:  # a name may hold a comma
+        return [places[wanted]]
     found: list[int] = []
     for part in (p.strip() for p in wanted.split(",")):
         first, dash, last = part.partition("-")

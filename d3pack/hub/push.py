@@ -81,6 +81,12 @@ def check_ready() -> None:
         raise HubAccessError("there is no Hub token here", hint=LOGIN)
 
 
+def check_branch(revision: str | None, pr: bool) -> None:
+    """Refuse a pull request to a branch: the Hub opens them to main."""
+    if pr and revision not in (None, "main"):
+        raise UsageError("a pull request goes to main", hint="give --pr or --revision, not both")
+
+
 def prepare(
     path: Path, repo: str, options: Options, progress: preview.Progress | None = None
 ) -> Parcel:
@@ -131,8 +137,7 @@ def send(
     """Commit the parcel, then read it back by commit and compare every byte."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    if pr and revision not in (None, "main"):
-        raise UsageError("a pull request goes to main", hint="give --pr or --revision, not both")
+    check_branch(revision, pr)
     check_ready()
     address = replace(parcel.address, revision=revision)
     repo, api, notes = address.repo, HfApi(library_name="d3pack"), list(parcel.notes)

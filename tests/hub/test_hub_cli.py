@@ -239,3 +239,11 @@ def test_the_environment_of_huggingface_hub_is_all_it_takes(
     assert nobody.returncode == 5
     assert "or it is private" in nobody.stderr
     assert constants.HF_HUB_OFFLINE is False
+
+
+def test_a_pull_request_to_a_branch_is_refused_before_any_work(d3pack: Shell) -> None:
+    words = ("push", "missing.d3m", "org/set", "--pr", "--revision", "foo")
+    for more in ((), ("--dry-run",)):
+        code, out, err = d3pack(*words, *more)
+        assert (code, out) == (2, "")
+        assert "a pull request goes to main" in err
