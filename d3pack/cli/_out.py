@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, Literal
 
 Progress = Callable[[int, int], None]  # done, in all
+EVERY = 30.0  # seconds between lines where stderr is a file
 
 Format = Literal["human", "json", "quiet"]
 
@@ -54,9 +57,12 @@ def printable(text: str) -> str:
 
 @contextmanager
 def progress(title: str, *, quiet: bool) -> Iterator[Progress | None]:
-    """A bar with images/s and the time left, on stderr; a terminal is not needed."""
+    """A bar with images/s and the time left, on stderr; in a file a line now and then."""
     if quiet:
         yield None
+        return
+    if not sys.stderr.isatty():
+        yield _lines(title)
         return
     import rich.progress
     from rich.console import Console
@@ -87,6 +93,25 @@ def progress(title: str, *, quiet: bool) -> Iterator[Progress | None]:
             bar.update(task, completed=done, total=total, rate=rate)
 
         yield update
+
+
+def _lines(title: str) -> Progress:
+    """Progress for a log."""
+    began = shown = time.monotonic()
+    first: int | None = None
+
+    def update(done: int, total: int) -> None:
+        nonlocal first, shown
+        first = done if first is None else first
+        now = time.monotonic()
+        if now - shown < EVERY or done == first:
+            return
+        shown = now
+        rate = (done - first) / (now - began)
+        left = timedelta(seconds=round((total - done) / rate))
+        say(f"{title}: {done:,} of {total:,}, {rate:.1f} images/s, {left} left")
+
+    return update
 
 
 class _Voice(logging.Handler):

@@ -32,13 +32,15 @@ def preview(
 
     Example: d3pack preview cifar10.d3m -o page.html
     """
-    from d3pack.errors import UsageError
+    from d3pack.errors import NotFoundError, UsageError
 
     kind = output.suffix.lower()
     if kind not in {".png", ".webp", ".html", ".htm"}:
         raise UsageError(
             f"cannot make a preview of kind {kind or '(none)'!r}", hint="write .png, .webp or .html"
         )
+    if not output.parent.is_dir():
+        raise NotFoundError(f"{output.parent} is not a directory", hint="create it first")
     import io
 
     from d3pack import read
@@ -51,7 +53,8 @@ def preview(
     opened = read(file)
     home = backbone or beside(file, opened)
     decoder = Decoder(opened, device=device or "cpu", path=home)
-    shown = sample(opened, decoder, classes=classes, images=images)
+    with _out.progress("decoding", quiet=form == "quiet") as progress:
+        shown = sample(opened, decoder, classes=classes, images=images, progress=progress)
     name = pack.rsplit("/", 1)[-1]
     if kind in {".png", ".webp"}:
         buffer = io.BytesIO()

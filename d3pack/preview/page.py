@@ -88,12 +88,12 @@ def render_page(pack: Pack, shown: Sample, *, name: str, verdict: str = "") -> s
 
 def _classes(pack: Pack, shown: Sample) -> str:
     note = ""
-    if len(shown.classes) < len(pack.classes):
+    columns = shown.images.shape[1]
+    if len(shown.classes) < len(pack.classes) or columns < pack.images_per_class:
         note = (
             f'<p class="faint">{len(shown.classes)} of {len(pack.classes)} classes, '
-            f"{shown.images.shape[1]} of {pack.images_per_class} images each.</p>"
+            f"{columns} of {pack.images_per_class} images each.</p>"
         )
-    labels = None if pack.labels is None else decode_labels(pack.labels)
     tiny = " small" if max(pack.recipe.size) <= TINY else ""
     blocks = []
     for c, images in zip(shown.classes, shown.images, strict=True):
@@ -102,7 +102,9 @@ def _classes(pack: Pack, shown: Sample) -> str:
             f'<img tabindex="0" src="{data_uri(image)}" alt="{title}, image {i}">'
             for i, image in enumerate(images)
         )
-        bars = "" if labels is None else _bars(pack.classes, labels[c].mean(axis=0))
+        bars = ""
+        if pack.labels is not None:
+            bars = _bars(pack.classes, decode_labels(pack.labels, c).mean(axis=0))
         blocks.append(
             f'<section class="class"><div><h3>{title}</h3>{bars}</div>'
             f'<div class="strip{tiny}" style="--n:{len(images)}">{strip}</div></section>'

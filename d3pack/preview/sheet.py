@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,8 @@ from d3pack.decode import Decoder
 from d3pack.pack import Pack
 from d3pack.sheet import Row, contact_sheet
 
+Progress = Callable[[int, int], None]  # images done, in all
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -21,13 +24,20 @@ class Sample:
     images: npt.NDArray[np.uint8]  # (R, I, 3, h, w)
 
 
-def sample(pack: Pack, decoder: Decoder, *, classes: int, images: int) -> Sample:
+def sample(
+    pack: Pack, decoder: Decoder, *, classes: int, images: int, progress: Progress | None = None
+) -> Sample:
     """Decode the first images of classes spread evenly over the pack."""
     rows = min(classes, len(pack.classes))
     chosen = tuple(int(c) for c in np.linspace(0, len(pack.classes) - 1, rows).round())
     columns = min(images, pack.images_per_class)
     pairs = [(c, i) for c in chosen for i in range(columns)]
-    decoded = decoder.images(pairs).cpu().numpy()
+    parts = []
+    for positions, made in decoder.stream(pairs):
+        parts.append(made.cpu().numpy())
+        if progress:
+            progress(positions.stop, len(pairs))
+    decoded = np.concatenate(parts)
     return Sample(chosen, decoded.reshape(rows, columns, *decoded.shape[1:]))
 
 

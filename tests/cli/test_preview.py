@@ -18,9 +18,9 @@ from tiny_backbones import tiny_sd
 from typer.testing import CliRunner, Result
 
 import d3pack
-from d3pack.cli import app
+from d3pack.cli import _out, app
 from d3pack.decode import Decoder, make_probes
-from d3pack.errors import UsageError
+from d3pack.errors import NotFoundError, UsageError
 from d3pack.pack import Pack
 from d3pack.preview import render_page, sample
 from d3pack.sheet import Row, contact_sheet
@@ -135,3 +135,35 @@ def test_letters_beyond_english_are_drawn(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(set(drawn)) == 3  # a font that lacks a letter has the same box for all
     monkeypatch.setattr("matplotlib.get_data_path", lambda: "/nowhere")
     assert contact_sheet([Row("cat", image)]).size[1] > 72
+
+
+def test_a_folder_that_is_not_there_is_found_before_any_work(tmp_path: Path) -> None:
+    done = preview("missing.d3m", "-o", tmp_path / "no" / "sheet.png")
+    assert isinstance(done.exception, NotFoundError)
+    assert "is not a directory" in str(done.exception)
+
+
+def test_page_says_how_little_it_shows(made: tuple[Path, Path, Pack]) -> None:
+    backbone, _, pack = made
+    with Decoder(pack, path=backbone) as decoder:
+        some = sample(pack, decoder, classes=3, images=2)
+        seen: list[tuple[int, int]] = []
+        whole = sample(pack, decoder, classes=3, images=7, progress=lambda *at: seen.append(at))
+    assert "3 of 3 classes, 2 of 7 images each" in render_page(pack, some, name="x")
+    assert "images each" not in render_page(pack, whole, name="x")
+    assert seen[-1] == (21, 21)
+
+
+def test_progress_in_a_log_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 1.0, 10.0, 31.0, 40.0, 70.0])
+    monkeypatch.setattr(_out.time, "monotonic", lambda: next(clock))
+    with _out.progress("decoding", quiet=False) as progress:
+        assert progress is not None
+        for done in (0, 100, 310, 400, 700):
+            progress(done, 1010)
+    assert capsys.readouterr().err.splitlines() == [
+        "decoding: 310 of 1,010, 10.0 images/s, 0:01:10 left",
+        "decoding: 700 of 1,010, 10.0 images/s, 0:00:31 left",
+    ]
