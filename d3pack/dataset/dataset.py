@@ -347,7 +347,11 @@ class D3MDataset(Dataset[Any]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Turn to the epoch of a state; refuses the state of another pack."""
         check_state(state, identity=self.identity, images=len(self))
-        self.set_epoch(int(state["epoch"]))
+        try:
+            epoch = int(state["epoch"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"not a dataset state: {error!r}") from error
+        self.set_epoch(epoch)
 
     def close(self) -> None:
         """Free the decoder and the store; both come back when an image is asked for."""

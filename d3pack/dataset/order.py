@@ -91,7 +91,7 @@ class BatchOrder:
         drop_last: bool = False,
         identity: str = "",
     ) -> None:
-        if batch_size < 1:
+        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}", hint="give 1 or more")
         if not 0 <= rank < world:
             raise UsageError(
@@ -164,7 +164,11 @@ class BatchOrder:
 
     def set_epoch(self, epoch: int) -> None:
         """Begin the next iteration at an epoch; where it stands in that epoch already, it stays."""
-        if epoch != self.epoch:
+        if epoch < 0:
+            raise UsageError(f"epoch {epoch}", hint="epochs count from 0")
+        # One that was left at its last batch is asked for once more, from its beginning.
+        over = self._started and not self._taken_next(self.consumed)
+        if epoch != self.epoch or over:
             self.epoch, self.consumed = epoch, 0
         self._started = False
 
@@ -201,6 +205,8 @@ class BatchOrder:
 
 def check_state(state: Mapping[str, Any], *, identity: str, images: int) -> None:
     """Refuse a state that belongs to something else."""
+    if not isinstance(state, Mapping):
+        raise UsageError(f"not a loader state: {type(state).__name__}")
     if state.get("state") != _STATE:
         raise UsageError(f"not a loader state of version {_STATE}: {state.get('state')!r}")
     if state.get("pack") != identity or state.get("images") != images:

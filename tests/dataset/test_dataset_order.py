@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,6 +162,18 @@ def test_set_epoch_keeps_the_place_within_the_epoch() -> None:
     assert list(order) == takes(order, 9)
 
 
+def test_an_epoch_left_at_its_last_batch_can_be_asked_for_again() -> None:
+    order = BatchOrder(10, 4)
+    order.set_epoch(0)
+    for _ in order:
+        if order.consumed == 10:
+            break
+    order.set_epoch(0)
+    assert list(order) == takes(order, 0)
+    with pytest.raises(UsageError, match="count from 0"):
+        order.set_epoch(-3)
+
+
 def test_a_state_after_the_last_batch_is_the_next_epoch() -> None:
     order = BatchOrder(8, 4)
     batches = iter(order)
@@ -200,11 +213,14 @@ def test_a_state_without_its_fields_is_refused() -> None:
     del state["consumed"]
     with pytest.raises(UsageError, match="not a loader state"):
         order.load_state_dict(state)
+    with pytest.raises(UsageError, match="not a loader state: list"):
+        order.load_state_dict([1])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("batch", "rank", "world"), [(0, 0, 1), (-1, 0, 1), (1, 1, 1), (1, -1, 2), (1, 0, 0)]
+    ("batch", "rank", "world"),
+    [(0, 0, 1), (-1, 0, 1), (2.5, 0, 1), ("4", 0, 1), (1, 1, 1), (1, -1, 2), (1, 0, 0)],
 )
-def test_meaningless_shapes_are_refused(batch: int, rank: int, world: int) -> None:
+def test_meaningless_shapes_are_refused(batch: Any, rank: int, world: int) -> None:
     with pytest.raises(UsageError):
         BatchOrder(10, batch, rank=rank, world=world)
