@@ -15,12 +15,12 @@ import tarfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +33,11 @@ if sys.platform != "win32":
     import fcntl
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from d3pack.decode.decoder import Decoder, Pair
 
+T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
 Progress = Callable[[int, int], None]  # images there, images in all
 KINDS = ("folder", "webdataset", "parquet", "npz")
@@ -114,15 +117,44 @@ def _tree(
     done = len(pairs) - len(missing)
     if progress:
         progress(done, len(pairs))
-    with ThreadPoolExecutor(4) as pool:  # compressing leaves the interpreter lock alone
-        for positions, images in decoder.stream(missing):
-            pixels = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-            where = [path(missing[p]) for p in positions]
-            list(pool.map(lambda p, x: _write(p, _encode(x, plan)), where, pixels))
-            done += len(pixels)
+
+    def save(pair: Pair, pixels: Pixels) -> None:
+        _write(path(pair), _encode(pixels, plan))
+
+    with _pool() as pool:
+        groups = (
+            [
+                pool.submit(save, missing[p], x)
+                for p, x in zip(positions, _pixels(images), strict=True)
+            ]
+            for positions, images in decoder.stream(missing)
+        )
+        for group in _one_behind(groups):
+            done += len(group)
             if progress:
                 progress(done, len(pairs))
     return len(missing)
+
+
+def _pool() -> ThreadPoolExecutor:
+    """Compressing leaves the interpreter lock alone."""
+    return ThreadPoolExecutor(os.cpu_count() or 1)
+
+
+def _pixels(images: Tensor) -> Pixels:
+    found: Pixels = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return found
+
+
+def _one_behind(groups: Iterator[list[Future[T]]]) -> Iterator[list[T]]:
+    """What was asked for, group by group; the next one is decoded while the last is written."""
+    waiting: list[Future[T]] = []
+    for group in groups:
+        if waiting:
+            yield [one.result() for one in waiting]
+        waiting = group
+    if waiting:
+        yield [one.result() for one in waiting]
 
 
 def _shards(
@@ -140,41 +172,47 @@ def _shards(
     done = len(pairs) - sum(map(len, missing.values()))
     if progress:
         progress(done, len(pairs))
-    for path, part in missing.items():
+    coded = _raw if plan.kind == "npz" else _encode
+    with _pool() as pool:
+        for path, part in missing.items():
 
-        def pixels(part: list[Pair] = part) -> Iterator[Pixels]:
-            nonlocal done
-            for _, images in decoder.stream(part):
-                yield from images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-                done += len(images)
-                if progress:
-                    progress(done, len(pairs))
+            def contents(part: list[Pair] = part) -> Iterator[bytes]:
+                nonlocal done
+                groups = (
+                    [pool.submit(coded, x, plan) for x in _pixels(images)]
+                    for _, images in decoder.stream(part)
+                )
+                for group in _one_behind(groups):
+                    yield from group
+                    done += len(group)
+                    if progress:
+                        progress(done, len(pairs))
 
-        pending = _pending(path)
-        try:
-            with pending.open("wb") as file:
-                write(file, part, pixels(), decoder, plan)
-            os.replace(pending, path)
-        except BaseException:  # Ctrl-C too: what is half-written is of no use to anybody
-            pending.unlink(missing_ok=True)
-            raise
+            pending = _pending(path)
+            try:
+                with pending.open("wb") as file:
+                    write(file, part, contents(), decoder, plan)
+                os.replace(pending, path)
+            except BaseException:  # Ctrl-C too: what is half-written is of no use to anybody
+                pending.unlink(missing_ok=True)
+                raise
     return sum(map(len, missing.values()))
 
 
 def _tar(
-    file: Any, part: list[Pair], pixels: Iterator[Pixels], decoder: Decoder, plan: Plan
+    file: Any, part: list[Pair], images: Iterator[bytes], decoder: Decoder, plan: Plan
 ) -> None:
     """WebDataset: members of one key side by side, `.cls` the label. Bytes depend on no clock."""
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for (c, i), image in zip(part, pixels, strict=True):
-            for ending, data in ((plan.suffix, _encode(image, plan)), ("cls", str(c).encode())):
+        for (c, i), image in zip(part, images, strict=True):
+            for ending, data in ((plan.suffix, image), ("cls", str(c).encode())):
                 member = tarfile.TarInfo(f"{c:05d}_{i:05d}.{ending}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
 
 
 def _parquet(
-    file: Any, part: list[Pair], pixels: Iterator[Pixels], decoder: Decoder, plan: Plan
+    file: Any, part: list[Pair], images: Iterator[bytes], decoder: Decoder, plan: Plan
 ) -> None:
     """Rows as `datasets` reads them: an image column, a class label with its names."""
     try:
@@ -195,11 +233,11 @@ def _parquet(
         metadata={"huggingface": json.dumps({"info": {"features": features}})},
     )
     with pq.ParquetWriter(file, schema) as writer:
-        numbered = enumerate(zip(part, pixels, strict=True))
+        numbered = enumerate(zip(part, images, strict=True))
         for _, rows in groupby(numbered, key=lambda item: item[0] // 256):
             table = [
                 {
-                    "image": {"bytes": _encode(x, plan), "path": f"{c:05d}_{i:05d}.{plan.suffix}"},
+                    "image": {"bytes": x, "path": f"{c:05d}_{i:05d}.{plan.suffix}"},
                     "label": c,
                     "index": i,
                 }
@@ -209,7 +247,7 @@ def _parquet(
 
 
 def _npz(
-    file: Any, part: list[Pair], pixels: Iterator[Pixels], decoder: Decoder, plan: Plan
+    file: Any, part: list[Pair], images: Iterator[bytes], decoder: Decoder, plan: Plan
 ) -> None:
     """Arrays `images` (N, H, W, 3), `labels`, `indices`; the images go in one by one."""
     height, width = decoder.pack.recipe.size
@@ -224,11 +262,15 @@ def _npz(
             "fortran_order": False,
             "shape": (len(part), height, width, 3),
         }
-        images = zipfile.ZipInfo("images.npy", when)
-        with archive.open(images, "w", force_zip64=True) as member:
+        entry = zipfile.ZipInfo("images.npy", when)
+        with archive.open(entry, "w", force_zip64=True) as member:
             np.lib.format.write_array_header_1_0(member, header)
-            for image in pixels:
-                member.write(image.tobytes())
+            for image in images:
+                member.write(image)
+
+
+def _raw(pixels: Pixels, plan: Plan) -> bytes:
+    return pixels.tobytes()
 
 
 def _encode(pixels: Pixels, plan: Plan) -> bytes:

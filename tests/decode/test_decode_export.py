@@ -9,6 +9,7 @@ import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from typer.testing import CliRunner
 import d3pack
 from d3pack.cli import app
 from d3pack.decode import Decoder
-from d3pack.decode.export import Plan, export
+from d3pack.decode.export import Plan, _encode, export
 from d3pack.decode.names import chosen, folder, slug
 from d3pack.errors import UsageError
 
@@ -139,6 +140,27 @@ def test_a_place_that_cannot_be_written(
     with pytest.raises(d3pack.D3MError, match="No space left on device"):
         export(made["decoder"], tmp_path / "out", [0], 1, Plan())
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["export.json"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "webdataset", "parquet"])
+def test_a_group_is_written_while_the_next_is_made(
+    kind: str, made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, second = made["decoder"].stream, Event()
+
+    def watched(wanted: Any) -> Iterator[Any]:
+        for number, group in enumerate(stream(wanted)):
+            if number == 1:
+                second.set()
+            yield group
+
+    def patient(pixels: Any, plan: Plan) -> bytes:
+        assert second.wait(30)
+        return _encode(pixels, plan)
+
+    monkeypatch.setattr(made["decoder"], "stream", watched)
+    monkeypatch.setattr("d3pack.decode.export._encode", patient)
+    export(made["decoder"], tmp_path, [0], COUNT, Plan(kind))
 
 
 def test_webdataset(made: dict[str, Any], tmp_path: Path) -> None:
