@@ -166,8 +166,9 @@ class TarStore(_ArchiveStore):
         return self._bytes.read_at(rows.places[i], min(rows.sizes[i], MAX_BYTES + 1))
 
     def stamp(self, c: int, i: int) -> bytes:
-        start = self._rows[c].places[i]
-        return edges(self._rows[c].sizes[i], lambda at, n: self._bytes.read_at(start + at, n))
+        rows = self._rows[c]
+        start, size, name = rows.places[i], rows.sizes[i], rows.names[i]
+        return edges(size, lambda at, n: self._bytes.read_at(start + at, n), name)
 
 
 class ZipStore(_ArchiveStore):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -14,6 +15,8 @@ from d3pack.sources.images import BadImageError, decode
 from d3pack.sources.names import name_classes
 
 OnError = Literal["skip", "fail"]
+BLOCK = 1 << 22
+PLAIN = frozenset({".bmp", ".ppm", ".pgm", ".tif", ".tiff"})  # pixels lie there as they are
 EDGE = 4096  # bytes hashed at both ends of a file: all of a small one, enough of a large one
 
 
@@ -62,8 +65,16 @@ def _no_image(keys: Sequence[str], store: Store) -> SourceError:
     return SourceError(f"class {keys[0]!r} holds no image{more}{left_out}", hint=hint)
 
 
-def edges(size: int, read_at: Callable[[int, int], bytes]) -> bytes:
-    """Stamp of a file from its size and both ends. `read_at(offset, length)`."""
+def edges(size: int, read_at: Callable[[int, int], bytes], name: str = "") -> bytes:
+    """Stamp of a file from its size and both ends. `read_at(offset, length)`.
+
+    Compressed images change at their ends too; of uncompressed ones, by their `name`, all counts.
+    """
+    if size > 2 * EDGE and os.path.splitext(name)[1].lower() in PLAIN:
+        whole = hashlib.sha256()
+        for at in range(0, size, BLOCK):
+            whole.update(read_at(at, min(BLOCK, size - at)))
+        return size.to_bytes(8, "little") + whole.digest()
     head = read_at(0, min(size, EDGE))
     tail = read_at(max(size - EDGE, EDGE), EDGE) if size > EDGE else b""
     return size.to_bytes(8, "little") + head + tail

@@ -92,7 +92,7 @@ class FolderStore:
                 file.seek(offset)
                 return file.read(length)
 
-            return edges(os.fstat(file.fileno()).st_size, read_at)
+            return edges(os.fstat(file.fileno()).st_size, read_at, path.name)
 
 
 def holds_classes(root: Path) -> bool:

@@ -124,7 +124,8 @@ class ShardStore:
 
     def stamp(self, c: int, i: int) -> bytes:
         shard, offset, size = self._place(c, i)
-        return edges(size, lambda at, n: self._shards[shard].read_at(offset + at, n))
+        name = self._names[c][i]
+        return edges(size, lambda at, n: self._shards[shard].read_at(offset + at, n), name)
 
 
 def _label(ext: str, data: bytes) -> str | None:

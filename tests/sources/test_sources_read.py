@@ -259,6 +259,32 @@ def test_fingerprint_sees_both_ends_of_large_files(tree: Path) -> None:
         assert open_source(tree).fingerprint() != first
 
 
+@pytest.mark.parametrize("kind", ["folder", "tree.tar", "shard.tar"])
+def test_fingerprint_sees_the_middle_of_uncompressed_files(tmp_path: Path, kind: str) -> None:
+    def written(ext: str, middle: int) -> str:
+        data = bytearray(50_000)
+        data[25_000] = middle
+        files = {f"{c}/0.{ext}": bytes(data) for c in "ab"}
+        if kind == "shard.tar":
+            files = {f"{c}.{e}": d for c in "ab" for e, d in (("cls", c.encode()), (ext, data))}
+        path = tmp_path / ext / kind
+        path.parent.mkdir(exist_ok=True)
+        if kind == "folder":
+            for name, content in files.items():
+                (path / name).parent.mkdir(parents=True, exist_ok=True)
+                (path / name).write_bytes(content)
+        else:
+            with tarfile.open(path, "w") as tar:
+                for name, content in files.items():
+                    info = tarfile.TarInfo(name)
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+        return open_source(path).fingerprint()
+
+    assert written("bmp", 0) != written("bmp", 1)
+    assert written("png", 0) == written("png", 1)  # its ends would tell; published packs name them
+
+
 # -- size -------------------------------------------------------------------------------------
 
 
