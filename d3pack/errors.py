@@ -50,8 +50,8 @@
     └── SourceError              E_SOURCE               exit 7   the real images cannot be used
 
 Rooms have errors of their own below these, where only they can raise them: E_SOURCE_IMAGE
-(`sources`), E_TRANSFORM (`dataset`), E_TEACHER, E_JOURNAL and E_NO_SPACE (`encode`), E_CLASSES and
-E_LONG (`evaluate`).
+(`sources`), E_TRANSFORM (`dataset`), E_TEACHER and E_JOURNAL (`encode`), E_NO_SPACE (`train`,
+`encode`), E_CLASSES and E_LONG (`evaluate`).
 
 A message is one line: what is wrong; `hint` says what to do next. Codes are stable: scripts and the
 conformance corpus (`spec/vectors/index.json`) rely on them.
