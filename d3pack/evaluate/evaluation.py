@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from d3pack.evaluate import sweep as sweeps
 from d3pack.evaluate.baselines import Arm
 from d3pack.evaluate.bench import ArmResult, Bench, Progress, Report
 from d3pack.evaluate.ledger import LedgerView, sent, view
-from d3pack.evaluate.payload import Form, Layout, Squeeze, file_bytes
+from d3pack.evaluate.patience import check_patience
+from d3pack.evaluate.payload import Form, Layout, Squeeze, candidates, file_bytes
 from d3pack.evaluate.presets import Preset, Updates
 from d3pack.evaluate.real import Labelled, RealImages, common_size
 from d3pack.evaluate.teacher import Judge, open_judge
@@ -28,7 +29,6 @@ from d3pack.evaluate.training import plan, statistics
 from d3pack.evaluate.workdir import Workdir, write_json
 from d3pack.pack import Pack
 from d3pack.sources import Source
-from d3pack.wording import count, duration
 
 # Real images in equal bytes: as files of two formats, and as one sheet.
 PAYLOADS: dict[str, tuple[Form, Layout]] = {
@@ -38,15 +38,8 @@ PAYLOADS: dict[str, tuple[Form, Layout]] = {
 }
 BASELINES = ("random", *PAYLOADS, "names", "collages", "whole")
 DEFAULT_BASELINES = ("random", *PAYLOADS, "names")
-PATIENCE = 3600.0  # seconds that start without being asked for
 _SHOWN = 8  # images of each class on a contact sheet
 _STATISTICS = 100  # real images of each class for mean and deviation
-
-
-class LongRunError(UsageError):
-    """The evaluation takes hours on this machine and nobody agreed to that."""
-
-    code = "E_LONG"
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,32 +264,6 @@ def squeeze_for(
         return squeeze, pilot
 
 
-def check_patience(
-    bench: Bench,
-    arms: Sequence[Arm],
-    swept: Sequence[sweeps.Variant],
-    options: EvalOptions,
-    images: int,
-) -> None:
-    """Say how long the missing students take; refuse hours that nobody agreed to."""
-    wanted = [*arms, *(sweeps.arm(variant, bench) for variant in swept[1:])]
-    missing = sum(not bench.finished(arm, seed) for arm in wanted for seed in range(options.seeds))
-    bench.expect(missing)
-    if missing == 0:
-        return
-    each = bench.seconds_each(images)
-    total = each * missing
-    bench.report(
-        f"{count(missing, 'student')} to train, about {duration(each)} each: {duration(total)}"
-    )
-    if total > PATIENCE and not options.agreed:
-        raise LongRunError(
-            f"{count(missing, 'student')} of preset {bench.preset.name}: about {duration(total)}"
-            " on this machine",
-            hint="add --yes to start (it can be stopped and resumed), or use --preset quick",
-        )
-
-
 def evaluate(
     pack: Pack,
     train: RealImages,
@@ -331,14 +298,33 @@ def evaluate(
     twin = names_of(pack, options) if "names" in options.baselines else None
     if "names" in options.baselines and twin is None:
         report("names: left out, the prompts of this pack are its backbone's own class table")
-    budget, wanted = sent(pack), needed_payloads(options.baselines)
-    if all(pilot_place(train, budget, bench, name, workdir).exists() for name in wanted):
-        arms = first + baseline_arms(pack, train, bench, options, workdir, judge, twin)
-        check_patience(bench, arms, swept, options, len(pack))
-    else:  # which baselines there will be is not known before the pilots: count one for each
-        stand_ins = [baselines.random_images(train, pack.images_per_class)] * len(options.baselines)
-        check_patience(bench, first + stand_ins, swept, options, len(pack))
-        arms = first + baseline_arms(pack, train, bench, options, workdir, judge, twin)
+
+    def arms_of(wanted: tuple[str, ...]) -> list[Arm]:
+        chosen = replace(options, baselines=wanted)
+        return first + baseline_arms(pack, train, bench, chosen, workdir, judge, twin)
+
+    # Whether images fit at all is known only after the pilots: such baselines are counted one each.
+    unknown = [
+        name
+        for name in needed_payloads(options.baselines)
+        if not pilot_place(train, sent(pack), bench, name, workdir).exists()
+    ]
+    certain = tuple(
+        name
+        for name in options.baselines
+        if name not in unknown and not (name == "collages" and "sheet" in unknown)
+    )
+    arms = arms_of(certain)
+    check_patience(
+        bench,
+        [*arms, *(sweeps.arm(variant, bench) for variant in swept[1:])],
+        options,
+        len(pack),
+        later=len(options.baselines) - len(certain),
+        pilots=sum(len(candidates(*PAYLOADS[name], train.size)) for name in unknown),
+    )
+    if unknown:
+        arms = arms_of(options.baselines)
     results = tuple(bench.run(arm, options.seeds) for arm in arms)
     points = sweeps.run(swept, bench, options.seeds) if sweep else []
     shown = min(_SHOWN, pack.images_per_class)

@@ -154,6 +154,23 @@ def test_a_tree_may_call_its_test_part_val(
     assert json.loads(capsys.readouterr().out)["facts"]["test_images"] == 15
 
 
+def test_hours_of_pilots_and_of_rows_to_come_are_not_overlooked(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = (
+        *(str(world / "plain.d3m"), "--real", str(world / "real"), "--preset", "blink"),
+        *("--seeds", "1", "--work", str(tmp_path / "work"), "--baseline", "random"),
+    )
+    assert command(world, monkeypatch, *args) == 0
+    monkeypatch.setattr("d3pack.evaluate.bench.seconds_needed", lambda *_, **__: 2000.0)
+    assert command(world, monkeypatch, *args) == 0  # all is there
+    assert command(world, monkeypatch, *args, "--baseline", "webp") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "E_LONG" in last
+    assert "1 student and 4 pilots" in last  # a pilot is a quarter of a student: 4,000 s
+    assert command(world, monkeypatch, *args, "--baseline", "webp", "--yes") == 0
+
+
 @pytest.mark.parametrize(
     ("case", "words"),
     [
