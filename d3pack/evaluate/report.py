@@ -116,7 +116,11 @@ def _rows(evaluation: Evaluation) -> str:
         runs = len(result.histories)
         nbytes = result.mean_bytes
         whole = None if nbytes is None else nbytes + (backbone if result.arm.needs_backbone else 0)
-        notes = "; ".join(sorted({note for note in result.notes if note}))
+        said = {note for note in result.notes if note}
+        # Where epochs count, a set smaller than a batch is one batch: its steps show fewer images.
+        batches = {history.batch for history in result.histories} - {evaluation.facts["batch"]}
+        said |= {f"batches of {count(batch, 'image')}" for batch in batches}
+        notes = "; ".join(sorted(said))
         title = escape(result.arm.title)
         title += f'<br><span class="faint">{escape(notes)}</span>' if notes else ""
         if result is evaluation.results[0]:

@@ -154,6 +154,24 @@ def test_a_tree_may_call_its_test_part_val(
     assert json.loads(capsys.readouterr().out)["facts"]["test_images"] == 15
 
 
+def test_a_row_of_smaller_batches_says_so(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    epochs = replace(BLINK, length=presets.Epochs(((1 << 60, 2),)), batch=((1 << 60, 12),))
+    monkeypatch.setitem(presets.PRESETS, "blink", epochs)
+    monkeypatch.setattr("d3pack.evaluate.evaluation.sent", lambda pack: 500)  # a few images
+    args = (
+        *(str(world / "plain.d3m"), "--real", str(world / "real"), "--preset", "blink"),
+        *("--seeds", "1", "--work", str(tmp_path / "work"), "--baseline", "jpeg"),
+        *("--report", str(tmp_path / "out.html"), "--format", "json"),
+    )
+    assert command(world, monkeypatch, *args) == 0
+    pack, jpeg = json.loads(capsys.readouterr().out)["arms"]
+    assert (pack["runs"][0]["batch"], jpeg["runs"][0]["batch"]) == (12, jpeg["runs"][0]["images"])
+    page = (tmp_path / "out.html").read_text(encoding="utf-8")
+    assert page.count("batches of") == 1
+
+
 def test_hours_of_pilots_and_of_rows_to_come_are_not_overlooked(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
