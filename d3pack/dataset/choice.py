@@ -37,6 +37,14 @@ class Wish:
     limit: int
 
 
+def kept(wish: Wish, identity: shelf.Identity) -> bool:
+    """Whether a store of these images is on disk already, or none is wanted there."""
+    if wish.cache not in ("auto", "disk"):
+        return True
+    home = cache_home() if wish.folder is None else wish.folder
+    return shelf.held(home, identity) > 0
+
+
 def choose(
     wish: Wish, identity: shelf.Identity, device: torch.device, group: int
 ) -> tuple[Store, str]:

@@ -86,6 +86,8 @@ class D3MDataset(Dataset[Any]):
         self.device = usable(device)
         check_choices(
             device=self.device,
+            mode=mode,
+            backbone=backbone,
             output=output,
             batched=batch_transform is not None,
             soft_labels=soft_labels,
@@ -105,7 +107,7 @@ class D3MDataset(Dataset[Any]):
             self._epoch.share_memory_()  # type: ignore[no-untyped-call]
         if backbone is None and not isinstance(pack, Pack):
             backbone = beside(fspath(pack), self.pack)
-        folder = None if cache_dir is None else Path(cache_dir).expanduser()
+        folder = None if cache_dir is None else Path(cache_dir).expanduser().absolute()
         self.images = Images(
             self.pack,
             device=self.device,
@@ -177,7 +179,12 @@ class D3MDataset(Dataset[Any]):
         """Classes of the pack, by name or by label in this dataset."""
         chosen = []
         for wanted in classes:
-            label = self.class_to_idx.get(wanted, -1) if isinstance(wanted, str) else int(wanted)
+            if isinstance(wanted, str):
+                label = self.class_to_idx.get(wanted, -1)
+            elif isinstance(wanted, int | np.integer) and not isinstance(wanted, bool):
+                label = int(wanted)
+            else:
+                raise UsageError(f"{wanted!r} is no class", hint="give names or numbers")
             if not 0 <= label < len(self.classes):
                 raise UsageError(f"the dataset has no class {wanted!r}", hint="see .classes")
             chosen.append(label)

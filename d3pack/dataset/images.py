@@ -20,7 +20,7 @@ from torch.utils.data import get_worker_info
 
 from d3pack import __version__
 from d3pack.dataset import shelf
-from d3pack.dataset.choice import Wish, choose
+from d3pack.dataset.choice import Wish, choose, kept
 from d3pack.dataset.order import Ints
 from d3pack.dataset.progress import Progress, say
 from d3pack.dataset.store import RecentStore, Store
@@ -133,6 +133,9 @@ class Images:
             )
         with self._lock:
             if self._store is None or (self._fresh and epoch != self._epoch):
+                # A store is made for images that can be: what is wrong comes out before.
+                if self._decoder is None and not kept(self._wish, self.identity):
+                    self._decoder = self._open_decoder()
                 self._store, words = choose(self._wish, self.identity, self.device, self.group)
                 self._announce(words)
                 self._epoch = epoch

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os import PathLike
+from os import PathLike, fspath
+from pathlib import Path
 
 import torch
 
 from d3pack.dataset.choice import CACHES, Cache
 from d3pack.dataset.transforms import OUTPUTS
-from d3pack.errors import UsageError
+from d3pack.errors import NotFoundError, UsageError
 from d3pack.pack import Pack
 
 
@@ -17,6 +18,8 @@ def opened(
     pack: str | PathLike[str] | Pack, classes: Sequence[str | int] | None
 ) -> tuple[Pack, Sequence[str | int] | None]:
     """The pack, and the classes still to be chosen from it."""
+    if isinstance(classes, str):  # else each of its letters would be one
+        raise UsageError(f"classes={classes!r} is one name", hint=f"write [{classes!r}]")
     if isinstance(pack, Pack):
         return pack, classes
     from d3pack.hub import is_address, load, read_classes
@@ -46,6 +49,8 @@ def usable(device: str | torch.device | None) -> torch.device:
 def check_choices(
     *,
     device: torch.device,
+    mode: str,
+    backbone: object,
     output: str,
     batched: bool,
     soft_labels: bool,
@@ -54,6 +59,12 @@ def check_choices(
     taught: bool,
 ) -> None:
     """Refuse what cannot be meant."""
+    if mode not in ("exact", "fast"):
+        raise UsageError(f"mode={mode!r}", hint="exact or fast")
+    if isinstance(backbone, str | PathLike) and not Path(backbone).is_dir():
+        raise NotFoundError(
+            f"there is no backbone directory {fspath(backbone)}", hint="name the folder of one"
+        )
     if output not in OUTPUTS:
         raise UsageError(f"output={output!r}", hint=f"one of {', '.join(OUTPUTS)}")
     if cache not in CACHES:

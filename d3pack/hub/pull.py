@@ -60,7 +60,7 @@ def load(value: PathOrAddress) -> Pack:
     if is_address(value):
         return pull(parse(str(value))).pack
     path = Path(value)
-    if not os.path.exists(path) and path.suffix != ".d3m":
+    if not os.path.exists(path) and (path.suffix != ".d3m" or len(path.parts) == 3):
         raise NotFoundError(
             f"there is no file {value}", hint="for the Hub write hf://datasets/org/name/file.d3m"
         )

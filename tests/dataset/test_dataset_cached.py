@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from d3pack.backbones import open_backbone
 from d3pack.dataset import D3MDataset, choice, disk, shelf
 from d3pack.dataset.progress import Progress
-from d3pack.errors import UsageError
+from d3pack.errors import D3MError, NotFoundError, UsageError
 from d3pack.pack import Pack
 
 
@@ -237,3 +237,48 @@ def test_a_store_that_is_there_is_used_however_full_the_disk(
     monkeypatch.setattr(choice.shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr("d3pack.dataset.images.Decoder", None)
     assert len(list(use(pack, backbone))) == 21
+
+
+def test_a_wrong_mode_or_backbone_leaves_no_store(pack: Pack, backbone: Path) -> None:
+    with pytest.raises(UsageError, match="mode='turbo'"):
+        use(pack, backbone, mode="turbo")
+    with pytest.raises(NotFoundError, match="no backbone directory nothere"):
+        use(pack, Path("nothere"))
+    with pytest.raises(D3MError):
+        use(pack, Path(__file__).parent)[0]
+    assert shelf.entries(Path(os.environ["D3PACK_HOME"])) == []
+
+
+def test_a_relative_folder_is_the_one_of_then(
+    pack: Pack, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    dataset = use(pack, backbone, cache_dir="here", cache="disk")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    dataset[0]
+    assert len(shelf.entries(tmp_path / "here")) == 1
+
+
+@pytest.mark.parametrize("wrong", [1.7, True, None])
+def test_what_is_no_class_is_refused(pack: Pack, backbone: Path, wrong: Any) -> None:
+    with pytest.raises(UsageError, match="is no class"):
+        use(pack, backbone).select_classes([wrong])
+
+
+def test_one_name_is_no_list_of_classes(pack: Pack, backbone: Path) -> None:
+    with pytest.raises(UsageError, match=r"write \['penguin'\]"):
+        use(pack, backbone, classes="penguin")
+
+
+def test_a_state_without_an_epoch_is_refused(pack: Pack, backbone: Path) -> None:
+    dataset = use(pack, backbone)
+    state = dataset.state_dict()
+    del state["epoch"]
+    with pytest.raises(UsageError, match="not a dataset state"):
+        dataset.load_state_dict(state)
+
+
+def test_an_address_without_its_scheme_is_told(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="hf://datasets/org/name"):
+        D3MDataset("org/x/a.d3m")
