@@ -58,6 +58,10 @@ PROBES = thing(
 STORE = {
     "key": TEXT,
     "root": TEXT,
+    "mode": TEXT,
+    "device": TEXT,
+    "software": TEXT,
+    "shape": several(WHOLE),
     "images": WHOLE,
     "decoded": WHOLE,
     "bytes": WHOLE,

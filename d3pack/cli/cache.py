@@ -48,6 +48,12 @@ def ls(cache_dir: FolderOption = None, form: FormatOption = "human") -> None:
         if form == "quiet":
             print(fact["key"])
             continue
+        if not fact["root"]:
+            print(
+                f"{fact['key'][:12]}  {'not of this version':<41} {_megabytes(fact['bytes']):>10}  "
+                f"{fact['age_days']:5.1f} days{'  in use' if fact['in_use'] else ''}"
+            )
+            continue
         print(
             f"{fact['key'][:12]}  pack {fact['root'][:12]}  "
             f"{fact['decoded']:>9,} of {fact['images']:<9,} {_megabytes(fact['bytes']):>10}  "
@@ -107,7 +113,8 @@ def verify(
             continue
         results.append({**_facts(entry), "bad": bad})
         if form == "human":
-            print(f"{entry.path.name[:12]}  {entry.decoded:,} images, {len(bad)} bad")
+            said = f"{entry.decoded:,} images, {len(bad)} bad"
+            print(f"{entry.path.name[:12]}  {said if entry.identity else 'not of this version'}")
     if form == "json":
         _out.emit(results)
     if skipped or any(result["bad"] for result in results):
@@ -117,6 +124,8 @@ def verify(
 def _home(cache_dir: Path | None) -> Path:
     from d3pack.backbones import cache_home
 
+    if cache_dir is not None and not cache_dir.is_dir():
+        raise NotFoundError(f"there is no folder {cache_dir}", hint="--cache-dir names one")
     return cache_home() if cache_dir is None else cache_dir
 
 
@@ -140,7 +149,8 @@ def _chosen(cache_dir: Path | None, stores: list[str] | None) -> list[Any]:
 
 
 def _fits(entry: Any, name: str) -> bool:
-    return bool(name) and (entry.path.name.startswith(name) or entry.identity.root.startswith(name))
+    root = entry.identity.root if entry.identity else ""
+    return bool(name) and (entry.path.name.startswith(name) or root.startswith(name))
 
 
 def _facts(entry: Any) -> dict[str, Any]:
@@ -149,13 +159,13 @@ def _facts(entry: Any) -> dict[str, Any]:
     what = entry.identity
     return {
         "key": entry.path.name,
-        "root": what.root,
-        "mode": what.mode,
-        "device": what.device,
-        "software": what.software,
-        "images": what.images,
+        "root": what.root if what else "",
+        "mode": what.mode if what else "",
+        "device": what.device if what else "",
+        "software": what.software if what else "",
+        "images": what.images if what else 0,
         "decoded": entry.decoded,
-        "shape": list(what.shape),
+        "shape": list(what.shape) if what else [],
         "bytes": entry.on_disk,
         "age_days": round(max(0.0, time.time() - entry.used) / 86400, 3),
         "in_use": shelf.in_use(entry.path),

@@ -72,10 +72,15 @@ class Entry:
     """One store as found on disk."""
 
     path: Path
-    identity: Identity
+    identity: Identity | None  # None: of another version of d3pack, or damaged
     used: float  # seconds since the epoch
     on_disk: int  # bytes allocated
     decoded: int  # images present
+
+    @property
+    def size(self) -> int:
+        """Bytes it may take: a store that is known may still be growing."""
+        return self.on_disk if self.identity is None else self.identity.size
 
 
 def record_of(index: int, row: bytes | memoryview) -> int:
@@ -186,25 +191,25 @@ def held(home: Path, identity: Identity) -> int:
 
 
 def entries(home: Path) -> list[Entry]:
-    """Every store below `home`, the longest unused first."""
+    """Every store below `home` in the order of eviction: of no use here, then longest unused."""
     found = []
     folder = _stores(home)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        identity = _read_meta(path)
-        if identity is None:
+        identity, decoded = _read_meta(path), 0
+        if identity is None and not _looks_like_a_store(path):
             continue
         with contextlib.suppress(OSError):
-            index = np.fromfile(path / "index", dtype=RECORD)
-            found.append(
-                Entry(
-                    path=path,
-                    identity=identity,
-                    used=(path / "meta.json").stat().st_mtime,
-                    on_disk=_on_disk(path),
-                    decoded=int(np.count_nonzero(index)),
-                )
-            )
-    return sorted(found, key=lambda entry: entry.used)
+            if identity is not None:
+                decoded = int(np.count_nonzero(np.fromfile(path / "index", dtype=RECORD)))
+            used = (path if identity is None else path / "meta.json").stat().st_mtime
+            found.append(Entry(path, identity, used, _on_disk(path), decoded))
+    return sorted(found, key=lambda entry: (entry.identity is not None, entry.used))
+
+
+def _looks_like_a_store(path: Path) -> bool:
+    """Named by a key and with a file of ours: nobody's folder of pictures is ever evicted."""
+    named = len(path.name) == 32 and set(path.name) <= set("0123456789abcdef")
+    return named and any((path / name).is_file() for name in _FILES)
 
 
 def _on_disk(path: Path) -> int:
@@ -267,16 +272,16 @@ def _make_room(home: Path, identity: Identity, limit: int) -> bool:
     """Evict the longest unused stores until this one, grown to its full size, fits the limit."""
     _sweep(home)
     others = [entry for entry in entries(home) if entry.path.name != identity.key]
-    held = sum(entry.identity.size for entry in others if in_use(entry.path))
+    held = sum(entry.size for entry in others if in_use(entry.path))
     if identity.size + held > limit:
         return False  # evicting the rest would not help
     # A store counts with its full size: it may still be growing.
-    total = identity.size + sum(entry.identity.size for entry in others)
+    total = identity.size + sum(entry.size for entry in others)
     for entry in others:
         if total <= limit:
             break
         if remove(entry.path):
-            total -= entry.identity.size
+            total -= entry.size
     return total <= limit
 
 
@@ -289,6 +294,8 @@ def drop(handle: int, index: npt.NDArray[np.uint64], numbers: Iterator[int]) -> 
 
 def verify(entry: Entry) -> list[int]:
     """Check every image present against its record; the bad ones are dropped and returned."""
+    if entry.identity is None:
+        return []
     row = entry.identity.row
     bad: list[int] = []
     handle = os.open(entry.path / "index", os.O_RDWR | os.O_CLOEXEC)

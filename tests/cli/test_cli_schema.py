@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 import d3pack
 from d3pack.cli import app
+from d3pack.dataset import shelf
 from d3pack.decode import Decoder, make_probes
 
 SCHEMA = json.loads((ROOT / "spec" / "cli.schema.json").read_text(encoding="utf-8"))
@@ -61,7 +63,9 @@ CALLS = [
     ("diff", "diff a.d3m a.d3m", 0),
     ("preview", "preview a.d3m -o a.png --backbone sd", 0),
     ("decode", "decode a.d3m -o images --backbone sd", 0),
-    ("cache ls", "cache ls --cache-dir stores", 0),
+    ("cache ls", "cache ls", 0),
+    ("cache verify", "cache verify", 0),
+    ("cache rm", "cache rm --all", 0),
     ("push --dry-run", "push a.d3m org/name --dry-run --backbone sd", 0),
     ("encode --dry-run", "encode photos -o p.d3m --backbone sd --dry-run", 0),
     ("env", "env", 0),
@@ -74,6 +78,11 @@ def test_output_fits_the_schema(
 ) -> None:
     monkeypatch.chdir(world)
     monkeypatch.setenv("D3PACK_HOME", str(world / "home"))
+    if verb.startswith("cache"):  # something to list
+        what = shelf.Identity("a", "exact", "cpu", "torch", 1, (3, 4, 4))
+        claimed = shelf.claim(world / "home", what, 1 << 20)
+        assert claimed is not None
+        os.close(claimed[1])
     done = CliRunner().invoke(app, [*call.split(), "--format", "json"])
     assert done.exit_code == code, done.exception
     check(verb, json.loads(done.stdout))

@@ -90,9 +90,9 @@ def test_verify_drops_what_is_bad(
 
 
 def test_another_folder(dataset: D3MDataset, tmp_path: Path) -> None:
-    assert (
-        json.loads(cache("ls", "--cache-dir", str(tmp_path / "x"), "--format", "json").stdout) == []
-    )
+    gone = cache("ls", "--cache-dir", str(tmp_path / "x"))
+    assert gone.returncode == 5
+    assert "there is no folder" in gone.stderr
     home = os.environ["D3PACK_HOME"]
     assert len(json.loads(cache("ls", "--cache-dir", home, "--format", "json").stdout)) == 1
 
@@ -125,3 +125,19 @@ def test_a_store_of_another_user_is_left_alone(
     checked = CliRunner().invoke(app, ["cache", "verify"])
     assert checked.exit_code == 1
     assert "of another user, left alone" in checked.stderr
+
+
+@pytest.mark.parametrize("text", ["{", '{"format": 99}'])
+def test_a_store_that_cannot_be_used_is_listed_and_removed(dataset: D3MDataset, text: str) -> None:
+    home = Path(os.environ["D3PACK_HOME"])
+    (entry,) = shelf.entries(home)
+    (entry.path / "meta.json").write_text(text)
+    photos = home / "images" / "holidays"
+    photos.mkdir()
+    (photos / "meta.json").touch()
+    shown = CliRunner().invoke(app, ["cache", "ls"])
+    assert "not of this version" in shown.stdout
+    assert "1 stores" in shown.stderr
+    assert CliRunner().invoke(app, ["cache", "verify"]).exit_code == 0
+    assert CliRunner().invoke(app, ["cache", "rm", "--all"]).exit_code == 0
+    assert [p.name for p in (home / "images").iterdir() if p.is_dir()] == ["holidays"]

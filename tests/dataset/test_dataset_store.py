@@ -185,6 +185,22 @@ def test_eviction_takes_the_longest_unused_and_spares_what_is_used(tmp_path: Pat
     assert len(shelf.entries(tmp_path)) == 3, "nothing is evicted in vain"
 
 
+def test_a_store_of_another_version_counts_and_goes_first(tmp_path: Path) -> None:
+    for root in "ab":
+        store = opened(tmp_path, identity(root=root))
+        store.write(ids(*range(10)), pictures(range(10)))
+        store.close()
+    meta = store.path / "meta.json"
+    meta.write_text(meta.read_text().replace('"format": 1', '"format": 2'))
+    unknown, known = shelf.entries(tmp_path)
+    assert unknown.path == store.path
+    assert unknown.identity is None
+    assert known.identity == identity(root="a")
+    limit = 2 * identity().size + unknown.size - 1
+    assert shelf.claim(tmp_path, identity(root="c"), limit) is not None
+    assert {e.identity and e.identity.root for e in shelf.entries(tmp_path)} == {"a", "c"}
+
+
 def test_reading_goes_on_after_somebody_removed_the_folder(tmp_path: Path) -> None:
     store = opened(tmp_path, identity())
     store.write(ids(1), pictures([1]))
@@ -255,7 +271,11 @@ def test_kill_9_leaves_a_smaller_store_never_a_wrong_one(tmp_path: Path) -> None
         have = np.setdiff1d(np.arange(5000), missing)
         assert torch.equal(store.read(have), pictures(have % 200))
         again = missing[:1] if len(missing) else ids(0)  # a quick machine may have written all
-        store.write(again, pictures(again % 200)), "the lock died with its holder"
+        store.write(again, pictures(again % 200))  # the lock died with its holder
+        assert not store.missing(again).size
+        reader = opened(tmp_path, identity(images=5000))
+        assert torch.equal(reader.read(again), pictures(again % 200))
+        reader.close()
         store.close()
 
 
