@@ -94,8 +94,8 @@ def train(
     )
     tell = {"human": _tell, "json": _event, "quiet": lambda event: None}[form]
     _out.if_interrupted(f"run the same command again and it goes on ({output}/training)")
-    train(options, replace(PRESETS[preset], seed=seed), tell)
-    if form == "human" and os.environ.get("RANK", "0") == "0":
+    made = train(options, replace(PRESETS[preset], seed=seed), tell)
+    if made is not None and form == "human" and os.environ.get("RANK", "0") == "0":
         print(f"{output}: a backbone in diffusers' layout; use it as --backbone {output}")
 
 
