@@ -40,6 +40,7 @@
     │   ├── NotFiniteError       E_BACKBONE_NOT_FINITE  the images came out as no numbers
     │   └── DeviceMemoryError    E_BACKBONE_MEMORY      the device has no room for one group
     ├── NotFoundError            E_NOT_FOUND            exit 5   a file or a repository is not there
+    ├── NoSpaceError             E_NO_SPACE             exit 1   the disk is full: nothing is lost
     ├── HubError                 E_HUB                  exit 6   the Hub, or the way to it
     │   ├── HubOfflineError      E_HUB_OFFLINE          offline, and not in the cache
     │   ├── HubAccessError       E_HUB_ACCESS           gated, forbidden, wrong token
@@ -50,8 +51,8 @@
     └── SourceError              E_SOURCE               exit 7   the real images cannot be used
 
 Rooms have errors of their own below these, where only they can raise them: E_SOURCE_IMAGE
-(`sources`), E_TRANSFORM (`dataset`), E_TEACHER and E_JOURNAL (`encode`), E_NO_SPACE (`train`,
-`encode`), E_CLASSES and E_LONG (`evaluate`).
+(`sources`), E_TRANSFORM (`dataset`), E_TEACHER and E_JOURNAL (`encode`), E_CLASSES and E_LONG
+(`evaluate`).
 
 A message is one line: what is wrong; `hint` says what to do next. Codes are stable: scripts and the
 conformance corpus (`spec/vectors/index.json`) rely on them.
@@ -311,6 +312,12 @@ class NotFoundError(D3MError):
 
     code = "E_NOT_FOUND"
     exit_code = 5
+
+
+class NoSpaceError(D3MError):
+    """The disk is full."""
+
+    code = "E_NO_SPACE"
 
 
 class HubError(D3MError):

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from d3pack.cli import _out
+from d3pack.errors import SourceError
 
 if TYPE_CHECKING:
     from d3pack.evaluate.evaluation import EvalOptions, Evaluation
     from d3pack.evaluate.real import RealImages
     from d3pack.pack import Pack
+    from d3pack.sources import Source
 
 
 def register(app: typer.Typer) -> None:
@@ -45,7 +47,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--baseline",
-            help="random, jpeg, webp, sheet, names, collages, whole, none; repeatable.",
+            help="random, jpeg, webp, sheet, avif, names, collages, whole, none; repeatable.",
         ),
     ] = None,
     whole: Annotated[bool, typer.Option("--whole", help="Also train on all real images.")] = False,
@@ -95,7 +97,7 @@ def evaluate(
     path = local_path(pack)
     opened = read(path)
     training = open_source(real, class_names=class_names, split="train")
-    testing = open_source(test or real, class_names=class_names, split=_test_split(test or real))
+    testing = _testing(test or real, class_names)
     if training.fingerprint() == testing.fingerprint():
         raise UsageError(
             "the training images and the test images are the same files",
@@ -137,10 +139,17 @@ def evaluate(
             _out.say(f"report: {report}")
 
 
-def _test_split(where: str) -> str:
-    """What the test part of a tree is called."""
-    known = ("test", "testing", "val", "valid", "validation", "dev")
-    return next((name for name in known if (Path(where) / name).is_dir()), "test")
+def _testing(where: str, class_names: Path | None) -> Source:
+    """The part of a source to test on, however it is called; all of a source without parts."""
+    from d3pack.sources import open_source
+
+    refused = []
+    for split in ("test", "val", "dev"):
+        try:
+            return open_source(where, class_names=class_names, split=split)
+        except SourceError as error:
+            refused.append(error)
+    raise refused[0]
 
 
 def _device(wanted: str | None) -> str:

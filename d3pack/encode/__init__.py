@@ -12,10 +12,10 @@ from typing import Any
 
 from d3pack.encode import skipped
 from d3pack.encode.events import Events, Listener, log_file
-from d3pack.encode.journal import OPTION, Journal, NoSpaceError
+from d3pack.encode.journal import OPTION, Journal
 from d3pack.encode.method import BACKBONE, Method, Plan, Run, methods, open_method
 from d3pack.encode.options import EncodeOptions
-from d3pack.errors import InvalidPackError, UsageError
+from d3pack.errors import InvalidPackError, NoSpaceError, UsageError
 from d3pack.format import read, write
 from d3pack.pack import Pack
 from d3pack.sources import Source

@@ -23,7 +23,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from d3pack.encode.options import as_given
-from d3pack.errors import D3MError, UsageError
+from d3pack.errors import D3MError, NoSpaceError, UsageError
 
 if sys.platform != "win32":
     import fcntl
@@ -31,8 +31,6 @@ if sys.platform != "win32":
 Arrays = dict[str, npt.NDArray[Any]]
 OPTION = "option "  # begins the names of what a person chose, in the key
 _VERSION = 3
-
-
 _OWN = {"journal.json", "lock", "log.txt"}
 
 
@@ -40,12 +38,6 @@ class JournalError(D3MError):
     """The work directory cannot be used as it is."""
 
     code = "E_JOURNAL"
-
-
-class NoSpaceError(D3MError):
-    """The disk is full."""
-
-    code = "E_NO_SPACE"
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -168,7 +168,10 @@ def _ledger(pack: Pack) -> str:
         ("**the pack**", f"**{ledger.total:,}**"),
         ("per class", f"{ledger.per_class:,.1f}"),
         ("per image", f"{ledger.per_image:,.1f}"),
-        ("backbone, shared by all packs", f"{ledger.backbone:,}"),
+        (
+            "backbone, shared by all packs" if pack.recipe.backbone.repo else "its own backbone",
+            f"{ledger.backbone:,}",
+        ),
     ]
     if ledger.teacher is not None:
         rows.append(("teacher, needed only to encode", f"{ledger.teacher:,}"))

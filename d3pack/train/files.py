@@ -9,16 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from d3pack.errors import D3MError, NotFoundError
+from d3pack.errors import D3MError, NoSpaceError, NotFoundError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _BLOCK = 1 << 22
-
-
-class NoSpaceError(D3MError):
-    """The disk is full."""
-
-    code = "E_NO_SPACE"
 
 
 def write_text(path: Path, text: str) -> None:

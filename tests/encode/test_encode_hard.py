@@ -16,7 +16,7 @@ from PIL import Image
 import d3pack
 from d3pack.encode import encode
 from d3pack.encode import journal as journal_module
-from d3pack.encode.journal import NoSpaceError
+from d3pack.errors import NoSpaceError
 from d3pack.sources import open_source
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from d3pack.encode import journal as journal_module
-from d3pack.encode.journal import Journal, JournalError, NoSpaceError, write_whole
-from d3pack.errors import UsageError
+from d3pack.encode.journal import Journal, JournalError, write_whole
+from d3pack.errors import NoSpaceError, UsageError
 
 
 def test_journal_remembers(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from d3pack.errors import NoSpaceError
 from d3pack.sources import open_source
 from d3pack.train import checkpoint, files
 from d3pack.train.config import PRESETS
-from d3pack.train.files import NoSpaceError, plain_errors, reserve
+from d3pack.train.files import plain_errors, reserve
 from d3pack.train.latents import keep_latents
 from d3pack.train.photos import Photos, load_photos
 from d3pack.train.run import TrainOptions, train
