@@ -81,7 +81,7 @@ def evaluate(
     """
     from d3pack import read
     from d3pack.decode import beside
-    from d3pack.errors import UsageError
+    from d3pack.errors import NotFoundError, UsageError
     from d3pack.evaluate import presets
     from d3pack.evaluate.evaluation import DEFAULT_BASELINES, EvalOptions
     from d3pack.evaluate.workdir import Workdir, write_json
@@ -91,6 +91,8 @@ def evaluate(
     chosen = presets.find(preset)
     if report is not None and report.suffix.lower() not in {".html", ".htm"}:
         raise UsageError(f"--report {report.name} is no page", hint="write a name with .html")
+    if report is not None and not report.parent.is_dir():
+        raise NotFoundError(f"{report.parent} is not a directory", hint="create it first")
     wanted = tuple(baseline) if baseline else DEFAULT_BASELINES
     wanted = () if wanted == ("none",) else wanted
     wanted += ("whole",) if whole and "whole" not in wanted else ()

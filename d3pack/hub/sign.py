@@ -138,7 +138,7 @@ def _library() -> Any:
 def _as_file(data: bytes, name: str) -> Iterator[Path]:
     """The very bytes that were read, as the file that the library wants: no symlink, no race."""
     with tempfile.TemporaryDirectory(prefix="d3pack-") as folder:
-        path = Path(folder) / name
+        path = Path(folder) / name.rpartition("/")[2]
         path.write_bytes(data)
         yield path
 

@@ -76,6 +76,7 @@ def test_help_lists_every_verb_and_comes_at_once() -> None:
         (["decode", str(PACK), "-o", "x", "--tiny-vae", "nothere"], 5, "no directory nothere"),
         (["verify", "missing.d3m"], 5, "missing.d3m"),
         (["preview", "x.d3m", "-o", "x.gif"], 2, "E_USAGE"),
+        (["eval", "x.d3m", "--real", "y", "--report", "no/x.html"], 5, "no is not a directory"),
         (["encode", "missing-folder", "-o", "x.d3m"], 5, "E_NOT_FOUND"),
     ],
 )

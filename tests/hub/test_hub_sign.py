@@ -143,3 +143,8 @@ def test_a_signed_push_is_checked_on_pull(
     assert said == "signed by the key ours.pub"
     with pytest.raises(SignatureError):
         sign.check_remote(done.address, DATA, Trust(keys["theirs.pub"]), required=True)
+
+
+def test_a_pack_in_a_folder_of_the_repository_is_signed_by_its_own_name() -> None:
+    with sign._as_file(b"pack", "a/b.d3m") as path:
+        assert (path.name, path.read_bytes()) == ("b.d3m", b"pack")
