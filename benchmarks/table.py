@@ -52,7 +52,8 @@ PER_CLASS = 50  # random real images of each class, without loss
 # images of each class that packs of these sizes make: a picked seed costs three to six bits
 PACKED = {6_000: 150, 10_000: 250, 30_000: 200, 100_000: 150}
 NAMED = 200  # images of each class name: they cost nothing
-ARMS = ("pack", "names", "random", "sheet", "webp", "jpeg", "collages")
+ARMS = ("pack", "names", "random", "sheet", "avif", "webp", "jpeg", "collages", "chosen")
+CHOSEN = {"collages": "sheet", "chosen": "avif"}  # what patches that a teacher has chosen travel as
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,8 @@ class Table:
     def maker(self, arm: str, budget: int) -> Callable[[], Arm | None]:
         if arm == "pack":
             return lambda: self.pack_arm(budget)
-        if arm == "collages":
-            return lambda: self.collages(budget)
+        if arm in CHOSEN:
+            return lambda: self.collages(budget, CHOSEN[arm])
         return lambda: self.real_bytes(arm, budget)
 
     def arm(self, cell: Cell) -> Arm | None:
@@ -124,8 +125,8 @@ class Table:
             return None
         return baselines.equal_bytes(self.train, budget, squeeze, pilot)
 
-    def collages(self, budget: int) -> Arm | None:
-        squeeze, _ = self.squeeze("sheet", budget)
+    def collages(self, budget: int, payload: str) -> Arm | None:
+        squeeze, _ = self.squeeze(payload, budget)
         if squeeze is None:
             return None
         judge = open_judge("train", self.train, self.work, "cpu", say)

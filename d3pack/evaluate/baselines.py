@@ -154,9 +154,10 @@ def equal_bytes(real: RealImages, budget: int, squeeze: Squeeze, pilot: dict[str
         found = _filled(_split(real, _limit(real, budget, squeeze.layout), seed), squeeze, budget)
         return TrainingSet(found.content.images, found.content.labels, found.nbytes, str(found))
 
-    form = f"one {squeeze.form} sheet" if squeeze.layout == "sheet" else f"{squeeze.form} files"
+    sheet = squeeze.layout == "sheet"
+    form = f"one {squeeze.form} sheet" if sheet else f"{squeeze.form} files"
     return Arm(
-        f"{'sheet' if squeeze.layout == 'sheet' else squeeze.form.lower()}-{budget}",
+        f"{'sheet' if squeeze.form == 'WEBP' and sheet else squeeze.form.lower()}-{budget}",
         f"real images in equal bytes, as {form}",
         {
             "arm": "equal-bytes",

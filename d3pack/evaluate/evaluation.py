@@ -30,11 +30,12 @@ from d3pack.evaluate.workdir import Workdir, write_json
 from d3pack.pack import Pack
 from d3pack.sources import Source
 
-# Real images in equal bytes: as files of two formats, and as one sheet.
+# Real images in equal bytes: as files of two formats, and as one sheet of two.
 PAYLOADS: dict[str, tuple[Form, Layout]] = {
     "jpeg": ("JPEG", "files"),
     "webp": ("WEBP", "files"),
     "sheet": ("WEBP", "sheet"),
+    "avif": ("AVIF", "sheet"),
 }
 BASELINES = ("random", *PAYLOADS, "names", "collages", "whole")
 DEFAULT_BASELINES = ("random", *PAYLOADS, "names")

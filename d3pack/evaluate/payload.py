@@ -21,7 +21,7 @@ from torch import Tensor
 from d3pack.evaluate.real import Labelled
 from d3pack.evaluate.training import fit
 
-Form = Literal["JPEG", "WEBP"]
+Form = Literal["JPEG", "WEBP", "AVIF"]
 Layout = Literal["files", "sheet"]
 _WIDEST = 8192  # pixels of a sheet's side: WebP and Pillow's guard against bombs both allow it
 SMALLEST = {"files": 40, "sheet": 8}  # bytes below which no image gets
@@ -42,7 +42,7 @@ class Squeeze:
 
 def candidates(form: Form, layout: Layout, size: int) -> list[Squeeze]:
     """The trade-offs that are tried: three qualities, and two smaller sizes at the middle one."""
-    low, middle, high = (10, 25, 60) if form == "JPEG" else (5, 20, 60)
+    low, middle, high = {"JPEG": (10, 25, 60), "WEBP": (5, 20, 60), "AVIF": (10, 25, 60)}[form]
     sides = sorted({max(8, size * 3 // 4 // 8 * 8), max(8, size // 2 // 8 * 8)} - {size})
     full = [Squeeze(form, layout, quality, size) for quality in (low, middle, high)]
     return full + [Squeeze(form, layout, middle, side) for side in sides]
@@ -52,6 +52,8 @@ def _save(picture: Image.Image, squeeze: Squeeze) -> bytes:
     if squeeze.form == "JPEG":  # progressive scans pay for large pictures only
         settings: list[dict[str, Any]] = [{"progressive": False}, {"progressive": True}]
         settings = [{"quality": squeeze.quality, "optimize": True, **more} for more in settings]
+    elif squeeze.form == "AVIF":
+        settings = [{"quality": squeeze.quality, "speed": 4}]
     else:
         settings = [{"quality": squeeze.quality, "method": 6}]
     found = []

@@ -34,7 +34,7 @@ from d3pack.evaluate.real import (
 )
 from d3pack.sources import open_source
 
-FORMS: tuple[Form, ...] = ("JPEG", "WEBP")
+FORMS: tuple[Form, ...] = ("JPEG", "WEBP", "AVIF")
 NAMES = ("goldfish", "penguin", "lemon")
 
 
