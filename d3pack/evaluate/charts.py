@@ -19,9 +19,12 @@ from d3pack.wording import size
 _INK = "#010203"  # replaced by currentColor: dark on paper, light in dark mode
 _FAINT = "#040506"
 _WIDE, _HIGH = 8.4, 4.2  # inches
-# Okabe and Ito's colours, told apart by people who see colours differently; shapes differ as well.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# Okabe and Ito's colours, told apart by people who see colours differently; shapes differ as well;
+# the eighth is Tol's wine.
+COLOURS = (
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#882255",
+)  # fmt: skip
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,5 +129,5 @@ def test_the_table_names_every_cell_and_counts_what_is_missing(
     monkeypatch.setattr(table, "RESULTS", tmp_path)
     table.show("cifar10", 3)
     text = capsys.readouterr().out
-    assert "96 students missing" in text  # 5 kinds at 6 sizes and 2 without a size, 3 seeds
-    assert text.count("missing") == 33
+    assert "132 students missing" in text  # 7 kinds at 6 sizes and 2 without a size, 3 seeds
+    assert text.count("missing") == 45
