@@ -10,6 +10,7 @@ import torch
 
 from d3pack.dataset.choice import CACHES, Cache
 from d3pack.dataset.transforms import OUTPUTS
+from d3pack.decode import modes
 from d3pack.errors import NotFoundError, UsageError
 from d3pack.pack import Pack
 
@@ -33,17 +34,7 @@ def usable(device: str | torch.device | None) -> torch.device:
     """The device asked for, or the best one here; refused when it is not here."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        found = torch.device(device)
-        if found.type != "cpu":
-            # by its whole name: "cuda" may mean another device in another thread
-            found = torch.empty(0, device=found).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(
-            f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}",
-            hint="use device='cpu', or leave device out",
-        ) from error
-    return found
+    return modes.usable(device)
 
 
 def check_choices(

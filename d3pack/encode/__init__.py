@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,10 +14,11 @@ from d3pack.encode.events import Events, Listener, log_file
 from d3pack.encode.journal import OPTION, Journal
 from d3pack.encode.method import BACKBONE, Method, Plan, Run, methods, open_method
 from d3pack.encode.options import EncodeOptions
-from d3pack.errors import InvalidPackError, NoSpaceError, UsageError
+from d3pack.errors import InvalidPackError, UsageError
 from d3pack.format import read, write
 from d3pack.pack import Pack
 from d3pack.sources import Source
+from d3pack.train.files import full_disk_named
 
 # what nobody needs any more when the pack is written
 _PASSING = ("classes", "candidates", "labels", "teacher", "training", "tuning", BACKBONE)
@@ -58,6 +58,7 @@ def dry_run(source: Source, options: EncodeOptions) -> dict[str, Any]:
     }
 
 
+@full_disk_named()
 def encode(
     source: Source,
     options: EncodeOptions,
@@ -91,47 +92,37 @@ def encode(
     events.emit("plan", lines=plan.lines())
     with events.stage("look through the source", len(source.classes), "classes"):
         source.fingerprint(events.step)
+    journal = Journal(work, _key(source, options, plan), restart=restart)
     try:
-        journal = Journal(work, _key(source, options, plan), restart=restart)
-        try:
-            if (done := _finished(journal, output)) is not None:
-                _tidy(journal)
-                return done
-            made, beside = journal.folder / BACKBONE, backbone_beside(output)
-            for there in (output, beside):
-                # a run that was killed at its very end has put its own backbone there already
-                if there.exists() and not overwrite and not _same(made, there):
-                    raise UsageError(
-                        f"{there.name} exists", hint="name another, or pass --overwrite"
-                    )
-            log = log_file(work / "log.txt")
-            log({"event": "plan", "lines": plan.lines()})
-            events.listeners.append(log)
-            if journal.begun:
-                events.note("going on where the last run stopped")
-                skipped.recall(journal, source)
-            run = Run(
-                source, options, plan, journal, events, device, cache or cache_home() / "teachers"
-            )
-            with _repeatable(device):
-                pack = method.encode(run)
-            _list_skipped(source, work)
-            if made.exists():
-                _put_beside(made, beside)
-            journal.record("root", pack.root)  # first: a file of that root is ours, and whole
-            write(pack, output)
+        if (done := _finished(journal, output)) is not None:
             _tidy(journal)
-            events.emit("done", root=pack.root, bytes=output.stat().st_size)
-            return pack
-        finally:
-            journal.close()
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise NoSpaceError(
-                "no space left on the disk",
-                hint="free some and run the same command: it goes on where it stopped",
-            ) from error
-        raise
+            return done
+        made, beside = journal.folder / BACKBONE, backbone_beside(output)
+        for there in (output, beside):
+            # a run that was killed at its very end has put its own backbone there already
+            if there.exists() and not overwrite and not _same(made, there):
+                raise UsageError(f"{there.name} exists", hint="name another, or pass --overwrite")
+        log = log_file(work / "log.txt")
+        log({"event": "plan", "lines": plan.lines()})
+        events.listeners.append(log)
+        if journal.begun:
+            events.note("going on where the last run stopped")
+            skipped.recall(journal, source)
+        run = Run(
+            source, options, plan, journal, events, device, cache or cache_home() / "teachers"
+        )
+        with _repeatable(device):
+            pack = method.encode(run)
+        _list_skipped(source, work)
+        if made.exists():
+            _put_beside(made, beside)
+        journal.record("root", pack.root)  # first: a file of that root is ours, and whole
+        write(pack, output)
+        _tidy(journal)
+        events.emit("done", root=pack.root, bytes=output.stat().st_size)
+        return pack
+    finally:
+        journal.close()
 
 
 @contextmanager
