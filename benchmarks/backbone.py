@@ -27,9 +27,9 @@ from torch import Tensor
 
 from d3pack.backbones import open_backbone
 from d3pack.backbones.protocol import TEMPLATE, Backbone, Condition
-from d3pack.noise import normal_torch
-from d3pack.samplers import sample, schedule, start
-from d3pack.sheet import Row, contact_sheet
+from d3pack.decode.noise import normal_torch
+from d3pack.decode.samplers import sample, schedule, start
+from d3pack.preview.contact import Row, contact_sheet
 from d3pack.train.photos import Photos
 
 GROUP = 32

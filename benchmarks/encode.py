@@ -36,13 +36,13 @@ from torch import Tensor
 
 from d3pack.backbones import Condition, open_backbone
 from d3pack.encode import EncodeOptions
-from d3pack.encode.d3m.collages import CollageOptions, make_collages
-from d3pack.encode.d3m.draws import judge_latents
-from d3pack.encode.d3m.inversion import DONE, Inversion, InversionOptions
-from d3pack.encode.d3m.method import round_trip
-from d3pack.encode.d3m.plan import make_plan
-from d3pack.encode.events import Events
+from d3pack.encode.methods.d3m.collages import CollageOptions, make_collages
+from d3pack.encode.methods.d3m.draws import judge_latents
+from d3pack.encode.methods.d3m.inversion import DONE, Inversion, InversionOptions
+from d3pack.encode.methods.d3m.method import round_trip
+from d3pack.encode.methods.d3m.plan import make_plan
 from d3pack.sources import Source, open_source
+from d3pack.system.events import Events
 
 PEER = {
     "steps": 3000,

@@ -21,16 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d3pack.codecs import decode_labels
 from d3pack.decode import Decoder
 from d3pack.encode import EncodeOptions, encode
-from d3pack.encode.d3m.method import D3M
 from d3pack.encode.method import Run
+from d3pack.encode.methods.d3m.method import D3M
 from d3pack.evaluate import presets
 from d3pack.evaluate.baselines import names_pack
 from d3pack.evaluate.training import train_student
 from d3pack.format import pack_bytes
-from d3pack.pack import Pack
+from d3pack.format.codecs import decode_labels
+from d3pack.format.pack import Pack
 from d3pack.sources import Source, open_source
 
 # Settings that change the collages: with one of these they are made anew.

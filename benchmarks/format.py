@@ -27,10 +27,11 @@ import numpy as np
 from safetensors import safe_open
 
 import d3pack
-from d3pack import BackboneRef, FileLock, Pack, Recipe, noise
-from d3pack.codecs import encode_labels, encode_prompts
+from d3pack import BackboneRef, FileLock, Pack, Recipe
+from d3pack.decode import noise
 from d3pack.errors import InvalidPackError
 from d3pack.format import plan_reads, read_header, verify_reads
+from d3pack.format.codecs import encode_labels, encode_prompts
 
 ROOT = Path(__file__).resolve().parents[1]
 VALID = sorted((ROOT / "spec" / "vectors" / "valid").glob("*.d3m"))

@@ -36,11 +36,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from d3pack import Pack, Recipe, read, samplers, write
+from d3pack import Pack, Recipe, read, write
 from d3pack.backbones import open_backbone
-from d3pack.codecs import encode_prompts
 from d3pack.dataset import D3MDataset
-from d3pack.decode import Decoder
+from d3pack.decode import Decoder, samplers
+from d3pack.format.codecs import encode_prompts
 
 BATCH = 128
 STEPS, FAST_STEPS = 12, 1

@@ -29,11 +29,7 @@ import torch
 from torch import Tensor
 
 from d3pack.decode import Decoder, beside
-from d3pack.encode.events import Events
-from d3pack.encode.journal import Journal
-from d3pack.encode.teachers.resnet import lesson_for, train_teacher
-from d3pack.encode.teachers.teacher import Teacher, batched
-from d3pack.encode.teachers.teaching import teacher_cache
+from d3pack.encode.teaching import teacher_cache
 from d3pack.evaluate import baselines, presets
 from d3pack.evaluate.bench import Bench
 from d3pack.evaluate.evaluation import EvalOptions, make_bench
@@ -41,8 +37,12 @@ from d3pack.evaluate.real import RealImages, common_size
 from d3pack.evaluate.training import fit
 from d3pack.evaluate.workdir import Workdir, write_json
 from d3pack.format import read
-from d3pack.pack import Pack
+from d3pack.format.pack import Pack
 from d3pack.sources import open_source
+from d3pack.system.events import Events
+from d3pack.system.journal import Journal
+from d3pack.teachers.resnet import lesson_for, train_teacher
+from d3pack.teachers.teacher import Teacher, batched
 
 RESULTS = Path(__file__).parent / "results" / "methods.json"
 NEAREST = 5

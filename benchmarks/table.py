@@ -24,26 +24,21 @@ import numpy as np
 import torch
 
 from d3pack.backbones import open_backbone
-from d3pack.codecs import encode_prompts
 from d3pack.encode import EncodeOptions, encode
-from d3pack.encode.d3m.plan import make_plan, make_recipe
+from d3pack.encode.methods.d3m.plan import make_plan, make_recipe
 from d3pack.errors import D3MError
 from d3pack.evaluate import baselines, presets
 from d3pack.evaluate.baselines import Arm
 from d3pack.evaluate.bench import ArmResult, Bench
-from d3pack.evaluate.evaluation import (
-    EvalOptions,
-    decode_seconds,
-    make_bench,
-    squeeze_for,
-)
+from d3pack.evaluate.evaluation import EvalOptions, decode_seconds, make_bench, squeeze_for
 from d3pack.evaluate.ledger import view
 from d3pack.evaluate.payload import Squeeze, file_bytes
 from d3pack.evaluate.real import RealImages, common_size
 from d3pack.evaluate.teacher import open_judge
 from d3pack.evaluate.workdir import Workdir, write_json
 from d3pack.format import read
-from d3pack.pack import Pack
+from d3pack.format.codecs import encode_prompts
+from d3pack.format.pack import Pack
 from d3pack.sources import open_source
 
 RESULTS = Path(__file__).parent / "results"

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from d3pack.dataset import D3MDataset
     from d3pack.decode import Decoder
     from d3pack.format import pack_bytes, read, write
-    from d3pack.pack import Coded, Ledger, Pack, Probes
-    from d3pack.recipe import BackboneRef, FileLock, Recipe
+    from d3pack.format.pack import Coded, Ledger, Pack, Probes
+    from d3pack.format.recipe import BackboneRef, FileLock, Recipe
 
 __version__ = "0.1.0"
 
@@ -49,9 +49,18 @@ __all__ = [
 _ROOMS = {
     "dataset": ("D3MDataset",),
     "decode": ("Decoder",),
-    "format": ("pack_bytes", "read", "write"),
-    "pack": ("Coded", "Ledger", "Pack", "Probes"),
-    "recipe": ("BackboneRef", "FileLock", "Recipe"),
+    "format": (
+        "BackboneRef",
+        "Coded",
+        "FileLock",
+        "Ledger",
+        "Pack",
+        "Probes",
+        "Recipe",
+        "pack_bytes",
+        "read",
+        "write",
+    ),
 }
 _LAZY = {name: f"d3pack.{room}" for room, names in _ROOMS.items() for name in names}
 

@@ -18,17 +18,17 @@ import numpy as np
 from PIL import Image
 
 from d3pack.encode import EncodeOptions, encode
-from d3pack.encode.events import Listener
 from d3pack.errors import D3MError
 from d3pack.evaluate.evaluation import EvalOptions, Evaluation, evaluate
 from d3pack.evaluate.presets import QUICK, Updates
 from d3pack.evaluate.real import RealImages
 from d3pack.evaluate.report import render
 from d3pack.evaluate.workdir import Workdir
+from d3pack.format.pack import Pack
 from d3pack.format.writer import replace_file
-from d3pack.pack import Pack
-from d3pack.sheet import Row, contact_sheet
+from d3pack.preview.contact import Row, contact_sheet
 from d3pack.sources import Source, open_source
+from d3pack.system.events import Listener
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEST_SHARE = 5  # every fifth image is kept for the test

@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 
 from d3pack.backbones import Backbone, open_backbone
-from d3pack.codecs import encode_prompts
+from d3pack.decode.samplers import schedule
 from d3pack.encode import EncodeOptions, Plan, Run
 from d3pack.encode.complete import provenance, with_probes
-from d3pack.encode.events import Events
-from d3pack.encode.journal import Journal
 from d3pack.format import write
-from d3pack.pack import Pack
-from d3pack.recipe import Recipe
-from d3pack.samplers import schedule
+from d3pack.format.codecs import encode_prompts
+from d3pack.format.pack import Pack
+from d3pack.format.recipe import Recipe
 from d3pack.sources import Source, open_source
+from d3pack.system.events import Events
+from d3pack.system.journal import Journal
 
 VECTORS = 4
 

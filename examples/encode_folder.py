@@ -12,8 +12,8 @@ from pathlib import Path
 
 from d3pack import Decoder
 from d3pack.encode import EncodeOptions, encode
-from d3pack.encode.live import live_view
 from d3pack.sources import open_source
+from d3pack.system.live import live_view
 
 
 def main(folder: str, output: str) -> None:

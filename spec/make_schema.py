@@ -9,9 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from d3pack import container, recipe
-from d3pack.codecs import params
-from d3pack.format import reader
+from d3pack.format import container, reader, recipe
+from d3pack.format.codecs import params
 
 FEATURE = "^[a-z][a-z0-9-]{0,31}$"
 

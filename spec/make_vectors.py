@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # the corpus is made without bei
 
 from broken import broken
 
-from d3pack import BackboneRef, Coded, FileLock, Pack, Probes, Recipe, noise, pack_bytes
-from d3pack.codecs import (
+from d3pack import BackboneRef, Coded, FileLock, Pack, Probes, Recipe, pack_bytes
+from d3pack.decode import noise
+from d3pack.format.codecs import (
     decode_files,
     encode_adapter,
     encode_files,
@@ -31,8 +32,8 @@ from d3pack.codecs import (
     encode_picks,
     encode_prompts,
 )
-from d3pack.pack import EMBEDDED
-from d3pack.recipe import directory_revision
+from d3pack.format.pack import EMBEDDED
+from d3pack.format.recipe import directory_revision
 
 BACKBONE = BackboneRef(
     kind="stable-diffusion",

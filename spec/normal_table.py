@@ -3,7 +3,7 @@
     python spec/normal_table.py [--write FILE]
 
 Entry i of 65,536 is the standard normal quantile at (i + 1/2) / 65536, rounded to the nearest
-float32. The lower half mirrors the upper one; `d3pack/normal16.f32` holds the upper one. The
+float32. The lower half mirrors the upper one; `d3pack/decode/normal16.f32` holds the upper one. The
 quantile is found with 50 decimal digits by Newton's method on the series of the error function,
 so no C library has a say.
 """

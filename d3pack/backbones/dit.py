@@ -18,7 +18,7 @@ from d3pack.errors import BackboneConfigError, PromptWidthError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from d3pack.recipe import BackboneRef
+    from d3pack.format.recipe import BackboneRef
 
 KIND = "dit"
 LAYOUT = Layout(

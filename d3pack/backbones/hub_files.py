@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from d3pack.errors import BackboneError, BackboneGatedError, BackboneGoneError, BackboneOfflineError
+from d3pack.errors import (
+    BackboneError,
+    BackboneGatedError,
+    BackboneGoneError,
+    BackboneOfflineError,
+)
 
 T = TypeVar("T")
 

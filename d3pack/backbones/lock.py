@@ -26,7 +26,7 @@ from d3pack.errors import (
     BackboneRefusedError,
     NotFoundError,
 )
-from d3pack.recipe import BackboneRef, FileLock
+from d3pack.format.recipe import BackboneRef, FileLock
 
 Progress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from d3pack.backbones.levels import Levels
-    from d3pack.recipe import BackboneRef
+    from d3pack.format.recipe import BackboneRef
 
 TEMPLATE = "a photo of a {}"
 

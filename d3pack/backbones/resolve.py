@@ -21,7 +21,7 @@ from d3pack.errors import (
     BackboneOfflineError,
     NotFoundError,
 )
-from d3pack.recipe import BackboneRef, directory_revision
+from d3pack.format.recipe import BackboneRef, directory_revision
 
 if TYPE_CHECKING:
     from d3pack.backbones.protocol import Backbone

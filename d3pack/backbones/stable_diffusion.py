@@ -29,7 +29,7 @@ from d3pack.errors import BackboneConfigError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from d3pack.recipe import BackboneRef
+    from d3pack.format.recipe import BackboneRef
 
 KIND = "stable-diffusion"
 LAYOUT = Layout(

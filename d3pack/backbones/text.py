@@ -5,12 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from d3pack.backbones.loading import Files, build
-from d3pack.errors import (
-    BackboneConfigError,
-    BackboneError,
-    PromptWidthError,
-    RecipeError,
-)
+from d3pack.errors import BackboneConfigError, BackboneError, PromptWidthError, RecipeError
 
 if TYPE_CHECKING:
     import torch

@@ -30,7 +30,7 @@ def demo(
     from contextlib import nullcontext
 
     from d3pack.demo import run_demo
-    from d3pack.encode.live import live_view
+    from d3pack.system.live import live_view
 
     _out.if_interrupted("run it again and it goes on")
     human = form == "human"

@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from d3pack.canonical import plain
 from d3pack.cli import _out
 from d3pack.format import read
-from d3pack.pack import EMBEDDED, Ledger, Pack
-from d3pack.wording import count, size
+from d3pack.format.canonical import plain
+from d3pack.format.pack import EMBEDDED, Ledger, Pack
+from d3pack.system.text import count, size
 
 WIDTH = 80
 

@@ -12,7 +12,7 @@ import typer
 from d3pack.cli import _out
 from d3pack.cli.train import parse_time
 from d3pack.errors import UsageError
-from d3pack.wording import count, duration
+from d3pack.system.text import count, duration
 
 OnError = Literal["skip", "fail"]
 Sampler = Literal["ddim", "dpmpp-2m", "euler", "lcm"]
@@ -257,8 +257,8 @@ def _encode(
     from contextlib import AbstractContextManager, nullcontext
 
     from d3pack.encode import encode
-    from d3pack.encode.events import Listener, json_lines
-    from d3pack.encode.live import live_view
+    from d3pack.system.events import Listener, json_lines
+    from d3pack.system.live import live_view
 
     view: AbstractContextManager[Listener] = nullcontext(lambda event: None)
     if form != "quiet":

@@ -14,7 +14,7 @@ from d3pack.errors import SourceError
 if TYPE_CHECKING:
     from d3pack.evaluate.evaluation import EvalOptions, Evaluation
     from d3pack.evaluate.real import RealImages
-    from d3pack.pack import Pack
+    from d3pack.format.pack import Pack
     from d3pack.sources import Source
 
 
@@ -211,7 +211,7 @@ def _table(result: Evaluation) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from d3pack.wording import count, size
+    from d3pack.system.text import count, size
 
     backbone = result.ledger.backbone
     table = Table(box=None, pad_edge=False)

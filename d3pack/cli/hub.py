@@ -11,8 +11,8 @@ import typer
 from d3pack.cli import _out
 
 if TYPE_CHECKING:
+    from d3pack.format.pack import Pack
     from d3pack.hub.push import Parcel, Pushed
-    from d3pack.pack import Pack
 
 FormatOption = Annotated[_out.Format, typer.Option("--format", help="human, json or quiet.")]
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from d3pack.canonical import plain
 from d3pack.cli import _out
 from d3pack.errors import BackboneError, D3MError, InvalidPackError
-from d3pack.wording import count
+from d3pack.format.canonical import plain
+from d3pack.system.text import count
 
 if TYPE_CHECKING:
-    from d3pack.pack import Pack
+    from d3pack.format.pack import Pack
 
 FormatOption = Annotated[_out.Format, typer.Option("--format", help="human, json or quiet.")]
 

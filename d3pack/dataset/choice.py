@@ -16,7 +16,7 @@ from d3pack.backbones import cache_home
 from d3pack.dataset import shelf
 from d3pack.dataset.store import MemoryStore, RecentStore, Store, TieredStore
 from d3pack.errors import UsageError
-from d3pack.wording import size
+from d3pack.system.text import size
 
 Cache = Literal["auto", "gpu", "cpu", "disk"] | None
 CACHES: tuple[Cache, ...] = ("auto", "gpu", "cpu", "disk", None)

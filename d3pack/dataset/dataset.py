@@ -21,17 +21,10 @@ from d3pack.dataset.labels import SoftLabels
 from d3pack.dataset.loader import D3MLoader
 from d3pack.dataset.options import check_choices, opened, usable
 from d3pack.dataset.order import BatchOrder, Ints, check_state
-from d3pack.dataset.transforms import (
-    Output,
-    Transform,
-    apply_batch,
-    apply_one,
-    as_output,
-    as_pil,
-)
+from d3pack.dataset.transforms import Output, Transform, apply_batch, apply_one, as_output, as_pil
 from d3pack.decode import beside
 from d3pack.errors import UsageError
-from d3pack.pack import Pack
+from d3pack.format.pack import Pack
 
 if TYPE_CHECKING:
     import datasets

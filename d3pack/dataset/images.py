@@ -26,7 +26,7 @@ from d3pack.dataset.progress import Progress, say
 from d3pack.dataset.store import RecentStore, Store
 from d3pack.decode import Decoder, modes
 from d3pack.errors import UsageError
-from d3pack.pack import Pack
+from d3pack.format.pack import Pack
 
 if TYPE_CHECKING:
     from d3pack.backbones import Backbone

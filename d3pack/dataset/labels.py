@@ -9,10 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from d3pack.codecs import decode_labels
 from d3pack.dataset.order import Ints
 from d3pack.errors import UsageError
-from d3pack.pack import Coded
+from d3pack.format.codecs import decode_labels
+from d3pack.format.pack import Coded
 
 _KEPT = 256 << 20  # bytes of rebuilt probability vectors
 

@@ -12,7 +12,7 @@ from d3pack.dataset.choice import CACHES, Cache
 from d3pack.dataset.transforms import OUTPUTS
 from d3pack.decode import modes
 from d3pack.errors import NotFoundError, UsageError
-from d3pack.pack import Pack
+from d3pack.format.pack import Pack
 
 
 def opened(

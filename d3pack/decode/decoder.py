@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
-from d3pack import noise, samplers
 from d3pack.backbones import Condition, adapter, open_backbone
 from d3pack.backbones.autoencoder import to_uint8
 from d3pack.backbones.speed import hurry
-from d3pack.codecs import decode_adapter, decode_prompts
+from d3pack.decode import noise, samplers
 from d3pack.decode.embedded import unpacked
 from d3pack.decode.locks import lock_of
 from d3pack.decode.modes import Mode, choose, exact_numerics, usable
@@ -30,13 +29,14 @@ from d3pack.errors import (
     PromptWidthError,
     UsageError,
 )
+from d3pack.format.codecs import decode_adapter, decode_prompts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from d3pack.backbones import Backbone
     from d3pack.backbones.lock import Progress
-    from d3pack.pack import Pack
+    from d3pack.format.pack import Pack
 
 Made = TypeVar("Made")
 Pair = tuple[int, int]

@@ -12,11 +12,11 @@ from d3pack.backbones import cache_home
 from d3pack.backbones.lock import verify
 from d3pack.errors import BackboneError
 from d3pack.format.carried import carried_files
-from d3pack.pack import EMBEDDED
-from d3pack.recipe import directory_revision
+from d3pack.format.pack import EMBEDDED
+from d3pack.format.recipe import directory_revision
 
 if TYPE_CHECKING:
-    from d3pack.pack import Pack
+    from d3pack.format.pack import Pack
 
 
 def backbone_beside(file: str | Path) -> Path:

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from d3pack.errors import UsageError
-from d3pack.pack import Probes
+from d3pack.format.pack import Probes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from d3pack.decode.decoder import Decoder, Pair
-    from d3pack.pack import Pack
+    from d3pack.format.pack import Pack
 
 Verdict = Literal["exact", "within tolerance", "wrong backbone"]
 # 8-bit levels. Another machine's arithmetic moves a 20-step image by well under one level on

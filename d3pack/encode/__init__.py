@@ -6,19 +6,20 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from d3pack.encode import skipped
-from d3pack.encode.events import Events, Listener, log_file
-from d3pack.encode.journal import OPTION, Journal
 from d3pack.encode.method import BACKBONE, Method, Plan, Run, methods, open_method
 from d3pack.encode.options import EncodeOptions
 from d3pack.errors import InvalidPackError, UsageError
 from d3pack.format import read, write
-from d3pack.pack import Pack
+from d3pack.format.pack import Pack
 from d3pack.sources import Source
-from d3pack.train.files import full_disk_named
+from d3pack.system.events import Events, Listener, log_file
+from d3pack.system.files import full_disk_named
+from d3pack.system.journal import Journal
 
 # what nobody needs any more when the pack is written
 _PASSING = ("classes", "candidates", "labels", "teacher", "training", "tuning", BACKBONE)
@@ -147,7 +148,7 @@ def _repeatable(device: str) -> Iterator[None]:
 
 def _key(source: Source, options: EncodeOptions, plan: Plan) -> Mapping[str, Any]:
     """What must stay the same for a run to go on."""
-    chosen = {OPTION + name: value for name, value in options.plain().items()}
+    chosen = asdict(options)
     planned = {f"plan {name}": value for name, value in plan.to_json().items()}
     return {"source": source.fingerprint(), **chosen, **planned}
 

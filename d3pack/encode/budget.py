@@ -9,7 +9,7 @@ from typing import Any
 from d3pack.encode.options import EncodeOptions
 from d3pack.encode.plan import PICKY, SHARE, Dials
 from d3pack.errors import UsageError
-from d3pack.wording import count
+from d3pack.system.text import count
 
 MARGIN = 200  # bytes: measured figures in the manifest have more or fewer digits
 BARE = Dials(modes=1, vectors=1, codec="i4", candidates=1, labels="none", probes=0)

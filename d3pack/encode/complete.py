@@ -12,18 +12,18 @@ import numpy.typing as npt
 
 import d3pack
 from d3pack.backbones import Backbone
-from d3pack.codecs import encode_labels, encode_picks
 from d3pack.decode import Decoder, make_probes
 from d3pack.encode.generate import SHOWN, Judged, agreement, judge_images, probabilities
-from d3pack.encode.journal import Journal
 from d3pack.encode.method import Run
 from d3pack.encode.options import EncodeOptions, label_kind
 from d3pack.encode.plan import PROBE, Dials
 from d3pack.encode.seeds import candidates_of, choose_order, lanes_of
-from d3pack.encode.teachers.teacher import Teacher
-from d3pack.pack import Pack
-from d3pack.sheet import Row, contact_sheet
+from d3pack.format.codecs import encode_labels, encode_picks
+from d3pack.format.pack import Pack
+from d3pack.preview.contact import Row, contact_sheet
 from d3pack.sources import Source
+from d3pack.system.journal import Journal
+from d3pack.teachers.teacher import Teacher
 
 Images = npt.NDArray[np.uint8]
 SHEET_ROWS = 20

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional
 
 from d3pack.encode.options import EncodeOptions
-from d3pack.encode.teachers.resnet import SmallResNet, lesson_for
 from d3pack.sources import Source
+from d3pack.teachers.resnet import SmallResNet, lesson_for
 
 
 def seconds_of(work: Callable[[], Any]) -> float:

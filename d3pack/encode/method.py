@@ -10,19 +10,19 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
-from d3pack.encode.events import Events
-from d3pack.encode.journal import Journal
 from d3pack.encode.options import EncodeOptions
 from d3pack.errors import UsageError
-from d3pack.pack import Pack
+from d3pack.format.pack import Pack
 from d3pack.sources import Source
+from d3pack.system.events import Events
+from d3pack.system.journal import Journal
 
 GROUP = "d3pack.methods"
 BACKBONE = "backbone"  # a folder of the journal: a method that trains a backbone leaves it there
 _BUILT_IN = {
-    "d3m": "d3pack.encode.d3m.method:D3M",
-    "classcond": "d3pack.encode.dit.classcond:ClassCond",
-    "minimax": "d3pack.encode.dit.minimax:Minimax",
+    "d3m": "d3pack.encode.methods.d3m.method:D3M",
+    "classcond": "d3pack.encode.methods.classcond.method:ClassCond",
+    "minimax": "d3pack.encode.methods.minimax.method:Minimax",
 }
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from d3pack.errors import UsageError
-from d3pack.recipe import SAMPLERS, Sampler
+from d3pack.format.recipe import SAMPLERS, Sampler
 
 LabelKind = Literal["none", "topk", "dense"]
 CODECS = ("f16", "i8", "i4", "pq")
@@ -100,15 +98,6 @@ class EncodeOptions:
         default = {f.name: f.default for f in fields(self)}
         found = {k: v for k, v in asdict(self).items() if k != "extra" and v != default[k]}
         return {**found, **({"extra": self.extra} if self.extra else {})}
-
-
-def as_given(name: str, chosen: Mapping[str, Any]) -> tuple[str, str]:
-    """The flag of an option, and what it was given out of `chosen`: what differs from defaults."""
-    flags = {"images_per_class": "--ipc", "label_temperature": "--temperature", "extra": "--set"}
-    default = {f.name: f.default for f in fields(EncodeOptions)} | {"extra": None}
-    value = chosen.get(name, default.get(name))
-    flag = flags.get(name, f"--{name.replace('_', '-')}")
-    return flag, "not given" if value is None else json.dumps(value)
 
 
 def no_settings(method: str, options: EncodeOptions) -> None:

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from d3pack.backbones import Backbone
-from d3pack.codecs import encode_labels, encode_picks, encode_prompts
+from d3pack.decode.samplers import schedule
 from d3pack.encode.options import LabelKind, label_kind
 from d3pack.encode.seeds import candidates_of, lanes_of
 from d3pack.format import pack_bytes
-from d3pack.pack import Pack, Probes
-from d3pack.recipe import DType, Recipe, Sampler
-from d3pack.samplers import schedule
+from d3pack.format.codecs import encode_labels, encode_picks, encode_prompts
+from d3pack.format.pack import Pack, Probes
+from d3pack.format.recipe import DType, Recipe, Sampler
 from d3pack.sources import Source
-from d3pack.wording import count
+from d3pack.system.text import count
 
 SMALL = 64  # pixels; up to this side a collage would leave nothing to see in a patch
 PROBE = 8  # side of a stored probe, where the image size allows it

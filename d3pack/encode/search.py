@@ -23,14 +23,14 @@ from torch import Tensor
 from d3pack.backbones import Backbone
 from d3pack.decode import Decoder
 from d3pack.encode.estimate import settle
-from d3pack.encode.events import Events
-from d3pack.encode.journal import Journal
 from d3pack.encode.options import EncodeOptions
 from d3pack.encode.plan import sigmas_of
-from d3pack.encode.teachers.teacher import Teacher
 from d3pack.errors import UsageError
-from d3pack.pack import Pack
-from d3pack.recipe import Sampler
+from d3pack.format.pack import Pack
+from d3pack.format.recipe import Sampler
+from d3pack.system.events import Events
+from d3pack.system.journal import Journal
+from d3pack.teachers.teacher import Teacher
 
 STEPS = (4, 6, 8, 12, 18)
 GUIDANCES = (1.0, 1.5, 2.5, 4.0)

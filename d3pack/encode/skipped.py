@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from d3pack.encode.journal import Journal
 from d3pack.sources import Source
+from d3pack.system.journal import Journal
 
 _NAME = "skipped"
 

@@ -10,19 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d3pack.codecs import decode_prompts, encode_prompts
-from d3pack.encode.d3m.plan import UNPICKED
-from d3pack.evaluate.payload import (
-    SMALLEST,
-    Form,
-    Layout,
-    Payload,
-    Squeeze,
-    candidates,
-    largest,
-)
+from d3pack.encode.methods.d3m.plan import UNPICKED
+from d3pack.evaluate.payload import SMALLEST, Form, Layout, Payload, Squeeze, candidates, largest
 from d3pack.evaluate.real import Labelled, RealImages
-from d3pack.pack import Pack
+from d3pack.format.codecs import decode_prompts, encode_prompts
+from d3pack.format.pack import Pack
 
 Pilot = Callable[[Labelled, Labelled], float]  # train briefly on the first, accuracy on the second
 

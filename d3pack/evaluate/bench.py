@@ -18,8 +18,8 @@ from d3pack.evaluate.real import Labelled
 from d3pack.evaluate.scores import Spread
 from d3pack.evaluate.training import History, Teach, plan, seconds_needed, train_student
 from d3pack.evaluate.workdir import Workdir, protocol
-from d3pack.pack import Pack
-from d3pack.wording import count, duration
+from d3pack.format.pack import Pack
+from d3pack.system.text import count, duration
 
 PILOT_SHARE = 4  # a pilot has a quarter of the updates
 Report = Callable[[str], None]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from d3pack.wording import size
+from d3pack.system.text import size
 
 _INK = "#010203"  # replaced by currentColor: dark on paper, light in dark mode
 _FAINT = "#040506"

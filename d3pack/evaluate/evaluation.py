@@ -27,7 +27,7 @@ from d3pack.evaluate.real import Labelled, RealImages, common_size
 from d3pack.evaluate.teacher import Judge, open_judge
 from d3pack.evaluate.training import plan, statistics
 from d3pack.evaluate.workdir import Workdir, write_json
-from d3pack.pack import Pack
+from d3pack.format.pack import Pack
 from d3pack.sources import Source
 
 # Real images in equal bytes: as files of two formats, and as one sheet of two.

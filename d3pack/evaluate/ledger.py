@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from d3pack.pack import Pack
+from d3pack.format.pack import Pack
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from d3pack.errors import UsageError
 from d3pack.evaluate.baselines import Arm
 from d3pack.evaluate.bench import PILOT_SHARE, Bench
-from d3pack.wording import count, duration
+from d3pack.system.text import count, duration
 
 if TYPE_CHECKING:
     from d3pack.evaluate.evaluation import EvalOptions

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from d3pack.canonical import plain
-from d3pack.codecs import decode_labels, decode_prompts, encode_labels, encode_prompts
 from d3pack.errors import UsageError
 from d3pack.evaluate import baselines
 from d3pack.evaluate.baselines import Arm
 from d3pack.evaluate.bench import Bench
 from d3pack.evaluate.workdir import Workdir
-from d3pack.pack import Pack
+from d3pack.format.canonical import plain
+from d3pack.format.codecs import decode_labels, decode_prompts, encode_labels, encode_prompts
+from d3pack.format.pack import Pack
 from d3pack.sources import Source
 
 AXES = ("ipc", "codec", "labels", "vectors")

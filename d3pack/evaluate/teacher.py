@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d3pack.encode.d3m.collages import CollageOptions, best_patches
-from d3pack.encode.events import Events
-from d3pack.encode.journal import Journal
+from d3pack.encode.methods.d3m.collages import CollageOptions, best_patches
 from d3pack.encode.options import EncodeOptions
-from d3pack.encode.teachers.resnet import lesson_for, train_teacher
-from d3pack.encode.teachers.teacher import Teacher, TransformersTeacher
-from d3pack.encode.teachers.teaching import teacher_cache
+from d3pack.encode.teaching import teacher_cache
 from d3pack.evaluate.real import RealImages
 from d3pack.evaluate.workdir import Workdir
+from d3pack.system.events import Events
+from d3pack.system.journal import Journal
+from d3pack.teachers.resnet import lesson_for, train_teacher
+from d3pack.teachers.teacher import Teacher, TransformersTeacher
 
 POOL = 300  # images of each class that are looked at, as RDED does
 

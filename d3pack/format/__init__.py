@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from d3pack.format.ranges import Read, plan_reads, verify_reads
-from d3pack.format.reader import Header, read, read_header
-from d3pack.format.writer import pack_bytes, write
+from typing import TYPE_CHECKING
+
+from d3pack.system.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from d3pack.format.coded import Coded
+    from d3pack.format.pack import EMBEDDED, Ledger, Pack, Probes
+    from d3pack.format.ranges import Read, plan_reads, verify_reads
+    from d3pack.format.reader import Header, read, read_header
+    from d3pack.format.recipe import BackboneRef, FileLock, Recipe
+    from d3pack.format.writer import pack_bytes, write
 
 __all__ = [
+    "EMBEDDED",
+    "BackboneRef",
+    "Coded",
+    "FileLock",
     "Header",
+    "Ledger",
+    "Pack",
+    "Probes",
     "Read",
+    "Recipe",
     "pack_bytes",
     "plan_reads",
     "read",
@@ -16,3 +32,15 @@ __all__ = [
     "verify_reads",
     "write",
 ]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "coded": ["Coded"],
+        "pack": ["EMBEDDED", "Ledger", "Pack", "Probes"],
+        "ranges": ["Read", "plan_reads", "verify_reads"],
+        "reader": ["Header", "read", "read_header"],
+        "recipe": ["BackboneRef", "FileLock", "Recipe"],
+        "writer": ["pack_bytes", "write"],
+    },
+)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
-from d3pack.codecs import decode_files
 from d3pack.errors import BackboneChangedError, CodecError
-from d3pack.pack import EMBEDDED, Pack
+from d3pack.format.codecs import decode_files
+from d3pack.format.pack import EMBEDDED, Pack
 
 
 def carried_files(pack: Pack) -> dict[str, bytes] | None:

@@ -8,14 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from d3pack import container
-from d3pack.codecs.labels import restrict_labels
-from d3pack.codecs.params import NUMPY
-from d3pack.coded import Coded
 from d3pack.errors import IdError, LeafError, TruncatedError, UsageError
-from d3pack.format import rules
+from d3pack.format import container, rules
+from d3pack.format.codecs.labels import restrict_labels
+from d3pack.format.codecs.params import NUMPY
+from d3pack.format.coded import Coded
+from d3pack.format.pack import EMBEDDED, MINOR, Pack, derived
 from d3pack.format.reader import Header, check_hash, coded_section
-from d3pack.pack import EMBEDDED, MINOR, Pack, derived
 
 # Sections of which a part is made. Left out: those of newer minors, as in `select`, and probes,
 # which are hashed as a whole.

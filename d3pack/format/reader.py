@@ -13,9 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from d3pack import canonical, container
-from d3pack.codecs.params import NUMPY
-from d3pack.coded import Coded
 from d3pack.errors import (
     CanonError,
     FeatureError,
@@ -32,9 +29,11 @@ from d3pack.errors import (
     TruncatedError,
     VersionError,
 )
-from d3pack.format import rules
-from d3pack.pack import MAJOR, Pack, Probes, manifest_root
-from d3pack.recipe import Recipe
+from d3pack.format import canonical, container, rules
+from d3pack.format.codecs.params import NUMPY
+from d3pack.format.coded import Coded
+from d3pack.format.pack import MAJOR, Pack, Probes, manifest_root
+from d3pack.format.recipe import Recipe
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 

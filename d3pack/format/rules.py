@@ -9,17 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from d3pack.codecs import adapter, labels, picks, prompts
-from d3pack.codecs import params as p
-from d3pack.coded import Coded
-from d3pack.errors import (
-    ClassNameError,
-    CodecError,
-    IdError,
-    LimitError,
-    ProbeError,
-    ShapeError,
-)
+from d3pack.errors import ClassNameError, CodecError, IdError, LimitError, ProbeError, ShapeError
+from d3pack.format.codecs import adapter, labels, picks, prompts
+from d3pack.format.codecs import params as p
+from d3pack.format.coded import Coded
 
 MAX_TOTAL = 2**32
 MAX_NAME = 1024

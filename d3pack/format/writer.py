@@ -6,12 +6,12 @@ import contextlib
 import os
 from pathlib import Path
 
-from d3pack import container
-from d3pack.canonical import dumps, plain
 from d3pack.errors import D3MError, NotFoundError, UsageError
+from d3pack.format import container
+from d3pack.format.canonical import dumps, plain
 from d3pack.format.carried import carried_files
+from d3pack.format.pack import Pack
 from d3pack.format.reader import BINARY, read
-from d3pack.pack import Pack
 
 
 def pack_bytes(pack: Pack) -> bytes:

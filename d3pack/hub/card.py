@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from d3pack import __version__
+from d3pack.format.pack import Pack
 from d3pack.hub.address import Address
-from d3pack.pack import Pack
-from d3pack.wording import count
+from d3pack.system.text import count
 
 MARK = "<!-- written by d3pack push: a later push may replace this card -->"
 

@@ -8,18 +8,26 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from d3pack import container
-from d3pack.codecs.params import NUMPY
-from d3pack.coded import Coded
 from d3pack.errors import LimitError, TrailingError, TruncatedError, UsageError
-from d3pack.format import Header, Read, pack_bytes, plan_reads, read, read_header, verify_reads
+from d3pack.format import (
+    Header,
+    Read,
+    container,
+    pack_bytes,
+    plan_reads,
+    read,
+    read_header,
+    verify_reads,
+)
+from d3pack.format.codecs.params import NUMPY
+from d3pack.format.coded import Coded
+from d3pack.format.pack import Pack
 from d3pack.format.reader import check_hash, coded_section, under
 from d3pack.format.rules import class_names
 from d3pack.hub.address import Address, is_address, parse
 from d3pack.hub.cache import cached, with_file
 from d3pack.hub.pull import PathOrAddress, check_root, load, pull
 from d3pack.hub.remote import RemoteFile
-from d3pack.pack import Pack
 
 FIRST = 1 << 16  # the first request: the header, the class names and the leaves of most packs
 JOIN = 1 << 14  # wanted parts that are this close come in one request

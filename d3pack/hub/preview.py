@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from d3pack.errors import UsageError
-from d3pack.pack import Pack
+from d3pack.format.pack import Pack
 
 MOST = 40  # images
 MOST_LARGE = 12  # of more than _PNG_UP_TO pixels: a minute each where there is no GPU

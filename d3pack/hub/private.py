@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from d3pack.errors import UsageError
+from d3pack.format.pack import Pack
 from d3pack.hub.card import flat
-from d3pack.pack import Pack
 
 # An absolute path with at least one folder, on any system; the path part of a URL is not one.
 _PATH = re.compile(

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from d3pack.errors import NotFoundError, RootPinError
 from d3pack.format import read
+from d3pack.format.pack import Pack
 from d3pack.hub.address import Address, is_address, parse
 from d3pack.hub.cache import fetch
-from d3pack.pack import Pack
 
 PathOrAddress = str | os.PathLike[str]
 

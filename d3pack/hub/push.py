@@ -19,12 +19,12 @@ from d3pack.errors import (
     UsageError,
 )
 from d3pack.format import read
+from d3pack.format.pack import Pack
 from d3pack.hub import card, croissant, preview, sign
 from d3pack.hub.address import Address, parse
 from d3pack.hub.failures import LOGIN, hub_calls
 from d3pack.hub.private import check_private
 from d3pack.hub.remote import RemoteFile
-from d3pack.pack import Pack
 
 Preview = Literal["decode", "probes", "none"]
 

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from d3pack.codecs import decode_labels
-from d3pack.pack import Ledger, Pack
+from d3pack.format.codecs import decode_labels
+from d3pack.format.pack import Ledger, Pack
 from d3pack.preview.sheet import Sample
-from d3pack.wording import size
+from d3pack.system.text import size
 
 SHOWN_LABELS = 3
 TINY = 32  # pixels: below, an image shown larger keeps its squares

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from d3pack.decode import Decoder
-from d3pack.pack import Pack
-from d3pack.sheet import Row, contact_sheet
+from d3pack.format.pack import Pack
+from d3pack.preview.contact import Row, contact_sheet
 
 Progress = Callable[[int, int], None]  # images done, in all
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from d3pack.train.files import plain_errors
+from d3pack.system.files import plain_errors
 
 
 @plain_errors()

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from d3pack.backbones.resolve import lock_directory
+from d3pack.system.files import plain_errors, write_text
 from d3pack.train.diffusion import SCHEDULE
-from d3pack.train.files import plain_errors, write_text
 
 PIPELINE = {
     "_class_name": "StableDiffusionPipeline",

@@ -14,7 +14,7 @@ from diffusers import AutoencoderTiny
 from numpy.typing import NDArray
 from torch import Tensor
 
-from d3pack.train.files import plain_errors, write_text
+from d3pack.system.files import plain_errors, write_text
 from d3pack.train.photos import Photos
 
 

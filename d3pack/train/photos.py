@@ -14,7 +14,7 @@ from PIL import ImageOps
 
 from d3pack.errors import SourceError
 from d3pack.sources import Source
-from d3pack.train.files import plain_errors, reserve, write_text
+from d3pack.system.files import plain_errors, reserve, write_text
 from d3pack.train.words import spoken
 
 Pixels = NDArray[np.uint8]

@@ -22,18 +22,18 @@ from d3pack.backbones.levels import Levels
 from d3pack.backbones.resolve import lock_directory
 from d3pack.errors import UsageError
 from d3pack.sources import open_source
+from d3pack.system.files import digest, full_disk_named, write_text
+from d3pack.system.text import count
 from d3pack.train.autoencoder import AutoencoderModule, AutoencoderTask
 from d3pack.train.conditioning import TextConditioner
 from d3pack.train.config import LoopConfig, TrainConfig
 from d3pack.train.diffusion import SCHEDULE, DenoiserModule, DiffusionTask, build_unet, load_unet
 from d3pack.train.export import export_backbone
-from d3pack.train.files import digest, full_disk_named, write_text
 from d3pack.train.latents import Latents, encode_pixels, load_latents
 from d3pack.train.loop import SAVED, Report, Task, run_stage
 from d3pack.train.photos import SKIPPED, Photos, load_photos
 from d3pack.train.text import TextModule, TextTask
 from d3pack.train.words import scattered_vectors, sentence_vectors, spoken, train_tokenizer
-from d3pack.wording import count
 
 LOG = logging.getLogger(__name__)
 STAGES = ("autoencoder", "text", "diffusion")

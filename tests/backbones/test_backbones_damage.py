@@ -16,10 +16,7 @@ from full_backbones import UNET as SD
 from safetensors.torch import load_file, save_file
 
 from d3pack.backbones import loading, open_backbone
-from d3pack.errors import (
-    BackboneConfigError,
-    BackboneWeightsError,
-)
+from d3pack.errors import BackboneConfigError, BackboneWeightsError
 
 SDXL: dict[str, Any] = {
     "attention_head_dim": [5, 10, 20],

@@ -12,8 +12,8 @@ import pytest
 import torch
 from full_backbones import full_dit, full_sd
 
-from d3pack import samplers
 from d3pack.backbones import lock_directory, open_backbone
+from d3pack.decode import samplers
 
 pytestmark = pytest.mark.slow
 

@@ -25,7 +25,7 @@ from d3pack.errors import (
     BackboneRefusedError,
     NotFoundError,
 )
-from d3pack.recipe import BackboneRef, FileLock, directory_revision
+from d3pack.format.recipe import BackboneRef, FileLock, directory_revision
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 

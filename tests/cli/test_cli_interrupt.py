@@ -19,7 +19,7 @@ from PIL import Image
 from tiny_backbones import tiny_pack, tiny_sd
 
 import d3pack
-from d3pack.pack import Probes
+from d3pack.format.pack import Probes
 
 AGAIN = "interrupted; run the same command again and it goes on"
 

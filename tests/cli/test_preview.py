@@ -21,9 +21,9 @@ import d3pack
 from d3pack.cli import _out, app
 from d3pack.decode import Decoder, make_probes
 from d3pack.errors import NotFoundError, UsageError
-from d3pack.pack import Pack
+from d3pack.format.pack import Pack
 from d3pack.preview import render_page, sample
-from d3pack.sheet import Row, contact_sheet
+from d3pack.preview.contact import Row, contact_sheet
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from d3pack.cli import app
 from d3pack.dataset import D3MDataset, shelf
-from d3pack.pack import Pack
+from d3pack.format.pack import Pack
 
 
 def cache(*args: str) -> subprocess.CompletedProcess[str]:

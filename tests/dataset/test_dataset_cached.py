@@ -21,7 +21,7 @@ from d3pack.backbones import open_backbone
 from d3pack.dataset import D3MDataset, choice, disk, shelf
 from d3pack.dataset.progress import Progress
 from d3pack.errors import D3MError, NotFoundError, UsageError
-from d3pack.pack import Pack
+from d3pack.format.pack import Pack
 
 
 def use(pack: Pack, backbone: Path, **options: Any) -> D3MDataset:

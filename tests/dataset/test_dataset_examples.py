@@ -16,7 +16,7 @@ from torch import Tensor
 
 import d3pack
 from d3pack.dataset import D3MDataset
-from d3pack.pack import Pack
+from d3pack.format.pack import Pack
 
 EXAMPLES = ROOT / "examples"
 

@@ -21,15 +21,10 @@ from torch.utils.data import (
 )
 
 import d3pack
-from d3pack.codecs import decode_labels
 from d3pack.dataset import D3MDataset, TransformError
-from d3pack.errors import (
-    D3MError,
-    InvalidPackError,
-    NotFoundError,
-    UsageError,
-)
-from d3pack.pack import Pack
+from d3pack.errors import D3MError, InvalidPackError, NotFoundError, UsageError
+from d3pack.format.codecs import decode_labels
+from d3pack.format.pack import Pack
 
 CACHES = ["cpu", "disk", None]
 Make = Callable[..., D3MDataset]

@@ -20,7 +20,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from d3pack.dataset import D3MDataset
 from d3pack.dataset.prefetch import Background
 from d3pack.errors import UsageError
-from d3pack.pack import Pack
+from d3pack.format.pack import Pack
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning"),  # in torchdata

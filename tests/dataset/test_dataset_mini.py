@@ -14,13 +14,13 @@ import torch
 from torch.utils.data import DataLoader
 
 import d3pack
-from d3pack import samplers
 from d3pack.backbones import open_backbone
-from d3pack.codecs import encode_prompts
 from d3pack.dataset import D3MDataset
+from d3pack.decode import samplers
 from d3pack.errors import BackboneMissingError
-from d3pack.pack import Pack
-from d3pack.recipe import Recipe
+from d3pack.format.codecs import encode_prompts
+from d3pack.format.pack import Pack
+from d3pack.format.recipe import Recipe
 
 NAMES = ("goldfish", "school bus", "lemon")
 IMAGES = 5

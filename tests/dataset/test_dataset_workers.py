@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from d3pack.dataset import D3MDataset, TransformError, shelf
 from d3pack.errors import UsageError
-from d3pack.pack import Pack
+from d3pack.format.pack import Pack
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a single core
 

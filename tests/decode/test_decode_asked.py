@@ -13,9 +13,9 @@ import torch
 from tiny_backbones import tiny_pack, tiny_sd
 
 from d3pack.backbones import adapter, open_backbone
-from d3pack.codecs import encode_adapter, encode_prompts
 from d3pack.decode import Decoder
 from d3pack.errors import DeviceMemoryError, NotFiniteError
+from d3pack.format.codecs import encode_adapter, encode_prompts
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from tiny_backbones import tiny_dit, tiny_pack, tiny_sd
 
 import d3pack
 from d3pack.backbones import open_backbone
-from d3pack.codecs import encode_adapter, encode_picks
 from d3pack.decode import Decoder
+from d3pack.format.codecs import encode_adapter, encode_picks
 
 FAMILIES: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
     "sd": (tiny_sd, {"vectors": 2, "modes": 2}),
@@ -190,7 +190,7 @@ def test_modes_take_turns(folders: dict[str, Path]) -> None:
     path = folders["dit"]
     two = tiny_pack(path, modes=2, classes=1, images=4)
     images = Decoder(two, path=path).images(range(4))
-    from d3pack.codecs import decode_prompts, encode_prompts
+    from d3pack.format.codecs import decode_prompts, encode_prompts
 
     prompts = decode_prompts(two.prompts)
 

@@ -14,8 +14,8 @@ from diffusers import (
     LCMScheduler,
 )
 
-from d3pack import samplers
 from d3pack.backbones.levels import PREDICTIONS, Levels
+from d3pack.decode import samplers
 from d3pack.errors import BackboneConfigError, RecipeError, UsageError
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}

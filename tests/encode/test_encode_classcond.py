@@ -21,16 +21,16 @@ from typer.testing import CliRunner, Result
 
 from d3pack.backbones.dit import DiT
 from d3pack.cli import app
-from d3pack.codecs import decode_prompts
 from d3pack.dataset import D3MDataset
 from d3pack.decode import Decoder, backbone_beside, beside
 from d3pack.encode import EncodeOptions, dry_run, encode
-from d3pack.encode.dit.classcond import ClassCond, ClassSettings
-from d3pack.encode.dit.minimax import MinimaxSettings
+from d3pack.encode.methods.classcond.method import ClassCond, ClassSettings
+from d3pack.encode.methods.minimax.method import MinimaxSettings
 from d3pack.encode.search import Setting, Speed, Trial, choose, energy_distance, grid
 from d3pack.encode.settings import read_settings
 from d3pack.errors import BackboneChangedError, BackboneMissingError, UsageError
 from d3pack.format import read
+from d3pack.format.codecs import decode_prompts
 from d3pack.sources import open_source
 from d3pack.train.dit import PRESETS, ClassConditioner, build_dit
 

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from d3pack.encode.d3m.collages import (
+from d3pack.encode.generate import Judged, probabilities
+from d3pack.encode.methods.d3m.collages import (
     CollageOptions,
     best_patches,
     clusters,
@@ -22,7 +23,6 @@ from d3pack.encode.d3m.collages import (
     make_collages,
     tile,
 )
-from d3pack.encode.generate import Judged, probabilities
 from d3pack.encode.seeds import candidates_of, choose_order, lanes_of
 from d3pack.errors import SourceError
 from d3pack.sources import open_source

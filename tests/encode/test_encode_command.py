@@ -16,11 +16,11 @@ from tiny_backbones import tiny_dit
 
 import d3pack
 from d3pack.backbones import open_backbone
-from d3pack.codecs import decode_labels, decode_picks, decode_prompts
 from d3pack.decode import Decoder, verify_probes
 from d3pack.encode import EncodeOptions, dry_run, encode
-from d3pack.encode.d3m.plan import make_plan, make_recipe
+from d3pack.encode.methods.d3m.plan import make_plan, make_recipe
 from d3pack.format import pack_bytes
+from d3pack.format.codecs import decode_labels, decode_picks, decode_prompts
 from d3pack.sources import open_source
 
 
@@ -57,7 +57,7 @@ def test_labels_answer_for_the_very_images(
 ) -> None:
     from safetensors.torch import load_file
 
-    from d3pack.encode.teachers.resnet import SmallResNet, TrainedTeacher, lesson_for
+    from d3pack.teachers.resnet import SmallResNet, TrainedTeacher, lesson_for
 
     pack, options = made
     stored = [
@@ -223,7 +223,7 @@ def test_an_installed_method_is_found(home: Path, monkeypatch: pytest.MonkeyPatc
 
     from d3pack.encode import method
 
-    entry = EntryPoint("mine", "d3pack.encode.d3m.method:D3M", method.GROUP)
+    entry = EntryPoint("mine", "d3pack.encode.methods.d3m.method:D3M", method.GROUP)
     monkeypatch.setattr(method, "entry_points", lambda group: [entry])
     method.methods.cache_clear()
     try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from d3pack.encode.d3m import curvature
-from d3pack.encode.d3m.curvature import MEMORY, OWN, SHARED, Curvature
+from d3pack.encode.methods.d3m import curvature
+from d3pack.encode.methods.d3m.curvature import MEMORY, OWN, SHARED, Curvature
 
 DIM, VALUES = 12, 100  # of a vector, and of what a sample is compared on
 

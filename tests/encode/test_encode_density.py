@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from d3pack.encode.d3m.density import BINS, FLOOR, Density
+from d3pack.encode.methods.d3m.density import BINS, FLOOR, Density
 
 SQUARES = np.linspace(0.1, 4.0, BINS) ** 2
 

@@ -8,8 +8,8 @@ import torch
 from tiny_backbones import tiny_sd
 
 from d3pack.backbones import Backbone, open_backbone
-from d3pack.encode.d3m.density import BINS, Density
-from d3pack.encode.d3m.draws import Draws, Samples, judge_latents, pick
+from d3pack.encode.methods.d3m.density import BINS, Density
+from d3pack.encode.methods.d3m.draws import Draws, Samples, judge_latents, pick
 
 SHAPE = (4, 8, 8)
 LOUD = Density.of_squares(np.geomspace(1, 100, BINS))

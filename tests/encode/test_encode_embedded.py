@@ -12,14 +12,14 @@ import torch
 from encode_world import make_tree
 from safetensors.numpy import load, save
 
-from d3pack.codecs import decode_files, encode_files
-from d3pack.coded import Coded
 from d3pack.dataset import D3MDataset
 from d3pack.decode import Decoder, backbone_beside, unpacked, verify_probes
 from d3pack.encode import EncodeOptions, encode
 from d3pack.errors import BackboneChangedError, CodecError, D3MError
 from d3pack.format import read, write
-from d3pack.pack import EMBEDDED, Pack
+from d3pack.format.codecs import decode_files, encode_files
+from d3pack.format.coded import Coded
+from d3pack.format.pack import EMBEDDED, Pack
 from d3pack.sources import open_source
 
 

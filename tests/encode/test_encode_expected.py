@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from d3pack.backbones.levels import PREDICTIONS, Levels
-from d3pack.encode.d3m.expected import expected_target
+from d3pack.encode.methods.d3m.expected import expected_target
 
 SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 SHAPE = (4, 4, 4)

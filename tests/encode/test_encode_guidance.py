@@ -13,16 +13,16 @@ from safetensors.torch import load_file
 
 from d3pack.decode import Decoder
 from d3pack.encode import encode
-from d3pack.encode.d3m.collages import CollageOptions, make_collages
-from d3pack.encode.d3m.guidance import KEPT
-from d3pack.encode.d3m.plan import UNPICKED
 from d3pack.encode.generate import Judged
+from d3pack.encode.methods.d3m.collages import CollageOptions, make_collages
+from d3pack.encode.methods.d3m.guidance import KEPT
+from d3pack.encode.methods.d3m.plan import UNPICKED
 from d3pack.encode.search import GUIDANCES, energy_distance
 from d3pack.encode.seeds import choose_order
-from d3pack.encode.teachers.resnet import SmallResNet, TrainedTeacher, lesson_for
-from d3pack.encode.teachers.teacher import batched
 from d3pack.format import pack_bytes
 from d3pack.sources import Source, open_source
+from d3pack.teachers.resnet import SmallResNet, TrainedTeacher, lesson_for
+from d3pack.teachers.teacher import batched
 
 CANDIDATES = 2
 OPTIONS = quick(

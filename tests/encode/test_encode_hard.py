@@ -15,9 +15,9 @@ from PIL import Image
 
 import d3pack
 from d3pack.encode import encode
-from d3pack.encode import journal as journal_module
 from d3pack.errors import NoSpaceError
 from d3pack.sources import open_source
+from d3pack.system import journal as journal_module
 
 
 def test_images_of_every_sort(home: Path, tmp_path: Path) -> None:

@@ -10,15 +10,15 @@ import pytest
 import torch
 from tiny_backbones import tiny_dit, tiny_sd
 
-from d3pack import noise
 from d3pack.backbones import Backbone, open_backbone
-from d3pack.encode.d3m import draws, inversion
-from d3pack.encode.d3m.curvature import Curvature
-from d3pack.encode.d3m.density import BINS, Density
-from d3pack.encode.d3m.draws import judge_latents, pick
-from d3pack.encode.d3m.inversion import Inversion, InversionOptions
-from d3pack.encode.d3m.method import round_trip
-from d3pack.encode.events import Events
+from d3pack.decode import noise
+from d3pack.encode.methods.d3m import draws, inversion
+from d3pack.encode.methods.d3m.curvature import Curvature
+from d3pack.encode.methods.d3m.density import BINS, Density
+from d3pack.encode.methods.d3m.draws import judge_latents, pick
+from d3pack.encode.methods.d3m.inversion import Inversion, InversionOptions
+from d3pack.encode.methods.d3m.method import round_trip
+from d3pack.system.events import Events
 
 NAMES = ("goldfish", "lemon", "school bus", "penguin", "castle")
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from d3pack.encode import journal as journal_module
-from d3pack.encode.journal import Journal, JournalError, write_whole
 from d3pack.errors import NoSpaceError, UsageError
+from d3pack.system import journal as journal_module
+from d3pack.system.journal import Journal, JournalError, write_whole
 
 
 def test_journal_remembers(tmp_path: Path) -> None:
@@ -94,21 +94,19 @@ def test_nothing_done_is_nothing_lost(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "was", "now", "said"),
     [
-        ("images_per_class", 2, None, "--ipc was 2 when this work began and is 10 now"),
-        ("codec", None, "i8", '--codec was not given when this work began and is "i8" now'),
-        ("extra", None, {"lr": 1}, '--set was not given when this work began and is {"lr": 1} now'),
+        ("images_per_class", 2, 10, "images_per_class was 2 when this work began and is 10 now"),
+        ("codec", None, "i8", 'codec was not given when this work began and is "i8" now'),
+        ("extra", {}, {"lr": 1}, 'extra was {} when this work began and is {"lr": 1} now'),
     ],
 )
 def test_what_was_chosen_otherwise(
     tmp_path: Path, name: str, was: Any, now: Any, said: str
 ) -> None:
-    """By its flag, and by the value that it has where nobody gives one."""
-    keys = [{} if v is None else {f"option {name}": v} for v in (was, now)]
-    first = Journal(tmp_path / "w", keys[0])
+    first = Journal(tmp_path / "w", {name: was})
     first.record("one", 1)
     first.close()
     with pytest.raises(UsageError) as error:
-        Journal(tmp_path / "w", keys[1])
+        Journal(tmp_path / "w", {name: now})
     assert said in str(error.value)
 
 

@@ -17,22 +17,22 @@ from d3pack.backbones import open_backbone
 from d3pack.backbones.adapter import applied, check
 from d3pack.backbones.dit import DiT
 from d3pack.backbones.levels import Levels
-from d3pack.codecs import decode_adapter, encode_adapter, encode_prompts
 from d3pack.decode import Decoder
 from d3pack.encode import EncodeOptions, dry_run
-from d3pack.encode.dit.criteria import Memories, criteria
-from d3pack.encode.dit.difffit import NULL, ROWS, DiffFit, fitted, learned
-from d3pack.encode.dit.finetune import FineTuning
-from d3pack.encode.dit.minimax import Minimax, MinimaxSettings
-from d3pack.encode.dit.variational import Posterior
-from d3pack.encode.events import Events
-from d3pack.encode.journal import Journal
-from d3pack.encode.keeper import JournalKeeper
+from d3pack.encode.methods.minimax.criteria import Memories, criteria
+from d3pack.encode.methods.minimax.difffit import NULL, ROWS, DiffFit, fitted, learned
+from d3pack.encode.methods.minimax.finetune import FineTuning
+from d3pack.encode.methods.minimax.method import Minimax, MinimaxSettings
+from d3pack.encode.methods.minimax.variational import Posterior
 from d3pack.errors import UsageError
 from d3pack.format import pack_bytes
-from d3pack.pack import Pack
-from d3pack.recipe import BackboneRef, FileLock, Recipe
+from d3pack.format.codecs import decode_adapter, encode_adapter, encode_prompts
+from d3pack.format.pack import Pack
+from d3pack.format.recipe import BackboneRef, FileLock, Recipe
 from d3pack.sources import open_source
+from d3pack.system.events import Events
+from d3pack.system.journal import Journal
+from d3pack.system.keeper import JournalKeeper
 from d3pack.train.latents import Latents
 
 KNOWN = ("tabby", "cat", "unheard-of")  # two of the tiny DiT's own names, and a stranger

@@ -17,14 +17,14 @@ from rich.console import Console
 from d3pack.cli.encode import encode
 from d3pack.encode import EncodeOptions, budget, method, open_method
 from d3pack.encode.complete import spread
-from d3pack.encode.d3m.method import D3M
-from d3pack.encode.events import Events, json_lines, log_file
-from d3pack.encode.journal import JournalError
-from d3pack.encode.live import View, spark
+from d3pack.encode.methods.d3m.method import D3M
 from d3pack.encode.options import label_kind, parse_size
 from d3pack.encode.plan import PICKY, SHARE, Dials
 from d3pack.errors import D3MError, NoSpaceError, UsageError
 from d3pack.sources import open_source
+from d3pack.system.events import Events, json_lines, log_file
+from d3pack.system.journal import JournalError
+from d3pack.system.live import View, spark
 
 # -- options ----------------------------------------------------------------------------------
 

@@ -205,7 +205,7 @@ def test_another_seed_gives_another_pack(server: Server, undisturbed: bytes) -> 
 def test_changed_options_and_sources_are_said(server: Server, undisturbed: bytes) -> None:
     server.run("changed.d3m", kill_at=["step", "collages", 2])
     answer = server.run("changed.d3m", changes={"lr": 0.05})
-    assert "--lr was 3.0 when this work began and is 0.05 now" in answer["error"]
+    assert "lr was 3.0 when this work began and is 0.05 now" in answer["error"]
     picture = server.source / "lemon" / "000.png"
     before = picture.read_bytes()
     picture.write_bytes(before + b"\0")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from d3pack.encode.dit.classcond import ClassSettings
-from d3pack.encode.dit.minimax import MinimaxSettings
+from d3pack.encode.methods.classcond.method import ClassSettings
+from d3pack.encode.methods.minimax.method import MinimaxSettings
 from d3pack.errors import UsageError
 
 

@@ -13,9 +13,10 @@ import pytest
 import torch
 from encode_world import CLASSES, make_tree, picture, save_classifier
 
-from d3pack.encode.events import Events
-from d3pack.encode.journal import Journal
-from d3pack.encode.teachers.resnet import (
+from d3pack.sources import open_source
+from d3pack.system.events import Events
+from d3pack.system.journal import Journal
+from d3pack.teachers.resnet import (
     Lesson,
     TrainedTeacher,
     gather,
@@ -24,14 +25,7 @@ from d3pack.encode.teachers.resnet import (
     teacher_key,
     train_teacher,
 )
-from d3pack.encode.teachers.teacher import (
-    TeacherError,
-    TransformersTeacher,
-    batched,
-    fit,
-    match_labels,
-)
-from d3pack.sources import open_source
+from d3pack.teachers.teacher import TeacherError, TransformersTeacher, batched, fit, match_labels
 
 LESSON = Lesson(size=16, samples=1200, batch=32, widths=(8, 16), held=0.1)
 

@@ -18,9 +18,9 @@ from tiny_backbones import tiny_dit, tiny_pack, tiny_sd
 
 import d3pack
 from d3pack.cli import main
-from d3pack.codecs import encode_labels
 from d3pack.evaluate import evaluation, presets, sweep
 from d3pack.evaluate.presets import Exams, Updates
+from d3pack.format.codecs import encode_labels
 
 BLINK = replace(
     presets.QUICK, name="blink", batch=((1 << 60, 8),), length=Updates(4), exams=Exams(parts=2)
@@ -313,7 +313,7 @@ def test_class_names_cost_nothing_a_class(world: Path) -> None:
     assert twin.recipe == pack.recipe
     assert (twin.seed, twin.images_per_class) == (pack.seed, pack.images_per_class)
     from d3pack.backbones import open_backbone
-    from d3pack.codecs import decode_prompts
+    from d3pack.format.codecs import decode_prompts
 
     opened = open_backbone(pack.recipe.backbone, path=world / "backbone")
     values = torch.from_numpy(decode_prompts(twin.prompts))
@@ -327,8 +327,8 @@ def test_a_private_backbone_counts_and_its_class_table_is_no_baseline(
 ) -> None:
     """What `--method classcond` makes: the model must travel, and names are the pack's prompts."""
     from d3pack.backbones import open_backbone
-    from d3pack.codecs import encode_prompts
     from d3pack.evaluate import baselines
+    from d3pack.format.codecs import encode_prompts
 
     folder = tiny_dit(tmp_path / "backbone")
     opened = open_backbone(str(folder))

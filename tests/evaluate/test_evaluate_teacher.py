@@ -13,12 +13,12 @@ from encode_world import CLASSES, make_tree, save_classifier
 from torch import Tensor
 
 from d3pack.encode.options import EncodeOptions
-from d3pack.encode.teachers.teacher import TransformersTeacher
 from d3pack.evaluate import teacher as room
 from d3pack.evaluate.real import RealImages
 from d3pack.evaluate.teacher import Judge, open_judge
 from d3pack.evaluate.workdir import Workdir
 from d3pack.sources import Source, open_source
+from d3pack.teachers.teacher import TransformersTeacher
 
 ORDER = ("school bus", "goldfish", "lemon")  # of the pack; the source has its own
 

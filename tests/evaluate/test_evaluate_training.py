@@ -13,14 +13,7 @@ from d3pack.errors import UsageError
 from d3pack.evaluate import presets, training
 from d3pack.evaluate.augment import CutMix, Flip
 from d3pack.evaluate.presets import Epochs, Exams, Preset, Updates
-from d3pack.evaluate.training import (
-    History,
-    fit,
-    plan,
-    seconds_needed,
-    statistics,
-    train_student,
-)
+from d3pack.evaluate.training import History, fit, plan, seconds_needed, statistics, train_student
 
 SMALL = replace(
     presets.QUICK,

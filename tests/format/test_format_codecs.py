@@ -10,7 +10,8 @@ from format_packs import make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d3pack.codecs import (
+from d3pack.errors import CodecError, PickError, UsageError
+from d3pack.format.codecs import (
     _bits,
     decode_adapter,
     decode_labels,
@@ -21,9 +22,8 @@ from d3pack.codecs import (
     encode_picks,
     encode_prompts,
 )
-from d3pack.codecs.picks import check_pick_values, first_picks
-from d3pack.coded import Coded
-from d3pack.errors import CodecError, PickError, UsageError
+from d3pack.format.codecs.picks import check_pick_values, first_picks
+from d3pack.format.coded import Coded
 
 RNG = np.random.default_rng(5)
 VALUES = (RNG.standard_t(4, (7, 2, 3, 100)) * 0.03).astype(np.float32)

@@ -19,8 +19,8 @@ from safetensors import safe_open
 
 import d3pack
 from d3pack import errors, read
-from d3pack.codecs import decode_files
 from d3pack.errors import InvalidPackError
+from d3pack.format.codecs import decode_files
 
 INDEX = json.loads((VECTORS / "index.json").read_text())
 

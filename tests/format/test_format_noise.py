@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import ROOT
 
-from d3pack import noise
+from d3pack.decode import noise
 from d3pack.errors import UsageError
 
 # Random123 1.14, kat_vectors, philox4x32 10: counter, key, answer.

@@ -13,11 +13,11 @@ import pytest
 from format_packs import RECIPE, full, make
 
 import d3pack
-from d3pack import noise
-from d3pack.codecs import decode_labels, decode_picks, decode_prompts, encode_labels
-from d3pack.coded import Coded
+from d3pack.decode import noise
 from d3pack.errors import RecipeError, UsageError
-from d3pack.recipe import BackboneRef, FileLock, Recipe, directory_revision
+from d3pack.format.codecs import decode_labels, decode_picks, decode_prompts, encode_labels
+from d3pack.format.coded import Coded
+from d3pack.format.recipe import BackboneRef, FileLock, Recipe, directory_revision
 
 
 def test_nothing_in_it_can_change() -> None:
@@ -111,7 +111,7 @@ def test_labels_of_a_selection_are_beliefs_among_what_is_left() -> None:
 def test_an_image_with_no_belief_left_gets_its_own_class() -> None:
     probs = np.zeros((3, 1, 3))
     probs[:, :, 2] = 1.0
-    from d3pack.codecs import encode_labels
+    from d3pack.format.codecs import encode_labels
 
     pack = make(3, 1, labels=encode_labels(probs, "dense"))
     part = pack.select([1, 0])

@@ -19,11 +19,12 @@ from format_packs import VALID, VECTORS, full, make
 from places import ROOT
 
 import d3pack
-from d3pack import canonical, container, errors, noise, recipe, samplers
-from d3pack.codecs import adapter, labels, picks, prompts
+from d3pack import errors
+from d3pack.decode import noise, samplers
 from d3pack.errors import InvalidPackError
+from d3pack.format import canonical, container, recipe, rules
 from d3pack.format import reader as ours
-from d3pack.format import rules
+from d3pack.format.codecs import adapter, labels, picks, prompts
 
 SPEC = (ROOT / "spec" / "d3m-1.md").read_text(encoding="utf-8")
 SCHEMA = json.loads((ROOT / "spec" / "manifest.schema.json").read_text())

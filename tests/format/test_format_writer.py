@@ -18,8 +18,8 @@ from places import HELPERS
 
 import d3pack
 from d3pack import Coded, Recipe
-from d3pack.codecs import encode_picks
 from d3pack.errors import D3MError, InvalidPackError, NotFoundError, UsageError
+from d3pack.format.codecs import encode_picks
 
 
 @pytest.fixture(scope="module")

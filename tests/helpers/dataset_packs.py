@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from d3pack import samplers
 from d3pack.backbones import open_backbone
-from d3pack.codecs import encode_labels, encode_prompts
-from d3pack.pack import Pack
-from d3pack.recipe import Recipe
+from d3pack.decode import samplers
+from d3pack.format.codecs import encode_labels, encode_prompts
+from d3pack.format.pack import Pack
+from d3pack.format.recipe import Recipe
 
 if TYPE_CHECKING:
     from d3pack.dataset import D3MDataset

@@ -8,7 +8,7 @@ import numpy as np
 from places import ROOT
 
 from d3pack import BackboneRef, FileLock, Pack, Probes, Recipe
-from d3pack.codecs import encode_adapter, encode_labels, encode_picks, encode_prompts
+from d3pack.format.codecs import encode_adapter, encode_labels, encode_picks, encode_prompts
 
 VECTORS = ROOT / "spec" / "vectors"
 VALID = sorted((VECTORS / "valid").glob("*.d3m"))

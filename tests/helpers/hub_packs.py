@@ -6,9 +6,9 @@ from functools import cache
 
 import numpy as np
 
-from d3pack.codecs import encode_adapter, encode_labels, encode_picks, encode_prompts
-from d3pack.pack import Pack, Probes
-from d3pack.recipe import BackboneRef, FileLock, Recipe
+from d3pack.format.codecs import encode_adapter, encode_labels, encode_picks, encode_prompts
+from d3pack.format.pack import Pack, Probes
+from d3pack.format.recipe import BackboneRef, FileLock, Recipe
 
 BACKBONE = BackboneRef(
     "stable-diffusion", "org/tiny", "1" * 40, {"unet/config.json": FileLock(3, "2" * 64)}, "mit"

@@ -177,9 +177,10 @@ def tiny_pack(
     """A valid pack of random prompts for a backbone directory, or an open one; `more`: `Pack`."""
     import numpy as np
 
-    from d3pack import Pack, Recipe, samplers
+    from d3pack import Pack, Recipe
     from d3pack.backbones import open_backbone
-    from d3pack.codecs import encode_prompts
+    from d3pack.decode import samplers
+    from d3pack.format.codecs import encode_prompts
 
     backbone = backbone or open_backbone(str(path))
     levels = samplers.schedule(backbone.levels.alphas_cumprod, sampler, steps)

@@ -15,41 +15,29 @@ PACKAGE = ROOT / "d3pack"
 # Each layer imports only from those above it in this list.
 LAYERS = (
     "errors",
-    "wording",
-    "canonical",
-    "coded",
-    "recipe",
-    "codecs",
-    "container",
-    "pack",
+    "system",
     "format",
-    "noise",
-    "sheet",
-    "samplers",
     "backbones",
     "decode",
     "hub",
     "dataset",
     "preview",
     "sources",
+    "teachers",
     "train",
     "encode",
     "evaluate",
     "demo",
     "cli",
 )
-HEAVY_ROOMS = {"backbones", "train", "encode", "evaluate"}  # may import diffusers and transformers
-NUMPY_ONLY = {
-    "errors",
-    "wording",
-    "canonical",
-    "coded",
-    "recipe",
-    "codecs",
-    "container",
-    "pack",
-    "format",
-}
+HEAVY_ROOMS = {
+    "backbones",
+    "teachers",
+    "train",
+    "encode",
+    "evaluate",
+}  # may import diffusers and transformers
+NUMPY_ONLY = {"errors", "system", "format"}
 LIGHT_CALLS = (
     "import d3pack",
     "import d3pack.cli",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from d3pack.wording import count, duration, size
+from d3pack.system.text import count, duration, size
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from d3pack.errors import (
     BackboneOfflineError,
 )
 from d3pack.format import pack_bytes
-from d3pack.recipe import BackboneRef
+from d3pack.format.recipe import BackboneRef
 
 Files = dict[str, bytes]
 REPO = "org/tiny"

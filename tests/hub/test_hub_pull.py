@@ -27,9 +27,9 @@ from d3pack.errors import (
     UsageError,
 )
 from d3pack.format import pack_bytes
+from d3pack.format.pack import EMBEDDED, Coded, Pack
+from d3pack.format.recipe import FileLock
 from d3pack.hub.address import parse
-from d3pack.pack import EMBEDDED, Coded, Pack
-from d3pack.recipe import FileLock
 
 ADDRESS = "hf://datasets/org/set/a.d3m"
 PACK = make_pack()

@@ -31,9 +31,9 @@ from d3pack.errors import (
     NotFoundError,
     UsageError,
 )
+from d3pack.format.pack import Pack
 from d3pack.hub import preview
 from d3pack.hub.push import ATTRIBUTES, Options, Parcel, prepare, send
-from d3pack.pack import Pack
 
 pytestmark = [
     pytest.mark.usefixtures("login"),

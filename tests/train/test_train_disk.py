@@ -15,9 +15,10 @@ from safetensors import SafetensorError
 
 from d3pack.errors import NoSpaceError
 from d3pack.sources import open_source
-from d3pack.train import checkpoint, files
+from d3pack.system import files
+from d3pack.system.files import plain_errors, reserve
+from d3pack.train import checkpoint
 from d3pack.train.config import PRESETS
-from d3pack.train.files import plain_errors, reserve
 from d3pack.train.latents import keep_latents
 from d3pack.train.photos import Photos, load_photos
 from d3pack.train.run import TrainOptions, train

@@ -1,0 +1,146 @@
+"""Sigma schedules and samplers: a model, a start, sigmas and noise go in, x0 comes out.
+
+Everything lives in the variance-exploding scale x = x0 + sigma * eps, where a model is a function
+(x, sigma) -> x0. There, each sampler is a linear multistep rule
+
+    x[i+1] = a * x[i] + sum_j b[j] * x0[i-j] + c * noise[i+1]
+
+whose coefficients depend on the sigmas alone. So a sampler is a table of `Step`s, computed on the
+host in double precision, and one loop follows any table. Multiplications and additions are kept
+apart: a fused one rounds differently, and not every device and not every slot of a vector fuses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from d3pack.errors import RecipeError, UsageError
+from d3pack.format.recipe import SAMPLERS, table_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Model = Callable[["Tensor", float], "Tensor"]
+Noise = Callable[[int], "Tensor"]
+_LCM_STEPS = 50  # the teacher's step count in latent consistency distillation, as diffusers has it
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """x' = a * x + sum b[j] * (x0 of j calls ago) + c * fresh noise."""
+
+    a: float
+    b: tuple[float, ...]
+    c: float = 0.0
+
+
+def timesteps(total: int, sampler: str, steps: int, spacing: str = "trailing") -> tuple[int, ...]:
+    """Descending training timesteps, spaced as the diffusers scheduler of that name does.
+
+    "trailing" starts at the last training step (arXiv 2305.08891); "linspace" and "leading" are
+    older habits. "lcm" has its own: every (total/50)-th, thinned evenly (arXiv 2310.04378).
+    """
+    _known(sampler)
+    most = min(total, _LCM_STEPS) if sampler == "lcm" else total
+    if not 1 <= steps <= most:
+        raise UsageError(f"{steps} steps asked of {sampler}", hint=f"choose 1 to {most}")
+    if sampler == "lcm":
+        grid = np.arange(1, most + 1)[::-1] * (total // most) - 1
+        found = grid[np.floor(np.linspace(0, most, steps, endpoint=False)).astype(np.int64)]
+    elif spacing == "trailing":
+        found = np.round(np.arange(total, 0, -total / steps))[:steps].astype(np.int64) - 1
+    elif spacing == "linspace" and sampler == "dpmpp-2m":  # its scheduler leaves out timestep 0
+        found = np.linspace(0, total - 1, steps + 1).round()[::-1][:-1].astype(np.int64)
+    elif spacing == "linspace":
+        found = np.linspace(0, total - 1, steps).round()[::-1].astype(np.int64)
+    elif spacing == "leading":
+        parts = steps + 1 if sampler == "dpmpp-2m" else steps
+        found = (np.arange(parts) * (total // parts))[::-1][:steps].astype(np.int64)
+    else:
+        raise UsageError(f"unknown spacing {spacing!r}", hint="trailing, linspace or leading")
+    return tuple(int(t) for t in found)
+
+
+def schedule(
+    alphas_cumprod: npt.ArrayLike, sampler: str, steps: int, spacing: str = "trailing"
+) -> tuple[float, ...]:
+    """The sigmas of a recipe: exact table entries, descending, and a final 0."""
+    table = np.asarray(alphas_cumprod, dtype=np.float64)
+    chosen = table[list(timesteps(len(table), sampler, steps, spacing))]
+    return (*np.sqrt((1 - chosen) / chosen).tolist(), 0.0)
+
+
+def plan(
+    sampler: str, sigmas: Sequence[float], extra: Mapping[str, Any] | None = None
+) -> tuple[Step, ...]:
+    """The coefficients of a sampler over these sigmas; "table" reads them from `extra["table"]`."""
+    _known(sampler)
+    levels = [float(s) for s in sigmas]
+    falling = all(a > b for a, b in pairwise(levels))
+    if len(levels) < 2 or not falling or levels[-1] != 0.0 or not math.isfinite(levels[0]):
+        raise RecipeError("sigmas must be finite, strictly descending, and end in 0")
+    if sampler == "table":
+        rows = table_rows((extra or {}).get("table"), len(levels) - 1)
+        return tuple(Step(a, b) for a, b in rows)
+    pairs = list(pairwise(levels))
+    if sampler == "lcm":
+        return tuple(Step(0.0, (1.0,), low) for _, low in pairs)
+    if sampler == "dpmpp-2m":
+        return tuple(_second_order(levels, i) for i in range(len(pairs)))
+    # DDIM without noise and Euler are the same step once x is in this scale
+    return tuple(Step(low / high, (1 - low / high,)) for high, low in pairs)
+
+
+def _second_order(levels: list[float], i: int) -> Step:
+    """DPM-Solver++(2M), arXiv 2211.01095: midpoint in -log sigma; first and last are plain."""
+    high, low = levels[i], levels[i + 1]
+    gain = 1 - low / high
+    if i == 0 or low == 0.0:
+        return Step(low / high, (gain,))
+    half = 0.5 * math.log(high / low) / math.log(levels[i - 1] / high)  # 1 / (2r)
+    return Step(low / high, (gain * (1 + half), -gain * half))
+
+
+def start(noise: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """The first x: unit variance in the variance-preserving scale, as in training."""
+    return noise * math.sqrt(sigmas[0] ** 2 + 1)
+
+
+def sample(
+    sampler: str,
+    model: Model,
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """Follow a sampler from x to x0. `noise(i)`, i from 1, is fresh noise; only "lcm" asks."""
+    steps = plan(sampler, sigmas, extra)
+    reach = max(len(step.b) for step in steps)
+    calls: list[Tensor] = []  # newest first
+    for i, step in enumerate(steps):
+        calls = [model(x, float(sigmas[i])), *calls][:reach]
+        if step.a:
+            x = x * step.a
+            x = x + calls[0] * step.b[0]
+        else:
+            x = calls[0] * step.b[0]
+        for earlier, weight in zip(calls[1:], step.b[1:], strict=False):
+            x = x + earlier * weight
+        if step.c:
+            if noise is None:
+                raise UsageError(f"the sampler {sampler} needs fresh noise", hint="pass noise=")
+            x = x + noise(i + 1) * step.c
+    return x
+
+
+def _known(sampler: str) -> None:
+    if sampler not in SAMPLERS:
+        raise RecipeError(f"unknown sampler {sampler!r}", hint=f"one of {', '.join(SAMPLERS)}")

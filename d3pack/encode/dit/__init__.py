@@ -1,1 +1,0 @@
-"""The methods that train a class-conditional DiT: `classcond` from nothing, `minimax` from one."""

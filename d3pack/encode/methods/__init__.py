@@ -1,0 +1,1 @@
+"""The encoding methods, a room each."""

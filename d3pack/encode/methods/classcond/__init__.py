@@ -1,0 +1,1 @@
+"""Train a class-conditional DiT on the source itself."""

@@ -1,0 +1,301 @@
+"""Textual inversion of many classes in one batch.
+
+A row is one mode of one class: k vectors and its own latents. The rows in the slots share each
+forward and backward pass of the frozen backbone, and what the passes tell about the curvature of
+the loss (`curvature`); a row that stops gaining leaves its slot to a waiting one. What a row looks
+at (`draws`) depends on the row, its own step count and the density of timesteps that the first rows
+in the slots have measured for all. The whole state is a few arrays, so a run that was killed goes
+on as if it had not been.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from d3pack.backbones import Backbone, Condition
+from d3pack.encode.methods.d3m.curvature import TRUST, Curvature
+from d3pack.encode.methods.d3m.density import BINS, Density
+from d3pack.encode.methods.d3m.draws import Draws, Latents, Samples
+from d3pack.system.events import Events
+
+Array = npt.NDArray[Any]
+RoundTrip = Callable[
+    [Array], Array
+]  # (rows, k, D) -> the same as the pack's codec will give it back
+
+WAITING, EXPLORING, COOLING, DONE = 0, 1, 2, 3
+AVERAGE = 0.9  # of the running mean of a row's vectors, on which it is judged while it explores
+PILOT = 200  # samples, over the first rows, that measure the density of timesteps and curvature
+
+
+@dataclass(frozen=True, slots=True)
+class InversionOptions:
+    """How rows are fitted."""
+
+    template: str
+    lr: float  # in units of Newton's steps
+    steps: int
+    cool: int
+    batch: int
+    slots: int
+    validate_every: int
+    triples: int
+    patience: int
+    tolerance: float
+    seed: int
+
+
+class Keeper(Protocol):
+    """Where the state is kept between processes."""
+
+    def load(self) -> dict[str, Array] | None: ...
+
+    def save(self, state: dict[str, Array], *, last: bool = False) -> None: ...
+
+
+@dataclass(slots=True)
+class Fitted:
+    """What inversion gives back, a row each."""
+
+    vectors: Array  # (R, k, D); the codec was in the loop, but has not rounded them
+    samples: Array  # forward and backward passes
+    judged: Array  # forward passes
+    start_loss: Array  # of the start vectors, on the row's triples
+    loss: Array  # of the final ones
+
+
+def fresh_state(start: Array) -> dict[str, Array]:
+    """The state before the first step."""
+    rows = len(start)
+    state = {name: start.copy() for name in ("vectors", "mean", "best")}
+    state |= {name: np.zeros(rows, np.int64) for name in ("status", "step", "cooled", "stall")}
+    state |= {name: np.zeros(rows, np.int64) for name in ("samples", "judged")}
+    state |= {name: np.full(rows, np.inf) for name in ("start_loss", "best_loss", "loss")}
+    state["density"] = Density.even().shares
+    unknown = Curvature.unknown(*start.shape[1:])
+    state["curvature"], state["seen"] = unknown.matrices, unknown.seen
+    return state
+
+
+class Inversion:
+    """Fits all rows; `run` goes on from the keeper's state."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        start: Array,
+        latents: Latents,
+        round_trip: RoundTrip,
+        options: InversionOptions,
+        keeper: Keeper,
+        events: Events,
+    ) -> None:
+        self._backbone, self._options = backbone, options
+        self._round_trip, self._keeper, self._events = round_trip, keeper, events
+        self._start = start.astype(np.float32)
+        self._unit = np.sqrt((self._start**2).mean((1, 2))).clip(1e-4)
+        self._draws = Draws(backbone, latents, options.seed, options.triples)
+        self._state = keeper.load() or fresh_state(self._start)
+        self._curvature = Curvature(self._state["curvature"], self._state["seen"])
+
+    def run(self) -> Fitted:
+        state, options = self._state, self._options
+        rows = len(self._start)
+        width = min(options.slots, rows)
+        each = max(1, options.batch // width)
+        # numpy on one thread: its pool and torch's would wait for each other at every step
+        with threadpool_limits(1, user_api="blas"), self._events.stage("invert", rows, "rows"):
+            while True:
+                if not self._seat(width):
+                    break
+                active = np.flatnonzero(
+                    (state["status"] == EXPLORING) | (state["status"] == COOLING)
+                )
+                for _ in range(self._stretch(active)):
+                    self._step(active, each)
+                self._judge(active)
+                self._keeper.save(state)
+                done = int((state["status"] == DONE).sum())
+                good = np.isfinite(state["start_loss"]) & np.isfinite(state["best_loss"])
+                self._events.step(
+                    done,
+                    samples=int(state["samples"].sum()),
+                    start_loss=round(float(state["start_loss"][good].mean()), 5),
+                    loss=round(float(state["best_loss"][good].mean()), 5),
+                )
+        self._keeper.save(state, last=True)
+        return Fitted(
+            state["vectors"],
+            state["samples"],
+            state["judged"],
+            state["start_loss"],
+            state["loss"],
+        )
+
+    def _seat(self, width: int) -> bool:
+        """Fill free slots with waiting rows, in order; False when nobody is left."""
+        status = self._state["status"]
+        free = width - int(((status == EXPLORING) | (status == COOLING)).sum())
+        fresh = np.flatnonzero(status == WAITING)[:free]
+        for row in fresh:
+            status[row] = EXPLORING if self._options.steps else COOLING
+        for row in np.flatnonzero(status == DONE):
+            self._draws.leave(int(row))
+        for row in np.flatnonzero((status == EXPLORING) | (status == COOLING)):
+            self._draws.seat(int(row))
+        learns = self._options.steps + self._options.cool > 0
+        if len(fresh):
+            if learns and not self._state["samples"].any():
+                self._measure(fresh)
+            losses = self._losses(fresh, self._start[fresh])
+            self._state["start_loss"][fresh] = self._state["best_loss"][fresh] = losses
+            if not learns:
+                self._finish(fresh)
+        return bool(((status == EXPLORING) | (status == COOLING)).any()) or bool(
+            (status == WAITING).any()
+        )
+
+    def _stretch(self, active: Array) -> int:
+        """Steps until the next judgement: no row may run past its end."""
+        state, options = self._state, self._options
+        exploring = active[state["status"][active] == EXPLORING]
+        cooling = active[state["status"][active] == COOLING]
+        left = [*(options.steps - state["step"][exploring])]
+        left += [*(options.cool - state["cooled"][cooling])]
+        return int(min([options.validate_every, *left])) if len(active) else 0
+
+    # -- one step ------------------------------------------------------------------------------
+
+    def _step(self, active: Array, each: int) -> None:
+        state = self._state
+        cooling = state["status"][active] == COOLING
+        values = state["vectors"][active]
+        # straight through: the loss sees what the codec keeps, the gradient moves what it rounds
+        seen = np.where(cooling[:, None, None], self._round_trip(values), values)
+        samples = self._samples(active, each)
+        gradients, losses = self._gradients(seen, samples)
+        weights = samples.weights.reshape(losses.shape)
+        self._curvature.learn(gradients, losses, weights, samples.values)
+        self._move(active, (gradients * weights[..., None, None]).mean(1), each, cooling)
+        state["samples"][active] += each
+        state["step"][active] += 1
+        state["cooled"][active[cooling]] += 1
+
+    def _samples(self, active: Array, each: int) -> Samples:
+        """Of one step, row by row."""
+        density, steps = Density(self._state["density"]), self._state["step"]
+        return Samples.joined(
+            [self._draws.step(int(row), int(steps[row]), each, density) for row in active]
+        )
+
+    def _gradients(self, vectors: Array, samples: Samples) -> tuple[Array, Array]:
+        """Of each sample of each row, (R, S, k, D) and (R, S); one that overflows says nothing."""
+        each = len(samples) // len(vectors)
+        leaf = torch.from_numpy(vectors.repeat(each, 0)).to(self._backbone.device).requires_grad_()
+        found = self._loss(leaf, samples)
+        (slopes,) = torch.autograd.grad(found.sum(), [leaf])
+        gradients, losses = slopes.double().cpu().numpy(), found.detach().double().cpu().numpy()
+        good = np.isfinite(gradients).all((1, 2)) & np.isfinite(losses)
+        gradients, losses = np.where(good[:, None, None], gradients, 0), np.where(good, losses, 1)
+        return gradients.reshape(-1, each, *vectors.shape[1:]), losses.reshape(-1, each)
+
+    def _loss(self, vectors: Tensor, samples: Samples) -> Tensor:
+        """Squared error of each sample in the backbone's own training space; samples row by row."""
+        each = len(samples) // len(vectors)
+        condition = self._backbone.condition(vectors, self._options.template)
+        # expanded, not indexed: the backward pass is then a plain sum, in one order
+        spread = Condition(
+            {
+                name: value[:, None].expand(-1, each, *value.shape[1:]).flatten(0, 1)
+                for name, value in condition.tensors.items()
+            }
+        )
+        out = self._backbone.predict(samples.x_t, samples.t, spread)
+        return (out.float() - samples.target).square().mean((1, 2, 3))
+
+    def _measure(self, rows: Array) -> None:
+        """The density of timesteps, and curvature, from single samples at the start vectors."""
+        times = -(-PILOT // (BINS * len(rows)))  # in each bin, of each row
+        squares = np.zeros(BINS)
+        for row in rows:
+            found = []
+            for part in self._draws.pilot(int(row), times).split(self._options.batch):
+                gradients, losses = self._gradients(self._start[[row]], part)
+                self._curvature.learn(gradients, losses, part.weights[None], part.values)
+                found.append(np.square(gradients[0]).sum((1, 2)))
+            of_bins = np.concatenate(found).reshape(BINS, times).mean(1)
+            squares += of_bins / max(of_bins.sum(), 1e-30)
+        self._state["density"] = Density.of_squares(squares).shares
+        self._state["samples"][rows] += BINS * times
+
+    def _move(self, active: Array, gradients: Array, each: int, cooling: Array) -> None:
+        state, options = self._state, self._options
+        left = 1 - state["cooled"][active] / max(1, options.cool)
+        rate = options.lr * np.where(cooling, left, 1.0)
+        moves = rate[:, None, None] * self._curvature.steps(gradients, each)
+        length = np.sqrt(np.square(moves).mean((1, 2))).clip(1e-30)
+        moves *= np.minimum(1, TRUST * self._unit[active] / length)[:, None, None]
+        state["vectors"][active] = (state["vectors"][active] + moves).astype(np.float32)
+        mean = state["mean"]
+        mean[active] = AVERAGE * mean[active] + (1 - AVERAGE) * state["vectors"][active]
+
+    # -- judgement -----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _losses(self, rows: Array, vectors: Array) -> Array:
+        """Loss of each row's vectors on its triples."""
+        found, density = [], Density(self._state["density"])
+        at_once = max(1, self._options.batch // self._options.triples)
+        for start in range(0, len(rows), at_once):
+            part = [self._draws.triples(int(row), density) for row in rows[start : start + at_once]]
+            samples = Samples.joined(part)
+            values = torch.from_numpy(vectors[start : start + at_once]).to(self._backbone.device)
+            losses = self._loss(values, samples).double().cpu()
+            weighed = losses * torch.from_numpy(samples.weights)
+            found.append(weighed.reshape(len(part), -1).mean(1).numpy())
+        self._state["judged"][rows] += self._options.triples
+        return np.concatenate(found)
+
+    def _judge(self, active: Array) -> None:
+        """Note gains; rows without one begin to cool, rows that have cooled are done."""
+        state, options = self._state, self._options
+        exploring = active[state["status"][active] == EXPLORING]
+        if len(exploring):
+            losses = self._losses(exploring, state["mean"][exploring])
+            gained = losses < state["best_loss"][exploring] * (1 - options.tolerance)
+            state["stall"][exploring] = np.where(gained, 0, state["stall"][exploring] + 1)
+            ahead = exploring[losses < state["best_loss"][exploring]]
+            state["best"][ahead] = state["mean"][ahead]
+            state["best_loss"][exploring] = np.minimum(losses, state["best_loss"][exploring])
+            over = (state["stall"][exploring] >= options.patience) | (
+                state["step"][exploring] >= options.steps
+            )
+            turning = exploring[over]
+            state["status"][turning] = COOLING
+            # a mean is the better start: it lies in the middle of the noise ball
+            state["vectors"][turning] = state["best"][turning]
+        cooling = active[state["status"][active] == COOLING]
+        ended = cooling[state["cooled"][cooling] >= options.cool]
+        if len(ended):
+            self._finish(ended)
+
+    def _finish(self, rows: Array) -> None:
+        """The last judgement, of what the pack will hold: never worse than the class name."""
+        state = self._state
+        # cooled, averaged while cooling, the best before, the name: whatever the codec leaves best
+        trials = [state[name][rows].copy() for name in ("vectors", "mean", "best")]
+        for trial in (*trials, self._start[rows]):
+            losses = self._losses(rows, self._round_trip(trial))
+            better = losses < state["loss"][rows]
+            state["vectors"][rows[better]] = trial[better]
+            state["loss"][rows[better]] = losses[better]
+        state["best_loss"][rows] = np.minimum(state["best_loss"][rows], state["loss"][rows])
+        state["status"][rows] = DONE

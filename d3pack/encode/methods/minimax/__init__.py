@@ -1,0 +1,1 @@
+"""Fine-tune a class-conditional DiT to be representative and diverse."""
