@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from d3pack.errors import AdapterError
+from d3pack.errors import InvalidPackError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,8 +34,9 @@ def check(backbone: Backbone, tensors: Mapping[str, Tensor]) -> None:
     for name, ways in _by_parameter(tensors).items():
         parameter = backbone.named_tensors().get(name)
         if parameter is None:
-            raise AdapterError(
+            raise InvalidPackError(
                 f"the adapter tunes {name}, which the backbone does not have",
+                code="E_ADAPTER",
                 hint="it was made for another backbone",
             )
         shape = parameter.shape
@@ -50,12 +51,16 @@ def check(backbone: Backbone, tensors: Mapping[str, Tensor]) -> None:
                 "lora_b": tensor.ndim == 2 and got[0] == shape[0],
             }
             if not fits[way]:
-                raise AdapterError(f"{name}.{way} of shape {got} does not fit {tuple(shape)}")
+                raise InvalidPackError(
+                    f"{name}.{way} of shape {got} does not fit {tuple(shape)}", code="E_ADAPTER"
+                )
         pair = [ways.get(way) for way in ("lora_a", "lora_b")]
         if (pair[0] is None) != (pair[1] is None) or (
             pair[0] is not None and pair[1] is not None and len(pair[0]) != pair[1].shape[1]
         ):
-            raise AdapterError(f"the low-rank factors of {name} do not belong together")
+            raise InvalidPackError(
+                f"the low-rank factors of {name} do not belong together", code="E_ADAPTER"
+            )
 
 
 @contextmanager
@@ -100,6 +105,8 @@ def _by_parameter(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]
     for name, tensor in tensors.items():
         parameter, _, way = name.rpartition(".")
         if way not in _WAYS:
-            raise AdapterError(f"{name} does not end in one of .{', .'.join(_WAYS)}")
+            raise InvalidPackError(
+                f"{name} does not end in one of .{', .'.join(_WAYS)}", code="E_ADAPTER"
+            )
         found.setdefault(parameter, {})[way] = tensor
     return found

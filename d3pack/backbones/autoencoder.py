@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from d3pack.backbones.cpu import like_weights
 from d3pack.backbones.loading import Files, build, number
-from d3pack.errors import BackboneConfigError
+from d3pack.errors import BackboneError
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ class Autoencoder:
         self._scale = number("vae/config.json", config, "scaling_factor", 1.0)
         self._shift = number("vae/config.json", config, "shift_factor", 0.0)
         if self._scale == 0:
-            raise BackboneConfigError("vae/config.json: scaling_factor is 0")
+            raise BackboneError("vae/config.json: scaling_factor is 0", code="E_BACKBONE_CONFIG")
         self._dtype = dtype
 
     def encode(self, images: Tensor) -> Tensor:

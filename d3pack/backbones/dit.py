@@ -13,7 +13,7 @@ from d3pack.backbones.layout import Layout, Part
 from d3pack.backbones.levels import Levels, Timesteps
 from d3pack.backbones.loading import Files, build
 from d3pack.backbones.protocol import TEMPLATE, Condition
-from d3pack.errors import BackboneConfigError, PromptWidthError, UsageError
+from d3pack.errors import BackboneError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,9 +53,15 @@ class DiT:
         config = model.config
         self._channels = int(config.in_channels)
         if config.norm_type != "ada_norm_zero" or not config.num_embeds_ada_norm:
-            raise BackboneConfigError("transformer/config.json: this is no class-conditional DiT")
+            raise BackboneError(
+                "transformer/config.json: this is no class-conditional DiT",
+                code="E_BACKBONE_CONFIG",
+            )
         if self._channels != self.autoencoder.channels or model.out_channels < self._channels:
-            raise BackboneConfigError("transformer and autoencoder disagree about latent channels")
+            raise BackboneError(
+                "transformer and autoencoder disagree about latent channels",
+                code="E_BACKBONE_CONFIG",
+            )
         side = int(config.sample_size) * self.autoencoder.factor
         self.image_size = (side, side)
         self.prompt_shape = (1, int(model.inner_dim))
@@ -81,9 +87,10 @@ class DiT:
     def condition(self, prompts: Tensor, template: str = TEMPLATE) -> Condition:
         """Vectors (B, 1, D), tied across the blocks; there is no text for a template to be in."""
         if tuple(prompts.shape[1:]) != self.prompt_shape:
-            raise PromptWidthError(
+            raise BackboneError(
                 f"prompts of shape {tuple(prompts.shape)} do not fit: this backbone takes"
                 f" one vector of {self.prompt_shape[1]}",
+                code="E_BACKBONE_PROMPT",
                 hint="the pack was made for another backbone",
             )
         blocks = len(self.denoiser.transformer_blocks)
@@ -133,7 +140,9 @@ class DiT:
     def name_vectors(self, name: str, k: int | None = 1) -> Tensor:
         """The row of a class that the model knows by this name, else the mean of all."""
         if k not in (None, 1):
-            raise PromptWidthError(f"this backbone takes one vector a class, not {k}")
+            raise BackboneError(
+                f"this backbone takes one vector a class, not {k}", code="E_BACKBONE_PROMPT"
+            )
         table: Tensor = self.denoiser.transformer_blocks[0].norm1.emb.table[:-1].float()
         found = self._names.get(_plain(name))
         if found is not None and found < len(table):

@@ -8,12 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from d3pack.errors import (
-    BackboneError,
-    BackboneGatedError,
-    BackboneGoneError,
-    BackboneOfflineError,
-)
+from d3pack.errors import BackboneError
 
 T = TypeVar("T")
 
@@ -81,25 +76,29 @@ def _ask(repo: str, revision: str | None, call: Callable[[], T]) -> T:
     except BackboneError:
         raise
     except hub.GatedRepoError:
-        raise BackboneGatedError(
+        raise BackboneError(
             f"{repo} is gated",
+            code="E_BACKBONE_GATED",
             hint=f"accept its licence at huggingface.co/{repo} and log in with `hf auth login`",
         ) from None
     except hub.RevisionNotFoundError:
-        raise BackboneGoneError(
+        raise BackboneError(
             f"{repo} no longer has the revision{at}",
+            code="E_BACKBONE_GONE",
             hint="point to a mirror of the locked files with --backbone PATH",
         ) from None
     except (hub.RepositoryNotFoundError, hub.HFValidationError):
-        raise BackboneGoneError(
+        raise BackboneError(
             f"{repo} is not on the Hub, or not visible with your token",
+            code="E_BACKBONE_GONE",
             hint="point to a mirror of the locked files with --backbone PATH",
         ) from None
     except hub.EntryNotFoundError as error:
         if isinstance(error, hub.LocalEntryNotFoundError):
             raise _offline(repo, at) from None
-        raise BackboneGoneError(
+        raise BackboneError(
             f"{repo}{at} no longer has a file of the lock",
+            code="E_BACKBONE_GONE",
             hint="point to a mirror of the locked files with --backbone PATH",
         ) from None
     except hub.HfHubHTTPError as error:
@@ -111,8 +110,9 @@ def _ask(repo: str, revision: str | None, call: Callable[[], T]) -> T:
         raise _offline(repo, at) from error
 
 
-def _offline(repo: str, at: str) -> BackboneOfflineError:
-    return BackboneOfflineError(
+def _offline(repo: str, at: str) -> BackboneError:
+    return BackboneError(
         f"{repo}{at} is not on this machine, and the Hub cannot be reached",
+        code="E_BACKBONE_OFFLINE",
         hint="connect once to download it, or point to a copy with --backbone PATH",
     )

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from d3pack.errors import BackboneMissingError, BackboneRefusedError
+from d3pack.errors import BackboneError
 
 _SHARD = r"-\d{5}-of-\d{5}"
 
@@ -66,8 +66,9 @@ def _weights(there: set[str], stem: str, variant: str | None) -> list[str]:
         if found := [p for p in found if p.endswith(".safetensors")]:
             return found
     if any(p.startswith(stem) and not p.endswith((".safetensors", ".json")) for p in there):
-        raise BackboneRefusedError(
+        raise BackboneError(
             f"{stem} is only there as a pickle, which can run code",
+            code="E_BACKBONE_REFUSED",
             hint="convert it with diffusers' save_pretrained(safe_serialization=True)",
         )
     what = f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors"
@@ -84,7 +85,9 @@ def _first(there: set[str], folder: str, alternatives: tuple[tuple[str, ...], ..
 
 def _require(there: set[str], path: str) -> str:
     if path not in there:
-        raise BackboneMissingError(
-            f"{path} is missing", hint="point to a directory in diffusers' own layout"
+        raise BackboneError(
+            f"{path} is missing",
+            code="E_BACKBONE_MISSING",
+            hint="point to a directory in diffusers' own layout",
         )
     return path

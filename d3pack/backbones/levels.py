@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from d3pack.errors import BackboneConfigError
+from d3pack.errors import BackboneError
 
 if TYPE_CHECKING:
     import torch
@@ -35,19 +35,24 @@ class Levels:
         first, last = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
         prediction = config.get("prediction_type", "epsilon")
         if prediction not in PREDICTIONS:
-            raise BackboneConfigError(
-                f"prediction_type {prediction!r} is not one of {', '.join(PREDICTIONS)}"
+            raise BackboneError(
+                f"prediction_type {prediction!r} is not one of {', '.join(PREDICTIONS)}",
+                code="E_BACKBONE_CONFIG",
             )
         if not isinstance(total, int) or not 2 <= total <= 100_000:
-            raise BackboneConfigError(f"num_train_timesteps is {total!r}")
+            raise BackboneError(f"num_train_timesteps is {total!r}", code="E_BACKBONE_CONFIG")
         name = config.get("beta_schedule", "linear")
         trained = config.get("trained_betas")
         try:
             betas = _betas(name, total, float(first), float(last), trained)
         except (TypeError, ValueError):
-            raise BackboneConfigError("the scheduler's betas are not numbers") from None
+            raise BackboneError(
+                "the scheduler's betas are not numbers", code="E_BACKBONE_CONFIG"
+            ) from None
         if betas.ndim != 1 or len(betas) < 2 or not ((betas > 0) & (betas < 1)).all():
-            raise BackboneConfigError("the scheduler's betas do not lie between 0 and 1")
+            raise BackboneError(
+                "the scheduler's betas do not lie between 0 and 1", code="E_BACKBONE_CONFIG"
+            )
         alphas = np.cumprod(1.0 - betas)
         if config.get("rescale_betas_zero_snr"):
             root = np.sqrt(alphas)
@@ -143,4 +148,4 @@ def _betas(
     if name == "squaredcos_cap_v2":
         edges = np.cos((np.arange(total + 1) / total + 0.008) / 1.008 * math.pi / 2) ** 2
         return np.asarray(np.minimum(1 - edges[1:] / edges[:-1], 0.999), dtype=np.float64)
-    raise BackboneConfigError(f"beta_schedule {name!r} is unknown")
+    raise BackboneError(f"beta_schedule {name!r} is unknown", code="E_BACKBONE_CONFIG")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from d3pack.backbones.layout import weight_files
 from d3pack.backbones.lock import Checked, changed
-from d3pack.errors import BackboneConfigError, BackboneMissingError, BackboneWeightsError
+from d3pack.errors import BackboneError
 
 if TYPE_CHECKING:
     import torch
@@ -61,8 +61,10 @@ class Files:
     def read(self, path: str) -> bytes:
         """All bytes of a small file."""
         if path not in self._paths:
-            raise BackboneMissingError(
-                f"{path} is not among the locked files", hint="lock the backbone again"
+            raise BackboneError(
+                f"{path} is not among the locked files",
+                code="E_BACKBONE_MISSING",
+                hint="lock the backbone again",
             )
         data = self._paths[path].read_bytes()
         known = self._checked.get(path)
@@ -75,16 +77,18 @@ class Files:
         try:
             value = json.loads(self.read(path))
         except (ValueError, RecursionError):
-            raise BackboneConfigError(f"{path} is not JSON") from None
+            raise BackboneError(f"{path} is not JSON", code="E_BACKBONE_CONFIG") from None
         if not isinstance(value, dict):
-            raise BackboneConfigError(f"{path} is not a JSON object")
+            raise BackboneError(f"{path} is not a JSON object", code="E_BACKBONE_CONFIG")
         return value
 
     def weights(self, stem: str) -> tuple[Path, ...]:
         """The safetensors files of one part."""
         found = tuple(self._paths[path] for path in weight_files(self._paths, stem))
         if not found:
-            raise BackboneMissingError(f"no weights for {stem} among the locked files")
+            raise BackboneError(
+                f"no weights for {stem} among the locked files", code="E_BACKBONE_MISSING"
+            )
         return found
 
     def confirm(self, stem: str) -> None:
@@ -114,10 +118,11 @@ def build(
     listed = config.get("architectures")
     name = config.get("_class_name") or (listed[0] if isinstance(listed, list) and listed else None)
     if not isinstance(name, str):
-        raise BackboneConfigError(f"{path} names no model class")
+        raise BackboneError(f"{path} names no model class", code="E_BACKBONE_CONFIG")
     if name not in allowed or name not in CLASSES:
-        raise BackboneConfigError(
-            f"{path} asks for {name!r}, which is not one of {', '.join(allowed)}"
+        raise BackboneError(
+            f"{path} asks for {name!r}, which is not one of {', '.join(allowed)}",
+            code="E_BACKBONE_CONFIG",
         )
     check_config(path, config)
     cls = getattr(import_module(CLASSES[name]), name)
@@ -149,8 +154,9 @@ def check_config(path: str, config: Mapping[str, Any]) -> None:
             if (whole and item < -1) or (isinstance(item, int | float) and not item <= limit):
                 if key.endswith("token_id") and 0 <= item <= _MOST:
                     continue
-                raise BackboneConfigError(
+                raise BackboneError(
                     f"{path} asks for {key} = {item}, more than {limit}",
+                    code="E_BACKBONE_CONFIG",
                     hint="this is no config of a real model",
                 )
 
@@ -176,8 +182,9 @@ def _check_products(path: str, cls: Any, config: Mapping[str, Any]) -> None:
         ("values of its positions", positions, _MOST_POSITIONS),
     ):
         if asked > limit:
-            raise BackboneConfigError(
+            raise BackboneError(
                 f"{path} asks for {asked} {what}, more than {limit}",
+                code="E_BACKBONE_CONFIG",
                 hint="this is no config of a real model",
             )
 
@@ -188,7 +195,7 @@ def number(path: str, config: Mapping[str, Any], key: str, default: float) -> fl
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BackboneConfigError(f"{path}: {key} is {value!r}, not a number")
+        raise BackboneError(f"{path}: {key} is {value!r}, not a number", code="E_BACKBONE_CONFIG")
     return float(value)
 
 
@@ -196,7 +203,7 @@ def _numbers(path: str, key: str, value: Any) -> list[Any]:
     flat = [value]
     for _ in range(3):
         if any(isinstance(v, list) and len(v) > _LIST for v in flat):
-            raise BackboneConfigError(f"{path}: the list {key} is too long")
+            raise BackboneError(f"{path}: the list {key} is too long", code="E_BACKBONE_CONFIG")
         flat = [w for v in flat for w in (v if isinstance(v, list) else [v])]
     return flat
 
@@ -213,7 +220,9 @@ def _construct(path: str, cls: Any, config: Mapping[str, Any]) -> Any:
         return cls(**known)
     except Exception as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise BackboneConfigError(f"{path} does not describe a {cls.__name__}: {reason}") from None
+        raise BackboneError(
+            f"{path} does not describe a {cls.__name__}: {reason}", code="E_BACKBONE_CONFIG"
+        ) from None
 
 
 _CLIP = (
@@ -251,16 +260,22 @@ def _read(
                     # a copy of its own: aligned like every tensor, and free of the file
                     state[name] = file.get_tensor(stored).to(dtype, copy=True)
         except (SafetensorError, OSError) as error:
-            raise BackboneWeightsError(f"{folder}/{path.name} cannot be read: {error}") from None
+            raise BackboneError(
+                f"{folder}/{path.name} cannot be read: {error}", code="E_BACKBONE_WEIGHTS"
+            ) from None
     for name in wanted:
         if name not in state and not name.endswith("position_ids"):
-            raise BackboneWeightsError(
-                f"{folder} has no tensor {name}", hint="weights and config do not belong together"
+            raise BackboneError(
+                f"{folder} has no tensor {name}",
+                code="E_BACKBONE_WEIGHTS",
+                hint="weights and config do not belong together",
             )
     for name, tensor in state.items():
         # a sum carries any NaN or infinity, in one pass and without a mask of its size
         if not torch.isfinite(tensor.sum(dtype=torch.float64)):
-            raise BackboneWeightsError(f"{folder}: {name} holds values that are not finite")
+            raise BackboneError(
+                f"{folder}: {name} holds values that are not finite", code="E_BACKBONE_WEIGHTS"
+            )
     return state
 
 
@@ -282,14 +297,19 @@ def _check_tensor(
     folder: str, name: str, dtype: str, shape: list[int], wanted: Mapping[str, torch.Tensor]
 ) -> None:
     if name not in wanted:
-        raise BackboneWeightsError(
+        raise BackboneError(
             f"{folder} has a tensor {name} that its config does not ask for",
+            code="E_BACKBONE_WEIGHTS",
             hint="weights and config do not belong together",
         )
     if dtype not in _FLOATS:
-        raise BackboneWeightsError(f"{folder}: {name} is {dtype}, not one of {', '.join(_FLOATS)}")
+        raise BackboneError(
+            f"{folder}: {name} is {dtype}, not one of {', '.join(_FLOATS)}",
+            code="E_BACKBONE_WEIGHTS",
+        )
     if tuple(shape) != tuple(wanted[name].shape):
-        raise BackboneWeightsError(
+        raise BackboneError(
             f"{folder}: {name} has shape {tuple(shape)}, not {tuple(wanted[name].shape)}",
+            code="E_BACKBONE_WEIGHTS",
             hint="weights and config do not belong together",
         )

@@ -20,12 +20,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from d3pack.errors import (
-    BackboneChangedError,
-    BackboneMissingError,
-    BackboneRefusedError,
-    NotFoundError,
-)
+from d3pack.errors import BackboneChangedError, BackboneError, NotFoundError
 from d3pack.format.recipe import BackboneRef, FileLock
 
 Progress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
@@ -50,13 +45,17 @@ def check_path(path: str) -> None:
     """Refuse every file name that has no business in a backbone."""
     parts = path.split("/")
     if len(parts) > 4 or not all(_PART.fullmatch(part) for part in parts):
-        raise BackboneRefusedError(f"{path!r} is not a plain relative file name")
+        raise BackboneError(
+            f"{path!r} is not a plain relative file name", code="E_BACKBONE_REFUSED"
+        )
     if path.endswith(_PICKLES):
-        raise BackboneRefusedError(
-            f"{path} is a pickle, which can run code", hint="use a copy in safetensors"
+        raise BackboneError(
+            f"{path} is a pickle, which can run code",
+            code="E_BACKBONE_REFUSED",
+            hint="use a copy in safetensors",
         )
     if not path.endswith(SUFFIXES):
-        raise BackboneRefusedError(f"{path} is not {', '.join(SUFFIXES)}")
+        raise BackboneError(f"{path} is not {', '.join(SUFFIXES)}", code="E_BACKBONE_REFUSED")
 
 
 def listing(root: Path) -> tuple[str, ...]:
@@ -131,8 +130,10 @@ def _inside(root: Path, path: str) -> Path:
     try:
         target = (root / path).resolve(strict=True)
     except (OSError, RuntimeError):
-        raise BackboneMissingError(
-            f"{path} is missing in {root}", hint="fetch the whole repository again"
+        raise BackboneError(
+            f"{path} is missing in {root}",
+            code="E_BACKBONE_MISSING",
+            hint="fetch the whole repository again",
         ) from None
     home = root.resolve()
     homes = [home]
@@ -140,9 +141,9 @@ def _inside(root: Path, path: str) -> Path:
         home = home.parent.parent
         homes = [home, home.parent / "blobs"]
     if not any(map(target.is_relative_to, homes)):
-        raise BackboneRefusedError(f"{path} is a link that leads out of {home}")
+        raise BackboneError(f"{path} is a link that leads out of {home}", code="E_BACKBONE_REFUSED")
     if not stat.S_ISREG(target.stat().st_mode):
-        raise BackboneRefusedError(f"{path} is not a regular file")
+        raise BackboneError(f"{path} is not a regular file", code="E_BACKBONE_REFUSED")
     return target
 
 
@@ -190,7 +191,9 @@ class _Memory:
                     if progress:
                         progress(path, done, before.st_size)
         except OSError as error:
-            raise BackboneMissingError(f"{path} cannot be read: {error.strerror}") from None
+            raise BackboneError(
+                f"{path} cannot be read: {error.strerror}", code="E_BACKBONE_MISSING"
+            ) from None
         identity = _identity(target, before)
         if identity != _identity(target, target.stat()):
             raise changed(path, "it was written to while it was read")

@@ -13,14 +13,7 @@ from typing import TYPE_CHECKING, Any
 from d3pack.backbones import hub_files
 from d3pack.backbones.loading import Files
 from d3pack.backbones.lock import Checked, Progress, listing, lock_files, verify
-from d3pack.errors import (
-    BackboneChangedError,
-    BackboneConfigError,
-    BackboneError,
-    BackboneMissingError,
-    BackboneOfflineError,
-    NotFoundError,
-)
+from d3pack.errors import BackboneChangedError, BackboneError, NotFoundError
 from d3pack.format.recipe import BackboneRef, directory_revision
 
 if TYPE_CHECKING:
@@ -67,8 +60,9 @@ def mini_directory() -> Path:
     """Where the embedded backbone lies."""
     path = Path(str(resources.files("d3pack.backbones"))) / MINI
     if not (path / "unet" / "config.json").is_file():
-        raise BackboneMissingError(
+        raise BackboneError(
             "the embedded backbone is not in this installation",
+            code="E_BACKBONE_MISSING",
             hint="install d3pack from a wheel, or name another backbone",
         )
     return path
@@ -99,13 +93,16 @@ def _detect(paths: tuple[str, ...], where: str) -> str:
             return kind
     there = set(paths)
     if "unet/config.json" in there or "transformer/config.json" in there:
-        raise BackboneMissingError(
+        raise BackboneError(
             f"{where} lacks parts of every known family",
+            code="E_BACKBONE_MISSING",
             hint="Stable Diffusion needs unet, vae, text_encoder, tokenizer, scheduler;"
             " DiT needs transformer, vae, scheduler",
         )
-    raise BackboneConfigError(
-        f"{where} is no backbone in diffusers' layout", hint="expected unet/ or transformer/"
+    raise BackboneError(
+        f"{where} is no backbone in diffusers' layout",
+        code="E_BACKBONE_CONFIG",
+        hint="expected unet/ or transformer/",
     )
 
 
@@ -159,8 +156,9 @@ def locate(ref: BackboneRef) -> Path:
     if ref.repo == MINI:
         return mini_directory()
     if not ref.repo:
-        raise BackboneMissingError(
+        raise BackboneError(
             "the pack's backbone was a directory without a public home",
+            code="E_BACKBONE_MISSING",
             hint="put it beside the pack as NAME.backbone, or point to it with --backbone PATH",
         )
     return hub_files.fetch(ref.repo, ref.revision, tuple(ref.files))
@@ -181,7 +179,9 @@ def _verified(
             except BackboneChangedError:
                 try:
                     hub_files.fetch_again(ref.repo, ref.revision, path)
-                except BackboneOfflineError:
+                except BackboneError as failure:
+                    if failure.code != "E_BACKBONE_OFFLINE":
+                        raise
                     raise error from None
         return verify(root, ref, progress)
 

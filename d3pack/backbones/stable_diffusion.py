@@ -24,7 +24,7 @@ from d3pack.backbones.levels import Levels, Timesteps
 from d3pack.backbones.loading import Files, build, number
 from d3pack.backbones.protocol import TEMPLATE, Condition
 from d3pack.backbones.text import TextEncoder
-from d3pack.errors import BackboneConfigError, UsageError
+from d3pack.errors import BackboneError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -84,16 +84,20 @@ class StableDiffusion:
         for key in _FOREIGN:
             # "text" pools the hidden states that are there anyway; other kinds ask for more inputs
             if config.get(key) not in ((None, "text") if key == "addition_embed_type" else (None,)):
-                raise BackboneConfigError(
-                    f"unet/config.json sets {key}, which Stable Diffusion 1.x and 2.x do not"
+                raise BackboneError(
+                    f"unet/config.json sets {key}, which Stable Diffusion 1.x and 2.x do not",
+                    code="E_BACKBONE_CONFIG",
                 )
         if config.cross_attention_dim != self.text.width:
-            raise BackboneConfigError(
+            raise BackboneError(
                 f"the UNet attends to {config.cross_attention_dim} wide states, the text encoder"
-                f" makes {self.text.width} wide ones"
+                f" makes {self.text.width} wide ones",
+                code="E_BACKBONE_CONFIG",
             )
         if not config.in_channels == config.out_channels == self.autoencoder.channels:
-            raise BackboneConfigError("UNet and autoencoder disagree about the latent channels")
+            raise BackboneError(
+                "UNet and autoencoder disagree about the latent channels", code="E_BACKBONE_CONFIG"
+            )
 
     def _hook(self, processor: _RememberedCondition) -> None:
         for name, module in self.denoiser.named_modules():

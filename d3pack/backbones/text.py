@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from d3pack.backbones.loading import Files, build
-from d3pack.errors import BackboneConfigError, BackboneError, PromptWidthError, RecipeError
+from d3pack.errors import BackboneError, InvalidPackError
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,7 @@ class Words:
     def _special(self, token: str) -> int:
         found = self._tokenizer.token_to_id(token)
         if found is None:
-            raise BackboneConfigError(f"the tokenizer does not know {token}")
+            raise BackboneError(f"the tokenizer does not know {token}", code="E_BACKBONE_CONFIG")
         return int(found)
 
 
@@ -50,7 +50,9 @@ class TextEncoder:
         self.table: Tensor = self.model.embeddings.token_embedding.weight
         self.positions = int(self.model.embeddings.position_embedding.weight.shape[0])
         if max(self.words.start, self.words.end, self.words.pad) >= len(self.table):
-            raise BackboneConfigError("the tokenizer has ids beyond the embedding table")
+            raise BackboneError(
+                "the tokenizer has ids beyond the embedding table", code="E_BACKBONE_CONFIG"
+            )
 
     @property
     def width(self) -> int:
@@ -74,19 +76,21 @@ class TextEncoder:
         import torch
 
         if template.count("{}") != 1:
-            raise RecipeError(f"the template {template!r} must have one {{}}")
+            raise InvalidPackError(f"the template {template!r} must have one {{}}", code="E_RECIPE")
         if vectors.ndim != 3 or vectors.shape[2] != self.width or not vectors.shape[1]:
-            raise PromptWidthError(
+            raise BackboneError(
                 f"prompts of shape {tuple(vectors.shape)} do not fit: vectors here are"
                 f" {self.width} wide",
+                code="E_BACKBONE_PROMPT",
                 hint="the pack was made for another backbone",
             )
         before, after = (self.words.ids(part) for part in template.split("{}"))
         used = 2 + len(before) + vectors.shape[1] + len(after)
         if used > self.positions:
-            raise PromptWidthError(
+            raise BackboneError(
                 f"{vectors.shape[1]} vectors and the template {template!r} fill {used} of"
                 f" {self.positions} positions",
+                code="E_BACKBONE_PROMPT",
                 hint="use fewer vectors or a shorter template",
             )
         count = len(vectors)
@@ -131,7 +135,9 @@ def _tokenizer(files: Files) -> Tokenizer:
     except BackboneError:
         raise
     except Exception as error:  # tokenizers raises plain Exception for every malformed file
-        raise BackboneConfigError(f"the tokenizer cannot be read: {error}") from None
+        raise BackboneError(
+            f"the tokenizer cannot be read: {error}", code="E_BACKBONE_CONFIG"
+        ) from None
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )

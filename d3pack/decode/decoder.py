@@ -22,13 +22,7 @@ from d3pack.decode import noise, samplers
 from d3pack.decode.embedded import unpacked
 from d3pack.decode.locks import lock_of
 from d3pack.decode.modes import Mode, choose, exact_numerics, usable
-from d3pack.errors import (
-    BackboneChangedError,
-    DeviceMemoryError,
-    NotFiniteError,
-    PromptWidthError,
-    UsageError,
-)
+from d3pack.errors import BackboneChangedError, BackboneError, UsageError
 from d3pack.format.codecs import decode_adapter, decode_prompts
 
 if TYPE_CHECKING:
@@ -134,9 +128,10 @@ class Decoder:
         most, width = backbone.prompt_shape
         k, d = self._prompts.shape[2:]
         if d != width or k > most:
-            raise PromptWidthError(
+            raise BackboneError(
                 f"the pack holds {k} vectors of {d} a prompt, the backbone takes up to {most}"
                 f" of {width}",
+                code="E_BACKBONE_PROMPT",
                 hint="the pack was made for another backbone",
             )
 
@@ -271,8 +266,9 @@ class Decoder:
         # become some colour
         if not torch.isfinite(latents.sum() + images.sum()):
             what = "pixels" if torch.isfinite(latents.sum()) else "latents"
-            raise NotFiniteError(
+            raise BackboneError(
                 f"the backbone made {what} that are not finite",
+                code="E_BACKBONE_NOT_FINITE",
                 hint=f"{self.mode.dtype} is too narrow for it, or the prompts have diverged",
             )
         return to_uint8(images)
@@ -339,8 +335,9 @@ class Decoder:
             if not _out_of_memory(error):
                 raise
         # out here nothing refers to what was made so far, and its memory is free again
-        raise DeviceMemoryError(
+        raise BackboneError(
             f"{self.device} has no room for {what}",
+            code="E_BACKBONE_MEMORY",
             hint="free memory, use a larger device, or encode the pack with a smaller group;"
             ' mode="fast" also takes group= (other pixels)',
         )

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from d3pack.errors import RecipeError, UsageError
+from d3pack.errors import InvalidPackError, UsageError
 from d3pack.format.recipe import SAMPLERS, table_rows
 
 if TYPE_CHECKING:
@@ -85,7 +85,9 @@ def plan(
     levels = [float(s) for s in sigmas]
     falling = all(a > b for a, b in pairwise(levels))
     if len(levels) < 2 or not falling or levels[-1] != 0.0 or not math.isfinite(levels[0]):
-        raise RecipeError("sigmas must be finite, strictly descending, and end in 0")
+        raise InvalidPackError(
+            "sigmas must be finite, strictly descending, and end in 0", code="E_RECIPE"
+        )
     if sampler == "table":
         rows = table_rows((extra or {}).get("table"), len(levels) - 1)
         return tuple(Step(a, b) for a, b in rows)
@@ -143,4 +145,6 @@ def sample(
 
 def _known(sampler: str) -> None:
     if sampler not in SAMPLERS:
-        raise RecipeError(f"unknown sampler {sampler!r}", hint=f"one of {', '.join(SAMPLERS)}")
+        raise InvalidPackError(
+            f"unknown sampler {sampler!r}", code="E_RECIPE", hint=f"one of {', '.join(SAMPLERS)}"
+        )

@@ -16,12 +16,6 @@ if TYPE_CHECKING:
 PATIENCE = 3600.0  # seconds that start without being asked for
 
 
-class LongRunError(UsageError):
-    """The evaluation takes hours on this machine and nobody agreed to that."""
-
-    code = "E_LONG"
-
-
 def check_patience(
     bench: Bench, arms: Sequence[Arm], options: EvalOptions, images: int, *, later: int, pilots: int
 ) -> None:
@@ -39,7 +33,8 @@ def check_patience(
     what = count(missing, "student") + (f" and {count(pilots, 'pilot')}" if pilots else "")
     bench.report(f"{what} to train, about {duration(each)} a student: {duration(total)}")
     if total > PATIENCE and not options.agreed:
-        raise LongRunError(
+        raise UsageError(
             f"{what} of preset {bench.preset.name}: about {duration(total)} on this machine",
+            code="E_LONG",
             hint="add --yes to start (it can be stopped and resumed), or use --preset quick",
         )

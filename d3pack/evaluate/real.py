@@ -17,12 +17,6 @@ from d3pack.sources.names import tidy
 _SHOWN = 6
 
 
-class ClassMismatchError(SourceError):
-    """The pack and the real images do not have the same classes."""
-
-    code = "E_CLASSES"
-
-
 def match_classes(wanted: Sequence[str], found: Sequence[str], what: str) -> tuple[int, ...]:
     """For each wanted class its place among `found`; both lists must hold the same names."""
     places = {name: place for place, name in enumerate(found)}
@@ -35,9 +29,10 @@ def match_classes(wanted: Sequence[str], found: Sequence[str], what: str) -> tup
     taken = {places[key] for key in keys if key in places}
     extra = [name for place, name in enumerate(found) if place not in taken]
     if missing or extra:
-        raise ClassMismatchError(
+        raise SourceError(
             f"the pack has {len(wanted)} classes, the {what} images {len(found)}; "
             f"only in the pack: {_some(missing)}; only in the {what} images: {_some(extra)}",
+            code="E_CLASSES",
             hint="give images with the pack's classes, or map folder names with --class-names",
         )
     return tuple(places[key] for key in keys)

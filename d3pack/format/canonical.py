@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from d3pack.errors import JsonError
+from d3pack.errors import InvalidPackError
 
 MAX_DEPTH = 32
 MAX_INT = 2**53 - 1
@@ -37,9 +37,11 @@ def loads(text: str, where: str) -> Any:
         value = json.loads(text, parse_constant=_constant, parse_float=_real, parse_int=_integer)
         return plain(value)
     except RecursionError:
-        raise JsonError(f"{where}: nested deeper than {MAX_DEPTH} levels") from None
+        raise InvalidPackError(
+            f"{where}: nested deeper than {MAX_DEPTH} levels", code="E_JSON"
+        ) from None
     except ValueError as error:
-        raise JsonError(f"{where}: {error}") from None
+        raise InvalidPackError(f"{where}: {error}", code="E_JSON") from None
 
 
 def plain(value: Any, depth: int = 0) -> Any:
@@ -53,23 +55,25 @@ def plain(value: Any, depth: int = 0) -> Any:
         return value
     if kind is int:
         if abs(value) > MAX_INT:
-            raise JsonError("an integer is beyond 2**53 - 1", hint="write it as a string")
+            raise InvalidPackError(
+                "an integer is beyond 2**53 - 1", code="E_JSON", hint="write it as a string"
+            )
         return value
     if kind is float:
         if not math.isfinite(value):
-            raise JsonError("a number is NaN or infinite")
+            raise InvalidPackError("a number is NaN or infinite", code="E_JSON")
         return value
     if depth >= MAX_DEPTH:
-        raise JsonError(f"nested deeper than {MAX_DEPTH} levels")
+        raise InvalidPackError(f"nested deeper than {MAX_DEPTH} levels", code="E_JSON")
     if isinstance(value, (list, tuple)):
         return [plain(item, depth + 1) for item in value]
     if isinstance(value, (dict, Mapping)):
         if not all(isinstance(key, str) for key in value):
-            raise JsonError("an object key is not a string")
+            raise InvalidPackError("an object key is not a string", code="E_JSON")
         return {plain(str(key)): plain(item, depth + 1) for key, item in value.items()}
     if hasattr(value, "item") and getattr(value, "shape", None) == ():  # a NumPy scalar
         return plain(value.item(), depth)
-    raise JsonError(f"a value of type {kind.__name__} has no place in JSON")
+    raise InvalidPackError(f"a value of type {kind.__name__} has no place in JSON", code="E_JSON")
 
 
 class FrozenDict(dict[str, Any]):
@@ -95,7 +99,7 @@ def freeze(value: Any) -> Any:
 
 def _scalar_text(text: str) -> None:
     if any("\ud800" <= ch <= "\udfff" for ch in text):
-        raise JsonError("a string holds half of a surrogate pair")
+        raise InvalidPackError("a string holds half of a surrogate pair", code="E_JSON")
 
 
 def _constant(text: str) -> NoReturn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from d3pack.errors import BackboneChangedError, CodecError
+from d3pack.errors import BackboneChangedError, InvalidPackError
 from d3pack.format.codecs import decode_files
 from d3pack.format.pack import EMBEDDED, Pack
 
@@ -19,7 +19,9 @@ def carried_files(pack: Pack) -> dict[str, bytes] | None:
     if coded is None and EMBEDDED not in pack.optional:
         return None
     if coded is None or pack.optional.get(EMBEDDED) != {}:
-        raise CodecError("backbone: the feature must be {} and have a section of its name")
+        raise InvalidPackError(
+            "backbone: the feature must be {} and have a section of its name", code="E_CODEC"
+        )
     locks = pack.recipe.backbone.files
     files = decode_files(coded, {path: lock.size for path, lock in locks.items()})
     for path, data in files.items():

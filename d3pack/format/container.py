@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from d3pack.errors import LimitError, SectionError, ShapeError, UsageError
+from d3pack.errors import InvalidPackError, UsageError
 from d3pack.format.canonical import dumps
 from d3pack.format.codecs.params import NAMES, NUMPY
 from d3pack.format.coded import Array, Coded
@@ -115,29 +115,42 @@ def slots(sections: Any, classes: int) -> tuple[Slot, ...]:
         for entry in section["tensors"]:
             where = f"sections[{section['name']}].tensors"
             if not (isinstance(entry, list) and len(entry) == 5):
-                raise SectionError(f"{where}: not [name, dtype, shape, axis, sha256]")
+                raise InvalidPackError(
+                    f"{where}: not [name, dtype, shape, axis, sha256]", code="E_SECTION"
+                )
             tensor, dtype, shape, axis, sha256 = entry
             if not (isinstance(tensor, str) and _TENSOR.fullmatch(tensor)) or tensor in seen:
-                raise SectionError(f"{where}: {tensor!r:.80} is no tensor name, or there twice")
+                raise InvalidPackError(
+                    f"{where}: {tensor!r:.80} is no tensor name, or there twice", code="E_SECTION"
+                )
             seen.add(tensor)
             where = f"{where}[{tensor}]"
             if not isinstance(dtype, str) or dtype not in NUMPY:
-                raise ShapeError(f"{where}: unknown dtype {dtype!r:.80}")
+                raise InvalidPackError(f"{where}: unknown dtype {dtype!r:.80}", code="E_SHAPE")
             if not isinstance(shape, list) or not all(type(side) is int for side in shape):
-                raise ShapeError(f"{where}: the shape is not an array of integers")
+                raise InvalidPackError(
+                    f"{where}: the shape is not an array of integers", code="E_SHAPE"
+                )
             if not 1 <= len(shape) <= MAX_DIMS or not all(1 <= side <= MAX_SIDE for side in shape):
-                raise LimitError(
+                raise InvalidPackError(
                     f"{where}: shape {shape!r:.120}, at most {MAX_DIMS} dimensions, "
-                    f"each from 1 to {MAX_SIDE}"
+                    f"each from 1 to {MAX_SIDE}",
+                    code="E_LIMIT",
                 )
             if axis not in ("class", "shared") or (axis == "class" and shape[0] != classes):
-                raise ShapeError(f"{where}: axis {axis!r:.80} with first dimension {shape[0]}")
+                raise InvalidPackError(
+                    f"{where}: axis {axis!r:.80} with first dimension {shape[0]}", code="E_SHAPE"
+                )
             if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
-                raise SectionError(f"{where}: the sha256 is not 64 hex digits")
+                raise InvalidPackError(
+                    f"{where}: the sha256 is not 64 hex digits", code="E_SECTION"
+                )
             start = -(-at // ALIGN) * ALIGN
             at = start + math.prod(shape) * np.dtype(NUMPY[dtype]).itemsize
             if at > MAX_DATA:
-                raise LimitError(f"{where}: more than {MAX_DATA} bytes of tensors")
+                raise InvalidPackError(
+                    f"{where}: more than {MAX_DATA} bytes of tensors", code="E_LIMIT"
+                )
             out.append(
                 Slot(
                     section["name"],
@@ -156,29 +169,42 @@ def slots(sections: Any, classes: int) -> tuple[Slot, ...]:
 def order(sections: Any, optional: Mapping[str, Any]) -> None:
     """Refuse sections that are malformed, missing, unknown, repeated or out of order."""
     if not isinstance(sections, list) or len(sections) > MAX_SECTIONS:
-        raise SectionError(f"sections: not an array of at most {MAX_SECTIONS}")
+        raise InvalidPackError(
+            f"sections: not an array of at most {MAX_SECTIONS}", code="E_SECTION"
+        )
     names: list[str] = []
     for i, section in enumerate(sections):
         at = f"sections[{i}]"
         if not isinstance(section, dict) or set(section) != {"name", "codec", "params", "tensors"}:
-            raise SectionError(f"{at}: must hold name, codec, params and tensors, nothing else")
+            raise InvalidPackError(
+                f"{at}: must hold name, codec, params and tensors, nothing else", code="E_SECTION"
+            )
         name = section["name"]
         if not isinstance(name, str) or not _SECTION.fullmatch(name):
-            raise SectionError(f"{at}.name: {name!r:.80} is no section name")
+            raise InvalidPackError(f"{at}.name: {name!r:.80} is no section name", code="E_SECTION")
         if name not in KNOWN and (name not in optional or name == "pad"):
-            raise SectionError(f"{at}: unknown section {name!r} that no optional feature declares")
+            raise InvalidPackError(
+                f"{at}: unknown section {name!r} that no optional feature declares",
+                code="E_SECTION",
+            )
         if not isinstance(section["codec"], str) or not isinstance(section["params"], dict):
-            raise SectionError(f"{at}: codec must be a string, params an object")
+            raise InvalidPackError(
+                f"{at}: codec must be a string, params an object", code="E_SECTION"
+            )
         tensors = section["tensors"]
         if not isinstance(tensors, list) or not 1 <= len(tensors) <= MAX_TENSORS:
-            raise SectionError(f"{at}.tensors: not an array of 1 to {MAX_TENSORS}")
+            raise InvalidPackError(
+                f"{at}.tensors: not an array of 1 to {MAX_TENSORS}", code="E_SECTION"
+            )
         names.append(name)
     known = [name for name in KNOWN if name in names]
     if names != known + sorted(set(names) - set(KNOWN)):
-        raise SectionError(f"sections {names!r:.200}: repeated or out of order")
+        raise InvalidPackError(
+            f"sections {names!r:.200}: repeated or out of order", code="E_SECTION"
+        )
     for name in REQUIRED:
         if name not in names:
-            raise SectionError(f"section {name!r} is missing")
+            raise InvalidPackError(f"section {name!r} is missing", code="E_SECTION")
 
 
 def header(manifest: str, placed: tuple[Slot, ...]) -> bytes:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from d3pack.errors import IdError, LeafError, TruncatedError, UsageError
+from d3pack.errors import InvalidPackError, UsageError
 from d3pack.format import container, rules
 from d3pack.format.codecs.labels import restrict_labels
 from d3pack.format.codecs.params import NUMPY
@@ -53,7 +53,10 @@ def verify_reads(head: Header, rows: Sequence[int], blobs: Sequence[bytes]) -> P
         parts, blobs = blobs[: len(spans)], blobs[len(spans) :]
         for (start, stop), data in zip(spans, parts, strict=True):
             if len(data) != stop - start:
-                raise TruncatedError(f"{slot.name}: got {len(data)} bytes, must be {stop - start}")
+                raise InvalidPackError(
+                    f"{slot.name}: got {len(data)} bytes, must be {stop - start}",
+                    code="E_TRUNCATED",
+                )
         if slot.shared:
             check_hash(slot, parts[0], head.data)
         else:
@@ -69,8 +72,10 @@ def verify_reads(head: Header, rows: Sequence[int], blobs: Sequence[bytes]) -> P
     names = rules.class_names(coded["classes"], head.classes)
     for row, leaf in zip(rows, leaves, strict=True):
         if leaf.digest()[: container.LEAF] != arrays["leaves.hash"][row].tobytes():
-            raise LeafError(
-                f"class {row} ({names[row]!r}) does not match its leaf hash", hint="fetch it again"
+            raise InvalidPackError(
+                f"class {row} ({names[row]!r}) does not match its leaf hash",
+                code="E_LEAF",
+                hint="fetch it again",
             )
     return _part(head, rows, tuple(names[row] for row in rows), coded)
 
@@ -82,7 +87,7 @@ def _part(head: Header, rows: Sequence[int], own: tuple[str, ...], coded: dict[s
     take = np.array(rows)
     ids = coded["ids"].tensors["ids"] if "ids" in coded else take.astype(np.uint32)
     if np.unique(ids).size != ids.size:
-        raise IdError("two classes have the same id")
+        raise InvalidPackError("two classes have the same id", code="E_IDS")
     labels = coded.get("labels")
     return Pack(
         classes=own,

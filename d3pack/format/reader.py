@@ -13,22 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from d3pack.errors import (
-    CanonError,
-    FeatureError,
-    HashError,
-    HeaderError,
-    JsonError,
-    LeafError,
-    LimitError,
-    ManifestError,
-    NotFoundError,
-    PaddingError,
-    RootError,
-    TrailingError,
-    TruncatedError,
-    VersionError,
-)
+from d3pack.errors import InvalidPackError, NotFoundError
 from d3pack.format import canonical, container, rules
 from d3pack.format.codecs.params import NUMPY
 from d3pack.format.coded import Coded
@@ -79,7 +64,9 @@ def read(source: Source) -> Pack:
         head, data = _load(source)
     for start, stop in container.gaps(head.slots):
         if any(data[head.data + start : head.data + stop]):
-            raise PaddingError(f"padding at offset {head.data + start} is not zero")
+            raise InvalidPackError(
+                f"padding at offset {head.data + start} is not zero", code="E_PADDING"
+            )
     view = memoryview(data)
     for slot in head.slots:
         check_hash(slot, view[head.data + slot.start : head.data + slot.stop], head.data)
@@ -124,30 +111,39 @@ def _open(path: str, flags: int) -> int:
 
 def _check_size(head: Header, size: int) -> None:
     if size < head.size:
-        raise TruncatedError(
-            f"the file has {size} bytes, its header says {head.size}", hint="fetch it again"
+        raise InvalidPackError(
+            f"the file has {size} bytes, its header says {head.size}",
+            code="E_TRUNCATED",
+            hint="fetch it again",
         )
     if size > head.size:
-        raise TrailingError(f"{size - head.size} bytes after the last tensor")
+        raise InvalidPackError(f"{size - head.size} bytes after the last tensor", code="E_TRAILING")
 
 
 def read_header(data: bytes) -> Header:
     """Check everything up to the first tensor; `data` may be a prefix of the file."""
     if len(data) < 8:
-        raise TruncatedError(f"{len(data)} bytes, a pack begins with 8 bytes of header length")
+        raise InvalidPackError(
+            f"{len(data)} bytes, a pack begins with 8 bytes of header length", code="E_TRUNCATED"
+        )
     length = int.from_bytes(data[:8], "little")
     if length > container.MAX_HEADER:
-        raise LimitError(
+        raise InvalidPackError(
             f"a header of {length} bytes, at most {container.MAX_HEADER}",
+            code="E_LIMIT",
             hint="is this a .d3m file?",
         )
     if 8 + length > len(data):
-        raise TruncatedError(f"a header of {length} bytes in {len(data)} bytes")
+        raise InvalidPackError(
+            f"a header of {length} bytes in {len(data)} bytes", code="E_TRUNCATED"
+        )
     raw = data[8 : 8 + length]
     manifest, text = _manifest(raw)
     recipe, placed = _check_manifest(manifest, text)
     if data[: 8 + length] != container.header(text, placed):
-        raise CanonError("the header is not the one that its manifest demands")
+        raise InvalidPackError(
+            "the header is not the one that its manifest demands", code="E_CANON"
+        )
     return Header(
         canonical.freeze(manifest), recipe, placed, 8 + length, 8 + length + placed[-1].stop
     )
@@ -157,8 +153,9 @@ def check_hash(slot: container.Slot, data: bytes | memoryview, offset: int) -> N
     """Refuse a tensor that is not the one written."""
     got = hashlib.sha256(data).hexdigest()
     if got != slot.sha256:
-        raise HashError(
+        raise InvalidPackError(
             f"{slot.name} at offset {offset + slot.start}: sha256 is {got}, must be {slot.sha256}",
+            code="E_HASH",
             hint="the file is damaged: fetch it again",
         )
 
@@ -174,7 +171,9 @@ def assemble(head: Header, arrays: Mapping[str, Any]) -> Pack:
     )
     wrong = (want != coded["leaves"].tensors["hash"]).any(axis=1)
     if wrong.any():
-        raise LeafError(f"class {int(np.argmax(wrong))} does not match its leaf hash")
+        raise InvalidPackError(
+            f"class {int(np.argmax(wrong))} does not match its leaf hash", code="E_LEAF"
+        )
     names = rules.class_names(coded["classes"], classes)
     rules.check_values(coded, names, head.manifest["images_per_class"])
     return under(head, names, coded)
@@ -215,22 +214,25 @@ def coded_section(section: Mapping[str, Any], arrays: Mapping[str, Any]) -> Code
 
 def _manifest(raw: bytes) -> tuple[dict[str, Any], str]:
     if not raw.startswith(b"{") or not raw.isascii():
-        raise HeaderError(
-            "the header does not begin with { or is not ASCII", hint="is this a .d3m file?"
+        raise InvalidPackError(
+            "the header does not begin with { or is not ASCII",
+            code="E_HEADER",
+            hint="is this a .d3m file?",
         )
     outer = canonical.loads(raw.decode("ascii"), "header")
     meta = outer.get("__metadata__")
     if not isinstance(meta, dict) or list(meta) != ["d3m"] or not isinstance(meta["d3m"], str):
-        raise HeaderError(
+        raise InvalidPackError(
             "the header has no __metadata__ with one d3m entry",
+            code="E_HEADER",
             hint="this may be a safetensors file, but it is no pack",
         )
     text = meta["d3m"]
     if not text.isascii():
-        raise JsonError("manifest: not ASCII")
+        raise InvalidPackError("manifest: not ASCII", code="E_JSON")
     manifest = canonical.loads(text, "manifest")
     if not isinstance(manifest, dict):
-        raise ManifestError("the manifest is not an object")
+        raise InvalidPackError("the manifest is not an object", code="E_MANIFEST")
     return manifest, text
 
 
@@ -239,24 +241,30 @@ def _check_manifest(
 ) -> tuple[Recipe, tuple[container.Slot, ...]]:
     _check_version(manifest)
     if canonical.spell(manifest) != text:
-        raise CanonError("the manifest is not in canonical form")
+        raise InvalidPackError("the manifest is not in canonical form", code="E_CANON")
     for name in sorted(set(manifest) ^ FIELDS):
-        raise ManifestError(f"{name}: {'unknown field' if name in manifest else 'missing'}")
+        raise InvalidPackError(
+            f"{name}: {'unknown field' if name in manifest else 'missing'}", code="E_MANIFEST"
+        )
     optional = manifest["optional"]
     if not isinstance(optional, dict) or not all(map(_FEATURE.fullmatch, optional)):
-        raise ManifestError("optional: not an object of feature names")
+        raise InvalidPackError("optional: not an object of feature names", code="E_MANIFEST")
     if not isinstance(manifest["provenance"], dict):
-        raise ManifestError("provenance: not an object")
+        raise InvalidPackError("provenance: not an object", code="E_MANIFEST")
     if not isinstance(manifest["seed"], str) or not _SEED.fullmatch(manifest["seed"]):
-        raise ManifestError("seed: not 16 hex digits")
+        raise InvalidPackError("seed: not 16 hex digits", code="E_MANIFEST")
     for name, limit in (("classes", MAX_CLASSES), ("images_per_class", MAX_IMAGES)):
         if type(manifest[name]) is not int:
-            raise ManifestError(f"{name}: not an integer")
+            raise InvalidPackError(f"{name}: not an integer", code="E_MANIFEST")
         if not 1 <= manifest[name] <= limit:
-            raise LimitError(f"{name}: {manifest[name]}, must be 1 to {limit}")
+            raise InvalidPackError(
+                f"{name}: {manifest[name]}, must be 1 to {limit}", code="E_LIMIT"
+            )
     if manifest["root"] != manifest_root(manifest):
-        raise RootError(
-            "root is not the hash of the manifest", hint="the file is damaged: fetch it again"
+        raise InvalidPackError(
+            "root is not the hash of the manifest",
+            code="E_ROOT",
+            hint="the file is damaged: fetch it again",
         )
     recipe = Recipe.from_json(manifest["recipe"])
     container.order(manifest["sections"], optional)
@@ -270,17 +278,19 @@ def _check_version(manifest: dict[str, Any]) -> None:
     if not (isinstance(version, list) and len(version) == 2) or not all(
         type(part) is int and 0 <= part <= 2**31 - 1 for part in version
     ):
-        raise ManifestError("d3m: not a version [major, minor]")
+        raise InvalidPackError("d3m: not a version [major, minor]", code="E_MANIFEST")
     if version[0] != MAJOR:
-        raise VersionError(
+        raise InvalidPackError(
             f"the pack is of version {version[0]}.{version[1]}, this reader knows {MAJOR}.x",
+            code="E_VERSION",
             hint="install a newer d3pack",
         )
     requires = manifest.get("requires")
     if not isinstance(requires, list) or not all(isinstance(name, str) for name in requires):
-        raise ManifestError("requires: not an array of feature names")
+        raise InvalidPackError("requires: not an array of feature names", code="E_MANIFEST")
     if requires:
-        raise FeatureError(
+        raise InvalidPackError(
             f"the pack (version {version[0]}.{version[1]}) requires {', '.join(requires)!r:.200}",
+            code="E_FEATURE",
             hint="install a newer d3pack",
         )

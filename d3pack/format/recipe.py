@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from numbers import Real
 from typing import Any, Literal, get_args
 
-from d3pack.errors import RecipeError
+from d3pack.errors import InvalidPackError
 from d3pack.format.canonical import FrozenDict, dumps, freeze, plain
 
 Sampler = Literal["ddim", "dpmpp-2m", "euler", "lcm", "table"]
@@ -82,11 +82,13 @@ class BackboneRef:
         got = _object(value, at, _names(cls))
         files = got["files"]
         if not isinstance(files, Mapping):
-            raise RecipeError(f"{at}.files: not an object")
+            raise InvalidPackError(f"{at}.files: not an object", code="E_RECIPE")
         locks = {}
         for path, lock in files.items():
             if not (isinstance(lock, (list, tuple)) and len(lock) == 2):
-                raise RecipeError(f"{at}.files[{path!r}]: not a pair of size and sha256")
+                raise InvalidPackError(
+                    f"{at}.files[{path!r}]: not a pair of size and sha256", code="E_RECIPE"
+                )
             locks[path] = FileLock(lock[0], lock[1])
         ref = cls(got["kind"], got["repo"], got["revision"], locks, got["licence"])
         ref.check(at)
@@ -100,10 +102,14 @@ class BackboneRef:
         _match(_REVISION, self.revision, f"{at}.revision", "40 hex digits, not a branch or a tag")
         _text(self.licence, f"{at}.licence")
         if not 1 <= len(self.files) <= MAX_FILES:
-            raise RecipeError(f"{at}.files: {len(self.files)} files, must be 1 to {MAX_FILES}")
+            raise InvalidPackError(
+                f"{at}.files: {len(self.files)} files, must be 1 to {MAX_FILES}", code="E_RECIPE"
+            )
         for path, lock in self.files.items():
             if len(path) > MAX_TEXT:
-                raise RecipeError(f"{at}.files: a path is longer than {MAX_TEXT} characters")
+                raise InvalidPackError(
+                    f"{at}.files: a path is longer than {MAX_TEXT} characters", code="E_RECIPE"
+                )
             _match(_PATH, path, f"{at}.files", "a relative path without dot-names")
             _int(lock.size, 0, MAX_FILE_SIZE, f"{at}.files[{path!r}].size")
             _match(_SHA256, lock.sha256, f"{at}.files[{path!r}].sha256", "64 hex digits")
@@ -111,7 +117,9 @@ class BackboneRef:
             above = path.rpartition("/")[0]
             while above:
                 if above in self.files:
-                    raise RecipeError(f"{at}.files: {above!r:.120} is a file and a directory")
+                    raise InvalidPackError(
+                        f"{at}.files: {above!r:.120} is a file and a directory", code="E_RECIPE"
+                    )
                 above = above.rpartition("/")[0]
 
 
@@ -155,13 +163,15 @@ class Recipe:
         got = _object(value, at, _names(cls))
         for name in ("size", "sigmas"):
             if not isinstance(got[name], (list, tuple)):
-                raise RecipeError(f"{at}.{name}: not an array")
+                raise InvalidPackError(f"{at}.{name}: not an array", code="E_RECIPE")
         for i, sigma in enumerate((got["guidance"], *got["sigmas"])):
             if type(sigma) is not float:
                 name = f"sigmas[{i - 1}]" if i else "guidance"
-                raise RecipeError(f"{at}.{name}: not a real number (write 1.0, not 1)")
+                raise InvalidPackError(
+                    f"{at}.{name}: not a real number (write 1.0, not 1)", code="E_RECIPE"
+                )
         if not isinstance(got["extra"], Mapping):
-            raise RecipeError(f"{at}.extra: not an object")
+            raise InvalidPackError(f"{at}.extra: not an object", code="E_RECIPE")
         backbone = BackboneRef.from_json(got.pop("backbone"), f"{at}.backbone")
         recipe = cls(backbone=backbone, **got)
         recipe.check(at)
@@ -171,54 +181,73 @@ class Recipe:
         """Raise `RecipeError` unless the recipe can be followed."""
         self.backbone.check(f"{at}.backbone")
         if len(self.size) != 2:
-            raise RecipeError(f"{at}.size: must be [height, width]")
+            raise InvalidPackError(f"{at}.size: must be [height, width]", code="E_RECIPE")
         for side in self.size:
             _int(side, 1, MAX_SIDE, f"{at}.size")
         _one_of(self.sampler, SAMPLERS, f"{at}.sampler")
         _one_of(self.dtype, DTYPES, f"{at}.dtype")
         _one_of(self.noise, (NOISE,), f"{at}.noise")
         if not 2 <= len(self.sigmas) <= MAX_STEPS + 1:
-            raise RecipeError(f"{at}.sigmas: {len(self.sigmas)}, must be 2 to {MAX_STEPS + 1}")
+            raise InvalidPackError(
+                f"{at}.sigmas: {len(self.sigmas)}, must be 2 to {MAX_STEPS + 1}", code="E_RECIPE"
+            )
         for high, low in zip(self.sigmas, self.sigmas[1:], strict=False):
             if not high >= low * APART:
-                raise RecipeError(
-                    f"{at}.sigmas: {low!r} after {high!r}, must descend by a millionth or more"
+                raise InvalidPackError(
+                    f"{at}.sigmas: {low!r} after {high!r}, must descend by a millionth or more",
+                    code="E_RECIPE",
                 )
         if self.sigmas[-1] != 0.0 or math.copysign(1.0, self.sigmas[-1]) < 0:
-            raise RecipeError(f"{at}.sigmas: the last one is {self.sigmas[-1]!r}, must be 0.0")
+            raise InvalidPackError(
+                f"{at}.sigmas: the last one is {self.sigmas[-1]!r}, must be 0.0", code="E_RECIPE"
+            )
         if not self.sigmas[0] <= 1e6:
-            raise RecipeError(f"{at}.sigmas: the first one is {self.sigmas[0]!r}, at most 1e6")
+            raise InvalidPackError(
+                f"{at}.sigmas: the first one is {self.sigmas[0]!r}, at most 1e6", code="E_RECIPE"
+            )
         if not self.sigmas[-2] >= 1e-6:
-            raise RecipeError(f"{at}.sigmas: {self.sigmas[-2]!r} before the end, at least 1e-6")
+            raise InvalidPackError(
+                f"{at}.sigmas: {self.sigmas[-2]!r} before the end, at least 1e-6", code="E_RECIPE"
+            )
         if self.sampler == "lcm" and len(self.sigmas) > MAX_FRESH + 1:
-            raise RecipeError(f"{at}.sigmas: lcm has noise for {MAX_FRESH} steps")
+            raise InvalidPackError(
+                f"{at}.sigmas: lcm has noise for {MAX_FRESH} steps", code="E_RECIPE"
+            )
         if self.sampler == "table":
             table_rows(self.extra.get("table"), len(self.sigmas) - 1, f"{at}.extra.table")
         if not -1000.0 <= self.guidance <= 1000.0:
-            raise RecipeError(f"{at}.guidance: {self.guidance!r} is beyond 1000")
+            raise InvalidPackError(
+                f"{at}.guidance: {self.guidance!r} is beyond 1000", code="E_RECIPE"
+            )
         _int(self.guided_channels, 0, 1024, f"{at}.guided_channels")
         _text(self.template, f"{at}.template")
         if self.template.count("{}") > 1:
-            raise RecipeError(f"{at}.template: more than one {{}}")
+            raise InvalidPackError(f"{at}.template: more than one {{}}", code="E_RECIPE")
         _int(self.group, 1, MAX_GROUP, f"{at}.group")
 
 
 def table_rows(rows: Any, steps: int, at: str = "table") -> list[tuple[float, tuple[float, ...]]]:
     """The coefficients (a, b) of every step of the sampler `table`."""
     if not isinstance(rows, (list, tuple)) or len(rows) != steps:
-        raise RecipeError(f"{at}: must have one row for each of the {steps} steps")
+        raise InvalidPackError(
+            f"{at}: must have one row for each of the {steps} steps", code="E_RECIPE"
+        )
     found = []
     for i, row in enumerate(rows):
         if not (
             isinstance(row, (list, tuple)) and len(row) == 2 and isinstance(row[1], (list, tuple))
         ):
-            raise RecipeError(f"{at}[{i}]: not [a, [b0, b1, ...]]")
+            raise InvalidPackError(f"{at}[{i}]: not [a, [b0, b1, ...]]", code="E_RECIPE")
         a, b = row
         if not 1 <= len(b) <= min(i + 1, MAX_ORDER):
-            raise RecipeError(f"{at}[{i}]: reaches back {len(b)} calls of the model")
+            raise InvalidPackError(
+                f"{at}[{i}]: reaches back {len(b)} calls of the model", code="E_RECIPE"
+            )
         for value in (a, *b):
             if type(value) not in (int, float) or not math.isfinite(value):
-                raise RecipeError(f"{at}[{i}]: {value!r:.80} is not a finite number")
+                raise InvalidPackError(
+                    f"{at}[{i}]: {value!r:.80} is not a finite number", code="E_RECIPE"
+                )
         found.append((float(a), tuple(map(float, b))))
     return found
 
@@ -245,32 +274,36 @@ def _real(value: Any) -> Any:
 
 def _object(value: Any, at: str, names: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise RecipeError(f"{at}: not an object")
+        raise InvalidPackError(f"{at}: not an object", code="E_RECIPE")
     for name in value:
         if name not in names:
-            raise RecipeError(f"{at}.{name}: unknown field")
+            raise InvalidPackError(f"{at}.{name}: unknown field", code="E_RECIPE")
     for name in names:
         if name not in value:
-            raise RecipeError(f"{at}.{name}: missing")
+            raise InvalidPackError(f"{at}.{name}: missing", code="E_RECIPE")
     return dict(value)
 
 
 def _match(pattern: re.Pattern[str], value: Any, at: str, wanted: str) -> None:
     if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise RecipeError(f"{at}: {value!r:.120} is not {wanted}")
+        raise InvalidPackError(f"{at}: {value!r:.120} is not {wanted}", code="E_RECIPE")
 
 
 def _text(value: Any, at: str) -> None:
     _match(_PRINTABLE, value, at, "a line of text")
     if len(value) > MAX_TEXT:
-        raise RecipeError(f"{at}: longer than {MAX_TEXT} characters")
+        raise InvalidPackError(f"{at}: longer than {MAX_TEXT} characters", code="E_RECIPE")
 
 
 def _one_of(value: Any, known: tuple[str, ...], at: str) -> None:
     if not isinstance(value, str) or value not in known:
-        raise RecipeError(f"{at}: {value!r:.120} is not one of {', '.join(known)}")
+        raise InvalidPackError(
+            f"{at}: {value!r:.120} is not one of {', '.join(known)}", code="E_RECIPE"
+        )
 
 
 def _int(value: Any, low: int, high: int, at: str) -> None:
     if type(value) is not int or not low <= value <= high:
-        raise RecipeError(f"{at}: {value!r:.120} is not an integer from {low} to {high}")
+        raise InvalidPackError(
+            f"{at}: {value!r:.120} is not an integer from {low} to {high}", code="E_RECIPE"
+        )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from d3pack.errors import ClassNameError, CodecError, IdError, LimitError, ProbeError, ShapeError
+from d3pack.errors import InvalidPackError
 from d3pack.format.codecs import adapter, labels, picks, prompts
 from d3pack.format.codecs import params as p
 from d3pack.format.coded import Coded
@@ -26,7 +26,7 @@ def check_sections(manifest: Mapping[str, Any]) -> None:
     """Refuse known sections whose codec, parameters or tensors are not as specified."""
     classes, images = manifest["classes"], manifest["images_per_class"]
     if classes * images > MAX_TOTAL:
-        raise LimitError(f"{classes * images} images, at most {MAX_TOTAL}")
+        raise InvalidPackError(f"{classes * images} images, at most {MAX_TOTAL}", code="E_LIMIT")
     for section in manifest["sections"]:
         form = p.Form(
             section["codec"],
@@ -46,7 +46,7 @@ def check_sections(manifest: Mapping[str, Any]) -> None:
         elif name in _PLAIN:
             codecs, layout = _PLAIN[name]
             if form.codec not in codecs:
-                raise CodecError(f"{name}: unknown codec {form.codec!r:.80}")
+                raise InvalidPackError(f"{name}: unknown codec {form.codec!r:.80}", code="E_CODEC")
             p.keys(form.params, name, set())
             tensors = layout(form, classes, images)
             shared = frozenset() if name == "ids" else frozenset(tensors)
@@ -58,20 +58,24 @@ def class_names(coded: Coded, classes: int) -> tuple[str, ...]:
     try:
         text = coded.tensors["text"].tobytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ClassNameError(f"the class names are not UTF-8: {error.reason}") from None
+        raise InvalidPackError(
+            f"the class names are not UTF-8: {error.reason}", code="E_NAME"
+        ) from None
     control = _CONTROLS.search(text)
     if control:
-        raise ClassNameError(f"a class name holds U+{ord(control[0]):04X}, a control character")
+        raise InvalidPackError(
+            f"a class name holds U+{ord(control[0]):04X}, a control character", code="E_NAME"
+        )
     names = tuple(text.split("\n"))
     if len(names) != classes:
-        raise ClassNameError(f"{len(names)} class names for {classes} classes")
+        raise InvalidPackError(f"{len(names)} class names for {classes} classes", code="E_NAME")
     if len(set(names)) != classes:
-        raise ClassNameError("two classes have the same name")
+        raise InvalidPackError("two classes have the same name", code="E_NAME")
     if not all(names):
-        raise ClassNameError("a class name is empty")
+        raise InvalidPackError("a class name is empty", code="E_NAME")
     longest = max(names, key=len)
     if len(longest) > MAX_NAME // 4 and any(len(name.encode()) > MAX_NAME for name in names):
-        raise ClassNameError(f"a class name is longer than {MAX_NAME} bytes")
+        raise InvalidPackError(f"a class name is longer than {MAX_NAME} bytes", code="E_NAME")
     return names
 
 
@@ -80,9 +84,9 @@ def check_values(coded: Mapping[str, Coded], names: tuple[str, ...], images: int
     if "ids" in coded:
         ids = coded["ids"].tensors["ids"]
         if np.unique(ids).size != ids.size:
-            raise IdError("two classes have the same id")
+            raise InvalidPackError("two classes have the same id", code="E_IDS")
         if np.array_equal(ids, np.arange(ids.size)):
-            raise IdError("the ids are 0, 1, 2, ... and must be left out")
+            raise InvalidPackError("the ids are 0, 1, 2, ... and must be left out", code="E_IDS")
     prompts.check_prompt_values(coded["prompts"], names)
     if "picks" in coded:
         picks.check_pick_values(coded["picks"], names)
@@ -95,9 +99,11 @@ def check_values(coded: Mapping[str, Coded], names: tuple[str, ...], images: int
         pairs = list(zip(tensors["labels"].tolist(), tensors["indices"].tolist(), strict=True))
         for label, index in pairs:
             if label >= len(names) or index >= images:
-                raise ProbeError(f"a probe of image {index} of class {label} is beyond the pack")
+                raise InvalidPackError(
+                    f"a probe of image {index} of class {label} is beyond the pack", code="E_PROBE"
+                )
         if len(set(pairs)) != len(pairs):
-            raise ProbeError("two probes of the same image")
+            raise InvalidPackError("two probes of the same image", code="E_PROBE")
 
 
 def _classes(form: p.Form, classes: int, images: int) -> p.Layout:
@@ -116,10 +122,10 @@ def _ids(form: p.Form, classes: int, images: int) -> p.Layout:
 def _probes(form: p.Form, classes: int, images: int) -> p.Layout:
     shape = form.tensors.get("images", ("", ()))[1]
     if len(shape) != 4:
-        raise ShapeError("probes.images: must be [probes, 3, height, width]")
+        raise InvalidPackError("probes.images: must be [probes, 3, height, width]", code="E_SHAPE")
     count, _, height, width = shape
     if count > MAX_PROBES:
-        raise LimitError(f"{count} probes, at most {MAX_PROBES}")
+        raise InvalidPackError(f"{count} probes, at most {MAX_PROBES}", code="E_LIMIT")
     return {
         "images": ("U8", (count, 3, height, width)),
         "labels": ("U32", (count,)),

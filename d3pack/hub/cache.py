@@ -9,7 +9,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from d3pack.errors import D3MError, HubBytesError, HubOfflineError, NotFoundError
+from d3pack.errors import D3MError, HubError, HubOfflineError, NotFoundError
 from d3pack.hub.address import Address
 from d3pack.hub.failures import hub_calls
 
@@ -41,8 +41,9 @@ def fetch(address: Address) -> tuple[Path, Address]:
         _remember(wanted, pinned)
         return path, pinned
     _discard(path, damaged=not _whole(path))
-    raise HubBytesError(
+    raise HubError(
         f"{pinned}: the bytes that arrive are not the ones the Hub announces",
+        code="E_HUB_BYTES",
         hint="run it again; if it stays, a proxy or mirror changes them",
     )
 

@@ -6,15 +6,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from d3pack.errors import (
-    D3MError,
-    HubAccessError,
-    HubBusyError,
-    HubError,
-    HubOfflineError,
-    NotFoundError,
-    UsageError,
-)
+from d3pack.errors import D3MError, HubError, HubOfflineError, NotFoundError, UsageError
 from d3pack.hub.address import Address, endpoint
 
 # huggingface_hub has changed its HTTP library twice; the exceptions are known by where they live.
@@ -44,8 +36,10 @@ def translate(error: Exception, address: Address) -> D3MError:
     if isinstance(error, (hf.OfflineModeIsEnabled, hf.LocalEntryNotFoundError)):
         return offline(address)
     if isinstance(error, hf.GatedRepoError):
-        return HubAccessError(
-            f"{where} is gated", hint=f"ask for access on {_page(address)}, then {LOGIN}"
+        return HubError(
+            f"{where} is gated",
+            code="E_HUB_ACCESS",
+            hint=f"ask for access on {_page(address)}, then {LOGIN}",
         )
     if isinstance(error, hf.RepositoryNotFoundError):
         return NotFoundError(
@@ -65,8 +59,9 @@ def translate(error: Exception, address: Address) -> D3MError:
     if isinstance(error, hf.HfHubHTTPError):
         return _http(error, address)
     if is_network(error):
-        return HubBusyError(
+        return HubError(
             f"the connection to {endpoint()} failed or was cut ({_named(error)})",
+            code="E_HUB_BUSY",
             hint="check the network and HF_ENDPOINT, then run it again",
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -102,18 +97,27 @@ def _http(error: Exception, address: Address) -> D3MError:
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", 0)
     if status == 401:
-        return HubAccessError("the Hub does not accept the token, or wants one", hint=LOGIN)
+        return HubError(
+            "the Hub does not accept the token, or wants one", code="E_HUB_ACCESS", hint=LOGIN
+        )
     if status == 403:
-        return HubAccessError(
+        return HubError(
             f"the token may not do this with {address.repo}",
+            code="E_HUB_ACCESS",
             hint="use a token with write access to it, or another repository",
         )
     if status == 412:
         return HubError(f"{address.repo} changed while the commit was made", hint="run it again")
     if status == 429:
-        return HubBusyError("the Hub limits the rate of requests (429)", hint="wait and try again")
+        return HubError(
+            "the Hub limits the rate of requests (429)",
+            code="E_HUB_BUSY",
+            hint="wait and try again",
+        )
     if status == 408 or status >= 500:
-        return HubBusyError(f"the Hub fails at the moment ({status})", hint="try again later")
+        return HubError(
+            f"the Hub fails at the moment ({status})", code="E_HUB_BUSY", hint="try again later"
+        )
     return HubError(f"the Hub refused with status {status}", hint=f"look at {_page(address)}")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from d3pack.errors import LimitError, TrailingError, TruncatedError, UsageError
+from d3pack.errors import InvalidPackError, UsageError
 from d3pack.format import (
     Header,
     Read,
@@ -112,19 +112,24 @@ class _Window:
         first = self.file.read(0, FIRST)
         need = 8 + int.from_bytes(first[:8], "little")
         if need > container.MAX_HEADER:
-            raise LimitError(
+            raise InvalidPackError(
                 f"a header of {need - 8} bytes, at most {container.MAX_HEADER}",
+                code="E_LIMIT",
                 hint="is this a .d3m file?",
             )
         if need > len(first) and len(first) < self.file.size:
             first += self.file.read(len(first), need - len(first))
         self.header = read_header(first)
         if self.file.size < self.header.size:
-            raise TruncatedError(
-                f"the file has {self.file.size} bytes, its header says {self.header.size}"
+            raise InvalidPackError(
+                f"the file has {self.file.size} bytes, its header says {self.header.size}",
+                code="E_TRUNCATED",
             )
         if self.file.size > self.header.size:
-            raise TrailingError(f"{self.file.size - self.header.size} bytes after the last tensor")
+            raise InvalidPackError(
+                f"{self.file.size - self.header.size} bytes after the last tensor",
+                code="E_TRAILING",
+            )
         check_root(self.header.root, self.file.address)
         self.address = self.file.address.at(str(self.file.address.revision), root=self.header.root)
         self._parts: list[tuple[int, bytes]] = [(0, first)]

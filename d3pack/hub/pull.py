@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from d3pack.errors import NotFoundError, RootPinError
+from d3pack.errors import HubError, NotFoundError
 from d3pack.format import read
 from d3pack.format.pack import Pack
 from d3pack.hub.address import Address, is_address, parse
@@ -42,8 +42,9 @@ def pull(address: Address) -> Pulled:
 def check_root(root: str, address: Address) -> None:
     """Refuse another pack than the address pins."""
     if address.root not in (None, root):
-        raise RootPinError(
+        raise HubError(
             f"{address} is a valid pack, but its root is {root}",
+            code="E_HUB_PIN",
             hint="someone replaced it: ask whoever gave you the address, or pin the new root",
         )
 

@@ -10,14 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from d3pack.errors import (
-    HubAccessError,
-    HubBytesError,
-    HubError,
-    HubOfflineError,
-    NotFoundError,
-    UsageError,
-)
+from d3pack.errors import HubError, HubOfflineError, NotFoundError, UsageError
 from d3pack.format import read
 from d3pack.format.pack import Pack
 from d3pack.hub import card, croissant, preview, sign
@@ -78,7 +71,7 @@ def check_ready() -> None:
     if constants.HF_HUB_OFFLINE:
         raise HubOfflineError("offline: a push needs the Hub", hint="unset HF_HUB_OFFLINE")
     if get_token() is None:
-        raise HubAccessError("there is no Hub token here", hint=LOGIN)
+        raise HubError("there is no Hub token here", code="E_HUB_ACCESS", hint=LOGIN)
 
 
 def check_branch(revision: str | None, pr: bool) -> None:
@@ -214,8 +207,9 @@ def _read_back(address: Address, files: Mapping[str, bytes]) -> None:
     wrong = [path for path, data in files.items() if not _same(held.get(path), data)]
     if wrong or not ours:
         what = ", ".join(wrong) or "the pack"
-        raise HubBytesError(
+        raise HubError(
             f"commit {address.revision} does not hold what was sent: {what}",
+            code="E_HUB_BYTES",
             hint="delete that commit on the Hub and push again",
         )
 

@@ -7,7 +7,7 @@ import time
 from contextlib import AbstractContextManager, closing
 from typing import Any, cast
 
-from d3pack.errors import HubBusyError, HubBytesError
+from d3pack.errors import HubError
 from d3pack.hub.address import Address
 from d3pack.hub.failures import hub_calls, is_network
 
@@ -61,13 +61,15 @@ class RemoteFile:
                 if len(data) > expected:
                     break
                 if time.monotonic() > patience:
-                    raise HubBusyError(
+                    raise HubError(
                         f"{self.address}: only {len(data)} of {expected} bytes came in time",
+                        code="E_HUB_BUSY",
                         hint="try again later; HF_HUB_DOWNLOAD_TIMEOUT makes it more patient",
                     )
         if len(data) != expected:
-            raise HubBytesError(
+            raise HubError(
                 f"{self.address}: {len(data)} bytes arrived where {expected} were announced",
+                code="E_HUB_BYTES",
                 hint="run it again; a proxy on the way may change answers",
             )
         return bytes(data)
@@ -76,30 +78,35 @@ class RemoteFile:
         """Refuse an answer that is another part or another file; how many bytes must follow."""
         told = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
         if response.status_code != 206 or told is None:
-            raise HubBytesError(
+            raise HubError(
                 f"{self.address}: asked for a range, answered {response.status_code} with no range",
+                code="E_HUB_BYTES",
                 hint="a proxy or mirror ignores range requests; `d3pack pull` the whole file",
             )
         first, last, size = (int(number) for number in told.groups())
         if (first, last) != (begin, min(begin + length, size) - 1):
-            raise HubBytesError(
+            raise HubError(
                 f"{self.address}: asked for bytes {begin}-{begin + length - 1}, got {first}-{last}",
+                code="E_HUB_BYTES",
                 hint="run it again; a proxy on the way may change answers",
             )
         commit, etag = _identity(response)
         if self.address.pinned:
             commit = commit or self.address.revision
         if commit is None:
-            raise HubBytesError(
-                f"{self.address}: the answer names no commit", hint="check HF_ENDPOINT"
+            raise HubError(
+                f"{self.address}: the answer names no commit",
+                code="E_HUB_BYTES",
+                hint="check HF_ENDPOINT",
             )
         if self.size == 0:
             self.size, self._etag = size, etag
         if (etag, size) != (self._etag, self.size) or (
             self.address.pinned and commit != self.address.revision
         ):
-            raise HubBytesError(
+            raise HubError(
                 f"{self.address}: the file changed between two reads",
+                code="E_HUB_BYTES",
                 hint="run it again; if it stays, the Hub or a proxy is inconsistent",
             )
         self.address = self.address.at(commit)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from d3pack.errors import HubOfflineError, NotFoundError, SignatureError, UsageError
+from d3pack.errors import HubError, HubOfflineError, NotFoundError, UsageError
 from d3pack.hub.address import Address
 from d3pack.hub.cache import fetch
 
@@ -50,8 +50,9 @@ def sign(data: bytes, name: str, key: Path | None) -> bytes:
         except FileNotFoundError:
             raise NotFoundError(f"there is no key {key}") from None
         except Exception as error:
-            raise SignatureError(
+            raise HubError(
                 f"signing failed: {_line(error)}",
+                code="E_HUB_SIGNATURE",
                 hint="the key must be an elliptic-curve private key in PEM, without a password",
             ) from error
         return out.read_bytes()
@@ -60,8 +61,9 @@ def sign(data: bytes, name: str, key: Path | None) -> bytes:
 def check(data: bytes, name: str, signature: bytes, trust: Trust) -> str:
     """Refuse a signature that does not cover these bytes or is another's; say what is proved."""
     if signed_digest(signature) != hashlib.sha256(data).hexdigest():
-        raise SignatureError(
+        raise HubError(
             f"the signature beside {name} is of other bytes",
+            code="E_HUB_SIGNATURE",
             hint="the pack or its signature was replaced: ask the publisher",
         )
     if not trust:
@@ -81,8 +83,9 @@ def check(data: bytes, name: str, signature: bytes, trust: Trust) -> str:
         except FileNotFoundError:
             raise NotFoundError(f"there is no key {trust.public_key}") from None
         except Exception as error:
-            raise SignatureError(
+            raise HubError(
                 f"{name} is not signed by {who}: {_line(error)}",
+                code="E_HUB_SIGNATURE",
                 hint="do not use it unless the publisher confirms another signer",
             ) from error
     return f"signed by {who}"
@@ -95,8 +98,9 @@ def check_remote(address: Address, data: bytes, trust: Trust, *, required: bool)
         path, _ = fetch(replace(address, file=f"{address.file}{SUFFIX}", root=None))
     except NotFoundError:
         if required or trust:
-            raise SignatureError(
+            raise HubError(
                 f"{address.repo} holds no signature of {name}",
+                code="E_HUB_SIGNATURE",
                 hint="ask the publisher for one (`d3pack push --sign`), or pull without asking",
             ) from None
         return "not signed"
@@ -117,8 +121,9 @@ def signed_digest(signature: bytes) -> str:
             raise ValueError(resource["algorithm"])
         return str(resource["digest"])
     except (ValueError, KeyError, TypeError):
-        raise SignatureError(
+        raise HubError(
             "the signature is not one of OpenSSF model-signing over a sha256",
+            code="E_HUB_SIGNATURE",
             hint="sign the pack again",
         ) from None
 

@@ -16,7 +16,7 @@ from full_backbones import UNET as SD
 from safetensors.torch import load_file, save_file
 
 from d3pack.backbones import loading, open_backbone
-from d3pack.errors import BackboneConfigError, BackboneWeightsError
+from d3pack.testing import raises_code
 
 SDXL: dict[str, Any] = {
     "attention_head_dim": [5, 10, 20],
@@ -82,7 +82,7 @@ WEIGHTS: dict[str, tuple[Callable[[Path], None], str]] = {
 def test_bad_weights(case: str, sd: Path) -> None:
     spoil, why = WEIGHTS[case]
     spoil(sd)
-    with pytest.raises(BackboneWeightsError, match=why):
+    with raises_code("E_BACKBONE_WEIGHTS", match=why):
         open_backbone(str(sd))
 
 
@@ -126,8 +126,8 @@ def test_bad_configs(case: str, sd: Path) -> None:
         (sd / path).write_text('{"a": ')
     else:
         edit(sd / path, **values)
-    expected = BackboneWeightsError if why == "has shape" else BackboneConfigError
-    with pytest.raises(expected, match=why):
+    expected = "E_BACKBONE_WEIGHTS" if why == "has shape" else "E_BACKBONE_CONFIG"
+    with raises_code(expected, match=why):
         open_backbone(str(sd))
 
 
@@ -147,7 +147,7 @@ def test_bad_dit_configs(
 ) -> None:
     copy = Path(shutil.copytree(originals["dit"], tmp_path / "copy"))
     edit(copy / "transformer/config.json", **values)
-    with pytest.raises(BackboneConfigError):
+    with raises_code("E_BACKBONE_CONFIG"):
         open_backbone(str(copy))
 
 
@@ -176,9 +176,9 @@ def test_numbers_that_multiply_are_refused_before_anything_is_built(
         raise AssertionError
 
     monkeypatch.setattr("d3pack.backbones.loading._construct", never)
-    with pytest.raises(BackboneConfigError, match="values of its positions"):
+    with raises_code("E_BACKBONE_CONFIG", match="values of its positions"):
         open_backbone(str(dit))
-    with pytest.raises(BackboneConfigError, match="131072 layers"):
+    with raises_code("E_BACKBONE_CONFIG", match="131072 layers"):
         open_backbone(str(sd))
 
 
@@ -216,12 +216,12 @@ def test_published_configs_are_far_inside(
 )
 def test_bad_tokenizers(path: str, text: str, sd: Path) -> None:
     (sd / path).write_text(text)
-    with pytest.raises(BackboneConfigError):
+    with raises_code("E_BACKBONE_CONFIG"):
         open_backbone(str(sd))
 
 
 def test_a_tokenizer_beyond_its_table(sd: Path) -> None:
     vocab = json.loads((sd / "tokenizer/vocab.json").read_text())
     (sd / "tokenizer/vocab.json").write_text(json.dumps({**vocab, "<|endoftext|>": 10**6}))
-    with pytest.raises(BackboneConfigError):
+    with raises_code("E_BACKBONE_CONFIG"):
         open_backbone(str(sd))

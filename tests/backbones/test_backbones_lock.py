@@ -17,15 +17,9 @@ from safetensors.torch import load_file, save_file
 from d3pack.backbones import cache_home, default_backbone, kinds, lock_directory, open_backbone
 from d3pack.backbones import lock as lock_name
 from d3pack.backbones.lock import check_path, verify
-from d3pack.errors import (
-    BackboneChangedError,
-    BackboneConfigError,
-    BackboneError,
-    BackboneMissingError,
-    BackboneRefusedError,
-    NotFoundError,
-)
+from d3pack.errors import BackboneChangedError, BackboneError, NotFoundError
 from d3pack.format.recipe import BackboneRef, FileLock, directory_revision
+from d3pack.testing import raises_code
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -65,7 +59,7 @@ def test_a_lock_names_every_needed_file_and_nothing_else(sd: Path) -> None:
 def test_a_mirror_is_held_to_the_same_hashes(sd: Path, originals: dict[str, Path]) -> None:
     ref = lock_directory(originals["sd"])
     assert open_backbone(ref, path=sd).ref == ref
-    with pytest.raises(BackboneMissingError, match="public home"):
+    with raises_code("E_BACKBONE_MISSING", match="public home"):
         open_backbone(ref)
     with pytest.raises(NotFoundError):
         open_backbone(ref, path=sd / "nowhere")
@@ -95,7 +89,7 @@ def test_each_file_missing(family: str, originals: dict[str, Path], tmp_path: Pa
     ref = lock_directory(copy)
     for path in ref.files:
         (copy / path).rename(copy / "away")
-        with pytest.raises(BackboneMissingError, match=path):
+        with raises_code("E_BACKBONE_MISSING", match=path):
             open_backbone(ref, path=copy)
         (copy / "away").rename(copy / path)
 
@@ -210,12 +204,12 @@ def test_a_read_only_home_only_costs_time(sd: Path, monkeypatch: pytest.MonkeyPa
 def test_pickles_are_refused(sd: Path) -> None:
     (sd / UNET).unlink()
     torch.save({"w": torch.zeros(1)}, sd / "unet/diffusion_pytorch_model.bin")
-    with pytest.raises(BackboneRefusedError, match="pickle"):
+    with raises_code("E_BACKBONE_REFUSED", match="pickle"):
         open_backbone(str(sd))
-    with pytest.raises(BackboneRefusedError, match="pickle"):
+    with raises_code("E_BACKBONE_REFUSED", match="pickle"):
         check_path("unet/diffusion_pytorch_model.bin")
     pickled = _ref({"unet/diffusion_pytorch_model.bin": FileLock(1, "0" * 64)})
-    with pytest.raises(BackboneRefusedError, match="pickle"):
+    with raises_code("E_BACKBONE_REFUSED", match="pickle"):
         open_backbone(pickled, path=sd)
 
 
@@ -240,7 +234,7 @@ def _ref(files: dict[str, FileLock]) -> BackboneRef:
     ],
 )
 def test_odd_names_are_refused(path: str) -> None:
-    with pytest.raises(BackboneRefusedError):
+    with raises_code("E_BACKBONE_REFUSED"):
         check_path(path)
 
 
@@ -249,15 +243,15 @@ def test_links_may_not_lead_out(sd: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside.json"
     (sd / "vae/config.json").rename(outside)
     (sd / "vae/config.json").symlink_to(outside)
-    with pytest.raises(BackboneRefusedError, match="leads out"):
+    with raises_code("E_BACKBONE_REFUSED", match="leads out"):
         verify(sd, ref)
     (sd / "vae/config.json").unlink()
     (sd / "vae/config.json").symlink_to(sd / "vae/config.json")  # a loop
-    with pytest.raises(BackboneMissingError):
+    with raises_code("E_BACKBONE_MISSING"):
         verify(sd, ref)
     (sd / "vae/config.json").unlink()
     (sd / "vae/config.json").mkdir()
-    with pytest.raises(BackboneRefusedError, match="regular"):
+    with raises_code("E_BACKBONE_REFUSED", match="regular"):
         verify(sd, ref)
 
 
@@ -285,7 +279,7 @@ def test_variants_and_shards(sd: Path) -> None:
     (sd / UNET).unlink()  # only the half-size weights are there
     assert small in lock_directory(sd).files
     (sd / small).unlink()
-    with pytest.raises(BackboneMissingError, match="diffusion_pytorch_model"):
+    with raises_code("E_BACKBONE_MISSING", match="diffusion_pytorch_model"):
         lock_directory(sd)
     names = sorted(state)
     halves = (names[::2], names[1::2])
@@ -299,14 +293,14 @@ def test_variants_and_shards(sd: Path) -> None:
 
 def test_directories_that_are_no_backbone(tmp_path: Path, sd: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BackboneConfigError, match="diffusers' layout"):
+    with raises_code("E_BACKBONE_CONFIG", match="diffusers' layout"):
         open_backbone(str(tmp_path / "empty"))
     with pytest.raises(NotFoundError, match="no backbone"):
         open_backbone("./no/such/place")
     with pytest.raises(NotFoundError, match="no backbone"):
         open_backbone("nothing")
     shutil.rmtree(sd / "text_encoder")
-    with pytest.raises(BackboneMissingError, match="text_encoder"):
+    with raises_code("E_BACKBONE_MISSING", match="text_encoder"):
         open_backbone(str(sd))
 
 

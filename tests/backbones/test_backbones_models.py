@@ -11,7 +11,8 @@ import torch
 from tiny_backbones import tiny_dit, tiny_sd
 
 from d3pack.backbones import Backbone, Condition, adapter, open_backbone
-from d3pack.errors import AdapterError, PromptWidthError, RecipeError, UsageError
+from d3pack.errors import UsageError
+from d3pack.testing import raises_code
 
 VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "sd": (tiny_sd, {}),
@@ -257,16 +258,16 @@ def test_name_vectors(opened: dict[str, Any]) -> None:
 
 def test_prompts_that_do_not_fit(opened: dict[str, Any]) -> None:
     sd, dit = opened["sd"], opened["dit"]
-    with pytest.raises(PromptWidthError, match="32 wide"):
+    with raises_code("E_BACKBONE_PROMPT", match="32 wide"):
         sd.condition(torch.zeros(1, 1, 31))
-    with pytest.raises(PromptWidthError, match="of 16 positions"):
+    with raises_code("E_BACKBONE_PROMPT", match="of 16 positions"):
         sd.condition(torch.zeros(1, 14, 32))
     assert len(sd.condition(torch.zeros(1, 14, 32), "{}")) == 1
     for template in ("no place", "{} and {}"):
-        with pytest.raises(RecipeError, match=r"one \{\}"):
+        with raises_code("E_RECIPE", match=r"one \{\}"):
             sd.condition(torch.zeros(1, 1, 32), template)
     for shape in ((1, 2, 32), (1, 1, 33)):
-        with pytest.raises(PromptWidthError, match="one vector of 32"):
+        with raises_code("E_BACKBONE_PROMPT", match="one vector of 32"):
             dit.condition(torch.zeros(shape))
 
 
@@ -322,7 +323,7 @@ def test_adapters_that_do_not_fit(opened: dict[str, Any]) -> None:
         (good, "belong together"),
         ({**good, f"{name}.lora_b": torch.zeros(len(weight), 2)}, "belong together"),
     ):
-        with pytest.raises(AdapterError, match=why):
+        with raises_code("E_ADAPTER", match=why):
             adapter.check(opened["sd"], tensors)
 
 

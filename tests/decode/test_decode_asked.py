@@ -14,8 +14,8 @@ from tiny_backbones import tiny_pack, tiny_sd
 
 from d3pack.backbones import adapter, open_backbone
 from d3pack.decode import Decoder
-from d3pack.errors import DeviceMemoryError, NotFiniteError
 from d3pack.format.codecs import encode_adapter, encode_prompts
+from d3pack.testing import raises_code
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_values_that_are_no_numbers(pack: Any, folders: dict[str, Path]) -> None
     )
     with torch.no_grad():
         backbone.denoiser.conv_out.weight.mul_(1e5)
-    with pytest.raises(NotFiniteError, match="not finite"):
+    with raises_code("E_BACKBONE_NOT_FINITE", match="not finite"):
         Decoder(half, backbone=backbone).images([0])
 
 
@@ -86,7 +86,7 @@ def test_pixels_that_are_no_numbers(value: float, pack: Any, folders: dict[str, 
         return images
 
     backbone.autoencoder.decode_float = overflow
-    with pytest.raises(NotFiniteError, match="pixels that are not finite"):
+    with raises_code("E_BACKBONE_NOT_FINITE", match="pixels that are not finite"):
         decoder.images(range(4))
 
 
@@ -96,7 +96,7 @@ def test_out_of_memory_says_what_to_set(pack: Any, folders: dict[str, Path]) -> 
     decoder = Decoder(pack, backbone=backbone)
     real = backbone.autoencoder.decode_float
     backbone.autoencoder.decode_float = lambda z: real(z) + torch.empty(2**44)[0]
-    with pytest.raises(DeviceMemoryError, match="group of 4 images of 64x64") as caught:
+    with raises_code("E_BACKBONE_MEMORY", match="group of 4 images of 64x64") as caught:
         decoder.images(range(4))
     assert "smaller group" in str(caught.value)
     assert decoder.group == 4
@@ -134,7 +134,7 @@ def test_every_way_to_be_out_of_memory(
     ):
         with monkeypatch.context() as patch:
             patch.setattr(owner, attribute, full)
-            with pytest.raises(DeviceMemoryError, match=why) as caught:
+            with raises_code("E_BACKBONE_MEMORY", match=why) as caught:
                 use()
         assert caught.value.__context__ is None
         assert kept.pop()() is None, "what was made so far is free"

@@ -21,8 +21,9 @@ from d3pack.cli import app
 from d3pack.decode import Decoder, make_probes, verify_probes
 from d3pack.decode.modes import exact_numerics, usable
 from d3pack.decode.probes import shrink
-from d3pack.errors import AdapterError, BackboneChangedError, PromptWidthError, UsageError
+from d3pack.errors import BackboneChangedError, UsageError
 from d3pack.format.codecs import encode_adapter, encode_prompts
+from d3pack.testing import raises_code
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +228,7 @@ def test_out_of_range(wanted: list[Any], why: str, pack: Any, folders: dict[str,
 def test_prompts_of_another_width(pack: Any, folders: dict[str, Path]) -> None:
     for shape in ((3, 1, 1, 31), (3, 1, 40, 32)):
         wrong = replace(pack, prompts=encode_prompts(np.ones(shape, np.float32)))
-        with pytest.raises(PromptWidthError, match="takes up to 14 of 32"):
+        with raises_code("E_BACKBONE_PROMPT", match="takes up to 14 of 32"):
             Decoder(wrong, path=folders["sd"])
 
 
@@ -240,7 +241,7 @@ def test_another_backbone(pack: Any, folders: dict[str, Path]) -> None:
 
 def test_an_adapter_for_another_backbone(folders: dict[str, Path]) -> None:
     wrong = tiny_pack(folders["sd"], adapter=encode_adapter({"blocks.0.bias.delta": np.ones(3)}))
-    with pytest.raises(AdapterError, match="does not have"):
+    with raises_code("E_ADAPTER", match="does not have"):
         Decoder(wrong, path=folders["sd"])
 
 

@@ -16,7 +16,8 @@ from diffusers import (
 
 from d3pack.backbones.levels import PREDICTIONS, Levels
 from d3pack.decode import samplers
-from d3pack.errors import BackboneConfigError, RecipeError, UsageError
+from d3pack.errors import UsageError
+from d3pack.testing import raises_code
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 COSINE = {"beta_schedule": "squaredcos_cap_v2"}
@@ -166,7 +167,7 @@ def test_fewer_calls_back_than_the_longest_row() -> None:
     ],
 )
 def test_bad_tables(table: Any) -> None:
-    with pytest.raises(RecipeError):
+    with raises_code("E_RECIPE"):
         samplers.plan("table", (2.0, 1.0, 0.0), {"table": table})
 
 
@@ -174,7 +175,7 @@ def test_bad_tables(table: Any) -> None:
     "sigmas", [(0.0,), (1.0, 2.0, 0.0), (1.0, 0.5), (math.inf, 1.0, 0.0), (2.0, 2.0, 0.0)]
 )
 def test_bad_sigmas(sigmas: tuple[float, ...]) -> None:
-    with pytest.raises(RecipeError):
+    with raises_code("E_RECIPE"):
         samplers.plan("ddim", sigmas)
 
 
@@ -186,7 +187,7 @@ def test_bad_calls() -> None:
         samplers.schedule(alphas, "lcm", 51)
     with pytest.raises(UsageError, match="spacing"):
         samplers.schedule(alphas, "ddim", 10, "random")
-    with pytest.raises(RecipeError, match="unknown sampler"):
+    with raises_code("E_RECIPE", match="unknown sampler"):
         samplers.schedule(alphas, "heun", 10)
     with pytest.raises(UsageError, match="fresh noise"):
         samplers.sample("lcm", lambda x, s: x, torch.zeros(1), (2.0, 1.0, 0.0))
@@ -253,5 +254,5 @@ def test_training_scale(prediction: str) -> None:
     ],
 )
 def test_bad_scheduler_configs(config: dict[str, Any]) -> None:
-    with pytest.raises(BackboneConfigError):
+    with raises_code("E_BACKBONE_CONFIG"):
         Levels.from_config(config)

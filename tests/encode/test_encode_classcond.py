@@ -28,10 +28,11 @@ from d3pack.encode.methods.classcond.method import ClassCond, ClassSettings
 from d3pack.encode.methods.minimax.method import MinimaxSettings
 from d3pack.encode.search import Setting, Speed, Trial, choose, energy_distance, grid
 from d3pack.encode.settings import read_settings
-from d3pack.errors import BackboneChangedError, BackboneMissingError, UsageError
+from d3pack.errors import BackboneChangedError, UsageError
 from d3pack.format import read
 from d3pack.format.codecs import decode_prompts
 from d3pack.sources import open_source
+from d3pack.testing import raises_code
 from d3pack.train.dit import PRESETS, ClassConditioner, build_dit
 
 TINY = {"preset": "tiny", "search_images": 12}
@@ -155,7 +156,7 @@ def test_a_backbone_beside_the_pack_is_found_and_held_to_its_lock(
     def dataset() -> D3MDataset:
         return D3MDataset(file, cache_dir=tmp_path / "cache", quiet=True)
 
-    with pytest.raises(BackboneMissingError, match=r"beside the pack as NAME\.backbone"):
+    with raises_code("E_BACKBONE_MISSING", match=r"beside the pack as NAME\.backbone"):
         dataset()[0]
     shutil.copytree(backbone_beside(server.folder / "undisturbed.d3m"), backbone_beside(file))
     images = Decoder(read(file), path=backbone_beside(file)).images(range(12))

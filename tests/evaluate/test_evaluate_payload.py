@@ -25,14 +25,9 @@ from d3pack.evaluate.payload import (
     pack_tiles,
     unpack_tiles,
 )
-from d3pack.evaluate.real import (
-    ClassMismatchError,
-    Labelled,
-    RealImages,
-    common_size,
-    match_classes,
-)
+from d3pack.evaluate.real import Labelled, RealImages, common_size, match_classes
 from d3pack.sources import open_source
+from d3pack.testing import raises_code
 
 FORMS: tuple[Form, ...] = ("JPEG", "WEBP", "AVIF")
 NAMES = ("goldfish", "penguin", "lemon")
@@ -240,14 +235,14 @@ def test_names_match_in_spite_of_case_and_underscores() -> None:
 
 
 def test_lists_that_differ_are_both_shown() -> None:
-    with pytest.raises(ClassMismatchError) as caught:
+    with raises_code("E_CLASSES") as caught:
         match_classes(["cat", "dog", "frog"], ["cat", "dog", "horse", "ship"], "test")
     text = str(caught.value)
     assert "only in the pack: 'frog'" in text
     assert "only in the test images: 'horse', 'ship'" in text
     assert "[E_CLASSES]" in text
     many = [f"class {i}" for i in range(100)]
-    with pytest.raises(ClassMismatchError, match="and 94 more"):
+    with raises_code("E_CLASSES", match="and 94 more"):
         match_classes(many, ["other"], "test")
 
 

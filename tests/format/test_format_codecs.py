@@ -10,7 +10,7 @@ from format_packs import make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d3pack.errors import CodecError, PickError, UsageError
+from d3pack.errors import UsageError
 from d3pack.format.codecs import (
     _bits,
     decode_adapter,
@@ -24,6 +24,7 @@ from d3pack.format.codecs import (
 )
 from d3pack.format.codecs.picks import check_pick_values, first_picks
 from d3pack.format.coded import Coded
+from d3pack.testing import raises_code
 
 RNG = np.random.default_rng(5)
 VALUES = (RNG.standard_t(4, (7, 2, 3, 100)) * 0.03).astype(np.float32)
@@ -104,7 +105,7 @@ def test_prompts_that_cannot_be_meant() -> None:
             encode_prompts(wrong)
     with pytest.raises(UsageError, match="float16"):
         encode_prompts(np.full((1, 1, 1, 2), 1e6))
-    with pytest.raises(CodecError):
+    with raises_code("E_CODEC"):
         encode_prompts(VALUES, "f8")
 
 
@@ -243,7 +244,7 @@ def test_picks_of_five_candidates_each_take_three_bits() -> None:
 @pytest.mark.parametrize("chunk", [1, 4, 2**20])
 def test_a_candidate_twice_is_found_wherever_it_is(chunk: int) -> None:
     coded = encode_picks([[0, 1], [2, 3], [1, 1]])
-    with pytest.raises(PickError, match=r"class 2 \('c'\)"):
+    with raises_code("E_PICKS", match=r"class 2 \('c'\)"):
         check_pick_values(coded, ("a", "b", "c"), chunk)
 
 

@@ -14,10 +14,11 @@ from format_packs import RECIPE, full, make
 
 import d3pack
 from d3pack.decode import noise
-from d3pack.errors import RecipeError, UsageError
+from d3pack.errors import UsageError
 from d3pack.format.codecs import decode_labels, decode_picks, decode_prompts, encode_labels
 from d3pack.format.coded import Coded
 from d3pack.format.recipe import BackboneRef, FileLock, Recipe, directory_revision
+from d3pack.testing import raises_code
 
 
 def test_nothing_in_it_can_change() -> None:
@@ -191,12 +192,12 @@ def test_recipe_there_and_back() -> None:
     )
     value = recipe.to_json()
     value["backbone"]["magic"] = 1
-    with pytest.raises(RecipeError, match=r"recipe\.backbone\.magic: unknown field"):
+    with raises_code("E_RECIPE", match=r"recipe\.backbone\.magic: unknown field"):
         Recipe.from_json(value)
     del value["backbone"]["magic"], value["size"]
-    with pytest.raises(RecipeError, match=r"recipe\.size: missing"):
+    with raises_code("E_RECIPE", match=r"recipe\.size: missing"):
         Recipe.from_json(value)
-    with pytest.raises(RecipeError, match=r"revision: 'main' is not 40 hex digits"):
+    with raises_code("E_RECIPE", match=r"revision: 'main' is not 40 hex digits"):
         BackboneRef("dit", "a/b", "main", {"x": FileLock(1, "0" * 64)}).check()
 
 

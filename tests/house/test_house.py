@@ -29,6 +29,7 @@ LAYERS = (
     "evaluate",
     "demo",
     "cli",
+    "testing",
 )
 HEAVY_ROOMS = {
     "backbones",
@@ -155,3 +156,18 @@ def test_public_names() -> None:
     assert {*d3pack.__all__, "__version__"} == PUBLIC
     for name in d3pack.__all__:
         assert getattr(d3pack, name) is not None
+
+
+def test_codes_are_raised_with_their_classes() -> None:
+    """Every literal `code=` is in `CODES`, with the class that it is raised with."""
+    from d3pack.errors import CODES
+
+    uses: set[tuple[str, str]] = set()
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                for keyword in node.keywords:
+                    if keyword.arg == "code" and isinstance(keyword.value, ast.Constant):
+                        uses.add((node.func.id, keyword.value.value))
+    assert len(uses) > 30
+    assert {(name, code) for name, code in uses if CODES[code][0] != name} == set()

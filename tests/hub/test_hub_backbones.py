@@ -17,15 +17,10 @@ from tiny_backbones import tiny_sd
 from d3pack.backbones import lock, open_backbone
 from d3pack.cli import main
 from d3pack.dataset import D3MDataset
-from d3pack.errors import (
-    BackboneChangedError,
-    BackboneError,
-    BackboneGatedError,
-    BackboneGoneError,
-    BackboneOfflineError,
-)
+from d3pack.errors import BackboneChangedError, BackboneError
 from d3pack.format import pack_bytes
 from d3pack.format.recipe import BackboneRef
+from d3pack.testing import raises_code
 
 Files = dict[str, bytes]
 REPO = "org/tiny"
@@ -101,13 +96,13 @@ def test_one_that_was_renamed_still_opens_and_says_so(
 def test_one_whose_history_was_rewritten(hub: LoopbackHub, ref: BackboneRef, files: Files) -> None:
     del hub.repos[f"models/{REPO}"]
     hub.put(REPO, {**files, "README.md": b"anew"}, kind="models")
-    with pytest.raises(BackboneGoneError, match=r"no longer has the revision .* --backbone PATH"):
+    with raises_code("E_BACKBONE_GONE", match=r"no longer has the revision .* --backbone PATH"):
         open_backbone(ref)
 
 
 def test_one_that_vanished(hub: LoopbackHub, ref: BackboneRef) -> None:
     del hub.repos[f"models/{REPO}"]
-    with pytest.raises(BackboneGoneError, match=r"is not on the Hub.* --backbone PATH"):
+    with raises_code("E_BACKBONE_GONE", match=r"is not on the Hub.* --backbone PATH"):
         open_backbone(ref)
 
 
@@ -115,10 +110,10 @@ def test_one_that_is_gated(
     hub: LoopbackHub, ref: BackboneRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.repo(REPO, "models").gated = True
-    with pytest.raises(BackboneGatedError, match=r"accept its licence at huggingface\.co/org/tiny"):
+    with raises_code("E_BACKBONE_GATED", match=r"accept its licence at huggingface\.co/org/tiny"):
         open_backbone(ref)
     monkeypatch.setenv("HF_TOKEN", "hf_loopback")
-    with pytest.raises(BackboneGatedError):
+    with raises_code("E_BACKBONE_GATED"):
         open_backbone(ref)
     hub.granted.add(REPO)
     open_backbone(ref)
@@ -142,7 +137,7 @@ def test_offline_it_says_what_is_missing(
     hub: LoopbackHub, ref: BackboneRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(BackboneOfflineError, match=r"org/tiny at .* is not on this machine"):
+    with raises_code("E_BACKBONE_OFFLINE", match=r"org/tiny at .* is not on this machine"):
         open_backbone(ref)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     open_backbone(ref)
@@ -176,7 +171,7 @@ def test_a_dead_endpoint_is_one_line(
     hub: LoopbackHub, ref: BackboneRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(BackboneOfflineError, match="the Hub cannot be reached"):
+    with raises_code("E_BACKBONE_OFFLINE", match="the Hub cannot be reached"):
         open_backbone(ref)
 
 

@@ -11,16 +11,10 @@ import pytest
 from hub_loopback import LoopbackHub
 from huggingface_hub import constants
 
-from d3pack.errors import (
-    D3MError,
-    HubAccessError,
-    HubBusyError,
-    HubBytesError,
-    HubOfflineError,
-    NotFoundError,
-)
+from d3pack.errors import D3MError, HubOfflineError, NotFoundError
 from d3pack.hub.address import parse
 from d3pack.hub.cache import digest, fetch
+from d3pack.testing import raises_code
 
 OLD = bytes(range(256)) * 80
 NEW = OLD[::-1]
@@ -98,7 +92,7 @@ def test_a_resume_that_goes_wrong_never_makes_a_wrong_file(
 def test_a_body_that_is_always_cut_is_an_error(hub: LoopbackHub, cache: Path) -> None:
     hub.put("org/set", {"a.d3m": OLD})
     hub.fault("cut", "cdn", after=0, times=99)
-    with pytest.raises(HubBusyError, match="failed or was cut"):
+    with raises_code("E_HUB_BUSY", match="failed or was cut"):
         fetch(parse(ADDRESS))
     assert_clean(cache)
 
@@ -106,7 +100,7 @@ def test_a_body_that_is_always_cut_is_an_error(hub: LoopbackHub, cache: Path) ->
 def test_a_short_body_with_an_honest_length_is_an_error(hub: LoopbackHub, cache: Path) -> None:
     hub.put("org/set", {"a.d3m": OLD})
     hub.fault("short", "cdn", times=99)
-    with pytest.raises(HubBusyError):
+    with raises_code("E_HUB_BUSY"):
         fetch(parse(ADDRESS))
     assert_clean(cache)
 
@@ -121,7 +115,7 @@ def test_other_bytes_once_are_fetched_again(hub: LoopbackHub, cache: Path) -> No
 def test_other_bytes_always_leave_nothing_behind(hub: LoopbackHub, cache: Path) -> None:
     hub.put("org/set", {"a.d3m": OLD})
     hub.fault("other_bytes", "cdn", times=99)
-    with pytest.raises(HubBytesError, match="not the ones the Hub announces"):
+    with raises_code("E_HUB_BYTES", match="not the ones the Hub announces"):
         fetch(parse(ADDRESS))
     assert not list(cache.glob("*/blobs/*"))
     assert not list(cache.rglob("*.d3m"))
@@ -157,7 +151,7 @@ def test_a_stale_etag_never_names_an_old_pack_new(
         assert fetch(old)[0].read_bytes() == OLD
     hub.put("org/set", {"a.d3m": OLD})
     hub.fault("stale_etag", "resolve", method="HEAD", times=99)
-    with pytest.raises(HubBytesError):
+    with raises_code("E_HUB_BYTES"):
         fetch(parse(ADDRESS))
     assert_clean(cache)
 
@@ -189,7 +183,7 @@ def test_a_hub_that_stays_busy_is_an_error(
 ) -> None:
     hub.put("org/set", {"a.d3m": OLD})
     hub.fault("status", "resolve|cdn", method=method, status=status, times=99)
-    with pytest.raises(HubBusyError, match=str(status)):
+    with raises_code("E_HUB_BUSY", match=str(status)):
         fetch(parse(ADDRESS))
     assert_clean(cache)
 
@@ -222,10 +216,10 @@ def test_what_is_not_there(hub: LoopbackHub) -> None:
 def test_who_may_not(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.put("org/set", {"a.d3m": OLD})
     hub.repo("org/set").gated = True
-    with pytest.raises(HubAccessError, match="is gated"):
+    with raises_code("E_HUB_ACCESS", match="is gated"):
         fetch(parse(ADDRESS))
     monkeypatch.setenv("HF_TOKEN", "hf_wrong_token")
-    with pytest.raises(HubAccessError, match="does not accept the token, or wants") as caught:
+    with raises_code("E_HUB_ACCESS", match="does not accept the token, or wants") as caught:
         fetch(parse(ADDRESS))
     assert "hf_wrong_token" not in str(caught.value)
     monkeypatch.delenv("HF_TOKEN")

@@ -15,21 +15,12 @@ from hub_packs import make_pack
 from huggingface_hub import constants
 
 from d3pack import hub as d3hub
-from d3pack.errors import (
-    HashError,
-    HubError,
-    InvalidPackError,
-    LeafError,
-    NotFoundError,
-    RootPinError,
-    TrailingError,
-    TruncatedError,
-    UsageError,
-)
+from d3pack.errors import HubError, InvalidPackError, NotFoundError, UsageError
 from d3pack.format import pack_bytes
 from d3pack.format.pack import EMBEDDED, Coded, Pack
 from d3pack.format.recipe import FileLock
 from d3pack.hub.address import parse
+from d3pack.testing import raises_code
 
 ADDRESS = "hf://datasets/org/set/a.d3m"
 PACK = make_pack()
@@ -61,15 +52,15 @@ def test_another_pack_than_the_pinned_one_is_refused(hub: LoopbackHub) -> None:
     hub.put("org/set", {"a.d3m": pack_bytes(make_pack(seed=2))})
     pinned = f"{ADDRESS}#sha256={PACK.root}"
     for call in (d3hub.load, d3hub.local_path, d3hub.remote_info):
-        with pytest.raises(RootPinError, match="is a valid pack, but its root is"):
+        with raises_code("E_HUB_PIN", match="is a valid pack, but its root is"):
             call(pinned)
-    with pytest.raises(RootPinError):
+    with raises_code("E_HUB_PIN"):
         d3hub.read_classes(pinned, [0])
 
 
 def test_what_is_no_pack_is_refused(hub: LoopbackHub) -> None:
     hub.put("org/set", {"a.d3m": DATA[:-1] + bytes([DATA[-1] ^ 1])})
-    with pytest.raises(HashError):
+    with raises_code("E_HASH"):
         d3hub.load(ADDRESS)
     hub.put("org/set", {"a.d3m": b"<html>not found</html>"}, lfs=())
     with pytest.raises(InvalidPackError):
@@ -172,9 +163,9 @@ def test_a_class_that_was_changed_is_named_and_the_others_still_read(hub: Loopba
     data[start + prompts.start + 700 * prompts.row + 5] ^= 1
     hub.put("org/set", {"a.d3m": bytes(data)})
     assert d3hub.read_classes(ADDRESS, [7]) == part_of(whole, [7])
-    with pytest.raises(LeafError, match=r"class 700 \('class 0700'\) does not match its leaf"):
+    with raises_code("E_LEAF", match=r"class 700 \('class 0700'\) does not match its leaf"):
         d3hub.read_classes(ADDRESS, [7, 700])
-    with pytest.raises(HashError):
+    with raises_code("E_HASH"):
         d3hub.load(ADDRESS)
 
 
@@ -195,10 +186,10 @@ def test_no_bit_of_what_a_part_needs_can_change(hub: LoopbackHub, offset: int) -
 
 def test_a_file_that_is_too_short_or_too_long_is_refused(hub: LoopbackHub) -> None:
     hub.put("org/set", {"a.d3m": DATA[:-1]})
-    with pytest.raises(TruncatedError):
+    with raises_code("E_TRUNCATED"):
         d3hub.remote_info(ADDRESS)
     hub.put("org/set", {"a.d3m": DATA + b"x"})
-    with pytest.raises(TrailingError):
+    with raises_code("E_TRAILING"):
         d3hub.remote_info(ADDRESS)
 
 

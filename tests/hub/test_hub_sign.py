@@ -13,10 +13,11 @@ from hub_loopback import LoopbackHub
 from hub_packs import make_pack
 
 from d3pack import hub as d3hub
-from d3pack.errors import NotFoundError, SignatureError, UsageError
+from d3pack.errors import NotFoundError, UsageError
 from d3pack.format import pack_bytes
 from d3pack.hub import sign
 from d3pack.hub.sign import Trust
+from d3pack.testing import raises_code
 
 DATA = pack_bytes(make_pack())
 OTHER = pack_bytes(make_pack(seed=2))
@@ -37,7 +38,7 @@ def statement(data: bytes, algorithm: str = "sha256") -> bytes:
 
 def test_a_signature_of_other_bytes_is_refused_even_without_a_key() -> None:
     assert sign.check(DATA, "a.d3m", statement(DATA), Trust()).startswith("signed; the signer was")
-    with pytest.raises(SignatureError, match=r"beside a\.d3m is of other bytes"):
+    with raises_code("E_HUB_SIGNATURE", match=r"beside a\.d3m is of other bytes"):
         sign.check(DATA, "a.d3m", statement(OTHER), Trust())
 
 
@@ -47,7 +48,7 @@ def test_a_signature_of_other_bytes_is_refused_even_without_a_key() -> None:
      statement(DATA, "blake2"), b'{"dsseEnvelope": {"payload": "e30="}}'],
 )  # fmt: skip
 def test_what_is_no_signature_is_refused(data: bytes) -> None:
-    with pytest.raises(SignatureError, match="not one of OpenSSF model-signing"):
+    with raises_code("E_HUB_SIGNATURE", match="not one of OpenSSF model-signing"):
         sign.check(DATA, "a.d3m", data, Trust())
 
 
@@ -65,9 +66,9 @@ def test_beside_a_pulled_pack(hub: LoopbackHub) -> None:
     hub.put("org/set", {"a.d3m": DATA})
     pulled = d3hub.pull(d3hub.parse("hf://datasets/org/set/a.d3m"))
     assert sign.check_remote(pulled.address, DATA, Trust(), required=False) == "not signed"
-    with pytest.raises(SignatureError, match=r"org/set holds no signature of a\.d3m"):
+    with raises_code("E_HUB_SIGNATURE", match=r"org/set holds no signature of a\.d3m"):
         sign.check_remote(pulled.address, DATA, Trust(), required=True)
-    with pytest.raises(SignatureError, match="holds no signature"):
+    with raises_code("E_HUB_SIGNATURE", match="holds no signature"):
         sign.check_remote(pulled.address, DATA, Trust(Path("key.pub")), required=False)
     hub.put("org/set", {"a.d3m.sig": statement(DATA)})
     pulled = d3hub.pull(d3hub.parse("org/set"))
@@ -75,7 +76,7 @@ def test_beside_a_pulled_pack(hub: LoopbackHub) -> None:
     assert said == "signed; the signer was not checked"
     hub.put("org/set", {"a.d3m.sig": statement(OTHER)})
     pulled = d3hub.pull(d3hub.parse("org/set"))
-    with pytest.raises(SignatureError, match="of other bytes"):
+    with raises_code("E_HUB_SIGNATURE", match="of other bytes"):
         sign.check_remote(pulled.address, DATA, Trust(), required=False)
 
 
@@ -112,17 +113,17 @@ def test_a_real_key_signs_and_checks(keys: dict[str, Path], tmp_path: Path) -> N
         sign.check(DATA, "a.d3m", signature, Trust(keys["ours.pub"]))
         == "signed by the key ours.pub"
     )
-    with pytest.raises(SignatureError, match=r"a\.d3m is not signed by the key theirs\.pub"):
+    with raises_code("E_HUB_SIGNATURE", match=r"a\.d3m is not signed by the key theirs\.pub"):
         sign.check(DATA, "a.d3m", signature, Trust(keys["theirs.pub"]))
-    with pytest.raises(SignatureError, match="is of other bytes"):
+    with raises_code("E_HUB_SIGNATURE", match="is of other bytes"):
         sign.check(OTHER, "a.d3m", signature, Trust(keys["ours.pub"]))
     value = json.loads(signature)
     value["dsseEnvelope"]["payload"] = json.loads(statement(OTHER))["dsseEnvelope"]["payload"]
-    with pytest.raises(SignatureError, match=r"a\.d3m is not signed by"):
+    with raises_code("E_HUB_SIGNATURE", match=r"a\.d3m is not signed by"):
         sign.check(OTHER, "a.d3m", json.dumps(value).encode(), Trust(keys["ours.pub"]))
     with pytest.raises(NotFoundError, match="no key"):
         sign.check(DATA, "a.d3m", signature, Trust(tmp_path / "none.pub"))
-    with pytest.raises(SignatureError, match="elliptic-curve private key"):
+    with raises_code("E_HUB_SIGNATURE", match="elliptic-curve private key"):
         sign.sign(DATA, "a.d3m", keys["ours.pub"])
     with pytest.raises(NotFoundError, match="no key"):
         sign.sign(DATA, "a.d3m", tmp_path / "none.pem")
@@ -141,7 +142,7 @@ def test_a_signed_push_is_checked_on_pull(
     assert "a.d3m.sig" in done.sent
     said = sign.check_remote(done.address, DATA, Trust(keys["ours.pub"]), required=True)
     assert said == "signed by the key ours.pub"
-    with pytest.raises(SignatureError):
+    with raises_code("E_HUB_SIGNATURE"):
         sign.check_remote(done.address, DATA, Trust(keys["theirs.pub"]), required=True)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from d3pack.errors import AdapterError, CodecError, UsageError
+from d3pack.errors import InvalidPackError, UsageError
 from d3pack.format.codecs import params as p
 from d3pack.format.coded import Array, Coded
 
@@ -74,26 +74,36 @@ def decode_adapter(coded: Coded) -> dict[str, Array]:
 def check_adapter(form: p.Form, at: str = "adapter") -> None:
     """Refuse another layout than the codec's, or a table that does not add up."""
     if form.codec not in CODECS:
-        raise CodecError(
-            f"{at}: unknown codec {form.codec!r:.80}", hint=f"known: {', '.join(CODECS)}"
+        raise InvalidPackError(
+            f"{at}: unknown codec {form.codec!r:.80}",
+            code="E_CODEC",
+            hint=f"known: {', '.join(CODECS)}",
         )
     p.keys(form.params, at, {"table", "error"})
     p.figures(form.params, "error", at, {"rms"})
     table = form.params["table"]
     if not isinstance(table, (list, tuple)) or not 1 <= len(table) <= MAX_TENSORS:
-        raise AdapterError(f"{at}.params.table: must list 1 to {MAX_TENSORS} tensors")
+        raise InvalidPackError(
+            f"{at}.params.table: must list 1 to {MAX_TENSORS} tensors", code="E_ADAPTER"
+        )
     before = ""
     size = rows = 0
     for entry in table:
         if not (isinstance(entry, (list, tuple)) and len(entry) == 2 and isinstance(entry[0], str)):
-            raise AdapterError(f"{at}.params.table: an entry is not a pair of name and shape")
+            raise InvalidPackError(
+                f"{at}.params.table: an entry is not a pair of name and shape", code="E_ADAPTER"
+            )
         name, shape = entry
         if not _NAME.fullmatch(name) or name <= before:
-            raise AdapterError(f"{at}.params.table: {name!r:.80} is no name, or out of order")
+            raise InvalidPackError(
+                f"{at}.params.table: {name!r:.80} is no name, or out of order", code="E_ADAPTER"
+            )
         if not (isinstance(shape, (list, tuple)) and 1 <= len(shape) <= MAX_DIMS) or not all(
             type(side) is int and 1 <= side <= MAX_SIDE for side in shape
         ):
-            raise AdapterError(f"{at}.params.table: the shape of {name!r:.80} is out of bounds")
+            raise InvalidPackError(
+                f"{at}.params.table: the shape of {name!r:.80} is out of bounds", code="E_ADAPTER"
+            )
         before, size, rows = name, size + math.prod(shape), rows + _rows(shape)
     layout: p.Layout = {"values": ("F16", (size,))}
     if form.codec == "i8":
@@ -106,8 +116,9 @@ def check_adapter_values(coded: Coded) -> None:
     for name, array in coded.tensors.items():
         good = p.finite_rows(array) if array.dtype.kind == "f" else array != -128
         if not good.all():
-            raise AdapterError(
-                f"adapter.{name}: value {int(np.argmin(good))} is not a finite number"
+            raise InvalidPackError(
+                f"adapter.{name}: value {int(np.argmin(good))} is not a finite number",
+                code="E_ADAPTER",
             )
 
 

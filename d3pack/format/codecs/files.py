@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from d3pack.errors import CodecError
+from d3pack.errors import InvalidPackError
 from d3pack.format.coded import Array, Coded
 
 CODEC = "files"
@@ -93,31 +93,45 @@ def decode_files(coded: Coded, sizes: Mapping[str, int] | None = None) -> dict[s
             if len(out[path]) != size:
                 raise ValueError(f"{path!r:.80} comes to {len(out[path])} bytes")
     except _MALFORMED as error:
-        raise CodecError(f"backbone: the files cannot be put together: {error!s:.120}") from None
+        raise InvalidPackError(
+            f"backbone: the files cannot be put together: {error!s:.120}", code="E_CODEC"
+        ) from None
     if (at, code, row) != (len(plain), codes.size, scales.size):
-        raise CodecError("backbone: values that belong to no file, or too few of them")
+        raise InvalidPackError(
+            "backbone: values that belong to no file, or too few of them", code="E_CODEC"
+        )
     return out
 
 
 def _check(coded: Coded, sizes: Mapping[str, int] | None) -> None:
     """Refuse what is not files: sizes that go backwards would make more bytes than there are."""
     if coded.codec != CODEC or set(coded.params) != {"files"}:
-        raise CodecError(f"backbone: not files, but {coded.codec!r:.80}")
+        raise InvalidPackError(f"backbone: not files, but {coded.codec!r:.80}", code="E_CODEC")
     for name, array in coded.tensors.items():
         if FORMS.get(name) != array.dtype or array.ndim != 1 or name not in coded.shared:
-            raise CodecError(f"backbone.{name}: {array.dtype} {list(array.shape)} has no meaning")
+            raise InvalidPackError(
+                f"backbone.{name}: {array.dtype} {list(array.shape)} has no meaning", code="E_CODEC"
+            )
     table = coded.params["files"]
     for entry in table if isinstance(table, (list, tuple)) else [table]:
         fine = isinstance(entry, (list, tuple)) and len(entry) == 3
         if not fine or not isinstance(entry[0], str) or entry[1] not in ("bytes", "i8"):
-            raise CodecError(f"backbone: {entry!r:.80} is not [path, how, size]")
+            raise InvalidPackError(
+                f"backbone: {entry!r:.80} is not [path, how, size]", code="E_CODEC"
+            )
         if type(entry[2]) is not int or entry[2] < 0:
-            raise CodecError(f"backbone: {entry[0]!r:.80} has {entry[2]!r:.40} bytes")
+            raise InvalidPackError(
+                f"backbone: {entry[0]!r:.80} has {entry[2]!r:.40} bytes", code="E_CODEC"
+            )
     paths = [entry[0] for entry in table]
     if paths != sorted(set(paths)):
-        raise CodecError("backbone: the files are not sorted, or one is there twice")
+        raise InvalidPackError(
+            "backbone: the files are not sorted, or one is there twice", code="E_CODEC"
+        )
     if sizes is not None and {path: size for path, _, size in table} != dict(sizes):
-        raise CodecError("backbone: the files are not those of the recipe, or of other sizes")
+        raise InvalidPackError(
+            "backbone: the files are not those of the recipe, or of other sizes", code="E_CODEC"
+        )
 
 
 def _layout(header: bytes, size: int) -> Iterator[tuple[tuple[int, ...], bool, int, int]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from d3pack.errors import CodecError, LabelError, UsageError
+from d3pack.errors import InvalidPackError, UsageError
 from d3pack.format.codecs import _bits
 from d3pack.format.codecs import params as p
 from d3pack.format.coded import Array, Coded
@@ -115,8 +115,10 @@ def check_labels(form: p.Form, classes: int, images: int, at: str = "labels") ->
         p.figures(form.params, "kept", at, {"mean", "min"})
         layout = {"bits": ("U8", (classes, _bits.row_bytes(_widths(form.params, classes), images)))}
     else:
-        raise CodecError(
-            f"{at}: unknown codec {form.codec!r:.80}", hint=f"known: {', '.join(CODECS)}"
+        raise InvalidPackError(
+            f"{at}: unknown codec {form.codec!r:.80}",
+            code="E_CODEC",
+            hint=f"known: {', '.join(CODECS)}",
         )
     for name, wanted in (("classes", classes), ("images", images)):
         p.integer(form.params, name, at, wanted, wanted)
@@ -132,7 +134,9 @@ def check_label_values(coded: Coded, classes: tuple[str, ...]) -> None:
         bad, why = (_bad_dense if coded.codec == "dense" else _bad_topk)(part)
         if bad.any():
             row = start + int(np.argmax(bad))
-            raise LabelError(f"labels of class {row} ({classes[row]!r}): {why}")
+            raise InvalidPackError(
+                f"labels of class {row} ({classes[row]!r}): {why}", code="E_LABEL"
+            )
 
 
 def restrict_labels(coded: Coded, rows: Array, keep: Array) -> Coded:

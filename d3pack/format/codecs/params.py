@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from d3pack.errors import CodecError, ShapeError
+from d3pack.errors import InvalidPackError
 from d3pack.format.coded import Array
 
 NUMPY = {"U8": "|u1", "I8": "|i1", "U16": "<u2", "U32": "<u4", "F16": "<f2", "F32": "<f4"}
@@ -30,17 +30,18 @@ def keys(
 ) -> None:
     """Refuse parameters that the codec does not take, and missing ones."""
     for name in sorted(set(params) - need - may):
-        raise CodecError(f"{at}.params.{name}: unknown parameter")
+        raise InvalidPackError(f"{at}.params.{name}: unknown parameter", code="E_CODEC")
     for name in sorted(need - set(params)):
-        raise CodecError(f"{at}.params.{name}: missing")
+        raise InvalidPackError(f"{at}.params.{name}: missing", code="E_CODEC")
 
 
 def integer(params: Mapping[str, Any], name: str, at: str, low: int, high: int) -> int:
     """An integer parameter within its limits."""
     value = params[name]
     if type(value) is not int or not low <= value <= high:
-        raise CodecError(
-            f"{at}.params.{name}: {value!r:.80} is not an integer from {low} to {high}"
+        raise InvalidPackError(
+            f"{at}.params.{name}: {value!r:.80} is not an integer from {low} to {high}",
+            code="E_CODEC",
         )
     return value
 
@@ -49,22 +50,33 @@ def figures(params: Mapping[str, Any], name: str, at: str, parts: set[str]) -> N
     """A parameter that records measured figures: non-negative reals."""
     value = params[name]
     if not isinstance(value, Mapping) or set(value) != parts:
-        raise CodecError(f"{at}.params.{name}: must hold {', '.join(sorted(parts))}")
+        raise InvalidPackError(
+            f"{at}.params.{name}: must hold {', '.join(sorted(parts))}", code="E_CODEC"
+        )
     for part, figure in value.items():
         if type(figure) is not float or not 0.0 <= figure <= 1e30:
-            raise CodecError(f"{at}.params.{name}.{part}: {figure!r:.80} is not a measured figure")
+            raise InvalidPackError(
+                f"{at}.params.{name}.{part}: {figure!r:.80} is not a measured figure",
+                code="E_CODEC",
+            )
 
 
 def tensors(form: Form, at: str, layout: Layout, shared: frozenset[str] = frozenset()) -> None:
     """Refuse tensors of another name, dtype, shape or axis than the codec demands."""
     if list(form.tensors) != list(layout):
-        raise ShapeError(f"{at}: tensors {list(form.tensors)!r:.200}, must be {list(layout)}")
+        raise InvalidPackError(
+            f"{at}: tensors {list(form.tensors)!r:.200}, must be {list(layout)}", code="E_SHAPE"
+        )
     for name, (dtype, shape) in layout.items():
         if form.tensors[name] != (dtype, shape):
             got, dims = form.tensors[name]
-            raise ShapeError(f"{at}.{name}: {got} {list(dims)}, must be {dtype} {list(shape)}")
+            raise InvalidPackError(
+                f"{at}.{name}: {got} {list(dims)}, must be {dtype} {list(shape)}", code="E_SHAPE"
+            )
     if form.shared != shared:
-        raise ShapeError(f"{at}: the wrong tensors are marked as shared between classes")
+        raise InvalidPackError(
+            f"{at}: the wrong tensors are marked as shared between classes", code="E_SHAPE"
+        )
 
 
 def figure(value: float) -> float:

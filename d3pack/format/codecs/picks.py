@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from d3pack.errors import CodecError, PickError, UsageError
+from d3pack.errors import InvalidPackError, UsageError
 from d3pack.format.codecs import _bits
 from d3pack.format.codecs import params as p
 from d3pack.format.coded import Array, Coded
@@ -55,7 +55,9 @@ def first_picks(coded: Coded, k: int) -> Coded:
 def check_picks(form: p.Form, classes: int, images: int, at: str = "picks") -> None:
     """Refuse another layout than the codec's."""
     if form.codec != CODEC:
-        raise CodecError(f"{at}: unknown codec {form.codec!r:.80}", hint=f"known: {CODEC}")
+        raise InvalidPackError(
+            f"{at}: unknown codec {form.codec!r:.80}", code="E_CODEC", hint=f"known: {CODEC}"
+        )
     p.keys(form.params, at, {"bits", "images", "lanes"})
     bits = p.integer(form.params, "bits", at, 1, MAX_BITS)
     p.integer(form.params, "images", at, images, images)
@@ -72,11 +74,13 @@ def check_pick_values(coded: Coded, names: tuple[str, ...], chunk: int = 2**20) 
         twice = (picks[:, 1:] == picks[:, :-1]).any(axis=1)
         if twice.any():
             row = start + int(np.argmax(twice))
-            raise PickError(f"class {row} ({names[row]!r}) picks one candidate twice")
+            raise InvalidPackError(
+                f"class {row} ({names[row]!r}) picks one candidate twice", code="E_PICKS"
+            )
     if not _bits.spare_is_zero(
         coded.tensors["codes"], (coded.params["bits"],), coded.params["images"]
     ):
-        raise PickError("bits after the last pick of a class are not zero")
+        raise InvalidPackError("bits after the last pick of a class are not zero", code="E_PICKS")
 
 
 def _coded(codes: Array, bits: int, lanes: int) -> Coded:

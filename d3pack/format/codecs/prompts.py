@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from d3pack.errors import CodecError, PromptError, UsageError
+from d3pack.errors import InvalidPackError, UsageError
 from d3pack.format.codecs import params as p
 from d3pack.format.coded import Array, Coded
 
@@ -67,7 +67,10 @@ def check_prompts(form: p.Form, classes: int, at: str = "prompts") -> None:
     if not (isinstance(shape, (list, tuple)) and len(shape) == 3) or not all(
         type(side) is int and 1 <= side <= limit for side, limit in zip(shape, limits, strict=True)
     ):
-        raise CodecError(f"{at}.params.shape: must be [modes, vectors, D], at most {list(limits)}")
+        raise InvalidPackError(
+            f"{at}.params.shape: must be [modes, vectors, D], at most {list(limits)}",
+            code="E_CODEC",
+        )
     p.figures(form.params, "error", at, {"rms", "worst"})
     m, k, width = shape
     p.tensors(form, at, entry.layout(form, (classes, m, k, width), at), entry.shared)
@@ -80,7 +83,9 @@ def check_prompt_values(coded: Coded, classes: tuple[str, ...]) -> None:
         if not good.all():
             row = int(np.argmin(good))
             who = "the codebook" if name in coded.shared else f"class {row} ({classes[row]!r})"
-            raise PromptError(f"prompts.{name}: a value of {who} is not a finite number")
+            raise InvalidPackError(
+                f"prompts.{name}: a value of {who} is not a finite number", code="E_PROMPT"
+            )
 
 
 def _codes_ok(coded: Coded, name: str, array: Array) -> Array:
@@ -98,7 +103,9 @@ def _codes_ok(coded: Coded, name: str, array: Array) -> Array:
 def _entry(codec: str, at: str) -> PromptCodec:
     entry = CODECS.get(codec)
     if entry is None:
-        raise CodecError(f"{at}: unknown codec {codec!r:.80}", hint=f"known: {', '.join(CODECS)}")
+        raise InvalidPackError(
+            f"{at}: unknown codec {codec!r:.80}", code="E_CODEC", hint=f"known: {', '.join(CODECS)}"
+        )
     return entry
 
 
@@ -217,7 +224,9 @@ def _pq_layout(form: p.Form, dims: tuple[int, int, int, int], at: str) -> p.Layo
     _, book = form.tensors.get("codebook", ("", (1,)))
     entries = book[0]
     if not 1 <= entries <= CODEBOOK:
-        raise CodecError(f"{at}.codebook: {entries} entries, must be 1 to {CODEBOOK}")
+        raise InvalidPackError(
+            f"{at}.codebook: {entries} entries, must be 1 to {CODEBOOK}", code="E_CODEC"
+        )
     return {
         "codebook": ("F16", (entries, dim)),
         "codes": ("U8", (c, m, k, -(-width // dim))),
