@@ -1,35 +1,28 @@
-"""The house rules that a machine can check: layers, light imports, module size, public names."""
+"""The rules of docs/architecture.md that a machine can check: floors, rooms, light imports."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from house_imports import PACKAGE, cycles, dotted, exported, graph, imports, modules, room
 from places import ROOT
 
-PACKAGE = ROOT / "d3pack"
-
-# Each layer imports only from those above it in this list.
-LAYERS = (
-    "errors",
-    "system",
-    "format",
-    "backbones",
-    "decode",
-    "hub",
-    "dataset",
-    "preview",
-    "sources",
-    "teachers",
-    "train",
-    "encode",
-    "evaluate",
-    "demo",
-    "cli",
-    "testing",
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+# name and content of each floor; each imports only from those above it
+FLOORS = dict(
+    line.split(maxsplit=1)
+    for block in re.findall(r"^```floors\n(.*?)^```", ARCHITECTURE, flags=re.DOTALL | re.MULTILINE)
+    for line in block.splitlines()
+)
+LEVELS = {name: level for level, name in enumerate(FLOORS)}
+# Imports from inside another room that are still to be replaced, as "module: imported name".
+KNOWN_DEEP_IMPORTS = frozenset(
+    (ROOT / "tests" / "house" / "known_deep_imports.txt").read_text(encoding="utf-8").splitlines()
 )
 HEAVY_ROOMS = {
     "backbones",
@@ -44,7 +37,6 @@ LIGHT_CALLS = (
     "import d3pack.cli",
     "import d3pack, sys; d3pack.read; d3pack.write; d3pack.Pack",
 )
-BIG_MODULE = 400
 PUBLIC = {
     "BackboneError",
     "BackboneRef",
@@ -69,59 +61,63 @@ PUBLIC = {
 }
 
 
-def modules() -> list[Path]:
-    return sorted(PACKAGE.rglob("*.py"))
+PATHS = pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
 
 
-def room(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def test_floors_are_the_rooms_of_the_package() -> None:
+    assert {room(dotted(path)) for path in modules()} - {""} == set(FLOORS)
 
 
-def imported(path: Path) -> list[tuple[str, bool]]:
-    """Every module name imported by a file, and whether that is only for the type checker."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    typing_only: set[int] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) in {
-            "TYPE_CHECKING",
-            "typing.TYPE_CHECKING",
-        }:
-            typing_only.update(id(inner) for inner in ast.walk(node))
-    found: list[tuple[str, bool]] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found += [(alias.name, id(node) in typing_only) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            base = node.module or ""
-            names = [f"{base}.{alias.name}" for alias in node.names] if base == "d3pack" else [base]
-            found += [(name, id(node) in typing_only) for name in names]
-    return found
-
-
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_layers_import_only_downwards(path: Path) -> None:
-    here = room(path)
-    if here in {"__init__", "__main__"}:
+@PATHS
+def test_floors_import_only_from_those_above(path: Path) -> None:
+    own = room(dotted(path))
+    if not own:
         return
-    assert here in LAYERS, f"{here} is in no layer: add it to the design and to LAYERS"
-    for name, _ in imported(path):
-        top, *rest = name.split(".")
-        if top != "d3pack" or not rest or rest[0] in PUBLIC:
+    for entry in imports(path):
+        target = room(f"{entry.module}.{entry.name}")
+        if entry.module.split(".")[0] != "d3pack" or target in {*PUBLIC, ""}:
             continue
-        assert rest[0] in LAYERS, f"{path.name} imports unknown layer {name}"
-        assert LAYERS.index(rest[0]) <= LAYERS.index(here), f"{path.name} reaches up to {name}"
+        place = f"{path.relative_to(ROOT)}:{entry.line}"
+        assert LEVELS[target] <= LEVELS[own], f"{place}: {own} imports {target}, a later floor"
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def deep_imports() -> set[str]:
+    """Return the imports of what another room does not export, as "module: imported name"."""
+    deep: set[str] = set()
+    for path in modules():
+        for entry in imports(path):
+            top, *inner = entry.module.split(".")
+            if top != "d3pack" or inner[:1] == [room(dotted(path))]:
+                continue
+            if not inner:  # from d3pack import name
+                allowed = entry.name in {"", *PUBLIC, *LEVELS}
+            else:
+                allowed = len(inner) == 1 and entry.name in {"", *exported(inner[0])}
+            if not allowed:
+                deep.add(f"{dotted(path)}: {entry.module}.{entry.name}".rstrip("."))
+    return deep
+
+
+def test_rooms_are_entered_by_their_door() -> None:
+    """What a room's `__init__` does not export, no other room imports."""
+    deep = deep_imports()
+    assert deep - KNOWN_DEEP_IMPORTS == set(), "import these from the room's __init__"
+    assert KNOWN_DEEP_IMPORTS - deep == set(), "gone: remove these from known_deep_imports.txt"
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    assert cycles(graph()) == []
+
+
+@PATHS
 def test_heavy_libraries_stay_in_their_rooms(path: Path) -> None:
-    here = room(path)
-    for name, typing_only in imported(path):
-        top = name.split(".")[0]
+    own = room(dotted(path))
+    for entry in imports(path):
+        top = entry.module.split(".")[0]
         if top in {"diffusers", "transformers"}:
-            assert here in HEAVY_ROOMS, f"{path} imports {top}"
-        if top == "torch" and not typing_only:
-            assert here not in NUMPY_ONLY, f"{path} imports torch"
+            assert own in HEAVY_ROOMS, f"{path} imports {top}"
+        if top == "torch" and not entry.typing_only:
+            assert own not in NUMPY_ONLY, f"{path} imports torch"
 
 
 @pytest.mark.parametrize("statement", LIGHT_CALLS)
@@ -134,13 +130,6 @@ def test_numpy_stays_out_of_the_help() -> None:
     """A quarter of a second is all that --help and completion may take."""
     check = "import d3pack.cli._app, sys; sys.exit(bool({'numpy', 'rich'} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", check], check=True, cwd=ROOT)
-
-
-@pytest.mark.parametrize("top", ["d3pack", "tests", "spec", "examples", "benchmarks"])
-def test_modules_fit_on_a_few_screens(top: str) -> None:
-    lines = {p: p.read_text(encoding="utf-8").count("\n") for p in (ROOT / top).rglob("*.py")}
-    assert lines
-    assert {str(path) for path, count in lines.items() if count > BIG_MODULE} == set()
 
 
 def test_test_modules_lie_in_rooms() -> None:
