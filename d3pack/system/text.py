@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+
+from d3pack.errors import UsageError
 
 
 def count(number: int, what: str) -> str:
@@ -30,3 +33,14 @@ def duration(seconds: float) -> str:
     if whole < 48 * 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{seconds / 86400:.1f} days"
+
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of `90m`, `1.5h` or `600s`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)", text)
+    if not match or float(match[1]) <= 0:
+        raise UsageError(f"invalid duration {text!r}: expected a time such as 600s, 90m or 1.5h")
+    return float(match[1]) * _UNITS[match[2]]
