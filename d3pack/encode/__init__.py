@@ -93,7 +93,9 @@ def encode(
     events.emit("plan", lines=plan.lines())
     with events.stage("look through the source", len(source.classes), "classes"):
         source.fingerprint(events.step)
-    journal = Journal(work, _key(source, options, plan), restart=restart)
+    journal = Journal(
+        work, _key(source, options, plan), restart=restart, start_over="pass --restart"
+    )
     try:
         if (done := _finished(journal, output)) is not None:
             _tidy(journal)

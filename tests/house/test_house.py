@@ -31,7 +31,7 @@ HEAVY_ROOMS = {
     "encode",
     "evaluate",
 }  # may import diffusers and transformers
-NUMPY_ONLY = {"errors", "system", "format"}
+NUMPY_ONLY = {"errors", "format"}  # in system, devices.py imports torch when it is called
 LIGHT_CALLS = (
     "import d3pack",
     "import d3pack.cli",
