@@ -28,6 +28,7 @@ from PIL import Image
 
 from d3pack.decode.names import folder
 from d3pack.errors import D3MError, UsageError
+from d3pack.system import require
 
 if sys.platform != "win32":
     import fcntl
@@ -215,13 +216,8 @@ def _parquet(
     file: Any, part: list[Pair], images: Iterator[bytes], decoder: Decoder, plan: Plan
 ) -> None:
     """Rows as `datasets` reads them: an image column, a class label with its names."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise UsageError(
-            "parquet needs the package pyarrow", hint="pip install 'd3pack[encode]'"
-        ) from None
+    pa = require("pyarrow", "parquet output")
+    pq = require("pyarrow.parquet", "parquet output")
     features = {
         "image": {"_type": "Image"},
         "label": {"names": list(decoder.pack.classes), "_type": "ClassLabel"},

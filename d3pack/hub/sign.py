@@ -15,6 +15,7 @@ from typing import Any
 from d3pack.errors import HubError, HubOfflineError, NotFoundError, UsageError
 from d3pack.hub.address import Address
 from d3pack.hub.cache import fetch
+from d3pack.system import require
 
 SUFFIX = ".sig"
 
@@ -129,14 +130,7 @@ def signed_digest(signature: bytes) -> str:
 
 
 def _library() -> Any:
-    try:
-        import model_signing
-    except ImportError as error:
-        raise UsageError(
-            f"signatures need the model-signing library ({error})",
-            hint="pip install 'd3pack[sign]'",
-        ) from None
-    return model_signing
+    return require("model_signing", "signing")
 
 
 @contextmanager
