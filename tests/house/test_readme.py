@@ -27,8 +27,8 @@ SHORTER = {
     "eval": "--seeds 1 --baseline random",
 }
 SETUP = {
-    "pip install -c constraints.txt . && d3pack demo",
-    "pip install -c constraints.txt '.[test]' && pytest",
+    "pip install -c constraints.txt '.[all]' && d3pack demo",
+    "pip install -c constraints.txt '.[test]' && pytest -m \"not slow\"",
 }
 
 
@@ -44,7 +44,7 @@ def commands() -> list[str]:
 def test_set_up_is_two_commands_and_the_gate_runs_the_second() -> None:
     assert set(commands()[:2]) == SETUP
     gate = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert "pip install -q -c constraints.txt '.[test]' && pytest" in gate
+    assert "pip install -q -c constraints.txt '.[test]' && pytest -m \"not slow\"" in gate
 
 
 def test_commands_in_order_then_the_python_lines(
