@@ -8,7 +8,7 @@ from d3pack.system.lazy import lazy_names
 
 if TYPE_CHECKING:
     from d3pack.system.devices import resolve_device
-    from d3pack.system.extras import missing_extra, require
+    from d3pack.system.extras import EXTRAS, missing_extra, require
     from d3pack.system.files import (
         digest,
         disk_full_as_error,
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "EXTRAS",
     "REQUIRED",
     "Arrays",
     "Checkpoint",
@@ -114,7 +115,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "devices": ["resolve_device"],
-        "extras": ["missing_extra", "require"],
+        "extras": ["EXTRAS", "missing_extra", "require"],
         "files": [
             "digest",
             "disk_full_as_error",

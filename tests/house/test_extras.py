@@ -10,8 +10,7 @@ import pytest
 from places import ROOT
 
 from d3pack.errors import UsageError
-from d3pack.system import missing_extra, require
-from d3pack.system.extras import EXTRAS
+from d3pack.system import EXTRAS, missing_extra, require
 
 WITHOUT_EXTRAS = f"""
 import sys
