@@ -22,7 +22,7 @@ from d3pack.dataset.loader import D3MLoader
 from d3pack.dataset.options import check_choices, opened, usable
 from d3pack.dataset.order import BatchOrder, Ints, check_state
 from d3pack.dataset.transforms import Output, Transform, apply_batch, apply_one, as_output, as_pil
-from d3pack.decode import beside
+from d3pack.decode import local_backbone
 from d3pack.errors import UsageError
 from d3pack.format.pack import Pack
 
@@ -99,7 +99,7 @@ class D3MDataset(Dataset[Any]):
             self._epoch = torch.zeros((), dtype=torch.int64)
             self._epoch.share_memory_()  # type: ignore[no-untyped-call]
         if backbone is None and not isinstance(pack, Pack):
-            backbone = beside(fspath(pack), self.pack)
+            backbone = local_backbone(fspath(pack), self.pack)
         folder = None if cache_dir is None else Path(cache_dir).expanduser().absolute()
         self.images = Images(
             self.pack,

@@ -115,7 +115,7 @@ class Images:
         given, switches = self._backbone, None
         if given is not None and not isinstance(given, str | PathLike):
             switches = ["bf16"] if given.dtype == torch.bfloat16 else []
-        mode = modes.choose("fast", switches, self.pack.recipe.dtype)
+        mode = modes.choose_numerics("fast", switches, self.pack.recipe.dtype)
         return f"fast:{','.join(mode.switches)}"
 
     @contextmanager
@@ -189,7 +189,7 @@ class Images:
         return Decoder(
             self.pack,
             device=self.device,
-            mode=self._mode,
+            numerics=self._mode,
             path=place,
             backbone=None if isinstance(given, str | PathLike) else given,
         )
