@@ -106,7 +106,7 @@ def pipeline(name: str, where: str) -> Callable[[int], Any]:
         UNet2DConditionModel,
     )
 
-    from d3pack.backbones.resolve import mini_directory
+    from d3pack.backbones import mini_directory
 
     root = mini_directory() if where == "mini" else Path(where)
     kind = json.loads((root / "vae/config.json").read_text())["_class_name"]
@@ -166,7 +166,7 @@ def speed(folder: Path, backbone: str, rounds: int) -> dict[str, Any]:
         _, exact = opened(where, file)
         count = 2 * GROUP
         turns["exact"] = lambda decoder=exact, count=count: decoder.images(range(count))
-        _, fast = opened(where, file, mode="fast", switches=["bf16"])
+        _, fast = opened(where, file, numerics="fast", switches=["bf16"])
         turns["fast bf16"] = lambda decoder=fast, count=count: decoder.images(range(count))
         images = {t: int(t.split()[1]) if t.startswith("pipe") else count for t in turns}
         best = {turn: (float("inf"), float("inf")) for turn in turns}

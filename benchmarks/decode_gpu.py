@@ -41,7 +41,7 @@ from benchmarks.results import RESULTS, command, load, save
 from d3pack import Pack, write
 from d3pack.backbones import open_backbone
 from d3pack.decode import Decoder
-from d3pack.decode.modes import choose
+from d3pack.decode.modes import choose_numerics
 
 WHAT = (__doc__ or "").partition("\n")[0]
 
@@ -246,7 +246,7 @@ def family(
             exact.close()
     del shared
     gc.collect()
-    with Decoder(pack, path=root, device=device, mode="fast", switches=switches) as fast:
+    with Decoder(pack, path=root, device=device, numerics="fast", switches=switches) as fast:
         found["fast"] = rate(fast, size, most)
         found["fast"]["peak_bytes"] = {str(n * fast.group): memory(fast, n) for n in size.groups}
     return found
@@ -260,7 +260,7 @@ def sized(
         "stable-diffusion": tiny_backbones.tiny_sd if tiny else full_sd,
         "dit": tiny_backbones.tiny_dit if tiny else full_dit,
     }
-    switches = [*choose("fast", None, "float32").switches, "compile"] if compiled else None
+    switches = [*choose_numerics("fast", None, "float32").switches, "compile"] if compiled else None
     found: dict[str, Any] = {}
     for name, make in makes.items():
         root = folder / f"full-{name}"

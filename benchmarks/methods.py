@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d3pack.decode import Decoder, beside
+from d3pack.decode import Decoder, local_backbone
 from d3pack.encode.teaching import teacher_cache
 from d3pack.evaluate import baselines, presets
 from d3pack.evaluate.bench import Bench
@@ -161,7 +161,7 @@ def main() -> None:
         name, _, place = given.partition("=")
         path, _, folder = place.partition(":")
         pack = read(path).first(args.images)
-        home = Path(folder) if folder else beside(path, pack)
+        home = Path(folder) if folder else local_backbone(path, pack)
         value = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {"rows": {}}
         if args.speed:
             value["rows"][name]["speed"] = speed(pack, home)

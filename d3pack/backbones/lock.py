@@ -24,7 +24,7 @@ from d3pack.errors import BackboneChangedError, BackboneError, D3MError, NotFoun
 from d3pack.format.recipe import BackboneRef, FileLock
 from d3pack.system import write_text
 
-Progress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
+FileProgress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
 
 SUFFIXES = (".safetensors", ".json", ".txt")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack", ".h5")
@@ -70,7 +70,7 @@ def listing(root: Path) -> tuple[str, ...]:
 def lock_files(
     root: Path,
     paths: Iterable[str],
-    progress: Progress | None = None,
+    progress: FileProgress | None = None,
 ) -> dict[str, FileLock]:
     """Hash the files of a directory, as they are."""
     locks = {}
@@ -97,7 +97,9 @@ class Checked:
         return _identity(self.path, self.path.stat()) == self.identity
 
 
-def verify(root: Path, ref: BackboneRef, progress: Progress | None = None) -> dict[str, Checked]:
+def verify_files(
+    root: Path, ref: BackboneRef, progress: FileProgress | None = None
+) -> dict[str, Checked]:
     """Check every file of a lock, and say what to read. Raises at the first difference."""
     if not root.is_dir():
         raise NotFoundError(f"there is no backbone directory {root}")
@@ -175,7 +177,7 @@ class _Memory:
     def get(self, identity: str) -> str | None:
         return self._known.get(identity)
 
-    def hash(self, path: str, target: Path, progress: Progress | None) -> tuple[str, str]:
+    def hash(self, path: str, target: Path, progress: FileProgress | None) -> tuple[str, str]:
         """The sha256 of a file, and the identity that the file had all the while."""
         digest, done, began = hashlib.sha256(), 0, time.time_ns()
         try:

@@ -80,7 +80,7 @@ def evaluate(
     Example: d3pack eval cifar10.d3m --real cifar10 --report cifar10.html
     """
     from d3pack import read
-    from d3pack.decode import beside
+    from d3pack.decode import local_backbone
     from d3pack.errors import NotFoundError, UsageError
     from d3pack.evaluate import presets
     from d3pack.evaluate.evaluation import DEFAULT_BASELINES, EvalOptions
@@ -112,7 +112,7 @@ def evaluate(
         size=size,
         baselines=wanted,
         device=_device(device),
-        backbone=backbone or beside(path, opened),
+        backbone=backbone or local_backbone(path, opened),
         teacher=teacher,
         agreed=yes,
     )

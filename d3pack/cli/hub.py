@@ -167,16 +167,15 @@ def push(
 
 def _fetch_backbone(pack: Pack, *, quiet: bool) -> str:
     """The listed files of the backbone, and no others, in the cache and verified."""
-    from d3pack.backbones.lock import verify
-    from d3pack.backbones.resolve import locate
+    from d3pack.backbones import locate_files, verify_files
 
     ref = pack.recipe.backbone
     if not quiet:
         _out.say(
             f"backbone {ref.repo or ref.revision}: {len(ref.files)} files, {ref.nbytes:,} bytes"
         )
-    root = locate(ref)
-    verify(root, ref)
+    root = locate_files(ref)
+    verify_files(root, ref)
     return str(root)
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d3pack.backbones import cache_home
-from d3pack.backbones.lock import verify
+from d3pack.backbones import cache_home, verify_files
 from d3pack.errors import BackboneError
 from d3pack.format.carried import carried_files
 from d3pack.format.pack import EMBEDDED
@@ -18,18 +17,18 @@ if TYPE_CHECKING:
     from d3pack.format.pack import Pack
 
 
-def backbone_beside(file: str | Path) -> Path:
+def backbone_path(file: str | Path) -> Path:
     """Where the backbone lies that was trained for a pack: `name.backbone` beside `name.d3m`."""
     return Path(file).with_suffix(".backbone")
 
 
-def beside(file: str | Path, pack: Pack) -> Path | None:
+def local_backbone(file: str | Path, pack: Pack) -> Path | None:
     """The directory beside the file, for a pack whose backbone has no other home."""
-    folder = backbone_beside(file)
+    folder = backbone_path(file)
     return folder if not pack.recipe.backbone.repo and folder.is_dir() else None
 
 
-def unpacked(pack: Pack) -> Path | None:
+def unpack_backbone(pack: Pack) -> Path | None:
     """Return the directory of the embedded backbone; None when the pack carries none."""
     if EMBEDDED not in pack.extensions:
         return None
@@ -59,7 +58,7 @@ def _intact(folder: Path, ref: BackboneRef) -> bool:
     if not folder.is_dir():
         return False
     try:
-        verify(folder, ref)
+        verify_files(folder, ref)
     except BackboneError:  # damaged since: the pack has the right bytes
         return False
     return True

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from d3pack.decode.names import folder
+from d3pack.decode.names import class_folder
 from d3pack.errors import D3MError, UsageError
 from d3pack.system import (
     Lock,
@@ -49,7 +49,7 @@ KINDS = ("folder", "webdataset", "parquet", "npz")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ExportSettings:
     """What to write and how."""
 
     kind: str = "folder"
@@ -70,7 +70,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
+class ExportReport:
     """What an export did."""
 
     images: int
@@ -83,36 +83,38 @@ class Exported:
         return self.made / self.seconds if self.seconds else 0.0
 
 
-def export(
+def export_images(
     decoder: Decoder,
     out: Path,
     classes: Sequence[int],
     count: int,
-    plan: Plan,
+    plan: ExportSettings,
     progress: Progress | None = None,
-) -> Exported:
+) -> ExportReport:
     """Write the first `count` images of some classes."""
     plan.check()
     names = decoder.pack.classes
     pairs = [(c, i) for c in classes for i in range(count)]
     started = time.perf_counter()
     with _claimed(out, _title(decoder, plan, classes, count)):
-        by_folder = {folder(c, names[c], len(names)): names[c] for c in range(len(names))}
+        by_folder = {class_folder(c, names[c], len(names)): names[c] for c in range(len(names))}
         replace_file(out / "classes.json", _json(by_folder))
         if plan.kind == "folder":
             made = _tree(decoder, out, pairs, plan, progress)
         else:
             made = _shards(decoder, out, pairs, plan, progress)
-    return Exported(len(pairs), made, time.perf_counter() - started)
+    return ExportReport(len(pairs), made, time.perf_counter() - started)
 
 
 def _tree(
-    decoder: Decoder, out: Path, pairs: list[Pair], plan: Plan, progress: Progress | None
+    decoder: Decoder, out: Path, pairs: list[Pair], plan: ExportSettings, progress: Progress | None
 ) -> int:
     names = decoder.pack.classes
 
     def path(pair: Pair) -> Path:
-        return out / folder(pair[0], names[pair[0]], len(names)) / f"{pair[1]:05d}.{plan.suffix}"
+        return (
+            out / class_folder(pair[0], names[pair[0]], len(names)) / f"{pair[1]:05d}.{plan.suffix}"
+        )
 
     there = {c: _names(path((c, 0)).parent) for c in {c for c, _ in pairs}}
     missing = [pair for pair in pairs if path(pair).name not in there[pair[0]]]
@@ -162,7 +164,7 @@ def _one_behind(groups: Iterator[list[Future[T]]]) -> Iterator[list[T]]:
 
 
 def _shards(
-    decoder: Decoder, out: Path, pairs: list[Pair], plan: Plan, progress: Progress | None
+    decoder: Decoder, out: Path, pairs: list[Pair], plan: ExportSettings, progress: Progress | None
 ) -> int:
     write = {"webdataset": _tar, "parquet": _parquet, "npz": _npz}[plan.kind]
     ending = {"webdataset": "tar", "parquet": "parquet", "npz": "npz"}[plan.kind]
@@ -198,7 +200,7 @@ def _shards(
 
 
 def _tar(
-    file: Any, part: list[Pair], images: Iterator[bytes], decoder: Decoder, plan: Plan
+    file: Any, part: list[Pair], images: Iterator[bytes], decoder: Decoder, plan: ExportSettings
 ) -> None:
     """WebDataset: members of one key side by side, `.cls` the label. Bytes depend on no clock."""
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -210,7 +212,7 @@ def _tar(
 
 
 def _parquet(
-    file: Any, part: list[Pair], images: Iterator[bytes], decoder: Decoder, plan: Plan
+    file: Any, part: list[Pair], images: Iterator[bytes], decoder: Decoder, plan: ExportSettings
 ) -> None:
     """Rows as `datasets` reads them: an image column, a class label with its names."""
     pa = require("pyarrow", "parquet output")
@@ -240,7 +242,7 @@ def _parquet(
 
 
 def _npz(
-    file: Any, part: list[Pair], images: Iterator[bytes], decoder: Decoder, plan: Plan
+    file: Any, part: list[Pair], images: Iterator[bytes], decoder: Decoder, plan: ExportSettings
 ) -> None:
     """Arrays `images` (N, H, W, 3), `labels`, `indices`; the images go in one by one."""
     height, width = decoder.pack.recipe.size
@@ -262,11 +264,11 @@ def _npz(
                 member.write(image)
 
 
-def _raw(pixels: Pixels, plan: Plan) -> bytes:
+def _raw(pixels: Pixels, plan: ExportSettings) -> bytes:
     return pixels.tobytes()
 
 
-def _encode(pixels: Pixels, plan: Plan) -> bytes:
+def _encode(pixels: Pixels, plan: ExportSettings) -> bytes:
     image, data = Image.fromarray(pixels), io.BytesIO()
     if plan.suffix == "png":
         image.save(data, "PNG", compress_level=4)
@@ -276,7 +278,9 @@ def _encode(pixels: Pixels, plan: Plan) -> bytes:
     return data.getvalue()
 
 
-def _title(decoder: Decoder, plan: Plan, classes: Sequence[int], count: int) -> dict[str, Any]:
+def _title(
+    decoder: Decoder, plan: ExportSettings, classes: Sequence[int], count: int
+) -> dict[str, Any]:
     """What decides about the bytes. A tree may grow by classes and images, shards may not."""
     how = decoder.describe()
     parts = {"shard": plan.shard, "classes": [*classes], "ipc": count}
@@ -285,7 +289,7 @@ def _title(decoder: Decoder, plan: Plan, classes: Sequence[int], count: int) -> 
         "layout": plan.kind,
         "image": plan.suffix,
         "quality": plan.quality,
-        "mode": how["mode"],
+        "numerics": how["numerics"],
         "switches": how["switches"],
         "group": how["group"],
         **({} if plan.kind == "folder" else parts),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from d3pack.decode.numerics import plain_cpu, plain_cuda, plain_torch
+from d3pack.decode.numerics import plain_cpu, plain_torch, reproducible_cuda
 from d3pack.errors import UsageError
 from d3pack.system import resolve_device
 
@@ -20,7 +20,7 @@ _BY_DEFAULT = ("bf16", "channels_last", "fused_attention")
 
 
 @dataclass(frozen=True, slots=True)
-class Mode:
+class Numerics:
     """How the models run."""
 
     name: str
@@ -34,20 +34,20 @@ class Mode:
         return self.name == "fast"
 
 
-def choose(
+def choose_numerics(
     name: str,
     switches: Iterable[str] | None,
     dtype: str,
     tiny_vae: str | Path | None = None,
-) -> Mode:
+) -> Numerics:
     """Read the mode and its switches; a switch that is not asked for is not on."""
     exact = getattr(torch, dtype)
     if name == "exact":
         if switches or tiny_vae:
-            raise UsageError("exact mode has no switches", hint='use mode="fast"')
-        return Mode("exact", exact)
+            raise UsageError("exact numerics have no switches", hint='use numerics="fast"')
+        return Numerics("exact", exact)
     if name != "fast":
-        raise UsageError(f"unknown mode {name!r}", hint="exact or fast")
+        raise UsageError(f"unknown numerics {name!r}", hint="exact or fast")
     wanted = tuple(_BY_DEFAULT if switches is None else switches)
     if tiny_vae and "tiny_vae" not in wanted:
         wanted = (*wanted, "tiny_vae")
@@ -57,24 +57,24 @@ def choose(
     if "tiny_vae" in wanted and not tiny_vae:
         raise UsageError("tiny_vae needs an autoencoder", hint="give the directory of one")
     chosen = torch.bfloat16 if "bf16" in wanted else exact
-    return Mode("fast", chosen, tuple(sorted(wanted)), Path(tiny_vae) if tiny_vae else None)
+    return Numerics("fast", chosen, tuple(sorted(wanted)), Path(tiny_vae) if tiny_vae else None)
 
 
 usable = resolve_device  # its name of before, until dataset has moved
 
 
 @contextmanager
-def exact_numerics(device: torch.device, mode: Mode) -> Iterator[None]:
+def exact_numerics(device: torch.device, numerics: Numerics) -> Iterator[None]:
     """What every exact forward runs under, whatever the program around has set.
 
     These are settings of the whole process: while an image is made, other threads see them, too.
     CPU: one thread for one forward. 1x1 convolutions of oneDNN sum in another order with another
     thread count, and where a thread's share of a tensor ends, sigmoid takes the scalar path.
     """
-    if mode.fast:
+    if numerics.fast:
         yield
     elif device.type == "cuda":
-        with plain_torch(), plain_cuda():
+        with plain_torch(), reproducible_cuda():
             yield
     else:
         with plain_torch(), plain_cpu(), _one_thread():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from d3pack.format import container
-from d3pack.format.canonical import dumps, plain
+from d3pack.format.canonical import dumps, to_plain
 from d3pack.format.carried import carried_files
 from d3pack.format.pack import Pack
 from d3pack.format.reader import read
@@ -15,7 +15,7 @@ from d3pack.system import replace_file
 def pack_bytes(pack: Pack) -> bytes:
     """The bytes of the file; what our own reader would refuse is never handed out."""
     manifest = pack.manifest
-    placed = container.slots(plain(manifest["sections"]), len(pack.classes))
+    placed = container.slots(to_plain(manifest["sections"]), len(pack.classes))
     data = b"".join((
         container.header(dumps(manifest), placed), *container.body(placed, pack.sections())
     ))  # fmt: skip

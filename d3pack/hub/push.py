@@ -239,11 +239,11 @@ def _preview(
         notes.append("no preview: it needs pyarrow (pip install 'd3pack[encode]')")
         return 0, None
     if options.preview == "decode":
-        from d3pack.decode import beside
+        from d3pack.decode import local_backbone
 
         images, labels = preview.decoded(
             pack,
-            path=options.backbone or beside(path, pack),
+            path=options.backbone or local_backbone(path, pack),
             device=options.device,
             most=options.images,
             progress=progress,

@@ -10,7 +10,7 @@ from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from d3pack.backbones.resolve import lock_directory
+from d3pack.backbones import lock_directory
 from d3pack.system.files import plain_errors, write_text
 from d3pack.train.diffusion import SCHEDULE
 

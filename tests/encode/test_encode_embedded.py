@@ -16,7 +16,7 @@ from encode_world import make_tree
 from safetensors.numpy import load, save
 
 from d3pack.dataset import D3MDataset
-from d3pack.decode import Decoder, backbone_beside, embedded, unpacked, verify_probes
+from d3pack.decode import Decoder, backbone_path, embedded, unpack_backbone, verify_probes
 from d3pack.encode import EncodeOptions, encode
 from d3pack.errors import BackboneChangedError, D3MError
 from d3pack.format import read, write
@@ -52,7 +52,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_one_file_is_enough(packed: Path, tmp_path: Path, home: Path) -> None:
-    assert not backbone_beside(packed).exists()
+    assert not backbone_path(packed).exists()
     shutil.copy(packed, tmp_path / "alone.d3m")
     pack = read(tmp_path / "alone.d3m")
     report = verify_probes(pack, Decoder(pack))
@@ -96,11 +96,11 @@ def test_another_backbone_inside_is_refused(packed: Path, home: Path) -> None:
 
 def test_a_damaged_copy_is_made_anew(packed: Path) -> None:
     pack = read(packed)
-    folder = unpacked(pack)
+    folder = unpack_backbone(pack)
     assert folder is not None
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    assert unpacked(pack) == folder
+    assert unpack_backbone(pack) == folder
     Decoder(pack)
 
 
@@ -110,7 +110,7 @@ def test_a_slower_process_leaves_the_copy_of_a_faster_one(
 ) -> None:
     """Both see that a copy is missing or damaged; only the faster one writes it."""
     pack = read(packed)
-    folder = unpacked(pack)
+    folder = unpack_backbone(pack)
     assert folder is not None
     if damaged:
         weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
@@ -126,7 +126,7 @@ def test_a_slower_process_leaves_the_copy_of_a_faster_one(
     monkeypatch.setattr(embedded, "carried_files", carried)
 
     def copy(_: int) -> tuple[int, int]:
-        made = unpacked(pack)
+        made = unpack_backbone(pack)
         assert made is not None
         return made.stat().st_ino, (made / "transformer" / "config.json").stat().st_ino
 

@@ -115,7 +115,7 @@ def test_the_backbone_opens_and_makes_images(trained: Path) -> None:
 
 
 def test_the_export_is_half_precision_and_locked(trained: Path) -> None:
-    from d3pack.backbones.resolve import lock_directory
+    from d3pack.backbones import lock_directory
 
     for part in ("unet", "vae", "text_encoder"):
         (path,) = (trained / part).glob("*.safetensors")

@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 
-from d3pack.backbones import lock_directory, open_backbone
+from d3pack.backbones import lock_directory, mini_directory, open_backbone
 from d3pack.backbones.autoencoder import Autoencoder, open_autoencoder
 from d3pack.backbones.dit import DiT
-from d3pack.backbones.resolve import mini_directory
 from d3pack.encode.budget import BARE, table_dials
 from d3pack.encode.complete import finish, sample_record
 from d3pack.encode.estimate import teacher_seconds, timings
