@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from d3pack.backbones.layout import weight_files
 from d3pack.backbones.lock import Checked, changed
 from d3pack.errors import BackboneError
+from d3pack.system import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -240,7 +241,7 @@ def _construct(path: str, cls: Any, config: Mapping[str, Any]) -> Any:
         known = {k: v for k, v in config.items() if k in inspect.signature(cls).parameters}
         return cls(**known)
     except Exception as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise BackboneError(
             f"{path} does not describe a {cls.__name__}: {reason}", code="E_BACKBONE_CONFIG"
         ) from None

@@ -21,9 +21,10 @@ from d3pack.backbones.speed import hurry
 from d3pack.decode import noise, samplers
 from d3pack.decode.embedded import unpacked
 from d3pack.decode.locks import lock_of
-from d3pack.decode.modes import Mode, choose, exact_numerics, usable
+from d3pack.decode.modes import Mode, choose, exact_numerics
 from d3pack.errors import BackboneChangedError, BackboneError, UsageError
 from d3pack.format.codecs import decode_adapter, decode_prompts
+from d3pack.system import resolve_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +50,7 @@ class Decoder:
         self,
         pack: Pack,
         *,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
         mode: str = "exact",
         switches: Iterable[str] | None = None,
         tiny_vae: str | Path | None = None,
@@ -60,7 +61,9 @@ class Decoder:
         progress: Progress | None = None,
     ) -> None:
         self.pack = pack
-        self.device = usable(device)
+        if device is None and backbone is not None:
+            device = next(iter(backbone.named_tensors().values())).device
+        self.device = resolve_device(device)
         recipe = pack.recipe
         if backbone is not None and mode == "fast":
             if switches or tiny_vae:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from d3pack.system.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from d3pack.format.codecs import decode_labels
     from d3pack.format.coded import Coded
     from d3pack.format.pack import EMBEDDED, Ledger, Pack, Probes
     from d3pack.format.ranges import Read, plan_reads, verify_reads
@@ -25,6 +26,7 @@ __all__ = [
     "Probes",
     "Read",
     "Recipe",
+    "decode_labels",
     "pack_bytes",
     "plan_reads",
     "read",
@@ -36,6 +38,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
+        "codecs": ["decode_labels"],
         "coded": ["Coded"],
         "pack": ["EMBEDDED", "Ledger", "Pack", "Probes"],
         "ranges": ["Read", "plan_reads", "verify_reads"],
