@@ -11,8 +11,8 @@ from torch import Tensor
 
 from d3pack.dataset.order import Ints
 from d3pack.errors import UsageError
+from d3pack.format import Coded
 from d3pack.format.codecs import decode_labels
-from d3pack.format.pack import Coded
 
 _KEPT = 256 << 20  # bytes of rebuilt probability vectors
 
