@@ -14,14 +14,15 @@ import json
 import os
 import re
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from d3pack.errors import BackboneChangedError, BackboneError, NotFoundError
+from d3pack.errors import BackboneChangedError, BackboneError, D3MError, NotFoundError
 from d3pack.format.recipe import BackboneRef, FileLock
+from d3pack.system import write_text
 
 FileProgress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
 
@@ -169,14 +170,9 @@ class _Memory:
     def __exit__(self, *_: object) -> None:
         if not self._news:
             return
-        try:  # a read-only home only costs time
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self._path.parent, prefix="verified-")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(dict(sorted(self._known.items())[-10_000:]), file, indent=0)
-            os.replace(name, self._path)
-        except OSError:
-            pass
+        with suppress(OSError, D3MError):  # a read-only or full home only costs time
+            known = dict(sorted(self._known.items())[-10_000:])
+            write_text(self._path, json.dumps(known, indent=0))
 
     def get(self, identity: str) -> str | None:
         return self._known.get(identity)

@@ -74,13 +74,13 @@ def rm(
 
     Example: d3pack cache rm 3f6a9c
     """
-    from d3pack.dataset import shelf
+    from d3pack.dataset import remove_store
 
     if everything == bool(stores):
         raise UsageError("cache rm needs stores or --all", hint="d3pack cache ls names them")
     results = []
     for entry in _chosen(cache_dir, stores):
-        results.append({**_facts(entry), "removed": shelf.remove(entry.path)})
+        results.append({**_facts(entry), "removed": remove_store(entry.path)})
         if form == "human":
             done = "removed" if results[-1]["removed"] else "in use, left alone"
             print(f"{entry.path.name[:12]}  {done}")
@@ -101,12 +101,12 @@ def verify(
 
     Example: d3pack cache verify
     """
-    from d3pack.dataset import shelf
+    from d3pack.dataset import verify_store
 
     results, skipped = [], False
     for entry in _chosen(cache_dir, stores):
         try:
-            bad = shelf.verify(entry)
+            bad = verify_store(entry)
         except PermissionError:
             _out.say(f"{entry.path.name[:12]}  of another user, left alone")
             skipped = True
@@ -130,9 +130,9 @@ def _home(cache_dir: Path | None) -> Path:
 
 
 def _entries(cache_dir: Path | None) -> list[Any]:
-    from d3pack.dataset import shelf
+    from d3pack.dataset import list_stores
 
-    return shelf.entries(_home(cache_dir))
+    return list_stores(_home(cache_dir))
 
 
 def _chosen(cache_dir: Path | None, stores: list[str] | None) -> list[Any]:
@@ -154,13 +154,13 @@ def _fits(entry: Any, name: str) -> bool:
 
 
 def _facts(entry: Any) -> dict[str, Any]:
-    from d3pack.dataset import shelf
+    from d3pack.dataset import store_in_use
 
     what = entry.identity
     return {
         "key": entry.path.name,
         "root": what.root if what else "",
-        "mode": what.mode if what else "",
+        "numerics": what.numerics if what else "",
         "device": what.device if what else "",
         "software": what.software if what else "",
         "images": what.images if what else 0,
@@ -168,7 +168,7 @@ def _facts(entry: Any) -> dict[str, Any]:
         "shape": list(what.shape) if what else [],
         "bytes": entry.on_disk,
         "age_days": round(max(0.0, time.time() - entry.used) / 86400, 3),
-        "in_use": shelf.in_use(entry.path),
+        "in_use": store_in_use(entry.path),
     }
 
 

@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from d3pack.system import lazy_names
 
 if TYPE_CHECKING:
-    from d3pack.dataset.dataset import D3MDataset
+    from d3pack.dataset.dataset import D3MDataset, LabelTeacher
+    from d3pack.dataset.disk import (
+        StoreEntry,
+        StoreIdentity,
+        list_stores,
+        remove_store,
+        store_in_use,
+        verify_store,
+    )
     from d3pack.dataset.loader import D3MLoader
     from d3pack.dataset.order import BatchOrder
-    from d3pack.dataset.transforms import TransformError
+    from d3pack.dataset.samples import TransformError
 
-__all__ = ["BatchOrder", "D3MDataset", "D3MLoader", "TransformError"]
+__all__ = [
+    "BatchOrder",
+    "D3MDataset",
+    "D3MLoader",
+    "LabelTeacher",
+    "StoreEntry",
+    "StoreIdentity",
+    "TransformError",
+    "list_stores",
+    "remove_store",
+    "store_in_use",
+    "verify_store",
+]
 
-# `d3pack cache` looks at the stores without importing torch, so the classes come when asked for.
-_HOMES = {
-    "BatchOrder": "order",
-    "D3MDataset": "dataset",
-    "D3MLoader": "loader",
-    "TransformError": "transforms",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+# `d3pack cache` lists stores without importing torch
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "dataset": ["D3MDataset", "LabelTeacher"],
+        "disk": [
+            "StoreEntry",
+            "StoreIdentity",
+            "list_stores",
+            "remove_store",
+            "store_in_use",
+            "verify_store",
+        ],
+        "loader": ["D3MLoader"],
+        "order": ["BatchOrder"],
+        "samples": ["TransformError"],
+    },
+)

@@ -1,4 +1,4 @@
-"""D3MDataset: a pack where an ImageFolder was."""
+"""D3MDataset: a pack in the place of an ImageFolder."""
 
 from __future__ import annotations
 
@@ -15,16 +15,25 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from d3pack.dataset.choice import CACHE_SIZE, Cache, Wish
 from d3pack.dataset.images import Images
-from d3pack.dataset.labels import SoftLabels
 from d3pack.dataset.loader import D3MLoader
-from d3pack.dataset.options import check_choices, opened, usable
 from d3pack.dataset.order import BatchOrder, Ints, check_state
-from d3pack.dataset.transforms import Output, Transform, apply_batch, apply_one, as_output, as_pil
+from d3pack.dataset.samples import (
+    OUTPUTS,
+    Output,
+    SoftLabels,
+    Transform,
+    apply_batch,
+    apply_one,
+    as_output,
+    as_pil,
+)
+from d3pack.dataset.store import CACHE_SIZE, CACHES, Cache, CacheSettings
 from d3pack.decode import local_backbone
-from d3pack.errors import UsageError
-from d3pack.format.pack import Pack
+from d3pack.errors import NotFoundError, UsageError
+from d3pack.format import Pack
+from d3pack.hub import is_address, load, read_classes
+from d3pack.system import resolve_device
 
 if TYPE_CHECKING:
     import datasets
@@ -32,28 +41,38 @@ if TYPE_CHECKING:
     from d3pack.backbones import Backbone
 
 
-class Teacher(Protocol):
-    """Whatever labels images on the fly."""
+class LabelTeacher(Protocol):
+    """A classifier that labels images when they are read."""
 
     classes: Sequence[str]
 
     def logits(self, images: Tensor) -> Tensor:
-        """uint8 NCHW in, (N, classes) out."""
+        """Return logits (N, classes) for uint8 images in NCHW."""
         ...
 
 
 class IndexOutOfRangeError(UsageError, IndexError):
-    """No such image; also an IndexError, so that plain iteration ends where it should."""
+    """There is no such image. Also an IndexError, which ends a plain iteration."""
 
 
 class D3MDataset(Dataset[Any]):
     """The images of a pack with their labels, decoded once and kept in a store.
 
-    `transform` is applied to each image, `batch_transform` to whole NCHW batches before that. Both
-    are given what `output` says: a uint8 tensor, a float tensor in [0, 1], or (`transform` only) a
-    PIL image. Labels are ints; vectors of probabilities with `soft_labels=True` (from the pack) or
-    `teacher=`. With `classes=` it holds some classes; of a pack on the Hub only theirs are read.
-    With `fresh=True` every epoch has new images: `set_epoch`, or a loader of ours, says which.
+    An ordinary map-style PyTorch dataset of `(image, label)`, with `classes`, `class_to_idx` and
+    `targets` as `ImageFolder` has them. It works with a `DataLoader`; `loader` gives a faster one.
+
+    Attributes:
+        pack: the pack.
+        classes: names of the classes, in the order of their labels.
+        class_to_idx: label of each name.
+        device: where images are decoded.
+
+    Example:
+        >>> from d3pack import D3MDataset
+        >>> dataset = D3MDataset("examples/cifar10.d3m", device="cpu", cache=None)
+        >>> image, label = dataset[0]
+        >>> image.shape, image.dtype, dataset.classes[label]
+        (torch.Size([3, 64, 64]), torch.uint8, 'airplane')
     """
 
     def __init__(
@@ -68,55 +87,89 @@ class D3MDataset(Dataset[Any]):
         soft_labels: bool = False,
         cache: Cache = "auto",
         fresh: bool = False,
-        teacher: Teacher | None = None,
+        teacher: LabelTeacher | None = None,
         quiet: bool = False,
-        mode: str = "exact",
+        numerics: str = "exact",
         backbone: str | Path | Backbone | None = None,
         cache_dir: str | PathLike[str] | None = None,
         cache_size: int = CACHE_SIZE,
     ) -> None:
-        self.pack, rest = opened(pack, classes)
-        self.device = usable(device)
-        check_choices(
-            device=self.device,
-            mode=mode,
-            backbone=backbone,
-            output=output,
-            batched=batch_transform is not None,
-            soft_labels=soft_labels,
-            cache=cache,
-            fresh=fresh,
-            taught=teacher is not None,
-        )
+        """Open a pack; nothing is decoded yet.
+
+        Args:
+            pack: path of a `.d3m` file, address on the Hub (`hf://datasets/org/name/file.d3m` or
+                `org/name`), or an open `Pack`.
+            classes: names or numbers of the classes to keep, in this order. Of a pack on the Hub
+                only their part is downloaded.
+            device: where images are decoded and batches of `loader` lie: "cpu", "cuda", "cuda:1"
+                or "mps". None: CUDA where there is one, else the CPU.
+            transform: function of one image, applied last.
+            batch_transform: function of a batch (NCHW tensor) that returns one row an image,
+                applied before `transform`.
+            output: what transforms and the caller are given: "uint8" for tensors, "float" for
+                tensors in [0, 1], "pil" for PIL images.
+            soft_labels: give labels as the vectors of probabilities that the pack holds, instead
+                of class numbers.
+            cache: where decoded images are kept: "disk", shared by processes and later runs;
+                "cpu" or "gpu" memory; None, decoded each time; "auto", the fastest that fits.
+            fresh: decode new images in every epoch, which `set_epoch` or a loader counts. Nothing
+                is kept then.
+            teacher: classifier that labels each image with probabilities when it is read.
+            quiet: print no progress and no choice of store.
+            numerics: "exact" gives the images of the pack, bit for bit where the machine allows;
+                "fast" allows 16-bit floats and other orders of sums.
+            backbone: directory of the backbone, or an open one. None: the one that the pack names,
+                downloaded if need be, or one that lies beside the file.
+            cache_dir: directory of the stores on disk. None: d3pack's own (`D3PACK_HOME`).
+            cache_size: bytes that all stores of the directory may take; those that were not used
+                for longest are evicted.
+
+        Raises:
+            InvalidPackError: the file is not a valid pack.
+            NotFoundError: there is no such file, repository or backbone directory.
+            HubError: the Hub cannot be reached, or refuses.
+            UsageError: arguments that contradict each other, or a device that is not there.
+        """
+        self.pack, selection = _open_pack(pack, classes)
+        self.device = resolve_device(device)
+        _check_names(numerics, output, cache, backbone)
+        if cache == "gpu" and self.device.type == "cpu":
+            raise UsageError("cache='gpu' with device='cpu'", hint="use cache='cpu' or 'disk'")
+        if output == "pil" and batch_transform is not None:
+            raise UsageError("batch_transform takes tensors, not PIL images", hint="use transform=")
+        if fresh:
+            _check_fresh(cache, soft_labels)
+        if soft_labels and teacher is not None:
+            raise UsageError("soft_labels=True and teacher= both give labels", hint="choose one")
         self.transform = transform
         self.batch_transform = batch_transform
         self.output: Output = output
         self.teacher = teacher
         self._fresh = fresh
-        # In shared memory, so that workers which outlive an epoch hear of the next one.
+        # in shared memory, so that workers that outlive an epoch see the next one
         self._epoch: Tensor | None = None
         if fresh:
             self._epoch = torch.zeros((), dtype=torch.int64)
             self._epoch.share_memory_()  # type: ignore[no-untyped-call]
         if backbone is None and not isinstance(pack, Pack):
             backbone = local_backbone(fspath(pack), self.pack)
-        folder = None if cache_dir is None else Path(cache_dir).expanduser().absolute()
+        directory = None if cache_dir is None else Path(cache_dir).expanduser().absolute()
         self.images = Images(
             self.pack,
             device=self.device,
-            mode=mode,
+            numerics=numerics,
             backbone=backbone,
-            wish=Wish(None if fresh else cache, folder, cache_size),
+            cache=CacheSettings(None if fresh else cache, directory, cache_size),
             fresh=fresh,
             quiet=quiet,
         )
         self._soft_labels = soft_labels
         self._select(np.arange(len(self.pack.classes)), self.pack.images_per_class)
-        if rest is not None:
-            self._select(self._chosen(rest), self._per_class)
+        if selection is not None:
+            self._select(self._class_numbers(selection), self._per_class)
 
     def _select(self, classes: Ints, per_class: int) -> None:
-        """Become these classes of the pack, with this many images each; the store stays shared."""
+        """Become these classes of the pack, with so many images each; the store stays shared."""
         self._numbers = classes
         self._per_class = per_class
         self.classes = [self.pack.classes[number] for number in classes.tolist()]
@@ -137,16 +190,14 @@ class D3MDataset(Dataset[Any]):
             )
         return torch.tensor([column[name] for name in self.classes])
 
-    # What it looks like
-
     @property
     def root(self) -> str:
-        """The identity of the pack."""
+        """Identity of the pack, a SHA-256 in hex."""
         return self.pack.root
 
     @property
     def targets(self) -> list[int]:
-        """The class index of every image, as ImageFolder has it."""
+        """Class number of every image, as ImageFolder has it."""
         return np.repeat(np.arange(len(self.classes)), self._per_class).tolist()
 
     @property
@@ -155,6 +206,7 @@ class D3MDataset(Dataset[Any]):
         return self._labels is not None or self.teacher is not None
 
     def __len__(self) -> int:
+        """Return the number of images."""
         return len(self.classes) * self._per_class
 
     def __repr__(self) -> str:
@@ -165,31 +217,42 @@ class D3MDataset(Dataset[Any]):
         )
 
     def select_classes(self, classes: Iterable[str | int]) -> D3MDataset:
-        """Some classes, in this order; labels count anew from 0, the images stay the same."""
-        return self._part(self._chosen(classes), self._per_class)
+        """Return a dataset of some classes in this order, labelled from 0; images are the same.
 
-    def _chosen(self, classes: Iterable[str | int]) -> Ints:
-        """Classes of the pack, by name or by label in this dataset."""
-        chosen = []
-        for wanted in classes:
-            if isinstance(wanted, str):
-                label = self.class_to_idx.get(wanted, -1)
-            elif isinstance(wanted, int | np.integer) and not isinstance(wanted, bool):
-                label = int(wanted)
+        Args:
+            classes: names, or labels in this dataset.
+
+        Raises:
+            UsageError: a class is unknown or repeated, or there is none.
+        """
+        return self._part(self._class_numbers(classes), self._per_class)
+
+    def _class_numbers(self, classes: Iterable[str | int]) -> Ints:
+        """Return the pack's numbers of classes, which are given by name or by label here."""
+        labels = []
+        for name in classes:
+            if isinstance(name, str):
+                label = self.class_to_idx.get(name, -1)
+            elif isinstance(name, int | np.integer) and not isinstance(name, bool):
+                label = int(name)
             else:
-                raise UsageError(f"{wanted!r} is no class", hint="give names or numbers")
+                raise UsageError(f"invalid class {name!r}: expected a name or a number")
             if not 0 <= label < len(self.classes):
-                raise UsageError(f"the dataset has no class {wanted!r}", hint="see .classes")
-            chosen.append(label)
-        if not chosen or len(set(chosen)) != len(chosen):
-            raise UsageError("a selection needs classes, none of them twice")
-        numbers: Ints = self._numbers[np.array(chosen)]
+                raise UsageError(f"the dataset has no class {name!r}", hint="see .classes")
+            labels.append(label)
+        if not labels or len(set(labels)) != len(labels):
+            raise UsageError("invalid selection: expected at least one class, none of them twice")
+        numbers: Ints = self._numbers[np.array(labels)]
         return numbers
 
     def first(self, k: int) -> D3MDataset:
-        """The first k images of every class: what an encoder would have chosen for k."""
+        """Return a dataset of the first k images of every class, which are the best k.
+
+        Raises:
+            UsageError: k is less than 1 or more than there are.
+        """
         if not 1 <= k <= self._per_class:
-            raise UsageError(f"first({k}): there are {self._per_class} images per class")
+            raise UsageError(f"invalid k {k}: expected 1 to {self._per_class} images per class")
         return self._part(self._numbers, k)
 
     def _part(self, classes: Ints, per_class: int) -> D3MDataset:
@@ -201,10 +264,15 @@ class D3MDataset(Dataset[Any]):
     # Images and labels
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
+        """Return an image and its label.
+
+        Raises:
+            IndexError: the index is out of range.
+        """
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, Any]]:
-        """Many images at once, decoded as one request: the hook that DataLoader calls."""
+        """Return many images with their labels, decoded together: DataLoader calls this."""
         chosen = np.array([self._checked(index) for index in indices], dtype=np.int64)
         if not chosen.size:
             return []
@@ -218,18 +286,30 @@ class D3MDataset(Dataset[Any]):
         return number % len(self)
 
     def numbers(self, indices: Ints) -> Ints:
-        """Indices of this dataset as image numbers of the whole pack."""
+        """Return the numbers that images have in the whole pack."""
         label, image = np.divmod(indices, self._per_class)
         return self._numbers[label] * self.pack.images_per_class + image
 
     def hard_labels(self, indices: Ints) -> list[int]:
-        """The class index of these images."""
+        """Return the class numbers of images."""
         labels: list[int] = (indices // self._per_class).tolist()
         return labels
 
+    def labels(self, indices: Ints, images: Tensor) -> Tensor:
+        """Return the labels that a training loop sees for these (uint8) images."""
+        label, image = np.divmod(indices, self._per_class)
+        if self._labels is not None:
+            return self._labels.take(self._numbers[label], image).to(self.device)
+        if self.teacher is not None:
+            assert self._columns is not None
+            with torch.no_grad():
+                logits = self.teacher.logits(images)
+            return logits[:, self._columns.to(logits.device)].float().softmax(1).to(self.device)
+        return torch.from_numpy(label).to(self.device)
+
     def _samples(self, indices: Ints, images: Tensor) -> tuple[Any, Tensor]:
-        """Transformed images (a tensor, or a list once a transform saw each) and their labels."""
-        labels = self.label(indices, images)
+        """Return transformed images (a list once a transform took single ones) and labels."""
+        labels = self.labels(indices, images)
         rows: Any = as_output(images, self.output)
         if self.batch_transform is not None:
             first = self.classes[self.hard_labels(indices[:1])[0]]
@@ -245,20 +325,8 @@ class D3MDataset(Dataset[Any]):
             ]
         return rows, labels
 
-    def label(self, indices: Ints, images: Tensor) -> Tensor:
-        """The labels that a training loop sees for these (uint8) images."""
-        label, image = np.divmod(indices, self._per_class)
-        if self._labels is not None:
-            return self._labels.take(self._numbers[label], image).to(self.device)
-        if self.teacher is not None:
-            assert self._columns is not None
-            with torch.no_grad():
-                logits = self.teacher.logits(images)
-            return logits[:, self._columns.to(logits.device)].float().softmax(1).to(self.device)
-        return torch.from_numpy(label).to(self.device)
-
-    def finish(self, indices: Ints, images: Tensor) -> tuple[Any, Tensor]:
-        """One batch of a loader: transformed and collated."""
+    def collate(self, indices: Ints, images: Tensor) -> tuple[Any, Tensor]:
+        """Return one batch of a loader: transformed images, and labels."""
         rows, labels = self._samples(indices, images)
         if isinstance(rows, list) and not isinstance(rows[0], Image.Image):
             rows = default_collate(rows)
@@ -268,13 +336,13 @@ class D3MDataset(Dataset[Any]):
 
     @property
     def epoch(self) -> int:
-        """Which fresh images there are; 0 for a dataset that is not fresh."""
+        """Epoch of the fresh images; 0 for a dataset that is not fresh."""
         return 0 if self._epoch is None else int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Turn to the fresh images of an epoch; without `fresh=True` there is nothing to turn."""
+        """Set the epoch of the fresh images; without `fresh=True` this does nothing."""
         if epoch < 0:
-            raise UsageError(f"epoch {epoch}", hint="epochs count from 0")
+            raise UsageError(f"invalid epoch {epoch}: expected 0 or more")
         if self._epoch is not None:
             self._epoch.fill_(epoch)
 
@@ -288,14 +356,21 @@ class D3MDataset(Dataset[Any]):
         drop_last: bool = False,
         background: bool | None = None,
     ) -> D3MLoader:
-        """Batches on the device; rank and world default to torch.distributed's.
+        """Return a loader of batches on the device, which can be saved and resumed.
 
-        `background` decodes the batches to come while the caller trains; the default is to do so
-        on a GPU. A decoder on the CPU has every core busy, and takes turns with the training.
-        Exact images on CUDA are decoded in the caller's thread in any case: the settings that they
-        need are the whole process's, and a training beside them would lose its TF32.
+        Args:
+            batch_size: images that a rank takes in a step.
+            shuffle: whether each epoch has an order of its own.
+            seed: seed of the orders.
+            rank: number of this process; the default is that of torch.distributed.
+            world: number of processes; the default is that of torch.distributed.
+            drop_last: whether to leave out the last images where they do not fill a step.
+            background: decode the next batches while the caller trains. None: on a GPU. On a CPU
+                the decoder uses all cores, and takes turns with the training. Exact images on CUDA
+                are always decoded in the caller's thread: the settings that they need hold for the
+                whole process, and a training would lose its TF32.
         """
-        if self.images.holds_cuda:
+        if self.images.changes_cuda_settings:
             background = False
         elif background is None:
             background = self.device.type != "cpu"
@@ -313,7 +388,10 @@ class D3MDataset(Dataset[Any]):
         world: int | None = None,
         drop_last: bool = False,
     ) -> BatchOrder:
-        """The loader's order as a batch sampler, for a DataLoader or a StatefulDataLoader."""
+        """Return the loader's order as a batch sampler, for DataLoader or StatefulDataLoader.
+
+        The arguments are those of `loader`.
+        """
         if (rank is None) != (world is None):
             raise UsageError("rank and world go together", hint="give both or none")
         if rank is None or world is None:
@@ -334,31 +412,80 @@ class D3MDataset(Dataset[Any]):
     @property
     def identity(self) -> str:
         """What a state belongs to: the pack, and which part of it."""
-        whole = np.array_equal(self._numbers, np.arange(len(self.pack.classes)))
-        if whole and self._per_class == self.pack.images_per_class:
+        all_classes = np.array_equal(self._numbers, np.arange(len(self.pack.classes)))
+        if all_classes and self._per_class == self.pack.images_per_class:
             return self.root
         part = f"{self._per_class}:{self._numbers.tolist()}"
         return f"{self.root}/{sha256(part.encode()).hexdigest()[:16]}"
 
     def state_dict(self) -> dict[str, Any]:
-        """Pack and epoch, for loaders that ask their dataset; the order is the loader's."""
+        """Return pack and epoch, for loaders that ask their dataset; the order is the loader's."""
         return {"state": 1, "pack": self.identity, "images": len(self), "epoch": self.epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Turn to the epoch of a state; refuses the state of another pack."""
+        """Set the epoch of a state.
+
+        Raises:
+            UsageError: the state is not valid, or belongs to another pack or selection.
+        """
         check_state(state, identity=self.identity, images=len(self))
         try:
             epoch = int(state["epoch"])
         except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"not a dataset state: {error!r}") from error
+            raise UsageError(f"invalid dataset state: {error!r}") from error
         self.set_epoch(epoch)
 
     def close(self) -> None:
-        """Free the decoder and the store; both come back when an image is asked for."""
+        """Free the decoder and the store; both are opened again when an image is read."""
         self.images.close()
 
     def to_hf(self) -> datasets.Dataset:
-        """The images and labels as a Hugging Face `datasets.Dataset` (PNG in Arrow, on disk)."""
+        """Return images and labels, without transforms, as a Hugging Face dataset on disk.
+
+        Raises:
+            UsageError: the package `datasets` is not installed.
+        """
         from d3pack.dataset.export import to_hf
 
         return to_hf(self)
+
+
+def _open_pack(
+    pack: str | PathLike[str] | Pack, classes: Sequence[str | int] | None
+) -> tuple[Pack, Sequence[str | int] | None]:
+    """Return the pack, and the classes that are still to be selected from it."""
+    if isinstance(classes, str):  # else each of its letters would be a class
+        raise UsageError(
+            f"invalid classes {classes!r}: expected a list", hint=f"write [{classes!r}]"
+        )
+    if isinstance(pack, Pack):
+        return pack, classes
+    if classes is not None and is_address(pack):
+        return read_classes(pack, classes), None
+    return load(pack), classes
+
+
+def _check_names(numerics: str, output: str, cache: Cache, backbone: object) -> None:
+    if numerics not in ("exact", "fast"):
+        raise UsageError(f"invalid numerics {numerics!r}: expected exact or fast")
+    if isinstance(backbone, str | PathLike) and not Path(backbone).is_dir():
+        raise NotFoundError(
+            f"there is no backbone directory {fspath(backbone)}",
+            hint="give the directory that holds the backbone's model_index.json",
+        )
+    if output not in OUTPUTS:
+        raise UsageError(f"invalid output {output!r}: expected {', '.join(OUTPUTS)}")
+    if cache not in CACHES:
+        raise UsageError(f"invalid cache {cache!r}: expected auto, gpu, cpu, disk or None")
+
+
+def _check_fresh(cache: Cache, soft_labels: bool) -> None:
+    if cache not in ("auto", None):
+        raise UsageError(
+            f"fresh=True with cache={cache!r}: fresh images are used once", hint="use cache=None"
+        )
+    if soft_labels:
+        raise UsageError(
+            "the pack's soft labels are of its own images, not of fresh ones",
+            hint="give teacher=, or train on hard labels",
+        )

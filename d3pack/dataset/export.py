@@ -10,25 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from d3pack.dataset.transforms import as_pil
-from d3pack.errors import UsageError
+from d3pack.dataset.samples import as_pil
+from d3pack.system import require
 
 if TYPE_CHECKING:
     import datasets
 
     from d3pack.dataset.dataset import D3MDataset
 
-_CHUNK = 256  # images in hand
+_CHUNK = 256  # images in memory
 
 
 def to_hf(dataset: D3MDataset) -> datasets.Dataset:
-    """Write images and labels, without transforms, to the `datasets` cache, and open them there."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise UsageError(
-            "to_hf() needs the package `datasets`", hint="pip install 'd3pack[encode]'"
-        ) from error
+    """Write images and labels, without transforms, to the cache of `datasets`."""
+    datasets = require("datasets", "to_hf()")
     columns = {"image": datasets.Image(), "label": datasets.ClassLabel(names=dataset.classes)}
     if dataset.probabilities:
         columns["probabilities"] = datasets.List(datasets.Value("float32"))
@@ -40,19 +35,19 @@ def to_hf(dataset: D3MDataset) -> datasets.Dataset:
 
 
 def _fingerprint(dataset: D3MDataset, columns: list[str]) -> str:
-    """The name under which `datasets` keeps the rows, and takes what it has kept before."""
+    """Return the name by which `datasets` finds rows that it has written before."""
     if dataset.teacher is not None:
-        return os.urandom(8).hex()  # nobody can tell one teacher from another
+        return os.urandom(8).hex()  # two teachers cannot be told apart
     images = dataset.images.identity.key
-    what = f"{images} {dataset.identity} {dataset.epoch} {columns}"
-    return sha256(what.encode()).hexdigest()[:16]
+    text = f"{images} {dataset.identity} {dataset.epoch} {columns}"
+    return sha256(text.encode()).hexdigest()[:16]
 
 
 def _rows(dataset: D3MDataset) -> Iterator[dict[str, Any]]:
     for start in range(0, len(dataset), _CHUNK):
         indices = np.arange(start, min(start + _CHUNK, len(dataset)))
         images = dataset.images.get(dataset.numbers(indices), dataset.epoch)
-        labels = dataset.label(indices, images).cpu()
+        labels = dataset.labels(indices, images).cpu()
         hard = dataset.hard_labels(indices)
         for image, vector, label in zip(images, labels, hard, strict=True):
             png = io.BytesIO()

@@ -1,7 +1,7 @@
-"""The order of an epoch: a keyed permutation, and who takes which part of it.
+"""The order of an epoch: a keyed permutation, divided among ranks and batches.
 
-Position p of epoch e is image `Permutation(n, seed, e)(p)`: a pure function, so that resuming in
-the middle of an epoch, on any number of ranks and at any batch size, costs and repeats nothing.
+Position p of epoch e is image `Permutation(n, seed, e)(p)`: a pure function. A training can resume
+in the middle of an epoch, on any number of ranks and at any batch size, without repeating work.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _FACTOR, _UPPER = np.uint64(0x9E3779B97F4A7C15), np.uint64(32)
 _STATE = 1  # version of the state dict
 
 
-def _mixed(value: int) -> int:
-    """SplitMix64's finaliser: spreads every input bit over 64 output bits."""
+def _mix(value: int) -> int:
+    """Return the SplitMix64 finaliser of a value: every input bit changes all 64 output bits."""
     value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
     value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK
     return value ^ (value >> 31)
 
 
 class Permutation:
-    """A keyed permutation of range(size), size < 2**63: a Feistel network, walked to the inside.
+    """A keyed permutation of range(size), size < 2**63: a Feistel network with cycle walking.
 
-    The network permutes the next power of two, less than twice the size, so a position takes fewer
-    than two walks on average.
+    The network permutes the next power of two. It is applied again to results outside the range,
+    on average less than once a position, as the power is less than twice the size.
     """
 
     def __init__(self, size: int, seed: int, epoch: int) -> None:
@@ -44,15 +44,15 @@ class Permutation:
         self._low_bits = np.uint64(bits // 2)
         self._low = np.uint64((1 << (bits // 2)) - 1)
         self._high = np.uint64((1 << (bits - bits // 2)) - 1)
-        key = _mixed(_mixed(seed & _MASK) ^ ((epoch + 1) * 0x9E3779B97F4A7C15 & _MASK))
+        key = _mix(_mix(seed & _MASK) ^ ((epoch + 1) * 0x9E3779B97F4A7C15 & _MASK))
         self._keys = [
-            np.uint64(_mixed(key + (r + 1) * 0x9E3779B97F4A7C15 & _MASK)) for r in range(_ROUNDS)
+            np.uint64(_mix(key + (r + 1) * 0x9E3779B97F4A7C15 & _MASK)) for r in range(_ROUNDS)
         ]
 
     def _network(self, words: _Words) -> _Words:
         low, high = words & self._low, words >> self._low_bits
         for number, key in enumerate(self._keys):
-            # The upper half of a product depends on every bit of its factors.
+            # the upper half of a product depends on every bit of its factors
             if number % 2:
                 high ^= (low + key) * _FACTOR >> _UPPER & self._high
             else:
@@ -69,14 +69,29 @@ class Permutation:
 
 
 class BatchOrder:
-    """Batches of indices, exactly once an epoch over all ranks; a batch sampler with a state.
+    """A batch sampler with a state: every index once an epoch, over all ranks together.
 
-    The state counts what all ranks together have taken, so it may be loaded on another number of
-    ranks or at another batch size. All ranks take the same number of steps: the rest at the end of
-    an epoch is shared out evenly; one smaller than the number of ranks joins the step before it.
+    The state counts the indices that all ranks together have taken, so it can be loaded with
+    another number of ranks or another batch size. All ranks take the same number of steps: the
+    last indices of an epoch are divided evenly; if there are fewer of them than ranks, they join
+    the step before.
 
-    Each `iter()` is an epoch: the first one begins where a loaded state stands, one that was left
-    half-way is not gone back to.
+    Each `iter()` is an epoch. The first one begins at the loaded state; an epoch that was left
+    early is not resumed by the next `iter()`.
+
+    Args:
+        size: number of indices.
+        batch_size: indices that a rank takes in a step.
+        shuffle: whether to permute the indices, differently in each epoch.
+        seed: seed of the permutation.
+        rank: number of this process, from 0.
+        world: number of processes.
+        drop_last: whether to leave out the last indices where they do not fill a step.
+        identity: name of what the indices belong to; a state is only loaded under the same name.
+
+    Raises:
+        UsageError: the batch size is not a positive integer, the rank is not below `world`, or
+            there are fewer indices than ranks.
     """
 
     def __init__(
@@ -92,14 +107,14 @@ class BatchOrder:
         identity: str = "",
     ) -> None:
         if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-            raise UsageError(f"batch_size is {batch_size}", hint="give 1 or more")
-        if not 0 <= rank < world:
             raise UsageError(
-                f"rank {rank} of {world} ranks", hint="ranks count from 0 to world - 1"
+                f"invalid batch_size {batch_size!r}: expected an integer of at least 1"
             )
+        if not 0 <= rank < world:
+            raise UsageError(f"invalid rank {rank} with world={world}: expected 0 to world - 1")
         if size < world:
             raise UsageError(
-                f"{size} images cannot be shared by {world} ranks", hint="use fewer ranks"
+                f"{size} images cannot be divided among {world} ranks", hint="use fewer ranks"
             )
         self.size = size
         self.batch_size = batch_size
@@ -114,30 +129,30 @@ class BatchOrder:
         self._started = False
 
     def __len__(self) -> int:
-        """Steps in a whole epoch, the same on every rank."""
+        """Return the steps of a complete epoch, the same on every rank."""
         full, rest = divmod(self.size, self.batch_size * self.world)
         joins = full > 0 and rest < self.world
         return full if self.drop_last or joins else full + 1
 
-    def _taken_next(self, consumed: int) -> int:
-        """How many images all ranks together take in the step that starts at `consumed`."""
-        whole, left = self.batch_size * self.world, self.size - consumed
-        if left < whole:
+    def _step_size(self, consumed: int) -> int:
+        """Return how many images all ranks together take in the step that starts at `consumed`."""
+        full, left = self.batch_size * self.world, self.size - consumed
+        if left < full:
             return 0 if self.drop_last else left
-        return left if left - whole < self.world and not self.drop_last else whole
+        return left if left - full < self.world and not self.drop_last else full
 
     def walk(self, epoch: int, consumed: int) -> Iterator[tuple[Ints, int]]:
-        """This rank's batches from a point on, each with the count consumed once it is done."""
+        """Yield this rank's batches from a point on, each with the images consumed after it."""
         order = Permutation(self.size, self.seed, epoch)
         block: list[Ints] = []
         done: list[int] = []
-        while taken := self._taken_next(consumed):
-            share, extra = divmod(taken, self.world)
+        while step := self._step_size(consumed):
+            share, extra = divmod(step, self.world)
             start = consumed + self.rank * share + min(self.rank, extra)
             block.append(np.arange(start, start + share + (self.rank < extra), dtype=np.int64))
-            consumed += taken
+            consumed += step
             done.append(consumed)
-            if len(block) * self.batch_size >= _BLOCK or not self._taken_next(consumed):
+            if len(block) * self.batch_size >= _BLOCK or not self._step_size(consumed):
                 indices = np.concatenate(block)
                 ends = np.cumsum([len(positions) for positions in block])
                 parts = np.split(order(indices) if self.shuffle else indices, ends[:-1])
@@ -145,7 +160,7 @@ class BatchOrder:
                 block, done = [], []
 
     def begin(self) -> tuple[int, int]:
-        """Start an iteration: the epoch and the count consumed at which it begins."""
+        """Start an iteration; return the epoch and the images consumed where it begins."""
         if self._started:
             self.epoch, self.consumed = self.epoch + 1, 0
         self._settle()
@@ -153,32 +168,34 @@ class BatchOrder:
         return self.epoch, self.consumed
 
     def finish(self) -> None:
-        """The epoch is over; the next iteration begins the one after it."""
+        """End the epoch: the next iteration begins the one after it."""
         self.epoch, self.consumed, self._started = self.epoch + 1, 0, False
 
     def __iter__(self) -> Iterator[list[int]]:
+        """Yield the batches of one epoch."""
         for indices, consumed in self.walk(*self.begin()):
             self.consumed = consumed
             yield indices.tolist()
         self.finish()
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin the next iteration at an epoch; where it stands in that epoch already, it stays."""
+        """Set the epoch of the next iteration; the position within the current epoch is kept."""
         if epoch < 0:
-            raise UsageError(f"epoch {epoch}", hint="epochs count from 0")
-        # One that was left at its last batch is asked for once more, from its beginning.
-        over = self._started and not self._taken_next(self.consumed)
+            raise UsageError(f"invalid epoch {epoch}: expected 0 or more")
+        # an epoch that was left after its last batch begins again
+        over = self._started and not self._step_size(self.consumed)
         if epoch != self.epoch or over:
             self.epoch, self.consumed = epoch, 0
         self._started = False
 
     def _settle(self) -> None:
-        if not self._taken_next(self.consumed):
+        """Move on to the next epoch when nothing is left of this one."""
+        if not self._step_size(self.consumed):
             self.epoch, self.consumed = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the epoch stands, as JSON values; the same on every rank."""
-        over = not self._taken_next(self.consumed)
+        """Return the position in the epoch as JSON values, the same on every rank."""
+        over = not self._step_size(self.consumed)
         return {
             "state": _STATE,
             "pack": self.identity,
@@ -190,25 +207,31 @@ class BatchOrder:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a state stands, in its order; refuses the state of another pack."""
+        """Continue from a state, in the order that it names.
+
+        Raises:
+            UsageError: the state is not valid, or belongs to another pack or selection.
+        """
         check_state(state, identity=self.identity, images=self.size)
         try:
             epoch, consumed = int(state["epoch"]), int(state["consumed"])
             seed, shuffle = int(state["seed"]), bool(state["shuffle"])
         except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"not a loader state: {error!r}") from error
+            raise UsageError(f"invalid loader state: {error!r}") from error
         if epoch < 0 or not 0 <= consumed <= self.size:
-            raise UsageError(f"not a loader state: epoch {epoch}, consumed {consumed}")
+            raise UsageError(f"invalid loader state: epoch {epoch}, consumed {consumed}")
         self.epoch, self.consumed, self.seed, self.shuffle = epoch, consumed, seed, shuffle
         self._started = False
 
 
 def check_state(state: Mapping[str, Any], *, identity: str, images: int) -> None:
-    """Refuse a state that belongs to something else."""
+    """Raise `UsageError` unless a state belongs to these images."""
     if not isinstance(state, Mapping):
-        raise UsageError(f"not a loader state: {type(state).__name__}")
+        raise UsageError(f"invalid loader state: expected a mapping, not {type(state).__name__}")
     if state.get("state") != _STATE:
-        raise UsageError(f"not a loader state of version {_STATE}: {state.get('state')!r}")
+        raise UsageError(
+            f"invalid loader state: expected version {_STATE}, not {state.get('state')!r}"
+        )
     if state.get("pack") != identity or state.get("images") != images:
         raise UsageError(
             f"this state belongs to pack {str(state.get('pack'))[:16]} with "

@@ -1,86 +1,116 @@
-"""Where decoded images are kept: in memory (the host's or the GPU's), or only the latest few."""
+"""Where decoded images are kept: in memory, on disk, both, or only the latest few."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import warnings
 from collections import OrderedDict
-from typing import Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
+from d3pack.backbones import cache_home
+from d3pack.dataset.disk import StoreIdentity, next_absent, open_disk_store, stored_bytes
 from d3pack.dataset.order import Ints
+from d3pack.errors import NoSpaceError, UsageError
+from d3pack.system import size
 
-Shape = tuple[int, int, int]
+Cache = Literal["auto", "gpu", "cpu", "disk"] | None
+CACHES: tuple[Cache, ...] = ("auto", "gpu", "cpu", "disk", None)
+CACHE_SIZE = 32 << 30  # bytes that all stores on disk may take together
+
+_GPU_SHARE = 0.3  # of the free memory of the device; the rest is for the training
+_HOST_SHARE = 0.4
+_DISK_SHARE = 0.8  # of the free disk
+_RECENT_GROUPS = 4  # kept with cache=None, so that consecutive single images share a group
+_UNKNOWN_MEMORY = 4 << 30  # bytes assumed where the system does not tell
 
 
 class Store(Protocol):
-    """Images by number. What was written may be gone again; what is not missing can be read."""
+    """Images by number. An image that was written may be dropped; one that is not missing is there.
+
+    `DiskStore` is the fourth kind beside those of this module.
+    """
 
     def missing(self, numbers: Ints) -> Ints:
-        """Those of the numbers that are not here, or no longer sound."""
+        """Return those of the numbers whose images are absent or damaged."""
         ...
 
-    def write(self, numbers: Ints, images: Tensor) -> None: ...
-
-    def read(self, numbers: Ints) -> Tensor: ...
-
-    def wanted(self, count: int, but: Ints) -> Ints:
-        """Up to `count` images worth decoding in slots that would else be padding."""
+    def write(self, numbers: Ints, images: Tensor) -> None:
+        """Store images."""
         ...
 
-    def ready(self) -> int:
-        """How many images are here."""
+    def read(self, numbers: Ints) -> Tensor:
+        """Return a copy of images that are not missing."""
         ...
 
-    def close(self) -> None: ...
+    def next_missing(self, count: int, after: Ints) -> Ints:
+        """Return up to `count` images worth decoding together with those of `after`."""
+        ...
 
+    def count(self) -> int:
+        """Return how many images are stored."""
+        ...
 
-def next_absent(absent: npt.NDArray[np.bool_], count: int, but: Ints) -> Ints:
-    """The first absent numbers after those in `but`, going round."""
-    if count <= 0:
-        return np.empty(0, np.int64)
-    start = int(but.max()) + 1
-    found = np.flatnonzero(absent)
-    found = np.concatenate([found[found >= start], found[found < start]])
-    return found[~np.isin(found, but)][:count]
+    def close(self) -> None:
+        """Free memory and locks."""
+        ...
 
 
 class MemoryStore:
     """All images as one uint8 tensor on a device."""
 
-    def __init__(self, images: int, shape: Shape, device: torch.device) -> None:
-        self._images = torch.empty((images, *shape), dtype=torch.uint8, device=device)
-        self._have = np.zeros(images, dtype=np.bool_)
+    def __init__(self, identity: StoreIdentity, device: torch.device) -> None:
+        try:
+            self._images = torch.empty(
+                (identity.images, *identity.shape), dtype=torch.uint8, device=device
+            )
+        except RuntimeError as error:
+            raise UsageError(
+                f"a store of {size(identity.size)} does not fit on {device}",
+                hint="use cache='disk'",
+            ) from error
+        self._present = np.zeros(identity.images, dtype=np.bool_)
 
     def missing(self, numbers: Ints) -> Ints:
-        return numbers[~self._have[numbers]]
+        """Return those of the numbers that were not written."""
+        return numbers[~self._present[numbers]]
 
     def write(self, numbers: Ints, images: Tensor) -> None:
-        where = torch.from_numpy(numbers).to(self._images.device)
-        self._images.index_copy_(0, where, images.to(self._images.device))
-        self._have[numbers] = True
+        """Store images."""
+        positions = torch.from_numpy(numbers).to(self._images.device)
+        self._images.index_copy_(0, positions, images.to(self._images.device))
+        self._present[numbers] = True
 
     def read(self, numbers: Ints) -> Tensor:
+        """Return a copy of images that are not missing."""
         if self._images.device.type == "cpu":
-            # One thread and a plain copy of rows: torch's indexing is several times slower here.
+            # a plain copy of rows in one thread: here torch's indexing is several times slower
             return torch.from_numpy(self._images.numpy().take(numbers, axis=0))
-        where = torch.from_numpy(numbers).to(self._images.device, non_blocking=True)
-        return self._images.index_select(0, where)
+        positions = torch.from_numpy(numbers).to(self._images.device, non_blocking=True)
+        return self._images.index_select(0, positions)
 
-    def wanted(self, count: int, but: Ints) -> Ints:
-        return next_absent(~self._have, count, but)
+    def next_missing(self, count: int, after: Ints) -> Ints:
+        """Return up to `count` absent images, the next ones after those of `after`."""
+        return next_absent(~self._present, count, after)
 
-    def ready(self) -> int:
-        return int(np.count_nonzero(self._have))
+    def count(self) -> int:
+        """Return how many images are stored."""
+        return int(np.count_nonzero(self._present))
 
     def close(self) -> None:
+        """Free the memory."""
         self._images = torch.empty(0, dtype=torch.uint8)
 
 
 class RecentStore:
-    """The latest images alone: what is left of a store when nothing is to be kept."""
+    """Only the latest images: for `cache=None`, and where nothing larger fits."""
 
     def __init__(self, images: int, capacity: int) -> None:
         self._total = images
@@ -88,9 +118,11 @@ class RecentStore:
         self._images: OrderedDict[int, Tensor] = OrderedDict()
 
     def missing(self, numbers: Ints) -> Ints:
+        """Return those of the numbers that were not written, or dropped since."""
         return np.array([n for n in numbers.tolist() if n not in self._images], dtype=np.int64)
 
     def write(self, numbers: Ints, images: Tensor) -> None:
+        """Store images, and drop the oldest beyond the capacity."""
         for number, image in zip(numbers.tolist(), images, strict=True):
             self._images[number] = image.clone()  # a view would keep its whole batch alive
             self._images.move_to_end(number)
@@ -98,51 +130,186 @@ class RecentStore:
             self._images.popitem(last=False)
 
     def read(self, numbers: Ints) -> Tensor:
+        """Return a copy of images that are not missing."""
         return torch.stack([self._images[number] for number in numbers.tolist()])
 
-    def wanted(self, count: int, but: Ints) -> Ints:
-        """The images that follow: one who asks singly, in order, then pays for each group once."""
-        last = int(but.max())
-        following = np.arange(last + 1, min(last + 1 + count, self._total), dtype=np.int64)
-        return self.missing(following)
+    def next_missing(self, count: int, after: Ints) -> Ints:
+        """Return the absent ones of the `count` images that follow: single images in order share
+        the decoding of a group."""
+        last = int(after.max())
+        return self.missing(np.arange(last + 1, min(last + 1 + count, self._total), dtype=np.int64))
 
-    def ready(self) -> int:
+    def count(self) -> int:
+        """Return how many images are stored."""
         return len(self._images)
 
     def close(self) -> None:
+        """Free the memory."""
         self._images.clear()
 
 
 class TieredStore:
-    """A fast store in front of a shared one: read from the first, kept by both."""
+    """A fast store in front of a shared one: written to both, read from the first."""
 
     def __init__(self, front: Store, back: Store) -> None:
         self._front = front
         self._back = back
 
     def missing(self, numbers: Ints) -> Ints:
+        """Return the numbers that neither store has; copy the others to the fast one."""
         absent = self._front.missing(numbers)
         if not absent.size:
             return absent
         missing = self._back.missing(absent)
-        kept = np.setdiff1d(absent, missing)
-        if kept.size:
-            self._front.write(kept, self._back.read(kept))
+        behind = np.setdiff1d(absent, missing)
+        if behind.size:
+            self._front.write(behind, self._back.read(behind))
         return missing
 
     def write(self, numbers: Ints, images: Tensor) -> None:
+        """Store images in both."""
         self._front.write(numbers, images)
         self._back.write(numbers, images)
 
     def read(self, numbers: Ints) -> Tensor:
+        """Return a copy of images that are not missing."""
         return self._front.read(numbers)
 
-    def wanted(self, count: int, but: Ints) -> Ints:
-        return self._front.missing(self._back.wanted(count, but))
+    def next_missing(self, count: int, after: Ints) -> Ints:
+        """Return up to `count` images that neither store has."""
+        return self._front.missing(self._back.next_missing(count, after))
 
-    def ready(self) -> int:
-        return max(self._front.ready(), self._back.ready())
+    def count(self) -> int:
+        """Return how many images are stored."""
+        return max(self._front.count(), self._back.count())
 
     def close(self) -> None:
+        """Close both stores."""
         self._front.close()
         self._back.close()
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """How a dataset was asked to keep its images."""
+
+    cache: Cache
+    directory: Path | None  # None: d3pack's own
+    limit: int  # bytes that all stores of the directory may take
+
+    @property
+    def home(self) -> Path:
+        """The directory of the stores."""
+        return cache_home() if self.directory is None else self.directory
+
+
+def adds_folder(settings: CacheSettings, identity: StoreIdentity) -> bool:
+    """Return whether `open_store` may create a folder on disk for these images."""
+    on_disk = settings.cache in ("auto", "disk")
+    return on_disk and stored_bytes(settings.home, identity) == 0
+
+
+def open_store(
+    settings: CacheSettings, identity: StoreIdentity, device: torch.device, group: int
+) -> tuple[Store, str]:
+    """Open the store that was asked for, or with `cache="auto"` the fastest one that fits.
+
+    Returns:
+        The store, and in words what it is.
+
+    Raises:
+        UsageError: the images do not fit into the store that was asked for.
+    """
+    recent = RecentStore(identity.images, _RECENT_GROUPS * group)
+    cache, in_worker = settings.cache, get_worker_info() is not None
+    if cache is None:
+        return recent, "no store, images are decoded each time"
+    if cache == "gpu" or (cache == "cpu" and not in_worker):
+        place = device if cache == "gpu" else torch.device("cpu")
+        return MemoryStore(identity, place), _in_memory(place, identity)
+    if cache in ("disk", "cpu"):
+        # workers have no memory in common: each would decode, and hold, everything
+        store = _requested_on_disk(settings, identity)
+        return store or (recent, "no store, images are decoded each time")
+    return _fitting(settings, identity, device, in_worker=in_worker) or (
+        recent,
+        f"no store: {size(identity.size)} fit nowhere, images are decoded each time",
+    )
+
+
+def _fitting(
+    settings: CacheSettings, identity: StoreIdentity, device: torch.device, *, in_worker: bool
+) -> tuple[Store, str] | None:
+    try:
+        on_disk = _on_disk(settings, identity) if _disk_has_room(settings, identity) else None
+    except (OSError, NoSpaceError):
+        on_disk = None
+    if device.type == "cuda" and identity.size < _GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+        front, words = MemoryStore(identity, device), _in_memory(device, identity)
+        if on_disk is None:
+            return front, words
+        # the disk spares the next run, and other ranks, the decoding
+        return TieredStore(front, on_disk[0]), f"{words}, and {on_disk[1]}"
+    if on_disk is not None or in_worker or identity.size > _HOST_SHARE * free_memory():
+        return on_disk
+    host = torch.device("cpu")
+    return MemoryStore(identity, host), _in_memory(host, identity)
+
+
+def _in_memory(device: torch.device, identity: StoreIdentity) -> str:
+    place = "host memory" if device.type == "cpu" else f"memory of {device}"
+    return f"{place} ({size(identity.size)} when full)"
+
+
+def _disk_has_room(settings: CacheSettings, identity: StoreIdentity) -> bool:
+    settings.home.mkdir(parents=True, exist_ok=True)
+    growth = identity.size - stored_bytes(settings.home, identity)
+    return growth <= _DISK_SHARE * shutil.disk_usage(settings.home).free
+
+
+def _on_disk(settings: CacheSettings, identity: StoreIdentity) -> tuple[Store, str] | None:
+    settings.home.mkdir(parents=True, exist_ok=True)
+    store = open_disk_store(settings.home, identity, settings.limit)
+    if store is None:
+        return None
+    return store, f"disk, {store.path} ({size(identity.size)} when full)"
+
+
+def _requested_on_disk(
+    settings: CacheSettings, identity: StoreIdentity
+) -> tuple[Store, str] | None:
+    try:
+        store = _on_disk(settings, identity)
+    except (OSError, NoSpaceError) as error:
+        reason = getattr(error, "strerror", None) or error.args[0]
+        warnings.warn(
+            f"no store on disk in {settings.home} ({reason}): continuing without",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    if store is None:
+        raise UsageError(
+            f"the images need {size(identity.size)} on disk, but all stores together may "
+            f"take {size(settings.limit)}",
+            hint="raise cache_size, or free stores in use (d3pack cache ls)",
+        )
+    return store
+
+
+def free_memory() -> float:
+    """Return the bytes that this process may still take, by the machine and by its container."""
+    free = float(_UNKNOWN_MEMORY)
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        free = float(text.split("MemAvailable:")[1].split()[0]) * 1024
+    except (OSError, IndexError, ValueError):
+        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:  # not on Windows
+            free = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 2
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit = float((group / "memory.max").read_text(encoding="ascii"))
+        free = min(free, limit - float((group / "memory.current").read_text(encoding="ascii")))
+    except (OSError, ValueError):  # no container, or "max"
+        pass
+    return free

@@ -26,9 +26,10 @@ from d3pack.backbones import (
 from d3pack.decode import noise, samplers
 from d3pack.decode.embedded import unpack_backbone
 from d3pack.decode.locks import lock_of
-from d3pack.decode.modes import Numerics, choose_numerics, exact_numerics, usable
+from d3pack.decode.modes import Numerics, choose_numerics, exact_numerics
 from d3pack.errors import BackboneChangedError, BackboneError, UsageError
 from d3pack.format.codecs import decode_adapter, decode_prompts
+from d3pack.system import resolve_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +54,7 @@ class Decoder:
         self,
         pack: Pack,
         *,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
         numerics: str = "exact",
         switches: Iterable[str] | None = None,
         tiny_vae: str | Path | None = None,
@@ -64,7 +65,9 @@ class Decoder:
         progress: FileProgress | None = None,
     ) -> None:
         self.pack = pack
-        self.device = usable(device)
+        if device is None and backbone is not None:
+            device = next(iter(backbone.named_tensors().values())).device
+        self.device = resolve_device(device)
         recipe = pack.recipe
         if backbone is not None and numerics == "fast":
             if switches or tiny_vae:

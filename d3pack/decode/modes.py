@@ -11,6 +11,7 @@ import torch
 
 from d3pack.decode.numerics import plain_cpu, plain_torch, reproducible_cuda
 from d3pack.errors import UsageError
+from d3pack.system import resolve_device
 
 # what each gives up: bf16 three digits; channels_last and fused_attention the order of sums;
 # compile the promise of equal kernels; tiny_vae the autoencoder itself
@@ -59,25 +60,7 @@ def choose_numerics(
     return Numerics("fast", chosen, tuple(sorted(wanted)), Path(tiny_vae) if tiny_vae else None)
 
 
-def usable(device: str | torch.device) -> torch.device:
-    """The device, if this machine has it, by its whole name: "cuda" becomes "cuda:0"."""
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise UsageError(f"{device!r} is no device", hint="cpu, cuda, cuda:1, mps") from None
-    missing = UsageError(f"there is no {device} on this machine", hint="use cpu")
-    if found.type == "cuda":
-        if (found.index or 0) >= torch.cuda.device_count():
-            raise missing
-        # without a number it is the thread's own choice: another may have made another
-        here = torch.cuda.current_device() if str(found) == "cuda" else found.index
-        return torch.device("cuda", here)
-    try:
-        made = torch.zeros(1, device=found)
-        made.cpu()  # "meta" has no values
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise missing from None
-    return made.device
+usable = resolve_device  # its name of before, until dataset has moved
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 from d3pack import __version__
 from d3pack.format.pack import Pack
 from d3pack.hub.address import Address
-from d3pack.system.text import count
+from d3pack.system import count
 
 MARK = "<!-- written by d3pack push: a later push may replace this card -->"
 

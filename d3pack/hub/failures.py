@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from d3pack.errors import D3MError, HubError, HubOfflineError, NotFoundError, UsageError
+from d3pack.errors import (
+    D3MError,
+    HubError,
+    HubOfflineError,
+    NoSpaceError,
+    NotFoundError,
+    UsageError,
+)
 from d3pack.hub.address import Address, endpoint
+from d3pack.system import is_disk_full
 
 # huggingface_hub has changed its HTTP library twice; the exceptions are known by where they live.
 _HTTP_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
@@ -16,7 +23,7 @@ LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
 @contextmanager
 def hub_calls(address: Address) -> Iterator[None]:
-    """Run calls to the Hub; failures leave as HubError or NotFoundError."""
+    """Run calls to the Hub; failures leave as HubError, NotFoundError or NoSpaceError."""
     try:
         yield
     except D3MError:
@@ -64,8 +71,10 @@ def translate(error: Exception, address: Address) -> D3MError:
             code="E_HUB_BUSY",
             hint="check the network and HF_ENDPOINT, then run it again",
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return HubError("the disk is full", hint="free space, or set HF_HOME to another disk")
+    if is_disk_full(error):
+        return NoSpaceError(
+            "no space left in the Hub cache", hint="free some, or set HF_HOME to another disk"
+        )
     if isinstance(error, PermissionError):
         return HubError(
             "the Hub cache cannot be written", hint="set HF_HOME to a directory you may write"

@@ -15,6 +15,7 @@ from typing import Any
 from d3pack.errors import HubError, HubOfflineError, NotFoundError, UsageError
 from d3pack.hub.address import Address
 from d3pack.hub.cache import fetch
+from d3pack.system import disk_full_as_error, first_line, require
 
 SUFFIX = ".sig"
 
@@ -51,7 +52,7 @@ def sign(data: bytes, name: str, key: Path | None) -> bytes:
             raise NotFoundError(f"there is no key {key}") from None
         except Exception as error:
             raise HubError(
-                f"signing failed: {_line(error)}",
+                f"signing failed: {first_line(error)}",
                 code="E_HUB_SIGNATURE",
                 hint="the key must be an elliptic-curve private key in PEM, without a password",
             ) from error
@@ -84,7 +85,7 @@ def check(data: bytes, name: str, signature: bytes, trust: Trust) -> str:
             raise NotFoundError(f"there is no key {trust.public_key}") from None
         except Exception as error:
             raise HubError(
-                f"{name} is not signed by {who}: {_line(error)}",
+                f"{name} is not signed by {who}: {first_line(error)}",
                 code="E_HUB_SIGNATURE",
                 hint="do not use it unless the publisher confirms another signer",
             ) from error
@@ -129,25 +130,13 @@ def signed_digest(signature: bytes) -> str:
 
 
 def _library() -> Any:
-    try:
-        import model_signing
-    except ImportError as error:
-        raise UsageError(
-            f"signatures need the model-signing library ({error})",
-            hint="pip install 'd3pack[sign]'",
-        ) from None
-    return model_signing
+    return require("model_signing", "signing")
 
 
 @contextmanager
 def _as_file(data: bytes, name: str) -> Iterator[Path]:
     """The very bytes that were read, as the file that the library wants: no symlink, no race."""
-    with tempfile.TemporaryDirectory(prefix="d3pack-") as folder:
+    with disk_full_as_error(), tempfile.TemporaryDirectory(prefix="d3pack-") as folder:
         path = Path(folder) / name.rpartition("/")[2]
         path.write_bytes(data)
         yield path
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip().split("\n")[0][:200]
-    return text or type(error).__name__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from typer.testing import CliRunner
 
 import d3pack
 from d3pack.cli import app
-from d3pack.dataset import shelf
+from d3pack.dataset import StoreIdentity
+from d3pack.dataset.disk import open_disk_store
 from d3pack.decode import Decoder, make_probes
 
 SCHEMA = json.loads((ROOT / "spec" / "cli.schema.json").read_text(encoding="utf-8"))
@@ -79,10 +79,10 @@ def test_output_fits_the_schema(
     monkeypatch.chdir(world)
     monkeypatch.setenv("D3PACK_HOME", str(world / "home"))
     if verb.startswith("cache"):  # something to list
-        what = shelf.Identity("a", "exact", "cpu", "torch", 1, (3, 4, 4))
-        claimed = shelf.claim(world / "home", what, 1 << 20)
-        assert claimed is not None
-        os.close(claimed[1])
+        identity = StoreIdentity("a", "exact", "cpu", "torch", 1, (3, 4, 4))
+        store = open_disk_store(world / "home", identity, 1 << 20)
+        assert store is not None
+        store.close()
     done = CliRunner().invoke(app, [*call.split(), "--format", "json"])
     assert done.exit_code == code, done.exception
     check(verb, json.loads(done.stdout))

@@ -11,7 +11,7 @@ from tiny_backbones import tiny_dit
 
 from d3pack.dataset import D3MDataset
 from d3pack.decode import Decoder
-from d3pack.format.pack import Pack
+from d3pack.format import Pack
 
 
 @pytest.fixture(autouse=True)

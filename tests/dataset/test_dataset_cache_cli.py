@@ -1,4 +1,4 @@
-"""`d3pack cache`: what is kept, removed and checked, without torch."""
+"""`d3pack cache`: stores are listed, removed and checked without torch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import torch
 from typer.testing import CliRunner
 
 from d3pack.cli import app
-from d3pack.dataset import D3MDataset, shelf
-from d3pack.format.pack import Pack
+from d3pack.dataset import D3MDataset, list_stores
+from d3pack.format import Pack
 
 
 def cache(*args: str) -> subprocess.CompletedProcess[str]:
@@ -30,14 +30,14 @@ def cache(*args: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def dataset(pack: Pack, backbone: Path) -> D3MDataset:
-    """A whole store, which nobody uses any more."""
-    made = D3MDataset(pack, backbone=backbone, quiet=True)
-    made.__getitems__(list(range(21)))
-    made.close()
-    return made
+    """A dataset with a complete store, which no process uses."""
+    dataset = D3MDataset(pack, backbone=backbone, quiet=True)
+    dataset.__getitems__(list(range(21)))
+    dataset.close()
+    return dataset
 
 
-def test_ls_says_what_is_kept(dataset: D3MDataset) -> None:
+def test_cache_ls_lists_stores(dataset: D3MDataset) -> None:
     (fact,) = json.loads(cache("ls", "--format", "json").stdout)
     assert fact["root"] == dataset.root
     assert (fact["decoded"], fact["images"], fact["in_use"]) == (21, 21, False)
@@ -51,17 +51,17 @@ def test_ls_says_what_is_kept(dataset: D3MDataset) -> None:
     assert cache("ls", "--format", "quiet").stdout.split() == [fact["key"]]
 
 
-def test_rm_spares_what_is_used(dataset: D3MDataset) -> None:
+def test_cache_rm_keeps_a_store_in_use(dataset: D3MDataset) -> None:
     dataset[0]
     kept = cache("rm", dataset.root[:8])
     assert kept.returncode == 1
     assert "in use" in kept.stdout
     dataset.close()
     assert cache("rm", dataset.root[:8]).returncode == 0
-    assert shelf.entries(Path(os.environ["D3PACK_HOME"])) == []
+    assert list_stores(Path(os.environ["D3PACK_HOME"])) == []
 
 
-def test_rm_refuses_what_it_does_not_know(dataset: D3MDataset) -> None:
+def test_cache_rm_refuses_unknown_stores(dataset: D3MDataset) -> None:
     for args, code in ((("rm",), 2), (("rm", "--all", "x"), 2), (("rm", "zz"), 5), (("rm", ""), 5)):
         done = cache(*args)
         assert done.returncode == code, args
@@ -70,10 +70,10 @@ def test_rm_refuses_what_it_does_not_know(dataset: D3MDataset) -> None:
     assert json.loads(cache("ls", "--format", "json").stdout) == []
 
 
-def test_verify_drops_what_is_bad(
+def test_cache_verify_drops_damaged_images(
     dataset: D3MDataset, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (entry,) = shelf.entries(Path(os.environ["D3PACK_HOME"]))
+    (entry,) = list_stores(Path(os.environ["D3PACK_HOME"]))
     assert cache("verify").returncode == 0
     with open(entry.path / "pixels", "r+b") as file:
         file.seek(4 * entry.identity.row + 100)
@@ -89,7 +89,7 @@ def test_verify_drops_what_is_bad(
     assert torch.equal(dataset[4][0], expected[4])
 
 
-def test_another_folder(dataset: D3MDataset, tmp_path: Path) -> None:
+def test_cache_dir_names_another_cache(dataset: D3MDataset, tmp_path: Path) -> None:
     gone = cache("ls", "--cache-dir", str(tmp_path / "x"))
     assert gone.returncode == 5
     assert "there is no folder" in gone.stderr
@@ -97,7 +97,7 @@ def test_another_folder(dataset: D3MDataset, tmp_path: Path) -> None:
     assert len(json.loads(cache("ls", "--cache-dir", home, "--format", "json").stdout)) == 1
 
 
-def test_torch_is_not_loaded() -> None:
+def test_cache_does_not_load_torch() -> None:
     check = (
         "import sys; sys.argv = ['d3pack', 'cache', 'ls']\n"
         "from d3pack.cli import main\n"
@@ -107,10 +107,10 @@ def test_torch_is_not_loaded() -> None:
     subprocess.run([sys.executable, "-c", check], check=True)
 
 
-def test_a_store_of_another_user_is_left_alone(
+def test_cache_leaves_stores_of_another_user_alone(
     dataset: D3MDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (entry,) = shelf.entries(Path(os.environ["D3PACK_HOME"]))
+    (entry,) = list_stores(Path(os.environ["D3PACK_HOME"]))
     real = os.open
 
     def refusing(path: Any, flags: int, *more: Any, **others: Any) -> int:
@@ -118,7 +118,7 @@ def test_a_store_of_another_user_is_left_alone(
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return real(path, flags, *more, **others)
 
-    monkeypatch.setattr(shelf.os, "open", refusing)
+    monkeypatch.setattr(os, "open", refusing)
     gone = CliRunner().invoke(app, ["cache", "rm", "--all"])
     assert gone.exit_code == 1
     assert "in use, left alone" in gone.stdout
@@ -128,9 +128,9 @@ def test_a_store_of_another_user_is_left_alone(
 
 
 @pytest.mark.parametrize("text", ["{", '{"format": 99}'])
-def test_a_store_that_cannot_be_used_is_listed_and_removed(dataset: D3MDataset, text: str) -> None:
+def test_cache_lists_and_removes_unusable_stores(dataset: D3MDataset, text: str) -> None:
     home = Path(os.environ["D3PACK_HOME"])
-    (entry,) = shelf.entries(home)
+    (entry,) = list_stores(home)
     (entry.path / "meta.json").write_text(text)
     photos = home / "images" / "holidays"
     photos.mkdir()

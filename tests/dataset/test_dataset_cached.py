@@ -1,12 +1,11 @@
-"""The stores under a dataset: filled once, redone when damaged, chosen and told."""
+"""A dataset and its store: filled once, repaired when damaged, chosen and announced."""
 
 from __future__ import annotations
 
 import errno
-import io
 import os
+import re
 import shutil
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from d3pack.backbones import open_backbone
-from d3pack.dataset import D3MDataset, choice, disk, shelf
-from d3pack.dataset.progress import Progress
+from d3pack.dataset import D3MDataset, disk, images, list_stores, store, store_in_use, verify_store
 from d3pack.errors import D3MError, NotFoundError, UsageError
-from d3pack.format.pack import Pack
+from d3pack.format import Pack
+from d3pack.system import StatusLine
 
 
 def use(pack: Pack, backbone: Path, **options: Any) -> D3MDataset:
     return D3MDataset(pack, backbone=backbone, **{"quiet": True, **options})
 
 
-def test_a_second_run_decodes_nothing(
+def test_second_run_decodes_nothing(
     pack: Pack, backbone: Path, expected: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = use(pack, backbone)
@@ -37,10 +36,10 @@ def test_a_second_run_decodes_nothing(
     monkeypatch.setattr("d3pack.dataset.images.Decoder", None)
     assert torch.equal(torch.stack([image for image, _ in second]), expected)
     part = use(pack, backbone).select_classes(["penguin"])
-    assert torch.equal(part[1][0], expected[8]), "a part lives in the same store"
+    assert torch.equal(part[1][0], expected[8]), "a part shares the store"
 
 
-def test_no_slot_of_a_group_is_wasted(pack: Pack, backbone: Path) -> None:
+def test_single_images_decode_each_group_once(pack: Pack, backbone: Path) -> None:
     """21 images in groups of 4 are 6 forwards, whatever is asked for first."""
     for ask in ([0], [20], [3, 9], list(range(21))):
         dataset = use(pack, backbone, cache="cpu")
@@ -52,20 +51,20 @@ def test_no_slot_of_a_group_is_wasted(pack: Pack, backbone: Path) -> None:
         assert sorted(number for numbers in asked for number in numbers) == list(range(21))
 
 
-def test_a_flipped_byte_in_use_is_redone(pack: Pack, backbone: Path, expected: Tensor) -> None:
+def test_damaged_image_is_decoded_again(pack: Pack, backbone: Path, expected: Tensor) -> None:
     first = use(pack, backbone)
     list(first)
     first.close()
-    (entry,) = shelf.entries(Path(os.environ["D3PACK_HOME"]))
+    (entry,) = list_stores(Path(os.environ["D3PACK_HOME"]))
     flip(entry.path / "pixels", 13 * entry.identity.row + 77)
     second = use(pack, backbone)
     with pytest.warns(RuntimeWarning, match="checksum"):
         assert torch.equal(torch.stack([image for image, _ in second]), expected)
-    assert shelf.verify(entry) == []
+    assert verify_store(entry) == []
 
 
 @pytest.mark.parametrize("after", [0, 1, 9, 30])
-def test_a_full_disk_is_one_warning_and_the_training_goes_on(
+def test_full_disk_is_one_warning_and_training_continues(
     pack: Pack, backbone: Path, expected: Tensor, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     writes = 0
@@ -93,7 +92,7 @@ def test_a_full_disk_is_one_warning_and_the_training_goes_on(
     assert "No space left on device" in str(warning.message)
 
 
-def test_a_folder_that_cannot_be_written(
+def test_unwritable_cache_dir_is_replaced_by_memory(
     pack: Pack, backbone: Path, expected: Tensor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     place = tmp_path / "file"
@@ -105,17 +104,17 @@ def test_a_folder_that_cannot_be_written(
     assert "cache=auto: host memory" in capfd.readouterr().err
 
 
-def test_a_store_that_does_not_fit(
+def test_store_that_does_not_fit_is_refused_or_left_out(
     pack: Pack, backbone: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UsageError, match=r"need 258 kB on disk, but .* take 1 kB;"):
         use(pack, backbone, cache="disk", cache_size=1000)[0]
-    monkeypatch.setattr(choice, "host_memory", lambda: 1000.0)
+    monkeypatch.setattr(store, "free_memory", lambda: 1000.0)
     use(pack, backbone, cache_size=1000, quiet=False)[0]
     assert "no store: 258 kB fit nowhere" in capfd.readouterr().err
 
 
-def test_auto_says_once_what_it_chose(
+def test_auto_cache_is_announced_once(
     pack: Pack, backbone: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     dataset = use(pack, backbone, quiet=False)
@@ -127,25 +126,32 @@ def test_auto_says_once_what_it_chose(
     assert capfd.readouterr().err == ""
 
 
-def test_host_memory_is_known() -> None:
-    assert 1e8 < choice.host_memory() < 1e15
+def test_free_memory_is_plausible() -> None:
+    assert 1e8 < store.free_memory() < 1e15
 
 
-def test_close_lets_others_evict(pack: Pack, backbone: Path, expected: Tensor) -> None:
+def test_close_releases_the_store(pack: Pack, backbone: Path, expected: Tensor) -> None:
     dataset = use(pack, backbone)
     dataset[0]
-    (entry,) = shelf.entries(Path(os.environ["D3PACK_HOME"]))
-    assert shelf.in_use(entry.path)
+    (entry,) = list_stores(Path(os.environ["D3PACK_HOME"]))
+    assert store_in_use(entry.path)
     dataset.close()
-    assert not shelf.in_use(entry.path)
-    assert torch.equal(dataset[0][0], expected[0]), "a closed dataset opens again"
+    assert not store_in_use(entry.path)
+    assert torch.equal(dataset[0][0], expected[0]), "a closed dataset is opened again"
 
 
-def test_progress_is_said_unless_quiet(
+class Impatient(StatusLine):
+    """Shows a line for every group, however short the work."""
+
+    def add(self, number: int, seconds: float, done: int | None) -> None:
+        super().add(number, seconds + 2.0, done)
+
+
+def test_progress_is_printed_unless_quiet(
     pack: Pack, backbone: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("d3pack.dataset.progress._QUIET_START", 0.0)
-    monkeypatch.setattr("d3pack.dataset.progress._EVERY_LOG", 0.0)
+    monkeypatch.setattr("d3pack.system.progress.LOG_SECONDS", 0.0)
+    monkeypatch.setattr(images, "StatusLine", Impatient)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # one group at a time: as many lines as groups
     try:
@@ -162,39 +168,20 @@ def test_progress_is_said_unless_quiet(
     assert capfd.readouterr().err == ""
 
 
-def test_a_store_that_forgets_has_a_rate_and_no_end(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_progress_without_a_store_has_no_time_left(
+    pack: Pack, backbone: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("d3pack.dataset.progress._EVERY_LOG", 0.0)
-    progress = Progress(21, quiet=False)
-    for _ in range(3):
-        progress.add(16, 4.0, None)
-    assert capfd.readouterr().err.splitlines() == [
-        f"d3pack: decoded {count} images, 4.0 images/s" for count in (16, 32, 48)
-    ]
-
-
-def test_a_terminal_gets_one_moving_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    progress = Progress(100, quiet=False)
-    progress.add(10, 1.0, 10)
-    assert terminal.getvalue() == "", "nothing is said about two seconds of work"
-    progress.add(30, 3.0, 40)
-    progress.add(60, 6.0, 100)
-    lines = terminal.getvalue().split("\r\x1b[K")[1:]
-    assert lines == [
-        "d3pack: decoded 40 of 100 images, 10.0 images/s, 0:06 left",
-        "d3pack: decoded 100 of 100 images, 10.0 images/s\n",
-    ]
+    monkeypatch.setattr("d3pack.system.progress.LOG_SECONDS", 0.0)
+    monkeypatch.setattr(images, "StatusLine", Impatient)
+    list(use(pack, backbone, quiet=False, cache=None).loader(5, background=False))
+    lines = capfd.readouterr().err.splitlines()
+    assert lines
+    pattern = r"d3pack: decoded \d+ images, \d+\.\d images/s"
+    assert all(re.fullmatch(pattern, line) for line in lines), lines
 
 
 @pytest.mark.parametrize("cache", ["cpu", "disk", None])
-def test_memory_is_flat_over_epochs(pack: Pack, backbone: Path, cache: Any) -> None:
+def test_memory_is_constant_over_epochs(pack: Pack, backbone: Path, cache: Any) -> None:
     loader = use(pack, backbone, cache=cache).loader(5)
     sizes = []
     for _ in range(10):
@@ -208,7 +195,7 @@ def resident() -> int:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_data_loader_over_a_store_that_another_filled(
+def test_data_loader_reads_a_store_that_another_dataset_filled(
     pack: Pack, backbone: Path, expected: Tensor
 ) -> None:
     use(pack, backbone).__getitems__(list(range(10)))
@@ -216,40 +203,40 @@ def test_data_loader_over_a_store_that_another_filled(
     assert torch.equal(images, expected)
 
 
-def test_fast_stores_are_told_apart_by_their_switches(pack: Pack, backbone: Path) -> None:
-    """A decoder on an open backbone leaves it as it is, so its images are others."""
+def test_fast_stores_differ_by_their_switches(pack: Pack, backbone: Path) -> None:
+    """A decoder on an open backbone turns no switch on, so its images differ."""
     shared = open_backbone(pack.recipe.backbone, path=backbone)
-    own = use(pack, backbone, mode="fast").images.identity
-    other = D3MDataset(pack, backbone=shared, mode="fast", quiet=True).images.identity
-    assert own.mode == "fast:bf16,channels_last,fused_attention"
-    assert other.mode == "fast:"
+    own = use(pack, backbone, numerics="fast").images.identity
+    other = D3MDataset(pack, backbone=shared, numerics="fast", quiet=True).images.identity
+    assert own.numerics == "fast:bf16,channels_last,fused_attention"
+    assert other.numerics == "fast:"
     assert own.key != other.key
-    assert use(pack, backbone).images.identity.mode == "exact"
+    assert use(pack, backbone).images.identity.numerics == "exact"
 
 
-def test_a_store_that_is_there_is_used_however_full_the_disk(
+def test_existing_store_is_used_on_a_full_disk(
     pack: Pack, backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = use(pack, backbone)
     list(first)
     first.close()
     usage = shutil.disk_usage("/")._replace(free=100_000)  # the store takes 258 kB
-    monkeypatch.setattr(choice.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr("d3pack.dataset.images.Decoder", None)
     assert len(list(use(pack, backbone))) == 21
 
 
-def test_a_wrong_mode_or_backbone_leaves_no_store(pack: Pack, backbone: Path) -> None:
-    with pytest.raises(UsageError, match="mode='turbo'"):
-        use(pack, backbone, mode="turbo")
+def test_wrong_numerics_or_backbone_leave_no_store(pack: Pack, backbone: Path) -> None:
+    with pytest.raises(UsageError, match="invalid numerics 'turbo': expected exact or fast"):
+        use(pack, backbone, numerics="turbo")
     with pytest.raises(NotFoundError, match="no backbone directory nothere"):
         use(pack, Path("nothere"))
     with pytest.raises(D3MError):
         use(pack, Path(__file__).parent)[0]
-    assert shelf.entries(Path(os.environ["D3PACK_HOME"])) == []
+    assert list_stores(Path(os.environ["D3PACK_HOME"])) == []
 
 
-def test_a_relative_folder_is_the_one_of_then(
+def test_relative_cache_dir_is_resolved_at_construction(
     pack: Pack, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -257,28 +244,30 @@ def test_a_relative_folder_is_the_one_of_then(
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path / "other")
     dataset[0]
-    assert len(shelf.entries(tmp_path / "here")) == 1
+    assert len(list_stores(tmp_path / "here")) == 1
 
 
 @pytest.mark.parametrize("wrong", [1.7, True, None])
-def test_what_is_no_class_is_refused(pack: Pack, backbone: Path, wrong: Any) -> None:
-    with pytest.raises(UsageError, match="is no class"):
+def test_class_that_is_not_a_name_or_number_is_refused(
+    pack: Pack, backbone: Path, wrong: Any
+) -> None:
+    with pytest.raises(UsageError, match=r"invalid class .*: expected a name or a number"):
         use(pack, backbone).select_classes([wrong])
 
 
-def test_one_name_is_no_list_of_classes(pack: Pack, backbone: Path) -> None:
+def test_classes_as_one_string_are_refused(pack: Pack, backbone: Path) -> None:
     with pytest.raises(UsageError, match=r"write \['penguin'\]"):
         use(pack, backbone, classes="penguin")
 
 
-def test_a_state_without_an_epoch_is_refused(pack: Pack, backbone: Path) -> None:
+def test_state_without_an_epoch_is_refused(pack: Pack, backbone: Path) -> None:
     dataset = use(pack, backbone)
     state = dataset.state_dict()
     del state["epoch"]
-    with pytest.raises(UsageError, match="not a dataset state"):
+    with pytest.raises(UsageError, match="invalid dataset state"):
         dataset.load_state_dict(state)
 
 
-def test_an_address_without_its_scheme_is_told(tmp_path: Path) -> None:
+def test_address_without_a_scheme_names_the_right_form(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="hf://datasets/org/name"):
         D3MDataset("org/x/a.d3m")

@@ -1,4 +1,4 @@
-"""The training examples, run as they are; and the export to `datasets`."""
+"""The training examples, run as they are, and the export to `datasets`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 import d3pack
 from d3pack.dataset import D3MDataset
-from d3pack.format.pack import Pack
+from d3pack.format import Pack
 
 EXAMPLES = ROOT / "examples"
 
@@ -45,7 +45,9 @@ def test_examples_fit_on_a_screen() -> None:
         assert len(script.read_text(encoding="utf-8").splitlines()) <= 70, script.name
 
 
-def test_plain_pytorch_trains_and_resumes(file: Path, backbone: Path, tmp_path: Path) -> None:
+def test_plain_pytorch_example_trains_and_resumes(
+    file: Path, backbone: Path, tmp_path: Path
+) -> None:
     args = (file, "--backbone", backbone, "--batch-size", 8, "--checkpoint", tmp_path / "state.pt")
     first = run("train_plain.py", *args, "--epochs", 2, cwd=tmp_path).splitlines()
     assert [line.split(":")[0] for line in first] == ["epoch 0", "epoch 1"]
@@ -58,18 +60,18 @@ def loss_of(line: str) -> float:
     return float(line.split("loss ")[1].split(",")[0])
 
 
-def test_accelerate_trains(file: Path, backbone: Path, tmp_path: Path) -> None:
+def test_accelerate_example_trains(file: Path, backbone: Path, tmp_path: Path) -> None:
     args = (file, "--backbone", backbone, "--batch-size", 8, "--epochs", 12)
     lines = run("train_accelerate.py", *args, cwd=tmp_path).splitlines()
     assert loss_of(lines[-1]) < loss_of(lines[0])
 
 
-def test_transformers_trains(file: Path, backbone: Path, tmp_path: Path) -> None:
+def test_transformers_example_trains(file: Path, backbone: Path, tmp_path: Path) -> None:
     args = (file, "--backbone", backbone, "--batch-size", 8, "--epochs", 4, "--output", "out")
     assert "train_loss" in run("train_transformers.py", *args, cwd=tmp_path)
 
 
-def test_to_hf(
+def test_to_hf_has_the_images_and_labels(
     pack: Pack, backbone: Path, expected: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import datasets
@@ -90,18 +92,18 @@ def test_to_hf(
 
 
 class Sure:
-    """A teacher that always says one class."""
+    """A teacher that always gives one class."""
 
     def __init__(self, classes: Sequence[str], chosen: int) -> None:
         self.classes, self._chosen = classes, chosen
 
     def logits(self, images: Tensor) -> Tensor:
-        made = torch.zeros(len(images), len(self.classes))
-        made[:, self._chosen] = 10
-        return made
+        logits = torch.zeros(len(images), len(self.classes))
+        logits[:, self._chosen] = 10
+        return logits
 
 
-def test_to_hf_takes_no_other_datasets_rows(
+def test_to_hf_does_not_reuse_rows_of_another_dataset(
     pack: Pack, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import datasets
@@ -114,7 +116,7 @@ def test_to_hf_takes_no_other_datasets_rows(
         taught = D3MDataset(small, backbone=backbone, quiet=True, teacher=teacher, cache=None)
         table = taught.to_hf()
         assert np.allclose(table[0]["probabilities"], taught[0][1].numpy())
-    for mode in ("exact", "fast"):
-        dataset = D3MDataset(small, backbone=backbone, quiet=True, mode=mode)
+    for numerics in ("exact", "fast"):
+        dataset = D3MDataset(small, backbone=backbone, quiet=True, numerics=numerics)
         image = np.array(dataset.to_hf()[0]["image"])
         assert np.array_equal(image, dataset[0][0].permute(1, 2, 0).numpy())

@@ -1,4 +1,4 @@
-"""D3MLoader: decoded ahead in order, exactly once, with a state; and torchdata's loader on top."""
+"""D3MLoader: decoded ahead in order, exactly once, with a state; and under torchdata's loader."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from d3pack.dataset import D3MDataset
-from d3pack.dataset.prefetch import Background
+from d3pack.dataset.loader import Background
 from d3pack.errors import UsageError
-from d3pack.format.pack import Pack
+from d3pack.format import Pack
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning"),  # in torchdata
@@ -37,7 +37,7 @@ def labels_of(batches: Any) -> list[int]:
 
 
 def indices_of(batches: Any, expected: Tensor) -> list[int]:
-    """Which image each row is, by its pixels."""
+    """The number of each image, by its pixels."""
     found = []
     for images, labels in batches:
         for image, label in zip(images, labels.tolist(), strict=True):
@@ -63,7 +63,7 @@ def test_every_epoch_has_every_image_once(
 @pytest.mark.parametrize("cache", ["cpu", None])
 @pytest.mark.parametrize("background", [True, False])
 @pytest.mark.parametrize("batch", [1, 3, 8])
-def test_the_first_epoch_decodes_in_whole_groups(
+def test_first_epoch_decodes_whole_groups(
     pack: Pack, backbone: Path, expected: Tensor, cache: Any, batch: int, background: bool
 ) -> None:
     dataset = use(pack, backbone, cache=cache)
@@ -76,12 +76,12 @@ def test_the_first_epoch_decodes_in_whole_groups(
         start += len(numbers)
 
 
-def test_decoding_runs_ahead_of_the_training_loop(pack: Pack, backbone: Path) -> None:
+def test_loader_decodes_ahead_of_the_training_loop(pack: Pack, backbone: Path) -> None:
     dataset = use(pack, backbone, cache="cpu")
     batches = iter(dataset.loader(4, background=True))
     next(batches)
     until = time.monotonic() + 20
-    while dataset.images._store is None or dataset.images._store.ready() < 12:
+    while dataset.images._store is None or dataset.images._store.count() < 12:
         assert time.monotonic() < until
         time.sleep(0.01)
     batches.close()  # type: ignore[attr-defined]
@@ -89,17 +89,17 @@ def test_decoding_runs_ahead_of_the_training_loop(pack: Pack, backbone: Path) ->
 
 
 @pytest.mark.parametrize("asked", [None, True, False])
-def test_exact_images_on_cuda_take_turns_with_the_training(
+def test_exact_images_on_cuda_are_decoded_in_the_callers_thread(
     pack: Pack, backbone: Path, asked: bool | None
 ) -> None:
-    """Their settings are the whole process's; asked for the loader, nothing is decoded here."""
-    for mode, expected in (("exact", False), ("fast", asked is not False)):
-        dataset = use(pack, backbone, mode=mode)
+    """Their settings hold for the whole process. Nothing is decoded here."""
+    for numerics, expected in (("exact", False), ("fast", asked is not False)):
+        dataset = use(pack, backbone, numerics=numerics)
         dataset.device = dataset.images.device = torch.device("cuda")
         assert dataset.loader(4, background=asked).background is expected
 
 
-def test_leaving_an_epoch_stops_the_thread(pack: Pack, backbone: Path) -> None:
+def test_loader_stops_its_thread_when_an_epoch_is_left(pack: Pack, backbone: Path) -> None:
     loader = use(pack, backbone, cache=None).loader(2, background=True)
     for _ in loader:
         break
@@ -107,7 +107,7 @@ def test_leaving_an_epoch_stops_the_thread(pack: Pack, backbone: Path) -> None:
 
 
 @pytest.mark.parametrize("background", [True, False])
-def test_an_error_of_the_decoder_reaches_the_loop(
+def test_decoder_error_is_raised_in_the_training_loop(
     pack: Pack, tmp_path: Path, background: bool
 ) -> None:
     from d3pack.errors import BackboneError
@@ -117,7 +117,7 @@ def test_an_error_of_the_decoder_reaches_the_loop(
         next(iter(loader))
 
 
-def test_background_stops_in_the_middle_of_a_full_queue() -> None:
+def test_background_stops_while_its_queue_is_full() -> None:
     def endless() -> Iterator[Tensor]:
         while True:
             yield torch.zeros(1)
@@ -128,7 +128,9 @@ def test_background_stops_in_the_middle_of_a_full_queue() -> None:
     assert not [t for t in threading.enumerate() if t.name == "d3pack-prefetch"]
 
 
-def test_resume_in_the_middle_of_an_epoch(pack: Pack, backbone: Path, expected: Tensor) -> None:
+def test_loader_resumes_in_the_middle_of_an_epoch(
+    pack: Pack, backbone: Path, expected: Tensor
+) -> None:
     whole = indices_of(use(pack, backbone).loader(4, seed=8), expected)
     first = use(pack, backbone).loader(4, seed=8)
     head = []
@@ -165,7 +167,7 @@ def test_fresh_epochs_resume_exactly(pack: Pack, backbone: Path) -> None:
         assert torch.equal(one, other)
 
 
-def test_a_state_of_another_pack_is_refused(pack: Pack, backbone: Path) -> None:
+def test_state_of_another_pack_is_refused(pack: Pack, backbone: Path) -> None:
     from dataset_packs import tiny_pack
 
     dataset = use(pack, backbone)
@@ -183,7 +185,7 @@ def test_a_state_of_another_pack_is_refused(pack: Pack, backbone: Path) -> None:
     use(pack, backbone).loader(4).load_state_dict(state)
 
 
-def test_ranks_share_an_epoch(pack: Pack, backbone: Path, expected: Tensor) -> None:
+def test_ranks_divide_an_epoch(pack: Pack, backbone: Path, expected: Tensor) -> None:
     dataset = use(pack, backbone)
     got = [list(dataset.loader(4, seed=2, rank=rank, world=3)) for rank in range(3)]
     assert len({len(batches) for batches in got}) == 1
@@ -192,13 +194,13 @@ def test_ranks_share_an_epoch(pack: Pack, backbone: Path, expected: Tensor) -> N
         dataset.loader(4, rank=1)
 
 
-def test_drop_last_and_order_without_shuffle(pack: Pack, backbone: Path, expected: Tensor) -> None:
+def test_drop_last_leaves_out_the_last_images(pack: Pack, backbone: Path, expected: Tensor) -> None:
     loader = use(pack, backbone).loader(8, shuffle=False, drop_last=True)
     assert indices_of(loader, expected) == list(range(16))
     assert len(loader) == 2
 
 
-def test_a_loader_in_workers_is_refused(pack: Pack, backbone: Path) -> None:
+def test_loader_in_workers_is_refused(pack: Pack, backbone: Path) -> None:
     loader = use(pack, backbone).loader(4)
     with pytest.raises(UsageError, match="once a worker"):
         next(iter(DataLoader(loader, batch_size=None, num_workers=1)))
@@ -242,10 +244,10 @@ def test_stateful_data_loader_resumes(
     assert sorted(indices_of(second, expected)) == list(range(21))
 
 
-def test_stateful_data_loader_with_its_own_sampler(
+def test_stateful_data_loader_resumes_with_its_own_sampler(
     pack: Pack, backbone: Path, expected: Tensor
 ) -> None:
-    """A user who shuffles by torchdata: the dataset's own state only guards the pack."""
+    """Where torchdata shuffles, the state of the dataset only checks the pack."""
     dataset = use(pack, backbone)
     first = StatefulDataLoader(dataset, batch_size=4, shuffle=True)
     batches = iter(first)

@@ -1,4 +1,4 @@
-"""The whole promise on the embedded backbone: 0 differing bytes, however an image is asked for."""
+"""On the embedded backbone no byte differs, however an image is asked for."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from d3pack.backbones import open_backbone
 from d3pack.dataset import D3MDataset
 from d3pack.decode import samplers
 from d3pack.errors import BackboneError
+from d3pack.format import Pack
 from d3pack.format.codecs import encode_prompts
-from d3pack.format.pack import Pack
 from d3pack.format.recipe import Recipe
 
 NAMES = ("goldfish", "school bus", "lemon")
@@ -60,7 +60,7 @@ def digest(images: torch.Tensor) -> str:
 
 
 def in_order(batches: Any, reference: torch.Tensor) -> torch.Tensor:
-    """Rows put back by the image they equal; a row that equals none is an error."""
+    """Rows in the order of the images that they equal; a row that equals none is an error."""
     out = torch.zeros_like(reference)
     for images, labels in batches:
         for image, label in zip(images, labels.tolist(), strict=True):
@@ -79,7 +79,9 @@ def reference(file: Path) -> torch.Tensor:
     return images
 
 
-def test_no_byte_differs(file: Path, reference: torch.Tensor, tmp_path: Path) -> None:
+def test_images_are_equal_however_they_are_asked_for(
+    file: Path, reference: torch.Tensor, tmp_path: Path
+) -> None:
     dataset = D3MDataset(file, device="cpu", quiet=True, cache=None)
     want = digest(reference)
     order = np.random.default_rng(1).permutation(len(dataset)).tolist()
@@ -101,7 +103,9 @@ def test_no_byte_differs(file: Path, reference: torch.Tensor, tmp_path: Path) ->
     assert digest(in_order(forked, reference)) == want
 
 
-def test_other_processes_with_other_threads_agree(file: Path, reference: torch.Tensor) -> None:
+def test_images_are_equal_in_processes_with_other_threads(
+    file: Path, reference: torch.Tensor
+) -> None:
     script = """
 import sys, hashlib, torch
 from d3pack import D3MDataset
@@ -111,7 +115,7 @@ rows = dataset.__getitems__(list(range(len(dataset)))[::-1])
 images = torch.stack([image for image, _ in rows[::-1]])
 print(hashlib.sha256(images.numpy().tobytes()).hexdigest())
 """
-    found = {
+    digests = {
         subprocess.run(
             [sys.executable, "-c", script, str(file), threads],
             check=True,
@@ -120,4 +124,4 @@ print(hashlib.sha256(images.numpy().tobytes()).hexdigest())
         ).stdout.strip()
         for threads in ("1", "2")
     }
-    assert found == {digest(reference)}
+    assert digests == {digest(reference)}

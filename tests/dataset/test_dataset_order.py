@@ -16,27 +16,27 @@ from d3pack.errors import UsageError
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 16, 17, 1000, 4097, 65536])
-def test_permutation_is_a_permutation(size: int) -> None:
+def test_permutation_has_every_number_once(size: int) -> None:
     got = Permutation(size, seed=3, epoch=0)(np.arange(size))
     assert sorted(got.tolist()) == list(range(size))
 
 
-def test_permutation_is_a_pure_function_of_each_position() -> None:
+def test_permutation_is_a_function_of_each_position() -> None:
     order = Permutation(50_000, seed=9, epoch=4)
     whole = order(np.arange(50_000))
     some = np.array([49_999, 0, 77, 77, 12_345])
     np.testing.assert_array_equal(order(some), whole[some])
 
 
-def test_permutation_is_pinned() -> None:
-    """A saved state means an order: it must never change with a release."""
+def test_permutation_is_the_same_in_every_release() -> None:
+    """A saved state refers to an order, which must not change."""
     ten = Permutation(10, seed=0, epoch=0)(np.arange(10))
     assert ten.tolist() == [4, 1, 2, 7, 5, 0, 3, 6, 8, 9]
     some = Permutation(10**6, seed=1, epoch=2)(np.array([0, 1, 999_999]))
     assert some.tolist() == [982083, 655684, 419832]
 
 
-def test_seeds_and_epochs_give_other_orders() -> None:
+def test_permutation_differs_by_seed_and_epoch() -> None:
     seen = {
         tuple(Permutation(64, seed, epoch)(np.arange(64)).tolist())
         for seed in (-1, 0, 1, 2**40, 2**63)
@@ -46,7 +46,7 @@ def test_seeds_and_epochs_give_other_orders() -> None:
 
 
 @pytest.mark.parametrize("size", [6, 100])
-def test_every_position_is_as_likely_for_every_image(size: int) -> None:
+def test_permutation_is_uniform(size: int) -> None:
     """Chi-square over 4000 epochs, per position; the sum of all tables is within five sigma."""
     trials = 4000
     counts = np.zeros((size, size))
@@ -58,13 +58,13 @@ def test_every_position_is_as_likely_for_every_image(size: int) -> None:
     assert abs(chi - freedom) < 5 * np.sqrt(2 * freedom)
 
 
-def test_neighbours_do_not_stay_neighbours() -> None:
+def test_permutation_separates_neighbours() -> None:
     order = Permutation(10_000, 0, 0)(np.arange(10_000)).astype(float)
     for lag in (1, 2, 128):
         assert abs(np.corrcoef(order[:-lag], order[lag:])[0, 1]) < 0.05
 
 
-def test_a_position_costs_the_same_anywhere_in_any_size() -> None:
+def test_permutation_takes_constant_time() -> None:
     """O(1): a million images are not permuted to find one."""
     start = time.perf_counter()
     for epoch in range(200):
@@ -88,7 +88,7 @@ def test_ranks_together_take_every_image_once(
     size: int, batch: int, world: int, shuffle: bool, drop_last: bool
 ) -> None:
     if size < world:
-        with pytest.raises(UsageError, match="cannot be shared"):
+        with pytest.raises(UsageError, match="cannot be divided"):
             BatchOrder(size, batch, world=world)
         return
     ranks = [
@@ -96,7 +96,7 @@ def test_ranks_together_take_every_image_once(
         for r in range(world)
     ]
     steps = [takes(order) for order in ranks]
-    assert len({len(each) for each in steps}) == 1, "ranks must not wait for each other for ever"
+    assert len({len(each) for each in steps}) == 1, "else ranks would wait for each other for ever"
     assert all(len(each) == len(order) for each, order in zip(steps, ranks, strict=True))
     flat = [index for each in steps for batch_ in each for index in batch_]
     assert len(flat) == len(set(flat))
@@ -111,7 +111,7 @@ def test_ranks_together_take_every_image_once(
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), size=st.integers(8, 200))
-def test_elastic_resume_takes_the_rest_once(data: st.DataObject, size: int) -> None:
+def test_resume_on_other_ranks_takes_the_rest_once(data: st.DataObject, size: int) -> None:
     """Any sequence of (ranks, batch size, steps), each resumed from the state before, as JSON."""
     state: str | None = None
     taken: list[int] = []
@@ -135,7 +135,7 @@ def test_elastic_resume_takes_the_rest_once(data: st.DataObject, size: int) -> N
     assert sorted(taken) == list(range(size))
 
 
-def test_state_goes_on_in_its_own_order() -> None:
+def test_state_keeps_its_order() -> None:
     first = BatchOrder(100, 10, seed=1, identity="a")
     batches = iter(first)
     head = [next(batches) for _ in range(3)]
@@ -150,7 +150,7 @@ def test_each_iteration_is_an_epoch() -> None:
     assert (order.epoch, order.consumed) == (1, 0)
     left = iter(order)
     assert next(left) == takes(order, 1)[0]
-    assert list(order) == takes(order, 2), "an epoch that was left is not gone back to"
+    assert list(order) == takes(order, 2), "an epoch that was left is not resumed"
 
 
 def test_set_epoch_keeps_the_place_within_the_epoch() -> None:
@@ -162,7 +162,7 @@ def test_set_epoch_keeps_the_place_within_the_epoch() -> None:
     assert list(order) == takes(order, 9)
 
 
-def test_an_epoch_left_at_its_last_batch_can_be_asked_for_again() -> None:
+def test_set_epoch_repeats_an_epoch_left_after_its_last_batch() -> None:
     order = BatchOrder(10, 4)
     order.set_epoch(0)
     for _ in order:
@@ -170,11 +170,11 @@ def test_an_epoch_left_at_its_last_batch_can_be_asked_for_again() -> None:
             break
     order.set_epoch(0)
     assert list(order) == takes(order, 0)
-    with pytest.raises(UsageError, match="count from 0"):
+    with pytest.raises(UsageError, match="expected 0 or more"):
         order.set_epoch(-3)
 
 
-def test_a_state_after_the_last_batch_is_the_next_epoch() -> None:
+def test_state_after_the_last_batch_is_the_next_epoch() -> None:
     order = BatchOrder(8, 4)
     batches = iter(order)
     next(batches), next(batches)
@@ -182,7 +182,7 @@ def test_a_state_after_the_last_batch_is_the_next_epoch() -> None:
     assert order.state_dict()["consumed"] == 0
 
 
-def test_a_rest_that_the_new_ranks_drop_is_the_next_epoch() -> None:
+def test_rest_that_new_ranks_drop_is_the_next_epoch() -> None:
     order = BatchOrder(10, 4, drop_last=True)
     order.load_state_dict(BatchOrder(10, 8).state_dict() | {"consumed": 8})
     assert list(order) == takes(order, 1)
@@ -200,20 +200,20 @@ def test_a_rest_that_the_new_ranks_drop_is_the_next_epoch() -> None:
         {"seed": None},
     ],
 )
-def test_a_foreign_or_broken_state_is_refused(change: dict[str, object]) -> None:
+def test_foreign_or_invalid_state_is_refused(change: dict[str, object]) -> None:
     order = BatchOrder(10, 4, identity="this")
     with pytest.raises(UsageError):
         order.load_state_dict(order.state_dict() | change)
     assert (order.epoch, order.consumed) == (0, 0)
 
 
-def test_a_state_without_its_fields_is_refused() -> None:
+def test_state_without_its_fields_is_refused() -> None:
     order = BatchOrder(10, 4)
     state = order.state_dict()
     del state["consumed"]
-    with pytest.raises(UsageError, match="not a loader state"):
+    with pytest.raises(UsageError, match="invalid loader state"):
         order.load_state_dict(state)
-    with pytest.raises(UsageError, match="not a loader state: list"):
+    with pytest.raises(UsageError, match="invalid loader state: expected a mapping, not list"):
         order.load_state_dict([1])  # type: ignore[arg-type]
 
 
@@ -221,6 +221,6 @@ def test_a_state_without_its_fields_is_refused() -> None:
     ("batch", "rank", "world"),
     [(0, 0, 1), (-1, 0, 1), (2.5, 0, 1), ("4", 0, 1), (1, 1, 1), (1, -1, 2), (1, 0, 0)],
 )
-def test_meaningless_shapes_are_refused(batch: Any, rank: int, world: int) -> None:
+def test_invalid_batch_size_or_rank_is_refused(batch: Any, rank: int, world: int) -> None:
     with pytest.raises(UsageError):
         BatchOrder(10, batch, rank=rank, world=world)

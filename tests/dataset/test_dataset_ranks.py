@@ -45,7 +45,7 @@ def run(folder: Path, world: int, batch: int, die_at: int) -> None:
         assert [rank.returncode for rank in ranks] == [0] * world, said
 
 
-def test_every_image_once_an_epoch_through_kills_and_other_ranks(
+def test_every_image_is_seen_once_an_epoch_despite_kills_and_other_ranks(
     backbone: Path, tmp_path: Path
 ) -> None:
     from dataset_packs import tiny_pack

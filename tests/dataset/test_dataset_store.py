@@ -1,8 +1,10 @@
-"""The stores: shared, checked, capped, safe against kills, two writers and a full disk."""
+"""The stores: shared, checked, bounded, safe against kills, two writers and a full disk."""
 
 from __future__ import annotations
 
+import errno
 import json
+import mmap
 import multiprocessing
 import os
 import signal
@@ -20,29 +22,29 @@ import torch
 from dataset_packs import flip
 from torch import Tensor
 
-from d3pack.dataset import choice, shelf
-from d3pack.dataset.disk import DiskStore
-from d3pack.dataset.store import MemoryStore, RecentStore, TieredStore
+from d3pack.dataset import StoreIdentity, disk, list_stores, remove_store, verify_store
+from d3pack.dataset.disk import DiskStore, open_disk_store, record_of
+from d3pack.dataset.store import MemoryStore, RecentStore, TieredStore, free_memory
 from d3pack.errors import UsageError
 
 SHAPE = (3, 4, 5)
 
 
-def identity(images: int = 10, root: str = "a", **more: Any) -> shelf.Identity:
-    known = {"mode": "exact", "device": "cpu", "software": "torch"}
-    return shelf.Identity(root=root, images=images, shape=SHAPE, **{**known, **more})
+def identity(images: int = 10, root: str = "a", **more: Any) -> StoreIdentity:
+    known = {"numerics": "exact", "device": "cpu", "software": "torch"}
+    return StoreIdentity(root=root, images=images, shape=SHAPE, **{**known, **more})
 
 
-def opened(home: Path, what: shelf.Identity, limit: int = 1 << 30) -> DiskStore:
-    claimed = shelf.claim(home, what, limit)
-    assert claimed is not None
-    return DiskStore(*claimed, what)
+def opened(home: Path, images: StoreIdentity, limit: int = 1 << 30) -> DiskStore:
+    store = open_disk_store(home, images, limit)
+    assert store is not None
+    return store
 
 
 def pictures(numbers: list[int] | np.ndarray) -> Tensor:
-    """Images that tell their number."""
-    made = [torch.full(SHAPE, int(n) + 1, dtype=torch.uint8) for n in numbers]
-    return torch.stack(made)
+    """Images by which their number can be told."""
+    images = [torch.full(SHAPE, int(n) + 1, dtype=torch.uint8) for n in numbers]
+    return torch.stack(images)
 
 
 def ids(*numbers: int) -> np.ndarray:
@@ -53,42 +55,42 @@ def ids(*numbers: int) -> np.ndarray:
 
 
 STORES: dict[str, Callable[[Path], Any]] = {
-    "memory": lambda home: MemoryStore(10, SHAPE, torch.device("cpu")),
+    "memory": lambda home: MemoryStore(identity(), torch.device("cpu")),
     "recent": lambda home: RecentStore(10, 10),
     "disk": lambda home: opened(home, identity()),
     "tiered": lambda home: TieredStore(
-        MemoryStore(10, SHAPE, torch.device("cpu")), opened(home, identity())
+        MemoryStore(identity(), torch.device("cpu")), opened(home, identity())
     ),
 }
 
 
 @pytest.mark.parametrize("kind", STORES)
-def test_what_was_written_is_read_back(kind: str, tmp_path: Path) -> None:
+def test_store_reads_back_what_was_written(kind: str, tmp_path: Path) -> None:
     store = STORES[kind](tmp_path)
     assert store.missing(ids(7, 2, 2)).tolist() == [7, 2, 2]
-    assert store.ready() == 0
+    assert store.count() == 0
     store.write(ids(7, 2), pictures([7, 2]))
     assert store.missing(ids(2, 3, 7)).tolist() == [3]
     assert torch.equal(store.read(ids(2, 7, 2)), pictures([2, 7, 2]))
-    assert store.ready() == 2
-    assert store.wanted(3, ids(3, 8)).tolist() == ([9] if kind == "recent" else [9, 0, 1])
-    assert store.wanted(0, ids(3)).tolist() == []
+    assert store.count() == 2
+    assert store.next_missing(3, ids(3, 8)).tolist() == ([9] if kind == "recent" else [9, 0, 1])
+    assert store.next_missing(0, ids(3)).tolist() == []
     store.read(ids(2))[:] = 0
     assert torch.equal(store.read(ids(2)), pictures([2])), "a reader cannot change the store"
     store.close()
 
 
-def test_recent_forgets_the_oldest() -> None:
+def test_recent_store_drops_the_oldest_images() -> None:
     store = RecentStore(10, 3)
     store.write(ids(0, 1, 2), pictures([0, 1, 2]))
     store.write(ids(3), pictures([3]))
     assert store.missing(ids(0, 1, 2, 3)).tolist() == [0]
 
 
-def test_a_fast_store_fills_from_the_one_behind(tmp_path: Path) -> None:
+def test_tiered_store_copies_images_from_disk_to_memory(tmp_path: Path) -> None:
     with_images = opened(tmp_path, identity())
     with_images.write(ids(4, 5), pictures([4, 5]))
-    front = MemoryStore(10, SHAPE, torch.device("cpu"))
+    front = MemoryStore(identity(), torch.device("cpu"))
     store = TieredStore(front, with_images)
     assert store.missing(ids(4, 6)).tolist() == [6]
     assert front.missing(ids(4, 5)).tolist() == [5]
@@ -98,20 +100,25 @@ def test_a_fast_store_fills_from_the_one_behind(tmp_path: Path) -> None:
 # On disk
 
 
-def test_runs_share_a_store_and_other_identities_do_not(tmp_path: Path) -> None:
+def test_disk_store_is_shared_by_equal_identities_only(tmp_path: Path) -> None:
     opened(tmp_path, identity()).write(ids(1), pictures([1]))
     assert torch.equal(opened(tmp_path, identity()).read(ids(1)), pictures([1]))
     keys = {identity().key}
-    for other in ({"root": "b"}, {"mode": "fast"}, {"device": "cuda X"}, {"software": "torch 3"}):
-        what = identity(**other)
-        keys.add(what.key)
-        assert opened(tmp_path, what).missing(ids(1)).tolist() == [1]
+    for other in (
+        {"root": "b"},
+        {"numerics": "fast"},
+        {"device": "cuda X"},
+        {"software": "torch 3"},
+    ):
+        images = identity(**other)
+        keys.add(images.key)
+        assert opened(tmp_path, images).missing(ids(1)).tolist() == [1]
     assert len(keys) == 5
-    assert len(shelf.entries(tmp_path)) == 5
+    assert len(list_stores(tmp_path)) == 5
 
 
 @pytest.mark.parametrize("offset", [0, 59])
-def test_a_flipped_byte_is_found_once_and_redone(tmp_path: Path, offset: int) -> None:
+def test_disk_store_reports_a_flipped_byte_once(tmp_path: Path, offset: int) -> None:
     store = opened(tmp_path, identity())
     store.write(np.arange(10), pictures(np.arange(10)))
     flip(store.path / "pixels", 3 * 60 + offset)
@@ -125,7 +132,7 @@ def test_a_flipped_byte_is_found_once_and_redone(tmp_path: Path, offset: int) ->
 
 
 @pytest.mark.parametrize("byte", range(8))
-def test_a_flipped_record_is_never_believed(tmp_path: Path, byte: int) -> None:
+def test_disk_store_ignores_a_flipped_record(tmp_path: Path, byte: int) -> None:
     store = opened(tmp_path, identity())
     store.write(ids(3), pictures([3]))
     flip(store.path / "index", 3 * 8 + byte)
@@ -134,14 +141,14 @@ def test_a_flipped_record_is_never_believed(tmp_path: Path, byte: int) -> None:
         assert opened(tmp_path, identity()).missing(ids(3)).tolist() == [3]
 
 
-def test_every_bit_of_an_image_is_covered(tmp_path: Path) -> None:
+def test_record_covers_every_bit_of_an_image(tmp_path: Path) -> None:
     row = bytes(range(60))
-    good = shelf.record_of(5, row)
+    good = record_of(5, row)
     for bit in range(480):
         bad = bytearray(row)
         bad[bit // 8] ^= 1 << bit % 8
-        assert shelf.record_of(5, bytes(bad)) != good
-    assert shelf.record_of(6, row) != good, "an image in another's place is no image"
+        assert record_of(5, bytes(bad)) != good
+    assert record_of(6, row) != good, "an image at another's place is refused"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +164,9 @@ def test_every_bit_of_an_image_is_covered(tmp_path: Path) -> None:
         ("lock", None),
     ],
 )
-def test_a_damaged_folder_is_made_anew(tmp_path: Path, name: str, content: bytes | None) -> None:
+def test_disk_store_replaces_a_damaged_folder(
+    tmp_path: Path, name: str, content: bytes | None
+) -> None:
     store = opened(tmp_path, identity())
     store.write(ids(1), pictures([1]))
     path = store.path
@@ -170,7 +179,7 @@ def test_a_damaged_folder_is_made_anew(tmp_path: Path, name: str, content: bytes
     assert again.missing(ids(1, 2)).tolist() == [1]
 
 
-def test_eviction_takes_the_longest_unused_and_spares_what_is_used(tmp_path: Path) -> None:
+def test_eviction_removes_the_longest_unused_store_and_keeps_those_in_use(tmp_path: Path) -> None:
     size = identity().size
     stores = {root: opened(tmp_path, identity(root=root)) for root in "abc"}
     for age, root in enumerate("cab"):  # c was used longest ago, then a
@@ -178,33 +187,33 @@ def test_eviction_takes_the_longest_unused_and_spares_what_is_used(tmp_path: Pat
     stores["a"].close()
     stores["b"].close()
     stores["d"] = opened(tmp_path, identity(root="d"), limit=3 * size)
-    left = {entry.identity.root for entry in shelf.entries(tmp_path)}
+    left = {entry.identity.root for entry in list_stores(tmp_path)}
     assert left == {"b", "c", "d"}, "c is in use, so a goes"
-    assert shelf.claim(tmp_path, identity(root="e"), 2 * size) is None, "b alone is not enough"
-    assert shelf.claim(tmp_path, identity(root="e"), size - 1) is None
-    assert len(shelf.entries(tmp_path)) == 3, "nothing is evicted in vain"
+    assert open_disk_store(tmp_path, identity(root="e"), 2 * size) is None, "b alone is not enough"
+    assert open_disk_store(tmp_path, identity(root="e"), size - 1) is None
+    assert len(list_stores(tmp_path)) == 3, "nothing is evicted unless that makes room"
 
 
-def test_a_store_of_another_version_counts_and_goes_first(tmp_path: Path) -> None:
+def test_eviction_counts_stores_of_another_version_and_removes_them_first(tmp_path: Path) -> None:
     for root in "ab":
         store = opened(tmp_path, identity(root=root))
         store.write(ids(*range(10)), pictures(range(10)))
         store.close()
     meta = store.path / "meta.json"
-    meta.write_text(meta.read_text().replace('"format": 1', '"format": 2'))
-    unknown, known = shelf.entries(tmp_path)
+    meta.write_text(meta.read_text().replace(f'"format": {disk.FORMAT}', '"format": 99'))
+    unknown, known = list_stores(tmp_path)
     assert unknown.path == store.path
     assert unknown.identity is None
     assert known.identity == identity(root="a")
     limit = 2 * identity().size + unknown.size - 1
-    assert shelf.claim(tmp_path, identity(root="c"), limit) is not None
-    assert {e.identity and e.identity.root for e in shelf.entries(tmp_path)} == {"a", "c"}
+    assert open_disk_store(tmp_path, identity(root="c"), limit) is not None
+    assert {e.identity and e.identity.root for e in list_stores(tmp_path)} == {"a", "c"}
 
 
-def test_reading_goes_on_after_somebody_removed_the_folder(tmp_path: Path) -> None:
+def test_disk_store_works_after_its_folder_was_deleted(tmp_path: Path) -> None:
     store = opened(tmp_path, identity())
     store.write(ids(1), pictures([1]))
-    assert not shelf.remove(store.path), "it is in use"
+    assert not remove_store(store.path), "it is in use"
     import shutil
 
     shutil.rmtree(store.path)
@@ -212,9 +221,10 @@ def test_reading_goes_on_after_somebody_removed_the_folder(tmp_path: Path) -> No
     assert torch.equal(store.read(ids(1, 2)), pictures([1, 2]))
 
 
-def test_leftovers_of_killed_processes_are_cleared(tmp_path: Path) -> None:
+def test_disk_store_clears_old_leftovers_of_killed_processes(tmp_path: Path) -> None:
     opened(tmp_path, identity()).close()
-    old, new = tmp_path / "images" / ".new-x-1-1", tmp_path / "images" / ".gone-y-2-2"
+    images = tmp_path / "images"
+    old, new = images / ".d3pack-0123456789abcdef.part", images / ".gone-y-2-2"
     for path in (old, new):
         path.mkdir()
         (path / "pixels").touch()
@@ -232,7 +242,7 @@ def _write_all(home: str, start: int, done: Any) -> None:
     done.put(store.missing(np.arange(400)).tolist())
 
 
-def test_two_writers_leave_one_sound_store(tmp_path: Path) -> None:
+def test_disk_store_is_complete_after_two_writers(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     done: Any = context.Queue()
     writers = [
@@ -255,7 +265,7 @@ def _write_for_ever(home: str) -> None:
     time.sleep(60)
 
 
-def test_kill_9_leaves_a_smaller_store_never_a_wrong_one(tmp_path: Path) -> None:
+def test_disk_store_is_valid_after_kill_9(tmp_path: Path) -> None:
     # one image is there from the start, so that there is always something to compare
     opened(tmp_path, identity(images=5000)).write(ids(4999), pictures([4999 % 200]))
     context = multiprocessing.get_context("fork")
@@ -279,23 +289,22 @@ def test_kill_9_leaves_a_smaller_store_never_a_wrong_one(tmp_path: Path) -> None
         store.close()
 
 
-def test_reading_keeps_memory_flat(tmp_path: Path) -> None:
+def test_disk_store_reads_in_constant_memory(tmp_path: Path) -> None:
     """200 MB more of images, not 20 MB more of resident memory."""
     script = """
 import sys, numpy as np, torch
 from pathlib import Path
-from d3pack.dataset import disk, shelf
-from d3pack.dataset.disk import DiskStore
+from d3pack.dataset import StoreIdentity, disk
 disk._RESIDENT = 64 << 20  # a quarter of the real one, to need a quarter of the images
 def resident():
     for line in open("/proc/self/status"):
         if line.startswith("VmRSS"): return int(line.split()[1]) / 1024
 def run(images):
-    what = shelf.Identity("r", "exact", "cpu", "t", images, (3, 256, 256))
-    store = DiskStore(*shelf.claim(Path(sys.argv[1]), what, 1 << 40), what)
+    identity = StoreIdentity("r", "exact", "cpu", "t", images, (3, 256, 256))
+    store = disk.open_disk_store(Path(sys.argv[1]), identity, 1 << 40)
     for part in np.array_split(np.arange(images), images // 50):
         store.write(part, torch.zeros((len(part), 3, 256, 256), dtype=torch.uint8))
-    store = DiskStore(*shelf.claim(Path(sys.argv[1]), what, 1 << 40), what)
+    store = disk.open_disk_store(Path(sys.argv[1]), identity, 1 << 40)
     peak = 0
     for part in np.array_split(np.random.permutation(images), images // 50):
         assert not store.missing(part).size
@@ -309,7 +318,7 @@ assert large - small < 20, (small, large)
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=120)
 
 
-def test_the_meta_file_says_what_is_in_the_store(tmp_path: Path) -> None:
+def test_disk_store_describes_its_images_in_the_meta_file(tmp_path: Path) -> None:
     store = opened(tmp_path, identity())
     meta = json.loads((store.path / "meta.json").read_text())
     assert meta["root"] == "a"
@@ -317,6 +326,68 @@ def test_the_meta_file_says_what_is_in_the_store(tmp_path: Path) -> None:
     assert meta["images"] == 10
 
 
-def test_a_terabyte_store_is_not_put_into_memory() -> None:
+def test_memory_store_refuses_more_than_the_machine_has() -> None:
     with pytest.raises(UsageError, match="does not fit on cpu"):
-        choice._memory(identity(images=10**13), torch.device("cpu"))
+        MemoryStore(identity(images=10**13), torch.device("cpu"))
+
+
+# Systems without POSIX calls
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Windows does not have is gone; its locks and renames are checked in their own tests."""
+    for module, names in {
+        os: ("pwrite", "pread", "O_CLOEXEC", "sysconf", "sysconf_names", "posix_fallocate"),
+        mmap: ("PROT_READ", "MAP_SHARED", "MADV_DONTNEED"),
+    }.items():
+        for name in names:
+            monkeypatch.delattr(module, name)
+    monkeypatch.setattr(disk, "_RENAMES_OPEN_FOLDERS", False)
+
+
+@pytest.mark.usefixtures("windows")
+def test_disk_store_works_without_posix_calls(tmp_path: Path) -> None:
+    store = opened(tmp_path, identity())
+    store.write(ids(7, 2), pictures([7, 2]))
+    store.write(ids(2, 3), pictures([2, 3]))
+    assert store.missing(np.arange(10)).tolist() == [0, 1, 4, 5, 6, 8, 9]
+    assert torch.equal(store.read(ids(2, 7, 3)), pictures([2, 7, 3]))
+    flip(store.path / "pixels", 7 * 60 + 5)
+    store.close()
+    (entry,) = list_stores(tmp_path)
+    assert (entry.decoded, entry.identity) == (3, identity())
+    assert verify_store(entry) == [7]
+    assert verify_store(entry) == []
+    assert opened(tmp_path, identity()).missing(ids(2, 3, 7)).tolist() == [7]
+
+
+@pytest.mark.usefixtures("windows")
+def test_store_is_removed_where_open_folders_cannot_be_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened(tmp_path, identity())
+    path = store.path
+    assert not remove_store(path), "it is in use"
+    store.close()
+    del store  # and its maps
+    real, handles = os.rename, Path("/proc/self/fd")
+
+    def rename(source: Path, target: Path) -> None:
+        links = [os.readlink(link) for link in handles.iterdir() if link.exists()]
+        if any(Path(link).is_relative_to(source) for link in links):
+            raise PermissionError(errno.EACCES, "in use", str(source))
+        real(source, target)
+
+    monkeypatch.setattr(disk.os, "rename", rename)
+    assert remove_store(path)
+    assert list_stores(tmp_path) == []
+
+
+@pytest.mark.usefixtures("windows")
+def test_free_memory_is_known_without_sysconf(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: Path, *_: Any, **__: Any) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert free_memory() == 4 << 30

@@ -1,4 +1,4 @@
-"""DataLoader workers: forked and spawned, sharing the store on disk; and refused on CUDA."""
+"""DataLoader workers: forked and spawned, sharing the store on disk; refused on CUDA."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from d3pack.dataset import D3MDataset, TransformError, shelf
+from d3pack.dataset import D3MDataset, TransformError, list_stores
 from d3pack.errors import UsageError
-from d3pack.format.pack import Pack
+from d3pack.format import Pack
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a single core
 
@@ -54,15 +54,15 @@ def test_spawned_workers_give_the_same_images(pack: Pack, backbone: Path, expect
 def test_workers_share_the_store_on_disk(
     pack: Pack, backbone: Path, monkeypatch: pytest.MonkeyPatch, cache: Any
 ) -> None:
-    """What one epoch of workers decoded, other workers, and the parent, find."""
+    """Other workers read what the workers of one epoch decoded."""
     list(loader(use(pack, backbone, cache=cache)))
-    (entry,) = shelf.entries(Path(os.environ["D3PACK_HOME"]))
+    (entry,) = list_stores(Path(os.environ["D3PACK_HOME"]))
     assert entry.decoded == 21
     monkeypatch.setattr("d3pack.dataset.images.Decoder", None)  # forked workers inherit this
     assert len(list(loader(use(pack, backbone, cache=cache)))) == 5
 
 
-def test_a_decode_under_way_in_a_thread_survives_a_fork(
+def test_fork_during_a_decode_in_a_thread_gives_the_same_images(
     pack: Pack, backbone: Path, expected: Tensor
 ) -> None:
     dataset = use(pack, backbone, cache=None)
@@ -73,7 +73,7 @@ def test_a_decode_under_way_in_a_thread_survives_a_fork(
     ahead.close()  # type: ignore[attr-defined]
 
 
-def test_persistent_workers_hear_of_a_fresh_epoch(pack: Pack, backbone: Path) -> None:
+def test_persistent_workers_see_a_fresh_epoch(pack: Pack, backbone: Path) -> None:
     dataset = use(pack, backbone, fresh=True)
     batches = loader(dataset, persistent_workers=True)
     single = use(pack, backbone, fresh=True)
@@ -84,7 +84,7 @@ def test_persistent_workers_hear_of_a_fresh_epoch(pack: Pack, backbone: Path) ->
         assert torch.equal(images, torch.stack([image for image, _ in single]))
 
 
-def test_a_transform_that_raises_in_a_worker_names_the_image(pack: Pack, backbone: Path) -> None:
+def test_transform_error_in_a_worker_names_the_image(pack: Pack, backbone: Path) -> None:
     dataset = use(pack, backbone, transform=_picky)
     with pytest.raises(TransformError, match=r"image 0 \(class 'goldfish'\)"):
         list(loader(dataset))
@@ -94,14 +94,14 @@ def _picky(image: Tensor) -> Tensor:
     raise ValueError("no good")
 
 
-def test_cuda_in_workers_is_refused_and_says_what_to_write(pack: Pack, backbone: Path) -> None:
+def test_cuda_in_workers_is_refused_with_alternatives(pack: Pack, backbone: Path) -> None:
     dataset = use(pack, backbone)
     dataset.device = dataset.images.device = torch.device("cuda")  # refused before it is touched
     with pytest.raises(UsageError, match=r"ds\.loader\(batch_size=\.\.\.\) or num_workers=0"):
         list(loader(dataset))
 
 
-def test_one_worker_speaks_for_all(
+def test_workers_announce_the_cache_once(
     pack: Pack, backbone: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     list(loader(use(pack, backbone, quiet=False)))
@@ -110,7 +110,7 @@ def test_one_worker_speaks_for_all(
     assert capfd.readouterr().err == ""
 
 
-def test_workers_without_a_store_say_so(
+def test_workers_without_a_store_announce_it(
     pack: Pack, backbone: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     place = tmp_path / "file"
@@ -119,7 +119,7 @@ def test_workers_without_a_store_say_so(
     assert capfd.readouterr().err.count("cache=auto: no store") == 1
 
 
-def test_the_dataset_survives_a_plain_fork(pack: Pack, backbone: Path, expected: Tensor) -> None:
+def test_dataset_works_in_a_forked_process(pack: Pack, backbone: Path, expected: Tensor) -> None:
     dataset = use(pack, backbone)
     dataset[0]
     context = multiprocessing.get_context("fork")

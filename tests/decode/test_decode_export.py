@@ -24,7 +24,7 @@ from d3pack.cli import app
 from d3pack.decode import Decoder, class_folder, export_images, select_classes
 from d3pack.decode.export import ExportSettings, _encode
 from d3pack.decode.names import slug
-from d3pack.errors import UsageError
+from d3pack.errors import NoSpaceError, UsageError
 
 COUNT = 8
 
@@ -140,14 +140,41 @@ def test_a_place_that_cannot_be_written(
         with pytest.raises(UsageError, match="is not a folder"):
             export_images(made["decoder"], out, [0], 1, ExportSettings())
 
-    def full(path: Path, data: bytes) -> int:
-        path.touch()
+    def full(fd: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(d3pack.D3MError, match="No space left on device"):
-        export_images(made["decoder"], tmp_path / "out", [0], 1, ExportSettings())
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["export.json"]
+    monkeypatch.setattr(os, "fsync", full)
+    for plan in (ExportSettings(), ExportSettings("npz")):
+        with pytest.raises(NoSpaceError, match="no space left to write"):
+            export_images(made["decoder"], tmp_path / plan.kind, [0], 1, plan)
+        assert [p.name for p in (tmp_path / plan.kind).iterdir()] == ["export.json"]
+    monkeypatch.undo()
+    for kind in ("folder", "npz"):  # and the same call goes on
+        assert (
+            export_images(made["decoder"], tmp_path / kind, [0], 1, ExportSettings(kind)).made == 1
+        )
+
+
+def test_images_on_a_full_disk(
+    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = os.fsync, []
+
+    def full(fd: int) -> None:
+        calls.append(fd)
+        if len(calls) > 6:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(NoSpaceError, match="no space left to write"):
+        export_images(made["decoder"], tmp_path / "out", [0, 1], COUNT, ExportSettings())
+    assert not list((tmp_path / "out").rglob("*.part"))
+    monkeypatch.undo()
+    assert (
+        export_images(made["decoder"], tmp_path / "out", [0, 1], COUNT, ExportSettings()).made
+        >= 2 * COUNT - 3
+    )
 
 
 @pytest.mark.parametrize("kind", ["folder", "webdataset", "parquet"])

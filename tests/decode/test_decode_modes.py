@@ -19,10 +19,11 @@ import d3pack
 from d3pack.backbones import open_backbone
 from d3pack.cli import app
 from d3pack.decode import Decoder, make_probes, verify_probes
-from d3pack.decode.modes import exact_numerics, usable
+from d3pack.decode.modes import exact_numerics
 from d3pack.decode.probes import shrink
 from d3pack.errors import BackboneChangedError, UsageError
 from d3pack.format.codecs import encode_adapter, encode_prompts
+from d3pack.system import resolve_device
 from d3pack.testing import raises_code
 
 
@@ -140,7 +141,7 @@ def test_another_group_is_a_fast_thing(pack: Any, folders: dict[str, Path]) -> N
 def test_wrong_modes(pack: Any, folders: dict[str, Path]) -> None:
     path = folders["sd"]
     for more, why in (
-        ({"device": "tpu9"}, "is no device"),
+        ({"device": "tpu9"}, "invalid device 'tpu9'"),
         ({"device": f"cuda:{torch.cuda.device_count()}"}, "on this machine"),
         ({"device": "meta"}, "there is no meta on this machine"),
         ({"device": "xpu:77"}, "there is no xpu:77 on this machine"),
@@ -171,11 +172,11 @@ def test_a_device_by_its_whole_name(
     """ "cuda" names no device for good: each thread may have chosen another."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    assert usable("cuda") == torch.device("cuda:1")
-    assert usable("cuda:0") == torch.device("cuda:0")
-    assert usable("cpu:0") == torch.device("cpu")
+    assert resolve_device("cuda") == torch.device("cuda:1")
+    assert resolve_device("cuda:0") == torch.device("cuda:0")
+    assert resolve_device("cpu:0") == torch.device("cpu")
     with pytest.raises(UsageError, match="there is no cuda:2"):
-        usable("cuda:2")
+        resolve_device("cuda:2")
     backbone: Any = open_backbone(str(folders["sd"]))
     elsewhere = SimpleNamespace(device=torch.device("cuda:0"))
     backbone.named_tensors = lambda: {"weight": elsewhere}

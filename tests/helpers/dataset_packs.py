@@ -11,8 +11,8 @@ import torch
 
 from d3pack.backbones import open_backbone
 from d3pack.decode import samplers
+from d3pack.format import Pack
 from d3pack.format.codecs import encode_labels, encode_prompts
-from d3pack.format.pack import Pack
 from d3pack.format.recipe import Recipe
 
 if TYPE_CHECKING:

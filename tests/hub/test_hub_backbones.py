@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_loopback import LoopbackHub
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 from tiny_backbones import tiny_sd
 
 from d3pack.backbones import lock, open_backbone
 from d3pack.cli import main
 from d3pack.dataset import D3MDataset
-from d3pack.errors import BackboneChangedError, BackboneError
+from d3pack.errors import BackboneChangedError, BackboneError, NoSpaceError
 from d3pack.format import pack_bytes
 from d3pack.format.recipe import BackboneRef
 from d3pack.testing import raises_code
@@ -156,6 +158,19 @@ def test_a_damaged_copy_offline_is_refused(
     with pytest.raises(BackboneChangedError, match=r"unet/config\.json is not the locked file"):
         open_backbone(ref)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    open_backbone(ref)
+
+
+def test_a_full_disk_is_no_missing_network(
+    hub: LoopbackHub, ref: BackboneRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(file_download, "http_get", full)
+        with pytest.raises(NoSpaceError, match="no space left in the Hub cache; free some"):
+            open_backbone(ref)
     open_backbone(ref)
 
 
