@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from d3pack.format import pack_bytes, read, write
     from d3pack.format.pack import Coded, Ledger, Pack, Probes
     from d3pack.format.recipe import BackboneRef, FileLock, Recipe
+    from d3pack.hub import pull, push
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,8 @@ __all__ = [
     "SourceError",
     "UsageError",
     "pack_bytes",
+    "pull",
+    "push",
     "read",
     "write",
 ]
@@ -61,6 +64,7 @@ _ROOMS = {
         "read",
         "write",
     ),
+    "hub": ("pull", "push"),
 }
 _LAZY = {name: f"d3pack.{room}" for room, names in _ROOMS.items() for name in names}
 

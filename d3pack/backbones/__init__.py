@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from d3pack.backbones.lock import cache_home
 from d3pack.backbones.protocol import TEMPLATE, Backbone, Condition
-from d3pack.backbones.resolve import default_backbone, kinds, lock, lock_directory, open_backbone
+from d3pack.backbones.resolve import (
+    default_backbone,
+    fetch_backbone,
+    kinds,
+    lock,
+    lock_directory,
+    open_backbone,
+)
 
 __all__ = [
     "TEMPLATE",
@@ -12,6 +19,7 @@ __all__ = [
     "Condition",
     "cache_home",
     "default_backbone",
+    "fetch_backbone",
     "kinds",
     "lock",
     "lock_directory",

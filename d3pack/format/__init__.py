@@ -10,7 +10,15 @@ if TYPE_CHECKING:
     from d3pack.format.codecs import decode_labels
     from d3pack.format.coded import Coded
     from d3pack.format.pack import EMBEDDED, Ledger, Pack, Probes
-    from d3pack.format.ranges import Read, plan_reads, verify_reads
+    from d3pack.format.ranges import (
+        Read,
+        header_size,
+        outline,
+        plan_names,
+        plan_reads,
+        verify_names,
+        verify_reads,
+    )
     from d3pack.format.reader import Header, read, read_header
     from d3pack.format.recipe import BackboneRef, FileLock, Recipe
     from d3pack.format.writer import pack_bytes, write
@@ -27,10 +35,14 @@ __all__ = [
     "Read",
     "Recipe",
     "decode_labels",
+    "header_size",
+    "outline",
     "pack_bytes",
+    "plan_names",
     "plan_reads",
     "read",
     "read_header",
+    "verify_names",
     "verify_reads",
     "write",
 ]
@@ -41,7 +53,15 @@ __getattr__ = lazy_names(
         "codecs": ["decode_labels"],
         "coded": ["Coded"],
         "pack": ["EMBEDDED", "Ledger", "Pack", "Probes"],
-        "ranges": ["Read", "plan_reads", "verify_reads"],
+        "ranges": [
+            "Read",
+            "header_size",
+            "outline",
+            "plan_names",
+            "plan_reads",
+            "verify_names",
+            "verify_reads",
+        ],
         "reader": ["Header", "read", "read_header"],
         "recipe": ["BackboneRef", "FileLock", "Recipe"],
         "writer": ["pack_bytes", "write"],

@@ -14,7 +14,7 @@ from d3pack.format.codecs.labels import restrict_labels
 from d3pack.format.codecs.params import NUMPY
 from d3pack.format.coded import Coded
 from d3pack.format.pack import EMBEDDED, MINOR, Pack, derived
-from d3pack.format.reader import Header, check_hash, coded_section
+from d3pack.format.reader import Header, check_hash, coded_section, under
 
 # Sections of which a part is made. Left out: those of newer minors, as in `select`, and probes,
 # which are hashed as a whole.
@@ -27,6 +27,47 @@ class Read(NamedTuple):
     name: str
     start: int
     stop: int
+
+
+def header_size(start: bytes) -> int:
+    """Return how many bytes lie before the first tensor, by the first 8 bytes of a file.
+
+    Raises:
+        InvalidPackError: more than a header may have.
+    """
+    size = 8 + int.from_bytes(start[:8], "little")
+    if size > container.MAX_HEADER:
+        raise InvalidPackError(
+            f"a header of {size - 8} bytes, at most {container.MAX_HEADER}",
+            code="E_LIMIT",
+            hint="is this a .d3m file?",
+        )
+    return size
+
+
+def plan_names(head: Header) -> Read:
+    """Return the range of the class names."""
+    slot = _names_slot(head)
+    return Read(slot.name, head.data + slot.start, head.data + slot.stop)
+
+
+def verify_names(head: Header, data: bytes) -> tuple[str, ...]:
+    """Return the class names in the bytes of `plan_names`, which are checked by their SHA-256."""
+    slot = _names_slot(head)
+    check_hash(slot, data, head.data)
+    tensors = {slot.tensor: np.frombuffer(data, np.uint8)}
+    return rules.class_names(Coded("utf8", tensors, shared=frozenset(tensors)), head.classes)
+
+
+def _names_slot(head: Header) -> container.Slot:
+    return next(slot for slot in head.slots if slot.section == "classes")
+
+
+def outline(head: Header, names: tuple[str, ...]) -> Pack:
+    """Return a pack to describe: manifest and names are those of the file, tensors are empty."""
+    blank = {slot.name: np.zeros(0, NUMPY[slot.dtype]) for slot in head.slots}
+    sections = head.manifest["sections"]
+    return under(head, names, {part["name"]: coded_section(part, blank) for part in sections})
 
 
 def plan_reads(head: Header, rows: Sequence[int]) -> tuple[Read, ...]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from d3pack.system.files import (
         digest,
         disk_full_as_error,
+        is_disk_full,
         remove_leftovers,
         replace_file,
         replace_folder,
@@ -79,6 +80,7 @@ __all__ = [
     "duration",
     "first_line",
     "from_plain",
+    "is_disk_full",
     "json_lines",
     "json_schema",
     "lazy_names",
@@ -112,6 +114,7 @@ __getattr__ = lazy_names(
         "files": [
             "digest",
             "disk_full_as_error",
+            "is_disk_full",
             "remove_leftovers",
             "replace_file",
             "replace_folder",

@@ -35,7 +35,7 @@ def disk_full_as_error(where: str = "on the disk") -> Iterator[None]:
     except D3MError:
         raise
     except Exception as error:
-        if not _is_disk_full(error):
+        if not is_disk_full(error):
             raise
         raise NoSpaceError(
             f"no space left {where}",
@@ -43,7 +43,8 @@ def disk_full_as_error(where: str = "on the disk") -> Iterator[None]:
         ) from error
 
 
-def _is_disk_full(error: Exception) -> bool:
+def is_disk_full(error: Exception) -> bool:
+    """Return whether an exception means a full disk or a used-up quota, however it was reported."""
     text = str(error)
     if isinstance(error, OSError) and error.errno is None and "requested and" in text:
         return True  # numpy's words for a write that was cut short
