@@ -1,8 +1,8 @@
 """How good a backbone is, on real images that its training never saw.
 
-    python benchmarks/judge.py SOURCE CACHE JUDGE          # once: the yardstick
-    python benchmarks/backbone.py --source SOURCE --cache CACHE --judge JUDGE \\
-        [--backbone mini] [-o benchmarks/results/backbone.json]
+    python -m benchmarks classifier SOURCE CACHE CLASSIFIER      # once
+    python -m benchmarks backbone --source SOURCE --cache CACHE --classifier CLASSIFIER \\
+        [--backbone mini] [-o RESULTS.json]
 
 SOURCE (or $D3PACK_DATA) holds the training classes; the last 20 images of each were held back.
 Images are generated from class names alone, by the project's own samplers, as packs are decoded.
@@ -14,23 +14,26 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from judge import Judge, load_judge, look, real_photos
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.classifier import Classifier, classify, load_classifier, real_photos
+from benchmarks.results import RESULTS, command, load, save
 from d3pack.backbones import open_backbone
 from d3pack.backbones.protocol import TEMPLATE, Backbone, Condition
 from d3pack.decode.noise import normal_torch
 from d3pack.decode.samplers import sample, schedule, start
 from d3pack.preview.contact import Row, contact_sheet
-from d3pack.train.photos import Photos
+from d3pack.train.data import Photos
+
+WHAT = (__doc__ or "").partition("\n")[0]
 
 GROUP = 32
 
@@ -136,14 +139,16 @@ class Real:
     psnr: float
 
 
-def look_at_real(backbone: Backbone, photos: Photos, judge: Judge) -> Real:
-    pixels, labels = photos.pixels[photos.held], photos.labels[photos.held]
+def measure_real(backbone: Backbone, photos: Photos, classifier: Classifier) -> Real:
+    pixels, labels = photos.pixels[photos.held_out], photos.labels[photos.held_out]
     psnr, latents = autoencoder_psnr(backbone, pixels)
-    features, logits = look(judge, pixels)
+    features, logits = classify(classifier, pixels)
     rng = np.random.Generator(np.random.Philox(0))
-    others, _ = look(judge, photos.pixels[rng.choice(photos.train, len(pixels), replace=False)])
+    others, _ = classify(
+        classifier, photos.pixels[rng.choice(photos.train, len(pixels), replace=False)]
+    )
     mean_image = to_pixels(backbone.decode(latents.mean(0, keepdim=True)))
-    constant, _ = look(judge, mean_image)
+    constant, _ = classify(classifier, mean_image)
     return Real(
         labels,
         features,
@@ -157,7 +162,7 @@ def look_at_real(backbone: Backbone, photos: Photos, judge: Judge) -> Real:
 def measure(
     backbone: Backbone,
     names: list[str],
-    judge: Judge,
+    classifier: Classifier,
     real: Real,
     each: int,
     steps: int,
@@ -165,10 +170,10 @@ def measure(
 ) -> tuple[dict[str, Any], NDArray[np.uint8]]:
     made = np.concatenate([to_pixels(g) for g in generate(backbone, names, each, steps, scale)])
     labels = np.repeat(np.arange(len(names)), each)
-    features, logits = look(judge, made)
+    features, logits = classify(classifier, made)
     scores, distance = ranks(logits, labels), frechet(features, real.features)
     return {
-        "judge_on_generated": scores,
+        "classifier_on_generated": scores,
         "recognised_share": {key: scores[key] / real.scores[key] for key in scores},
         "frechet": distance,
         "frechet_share": distance / real.against_constant,
@@ -196,13 +201,13 @@ def curve(path: Path, points: int = 100) -> list[dict[str, float]]:
     ]
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--source", default=os.environ.get("D3PACK_DATA"))
     parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--judge", type=Path, required=True)
+    parser.add_argument("--classifier", type=Path, required=True)
     parser.add_argument("--backbone", default="mini")
     parser.add_argument("--per-class", type=int, default=20)
     parser.add_argument("--steps", type=int, default=12)
@@ -210,15 +215,15 @@ def main() -> None:
     parser.add_argument("--training", type=Path, help="the run's folder: adds its curves")
     parser.add_argument("--previous", type=Path, help="an earlier result, to stand beside this one")
     parser.add_argument("--sheet", type=Path, help="write generated images of 25 classes (PNG)")
-    parser.add_argument("-o", "--output", type=Path)
-    found = parser.parse_args()
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "backbone.json")
+    found = parser.parse_args(arguments)
     if not found.source:
         parser.error("name the real images with --source or $D3PACK_DATA")
     photos = real_photos(found.source, found.cache)
-    judge = load_judge(found.judge, len(photos.names))
+    classifier = load_classifier(found.classifier, len(photos.names))
     backbone = open_backbone(found.backbone)
     names = list(photos.names)
-    real = look_at_real(backbone, photos, judge)
+    real = measure_real(backbone, photos, classifier)
     result: dict[str, Any] = {
         "revision": backbone.ref.revision,
         "weights_bytes": backbone.ref.nbytes,
@@ -233,7 +238,9 @@ def main() -> None:
         "by_guidance": [],
     }
     for guidance in found.guidance:
-        entry, made = measure(backbone, names, judge, real, found.per_class, found.steps, guidance)
+        entry, made = measure(
+            backbone, names, classifier, real, found.per_class, found.steps, guidance
+        )
         result["by_guidance"].append(entry)
         print(json.dumps(entry), flush=True)
         if found.sheet:
@@ -244,14 +251,6 @@ def main() -> None:
             for stage in ("autoencoder", "text", "diffusion")
         }
     if found.previous:
-        before = json.loads(found.previous.read_text())
+        before = load(found.previous)
         result["previous"] = {k: v for k, v in before.items() if k not in ("curves", "previous")}
-    text = json.dumps(result, indent=2, sort_keys=True) + "\n"
-    if found.output:
-        found.output.parent.mkdir(parents=True, exist_ok=True)
-        found.output.write_text(text)
-    print(text, end="")
-
-
-if __name__ == "__main__":
-    main()
+    save(found.output, WHAT, command("backbone", arguments), result)

@@ -1,11 +1,12 @@
-"""What decoding costs, and that it is exact: `python benchmarks/decode.py all -o RESULTS.json`.
+"""What decoding costs, and that it is exact.
+
+    python -m benchmarks decode all [-o RESULTS.json]
 
 speed      images a second against the diffusers pipeline at its best batch size, alternating
 equality   differing bytes over batch sizes, shuffles, thread counts, processes, order of first use
 memory     peak memory against the number of images
 linear     seconds against images and steps
 cold       the first image of a fresh process, and where the time goes
-gpu        equality, speed and memory on a GPU: decode_gpu.py
 
 Both families run: the embedded `mini` (or, with --backbone, any Stable Diffusion layout), and a DiT
 of the same order of size with random weights, made on the spot. Wall time is what people wait for;
@@ -18,23 +19,23 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tiny_backbones
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
-import tiny_backbones
-
+from benchmarks.results import RESULTS, command, load, save
 from d3pack import Pack, read, write
 from d3pack.decode import Decoder
+
+WHAT = (__doc__ or "").partition("\n")[0]
 
 STEPS, GUIDANCE, GROUP = 15, 3.0, 16
 BATCHES = (8, 16, 32, 64)
@@ -105,7 +106,7 @@ def pipeline(name: str, where: str) -> Callable[[int], Any]:
         UNet2DConditionModel,
     )
 
-    from d3pack.backbones.resolve import mini_directory
+    from d3pack.backbones import mini_directory
 
     root = mini_directory() if where == "mini" else Path(where)
     kind = json.loads((root / "vae/config.json").read_text())["_class_name"]
@@ -165,7 +166,7 @@ def speed(folder: Path, backbone: str, rounds: int) -> dict[str, Any]:
         _, exact = opened(where, file)
         count = 2 * GROUP
         turns["exact"] = lambda decoder=exact, count=count: decoder.images(range(count))
-        _, fast = opened(where, file, mode="fast", switches=["bf16"])
+        _, fast = opened(where, file, numerics="fast", switches=["bf16"])
         turns["fast bf16"] = lambda decoder=fast, count=count: decoder.images(range(count))
         images = {t: int(t.split()[1]) if t.startswith("pipe") else count for t in turns}
         best = {turn: (float("inf"), float("inf")) for turn in turns}
@@ -214,7 +215,16 @@ def equality(folder: Path, backbone: str) -> dict[str, Any]:
         here = hashlib.sha256(wanted.numpy().tobytes()).hexdigest()
         for threads in (1, 2):
             run = subprocess.run(
-                [sys.executable, __file__, "digest", where, str(file), str(threads)],
+                [
+                    sys.executable,
+                    "-m",
+                    "benchmarks",
+                    "decode",
+                    "digest",
+                    where,
+                    str(file),
+                    str(threads),
+                ],
                 capture_output=True,
                 text=True,
                 check=True,
@@ -243,8 +253,8 @@ def digest(where: str, file: str, threads: str) -> None:
 PEAK = """
 import resource, sys
 from pathlib import Path
-sys.path.insert(0, {bench!r})
-import decode
+sys.path[:0] = {paths!r}
+from benchmarks import decode
 pack, decoder = decode.opened({where!r}, Path({file!r}))
 total = 0
 for _, images in decoder.stream(range({count})):
@@ -259,9 +269,7 @@ def memory(folder: Path, backbone: str) -> dict[str, Any]:
     for name, (where, file) in packs(folder, backbone, group=4, steps=1).items():
         found[name] = {}
         for count in (32, 128, 512):
-            code = PEAK.format(
-                bench=str(Path(__file__).parent), where=where, file=str(file), count=count
-            )
+            code = PEAK.format(paths=sys.path, where=where, file=str(file), count=count)
             run = subprocess.run(
                 [sys.executable, "-c", code], capture_output=True, text=True, check=True
             )
@@ -351,22 +359,18 @@ def cold(folder: Path, backbone: str, rounds: int) -> dict[str, Any]:
     return best
 
 
-def main() -> None:
-    if sys.argv[1:2] == ["digest"]:
-        digest(*sys.argv[2:])
-        return
-    if sys.argv[1:2] == ["gpu"]:
-        import decode_gpu
-
-        decode_gpu.main(sys.argv[2:])
+def main(arguments: Sequence[str]) -> None:
+    if arguments[:1] == ["digest"]:
+        digest(*arguments[1:])
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["speed", "equality", "memory", "linear", "cold", "all"])
-    parser.add_argument("-o", "--out", type=Path)
+    parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--backbone", default="mini")
     parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
-    result = json.loads(given.out.read_text()) if given.out and given.out.exists() else {}
+    given = parser.parse_args(arguments)
+    output = given.output or RESULTS / "decode.json"
+    result = load(output)
     jobs: dict[str, Callable[[Path], dict[str, Any]]] = {
         "speed": lambda folder: speed(folder, given.backbone, given.rounds),
         "equality": lambda folder: equality(folder, given.backbone),
@@ -378,16 +382,6 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             result[name] = {
                 "backbone": given.backbone if given.backbone == "mini" else "a directory",
-                "torch": torch.__version__,
-                "threads": torch.get_num_threads(),
-                "processor": platform.processor() or platform.machine(),
                 "result": jobs[name](Path(folder)),
             }
-        if given.out:
-            given.out.write_text(json.dumps(result, indent=1) + "\n")
-    if not given.out:
-        print(json.dumps(result, indent=1))
-
-
-if __name__ == "__main__":
-    main()
+        save(output, WHAT, command("decode", arguments), result)

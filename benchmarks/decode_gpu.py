@@ -1,4 +1,6 @@
-"""What decoding does on a GPU: `python benchmarks/decode.py gpu -o RESULTS.json`, ten minutes.
+"""What decoding does on a GPU: equality, speed and memory, in ten minutes.
+
+    python -m benchmarks decode_gpu [-o RESULTS.json]
 
 equality   differing bytes over batches of 1 to 64, shuffles, two processes and the order of first
            use: `mini` and a DiT of its size, in float32 and bfloat16
@@ -22,23 +24,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import decode
 import numpy as np
 import tiny_backbones
 import torch
 from full_backbones import full_dit, full_sd
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import decode
+from benchmarks.results import RESULTS, command, load, save
 from d3pack import Pack, write
 from d3pack.backbones import open_backbone
 from d3pack.decode import Decoder
-from d3pack.decode.modes import choose
+from d3pack.decode.modes import choose_numerics
+
+WHAT = (__doc__ or "").partition("\n")[0]
 
 DTYPES = ("float32", "bfloat16")
 PARTS = ("equality", "peak", "speed", "compile")
@@ -120,7 +125,15 @@ def equality(folder: Path, device: torch.device, size: Size, tiny: bool) -> dict
         file = folder / f"{name}-{dtype}.d3m"
         write(pack, file)
         sources[f"{name} {dtype}"] = (where, str(file))
-    words = [sys.executable, __file__, "digests", str(device), json.dumps(sources)]
+    words = [
+        sys.executable,
+        "-m",
+        "benchmarks",
+        "decode_gpu",
+        "digests",
+        str(device),
+        json.dumps(sources),
+    ]
     others = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     found = {
         name: compared(where, Path(file), device, size) for name, (where, file) in sources.items()
@@ -233,7 +246,7 @@ def family(
             exact.close()
     del shared
     gc.collect()
-    with Decoder(pack, path=root, device=device, mode="fast", switches=switches) as fast:
+    with Decoder(pack, path=root, device=device, numerics="fast", switches=switches) as fast:
         found["fast"] = rate(fast, size, most)
         found["fast"]["peak_bytes"] = {str(n * fast.group): memory(fast, n) for n in size.groups}
     return found
@@ -247,7 +260,7 @@ def sized(
         "stable-diffusion": tiny_backbones.tiny_sd if tiny else full_sd,
         "dit": tiny_backbones.tiny_dit if tiny else full_dit,
     }
-    switches = [*choose("fast", None, "float32").switches, "compile"] if compiled else None
+    switches = [*choose_numerics("fast", None, "float32").switches, "compile"] if compiled else None
     found: dict[str, Any] = {}
     for name, make in makes.items():
         root = folder / f"full-{name}"
@@ -265,18 +278,20 @@ def sized(
     return found
 
 
-def main(words: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
+    if arguments[:1] == ["digests"]:
+        digests(*arguments[1:])
+        return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-o", "--out", type=Path)
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "decode-gpu.json")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    given = parser.parse_args(words)
+    given = parser.parse_args(arguments)
     device, size = torch.device(given.device), TINY if given.tiny else Size()
-    result = json.loads(given.out.read_text()) if given.out and given.out.exists() else {}
-    result["machine"] = {
+    result = load(given.output)
+    result["device"] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "tiny": given.tiny,
@@ -293,14 +308,4 @@ def main(words: list[str]) -> None:
                 most = result["peak"]["flops_per_second"]
                 compiled = part == "compile"
                 result[part] = sized(folder, device, size, given.tiny, most, compiled)
-            if given.out:
-                given.out.write_text(json.dumps(result, indent=1) + "\n")
-    if not given.out:
-        print(json.dumps(result, indent=1))
-
-
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["digests"]:
-        digests(*sys.argv[2:])
-    else:
-        main(sys.argv[1:])
+            save(given.output, WHAT, command("decode_gpu", arguments), result)

@@ -1,19 +1,18 @@
-"""The README's figure and the Markdown table, drawn from a committed table of results.
+"""Draw the figure and the Markdown table of a committed table of results.
 
-python benchmarks/figure.py cifar10        # writes results/table-cifar10.svg and .md
+python -m benchmarks figure cifar10        # writes results/table-cifar10.svg and .md
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.results import RESULTS, load
 from d3pack.evaluate.charts import Series, accuracy_per_byte
 from d3pack.preview.page import size
 
-RESULTS = Path(__file__).parent / "results"
 TITLES = {
     "pack": "packs: learned prompts",
     "names": "class names as prompts, 0 bytes a class",
@@ -111,19 +110,15 @@ def markdown(table: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("name")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     path = RESULTS / f"table-{args.name}.json"
-    table = json.loads(path.read_text(encoding="utf-8"))
+    table = load(f"table-{args.name}")
     path.with_suffix(".svg").write_text(figure(table), encoding="utf-8")
     text = markdown(table)
     path.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
-
-
-if __name__ == "__main__":
-    main()

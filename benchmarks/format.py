@@ -1,6 +1,6 @@
 """Measure the file format: sizes, overhead, speed, damage, determinism.
 
-    python benchmarks/format.py > benchmarks/results/format.json
+    python -m benchmarks format
 
 Times are the least of many, in wall-clock and in processor time: on a shared machine the first says
 what was seen, the second what an idle core would take. D3PACK_PYTHONS may name further interpreters
@@ -9,17 +9,16 @@ what was seen, the second what an idle core would take. D3PACK_PYTHONS may name 
 
 from __future__ import annotations
 
+import argparse
 import gc
 import hashlib
-import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,14 @@ import numpy as np
 from safetensors import safe_open
 
 import d3pack
+from benchmarks.results import RESULTS, command, save
 from d3pack import BackboneRef, FileLock, Pack, Recipe
 from d3pack.decode import noise
 from d3pack.errors import InvalidPackError
 from d3pack.format import plan_reads, read_header, verify_reads
 from d3pack.format.codecs import encode_labels, encode_prompts
+
+WHAT = (__doc__ or "").partition("\n")[0]
 
 ROOT = Path(__file__).resolve().parents[1]
 VALID = sorted((ROOT / "spec" / "vectors" / "valid").glob("*.d3m"))
@@ -268,8 +270,8 @@ def noise_speed() -> dict[str, Any]:
     return {name: round(value["cpu_ms"] / 16, 3) for name, value in got.items()}
 
 
-def main() -> None:
-    """Measure everything and print it."""
+def main(arguments: Sequence[str]) -> None:
+    """Measure everything."""
     parts = (
         sizes,
         opening,
@@ -281,31 +283,11 @@ def main() -> None:
         info_process,
         noise_speed,
     )
-    out: dict[str, Any] = {
-        "machine": {
-            "cpu": cpu_name(),
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "load_average": os.getloadavg()[0],
-        }
-    }
+    parser = argparse.ArgumentParser(description=WHAT)
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "format.json")
+    output = parser.parse_args(arguments).output
+    figures: dict[str, Any] = {"load_average": os.getloadavg()[0]}
     for part in parts:
         print(part.__name__, file=sys.stderr)
-        out[part.__name__] = part()
-    json.dump(out, sys.stdout, indent=1)
-    print()
-
-
-def cpu_name() -> str:
-    """The processor, as the system names it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor()
-
-
-if __name__ == "__main__":
-    main()
+        figures[part.__name__] = part()
+    save(output, WHAT, command("format", arguments), figures)

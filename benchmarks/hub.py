@@ -1,6 +1,6 @@
 """What opening a pack on the Hub costs: requests and bytes, through huggingface_hub itself.
 
-    python benchmarks/hub.py [-o benchmarks/results/hub.json]
+    python -m benchmarks hub [-o RESULTS.json]
 
 The Hub is the loopback server of the test suite, which redirects large files to a second origin as
 the real one does; a redirect that is followed counts as a request of its own.
@@ -9,17 +9,17 @@ the real one does; a redirect that is followed counts as a request of its own.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
-
 from hub_loopback import LoopbackHub
+
+from benchmarks.results import RESULTS, command, save
+
+WHAT = (__doc__ or "").partition("\n")[0]
 
 SMALL, LARGE = "hf://datasets/org/small/small.d3m", "hf://datasets/org/large/large.d3m"
 
@@ -37,7 +37,6 @@ def measure(hub: LoopbackHub, call: Callable[[], object]) -> dict[str, Any]:
 
 def run(hub: LoopbackHub) -> dict[str, Any]:
     """All rows; the cache is cold at the first and warm as a row says."""
-    import huggingface_hub
     from hub_packs import make_pack
 
     from d3pack import hub as d3hub
@@ -57,18 +56,16 @@ def run(hub: LoopbackHub) -> dict[str, Any]:
         rows[name]["share"] = round(rows[name]["bytes"] / len(large), 4)
     rows["open 1000 classes, cold"] = measure(hub, lambda: d3hub.load(LARGE))
     return {
-        "huggingface_hub": huggingface_hub.__version__,
         "bytes of the pack of 10 classes": len(small),
         "bytes of the pack of 1000 classes": len(large),
         "rows": rows,
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    default = Path(__file__).parent / "results" / "hub.json"
-    parser.add_argument("-o", "--output", type=Path, default=default)
-    output = parser.parse_args().output
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=WHAT)
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "hub.json")
+    output = parser.parse_args(arguments).output
     with LoopbackHub() as hub, tempfile.TemporaryDirectory() as home:
         # Before huggingface_hub is imported, which reads them once. Telemetry is not ours to count.
         os.environ.update(
@@ -79,10 +76,6 @@ def main() -> None:
             HF_HUB_DISABLE_PROGRESS_BARS="1",
         )
         result = run(hub)
-    output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    save(output, WHAT, command("hub", arguments), result)
     for name, row in result["rows"].items():
         print(f"{name:36} {row['requests']} requests, {row['bytes']:>9,} bytes  {row['methods']}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,6 @@
-"""What D3MDataset costs a training loop: `python benchmarks/loader.py all -o RESULTS.json`.
+"""What D3MDataset costs a training loop.
+
+    python -m benchmarks loader all [-o RESULTS.json]
 
 second     images a second from the second epoch on, beside JPEG files, MDS, WebDataset (each as
            JPEG and as raw pixels) and a tensor in memory: same images, same batch, same workers
@@ -24,23 +26,26 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import loader_peers as peers
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from benchmarks import loader_peers as peers
+from benchmarks.results import RESULTS, command, load, save
 from d3pack import Pack, Recipe, read, write
 from d3pack.backbones import open_backbone
 from d3pack.dataset import D3MDataset
 from d3pack.decode import Decoder, samplers
 from d3pack.format.codecs import encode_prompts
+
+WHAT = (__doc__ or "").partition("\n")[0]
 
 BATCH = 128
 STEPS, FAST_STEPS = 12, 1
@@ -298,9 +303,9 @@ def memory(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def child(
     args: argparse.Namespace, folder: Path, name: str, cache: str, epochs: int
 ) -> list[float]:
-    command = [sys.executable, __file__, "resident", "--backbone", args.backbone]
-    command += ["--folder", str(folder), "--pack", name, "--cache", cache, "--epochs", str(epochs)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    words = [sys.executable, "-m", "benchmarks", "loader", "resident", "--backbone", args.backbone]
+    words += ["--folder", str(folder), "--pack", name, "--cache", cache, "--epochs", str(epochs)]
+    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
     found: list[float] = json.loads(done.stdout)
     return found
 
@@ -336,10 +341,10 @@ def about() -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=WHAT)
     parser.add_argument("what", choices=("second", "first", "memory", "all", "resident"))
-    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "loader.json")
     parser.add_argument("--backbone", default="mini")
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--first-images", type=int, default=320)
@@ -350,16 +355,14 @@ def main() -> None:
     parser.add_argument("--pack")
     parser.add_argument("--cache")
     parser.add_argument("--epochs", type=int)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", "The given NumPy array is not writable")
     peers.streaming()  # before anything else imports the torchvision that it brings
     if args.what == "resident":
         json.dump(residents(args), sys.stdout)
         return
     parts = {"second": second, "first": first, "memory": memory}
-    result: dict[str, Any] = {"about": about()}
-    if args.output and args.output.exists():
-        result |= json.loads(args.output.read_text(encoding="utf-8"))
+    result = load(args.output)
     for name, part in parts.items():
         if args.what in (name, "all"):
             with tempfile.TemporaryDirectory() as folder:
@@ -367,10 +370,4 @@ def main() -> None:
                 head = {"about": about(), "backbone": place}
                 result[name] = {**head, **part(args, Path(folder))}
             print(name, json.dumps(result[name], indent=2), file=sys.stderr)
-            if args.output:
-                text = json.dumps(result, indent=2, sort_keys=True) + "\n"
-                args.output.write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+            save(args.output, WHAT, command("loader", arguments), result)

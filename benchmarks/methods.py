@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d3pack.decode import Decoder, beside
+from d3pack.decode import Decoder, local_backbone
 from d3pack.encode.teaching import teacher_cache
 from d3pack.evaluate import baselines, presets
 from d3pack.evaluate.bench import Bench
@@ -41,8 +41,7 @@ from d3pack.format.pack import Pack
 from d3pack.sources import open_source
 from d3pack.system.events import Events
 from d3pack.system.journal import Journal
-from d3pack.teachers.resnet import lesson_for, train_teacher
-from d3pack.teachers.teacher import Teacher, batched
+from d3pack.teachers import Teacher, batched, teacher_config, train_teacher
 
 RESULTS = Path(__file__).parent / "results" / "methods.json"
 NEAREST = 5
@@ -105,7 +104,7 @@ def open_teacher(train: RealImages, samples: int, work: Path) -> Teacher:
     """The one that the methods asked, remembered from there."""
     journal = Journal(work, {"samples": samples})
     try:
-        lesson = lesson_for(train.size, samples, 0)
+        lesson = teacher_config(train.size, samples, 0)
         return train_teacher(
             train.source, lesson, journal, Events([]), cache=teacher_cache(), device="cpu"
         )
@@ -162,7 +161,7 @@ def main() -> None:
         name, _, place = given.partition("=")
         path, _, folder = place.partition(":")
         pack = read(path).first(args.images)
-        home = Path(folder) if folder else beside(path, pack)
+        home = Path(folder) if folder else local_backbone(path, pack)
         value = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {"rows": {}}
         if args.speed:
             value["rows"][name]["speed"] = speed(pack, home)

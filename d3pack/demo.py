@@ -18,16 +18,15 @@ import numpy as np
 from PIL import Image
 
 from d3pack.encode import EncodeOptions, encode
-from d3pack.errors import D3MError
 from d3pack.evaluate.evaluation import EvalOptions, Evaluation, evaluate
 from d3pack.evaluate.presets import QUICK, Updates
 from d3pack.evaluate.real import RealImages
 from d3pack.evaluate.report import render
 from d3pack.evaluate.workdir import Workdir
 from d3pack.format.pack import Pack
-from d3pack.format.writer import replace_file
 from d3pack.preview.contact import Row, contact_sheet
 from d3pack.sources import Source, open_source
+from d3pack.system import replace_file, require
 from d3pack.system.events import Listener
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -88,13 +87,7 @@ class Demo:
 
 def write_digits(folder: Path) -> None:
     """scikit-learn's digits as a tree of PNG files: train/ and test/, a folder a class."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise D3MError(
-            "the demo needs scikit-learn's digits", hint="pip install scikit-learn"
-        ) from None
-    digits = load_digits()
+    digits = require("sklearn.datasets", "the demo").load_digits()
     for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         split = "test" if number % TEST_SHARE == 0 else "train"
         path = folder / split / NAMES[label] / f"{number:04d}.png"

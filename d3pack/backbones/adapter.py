@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _WAYS = ("scale", "gain", "delta", "lora_a", "lora_b")
 
 
-def check(backbone: Backbone, tensors: Mapping[str, Tensor]) -> None:
+def check_adapter(backbone: Backbone, tensors: Mapping[str, Tensor]) -> None:
     """Raise `AdapterError` unless every tensor fits a parameter."""
     for name, ways in _by_parameter(tensors).items():
         parameter = backbone.named_tensors().get(name)
@@ -64,7 +64,7 @@ def check(backbone: Backbone, tensors: Mapping[str, Tensor]) -> None:
 
 
 @contextmanager
-def applied(backbone: Backbone, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+def apply_adapter(backbone: Backbone, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """The backbone with these tensors put on, for the length of a `with`."""
     if not tensors:
         yield

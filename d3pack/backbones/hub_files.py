@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from d3pack.errors import BackboneError
+from d3pack.errors import BackboneError, NoSpaceError
+from d3pack.system import first_line, is_disk_full
 
 T = TypeVar("T")
 
@@ -103,9 +104,13 @@ def _ask(repo: str, revision: str | None, call: Callable[[], T]) -> T:
         ) from None
     except hub.HfHubHTTPError as error:
         raise BackboneError(
-            f"the Hub refused {repo}: {str(error).splitlines()[0]}", hint="try again later"
+            f"the Hub refused {repo}: {first_line(error)}", hint="try again later"
         ) from None
     except Exception as error:
+        if is_disk_full(error):
+            raise NoSpaceError(
+                "no space left in the Hub cache", hint="free some, or set HF_HOME to another disk"
+            ) from error
         # What is left comes from the HTTP library, which huggingface_hub has changed twice.
         raise _offline(repo, at) from error
 

@@ -6,7 +6,9 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from d3pack.backbones.layout import weight_files
 from d3pack.backbones.lock import Checked, changed
 from d3pack.errors import BackboneError
+from d3pack.system import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -109,8 +112,6 @@ def build(
     dtype: torch.dtype,
 ) -> Any:
     """One model of a known class, with exactly the weights that its config asks for."""
-    from accelerate import init_empty_weights
-
     from d3pack.backbones.cpu import quicken
 
     path = f"{folder}/config.json"
@@ -127,7 +128,7 @@ def build(
     check_config(path, config)
     cls = getattr(import_module(CLASSES[name]), name)
     _check_products(path, cls, config)
-    with init_empty_weights(include_buffers=False):
+    with _without_weights():
         model = _construct(path, cls, config)
     wanted = dict(model.state_dict())
     state = _read(files.weights(f"{folder}/{stem}"), folder, wanted, dtype)
@@ -141,6 +142,27 @@ def build(
     if device.type == "cpu":
         quicken(model)
     return model
+
+
+@contextmanager
+def _without_weights() -> Iterator[None]:
+    """Put the parameters of modules made here on the meta device; buffers keep their values."""
+    from torch import nn
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    thread = threading.get_ident()  # the hook is global; other threads keep their parameters
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
+        if threading.get_ident() != thread:
+            return None
+        return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+    # torch's annotation lacks the parameter that such a hook may return
+    handle = register_module_parameter_registration_hook(on_meta)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def check_config(path: str, config: Mapping[str, Any]) -> None:
@@ -219,7 +241,7 @@ def _construct(path: str, cls: Any, config: Mapping[str, Any]) -> Any:
         known = {k: v for k, v in config.items() if k in inspect.signature(cls).parameters}
         return cls(**known)
     except Exception as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise BackboneError(
             f"{path} does not describe a {cls.__name__}: {reason}", code="E_BACKBONE_CONFIG"
         ) from None

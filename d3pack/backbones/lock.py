@@ -14,16 +14,17 @@ import json
 import os
 import re
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from d3pack.errors import BackboneChangedError, BackboneError, NotFoundError
+from d3pack.errors import BackboneChangedError, BackboneError, D3MError, NotFoundError
 from d3pack.format.recipe import BackboneRef, FileLock
+from d3pack.system import write_text
 
-Progress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
+FileProgress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
 
 SUFFIXES = (".safetensors", ".json", ".txt")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack", ".h5")
@@ -69,7 +70,7 @@ def listing(root: Path) -> tuple[str, ...]:
 def lock_files(
     root: Path,
     paths: Iterable[str],
-    progress: Progress | None = None,
+    progress: FileProgress | None = None,
 ) -> dict[str, FileLock]:
     """Hash the files of a directory, as they are."""
     locks = {}
@@ -96,7 +97,9 @@ class Checked:
         return _identity(self.path, self.path.stat()) == self.identity
 
 
-def verify(root: Path, ref: BackboneRef, progress: Progress | None = None) -> dict[str, Checked]:
+def verify_files(
+    root: Path, ref: BackboneRef, progress: FileProgress | None = None
+) -> dict[str, Checked]:
     """Check every file of a lock, and say what to read. Raises at the first difference."""
     if not root.is_dir():
         raise NotFoundError(f"there is no backbone directory {root}")
@@ -167,19 +170,14 @@ class _Memory:
     def __exit__(self, *_: object) -> None:
         if not self._news:
             return
-        try:  # a read-only home only costs time
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self._path.parent, prefix="verified-")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(dict(sorted(self._known.items())[-10_000:]), file, indent=0)
-            os.replace(name, self._path)
-        except OSError:
-            pass
+        with suppress(OSError, D3MError):  # a read-only or full home only costs time
+            known = dict(sorted(self._known.items())[-10_000:])
+            write_text(self._path, json.dumps(known, indent=0))
 
     def get(self, identity: str) -> str | None:
         return self._known.get(identity)
 
-    def hash(self, path: str, target: Path, progress: Progress | None) -> tuple[str, str]:
+    def hash(self, path: str, target: Path, progress: FileProgress | None) -> tuple[str, str]:
         """The sha256 of a file, and the identity that the file had all the while."""
         digest, done, began = hashlib.sha256(), 0, time.time_ns()
         try:

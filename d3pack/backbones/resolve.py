@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from d3pack.backbones import hub_files
 from d3pack.backbones.loading import Files
-from d3pack.backbones.lock import Checked, Progress, listing, lock_files, verify
+from d3pack.backbones.lock import Checked, FileProgress, listing, lock_files, verify_files
 from d3pack.errors import BackboneChangedError, BackboneError, NotFoundError
 from d3pack.format.recipe import BackboneRef, directory_revision
 
@@ -76,7 +76,7 @@ def lock_directory(
     revision: str | None = None,
     licence: str = "unknown",
     variant: str | None = None,
-    progress: Progress | None = None,
+    progress: FileProgress | None = None,
 ) -> BackboneRef:
     """Lock a directory in diffusers' layout: find its kind, hash what that kind needs."""
     root = Path(path)
@@ -106,12 +106,12 @@ def _detect(paths: tuple[str, ...], where: str) -> str:
     )
 
 
-def lock(
+def lock_backbone(
     name: str,
     *,
     revision: str | None = None,
     variant: str | None = None,
-    progress: Progress | None = None,
+    progress: FileProgress | None = None,
 ) -> tuple[BackboneRef, Path]:
     """Lock "mini", a directory or a Hub repository, and say where its files are."""
     if name == MINI:
@@ -154,12 +154,12 @@ def _mini_licence(root: Path) -> str:
 def fetch_backbone(ref: BackboneRef) -> Path:
     """Return the directory of a backbone, downloaded if need be, with every file of its lock
     verified."""
-    directory = locate(ref)
-    verify(directory, ref)
+    directory = locate_files(ref)
+    verify_files(directory, ref)
     return directory
 
 
-def locate(ref: BackboneRef) -> Path:
+def locate_files(ref: BackboneRef) -> Path:
     """Where the files of a lock are, fetched if need be; not yet verified."""
     if ref.repo == MINI:
         return mini_directory()
@@ -173,17 +173,17 @@ def locate(ref: BackboneRef) -> Path:
 
 
 def _verified(
-    root: Path, ref: BackboneRef, progress: Progress | None, *, ours: bool
+    root: Path, ref: BackboneRef, progress: FileProgress | None, *, ours: bool
 ) -> Mapping[str, Checked]:
     """Check every file; one that we downloaded and that is not the locked one is fetched again."""
     try:
-        return verify(root, ref, progress)
+        return verify_files(root, ref, progress)
     except BackboneChangedError as error:
         if not ours:
             raise
         for path, lock in ref.files.items():
             try:
-                verify(root, replace(ref, files={path: lock}))
+                verify_files(root, replace(ref, files={path: lock}))
             except BackboneChangedError:
                 try:
                     hub_files.fetch_again(ref.repo, ref.revision, path)
@@ -191,7 +191,7 @@ def _verified(
                     if failure.code != "E_BACKBONE_OFFLINE":
                         raise
                     raise error from None
-        return verify(root, ref, progress)
+        return verify_files(root, ref, progress)
 
 
 def open_backbone(
@@ -200,7 +200,7 @@ def open_backbone(
     path: str | Path | None = None,
     device: Any = "cpu",
     dtype: Any = None,
-    progress: Progress | None = None,
+    progress: FileProgress | None = None,
 ) -> Backbone:
     """Open a backbone. A `BackboneRef` is held to its hashes, wherever the files come from.
 
@@ -209,9 +209,9 @@ def open_backbone(
     import torch
 
     if isinstance(ref, str):
-        ref, root = lock(ref, progress=progress)
+        ref, root = lock_backbone(ref, progress=progress)
     else:
-        root = Path(path) if path is not None else locate(ref)
+        root = Path(path) if path is not None else locate_files(ref)
     found = _verified(root, ref, progress, ours=path is None and ref.repo not in ("", MINI))
     files = Files({name: file.path for name, file in found.items()}, found)
     # by its whole name: "cuda" may mean another device in another thread

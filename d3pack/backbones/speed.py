@@ -12,7 +12,7 @@ from d3pack.backbones.autoencoder import open_autoencoder
 from d3pack.errors import UsageError
 
 
-def hurry(backbone: Any, switches: Collection[str], tiny_vae: Path | None) -> None:
+def enable_fast_kernels(backbone: Any, switches: Collection[str], tiny_vae: Path | None) -> None:
     """Turn switches on in a backbone that nobody else uses."""
     if tiny_vae is not None:
         small = open_autoencoder(tiny_vae, device=backbone.device, dtype=backbone.dtype)

@@ -58,31 +58,29 @@ def decode(
 
     Example: d3pack decode imnet.d3m -o imnet/
     """
-    from d3pack.decode import Decoder, beside
-    from d3pack.decode.export import Plan, export
-    from d3pack.decode.names import chosen
+    from d3pack.decode import Decoder, ExportSettings, export_images, local_backbone, select_classes
     from d3pack.errors import NotFoundError, UsageError
     from d3pack.hub import load
 
-    plan = Plan(to, image, quality, shard)
+    plan = ExportSettings(to, image, quality, shard)
     plan.check()
     opened = load(pack)
-    wanted = chosen(opened.classes, classes)
+    wanted = select_classes(opened.classes, classes)
     count = opened.images_per_class if ipc is None else ipc
     if not 1 <= count <= opened.images_per_class:
         raise UsageError(f"--ipc {count}: the pack has {opened.images_per_class} images per class")
     if tiny_vae is not None and not tiny_vae.is_dir():
         raise NotFoundError(f"there is no directory {tiny_vae}", hint="--tiny-vae names one")
-    mode = "exact" if fast is None and tiny_vae is None else "fast"
+    exact = fast is None and tiny_vae is None
     switches = None if fast in (None, "all") else [part.strip() for part in fast.split(",")]
     _out.if_interrupted("run the same command again and it goes on")
     decoder = Decoder(
         opened,
         device=device,
-        mode=mode,
+        numerics="exact" if exact else "fast",
         switches=switches,
         tiny_vae=tiny_vae,
-        path=backbone or beside(pack, opened),
+        path=backbone or local_backbone(pack, opened),
         progress=None if format == "quiet" else _checking,
     )
     how = decoder.describe()
@@ -90,12 +88,12 @@ def decode(
         switched = f" ({', '.join(how['switches'])})" if how["switches"] else ""
         _out.say(
             _out.printable(
-                f"{how['mode']}{switched} on {how['device']}, {how['dtype']}, backbone"
+                f"{how['numerics']}{switched} on {how['device']}, {how['dtype']}, backbone"
                 f" {how['backbone']}, {how['sampler']} {how['steps']} steps"
             )
         )
     with _out.progress("decoding", quiet=format == "quiet") as progress:
-        done = export(decoder, out, wanted, count, plan, progress)
+        done = export_images(decoder, out, wanted, count, plan, progress)
     if format == "json":
         _out.emit(
             {

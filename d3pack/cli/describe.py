@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from d3pack.cli import _out
-from d3pack.format import read
-from d3pack.format.canonical import plain
+from d3pack.format import read, to_plain
 from d3pack.format.pack import EMBEDDED, Ledger, Pack
 from d3pack.system.text import count, size
 
@@ -38,7 +37,7 @@ def _outline(file: str) -> Pack:
 
 def _summary(pack: Pack) -> dict[str, Any]:
     ledger = pack.ledger()
-    manifest: dict[str, Any] = plain(pack.manifest)
+    manifest: dict[str, Any] = to_plain(pack.manifest)
     sections = {entry.pop("name"): entry for entry in manifest.pop("sections")}
     return {
         **manifest,

@@ -80,7 +80,7 @@ def evaluate(
     Example: d3pack eval cifar10.d3m --real cifar10 --report cifar10.html
     """
     from d3pack import read
-    from d3pack.decode import beside
+    from d3pack.decode import local_backbone
     from d3pack.errors import NotFoundError, UsageError
     from d3pack.evaluate import presets
     from d3pack.evaluate.evaluation import DEFAULT_BASELINES, EvalOptions
@@ -112,7 +112,7 @@ def evaluate(
         size=size,
         baselines=wanted,
         device=_device(device),
-        backbone=backbone or beside(path, opened),
+        backbone=backbone or local_backbone(path, opened),
         teacher=teacher,
         agreed=yes,
     )
@@ -129,7 +129,7 @@ def evaluate(
     write_json(home.path / "evaluation.json", data)
     if report is not None:
         from d3pack.evaluate.report import render
-        from d3pack.format.writer import replace_file
+        from d3pack.system import replace_file
 
         replace_file(report, render(result, name=Path(path).name).encode())
     if form == "json":

@@ -10,7 +10,7 @@ import typer
 
 from d3pack.cli import _out
 from d3pack.errors import BackboneError, D3MError, InvalidPackError
-from d3pack.format.canonical import plain
+from d3pack.format import to_plain
 from d3pack.system.text import count
 
 if TYPE_CHECKING:
@@ -121,9 +121,9 @@ def diff(
 
 
 def _rebuilt(file: str, pack: Pack, device: str, backbone: Path | None) -> dict[str, Any]:
-    from d3pack.decode import Decoder, beside, verify_probes
+    from d3pack.decode import Decoder, local_backbone, verify_probes
 
-    with Decoder(pack, device=device, path=backbone or beside(file, pack)) as decoder:
+    with Decoder(pack, device=device, path=backbone or local_backbone(file, pack)) as decoder:
         return verify_probes(pack, decoder).to_json()
 
 
@@ -144,7 +144,7 @@ def _changes(a: Pack, b: Pack) -> Iterator[dict[str, Any]]:
     for what in ("images_per_class", "seed"):
         yield from _unequal(what, a.manifest[what], b.manifest[what])
     for what in ("recipe", "provenance", "optional"):
-        yield from _unequal(what, plain(a.manifest[what]), plain(b.manifest[what]))
+        yield from _unequal(what, to_plain(a.manifest[what]), to_plain(b.manifest[what]))
     old, fresh = _sections(a), _sections(b)
     for name in sorted((set(old) | set(fresh)) - {"classes", "leaves"}):
         if old.get(name) == fresh.get(name):
@@ -167,7 +167,7 @@ def _sections(pack: Pack) -> dict[str, tuple[str, int, Any]]:
         entry["name"]: (
             entry["codec"],
             nbytes.get(entry["name"], 0),
-            plain({"params": entry["params"], "tensors": entry["tensors"]}),
+            to_plain({"params": entry["params"], "tensors": entry["tensors"]}),
         )
         for entry in pack.manifest["sections"]
     }

@@ -44,14 +44,14 @@ def preview(
     import io
 
     from d3pack import read
-    from d3pack.decode import Decoder, beside, verify_probes
-    from d3pack.format.writer import replace_file
+    from d3pack.decode import Decoder, local_backbone, verify_probes
     from d3pack.hub import local_path
     from d3pack.preview import render_page, render_sheet, sample
+    from d3pack.system import replace_file
 
     file = local_path(pack)
     opened = read(file)
-    home = backbone or beside(file, opened)
+    home = backbone or local_backbone(file, opened)
     decoder = Decoder(opened, device=device or "cpu", path=home)
     with _out.progress("decoding", quiet=form == "quiet") as progress:
         shown = sample(opened, decoder, classes=classes, images=images, progress=progress)

@@ -29,7 +29,7 @@ from d3pack.dataset.samples import (
     as_pil,
 )
 from d3pack.dataset.store import CACHE_SIZE, CACHES, Cache, CacheSettings
-from d3pack.decode import beside
+from d3pack.decode import local_backbone
 from d3pack.errors import NotFoundError, UsageError
 from d3pack.format import Pack
 from d3pack.hub import is_address, load, read_classes
@@ -152,7 +152,7 @@ class D3MDataset(Dataset[Any]):
             self._epoch = torch.zeros((), dtype=torch.int64)
             self._epoch.share_memory_()  # type: ignore[no-untyped-call]
         if backbone is None and not isinstance(pack, Pack):
-            backbone = beside(fspath(pack), self.pack)
+            backbone = local_backbone(fspath(pack), self.pack)
         directory = None if cache_dir is None else Path(cache_dir).expanduser().absolute()
         self.images = Images(
             self.pack,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from d3pack.dataset.samples import as_pil
-from d3pack.errors import UsageError
+from d3pack.system import require
 
 if TYPE_CHECKING:
     import datasets
@@ -23,12 +23,7 @@ _CHUNK = 256  # images in memory
 
 def to_hf(dataset: D3MDataset) -> datasets.Dataset:
     """Write images and labels, without transforms, to the cache of `datasets`."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise UsageError(
-            "to_hf() needs the package `datasets`", hint="pip install 'd3pack[encode]'"
-        ) from error
+    datasets = require("datasets", "to_hf()")
     columns = {"image": datasets.Image(), "label": datasets.ClassLabel(names=dataset.classes)}
     if dataset.probabilities:
         columns["probabilities"] = datasets.List(datasets.Value("float32"))

@@ -23,8 +23,7 @@ from d3pack import __version__
 from d3pack.dataset.disk import StoreIdentity
 from d3pack.dataset.order import Ints
 from d3pack.dataset.store import CacheSettings, RecentStore, Store, adds_folder, open_store
-from d3pack.decode import Decoder
-from d3pack.decode.modes import choose
+from d3pack.decode import Decoder, choose_numerics
 from d3pack.errors import UsageError
 from d3pack.format import Pack
 from d3pack.system import StatusLine
@@ -119,7 +118,7 @@ class Images:
         backbone, switches = self._backbone, None
         if backbone is not None and not isinstance(backbone, str | PathLike):
             switches = ["bf16"] if backbone.dtype == torch.bfloat16 else []
-        mode = choose("fast", switches, self.pack.recipe.dtype)
+        mode = choose_numerics("fast", switches, self.pack.recipe.dtype)
         return f"fast:{','.join(mode.switches)}"
 
     @contextmanager
@@ -194,8 +193,8 @@ class Images:
         """Open a decoder on the pack's backbone, a copy of it in a directory, or an open one."""
         backbone = self._backbone
         if isinstance(backbone, str | PathLike):
-            return Decoder(self.pack, device=self.device, mode=self._numerics, path=backbone)
-        return Decoder(self.pack, device=self.device, mode=self._numerics, backbone=backbone)
+            return Decoder(self.pack, device=self.device, numerics=self._numerics, path=backbone)
+        return Decoder(self.pack, device=self.device, numerics=self._numerics, backbone=backbone)
 
     def get(self, numbers: Ints, epoch: int) -> Tensor:
         """Return images in the order of the numbers, on the device; each is decoded once."""

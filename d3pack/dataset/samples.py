@@ -14,7 +14,8 @@ from torch import Tensor
 
 from d3pack.dataset.order import Ints
 from d3pack.errors import D3MError, UsageError
-from d3pack.format import Coded, decode_labels
+from d3pack.format import Coded
+from d3pack.format.codecs import decode_labels
 
 Transform = Callable[[Any], Any]
 Output = Literal["uint8", "float", "pil"]

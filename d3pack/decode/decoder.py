@@ -15,21 +15,26 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
-from d3pack.backbones import Condition, adapter, open_backbone
-from d3pack.backbones.autoencoder import to_uint8
-from d3pack.backbones.speed import hurry
+from d3pack.backbones import (
+    Condition,
+    apply_adapter,
+    check_adapter,
+    enable_fast_kernels,
+    open_backbone,
+    to_uint8,
+)
 from d3pack.decode import noise, samplers
-from d3pack.decode.embedded import unpacked
+from d3pack.decode.embedded import unpack_backbone
 from d3pack.decode.locks import lock_of
-from d3pack.decode.modes import Mode, choose, exact_numerics, usable
+from d3pack.decode.modes import Numerics, choose_numerics, exact_numerics
 from d3pack.errors import BackboneChangedError, BackboneError, UsageError
 from d3pack.format.codecs import decode_adapter, decode_prompts
+from d3pack.system import resolve_device
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from d3pack.backbones import Backbone
-    from d3pack.backbones.lock import Progress
+    from d3pack.backbones import Backbone, FileProgress
     from d3pack.format.pack import Pack
 
 Made = TypeVar("Made")
@@ -42,38 +47,40 @@ class Decoder:
     """Rebuilds the images of a pack.
 
     Every forward runs at one shape, `recipe.group` images, padded; so an image is a function of
-    pack, class and index alone. `mode="fast"` gives that up for speed, and says so in `describe()`.
+    pack, class and index alone. `numerics="fast"` gives that up for speed; `describe()` says so.
     """
 
     def __init__(
         self,
         pack: Pack,
         *,
-        device: str | torch.device = "cpu",
-        mode: str = "exact",
+        device: str | torch.device | None = None,
+        numerics: str = "exact",
         switches: Iterable[str] | None = None,
         tiny_vae: str | Path | None = None,
         group: int | None = None,
         workers: int | None = None,
         backbone: Backbone | None = None,
         path: str | Path | None = None,
-        progress: Progress | None = None,
+        progress: FileProgress | None = None,
     ) -> None:
         self.pack = pack
-        self.device = usable(device)
+        if device is None and backbone is not None:
+            device = next(iter(backbone.named_tensors().values())).device
+        self.device = resolve_device(device)
         recipe = pack.recipe
-        if backbone is not None and mode == "fast":
+        if backbone is not None and numerics == "fast":
             if switches or tiny_vae:
                 raise UsageError(
                     "switches would change a backbone that is shared",
                     hint="let the decoder open its own",
                 )
             switches = ["bf16"] if backbone.dtype == torch.bfloat16 else []
-        self.mode: Mode = choose(mode, switches, recipe.dtype, tiny_vae)
-        if group is not None and group != recipe.group and not self.mode.fast:
+        self.numerics: Numerics = choose_numerics(numerics, switches, recipe.dtype, tiny_vae)
+        if group is not None and group != recipe.group and not self.numerics.fast:
             raise UsageError(
                 f"exact images need the recipe's group of {recipe.group}",
-                hint='another group is a switch of mode="fast"',
+                hint='another group is a switch of numerics="fast"',
             )
         for name, value in (("group", group), ("workers", workers)):
             if value is not None and value < 1:
@@ -91,27 +98,27 @@ class Decoder:
         self._pool: tuple[tuple[int, int], ThreadPoolExecutor] | None = None
 
     def _enter(
-        self, backbone: Backbone | None, path: str | Path | None, progress: Progress | None
+        self, backbone: Backbone | None, path: str | Path | None, progress: FileProgress | None
     ) -> None:
         """The backbone and what the pack puts on it, on the device."""
         pack = self.pack
         self.backbone = backbone or open_backbone(
             pack.recipe.backbone,
-            path=path or unpacked(pack),
+            path=path or unpack_backbone(pack),
             device=self.device,
-            dtype=self.mode.dtype,
+            dtype=self.numerics.dtype,
             progress=progress,
         )
         self._check()
         tuned = decode_adapter(pack.adapter) if pack.adapter is not None else {}
         self._adapter = {n: torch.from_numpy(v.copy()).to(self.device) for n, v in tuned.items()}
         self._tuned = len(self._adapter)
-        adapter.check(self.backbone, self._adapter)
-        if self.mode.fast and backbone is None:
+        check_adapter(self.backbone, self._adapter)
+        if self.numerics.fast and backbone is None:
             # for good, and before attention is fused: nobody else sees this backbone
-            self._open.enter_context(adapter.applied(self.backbone, self._adapter))
+            self._open.enter_context(apply_adapter(self.backbone, self._adapter))
             self._adapter = {}
-            hurry(self.backbone, self.mode.switches, self.mode.tiny_vae)
+            enable_fast_kernels(self.backbone, self.numerics.switches, self.numerics.tiny_vae)
 
     def _check(self) -> None:
         recipe, backbone = self.pack.recipe, self.backbone
@@ -119,10 +126,10 @@ class Decoder:
             raise BackboneChangedError("the open backbone is not the one that the pack names")
         # of the weights: a backbone may have been opened on "cuda", which names no device for good
         there = next(iter(backbone.named_tensors().values())).device
-        if backbone.dtype != self.mode.dtype or there != self.device:
+        if backbone.dtype != self.numerics.dtype or there != self.device:
             raise UsageError(
                 f"the open backbone is {backbone.dtype} on {there}",
-                hint=f"this pack and mode want {self.mode.dtype} on {self.device}",
+                hint=f"this pack and mode want {self.numerics.dtype} on {self.device}",
             )
         self.latent_shape = backbone.latent_shape_for(recipe.size)
         most, width = backbone.prompt_shape
@@ -159,10 +166,10 @@ class Decoder:
         """How the images are made: what a log should say."""
         recipe = self.pack.recipe
         return {
-            "mode": self.mode.name,
-            "switches": list(self.mode.switches),
+            "numerics": self.numerics.name,
+            "switches": list(self.numerics.switches),
             "device": str(self.device),
-            "dtype": str(self.mode.dtype).removeprefix("torch."),
+            "dtype": str(self.numerics.dtype).removeprefix("torch."),
             "group": self.group,
             "backbone": recipe.backbone.repo or recipe.backbone.revision,
             "revision": recipe.backbone.revision,
@@ -228,7 +235,7 @@ class Decoder:
 
     def _side_by_side(self) -> int:
         """Groups at once. An exact forward keeps to one core, so every core gets a group."""
-        if self.device.type != "cpu" or self.mode.fast:
+        if self.device.type != "cpu" or self.numerics.fast:
             return 1
         weights = sum(p.numel() for p in self.backbone.named_tensors().values())
         return min(torch.get_num_threads(), _MOST_SMALL if weights < _SMALL else _MOST_LARGE)
@@ -238,8 +245,8 @@ class Decoder:
         with (
             self._lock,
             torch.autocast(self.device.type, enabled=False),  # a caller's would round our sums
-            exact_numerics(self.device, self.mode),
-            adapter.applied(self.backbone, self._adapter),
+            exact_numerics(self.device, self.numerics),
+            apply_adapter(self.backbone, self._adapter),
         ):
             models = [self._model(pairs) for pairs in groups]
             if len(groups) == 1:
@@ -269,7 +276,7 @@ class Decoder:
             raise BackboneError(
                 f"the backbone made {what} that are not finite",
                 code="E_BACKBONE_NOT_FINITE",
-                hint=f"{self.mode.dtype} is too narrow for it, or the prompts have diverged",
+                hint=f"{self.numerics.dtype} is too narrow for it, or the prompts have diverged",
             )
         return to_uint8(images)
 
@@ -339,7 +346,7 @@ class Decoder:
             f"{self.device} has no room for {what}",
             code="E_BACKBONE_MEMORY",
             hint="free memory, use a larger device, or encode the pack with a smaller group;"
-            ' mode="fast" also takes group= (other pixels)',
+            ' numerics="fast" also takes group= (other pixels)',
         )
 
 

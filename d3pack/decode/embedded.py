@@ -2,61 +2,63 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d3pack.backbones import cache_home
-from d3pack.backbones.lock import verify
+from d3pack.backbones import cache_home, verify_files
 from d3pack.errors import BackboneError
 from d3pack.format.carried import carried_files
 from d3pack.format.pack import EMBEDDED
 from d3pack.format.recipe import directory_revision
+from d3pack.system import disk_full_as_error, lock, remove_leftovers, replace_folder
 
 if TYPE_CHECKING:
+    from d3pack.format import BackboneRef
     from d3pack.format.pack import Pack
 
 
-def backbone_beside(file: str | Path) -> Path:
+def backbone_path(file: str | Path) -> Path:
     """Where the backbone lies that was trained for a pack: `name.backbone` beside `name.d3m`."""
     return Path(file).with_suffix(".backbone")
 
 
-def beside(file: str | Path, pack: Pack) -> Path | None:
+def local_backbone(file: str | Path, pack: Pack) -> Path | None:
     """The directory beside the file, for a pack whose backbone has no other home."""
-    folder = backbone_beside(file)
+    folder = backbone_path(file)
     return folder if not pack.recipe.backbone.repo and folder.is_dir() else None
 
 
-def unpacked(pack: Pack) -> Path | None:
-    """The directory of the embedded backbone; None when the pack carries none."""
+def unpack_backbone(pack: Pack) -> Path | None:
+    """Return the directory of the embedded backbone; None when the pack carries none."""
     if EMBEDDED not in pack.extensions:
         return None
     ref = pack.recipe.backbone
-    folder = cache_home() / "embedded" / directory_revision(ref.files)
-    if folder.is_dir():
-        try:
-            verify(folder, ref)  # remembered: whoever opens it does not hash again
-        except BackboneError:  # damaged since: the pack has the right bytes
-            shutil.rmtree(folder, ignore_errors=True)
-        else:
-            return folder
+    home = cache_home() / "embedded"
+    folder = home / directory_revision(ref.files)
+    if _intact(folder, ref):
+        return folder
     files = carried_files(pack)
     assert files is not None
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    trial = Path(tempfile.mkdtemp(dir=folder.parent))
-    try:
-        for path, data in files.items():  # the recipe's own names, which it has checked
-            (trial / path).parent.mkdir(parents=True, exist_ok=True)
-            (trial / path).write_bytes(data)
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            os.replace(trial, folder)
-        except OSError:  # another process was quicker: its files have the same hashes
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(trial, ignore_errors=True)
+    home.mkdir(parents=True, exist_ok=True)
+    # one process at a time: another may be about to open what is there
+    with disk_full_as_error(), lock(home.with_name("embedded.lock"), wait=True) as locked:
+        if _intact(folder, ref):  # another process was faster
+            return folder
+        if locked.held:
+            remove_leftovers(home)
+        with replace_folder(folder) as temporary:
+            for path, data in files.items():  # the recipe's own names, which it has checked
+                (temporary / path).parent.mkdir(parents=True, exist_ok=True)
+                (temporary / path).write_bytes(data)
     return folder
+
+
+def _intact(folder: Path, ref: BackboneRef) -> bool:
+    """Whether the directory has the right files; their hashes are remembered for who opens it."""
+    if not folder.is_dir():
+        return False
+    try:
+        verify_files(folder, ref)
+    except BackboneError:  # damaged since: the pack has the right bytes
+        return False
+    return True

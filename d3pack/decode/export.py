@@ -1,8 +1,8 @@
 """Decoded images as files: a tree of folders, tar shards, parquet or npz parts.
 
-Every file is written beside its place and renamed into it, so what is there is whole, and an
-interrupted export goes on where it stopped. `export.json` says what a folder holds, and is locked
-while one writes there; a folder that holds something else is left alone.
+Every file is written completely or not at all, so an interrupted export goes on where it stopped.
+`export.json` says what a folder holds, and is locked while one writes there; a folder that holds
+something else is left alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import sys
 import tarfile
 import time
 import zipfile
@@ -26,11 +25,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from d3pack.decode.names import folder
+from d3pack.decode.names import class_folder
 from d3pack.errors import D3MError, UsageError
-
-if sys.platform != "win32":
-    import fcntl
+from d3pack.system import (
+    Lock,
+    disk_full_as_error,
+    lock,
+    remove_leftovers,
+    replace_file,
+    require,
+    writing,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,11 +46,10 @@ T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
 Progress = Callable[[int, int], None]  # images there, images in all
 KINDS = ("folder", "webdataset", "parquet", "npz")
-_PENDING = ".part"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ExportSettings:
     """What to write and how."""
 
     kind: str = "folder"
@@ -66,7 +70,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
+class ExportReport:
     """What an export did."""
 
     images: int
@@ -79,36 +83,38 @@ class Exported:
         return self.made / self.seconds if self.seconds else 0.0
 
 
-def export(
+def export_images(
     decoder: Decoder,
     out: Path,
     classes: Sequence[int],
     count: int,
-    plan: Plan,
+    plan: ExportSettings,
     progress: Progress | None = None,
-) -> Exported:
+) -> ExportReport:
     """Write the first `count` images of some classes."""
     plan.check()
     names = decoder.pack.classes
     pairs = [(c, i) for c in classes for i in range(count)]
     started = time.perf_counter()
     with _claimed(out, _title(decoder, plan, classes, count)):
-        by_folder = {folder(c, names[c], len(names)): names[c] for c in range(len(names))}
-        _write(out / "classes.json", _json(by_folder))
+        by_folder = {class_folder(c, names[c], len(names)): names[c] for c in range(len(names))}
+        replace_file(out / "classes.json", _json(by_folder))
         if plan.kind == "folder":
             made = _tree(decoder, out, pairs, plan, progress)
         else:
             made = _shards(decoder, out, pairs, plan, progress)
-    return Exported(len(pairs), made, time.perf_counter() - started)
+    return ExportReport(len(pairs), made, time.perf_counter() - started)
 
 
 def _tree(
-    decoder: Decoder, out: Path, pairs: list[Pair], plan: Plan, progress: Progress | None
+    decoder: Decoder, out: Path, pairs: list[Pair], plan: ExportSettings, progress: Progress | None
 ) -> int:
     names = decoder.pack.classes
 
     def path(pair: Pair) -> Path:
-        return out / folder(pair[0], names[pair[0]], len(names)) / f"{pair[1]:05d}.{plan.suffix}"
+        return (
+            out / class_folder(pair[0], names[pair[0]], len(names)) / f"{pair[1]:05d}.{plan.suffix}"
+        )
 
     there = {c: _names(path((c, 0)).parent) for c in {c for c, _ in pairs}}
     missing = [pair for pair in pairs if path(pair).name not in there[pair[0]]]
@@ -119,7 +125,7 @@ def _tree(
         progress(done, len(pairs))
 
     def save(pair: Pair, pixels: Pixels) -> None:
-        _write(path(pair), _encode(pixels, plan))
+        replace_file(path(pair), _encode(pixels, plan))
 
     with _pool() as pool:
         groups = (
@@ -137,8 +143,8 @@ def _tree(
 
 
 def _pool() -> ThreadPoolExecutor:
-    """Compressing leaves the interpreter lock alone."""
-    return ThreadPoolExecutor(os.cpu_count() or 1)
+    """Compressing runs without the interpreter lock, and the disk makes some threads wait."""
+    return ThreadPoolExecutor((os.cpu_count() or 1) + 8)
 
 
 def _pixels(images: Tensor) -> Pixels:
@@ -158,7 +164,7 @@ def _one_behind(groups: Iterator[list[Future[T]]]) -> Iterator[list[T]]:
 
 
 def _shards(
-    decoder: Decoder, out: Path, pairs: list[Pair], plan: Plan, progress: Progress | None
+    decoder: Decoder, out: Path, pairs: list[Pair], plan: ExportSettings, progress: Progress | None
 ) -> int:
     write = {"webdataset": _tar, "parquet": _parquet, "npz": _npz}[plan.kind]
     ending = {"webdataset": "tar", "parquet": "parquet", "npz": "npz"}[plan.kind]
@@ -188,19 +194,13 @@ def _shards(
                     if progress:
                         progress(done, len(pairs))
 
-            pending = _pending(path)
-            try:
-                with pending.open("wb") as file:
-                    write(file, part, contents(), decoder, plan)
-                os.replace(pending, path)
-            except BaseException:  # Ctrl-C too: what is half-written is of no use to anybody
-                pending.unlink(missing_ok=True)
-                raise
+            with writing(path) as temporary, temporary.open("wb") as file:
+                write(file, part, contents(), decoder, plan)
     return sum(map(len, missing.values()))
 
 
 def _tar(
-    file: Any, part: list[Pair], images: Iterator[bytes], decoder: Decoder, plan: Plan
+    file: Any, part: list[Pair], images: Iterator[bytes], decoder: Decoder, plan: ExportSettings
 ) -> None:
     """WebDataset: members of one key side by side, `.cls` the label. Bytes depend on no clock."""
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -212,16 +212,11 @@ def _tar(
 
 
 def _parquet(
-    file: Any, part: list[Pair], images: Iterator[bytes], decoder: Decoder, plan: Plan
+    file: Any, part: list[Pair], images: Iterator[bytes], decoder: Decoder, plan: ExportSettings
 ) -> None:
     """Rows as `datasets` reads them: an image column, a class label with its names."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise UsageError(
-            "parquet needs the package pyarrow", hint="pip install 'd3pack[encode]'"
-        ) from None
+    pa = require("pyarrow", "parquet output")
+    pq = require("pyarrow.parquet", "parquet output")
     features = {
         "image": {"_type": "Image"},
         "label": {"names": list(decoder.pack.classes), "_type": "ClassLabel"},
@@ -247,7 +242,7 @@ def _parquet(
 
 
 def _npz(
-    file: Any, part: list[Pair], images: Iterator[bytes], decoder: Decoder, plan: Plan
+    file: Any, part: list[Pair], images: Iterator[bytes], decoder: Decoder, plan: ExportSettings
 ) -> None:
     """Arrays `images` (N, H, W, 3), `labels`, `indices`; the images go in one by one."""
     height, width = decoder.pack.recipe.size
@@ -269,11 +264,11 @@ def _npz(
                 member.write(image)
 
 
-def _raw(pixels: Pixels, plan: Plan) -> bytes:
+def _raw(pixels: Pixels, plan: ExportSettings) -> bytes:
     return pixels.tobytes()
 
 
-def _encode(pixels: Pixels, plan: Plan) -> bytes:
+def _encode(pixels: Pixels, plan: ExportSettings) -> bytes:
     image, data = Image.fromarray(pixels), io.BytesIO()
     if plan.suffix == "png":
         image.save(data, "PNG", compress_level=4)
@@ -283,7 +278,9 @@ def _encode(pixels: Pixels, plan: Plan) -> bytes:
     return data.getvalue()
 
 
-def _title(decoder: Decoder, plan: Plan, classes: Sequence[int], count: int) -> dict[str, Any]:
+def _title(
+    decoder: Decoder, plan: ExportSettings, classes: Sequence[int], count: int
+) -> dict[str, Any]:
     """What decides about the bytes. A tree may grow by classes and images, shards may not."""
     how = decoder.describe()
     parts = {"shard": plan.shard, "classes": [*classes], "ipc": count}
@@ -292,7 +289,7 @@ def _title(decoder: Decoder, plan: Plan, classes: Sequence[int], count: int) -> 
         "layout": plan.kind,
         "image": plan.suffix,
         "quality": plan.quality,
-        "mode": how["mode"],
+        "numerics": how["numerics"],
         "switches": how["switches"],
         "group": how["group"],
         **({} if plan.kind == "folder" else parts),
@@ -301,7 +298,7 @@ def _title(decoder: Decoder, plan: Plan, classes: Sequence[int], count: int) -> 
 
 @contextmanager
 def _claimed(out: Path, title: dict[str, Any]) -> Iterator[None]:
-    """Hold an empty folder, or one of the same title to go on in; one export at a time."""
+    """Lock an empty folder, or one of the same title to go on in; one export at a time."""
     note = out / "export.json"
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -310,20 +307,14 @@ def _claimed(out: Path, title: dict[str, Any]) -> Iterator[None]:
     except OSError as error:
         raise D3MError(f"cannot make the folder {out}: {error.strerror}") from None
     try:
-        if not note.exists() and any(out.iterdir()):
-            raise UsageError(f"{out} is not empty", hint="choose an empty folder")
-        with note.open("a+b") as file:
-            alone = _locked(file, out)
-            file.seek(0)
-            found = file.read()
-            if not found:
-                file.write(_json(title))
-                file.flush()
-            elif not _same(found, title):
-                raise UsageError(f"{out} holds another export", hint="choose an empty folder")
-            if alone:
-                _sweep(out)
-            yield
+        with disk_full_as_error(f"to write into {out}"):
+            if not note.exists() and any(out.iterdir()):
+                raise UsageError(f"{out} is not empty", hint="choose an empty folder")
+            with _locked(note, out) as locked:
+                _entitle(note, title, out)
+                if locked.held:
+                    remove_leftovers(out)
+                yield
     except BrokenPipeError:  # of whoever was told about the progress
         raise
     except OSError as error:
@@ -333,19 +324,22 @@ def _claimed(out: Path, title: dict[str, Any]) -> Iterator[None]:
         ) from error
 
 
-def _locked(file: Any, out: Path) -> bool:
-    """Lock an open file until it is closed; False where the file system has no locks."""
-    if sys.platform == "win32":
-        return False
+def _locked(note: Path, out: Path) -> Lock:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock(note)
     except BlockingIOError:
         raise UsageError(
             f"another decode is writing into {out}", hint="wait for it, or choose another folder"
         ) from None
-    except OSError:
-        return False
-    return True
+
+
+def _entitle(note: Path, title: dict[str, Any], out: Path) -> None:
+    """Write the title of a new export, in place: the file is locked."""
+    content = note.read_bytes()
+    if not content:
+        note.write_bytes(_json(title))
+    elif not _same(content, title):
+        raise UsageError(f"{out} holds another export", hint="choose an empty folder")
 
 
 def _same(found: bytes, title: dict[str, Any]) -> bool:
@@ -355,32 +349,9 @@ def _same(found: bytes, title: dict[str, Any]) -> bool:
         return False
 
 
-def _sweep(out: Path) -> None:
-    """Clear what killed exports left."""
-    for place, _, names in os.walk(out):
-        for name in names:
-            if name.endswith(_PENDING):
-                Path(place, name).unlink(missing_ok=True)
-
-
 def _names(path: Path) -> set[str]:
     return {entry.name for entry in os.scandir(path)} if path.is_dir() else set()
 
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8")
-
-
-def _pending(path: Path) -> Path:
-    """A name beside the file that nobody else writes to."""
-    return path.with_name(f"{path.name}.{os.urandom(4).hex()}{_PENDING}")
-
-
-def _write(path: Path, data: bytes) -> None:
-    pending = _pending(path)
-    try:
-        pending.write_bytes(data)
-        os.replace(pending, path)
-    except BaseException:  # a full disk leaves an empty file
-        pending.unlink(missing_ok=True)
-        raise

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from d3pack.decode.numerics import plain_cpu, plain_cuda, plain_torch
+from d3pack.decode.numerics import plain_cpu, plain_torch, reproducible_cuda
 from d3pack.errors import UsageError
+from d3pack.system import resolve_device
 
 # what each gives up: bf16 three digits; channels_last and fused_attention the order of sums;
 # compile the promise of equal kernels; tiny_vae the autoencoder itself
@@ -19,7 +20,7 @@ _BY_DEFAULT = ("bf16", "channels_last", "fused_attention")
 
 
 @dataclass(frozen=True, slots=True)
-class Mode:
+class Numerics:
     """How the models run."""
 
     name: str
@@ -33,20 +34,20 @@ class Mode:
         return self.name == "fast"
 
 
-def choose(
+def choose_numerics(
     name: str,
     switches: Iterable[str] | None,
     dtype: str,
     tiny_vae: str | Path | None = None,
-) -> Mode:
+) -> Numerics:
     """Read the mode and its switches; a switch that is not asked for is not on."""
     exact = getattr(torch, dtype)
     if name == "exact":
         if switches or tiny_vae:
-            raise UsageError("exact mode has no switches", hint='use mode="fast"')
-        return Mode("exact", exact)
+            raise UsageError("exact numerics have no switches", hint='use numerics="fast"')
+        return Numerics("exact", exact)
     if name != "fast":
-        raise UsageError(f"unknown mode {name!r}", hint="exact or fast")
+        raise UsageError(f"unknown numerics {name!r}", hint="exact or fast")
     wanted = tuple(_BY_DEFAULT if switches is None else switches)
     if tiny_vae and "tiny_vae" not in wanted:
         wanted = (*wanted, "tiny_vae")
@@ -56,42 +57,24 @@ def choose(
     if "tiny_vae" in wanted and not tiny_vae:
         raise UsageError("tiny_vae needs an autoencoder", hint="give the directory of one")
     chosen = torch.bfloat16 if "bf16" in wanted else exact
-    return Mode("fast", chosen, tuple(sorted(wanted)), Path(tiny_vae) if tiny_vae else None)
+    return Numerics("fast", chosen, tuple(sorted(wanted)), Path(tiny_vae) if tiny_vae else None)
 
 
-def usable(device: str | torch.device) -> torch.device:
-    """The device, if this machine has it, by its whole name: "cuda" becomes "cuda:0"."""
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise UsageError(f"{device!r} is no device", hint="cpu, cuda, cuda:1, mps") from None
-    missing = UsageError(f"there is no {device} on this machine", hint="use cpu")
-    if found.type == "cuda":
-        if (found.index or 0) >= torch.cuda.device_count():
-            raise missing
-        # without a number it is the thread's own choice: another may have made another
-        here = torch.cuda.current_device() if str(found) == "cuda" else found.index
-        return torch.device("cuda", here)
-    try:
-        made = torch.zeros(1, device=found)
-        made.cpu()  # "meta" has no values
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise missing from None
-    return made.device
+usable = resolve_device  # its name of before, until dataset has moved
 
 
 @contextmanager
-def exact_numerics(device: torch.device, mode: Mode) -> Iterator[None]:
+def exact_numerics(device: torch.device, numerics: Numerics) -> Iterator[None]:
     """What every exact forward runs under, whatever the program around has set.
 
     These are settings of the whole process: while an image is made, other threads see them, too.
     CPU: one thread for one forward. 1x1 convolutions of oneDNN sum in another order with another
     thread count, and where a thread's share of a tensor ends, sigmoid takes the scalar path.
     """
-    if mode.fast:
+    if numerics.fast:
         yield
     elif device.type == "cuda":
-        with plain_torch(), plain_cuda():
+        with plain_torch(), reproducible_cuda():
             yield
     else:
         with plain_torch(), plain_cpu(), _one_thread():

@@ -17,12 +17,12 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", plain).strip("_")[:_LONGEST].rstrip("_") or "class"
 
 
-def folder(index: int, name: str, classes: int) -> str:
+def class_folder(index: int, name: str, classes: int) -> str:
     """The folder of a class: the number keeps the order, and makes equal slugs differ."""
     return f"{index:0{max(5, len(str(classes - 1)))}d}_{slug(name)}"
 
 
-def chosen(classes: Sequence[str], wanted: str | None) -> list[int]:
+def select_classes(classes: Sequence[str], wanted: str | None) -> list[int]:
     """Class indices from "cat,dog", "0,5" or "3-7"; names win over numbers."""
     if wanted is None:
         return list(range(len(classes)))

@@ -139,7 +139,7 @@ def _anywhere() -> list[Pin]:
 
 
 # Full float32, and no search for the fastest kernel.
-plain_cuda = Held(_cuda())
+reproducible_cuda = Held(_cuda())
 # Full float32 by oneDNN, where torch itself takes it.
 plain_cpu = Held(_cpu())
 # float32 where nothing is said, and attention by the kernel that torch itself takes.

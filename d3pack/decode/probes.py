@@ -52,8 +52,8 @@ def shrink(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 def make_probes(decoder: Decoder, pairs: Sequence[Pair], size: tuple[int, int]) -> Probes:
     """Build the probes that an encoder stores; only exact images will do."""
-    if decoder.mode.fast:
-        raise UsageError("probes must be made in exact mode")
+    if decoder.numerics.fast:
+        raise UsageError("probes must be made with exact numerics")
     small = shrink(decoder.images(list(pairs)), size).cpu().numpy()
     labels, indices = np.array(pairs, dtype=np.uint32).T
     return Probes(small, labels, indices)

@@ -76,7 +76,7 @@ def encode(
     it ends with is byte for byte the one that an undisturbed run writes.
     """
     from d3pack.backbones import cache_home
-    from d3pack.decode import backbone_beside
+    from d3pack.decode import backbone_path
 
     output = Path(output)
     if output.suffix != ".d3m":
@@ -100,7 +100,7 @@ def encode(
         if (done := _finished(journal, output)) is not None:
             _tidy(journal)
             return done
-        made, beside = journal.folder / BACKBONE, backbone_beside(output)
+        made, beside = journal.folder / BACKBONE, backbone_path(output)
         for there in (output, beside):
             # a run that was killed at its very end has put its own backbone there already
             if there.exists() and not overwrite and not _same(made, there):
@@ -136,13 +136,13 @@ def _repeatable(device: str) -> Iterator[None]:
         return
     import torch
 
-    from d3pack.decode.numerics import plain_cuda
+    from d3pack.decode.numerics import reproducible_cuda
 
     before = torch.are_deterministic_algorithms_enabled()
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        with plain_cuda():
+        with reproducible_cuda():
             yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warned)

@@ -23,7 +23,7 @@ from d3pack.format.pack import Pack
 from d3pack.preview.contact import Row, contact_sheet
 from d3pack.sources import Source
 from d3pack.system.journal import Journal
-from d3pack.teachers.teacher import Teacher
+from d3pack.teachers import Teacher
 
 Images = npt.NDArray[np.uint8]
 SHEET_ROWS = 20

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from d3pack.encode.options import EncodeOptions
 from d3pack.sources import Source
-from d3pack.teachers.resnet import SmallResNet, lesson_for
+from d3pack.teachers import SmallResNet, teacher_config
 
 
 def seconds_of(work: Callable[[], Any]) -> float:
@@ -41,7 +41,7 @@ def timings(stages: dict[str, float]) -> dict[str, Any]:
 def teacher_seconds(
     source: Source, typical: int, options: EncodeOptions, device: torch.device
 ) -> float:
-    lesson = lesson_for(typical, options.teacher_samples, options.seed, str(device))
+    lesson = teacher_config(typical, options.teacher_samples, options.seed, str(device))
     net = SmallResNet(len(source.classes), lesson.widths).to(device)
     x = torch.zeros((32, 3, lesson.size, lesson.size), device=device)
     target = torch.zeros(32, dtype=torch.long, device=device)

@@ -14,7 +14,7 @@ from d3pack.decode import Decoder
 from d3pack.format.pack import Pack
 from d3pack.system.events import Events
 from d3pack.system.journal import Journal
-from d3pack.teachers.teacher import Teacher, batched
+from d3pack.teachers import Teacher, batched
 
 Array = npt.NDArray[np.float32]
 SHOWN = 4  # images of a class kept for the contact sheet

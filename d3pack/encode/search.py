@@ -30,7 +30,7 @@ from d3pack.format.pack import Pack
 from d3pack.format.recipe import Sampler
 from d3pack.system.events import Events
 from d3pack.system.journal import Journal
-from d3pack.teachers.teacher import Teacher
+from d3pack.teachers import Teacher
 
 STEPS = (4, 6, 8, 12, 18)
 GUIDANCES = (1.0, 1.5, 2.5, 4.0)

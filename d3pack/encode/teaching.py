@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from d3pack.backbones import cache_home
 from d3pack.encode import skipped
 from d3pack.encode.method import Run
 from d3pack.errors import UsageError
-from d3pack.teachers.resnet import lesson_for, teacher_key, train_teacher
-from d3pack.teachers.teacher import Teacher, TransformersTeacher
+from d3pack.teachers import Teacher, TransformersTeacher, teacher_config, teacher_key, train_teacher
 
 _KEY = "teacher key"  # in the journal: which of the cache a run has begun with
 
@@ -46,7 +44,7 @@ def _open(run: Run, typical: int) -> Teacher:
         )
     if options.teacher_map is not None:
         raise UsageError("--teacher-map needs a teacher", hint="name one with --teacher")
-    lesson = lesson_for(typical, options.teacher_samples, options.seed, run.device)
+    lesson = teacher_config(typical, options.teacher_samples, options.seed, run.device)
     journal, key = run.journal, teacher_key(run.source, lesson, run.device)
     if _KEY in journal and (run.cache / f"{journal[_KEY]}.safetensors").exists():
         key = journal[_KEY]  # a run keeps its teacher, also where threads or torch are others now
@@ -56,8 +54,3 @@ def _open(run: Run, typical: int) -> Teacher:
     skipped.remember(journal, run.source)
     journal.record(_KEY, key)
     return teacher
-
-
-def teacher_cache() -> Path:
-    """Where trained teachers are remembered."""
-    return cache_home() / "teachers"

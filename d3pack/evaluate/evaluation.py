@@ -13,7 +13,7 @@ from torch import Tensor
 
 from d3pack import __version__
 from d3pack.backbones import open_backbone
-from d3pack.decode import unpacked
+from d3pack.decode import unpack_backbone
 from d3pack.errors import UsageError
 from d3pack.evaluate import baselines, scores
 from d3pack.evaluate import sweep as sweeps
@@ -192,7 +192,7 @@ def pack_arms(pack: Pack, bench: Bench) -> list[Arm]:
 
 def names_of(pack: Pack, options: EvalOptions) -> Pack | None:
     """The pack's twin that is prompted by class names; None where the pack is that already."""
-    place = options.backbone or unpacked(pack)
+    place = options.backbone or unpack_backbone(pack)
     opened = open_backbone(pack.recipe.backbone, path=place, device=options.device)
     twin = baselines.names_pack(pack, opened.name_vectors, opened.prompt_shape[0])
     return None if baselines.prompted_by_names(pack, twin) else twin

@@ -12,7 +12,7 @@ from d3pack.evaluate import baselines
 from d3pack.evaluate.baselines import Arm
 from d3pack.evaluate.bench import Bench
 from d3pack.evaluate.workdir import Workdir
-from d3pack.format.canonical import plain
+from d3pack.format import to_plain
 from d3pack.format.codecs import decode_labels, decode_prompts, encode_labels, encode_prompts
 from d3pack.format.pack import Pack
 from d3pack.sources import Source
@@ -73,7 +73,7 @@ def learner(
     if pack.provenance.get("method") != "d3m" or not isinstance(recorded, Mapping):
         return None
     options: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, tuple | list) else plain(value)
+        key: tuple(value) if isinstance(value, tuple | list) else to_plain(value)
         for key, value in recorded.items()
         if key != "budget"
     }

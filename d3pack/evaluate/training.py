@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d3pack.decode.numerics import plain_cuda
+from d3pack.decode.numerics import reproducible_cuda
 from d3pack.errors import UsageError
 from d3pack.evaluate import augment, students
 from d3pack.evaluate.checkpoint import load_checkpoint, save_checkpoint
@@ -274,7 +274,7 @@ def train_student(
         start, curve, seconds = load_checkpoint(checkpoint, model, optimizer)
     began = saved = time.monotonic()
     confusion = torch.zeros(classes, classes, dtype=torch.long)
-    with plain_cuda():
+    with reproducible_cuda():
         indices = _indices(lengths, len(images), seed, start)
         for update, chosen in enumerate(indices, start):
             rng, unit = _rng(seed, 1, update), lengths.unit(update)

@@ -1,14 +1,15 @@
-"""Bytes <-> Pack: the strict reader and the canonical writer."""
+"""Bytes to Pack and back: the strict reader, the canonical writer, ranges and codecs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from d3pack.system.lazy import lazy_names
+from d3pack.system import lazy_names
 
 if TYPE_CHECKING:
-    from d3pack.format.codecs import decode_labels
-    from d3pack.format.coded import Coded
+    from d3pack.format.canonical import to_plain
+    from d3pack.format.carried import carried_files
+    from d3pack.format.coded import Array, Coded
     from d3pack.format.pack import EMBEDDED, Ledger, Pack, Probes
     from d3pack.format.ranges import (
         Read,
@@ -20,13 +21,25 @@ if TYPE_CHECKING:
         verify_reads,
     )
     from d3pack.format.reader import Header, read, read_header
-    from d3pack.format.recipe import BackboneRef, FileLock, Recipe
+    from d3pack.format.recipe import (
+        SAMPLERS,
+        BackboneRef,
+        DType,
+        FileLock,
+        Recipe,
+        Sampler,
+        directory_revision,
+        table_rows,
+    )
     from d3pack.format.writer import pack_bytes, write
 
 __all__ = [
     "EMBEDDED",
+    "SAMPLERS",
+    "Array",
     "BackboneRef",
     "Coded",
+    "DType",
     "FileLock",
     "Header",
     "Ledger",
@@ -34,7 +47,9 @@ __all__ = [
     "Probes",
     "Read",
     "Recipe",
-    "decode_labels",
+    "Sampler",
+    "carried_files",
+    "directory_revision",
     "header_size",
     "outline",
     "pack_bytes",
@@ -42,6 +57,8 @@ __all__ = [
     "plan_reads",
     "read",
     "read_header",
+    "table_rows",
+    "to_plain",
     "verify_names",
     "verify_reads",
     "write",
@@ -50,8 +67,9 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "codecs": ["decode_labels"],
-        "coded": ["Coded"],
+        "canonical": ["to_plain"],
+        "carried": ["carried_files"],
+        "coded": ["Array", "Coded"],
         "pack": ["EMBEDDED", "Ledger", "Pack", "Probes"],
         "ranges": [
             "Read",
@@ -63,7 +81,16 @@ __getattr__ = lazy_names(
             "verify_reads",
         ],
         "reader": ["Header", "read", "read_header"],
-        "recipe": ["BackboneRef", "FileLock", "Recipe"],
+        "recipe": [
+            "BackboneRef",
+            "DType",
+            "FileLock",
+            "Recipe",
+            "SAMPLERS",
+            "Sampler",
+            "directory_revision",
+            "table_rows",
+        ],
         "writer": ["pack_bytes", "write"],
     },
 )

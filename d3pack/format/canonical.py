@@ -21,7 +21,7 @@ SCALARS = (str, int, float, type(None))  # asked for first: whether it is a Mapp
 
 def dumps(value: Any) -> str:
     """The canonical spelling of a value made of plain JSON types, mappings and sequences."""
-    return spell(plain(value))
+    return spell(to_plain(value))
 
 
 def spell(value: Any) -> str:
@@ -35,7 +35,7 @@ def loads(text: str, where: str) -> Any:
     """Parse JSON and refuse what cannot be canonical; `where` names the text in the message."""
     try:
         value = json.loads(text, parse_constant=_constant, parse_float=_real, parse_int=_integer)
-        return plain(value)
+        return to_plain(value)
     except RecursionError:
         raise InvalidPackError(
             f"{where}: nested deeper than {MAX_DEPTH} levels", code="E_JSON"
@@ -44,7 +44,7 @@ def loads(text: str, where: str) -> Any:
         raise InvalidPackError(f"{where}: {error}", code="E_JSON") from None
 
 
-def plain(value: Any, depth: int = 0) -> Any:
+def to_plain(value: Any, depth: int = 0) -> Any:
     """A copy made of dict, list, str, int, float, bool and None; anything else is an error."""
     kind = type(value)
     if kind is str:
@@ -66,13 +66,13 @@ def plain(value: Any, depth: int = 0) -> Any:
     if depth >= MAX_DEPTH:
         raise InvalidPackError(f"nested deeper than {MAX_DEPTH} levels", code="E_JSON")
     if isinstance(value, (list, tuple)):
-        return [plain(item, depth + 1) for item in value]
+        return [to_plain(item, depth + 1) for item in value]
     if isinstance(value, (dict, Mapping)):
         if not all(isinstance(key, str) for key in value):
             raise InvalidPackError("an object key is not a string", code="E_JSON")
-        return {plain(str(key)): plain(item, depth + 1) for key, item in value.items()}
+        return {to_plain(str(key)): to_plain(item, depth + 1) for key, item in value.items()}
     if hasattr(value, "item") and getattr(value, "shape", None) == ():  # a NumPy scalar
-        return plain(value.item(), depth)
+        return to_plain(value.item(), depth)
     raise InvalidPackError(f"a value of type {kind.__name__} has no place in JSON", code="E_JSON")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from d3pack.format.canonical import FrozenDict, freeze, plain
+from d3pack.format.canonical import FrozenDict, freeze, to_plain
 
 Array = npt.NDArray[Any]
 EMPTY: Mapping[str, Any] = FrozenDict()
@@ -48,7 +48,7 @@ class Coded:
     def __post_init__(self) -> None:
         tensors = {name: frozen(array) for name, array in self.tensors.items()}
         object.__setattr__(self, "tensors", FrozenDict(tensors))
-        object.__setattr__(self, "params", freeze(plain(self.params)))
+        object.__setattr__(self, "params", freeze(to_plain(self.params)))
         object.__setattr__(self, "shared", frozenset(self.shared))
 
     def __reduce__(self) -> tuple[Any, ...]:

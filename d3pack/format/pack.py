@@ -13,7 +13,7 @@ import numpy as np
 
 from d3pack.errors import UsageError
 from d3pack.format import container
-from d3pack.format.canonical import FrozenDict, dumps, freeze, plain, spell
+from d3pack.format.canonical import FrozenDict, dumps, freeze, spell, to_plain
 from d3pack.format.codecs.labels import first_labels, restrict_labels
 from d3pack.format.codecs.picks import decode_picks, first_picks
 from d3pack.format.coded import EMPTY, Array, Coded, frozen
@@ -103,7 +103,7 @@ class Pack:
         if self.ids is not None:
             put(self, "ids", _unsigned(self.ids, "class ids"))
         for name in ("provenance", "optional"):
-            put(self, name, freeze(plain(getattr(self, name))))
+            put(self, name, freeze(to_plain(getattr(self, name))))
         put(self, "extensions", FrozenDict(self.extensions))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -128,7 +128,7 @@ class Pack:
     def manifest(self) -> Mapping[str, Any]:
         """The manifest as it stands in the file."""
         if self._manifest is None:
-            value = plain({
+            value = to_plain({
                 "d3m": [MAJOR, self.minor],
                 "requires": [],
                 "optional": self.optional,
@@ -228,7 +228,7 @@ class Pack:
     def ledger(self) -> Ledger:
         """Bytes per section, per class and per image, and what is needed beside the file."""
         manifest = self.manifest
-        placed = container.slots(plain(manifest["sections"]), len(self.classes))
+        placed = container.slots(to_plain(manifest["sections"]), len(self.classes))
         sections = {"container": len(container.header(dumps(manifest), placed)) + placed[-1].stop}
         for slot in placed:
             if slot.section != "leaves":

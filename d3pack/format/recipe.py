@@ -11,7 +11,7 @@ from numbers import Real
 from typing import Any, Literal, get_args
 
 from d3pack.errors import InvalidPackError
-from d3pack.format.canonical import FrozenDict, dumps, freeze, plain
+from d3pack.format.canonical import FrozenDict, dumps, freeze, to_plain
 
 Sampler = Literal["ddim", "dpmpp-2m", "euler", "lcm", "table"]
 DType = Literal["float32", "bfloat16", "float16"]
@@ -144,7 +144,7 @@ class Recipe:
         # An integer would be another spelling of the same real.
         object.__setattr__(self, "sigmas", tuple(map(_real, self.sigmas)))
         object.__setattr__(self, "guidance", _real(self.guidance))
-        object.__setattr__(self, "extra", freeze(plain(self.extra)))
+        object.__setattr__(self, "extra", freeze(to_plain(self.extra)))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, every field written out."""
@@ -154,7 +154,7 @@ class Recipe:
             "backbone": self.backbone.to_json(),
             "size": list(self.size),
             "sigmas": list(self.sigmas),
-            "extra": plain(self.extra),
+            "extra": to_plain(self.extra),
         }
 
     @classmethod

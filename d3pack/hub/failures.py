@@ -73,8 +73,7 @@ def translate(error: Exception, address: Address) -> D3MError:
         )
     if is_disk_full(error):
         return NoSpaceError(
-            "no space left for the cache of the Hub",
-            hint="free some, or set HF_HOME to a directory on another disk",
+            "no space left in the Hub cache", hint="free some, or set HF_HOME to another disk"
         )
     if isinstance(error, PermissionError):
         return HubError(

@@ -293,11 +293,11 @@ def _preview(
         notes.append("no preview: it needs pyarrow (pip install 'd3pack[encode]')")
         return 0, None
     if settings.preview == "decode":
-        from d3pack.decode import beside
+        from d3pack.decode import local_backbone
 
         images, labels = viewer.decode_preview(
             pack,
-            path=settings.backbone or beside(path, pack),
+            path=settings.backbone or local_backbone(path, pack),
             device=settings.device,
             most=settings.images,
             progress=progress,

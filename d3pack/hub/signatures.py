@@ -15,7 +15,7 @@ from typing import Any
 from d3pack.errors import HubError, HubOfflineError, NotFoundError, UsageError
 from d3pack.hub.address import Address
 from d3pack.hub.cache import fetch
-from d3pack.system import check, first_line, option
+from d3pack.system import check, disk_full_as_error, first_line, option, require
 
 SUFFIX = ".sig"
 
@@ -138,20 +138,13 @@ def signed_digest(signature: bytes) -> str:
 
 
 def _library() -> Any:
-    try:
-        import model_signing
-    except ImportError as error:
-        raise UsageError(
-            f"signatures need the model-signing library ({error})",
-            hint="pip install 'd3pack[sign]'",
-        ) from None
-    return model_signing
+    return require("model_signing", "signing")
 
 
 @contextmanager
 def _as_file(data: bytes, name: str) -> Iterator[Path]:
     """Yield a file with the bytes that were read, so that nobody can replace them meanwhile."""
-    with tempfile.TemporaryDirectory(prefix="d3pack-") as folder:
+    with disk_full_as_error(), tempfile.TemporaryDirectory(prefix="d3pack-") as folder:
         path = Path(folder) / name.rpartition("/")[2]
         path.write_bytes(data)
         yield path

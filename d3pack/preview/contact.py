@@ -29,12 +29,12 @@ class Row:
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """A font with the letters of many languages; Pillow's own has those of English alone."""
-    import matplotlib  # slow to import: only where a sheet is drawn
-
     try:
-        found = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-        return ImageFont.truetype(found, size)
-    except OSError:  # some distributions leave the fonts out
+        import matplotlib  # slow to import: only where a sheet is drawn
+
+        font = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+        return ImageFont.truetype(font, size)
+    except (ImportError, OSError):  # not installed, or without its fonts
         return ImageFont.load_default(size)
 
 

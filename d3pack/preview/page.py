@@ -17,7 +17,7 @@ from PIL import Image
 from d3pack.format.codecs import decode_labels
 from d3pack.format.pack import Ledger, Pack
 from d3pack.preview.sheet import Sample
-from d3pack.system.text import size
+from d3pack.system import size
 
 SHOWN_LABELS = 3
 TINY = 32  # pixels: below, an image shown larger keeps its squares

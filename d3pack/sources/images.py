@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from d3pack.errors import SourceError
+from d3pack.system import first_line
 
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 256 * 1024 * 1024
@@ -47,10 +48,10 @@ def decode(data: bytes) -> Image.Image:
         raise BadImageError(f"over the limit of {MAX_PIXELS} pixels") from error
     # Pillow's decoders raise nearly anything on damaged bytes; a bad file is never our crash.
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         if "BytesIO" in reason:
             reason = "not an image in a known format"
-        raise BadImageError(reason[:200]) from error
+        raise BadImageError(reason) from error
 
 
 def _rgb(image: Image.Image, form: str | None) -> Image.Image:

@@ -16,6 +16,7 @@ from d3pack.errors import HubError, NotFoundError, SourceError
 from d3pack.sources.base import Skip, edges
 from d3pack.sources.images import MAX_BYTES, BadImageError
 from d3pack.sources.splits import hidden, pick_files
+from d3pack.system import require
 
 LABELS = ("label", "labels", "fine_label", "class", "cls", "target", "y")
 IMAGES = ("image", "img", "pixel_values", "picture")
@@ -23,13 +24,7 @@ ADDRESS = "hf://datasets/"
 
 
 def _library() -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise SourceError(
-            "parquet and Hub sources need the `datasets` library",
-            hint="pip install 'd3pack[encode]'",
-        ) from error
+    datasets = require("datasets", "a parquet or Hub source")
     datasets.disable_progress_bars()
     return datasets
 

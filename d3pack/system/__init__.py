@@ -8,6 +8,7 @@ from d3pack.system.lazy import lazy_names
 
 if TYPE_CHECKING:
     from d3pack.system.devices import resolve_device
+    from d3pack.system.extras import EXTRAS, missing_extra, require
     from d3pack.system.files import (
         digest,
         disk_full_as_error,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "EXTRAS",
     "REQUIRED",
     "Arrays",
     "Checkpoint",
@@ -88,6 +90,7 @@ __all__ = [
     "lock",
     "locked",
     "log_file",
+    "missing_extra",
     "nested",
     "option",
     "options_of",
@@ -99,6 +102,7 @@ __all__ = [
     "remove_leftovers",
     "replace_file",
     "replace_folder",
+    "require",
     "reserve",
     "resolve_device",
     "size",
@@ -111,6 +115,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "devices": ["resolve_device"],
+        "extras": ["EXTRAS", "missing_extra", "require"],
         "files": [
             "digest",
             "disk_full_as_error",

@@ -44,7 +44,7 @@ def disk_full_as_error(where: str = "on the disk") -> Iterator[None]:
 
 
 def is_disk_full(error: Exception) -> bool:
-    """Return whether an exception means a full disk or a used-up quota, however it was reported."""
+    """Whether an error says that the disk or a quota is full, in the words of any library."""
     text = str(error)
     if isinstance(error, OSError) and error.errno is None and "requested and" in text:
         return True  # numpy's words for a write that was cut short

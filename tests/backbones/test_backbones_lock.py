@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from d3pack.backbones import cache_home, default_backbone, kinds, lock_directory, open_backbone
-from d3pack.backbones import lock as lock_name
-from d3pack.backbones.lock import check_path, verify
+from d3pack.backbones import (
+    cache_home,
+    default_backbone,
+    kinds,
+    lock_backbone,
+    lock_directory,
+    open_backbone,
+)
+from d3pack.backbones.lock import check_path, verify_files
 from d3pack.errors import BackboneChangedError, BackboneError, NotFoundError
 from d3pack.format.recipe import BackboneRef, FileLock, directory_revision
 from d3pack.testing import raises_code
@@ -80,7 +85,7 @@ def test_one_flipped_bit_in_each_file(
         assert caught.value.exit_code == 4
         assert caught.value.hint
         (copy / path).write_bytes(kept)
-    verify(copy, ref)
+    verify_files(copy, ref)
 
 
 @pytest.mark.parametrize("family", ["sd", "dit"])
@@ -100,15 +105,14 @@ def test_a_longer_or_shorter_file_is_not_even_hashed(sd: Path, home: Path) -> No
     with (sd / UNET).open("ab") as file:
         file.write(b"\0")
     with pytest.raises(BackboneChangedError, match="bytes instead of"):
-        verify(sd, replace(ref, files={UNET: ref.files[UNET]}))
+        verify_files(sd, replace(ref, files={UNET: ref.files[UNET]}))
     assert not home.exists()
 
 
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files that were written long ago; their ctime cannot be set."""
-    # not by its name: the package has a function that is called like this module
-    monkeypatch.setattr(sys.modules[verify.__module__], "_TICK", 0)
+    monkeypatch.setattr("d3pack.backbones.lock._TICK", 0)
 
 
 @pytest.mark.usefixtures("settled")
@@ -117,17 +121,17 @@ def test_verification_is_remembered(sd: Path, home: Path) -> None:
     ref = lock_directory(sd, progress=lambda path, done, size: hashed.append(path))
     assert sorted(set(hashed)) == sorted(ref.files)
     hashed.clear()
-    verify(sd, ref, lambda path, done, size: hashed.append(path))
+    verify_files(sd, ref, lambda path, done, size: hashed.append(path))
     assert not hashed
     os.utime(sd / UNET, ns=(1, 1))  # touched: who knows
-    verify(sd, ref, lambda path, done, size: hashed.append(path))
+    verify_files(sd, ref, lambda path, done, size: hashed.append(path))
     assert set(hashed) == {UNET}
     hashed.clear()
     kept = (sd / UNET).read_bytes()
     (sd / UNET).unlink()
     (sd / UNET).write_bytes(kept)  # the same bytes in another inode
     os.utime(sd / UNET, ns=(1, 1))
-    verify(sd, ref, lambda path, done, size: hashed.append(path))
+    verify_files(sd, ref, lambda path, done, size: hashed.append(path))
     assert set(hashed) <= {UNET}  # a file system may hand the same inode out again
 
 
@@ -139,14 +143,14 @@ def test_a_rewrite_with_its_time_set_back_is_seen(sd: Path) -> None:
     flip(sd / UNET)
     os.utime(sd / UNET, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(BackboneChangedError, match=UNET):
-        verify(sd, ref)
+        verify_files(sd, ref)
 
 
 def test_what_was_written_just_now_is_not_remembered(sd: Path, home: Path) -> None:
     ref = lock_directory(sd)
     for path in ref.files:  # by their own account old
         os.utime(sd / path, ns=(1, 1))
-    verify(sd, ref)
+    verify_files(sd, ref)
     assert not (home / "verified.json").exists()
 
 
@@ -171,10 +175,10 @@ def test_a_file_rewritten_after_its_check_is_not_used(path: str, sd: Path, home:
 def test_a_broken_memory_costs_time_and_nothing_else(sd: Path, home: Path, junk: bytes) -> None:
     ref = lock_directory(sd)
     (home / "verified.json").write_bytes(junk)
-    verify(sd, ref)
+    verify_files(sd, ref)
     flip(sd / UNET)
     with pytest.raises(BackboneChangedError):
-        verify(sd, ref)
+        verify_files(sd, ref)
 
 
 @pytest.mark.usefixtures("settled")
@@ -183,7 +187,7 @@ def test_a_lying_memory_is_not_believed(sd: Path, home: Path) -> None:
     memory = home / "verified.json"
     known = json.loads(memory.read_text())
     memory.write_text(json.dumps(dict.fromkeys(known, "0" * 64)))
-    verify(sd, ref)  # hashed again, found right
+    verify_files(sd, ref)  # hashed again, found right
     assert json.loads(memory.read_text()) == known
 
 
@@ -198,7 +202,7 @@ def test_where_the_memory_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 def test_a_read_only_home_only_costs_time(sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("D3PACK_HOME", "/proc/nowhere")
-    verify(sd, lock_directory(sd))
+    verify_files(sd, lock_directory(sd))
 
 
 def test_pickles_are_refused(sd: Path) -> None:
@@ -244,15 +248,15 @@ def test_links_may_not_lead_out(sd: Path, tmp_path: Path) -> None:
     (sd / "vae/config.json").rename(outside)
     (sd / "vae/config.json").symlink_to(outside)
     with raises_code("E_BACKBONE_REFUSED", match="leads out"):
-        verify(sd, ref)
+        verify_files(sd, ref)
     (sd / "vae/config.json").unlink()
     (sd / "vae/config.json").symlink_to(sd / "vae/config.json")  # a loop
     with raises_code("E_BACKBONE_MISSING"):
-        verify(sd, ref)
+        verify_files(sd, ref)
     (sd / "vae/config.json").unlink()
     (sd / "vae/config.json").mkdir()
     with raises_code("E_BACKBONE_REFUSED", match="regular"):
-        verify(sd, ref)
+        verify_files(sd, ref)
 
 
 def test_links_of_a_hub_cache_are_followed(sd: Path, tmp_path: Path) -> None:
@@ -265,7 +269,7 @@ def test_links_of_a_hub_cache_are_followed(sd: Path, tmp_path: Path) -> None:
         link = entry / "snapshots" / ref.revision / path
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(os.path.relpath(blob, link.parent))
-    assert len(verify(entry / "snapshots" / ref.revision, ref)) == len(ref.files)
+    assert len(verify_files(entry / "snapshots" / ref.revision, ref)) == len(ref.files)
 
 
 def test_variants_and_shards(sd: Path) -> None:
@@ -313,6 +317,6 @@ def test_unknown_kinds_and_defaults() -> None:
 
 
 def test_locking_by_name(sd: Path) -> None:
-    ref, root = lock_name(str(sd))
+    ref, root = lock_backbone(str(sd))
     assert root == sd
     assert ref == lock_directory(sd)

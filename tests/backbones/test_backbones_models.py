@@ -10,7 +10,13 @@ import pytest
 import torch
 from tiny_backbones import tiny_dit, tiny_sd
 
-from d3pack.backbones import Backbone, Condition, adapter, open_backbone
+from d3pack.backbones import (
+    Backbone,
+    Condition,
+    apply_adapter,
+    check_adapter,
+    open_backbone,
+)
 from d3pack.errors import UsageError
 from d3pack.testing import raises_code
 
@@ -137,7 +143,7 @@ def test_the_embedded_backbone_is_the_plain_forward() -> None:
     """Its UNet also reads the prompt pooled; that is remembered as well."""
     from diffusers import UNet2DConditionModel
 
-    from d3pack.backbones.resolve import mini_directory
+    from d3pack.backbones import mini_directory
 
     unet = UNet2DConditionModel.from_pretrained(mini_directory() / "unet").float().eval()
     backbone: Any = open_backbone("mini")
@@ -295,18 +301,18 @@ def test_adapters_go_on_and_come_off_bit_for_bit(name: str, opened: dict[str, An
             named[f"{'conv_in' if name == 'sd' else 'proj_out_2'}.bias"].shape
         ),
     }
-    adapter.check(backbone, tuned)
+    check_adapter(backbone, tuned)
     before = {n: p.clone() for n, p in named.items()}
     c, x, t = backbone.condition(prompts(backbone, 1)), latents(backbone, 1), torch.tensor([500])
     plain = backbone.predict(x, t, c)
-    with adapter.applied(backbone, tuned):
+    with apply_adapter(backbone, tuned):
         wanted = before[bias] * tuned[f"{bias}.scale"][:, None] + tuned[f"{bias}.delta"]
         wanted = wanted + tuned[f"{bias}.lora_b"] @ tuned[f"{bias}.lora_a"]
         torch.testing.assert_close(named[bias].data, wanted)
         assert not torch.allclose(backbone.predict(x, t, c), plain)
     assert all(torch.equal(p, before[n]) for n, p in named.items())
     assert torch.equal(backbone.predict(x, t, c), plain)
-    with pytest.raises(ZeroDivisionError), adapter.applied(backbone, tuned):
+    with pytest.raises(ZeroDivisionError), apply_adapter(backbone, tuned):
         raise ZeroDivisionError
     assert all(torch.equal(p, before[n]) for n, p in named.items())
 
@@ -324,7 +330,7 @@ def test_adapters_that_do_not_fit(opened: dict[str, Any]) -> None:
         ({**good, f"{name}.lora_b": torch.zeros(len(weight), 2)}, "belong together"),
     ):
         with raises_code("E_ADAPTER", match=why):
-            adapter.check(opened["sd"], tensors)
+            check_adapter(opened["sd"], tensors)
 
 
 def test_keys_and_values_follow_the_weights(opened: dict[str, Any]) -> None:
@@ -339,7 +345,7 @@ def test_keys_and_values_follow_the_weights(opened: dict[str, Any]) -> None:
         assert not torch.equal(backbone.predict(x, t, two), first)
         assert torch.equal(backbone.predict(x, t, one), first)
         tuned = {f"{name}.scale": torch.full((len(weight),), 3.0)}
-        with adapter.applied(backbone, tuned):
+        with apply_adapter(backbone, tuned):
             assert not torch.equal(backbone.predict(x, t, one), first)
         assert torch.equal(backbone.predict(x, t, one), first)
 

@@ -21,10 +21,10 @@ from typer.testing import CliRunner
 
 import d3pack
 from d3pack.cli import app
-from d3pack.decode import Decoder
-from d3pack.decode.export import Plan, _encode, export
-from d3pack.decode.names import chosen, folder, slug
-from d3pack.errors import UsageError
+from d3pack.decode import Decoder, class_folder, export_images, select_classes
+from d3pack.decode.export import ExportSettings, _encode
+from d3pack.decode.names import slug
+from d3pack.errors import NoSpaceError, UsageError
 
 COUNT = 8
 
@@ -53,29 +53,33 @@ def pixels(source: Any) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("suffix", ["png", "webp"])
 def test_a_tree_of_folders(suffix: str, made: dict[str, Any], tmp_path: Path) -> None:
-    done = export(made["decoder"], tmp_path / "out", [0, 2], 3, Plan(suffix=suffix))
+    done = export_images(
+        made["decoder"], tmp_path / "out", [0, 2], 3, ExportSettings(suffix=suffix)
+    )
     assert (done.images, done.made) == (6, 6)
     names = made["pack"].classes
     folders = sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir())
     assert folders == [f"{c:05d}_{slug(names[c])}" for c in (0, 2)]
     for c in (0, 2):
-        files = sorted((tmp_path / "out" / folder(c, names[c], 3)).iterdir())
+        files = sorted((tmp_path / "out" / class_folder(c, names[c], 3)).iterdir())
         assert [f.name for f in files] == [f"{i:05d}.{suffix}" for i in range(3)]
         for i, file in enumerate(files):
             assert np.array_equal(pixels(file), made["images"][c, i])
     real = json.loads((tmp_path / "out/classes.json").read_text())
-    assert real == {folder(c, names[c], 3): names[c] for c in range(3)}
+    assert real == {class_folder(c, names[c], 3): names[c] for c in range(3)}
 
 
 def test_a_tree_grows_and_resumes(made: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    export(made["decoder"], out, [0], 2, Plan())
+    export_images(made["decoder"], out, [0], 2, ExportSettings())
     first = next(out.glob("00000_*/00000.png"))
     stamp = first.stat().st_mtime_ns
     next(out.glob("00000_*/00001.png")).unlink()
     (first.parent / "00003.png.part").write_bytes(b"half")  # what a crash leaves
     seen: list[tuple[int, int]] = []
-    done = export(made["decoder"], out, [0, 1], 4, Plan(), lambda a, b: seen.append((a, b)))
+    done = export_images(
+        made["decoder"], out, [0, 1], 4, ExportSettings(), lambda a, b: seen.append((a, b))
+    )
     assert (done.images, done.made) == (8, 7)
     assert seen[0] == (1, 8)
     assert seen[-1] == (8, 8)
@@ -84,7 +88,7 @@ def test_a_tree_grows_and_resumes(made: dict[str, Any], tmp_path: Path) -> None:
         for i in range(4):
             file = next(out.glob(f"{c:05d}_*/{i:05d}.png"))
             assert np.array_equal(pixels(file), made["images"][c, i])
-    assert export(made["decoder"], out, [0, 1], 4, Plan()).made == 0
+    assert export_images(made["decoder"], out, [0, 1], 4, ExportSettings()).made == 0
     assert not list(out.rglob("*.part"))
 
 
@@ -99,29 +103,33 @@ def test_an_interrupted_export_leaves_nothing_half_written(
 
     for kind in ("folder", "webdataset", "npz"):
         with pytest.raises(KeyboardInterrupt):
-            export(made["decoder"], out / kind, [0, 1, 2], COUNT, Plan(kind, shard=8), stop)
-        whole = export(made["decoder"], out / kind, [0, 1, 2], COUNT, Plan(kind, shard=8))
+            export_images(
+                made["decoder"], out / kind, [0, 1, 2], COUNT, ExportSettings(kind, shard=8), stop
+            )
+        whole = export_images(
+            made["decoder"], out / kind, [0, 1, 2], COUNT, ExportSettings(kind, shard=8)
+        )
         assert whole.made < whole.images or kind != "folder"
         assert not list((out / kind).rglob("*.part"))
         fresh = out / f"{kind}-fresh"
-        export(made["decoder"], fresh, [0, 1, 2], COUNT, Plan(kind, shard=8))
+        export_images(made["decoder"], fresh, [0, 1, 2], COUNT, ExportSettings(kind, shard=8))
         for path in sorted(p for p in fresh.rglob("*") if p.is_file()):
             again = out / kind / path.relative_to(fresh)
             assert again.read_bytes() == path.read_bytes()
 
 
 def test_one_export_at_a_time_writes_into_a_folder(made: dict[str, Any], tmp_path: Path) -> None:
-    plan = Plan("webdataset", shard=8)
+    plan = ExportSettings("webdataset", shard=8)
     refused = []
 
     def intrude(done: int, total: int) -> None:
         with pytest.raises(UsageError, match="another decode is writing"):
-            export(made["decoder"], tmp_path / "out", [0], COUNT, plan)
+            export_images(made["decoder"], tmp_path / "out", [0], COUNT, plan)
         refused.append(done)
 
-    export(made["decoder"], tmp_path / "out", [0], COUNT, plan, intrude)
+    export_images(made["decoder"], tmp_path / "out", [0], COUNT, plan, intrude)
     assert refused == [0, 4, 8]
-    assert export(made["decoder"], tmp_path / "out", [0], COUNT, plan).made == 0
+    assert export_images(made["decoder"], tmp_path / "out", [0], COUNT, plan).made == 0
 
 
 def test_a_place_that_cannot_be_written(
@@ -130,16 +138,43 @@ def test_a_place_that_cannot_be_written(
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "out"):
         with pytest.raises(UsageError, match="is not a folder"):
-            export(made["decoder"], out, [0], 1, Plan())
+            export_images(made["decoder"], out, [0], 1, ExportSettings())
 
-    def full(path: Path, data: bytes) -> int:
-        path.touch()
+    def full(fd: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(d3pack.D3MError, match="No space left on device"):
-        export(made["decoder"], tmp_path / "out", [0], 1, Plan())
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["export.json"]
+    monkeypatch.setattr(os, "fsync", full)
+    for plan in (ExportSettings(), ExportSettings("npz")):
+        with pytest.raises(NoSpaceError, match="no space left to write"):
+            export_images(made["decoder"], tmp_path / plan.kind, [0], 1, plan)
+        assert [p.name for p in (tmp_path / plan.kind).iterdir()] == ["export.json"]
+    monkeypatch.undo()
+    for kind in ("folder", "npz"):  # and the same call goes on
+        assert (
+            export_images(made["decoder"], tmp_path / kind, [0], 1, ExportSettings(kind)).made == 1
+        )
+
+
+def test_images_on_a_full_disk(
+    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = os.fsync, []
+
+    def full(fd: int) -> None:
+        calls.append(fd)
+        if len(calls) > 6:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(NoSpaceError, match="no space left to write"):
+        export_images(made["decoder"], tmp_path / "out", [0, 1], COUNT, ExportSettings())
+    assert not list((tmp_path / "out").rglob("*.part"))
+    monkeypatch.undo()
+    assert (
+        export_images(made["decoder"], tmp_path / "out", [0, 1], COUNT, ExportSettings()).made
+        >= 2 * COUNT - 6  # six calls can let six files through
+    )
 
 
 @pytest.mark.parametrize("kind", ["folder", "webdataset", "parquet"])
@@ -154,17 +189,19 @@ def test_a_group_is_written_while_the_next_is_made(
                 second.set()
             yield group
 
-    def patient(pixels: Any, plan: Plan) -> bytes:
+    def patient(pixels: Any, plan: ExportSettings) -> bytes:
         assert second.wait(30)
         return _encode(pixels, plan)
 
     monkeypatch.setattr(made["decoder"], "stream", watched)
     monkeypatch.setattr("d3pack.decode.export._encode", patient)
-    export(made["decoder"], tmp_path, [0], COUNT, Plan(kind))
+    export_images(made["decoder"], tmp_path, [0], COUNT, ExportSettings(kind))
 
 
 def test_webdataset(made: dict[str, Any], tmp_path: Path) -> None:
-    export(made["decoder"], tmp_path / "out", [0, 1, 2], COUNT, Plan("webdataset", shard=10))
+    export_images(
+        made["decoder"], tmp_path / "out", [0, 1, 2], COUNT, ExportSettings("webdataset", shard=10)
+    )
     shards = sorted((tmp_path / "out").glob("*.tar"))
     assert [s.name for s in shards] == [f"part-{n:05d}-of-00003.tar" for n in range(3)]
     found = {}
@@ -187,7 +224,7 @@ def test_webdataset(made: dict[str, Any], tmp_path: Path) -> None:
 
 def test_parquet(made: dict[str, Any], tmp_path: Path) -> None:
     pq = pytest.importorskip("pyarrow.parquet")
-    export(made["decoder"], tmp_path / "out", [1, 2], 5, Plan("parquet", shard=6))
+    export_images(made["decoder"], tmp_path / "out", [1, 2], 5, ExportSettings("parquet", shard=6))
     parts = sorted((tmp_path / "out").glob("*.parquet"))
     rows = [row for part in parts for row in pq.read_table(part).to_pylist()]
     assert [(r["label"], r["index"]) for r in rows] == [(c, i) for c in (1, 2) for i in range(5)]
@@ -200,7 +237,9 @@ def test_parquet(made: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_npz(made: dict[str, Any], tmp_path: Path) -> None:
-    export(made["decoder"], tmp_path / "out", [0, 1, 2], COUNT, Plan("npz", shard=20))
+    export_images(
+        made["decoder"], tmp_path / "out", [0, 1, 2], COUNT, ExportSettings("npz", shard=20)
+    )
     parts = [np.load(p) for p in sorted((tmp_path / "out").glob("*.npz"))]
     assert [len(p["images"]) for p in parts] == [20, 4]
     images = np.concatenate([p["images"] for p in parts])
@@ -214,23 +253,23 @@ def test_a_folder_of_something_else_is_left_alone(made: dict[str, Any], tmp_path
     out.mkdir()
     (out / "thesis.txt").write_text("mine")
     with pytest.raises(UsageError, match="not empty"):
-        export(made["decoder"], out, [0], 1, Plan())
+        export_images(made["decoder"], out, [0], 1, ExportSettings())
     assert [p.name for p in out.iterdir()] == ["thesis.txt"]
     (out / "thesis.txt").unlink()
-    export(made["decoder"], out, [0], 1, Plan())
-    for other in (Plan("npz"), Plan(suffix="webp")):
+    export_images(made["decoder"], out, [0], 1, ExportSettings())
+    for other in (ExportSettings("npz"), ExportSettings(suffix="webp")):
         with pytest.raises(UsageError, match="another export"):
-            export(made["decoder"], out, [0], 1, other)
+            export_images(made["decoder"], out, [0], 1, other)
     (out / "export.json").write_text("{")
     with pytest.raises(UsageError, match="another export"):
-        export(made["decoder"], out, [0], 1, Plan())
+        export_images(made["decoder"], out, [0], 1, ExportSettings())
 
 
 def test_lossy_webp_is_smaller(made: dict[str, Any], tmp_path: Path) -> None:
     sizes = {}
     for quality in (None, 30):
         out = tmp_path / str(quality)
-        export(made["decoder"], out, [0], 1, Plan(suffix="webp", quality=quality))
+        export_images(made["decoder"], out, [0], 1, ExportSettings(suffix="webp", quality=quality))
         sizes[quality] = next(out.glob("*/*.webp")).stat().st_size
     assert sizes[30] < sizes[None]
 
@@ -238,14 +277,14 @@ def test_lossy_webp_is_smaller(made: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "plan",
     [
-        Plan("zip"),
-        Plan(suffix="gif"),
-        Plan(quality=50),
-        Plan(suffix="webp", quality=0),
-        Plan(shard=0),
+        ExportSettings("zip"),
+        ExportSettings(suffix="gif"),
+        ExportSettings(quality=50),
+        ExportSettings(suffix="webp", quality=0),
+        ExportSettings(shard=0),
     ],
 )
-def test_plans_that_cannot_be_followed(plan: Plan) -> None:
+def test_plans_that_cannot_be_followed(plan: ExportSettings) -> None:
     with pytest.raises(UsageError):
         plan.check()
 
@@ -255,20 +294,20 @@ def test_slugs() -> None:
     assert slug("naïve café/../x") == "naive_cafe_x"
     assert slug("猫") == "class"
     assert slug("a" * 200) == "a" * 48
-    assert folder(7, "CON", 10) == "00007_con"
-    assert sorted(folder(c, "x", 100_001) for c in (99_999, 100_000))[0] == "099999_x"
+    assert class_folder(7, "CON", 10) == "00007_con"
+    assert sorted(class_folder(c, "x", 100_001) for c in (99_999, 100_000))[0] == "099999_x"
 
 
 def test_classes_as_people_ask_for_them() -> None:
     names = ("cat", "dog", "3", "bus, yellow")
-    assert chosen(names, None) == [0, 1, 2, 3]
-    assert chosen(names, "dog, cat") == [0, 1]
-    assert chosen(names, "0,3") == [0, 2]  # "3" is a name
-    assert chosen(names, "1-2") == [1, 2]
-    assert chosen(names, "bus, yellow") == [3]
+    assert select_classes(names, None) == [0, 1, 2, 3]
+    assert select_classes(names, "dog, cat") == [0, 1]
+    assert select_classes(names, "0,3") == [0, 2]  # "3" is a name
+    assert select_classes(names, "1-2") == [1, 2]
+    assert select_classes(names, "bus, yellow") == [3]
     for wrong in ("fish", "9", "1-9", "-1", "", "cat,"):
         with pytest.raises(UsageError, match="no class"):
-            chosen(names, wrong)
+            select_classes(names, wrong)
 
 
 def call(*words: str) -> Any:
@@ -282,7 +321,7 @@ def test_the_command(made: dict[str, Any], tmp_path: Path) -> None:
     assert first.exit_code == 0, first.output
     answer = json.loads(first.stdout)
     assert (answer["images"], answer["made"], answer["root"]) == (2, 2, made["pack"].root)
-    assert answer["decoder"]["mode"] == "exact"
+    assert answer["decoder"]["numerics"] == "exact"
     assert "exact on cpu" in first.stderr
     for i in range(2):
         assert np.array_equal(pixels(next(out.glob(f"00001_*/{i:05d}.png"))), made["images"][1, i])
@@ -299,7 +338,7 @@ def test_the_command_in_fast_mode_says_so(made: dict[str, Any], tmp_path: Path) 
     answer = call(*words, "--ipc", "1", "--fast", "bf16,channels_last", "--format", "json")
     assert answer.exit_code == 0, answer.output
     how = json.loads(answer.stdout)["decoder"]
-    assert (how["mode"], how["switches"], how["dtype"]) == (
+    assert (how["numerics"], how["switches"], how["dtype"]) == (
         "fast",
         ["bf16", "channels_last"],
         "bfloat16",

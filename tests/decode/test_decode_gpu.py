@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-from places import ROOT
+
+from benchmarks.results import load
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
 
 
 @pytest.mark.usefixtures("home")
 def test_the_benchmark_runs_without_a_gpu(tmp_path: Path) -> None:
-    import decode_gpu
+    from benchmarks import decode_gpu
 
     out = tmp_path / "out.json"
     parts = ["equality", "peak", "speed"]
     decode_gpu.main(["--device", "cpu", "--tiny", "-o", str(out), "--parts", *parts])
-    found = json.loads(out.read_text())
+    found = load(out)
     assert len(found["equality"]) == 4
     for row in found["equality"].values():
         assert row["exact"], row

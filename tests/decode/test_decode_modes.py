@@ -19,10 +19,11 @@ import d3pack
 from d3pack.backbones import open_backbone
 from d3pack.cli import app
 from d3pack.decode import Decoder, make_probes, verify_probes
-from d3pack.decode.modes import exact_numerics, usable
+from d3pack.decode.modes import exact_numerics
 from d3pack.decode.probes import shrink
 from d3pack.errors import BackboneChangedError, UsageError
 from d3pack.format.codecs import encode_adapter, encode_prompts
+from d3pack.system import resolve_device
 from d3pack.testing import raises_code
 
 
@@ -49,7 +50,7 @@ def rms(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_exact_says_what_it_is(pack: Any, folders: dict[str, Path]) -> None:
     how = Decoder(pack, path=folders["sd"]).describe()
     assert how == {
-        "mode": "exact",
+        "numerics": "exact",
         "switches": [],
         "device": "cpu",
         "dtype": "float32",
@@ -73,8 +74,8 @@ def test_each_switch_is_near_and_named(
 ) -> None:
     pack = tiny_pack(folders[family], steps=2)
     exact = Decoder(pack, path=folders[family]).images(range(8))
-    fast = Decoder(pack, path=folders[family], mode="fast", switches=switches)
-    assert fast.describe()["mode"] == "fast"
+    fast = Decoder(pack, path=folders[family], numerics="fast", switches=switches)
+    assert fast.describe()["numerics"] == "fast"
     assert fast.describe()["switches"] == switches
     assert rms(fast.images(range(8)), exact) < most
 
@@ -83,7 +84,7 @@ def test_tiny_vae_is_another_autoencoder(folders: dict[str, Path]) -> None:
     pack = tiny_pack(folders["kl"])
     exact = Decoder(pack, path=folders["kl"]).images(range(4))
     fast = Decoder(
-        pack, path=folders["kl"], mode="fast", switches=[], tiny_vae=folders["sd"] / "vae"
+        pack, path=folders["kl"], numerics="fast", switches=[], tiny_vae=folders["sd"] / "vae"
     )
     assert fast.describe()["switches"] == ["tiny_vae"]
     assert not torch.equal(fast.images(range(4)), exact)
@@ -107,8 +108,8 @@ def test_compile_takes_denoiser_and_autoencoder_once_each(
     )
     torch._dynamo.reset()
     pack = tiny_pack(folders[family], steps=3)
-    plain = Decoder(pack, path=folders[family], mode="fast", switches=["bf16"]).images(range(8))
-    fast = Decoder(pack, path=folders[family], mode="fast", switches=["bf16", "compile"])
+    plain = Decoder(pack, path=folders[family], numerics="fast", switches=["bf16"]).images(range(8))
+    fast = Decoder(pack, path=folders[family], numerics="fast", switches=["bf16", "compile"])
     assert rms(fast.images(range(8)), plain) < 1  # several steps and classes
     assert len(graphs) == 2
     fast.images(range(8, 16))
@@ -123,7 +124,7 @@ def test_fast_mode_keeps_the_adapter(folders: dict[str, Path]) -> None:
     tuned = {f"{n}.scale": np.full(1, 4.0) for n in named if n.endswith("attn1.to_q.weight")}
     pack = tiny_pack(path, adapter=encode_adapter(tuned))
     exact = Decoder(pack, path=path).images(range(4))
-    fast = Decoder(pack, path=path, mode="fast", switches=["fused_attention"])
+    fast = Decoder(pack, path=path, numerics="fast", switches=["fused_attention"])
     assert fast.describe()["adapter"] == len(tuned)
     bare = Decoder(tiny_pack(path), path=path).images(range(4))
     assert rms(fast.images(range(4)), exact) < 0.5 * rms(bare, exact)
@@ -132,7 +133,7 @@ def test_fast_mode_keeps_the_adapter(folders: dict[str, Path]) -> None:
 def test_another_group_is_a_fast_thing(pack: Any, folders: dict[str, Path]) -> None:
     with pytest.raises(UsageError, match="group of 4"):
         Decoder(pack, path=folders["sd"], group=8)
-    fast = Decoder(pack, path=folders["sd"], mode="fast", switches=[], group=8)
+    fast = Decoder(pack, path=folders["sd"], numerics="fast", switches=[], group=8)
     assert fast.describe()["group"] == 8
     assert rms(fast.images(range(8)), Decoder(pack, path=folders["sd"]).images(range(8))) < 1
 
@@ -140,26 +141,26 @@ def test_another_group_is_a_fast_thing(pack: Any, folders: dict[str, Path]) -> N
 def test_wrong_modes(pack: Any, folders: dict[str, Path]) -> None:
     path = folders["sd"]
     for more, why in (
-        ({"device": "tpu9"}, "is no device"),
+        ({"device": "tpu9"}, "invalid device 'tpu9'"),
         ({"device": f"cuda:{torch.cuda.device_count()}"}, "on this machine"),
         ({"device": "meta"}, "there is no meta on this machine"),
         ({"device": "xpu:77"}, "there is no xpu:77 on this machine"),
         ({"device": "mps:77"}, "there is no mps:77 on this machine"),
         ({"workers": 0}, "workers is 0; at least 1"),
         ({"workers": -1}, "workers is -1; at least 1"),
-        ({"mode": "fast", "group": 0}, "group is 0; at least 1"),
-        ({"mode": "fast", "group": -4}, "group is -4; at least 1"),
-        ({"mode": "quick"}, "unknown mode"),
+        ({"numerics": "fast", "group": 0}, "group is 0; at least 1"),
+        ({"numerics": "fast", "group": -4}, "group is -4; at least 1"),
+        ({"numerics": "quick"}, "unknown numerics"),
         ({"switches": ["bf16"]}, "no switches"),
-        ({"mode": "fast", "switches": ["turbo"]}, "unknown switch"),
-        ({"mode": "fast", "switches": ["tiny_vae"]}, "needs an autoencoder"),
+        ({"numerics": "fast", "switches": ["turbo"]}, "unknown switch"),
+        ({"numerics": "fast", "switches": ["tiny_vae"]}, "needs an autoencoder"),
     ):
         with pytest.raises(UsageError, match=why):
             Decoder(pack, path=path, **more)
     shared = open_backbone(str(path))
     with pytest.raises(UsageError, match="shared"):
-        Decoder(pack, backbone=shared, mode="fast", switches=["channels_last"])
-    assert Decoder(pack, backbone=shared, mode="fast").describe()["switches"] == []
+        Decoder(pack, backbone=shared, numerics="fast", switches=["channels_last"])
+    assert Decoder(pack, backbone=shared, numerics="fast").describe()["switches"] == []
     half = replace(pack, recipe=replace(pack.recipe, dtype="bfloat16"))
     with pytest.raises(UsageError, match="float32"):
         Decoder(half, backbone=shared)
@@ -171,11 +172,11 @@ def test_a_device_by_its_whole_name(
     """ "cuda" names no device for good: each thread may have chosen another."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    assert usable("cuda") == torch.device("cuda:1")
-    assert usable("cuda:0") == torch.device("cuda:0")
-    assert usable("cpu:0") == torch.device("cpu")
+    assert resolve_device("cuda") == torch.device("cuda:1")
+    assert resolve_device("cuda:0") == torch.device("cuda:0")
+    assert resolve_device("cpu:0") == torch.device("cpu")
     with pytest.raises(UsageError, match="there is no cuda:2"):
-        usable("cuda:2")
+        resolve_device("cuda:2")
     backbone: Any = open_backbone(str(folders["sd"]))
     elsewhere = SimpleNamespace(device=torch.device("cuda:0"))
     backbone.named_tensors = lambda: {"weight": elsewhere}
@@ -183,17 +184,37 @@ def test_a_device_by_its_whole_name(
         Decoder(pack, backbone=backbone, device="cuda")
 
 
+def test_the_device_of_no_choice(
+    pack: Any, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of a given backbone; else the one that every verb takes."""
+    shared = open_backbone(str(folders["sd"]))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert Decoder(pack, backbone=shared).device == torch.device("cpu")
+    with pytest.raises(UsageError, match="cuda:0"):
+        Decoder(pack, backbone=shared, device="cuda")
+
+    def refuse(*_: Any, device: torch.device, **__: Any) -> None:
+        raise LookupError(device)
+
+    monkeypatch.setattr("d3pack.decode.decoder.open_backbone", refuse)
+    with pytest.raises(LookupError, match="cuda:0"):
+        Decoder(pack, path=folders["sd"])
+
+
 def test_threads_are_left_as_they_were(pack: Any, folders: dict[str, Path]) -> None:
     before = torch.get_num_threads()
     decoder = Decoder(pack, path=folders["sd"])
     try:
         torch.set_num_threads(3)
-        with exact_numerics(decoder.device, decoder.mode):
+        with exact_numerics(decoder.device, decoder.numerics):
             assert torch.get_num_threads() == 1
         stream = decoder.stream(range(24))
         next(stream)
         assert torch.get_num_threads() == 3  # also while a stream is waiting
-        with pytest.raises(ZeroDivisionError), exact_numerics(decoder.device, decoder.mode):
+        with pytest.raises(ZeroDivisionError), exact_numerics(decoder.device, decoder.numerics):
             raise ZeroDivisionError
         assert torch.get_num_threads() == 3
     finally:
@@ -271,8 +292,10 @@ def test_probes(probed: Any, folders: dict[str, Path]) -> None:
         "probes": 3,
         "different": 0,
     }
-    with pytest.raises(UsageError, match="exact mode"):
-        make_probes(Decoder(probed, path=folders["sd"], mode="fast", switches=[]), [(0, 0)], (8, 8))
+    with pytest.raises(UsageError, match="exact numerics"):
+        make_probes(
+            Decoder(probed, path=folders["sd"], numerics="fast", switches=[]), [(0, 0)], (8, 8)
+        )
     with pytest.raises(UsageError, match="no probes"):
         verify_probes(replace(probed, probes=None), decoder)
 

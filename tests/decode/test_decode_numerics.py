@@ -18,12 +18,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from d3pack.decode import Decoder
 from d3pack.decode.locks import lock_of
-from d3pack.decode.modes import Mode, exact_numerics
+from d3pack.decode.modes import Numerics, exact_numerics
 
 # a child looks at flags and does nothing else
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 
-CUDA, CPU, EXACT = torch.device("cuda"), torch.device("cpu"), Mode("exact", torch.float32)
+CUDA, CPU, EXACT = torch.device("cuda"), torch.device("cpu"), Numerics("exact", torch.float32)
 BACKENDS = torch.backends
 SDP = BACKENDS.cuda
 CUDNN, MATMUL, MKLDNN = BACKENDS.cudnn, BACKENDS.cuda.matmul, BACKENDS.mkldnn

@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 from d3pack.backbones.dit import DiT
 from d3pack.cli import app
 from d3pack.dataset import D3MDataset
-from d3pack.decode import Decoder, backbone_beside, beside
+from d3pack.decode import Decoder, backbone_path, local_backbone
 from d3pack.encode import EncodeOptions, dry_run, encode
 from d3pack.encode.methods.classcond.method import ClassCond, ClassSettings
 from d3pack.encode.methods.minimax.method import MinimaxSettings
@@ -33,7 +33,7 @@ from d3pack.format import read
 from d3pack.format.codecs import decode_prompts
 from d3pack.sources import open_source
 from d3pack.testing import raises_code
-from d3pack.train.dit import PRESETS, ClassConditioner, build_dit
+from d3pack.train.dit import DIT_MODELS, ClassConditioner, build_dit
 
 TINY = {"preset": "tiny", "search_images": 12}
 CHANGES: dict[str, Any] = {
@@ -132,7 +132,7 @@ def test_minimax_goes_on_to_the_same_bytes(server: Server, undisturbed: bytes) -
 
 def test_the_pack_opens_with_the_backbone_beside_it(server: Server, undisturbed: bytes) -> None:
     pack = read(server.folder / "undisturbed.d3m")
-    beside = backbone_beside(server.folder / "undisturbed.d3m")
+    beside = backbone_path(server.folder / "undisturbed.d3m")
     decoder = Decoder(pack, path=beside)
     images = decoder.images(range(len(pack)))
     assert tuple(images.shape) == (3 * 4, 3, 16, 16)
@@ -158,20 +158,20 @@ def test_a_backbone_beside_the_pack_is_found_and_held_to_its_lock(
 
     with raises_code("E_BACKBONE_MISSING", match=r"beside the pack as NAME\.backbone"):
         dataset()[0]
-    shutil.copytree(backbone_beside(server.folder / "undisturbed.d3m"), backbone_beside(file))
-    images = Decoder(read(file), path=backbone_beside(file)).images(range(12))
+    shutil.copytree(backbone_path(server.folder / "undisturbed.d3m"), backbone_path(file))
+    images = Decoder(read(file), path=backbone_path(file)).images(range(12))
     assert torch.equal(dataset()[7][0], images[7])
     verified = CliRunner().invoke(app, ["verify", "--decode", str(file)])
     assert verified.exit_code == 0
     assert "exact" in verified.output
     words = ["decode", str(file), "-o", str(tmp_path / "images"), "--ipc", "1"]
     assert CliRunner().invoke(app, words).exit_code == 0
-    weights = backbone_beside(file) / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = backbone_path(file) / "transformer" / "diffusion_pytorch_model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
     with pytest.raises(BackboneChangedError):
-        Decoder(read(file), path=beside(file, read(file)))
+        Decoder(read(file), path=local_backbone(file, read(file)))
 
 
 def test_a_backbone_of_another_run_is_not_replaced(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_energy_distance_is_the_slow_formula() -> None:
 
 
 def test_a_fresh_model_says_nothing_and_has_one_table() -> None:
-    model = build_dit(PRESETS["tiny"], 4, 2, 3)
+    model = build_dit(DIT_MODELS["tiny"], 4, 2, 3)
     x = torch.randn(2, 4, 2, 2)
     out = model(x, torch.tensor([5, 900]), torch.tensor([0, 3])).sample
     assert torch.equal(out, torch.zeros_like(x))
@@ -241,7 +241,9 @@ def test_dropped_labels_are_a_function_of_the_step() -> None:
     conditioner = ClassConditioner(3, 0.5)
     labels, collage = np.zeros(64, np.int64), np.zeros(64, bool)
     given = [
-        conditioner.given(labels, collage, np.random.default_rng(seed))["class_labels"].tolist()
+        conditioner.for_training(labels, collage, np.random.default_rng(seed))[
+            "class_labels"
+        ].tolist()
         for seed in (1, 1, 2)
     ]
     assert given[0] == given[1] != given[2]

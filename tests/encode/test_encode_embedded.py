@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from encode_world import make_tree
 from safetensors.numpy import load, save
 
 from d3pack.dataset import D3MDataset
-from d3pack.decode import Decoder, backbone_beside, unpacked, verify_probes
+from d3pack.decode import Decoder, backbone_path, embedded, unpack_backbone, verify_probes
 from d3pack.encode import EncodeOptions, encode
 from d3pack.errors import BackboneChangedError, D3MError
 from d3pack.format import read, write
@@ -49,7 +52,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_one_file_is_enough(packed: Path, tmp_path: Path, home: Path) -> None:
-    assert not backbone_beside(packed).exists()
+    assert not backbone_path(packed).exists()
     shutil.copy(packed, tmp_path / "alone.d3m")
     pack = read(tmp_path / "alone.d3m")
     report = verify_probes(pack, Decoder(pack))
@@ -93,12 +96,44 @@ def test_another_backbone_inside_is_refused(packed: Path, home: Path) -> None:
 
 def test_a_damaged_copy_is_made_anew(packed: Path) -> None:
     pack = read(packed)
-    folder = unpacked(pack)
+    folder = unpack_backbone(pack)
     assert folder is not None
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    assert unpacked(pack) == folder
+    assert unpack_backbone(pack) == folder
     Decoder(pack)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_slower_process_leaves_the_copy_of_a_faster_one(
+    packed: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
+    """Both see that a copy is missing or damaged; only the faster one writes it."""
+    pack = read(packed)
+    folder = unpack_backbone(pack)
+    assert folder is not None
+    if damaged:
+        weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1])
+    else:
+        shutil.rmtree(folder)
+    real, both = embedded.carried_files, threading.Barrier(2, timeout=60)
+
+    def carried(pack: Any) -> Any:
+        both.wait()
+        return real(pack)
+
+    monkeypatch.setattr(embedded, "carried_files", carried)
+
+    def copy(_: int) -> tuple[int, int]:
+        made = unpack_backbone(pack)
+        assert made is not None
+        return made.stat().st_ino, (made / "transformer" / "config.json").stat().st_ino
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(copy, range(2))
+    assert first == second
+    assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
 
 
 def files() -> dict[str, bytes]:

@@ -13,8 +13,7 @@ from encode_world import CLASSES, make_tree
 from tiny_backbones import tiny_dit, tiny_sd
 from torch.distributions import Normal, kl_divergence
 
-from d3pack.backbones import open_backbone
-from d3pack.backbones.adapter import applied, check
+from d3pack.backbones import apply_adapter, check_adapter, open_backbone
 from d3pack.backbones.dit import DiT
 from d3pack.backbones.levels import Levels
 from d3pack.decode import Decoder
@@ -33,7 +32,7 @@ from d3pack.sources import open_source
 from d3pack.system.events import Events
 from d3pack.system.journal import Journal
 from d3pack.system.keeper import JournalKeeper
-from d3pack.train.latents import Latents
+from d3pack.train.data import Latents
 
 KNOWN = ("tabby", "cat", "unheard-of")  # two of the tiny DiT's own names, and a stranger
 
@@ -274,10 +273,10 @@ def test_the_adapter_is_what_was_learned(dit: DiT, tmp_path: Path) -> None:
         adapter, prompts = fit.adapter(), fit.prompts()
         assert not torch.equal(fit.values[NULL], null)
     assert {n: tuple(v.shape) for n, v in adapter.items()} == learned(dit.denoiser)
-    check(dit, adapter)
+    check_adapter(dit, adapter)
     with torch.no_grad():
         plain = dit.predict(x[:1], t[:1], dit.condition(prompts[:1, None]))
-        with applied(dit, adapter):
+        with apply_adapter(dit, adapter):
             rows = [
                 dit.unconditional() if c == 3 else dit.condition(prompts[c : c + 1, None])
                 for c in labels.tolist()

@@ -9,7 +9,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from places import ROOT, load
 
 from d3pack.evaluate import charts
 from d3pack.evaluate.charts import Series, accuracy_per_byte, confusion
@@ -100,7 +99,8 @@ def result(
 
 
 def test_markdown_and_figure_say_what_the_results_say() -> None:
-    figure = load(ROOT / "benchmarks" / "figure.py")
+    from benchmarks import figure
+
     rows = {
         "pack 3,000 B": result("pack", 3000, 2990, 0.30, 0.32),
         "webp 3,000 B": result("webp", 3000, 2950, 0.18, 0.18),
@@ -125,7 +125,8 @@ def test_markdown_and_figure_say_what_the_results_say() -> None:
 def test_the_table_names_every_cell_and_counts_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = load(ROOT / "benchmarks" / "table.py")
+    from benchmarks import table
+
     monkeypatch.setattr(table, "RESULTS", tmp_path)
     table.show("cifar10", 3)
     text = capsys.readouterr().out

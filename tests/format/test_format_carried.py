@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import d3pack
 from d3pack.cli import app
-from d3pack.decode import unpacked
+from d3pack.decode import unpack_backbone
 from d3pack.format.carried import carried_files
 from d3pack.testing import raises_code
 
@@ -83,7 +83,7 @@ def test_a_carried_backbone_that_is_not_the_locked_one(
         d3pack.pack_bytes(pack)
     monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
     with raises_code(code):
-        unpacked(pack)
+        unpack_backbone(pack)
     done = CliRunner().invoke(app, ["verify", str(path), "--format", "json"])
     assert json.loads(done.stdout)[0]["code"] == code
 
@@ -98,10 +98,10 @@ def test_a_feature_without_its_section(tmp_path: Any) -> None:
 def test_a_damaged_copy_is_unpacked_again(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("D3PACK_HOME", str(tmp_path))
     pack = d3pack.read(CARRIED)
-    folder = unpacked(pack)
+    folder = unpack_backbone(pack)
     assert folder is not None
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert unpacked(pack) == folder
+    assert unpack_backbone(pack) == folder
     assert weights.read_bytes() == whole

@@ -12,8 +12,7 @@ from places import ROOT
 from tiny_backbones import tiny_pack
 
 import d3pack
-from d3pack.backbones import kinds, lock_directory
-from d3pack.backbones.resolve import mini_directory
+from d3pack.backbones import kinds, lock_directory, mini_directory
 from d3pack.decode import Decoder, verify_probes
 
 PACKS = sorted((ROOT / "examples").glob("*.d3m"))

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_loopback import LoopbackHub
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 from tiny_backbones import tiny_sd
 
-from d3pack.backbones import lock, open_backbone
+from d3pack.backbones import lock_backbone, open_backbone
 from d3pack.cli import main
 from d3pack.dataset import D3MDataset
-from d3pack.errors import BackboneChangedError, BackboneError
+from d3pack.errors import BackboneChangedError, BackboneError, NoSpaceError
 from d3pack.format import pack_bytes
 from d3pack.format.recipe import BackboneRef
 from d3pack.testing import raises_code
@@ -41,7 +43,7 @@ def ref(
     """Its lock; the cache is empty."""
     monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
     hub.put(REPO, files, kind="models")
-    ref, _ = lock(REPO)
+    ref, _ = lock_backbone(REPO)
     forget(hub, monkeypatch, tmp_path)
     return ref
 
@@ -87,7 +89,7 @@ def test_renamed_repository_opens_with_a_warning(
     old.name = "org/new"
     open_backbone(ref)
     assert "org/tiny is now called org/new on the Hub" in caplog.messages
-    assert lock(REPO)[0].repo == "org/new"
+    assert lock_backbone(REPO)[0].repo == "org/new"
     hub.seen.clear()
     open_backbone(ref)
     assert hub.seen == []
@@ -156,6 +158,19 @@ def test_damaged_copy_is_refused_offline(
     with pytest.raises(BackboneChangedError, match=r"unet/config\.json is not the locked file"):
         open_backbone(ref)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    open_backbone(ref)
+
+
+def test_full_disk_is_a_no_space_error(
+    hub: LoopbackHub, ref: BackboneRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(file_download, "http_get", full)
+        with pytest.raises(NoSpaceError, match="no space left in the Hub cache; free some"):
+            open_backbone(ref)
     open_backbone(ref)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import socket
@@ -12,7 +11,7 @@ import pytest
 from hub_loopback import LoopbackHub
 from huggingface_hub import constants
 
-from d3pack.errors import D3MError, HubError, HubOfflineError, NoSpaceError, NotFoundError
+from d3pack.errors import D3MError, HubError, HubOfflineError, NotFoundError
 from d3pack.hub import parse_address
 from d3pack.hub.cache import digest, fetch
 from d3pack.testing import raises_code
@@ -312,25 +311,3 @@ def test_file_with_control_characters_in_its_name_is_refused(
         fetch(parse_address("org/set"))
     assert str(caught.value).isprintable()
     assert not list(cache.rglob("*.d3m"))
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.ENOSPC, "No space left on device"),
-        OSError(errno.EDQUOT, "Disk quota exceeded"),
-        RuntimeError("Data processing error: No space left on device (os error 28)"),
-    ],
-    ids=["full", "quota", "xet"],
-)
-def test_full_disk_is_no_space_error(
-    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise error
-
-    hub.put("org/set", {"a.d3m": OLD})
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
-    with pytest.raises(NoSpaceError, match="set HF_HOME") as caught:
-        fetch(parse_address(ADDRESS))
-    assert caught.value.code == "E_NO_SPACE"

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hub_loopback import LoopbackHub
 from hub_packs import make_pack
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 
 from d3pack import hub as d3hub
-from d3pack.errors import HubError, InvalidPackError, NotFoundError, UsageError
+from d3pack.errors import HubError, InvalidPackError, NoSpaceError, NotFoundError, UsageError
 from d3pack.format import EMBEDDED, Coded, FileLock, Pack, pack_bytes, read_header
 from d3pack.hub import parse_address
 from d3pack.hub.download import download
@@ -82,6 +85,28 @@ def test_remote_file_that_is_not_a_pack_is_refused(hub: LoopbackHub) -> None:
     for call in (d3hub.remote_info, lambda text: d3hub.read_classes(text, [0])):
         with pytest.raises(InvalidPackError):
             call(ADDRESS)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+        RuntimeError("Data processing error: No space left on device (os error 28)"),  # hf_xet
+    ],
+)
+def test_full_disk_is_a_no_space_error(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise error
+
+    hub.put("org/set", {"a.d3m": DATA})
+    with monkeypatch.context() as patch:
+        patch.setattr(file_download, "http_get", full)
+        with pytest.raises(NoSpaceError, match="no space left in the Hub cache; free some"):
+            d3hub.load(ADDRESS)
+    assert d3hub.load(ADDRESS) == PACK
 
 
 def test_local_paths_make_no_request(hub: LoopbackHub, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tiny_backbones import tiny_pack, tiny_sd
 
 from d3pack import Decoder, write
 from d3pack import hub as d3hub
-from d3pack.backbones import lock
+from d3pack.backbones import lock_backbone
 from d3pack.dataset import D3MDataset
 from d3pack.errors import HubError, HubOfflineError, InvalidPackError, NotFoundError, UsageError
 from d3pack.format.pack import Pack
@@ -70,7 +70,7 @@ def test_pushed_pack_has_the_same_root_and_images(
     hub.put("org/tiny", {p.relative_to(root).as_posix(): p.read_bytes()
                          for p in root.rglob("*") if p.is_file()}, kind="models")  # fmt: skip
     made = tiny_pack(root)
-    ref, _ = lock("org/tiny")
+    ref, _ = lock_backbone("org/tiny")
     pack = replace(made, recipe=replace(made.recipe, backbone=ref))
     write(pack, tmp_path / "tiny.d3m")
     wanted = Decoder(pack).images(range(len(pack)))

@@ -14,11 +14,8 @@ from safetensors import SafetensorError
 
 from d3pack.errors import NoSpaceError
 from d3pack.sources import open_source
-from d3pack.train import checkpoint
-from d3pack.train.config import PRESETS
-from d3pack.train.latents import keep_latents
-from d3pack.train.photos import Photos, load_photos
-from d3pack.train.run import TrainOptions, train
+from d3pack.train import TrainSettings, loop, train_backbone
+from d3pack.train.data import Photos, cached_latents, load_photos
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -46,11 +43,7 @@ def test_room_is_taken_before_a_map_is_written(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(NoSpaceError, match="no space left on the disk; free some and run the same"):
-        train(
-            TrainOptions(str(photos), tmp_path / "out", device="cpu"),
-            PRESETS["tiny"],
-            lambda e: None,
-        )
+        train_backbone(photos, tmp_path / "out", TrainSettings(preset="tiny", device="cpu"))
     assert asked == [128 + 8 * 32 * 32 * 3]
     monkeypatch.undo()
     again = load_photos(
@@ -65,10 +58,10 @@ def test_a_checkpoint_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
             "Error while serializing: I/O error: No space left on device (os error 28)"
         )
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(loop, "save_file", full)
     module = torch.nn.Linear(2, 2)
     with pytest.raises(NoSpaceError, match="no space left") as caught:
-        checkpoint.save_state(
+        loop.save_state(
             tmp_path / "state.safetensors",
             module=module,
             shadow=module,
@@ -84,7 +77,7 @@ def test_latents_on_a_full_disk(tmp_path: Path) -> None:
     photos = Photos(("a", "b"), np.zeros((2, 8, 8, 3), np.uint8), rows, rows, rows)
     (tmp_path / "latents.part.npy").symlink_to("/dev/full")
     with pytest.raises(NoSpaceError, match="no space left") as caught:
-        keep_latents(
+        cached_latents(
             photos, lambda pixels: torch.zeros(len(pixels), 4, 99, 99), tmp_path, 0.0, 0, print
         )
     assert caught.value.code == "E_NO_SPACE"

@@ -32,14 +32,13 @@ from d3pack.format.pack import Pack
 from d3pack.sources import Source
 from d3pack.system.events import Events
 from d3pack.system.journal import Journal
-from d3pack.teachers.teacher import Teacher
+from d3pack.teachers import Teacher
 from d3pack.train.config import LoopConfig
+from d3pack.train.data import Latents, Photos, cached_latents, load_photos
 from d3pack.train.diffusion import SCHEDULE, DenoiserModule, DiffusionTask
 from d3pack.train.dit import VAE_FILES, ClassConditioner, DiTConfig, build_dit, export_dit
 from d3pack.train.export import write_lock
-from d3pack.train.latents import Latents, keep_latents
 from d3pack.train.loop import run_stage
-from d3pack.train.photos import Photos, load_photos
 
 Pixels = npt.NDArray[np.uint8]
 WORK = "training"
@@ -170,7 +169,7 @@ def encoded(
         skipped.remember(run.journal, run.source)
         run.journal.record("images", len(photos.labels))  # a journal of no facts has not begun
     with run.events.stage("encode the images", 2 * len(photos.train), "images"):
-        latents = keep_latents(
+        latents = cached_latents(
             photos, _of_pixels(encode), cache, 0.0, run.options.seed, _every(256, run.events.step)
         )
     return photos, latents
@@ -178,9 +177,9 @@ def encoded(
 
 def _held(encode: Callable[[Tensor], Tensor], photos: Photos) -> Latents:
     through = _of_pixels(encode)
-    parts = np.array_split(photos.held, max(1, len(photos.held) // 256))
+    parts = np.array_split(photos.held_out, max(1, len(photos.held_out) // 256))
     held = np.concatenate([through(photos.pixels[rows]).half().cpu().numpy() for rows in parts])
-    return Latents(held, photos.labels[photos.held], np.zeros(len(held), np.bool_))
+    return Latents(held, photos.labels[photos.held_out], np.zeros(len(held), np.bool_))
 
 
 def _of_pixels(encode: Callable[[Tensor], Tensor]) -> Callable[[Pixels], Tensor]:

@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 
-from d3pack.backbones import lock_directory, open_backbone
+from d3pack.backbones import lock_directory, mini_directory, open_backbone
 from d3pack.backbones.autoencoder import Autoencoder, open_autoencoder
 from d3pack.backbones.dit import DiT
-from d3pack.backbones.resolve import mini_directory
 from d3pack.encode.budget import BARE, table_dials
 from d3pack.encode.complete import finish, sample_record
 from d3pack.encode.estimate import teacher_seconds, timings
@@ -37,7 +36,7 @@ from d3pack.format.codecs import encode_prompts
 from d3pack.format.pack import EMBEDDED, Pack
 from d3pack.format.recipe import BackboneRef, DType, FileLock, Recipe
 from d3pack.sources import Source
-from d3pack.train.dit import EXPORTED, PRESETS, VAE_FILES
+from d3pack.train.dit import DIT_MODELS, EXPORTED, VAE_FILES
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,7 @@ class ClassPlan:
     def to_json(self) -> dict[str, Any]:
         value = asdict(self)
         del value["settings"], value["notes"]  # options say them
-        value["preset"] = {"name": self.preset, **asdict(PRESETS[self.preset])}
+        value["preset"] = {"name": self.preset, **asdict(DIT_MODELS[self.preset])}
         value["classes"] = len(self.classes)
         return value
 
@@ -88,7 +87,7 @@ class ClassPlan:
         length = (
             f"{settings.train_seconds:.0f} s"
             if settings.train_seconds
-            else f"{settings.train_steps or PRESETS[self.preset].loop.steps} steps"
+            else f"{settings.train_steps or DIT_MODELS[self.preset].loop.steps} steps"
         )
         place = ", carried in the pack" if settings.embed else ""
         limit = f" within {settings.decode_seconds:g} s" if settings.decode_seconds else ""
@@ -122,13 +121,13 @@ class ClassCond:
                     hint="give one that save_pretrained wrote: --vae DIR",
                 )
         preset = settings.preset or ("small" if device.startswith("cpu") else "base")
-        if preset not in PRESETS:
-            raise UsageError(f"no preset {preset!r}", hint=f"presets: {', '.join(PRESETS)}")
+        if preset not in DIT_MODELS:
+            raise UsageError(f"no preset {preset!r}", hint=f"presets: {', '.join(DIT_MODELS)}")
         if options.backbone:
             raise UsageError("classcond trains its own backbone", hint="leave --backbone out")
         typical = typical_side(source)
-        step = _autoencoder(self._vae, "cpu").factor * PRESETS[preset].patch
-        side = min(typical, PRESETS[preset].most)
+        step = _autoencoder(self._vae, "cpu").factor * DIT_MODELS[preset].patch
+        side = min(typical, DIT_MODELS[preset].max_side)
         size = options.size or (max(step, side // step * step),) * 2
         if size[0] != size[1] or size[0] % step:
             raise UsageError(f"the side must be a multiple of {step} here")
@@ -158,13 +157,13 @@ class ClassCond:
             return 0
         vae = _autoencoder(self._vae, "cpu")
         side = plan.size[0] // vae.factor
-        weights = dit_weights(PRESETS[plan.preset], vae.channels, side, len(plan.classes))
+        weights = dit_weights(DIT_MODELS[plan.preset], vae.channels, side, len(plan.classes))
         return weights + sum((self._vae / name).stat().st_size for name in VAE_FILES) // 2
 
     def estimate(self, source: Source, plan: Plan, options: EncodeOptions) -> Mapping[str, Any]:
         """Measure a few steps of the training and a few images."""
         assert isinstance(plan, ClassPlan)
-        config, settings = PRESETS[plan.preset], plan.settings
+        config, settings = DIT_MODELS[plan.preset], plan.settings
         vae = _autoencoder(self._vae, options.device or "cpu")
         costs = dit_costs(source, config, vae, plan.size[0], len(plan.classes))
         made = 1 if plan.dials.candidates == 1 else plan.dials.candidates + 1
@@ -189,7 +188,7 @@ class ClassCond:
         plan = run.plan
         assert isinstance(plan, ClassPlan)
         teacher = open_teacher(run, plan.typical)
-        config = PRESETS[plan.preset]
+        config = DIT_MODELS[plan.preset]
         vae = _autoencoder(self._vae, run.device)
         trained = train_dit(run, config, vae, self._vae, plan.size[0], plan.settings)
         photos = trained.photos
@@ -242,7 +241,7 @@ def _bytes(source: Source, plan: ClassPlan, options: EncodeOptions) -> int:
     figures = ("held_loss", "right", "distance", *(["agreement"] if options.labels else []))
     counts = {"steps": 12345, "samples": 1234567}
     record = sample_record(ClassCond.name, source, options, figures, counts)
-    width = PRESETS[plan.preset].width
+    width = DIT_MODELS[plan.preset].width
     count = plan.images_per_class
     return size_of(plan.classes, count, recipe, width, plan.dials, record, plan.seed)
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from d3pack.errors import SourceError
 from d3pack.sources import Source
-from d3pack.teachers.teacher import Teacher, batched
+from d3pack.teachers import Teacher, batched
 
 Box = tuple[float, float, float, float]
 USUAL = 100  # collages of a class, at most, of patches that nobody chose

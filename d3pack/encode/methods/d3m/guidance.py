@@ -24,7 +24,7 @@ from d3pack.encode.plan import Dials
 from d3pack.encode.search import GUIDANCES, differ, energy_distance
 from d3pack.encode.seeds import candidates_of, choose_order, lanes_of
 from d3pack.format.pack import Pack
-from d3pack.teachers.teacher import Teacher, batched
+from d3pack.teachers import Teacher, batched
 
 KEPT = 5  # images of a class that a trial keeps, and as many more as modes need
 LOOKED = 50  # classes, at most, that it makes them of

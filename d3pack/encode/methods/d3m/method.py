@@ -33,7 +33,7 @@ from d3pack.format.codecs import decode_prompts, encode_prompts
 from d3pack.format.pack import Pack
 from d3pack.sources import Source
 from d3pack.system.keeper import JournalKeeper
-from d3pack.teachers.teacher import Teacher
+from d3pack.teachers import Teacher
 
 Array = npt.NDArray[Any]
 THUMB = 128  # pixels, of the collages kept for the contact sheet

@@ -19,7 +19,7 @@ from d3pack.encode.methods.minimax.variational import Posterior
 from d3pack.system.events import Events
 from d3pack.system.journal import Arrays
 from d3pack.system.keeper import JournalKeeper
-from d3pack.train.latents import Latents
+from d3pack.train.data import Latents
 
 SAVE_EVERY = 10  # steps; the keeper decides whether the disk is worth it
 _SHOWN = 100  # steps whose mean is the figure

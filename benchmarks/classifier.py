@@ -1,4 +1,4 @@
-"""A small residual classifier of 64-pixel photographs: the yardstick of `backbone.py`.
+"""Train the small classifier of 64-pixel images that the benchmark `backbone` measures with.
 
 It is trained once on the real training images (never on the last images of each class, which every
 measurement uses), and kept; its pooled features are the space of the Frechet distances.
@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from d3pack.sources import open_source
-from d3pack.train.photos import Photos, batch_rows, load_photos
+from d3pack.train.data import Photos, batch_rows, load_photos
 
 FEATURES = 256
 
@@ -41,7 +42,7 @@ class Block(nn.Module):
         return functional.relu(y + self.skip(short))
 
 
-class Judge(nn.Module):
+class Classifier(nn.Module):
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 32, 4, 2, 1)  # 64 -> 32
@@ -64,20 +65,20 @@ class Judge(nn.Module):
 
 
 def as_input(pixels: NDArray[np.uint8] | Tensor) -> Tensor:
-    """uint8 (N, S, S, 3) or float (N, 3, S, S) in [-1, 1] -> the judge's input."""
+    """uint8 (N, S, S, 3) or float (N, 3, S, S) in [-1, 1] -> the classifier's input."""
     if isinstance(pixels, np.ndarray):
         pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
     return pixels.contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
-def look(judge: Judge, images: NDArray[np.uint8] | Tensor) -> tuple[Tensor, Tensor]:
+def classify(classifier: Classifier, images: NDArray[np.uint8] | Tensor) -> tuple[Tensor, Tensor]:
     """(features, logits) of many images."""
     found = []
     for start in range(0, len(images), 256):
         with torch.autocast("cpu", torch.bfloat16):
-            f = judge.features(as_input(images[start : start + 256]))
-            found.append((f.float(), judge.head(f).float()))
+            f = classifier.features(as_input(images[start : start + 256]))
+            found.append((f.float(), classifier.head(f).float()))
     features, logits = zip(*found, strict=True)
     return torch.cat(features), torch.cat(logits)
 
@@ -96,13 +97,13 @@ def augment(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.u
     )
 
 
-def train_judge(photos: Photos, epochs: int, path: Path, seed: int = 0) -> Judge:
+def train_classifier(photos: Photos, epochs: int, path: Path, seed: int = 0) -> Classifier:
     torch.manual_seed(seed)
-    judge = Judge(len(photos.names)).to(memory_format=torch.channels_last)
+    classifier = Classifier(len(photos.names)).to(memory_format=torch.channels_last)
     batch = 128
     total = epochs * len(photos.train) // batch
     optimizer = torch.optim.SGD(
-        judge.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
+        classifier.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=total, pct_start=0.2)
     started = time.monotonic()
@@ -111,7 +112,7 @@ def train_judge(photos: Photos, epochs: int, path: Path, seed: int = 0) -> Judge
         rng = np.random.Generator(np.random.Philox(key=[seed + 9, step]))
         x = as_input(augment(photos.pixels[rows], rng))
         with torch.autocast("cpu", torch.bfloat16):
-            logits = judge(x)
+            logits = classifier(x)
         loss = functional.cross_entropy(
             logits.float(), torch.from_numpy(photos.labels[rows]), label_smoothing=0.1
         )
@@ -125,43 +126,39 @@ def train_judge(photos: Photos, epochs: int, path: Path, seed: int = 0) -> Judge
                 f"step {step}/{total} loss {loss.item():.3f} {(step + 1) * batch / spent:.0f}/s",
                 flush=True,
             )
-    judge.eval()
+    classifier.eval()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    save_file({k: v.contiguous() for k, v in judge.state_dict().items()}, part)
+    save_file({k: v.contiguous() for k, v in classifier.state_dict().items()}, part)
     os.replace(part, path)
-    return judge
+    return classifier
 
 
-def load_judge(path: Path, classes: int) -> Judge:
-    judge = Judge(classes)
-    judge.load_state_dict(load_file(path))
-    return judge.eval().to(memory_format=torch.channels_last)
+def load_classifier(path: Path, classes: int) -> Classifier:
+    classifier = Classifier(classes)
+    classifier.load_state_dict(load_file(path))
+    return classifier.eval().to(memory_format=torch.channels_last)
 
 
 def real_photos(source: str, cache: Path) -> Photos:
-    """The photographs as training saw them: 64 pixels, the last 20 of each class held back."""
+    """The images as in training: 64 pixels, the last 20 of each class held out."""
     return load_photos(open_source(source), cache, 64, 20, lambda done, total: None)
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", help="real images with class names")
     parser.add_argument("cache", type=Path, help="where decoded photographs are kept")
-    parser.add_argument("judge", type=Path, help="file to write (safetensors)")
+    parser.add_argument("classifier", type=Path, help="file to write (safetensors)")
     parser.add_argument("--epochs", type=int, default=8)
-    found = parser.parse_args()
+    found = parser.parse_args(arguments)
     photos = real_photos(found.source, found.cache)
-    judge = train_judge(photos, found.epochs, found.judge)
-    _, logits = look(judge, photos.pixels[photos.held])
-    labels = torch.from_numpy(photos.labels[photos.held])
+    classifier = train_classifier(photos, found.epochs, found.classifier)
+    _, logits = classify(classifier, photos.pixels[photos.held_out])
+    labels = torch.from_numpy(photos.labels[photos.held_out])
     ranks = logits.topk(5).indices == labels[:, None]
     print(
         json.dumps(
             {"top1": float(ranks[:, 0].float().mean()), "top5": float(ranks.any(1).float().mean())}
         )
     )
-
-
-if __name__ == "__main__":
-    main()

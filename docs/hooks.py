@@ -1,0 +1,46 @@
+"""Pages of the site that are files of the repository, with their links made to fit.
+
+A page with `source: PATH` in its front matter shows that file. Links of the file to others that are
+pages of the site lead to those pages, links to other files of the repository lead to the host.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+HOST = "https://github.com/d3pack/d3pack/blob/main/"
+PAGES = {
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "spec/cli.md": "cli.md",
+    "spec/d3m-1.md": "format.md",
+    "spec/methods.md": "methods.md",
+}
+LINK = re.compile(r"(?<=\]\()(?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?(?=\))")
+
+
+def on_page_markdown(markdown: str, /, *, page: Any, **_: Any) -> str:
+    """Return the text of the file that a page shows, or the page's own text."""
+    source = page.meta.get("source")
+    if not source:
+        return markdown
+    text = (ROOT / source).read_text(encoding="utf-8")
+    folder = posixpath.dirname(source)
+
+    def link(match: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join(folder, match[1]))
+        if not (ROOT / target).exists():
+            raise FileNotFoundError(f"{source} links to {match[1]}, which does not exist")
+        if target in PAGES:
+            target = PAGES[target]
+        elif target.startswith("docs/") and target.endswith(".md"):
+            target = target.removeprefix("docs/")
+        else:
+            target = HOST + target
+        return target + (match[2] or "")
+
+    return LINK.sub(link, text)

@@ -1,0 +1,37 @@
+"""The benchmarks: one runner, one schema for results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as runner
+from benchmarks.results import KEYS, RESULTS, load, save
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_committed_result_follows_the_schema(path: Path) -> None:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert set(record) == KEYS
+    assert record["figures"]
+    assert record["command"].startswith("python ")
+
+
+def test_saved_result_is_loaded_again(tmp_path: Path) -> None:
+    save(tmp_path / "x.json", "what", "python -m benchmarks x", {"rate": 1.5})
+    assert set(json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))) == KEYS
+    assert load(tmp_path / "x.json") == {"rate": 1.5}
+    assert load(tmp_path / "missing.json") == {}
+
+
+def test_runner_lists_benchmarks_and_refuses_unknown_names(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert runner.main([]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in ("decode", "encode", "table"))
+    assert all(runner.names().values()), "every benchmark says in its first line what it measures"
+    assert runner.main(["nothing"]) == 2
+    assert "no benchmark 'nothing'" in capsys.readouterr().err

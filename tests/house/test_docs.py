@@ -1,0 +1,100 @@
+"""The pages of docs/: links lead somewhere, commands and imports exist, words stand once."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+CLI = (ROOT / "spec" / "cli.md").read_text(encoding="utf-8")
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(DOCS)))
+
+
+def text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text(page), flags=re.DOTALL | re.MULTILINE)
+
+
+def verbs() -> dict[str, set[str]]:
+    """Return the options of each verb, as the generated reference lists them."""
+    sections = re.split(r"^## d3pack (.+)$", CLI, flags=re.MULTILINE)[1:]
+    options = re.compile(r"`(--?[\w-]+)`")
+    return {
+        name: set(options.findall(body))
+        for name, body in zip(sections[::2], sections[1::2], strict=True)
+    }
+
+
+def commands() -> Iterator[tuple[Path, str]]:
+    for page in [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]:
+        for block in blocks(page, "sh"):
+            for line in block.splitlines():
+                line = line.split("  #")[0].strip()
+                if line.startswith("d3pack "):
+                    yield page, line
+
+
+@pages
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text(page)):
+        assert (page.parent / target).exists(), target
+
+
+@pages
+def test_included_files_exist(page: Path) -> None:
+    included = re.findall(r'--8<-- "([^"]+)"', text(page))
+    included += re.findall(r"^source: (.+)$", text(page), flags=re.MULTILINE)
+    for path in included:
+        assert (ROOT / path).is_file(), path
+
+
+def test_commands_have_the_options_that_pages_use() -> None:
+    known = verbs()
+    seen = set()
+    for page, line in commands():
+        words = shlex.split(line)[1:]
+        verb = " ".join(words[:2]) if words[0] == "cache" else words[0]
+        if verb == "demo" and verb not in known:
+            continue
+        seen.add(verb)
+        used = {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+        assert used <= known[verb] | {"--help"}, f"{page.name}: {line}"
+    assert len(seen) > 8
+
+
+@pages
+def test_python_of_pages_compiles_and_imports_what_exists(page: Path) -> None:
+    for block in blocks(page, "python"):
+        if "--8<--" in block:
+            continue
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("d3pack"):
+                for alias in node.names:
+                    assert hasattr(import_module(str(node.module)), alias.name), alias.name
+
+
+def test_api_page_names_what_exists() -> None:
+    names = re.findall(r"^::: (\S+)$", text(DOCS / "api.md"), flags=re.MULTILINE)
+    assert len(names) > 8
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        found = getattr(import_module(module), attribute)
+        assert found.__doc__, name
+
+
+def test_glossary_explains_each_word_once() -> None:
+    rows = re.findall(r"^\| (\*\*.+?) \| .+ \| .* \|$", text(DOCS / "glossary.md"), re.MULTILINE)
+    words = [word for row in rows for word in re.findall(r"\*\*(.+?)\*\*", row)]
+    assert len(words) > 60
+    assert len(set(words)) == len(words)
