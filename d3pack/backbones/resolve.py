@@ -56,6 +56,13 @@ def default_backbone(device: str) -> str:
     return MINI if device.startswith("cpu") else STABLE_DIFFUSION
 
 
+def default_guidance(ref: BackboneRef) -> float:
+    """Return the guidance for prompts whose images nobody picks."""
+    if ref.repo == MINI:
+        return 2.5
+    return 4.0 if ref.kind == "dit" else 5.0
+
+
 def mini_directory() -> Path:
     """Where the embedded backbone lies."""
     path = Path(str(resources.files("d3pack.backbones"))) / MINI

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from d3pack.preview.contact import Row, contact_sheet
 from d3pack.preview.page import document, render_page
 from d3pack.preview.sheet import Sample, render_sheet, sample
 
-__all__ = ["Sample", "document", "render_page", "render_sheet", "sample"]
+__all__ = ["Row", "Sample", "contact_sheet", "document", "render_page", "render_sheet", "sample"]

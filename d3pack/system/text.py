@@ -1,17 +1,26 @@
-"""Numbers as a person says them: counts, bytes, durations."""
+"""Counts, sizes and durations as text, text as sizes and durations, and text made safe to print."""
 
 from __future__ import annotations
 
 import math
+import re
+
+from d3pack.errors import UsageError
+
+_SIZE_UNITS = {
+    "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30,
+}  # fmt: skip
+_TIME = re.compile(r"(\d+(?:\.\d+)?)(s|m|h)")
+_TIME_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def count(number: int, what: str) -> str:
-    """`1 probe`, `2 probes`."""
+    """Return `1 probe`, `2 probes`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def size(nbytes: float) -> str:
-    """Bytes in three digits: `57 B`, `9.86 kB`, `23.5 MB`."""
+    """Return bytes in three digits: `57 B`, `9.86 kB`, `23.5 MB`."""
     unit = "B"
     for larger in ("kB", "MB", "GB"):
         if nbytes < 999.5:
@@ -21,12 +30,50 @@ def size(nbytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`49 s`, `2 min 38 s`, `3 h 05 min`, `12.5 days`."""
-    whole = math.ceil(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    if whole < 48 * 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    """Return `49 s`, `2 min 38 s`, `3 h 05 min`, `12.5 days`."""
+    rounded = math.ceil(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    if rounded < 48 * 3600:
+        return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
     return f"{seconds / 86400:.1f} days"
+
+
+def clock(seconds: float) -> str:
+    """Return `0:01:10`, the time left of a progress bar."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of `20KB`, `1.5MB`, `6000`: KB is 1000 bytes, KiB 1024."""
+    number = text.strip().rstrip("BbIiKkMmGg")
+    unit = text.strip()[len(number) :].strip().upper()
+    try:
+        nbytes = int(float(number) * _SIZE_UNITS[unit])
+    except (ValueError, KeyError, OverflowError):
+        nbytes = 0
+    if nbytes <= 0:
+        raise UsageError(f"invalid size {text!r}: expected bytes such as 20KB, 64KiB or 1.5MB")
+    return nbytes
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of `90m`, `1.5h` or `600s`."""
+    match = _TIME.fullmatch(text)
+    if not match or float(match[1]) <= 0:
+        raise UsageError(f"invalid duration {text!r}: expected a time such as 600s, 90m or 1.5h")
+    return float(match[1]) * _TIME_UNITS[match[2]]
+
+
+def printable(text: str) -> str:
+    """Return text from a file made safe for a terminal: control characters become visible."""
+    return "".join(ch if ch.isprintable() else ch.encode("unicode_escape").decode() for ch in text)
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:limit] if lines else type(error).__name__

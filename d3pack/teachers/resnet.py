@@ -19,6 +19,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn import functional
 
+from d3pack.backbones import cache_home
 from d3pack.errors import SourceError
 from d3pack.sources import Source
 from d3pack.system.events import Events
@@ -144,6 +145,11 @@ def gather(source: Source, lesson: Lesson, events: Events) -> tuple[Pixels, npt.
             labels += [c] * len(usable)
             events.step(c + 1)
     return np.stack(pixels), np.asarray(labels, dtype=np.int64)
+
+
+def teacher_directory() -> Path:
+    """Return where trained teachers are kept, for all runs."""
+    return cache_home() / "teachers"
 
 
 def teacher_key(source: Source, lesson: Lesson, device: str = "cpu") -> str:
