@@ -30,7 +30,7 @@ from d3pack.backbones.protocol import TEMPLATE, Backbone, Condition
 from d3pack.decode.noise import normal_torch
 from d3pack.decode.samplers import sample, schedule, start
 from d3pack.preview.contact import Row, contact_sheet
-from d3pack.train.photos import Photos
+from d3pack.train.data import Photos
 
 GROUP = 32
 
@@ -137,7 +137,7 @@ class Real:
 
 
 def look_at_real(backbone: Backbone, photos: Photos, judge: Judge) -> Real:
-    pixels, labels = photos.pixels[photos.held], photos.labels[photos.held]
+    pixels, labels = photos.pixels[photos.held_out], photos.labels[photos.held_out]
     psnr, latents = autoencoder_psnr(backbone, pixels)
     features, logits = look(judge, pixels)
     rng = np.random.Generator(np.random.Philox(0))

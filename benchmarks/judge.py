@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from d3pack.sources import open_source
-from d3pack.train.photos import Photos, batch_rows, load_photos
+from d3pack.train.data import Photos, batch_rows, load_photos
 
 FEATURES = 256
 
@@ -153,8 +153,8 @@ def main() -> None:
     found = parser.parse_args()
     photos = real_photos(found.source, found.cache)
     judge = train_judge(photos, found.epochs, found.judge)
-    _, logits = look(judge, photos.pixels[photos.held])
-    labels = torch.from_numpy(photos.labels[photos.held])
+    _, logits = look(judge, photos.pixels[photos.held_out])
+    labels = torch.from_numpy(photos.labels[photos.held_out])
     ranks = logits.topk(5).indices == labels[:, None]
     print(
         json.dumps(

@@ -41,8 +41,7 @@ from d3pack.format.pack import Pack
 from d3pack.sources import open_source
 from d3pack.system.events import Events
 from d3pack.system.journal import Journal
-from d3pack.teachers.resnet import lesson_for, train_teacher
-from d3pack.teachers.teacher import Teacher, batched
+from d3pack.teachers import Teacher, batched, teacher_config, train_teacher
 
 RESULTS = Path(__file__).parent / "results" / "methods.json"
 NEAREST = 5
@@ -105,7 +104,7 @@ def open_teacher(train: RealImages, samples: int, work: Path) -> Teacher:
     """The one that the methods asked, remembered from there."""
     journal = Journal(work, {"samples": samples})
     try:
-        lesson = lesson_for(train.size, samples, 0)
+        lesson = teacher_config(train.size, samples, 0)
         return train_teacher(
             train.source, lesson, journal, Events([]), cache=teacher_cache(), device="cpu"
         )

@@ -10,9 +10,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from d3pack.cli import _out
-from d3pack.cli.train import parse_time
 from d3pack.errors import UsageError
-from d3pack.system.text import count, duration
+from d3pack.system.text import count, duration, parse_duration
 
 OnError = Literal["skip", "fail"]
 Sampler = Literal["ddim", "dpmpp-2m", "euler", "lcm"]
@@ -201,7 +200,7 @@ def encode(
             setting or (),
             vae=None if vae is None else str(vae),
             preset=preset,
-            train_seconds=None if time_budget is None else parse_time(time_budget),
+            train_seconds=None if time_budget is None else parse_duration(time_budget),
             decode_seconds=decode_seconds,
             embed=embed_backbone or None,
         ),

@@ -129,7 +129,7 @@ def evaluate(
     write_json(home.path / "evaluation.json", data)
     if report is not None:
         from d3pack.evaluate.report import render
-        from d3pack.format.writer import replace_file
+        from d3pack.system import replace_file
 
         replace_file(report, render(result, name=Path(path).name).encode())
     if form == "json":

@@ -67,7 +67,7 @@ def pull(
     if target is not None and target.exists() and target.read_bytes() != pulled.data and not force:
         raise UsageError(f"{target} exists and is another file", hint="give --force or --output")
     if target is not None:
-        from d3pack.format.writer import replace_file
+        from d3pack.system import replace_file
 
         replace_file(target, pulled.data)
     where = _fetch_backbone(pulled.pack, quiet=form == "quiet") if backbone else None

@@ -45,9 +45,9 @@ def preview(
 
     from d3pack import read
     from d3pack.decode import Decoder, beside, verify_probes
-    from d3pack.format.writer import replace_file
     from d3pack.hub import local_path
     from d3pack.preview import render_page, render_sheet, sample
+    from d3pack.system import replace_file
 
     file = local_path(pack)
     opened = read(file)

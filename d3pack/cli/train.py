@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,9 +10,7 @@ import typer
 
 from d3pack.cli import _out
 from d3pack.errors import UsageError
-
-_TIME = re.compile(r"(\d+(?:\.\d+)?)(s|m|h)")
-_UNIT = {"s": 1.0, "m": 60.0, "h": 3600.0}
+from d3pack.system.text import parse_duration
 
 
 def register(app: typer.Typer) -> None:
@@ -71,50 +68,30 @@ def train(
 
     Example: d3pack train photos/ -o backbone --time-budget 90m
     """
-    seconds = None if time_budget is None else parse_time(time_budget)
-    start = None if init_from is None else _start(init_from)
-    from dataclasses import replace
-
-    from d3pack.train.config import PRESETS
-    from d3pack.train.run import STAGES, TrainOptions, train
+    from d3pack.train import PRESETS, STAGES, TrainSettings, train_backbone
 
     if preset not in PRESETS:
         raise UsageError(f"no preset {preset!r}", hint=f"presets: {', '.join(PRESETS)}")
-    options = TrainOptions(
-        source=source,
-        out=output,
-        seconds=seconds,
-        device=device,
-        stages=tuple(stage) if stage else STAGES[2:] if start else STAGES,
+    unknown = set(stage or ()) - set(STAGES)
+    if unknown:
+        raise UsageError(f"no stage {sorted(unknown)[0]!r}", hint=f"stages: {', '.join(STAGES)}")
+    settings = TrainSettings(
+        preset=preset,  # type: ignore[arg-type]
+        time_budget=None if time_budget is None else parse_duration(time_budget),
+        device=device or None,
+        stages=tuple(stage or ()),  # type: ignore[arg-type]
         sentence_encoder=sentence_encoder,
         words=words,
-        init_from=start,
+        init_from=init_from,
         licence=licence,
-        compiled=compiled,
+        compile=compiled,
+        seed=seed,
     )
     tell = {"human": _tell, "json": _event, "quiet": lambda event: None}[form]
     _out.if_interrupted(f"run the same command again and it goes on ({output}/training)")
-    made = train(options, replace(PRESETS[preset], seed=seed), tell)
+    made = train_backbone(source, output, settings, report=tell)
     if made is not None and form == "human" and os.environ.get("RANK", "0") == "0":
         print(f"{output}: a backbone in diffusers' layout; use it as --backbone {output}")
-
-
-def parse_time(text: str) -> float:
-    """Seconds of `90m`, `1.5h` or `600s`."""
-    found = _TIME.fullmatch(text)
-    if not found or float(found[1]) <= 0:
-        raise UsageError(f"{text!r} is no time", hint="write 600s, 90m or 1.5h")
-    return float(found[1]) * _UNIT[found[2]]
-
-
-def _start(name: str) -> Path:
-    if name == "mini":
-        from d3pack.backbones.resolve import mini_directory
-
-        return mini_directory()
-    if not (Path(name) / "unet" / "config.json").is_file():
-        raise UsageError(f"{name} holds no backbone", hint="give a directory that train wrote")
-    return Path(name)
 
 
 def _event(event: dict[str, Any]) -> None:

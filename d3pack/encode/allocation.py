@@ -13,7 +13,7 @@ from d3pack.encode.settings import EncodeSettings, parse_labels
 from d3pack.errors import UsageError
 from d3pack.format import Pack, Probes, Recipe, pack_bytes
 from d3pack.format.codecs import encode_labels, encode_picks, encode_prompts
-from d3pack.system.text import count
+from d3pack.system import count
 
 PROBE = 8  # side of a stored probe, where the size of the images allows it
 PICKY = 8  # candidates for each image where making them is cheap ...

@@ -16,8 +16,7 @@ import torch
 from d3pack.backbones import Backbone
 from d3pack.decode import Decoder
 from d3pack.format import Pack
-from d3pack.system.events import Events
-from d3pack.system.journal import Arrays, Journal
+from d3pack.system import Arrays, Events, Journal
 from d3pack.teachers import Teacher, batched
 
 Array = npt.NDArray[np.float32]

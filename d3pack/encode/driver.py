@@ -23,11 +23,8 @@ from d3pack.encode.settings import EncodeSettings
 from d3pack.errors import InvalidPackError, NotFoundError, UsageError
 from d3pack.format import Pack, read, write
 from d3pack.sources import Source, open_source
-from d3pack.system.events import Events, Listener, log_file
-from d3pack.system.files import digest, full_disk_named
-from d3pack.system.journal import Journal
-from d3pack.system.settings import all_plain
-from d3pack.teachers import teacher_directory
+from d3pack.system import Events, Journal, Listener, all_plain, digest, disk_full_as_error, log_file, replace_folder, resolve_device
+from d3pack.teachers import teacher_cache
 
 # folders of the journal that nobody needs when the pack is written
 _TEMPORARY = ("classes", "candidates", "labels", "teacher", "training", "tuning")
@@ -66,7 +63,7 @@ def estimate_encode(
     }
 
 
-@full_disk_named()
+@disk_full_as_error()
 def encode(
     source: Source | str | Path,
     output: str | Path,
@@ -165,7 +162,7 @@ def _opened(source: Source | str | Path) -> Source:
 def _prepare(
     method: Method, source: Source, settings: EncodeSettings, teachers: Path | None
 ) -> tuple[Job, EncodeContext]:
-    context = EncodeContext(_device(settings.device), teachers or teacher_directory())
+    context = EncodeContext(_device(settings.device), teachers or teacher_cache())
     return method.prepare(source, settings, own_settings(method, settings), context), context
 
 

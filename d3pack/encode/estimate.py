@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from d3pack.encode.settings import EncodeSettings
 from d3pack.sources import Source
-from d3pack.teachers import SmallResNet, lesson_for
+from d3pack.teachers import SmallResNet, teacher_config
 
 
 def seconds_of(work: Callable[[], Any]) -> float:
@@ -32,7 +32,7 @@ def wait_for_device() -> None:
 
 def teacher_seconds(source: Source, typical: int, settings: EncodeSettings, device: str) -> float:
     """Return the seconds that the training of a small teacher takes."""
-    lesson = lesson_for(typical, settings.teacher_samples, settings.seed, device)
+    lesson = teacher_config(typical, settings.teacher_samples, settings.seed, device)
     net = SmallResNet(len(source.classes), lesson.widths).to(device)
     x = torch.zeros((32, 3, lesson.size, lesson.size), device=device)
     target = torch.zeros(32, dtype=torch.long, device=device)

@@ -30,7 +30,7 @@ from d3pack.format import Pack
 from d3pack.format.codecs import encode_labels, encode_picks
 from d3pack.preview.contact import Row, contact_sheet
 from d3pack.sources import Source
-from d3pack.system.journal import Journal
+from d3pack.system import Journal
 from d3pack.teachers import Teacher
 
 SHEET_IMAGES = 4  # of a class

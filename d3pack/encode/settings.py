@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from d3pack.errors import UsageError
-from d3pack.system.settings import SettingError, check, from_plain, option, options_of, plain
-from d3pack.system.text import parse_duration, parse_size
+from d3pack.system import SettingError, check, from_plain, option, options_of, parse_duration, parse_size, plain
 
 Codec = Literal["f16", "i8", "i4", "pq"]
 Sampler = Literal["ddim", "dpmpp-2m", "euler", "lcm"]

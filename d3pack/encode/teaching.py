@@ -6,7 +6,7 @@ import hashlib
 
 from d3pack.encode.contract import EncodeRun
 from d3pack.errors import UsageError
-from d3pack.teachers import Teacher, TransformersTeacher, lesson_for, teacher_key, train_teacher
+from d3pack.teachers import Teacher, TransformersTeacher, teacher_config, teacher_key, train_teacher
 
 _KEY = "teacher key"  # in the journal: which teacher of the cache the run began with
 
@@ -50,7 +50,7 @@ def _open(run: EncodeRun, typical: int) -> Teacher:
         )
     if table is not None:
         raise UsageError("teacher_map needs a teacher", hint="name one with teacher")
-    lesson = lesson_for(typical, settings.teacher_samples, settings.seed, context.device)
+    lesson = teacher_config(typical, settings.teacher_samples, settings.seed, context.device)
     key = teacher_key(run.source, lesson, context.device)
     if _KEY in journal and (context.teachers / f"{journal[_KEY]}.safetensors").exists():
         key = journal[_KEY]  # also where threads or torch are others now

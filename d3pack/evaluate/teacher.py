@@ -11,13 +11,17 @@ from torch import Tensor
 
 from d3pack.encode.methods.d3m.collages import CollageOptions, best_patches
 from d3pack.encode.options import EncodeOptions
-from d3pack.encode.teaching import teacher_cache
 from d3pack.evaluate.real import RealImages
 from d3pack.evaluate.workdir import Workdir
 from d3pack.system.events import Events
 from d3pack.system.journal import Journal
-from d3pack.teachers.resnet import lesson_for, train_teacher
-from d3pack.teachers.teacher import Teacher, TransformersTeacher
+from d3pack.teachers import (
+    Teacher,
+    TransformersTeacher,
+    teacher_cache,
+    teacher_config,
+    train_teacher,
+)
 
 POOL = 300  # images of each class that are looked at, as RDED does
 
@@ -80,7 +84,7 @@ def open_judge(
         if event["event"] == "note":
             report(str(event["text"]))
 
-    lesson = lesson_for(real.size, EncodeOptions().teacher_samples, 0)
+    lesson = teacher_config(real.size, EncodeOptions().teacher_samples, 0)
     folder = workdir.path / f"teacher-{source.fingerprint()[:12]}"
     journal = Journal(folder, {"source": source.fingerprint(), "lesson": repr(lesson)})
     try:

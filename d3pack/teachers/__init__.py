@@ -1,4 +1,4 @@
-"""Classifiers that choose images and label them: a given one, or one that is trained here."""
+"""Teachers: classifiers that choose images and answer with soft labels."""
 
 from __future__ import annotations
 
@@ -10,23 +10,37 @@ if TYPE_CHECKING:
     from d3pack.teachers.patches import Cut, Patches, best_patches
     from d3pack.teachers.resnet import (
         SmallResNet,
-        lesson_for,
-        teacher_directory,
+        TeacherConfig,
+        TrainedTeacher,
+        teacher_cache,
+        teacher_config,
         teacher_key,
         train_teacher,
     )
-    from d3pack.teachers.teacher import Teacher, TransformersTeacher, batched
+    from d3pack.teachers.teacher import (
+        Teacher,
+        TeacherError,
+        TransformersTeacher,
+        batched,
+        fit,
+        match_labels,
+    )
 
 __all__ = [
     "Cut",
     "Patches",
     "SmallResNet",
     "Teacher",
+    "TeacherConfig",
+    "TeacherError",
+    "TrainedTeacher",
     "TransformersTeacher",
     "batched",
     "best_patches",
-    "lesson_for",
-    "teacher_directory",
+    "fit",
+    "match_labels",
+    "teacher_cache",
+    "teacher_config",
     "teacher_key",
     "train_teacher",
 ]
@@ -37,11 +51,20 @@ __getattr__ = lazy_names(
         "patches": ["Cut", "Patches", "best_patches"],
         "resnet": [
             "SmallResNet",
-            "lesson_for",
-            "teacher_directory",
+            "TeacherConfig",
+            "TrainedTeacher",
+            "teacher_cache",
+            "teacher_config",
             "teacher_key",
             "train_teacher",
         ],
-        "teacher": ["Teacher", "TransformersTeacher", "batched"],
+        "teacher": [
+            "Teacher",
+            "TeacherError",
+            "TransformersTeacher",
+            "batched",
+            "fit",
+            "match_labels",
+        ],
     },
 )

@@ -1,4 +1,4 @@
-"""`--teacher train`: a small ResNet fitted to the source itself, once for each source."""
+"""A small ResNet trained on the source itself, once for each source."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
-    """How the teacher is trained. Part of the key under which it is remembered."""
+class TeacherConfig:
+    """How a teacher is trained; part of the key under which it is cached."""
 
     size: int
     samples: int
@@ -42,10 +42,10 @@ class Lesson:
     weight_decay: float = 5e-4
     smoothing: float = 0.1
     widths: tuple[int, ...] = (48, 96, 192)
-    held: float = 0.05  # share of the images that only measure
-    epochs: int = 40  # at most: small sources are not worn out
+    held: float = 0.05  # share of the images held out
+    epochs: int = 40  # at most, for small sources
     seed: int = 0
-    bf16: bool = False  # in training alone; answers are float32
+    bf16: bool = False  # in training only; logits are float32
     version: int = 1
 
 
@@ -65,7 +65,7 @@ class _Block(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """4x4 patches in steps of two, then one residual block a width."""
+    """A 4x4 convolution of stride 2, then one residual block for each width."""
 
     def __init__(self, classes: int, widths: Sequence[int]) -> None:
         super().__init__()
@@ -87,19 +87,19 @@ class SmallResNet(nn.Module):
 
 
 class TrainedTeacher:
-    """A trained net with the statistics of its source."""
+    """A trained network as a teacher."""
 
     def __init__(
         self,
         net: SmallResNet,
-        lesson: Lesson,
+        config: TeacherConfig,
         classes: Sequence[str],
         record: Mapping[str, Any],
         device: str = "cpu",
     ) -> None:
         self._net = net.eval().requires_grad_(False).to(device)
         self._device = torch.device(device)
-        self._size = (lesson.size, lesson.size)
+        self._size = (config.size, config.size)
         self.classes = tuple(classes)
         self.record: Mapping[str, Any] = dict(record)
 
@@ -121,24 +121,26 @@ def _normal(values: Tensor) -> Tensor:
 
 
 def square(image: Image.Image, size: int) -> Pixels:
-    """The middle of an image as (3, size, size)."""
+    """Return the centre of an image as (3, size, size)."""
     fits = image.size == (size, size)
     fitted = image if fits else ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     return np.asarray(fitted, dtype=np.uint8).transpose(2, 0, 1)
 
 
-def gather(source: Source, lesson: Lesson, events: Events) -> tuple[Pixels, npt.NDArray[np.int64]]:
-    """Images of all classes in memory: all of a small source, an even sample of a large one."""
-    most = max(1, MAX_BYTES // (3 * lesson.size**2) // len(source.classes))
+def gather(
+    source: Source, config: TeacherConfig, events: Events
+) -> tuple[Pixels, npt.NDArray[np.int64]]:
+    """Read images of all classes: all of a small source, an even sample of a large one."""
+    most = max(1, MAX_BYTES // (3 * config.size**2) // len(source.classes))
     pixels: list[Pixels] = []
     labels: list[int] = []
     with events.stage("read for the teacher", len(source.classes), "classes"):
         for c, count in enumerate(source.counts):
-            rng = np.random.Generator(np.random.Philox(key=[lesson.seed, c]))
+            rng = np.random.Generator(np.random.Philox(key=[config.seed, c]))
             picked = np.sort(rng.permutation(count)[:most])
-            # one at a time: only the small copies of a class are ever held together
-            found = (source.get(c, int(i)) for i in picked)
-            usable = [square(image, lesson.size) for image in found if image is not None]
+            # read one at a time, so that only the small copies are in memory
+            images = (source.get(c, int(i)) for i in picked)
+            usable = [square(image, config.size) for image in images if image is not None]
             if not usable:
                 raise SourceError(f"no image of class {source.classes[c]!r} can be read")
             pixels += usable
@@ -147,22 +149,22 @@ def gather(source: Source, lesson: Lesson, events: Events) -> tuple[Pixels, npt.
     return np.stack(pixels), np.asarray(labels, dtype=np.int64)
 
 
-def teacher_directory() -> Path:
-    """Return where trained teachers are kept, for all runs."""
+def teacher_cache() -> Path:
+    """Return the directory of cached teachers."""
     return cache_home() / "teachers"
 
 
-def teacher_key(source: Source, lesson: Lesson, device: str = "cpu") -> str:
-    """Names a teacher by its source, its lesson and what decides about its last bits."""
+def teacher_key(source: Source, config: TeacherConfig, device: str = "cpu") -> str:
+    """Return the cache key of a teacher: source, config and what decides its last bits."""
     kind = device.partition(":")[0]
     place = [kind, torch.get_num_threads() if kind == "cpu" else 0, torch.__version__]
-    text = json.dumps([source.fingerprint(), asdict(lesson), place], sort_keys=True)
+    text = json.dumps([source.fingerprint(), asdict(config), place], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def train_teacher(
     source: Source,
-    lesson: Lesson,
+    config: TeacherConfig,
     journal: Journal,
     events: Events,
     *,
@@ -170,34 +172,37 @@ def train_teacher(
     device: str,
     key: str = "",
 ) -> TrainedTeacher:
-    """The teacher of this source: remembered, or trained (going on where a killed run stopped).
+    """Return the teacher of a source, from the cache or trained now.
 
-    `key` names one of the cache that has to be the teacher.
+    An interrupted training resumes from the journal.
+
+    Args:
+        key: key of a cached teacher to use, instead of that of `config`.
     """
-    key = key or teacher_key(source, lesson, device)
+    key = key or teacher_key(source, config, device)
     stored = cache / f"{key}.safetensors"
     found = _read(stored)
     if found is None:
         cache.mkdir(parents=True, exist_ok=True)
-        write_whole(stored, _train(source, lesson, journal, events, device, key))
+        write_whole(stored, _train(source, config, journal, events, device, key))
         journal.drop("teacher")
         found = _read(stored)
         assert found is not None
     data, weights, figures = found
-    net = SmallResNet(len(source.classes), lesson.widths)
+    net = SmallResNet(len(source.classes), config.widths)
     net.load_state_dict(weights)
     record = {
         "kind": "trained",
-        "name": f"resnet-{'-'.join(map(str, lesson.widths))}-{lesson.size}px",
+        "name": f"resnet-{'-'.join(map(str, config.widths))}-{config.size}px",
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest()[:32],
         **figures,
     }
-    return TrainedTeacher(net, lesson, source.classes, record, device)
+    return TrainedTeacher(net, config, source.classes, record, device)
 
 
 def _read(stored: Path) -> tuple[bytes, dict[str, Tensor], dict[str, Any]] | None:
-    """Bytes, weights and figures of a teacher; None where it is missing or not whole."""
+    """Return bytes, weights and figures of a cached teacher; None if missing or damaged."""
     if not stored.exists():
         return None
     data = stored.read_bytes()
@@ -209,54 +214,54 @@ def _read(stored: Path) -> tuple[bytes, dict[str, Tensor], dict[str, Any]] | Non
 
 
 def _train(
-    source: Source, lesson: Lesson, journal: Journal, events: Events, device: str, key: str
+    source: Source, config: TeacherConfig, journal: Journal, events: Events, device: str, key: str
 ) -> bytes:
-    pixels, labels = gather(source, lesson, events)
+    pixels, labels = gather(source, config, events)
     images, targets = torch.from_numpy(pixels), torch.from_numpy(labels)
-    rng = np.random.Generator(np.random.Philox(key=[lesson.seed, 2**32]))
-    held, train = hold_back(labels, rng.permutation(len(labels)), lesson.held)
-    net = _fresh(len(source.classes), lesson).to(device)
+    rng = np.random.Generator(np.random.Philox(key=[config.seed, 2**32]))
+    held, train = hold_back(labels, rng.permutation(len(labels)), config.held)
+    net = _fresh(len(source.classes), config).to(device)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
         net.parameters(),
-        lr=lesson.lr,
+        lr=config.lr,
         momentum=0.9,
-        weight_decay=lesson.weight_decay,
+        weight_decay=config.weight_decay,
         nesterov=True,
     )
-    batch = min(lesson.batch, len(train))
-    steps = max(1, min(lesson.samples, lesson.epochs * len(train)) // batch)
+    batch = min(config.batch, len(train))
+    steps = max(1, min(config.samples, config.epochs * len(train)) // batch)
     every = max(1, steps // CHECKPOINTS)
-    step = _restore(journal, net, optimizer, key)
+    step = _load_state(journal, net, optimizer, key)
     with events.stage("train the teacher", steps, "steps"):
         while step < steps:
-            rows, moves = _batch_plan(len(train), batch, step, lesson)
+            rows, moves = _batch_plan(len(train), batch, step, config)
             x = _augment(images[train[rows]].to(device), moves)
             for group in optimizer.param_groups:
-                group["lr"] = lesson.lr * _one_cycle(step / steps)
+                group["lr"] = config.lr * _one_cycle(step / steps)
             net.train()
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=lesson.bf16):
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.bf16):
                 answers = net(x)
             loss = functional.cross_entropy(
-                answers.float(), targets[train[rows]].to(device), label_smoothing=lesson.smoothing
+                answers.float(), targets[train[rows]].to(device), label_smoothing=config.smoothing
             )
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward([loss])
             optimizer.step()
             step += 1
             if step % every == 0 or step == steps:
-                _remember(journal, net, optimizer, step, key)
+                _save_state(journal, net, optimizer, step, key)
             if step % 10 == 0 or step == steps:
                 events.step(step, loss=round(float(loss.detach()), 4), samples=step * batch)
     figures: dict[str, Any] = {}
     if len(held):
-        taught = TrainedTeacher(net, lesson, source.classes, {}, device)
-        judged = torch.cat([taught.logits(part) for part in torch.split(images[held], 256)])
+        teacher = TrainedTeacher(net, config, source.classes, {}, device)
+        logits = torch.cat([teacher.logits(part) for part in torch.split(images[held], 256)])
         figures["held_accuracy"] = round(
-            float((judged.argmax(1) == targets[held]).float().mean()), 4
+            float((logits.argmax(1) == targets[held]).float().mean()), 4
         )
         events.note(
-            f"teacher: {100 * figures['held_accuracy']:.1f} % on {len(held)} images held back"
+            f"teacher: {100 * figures['held_accuracy']:.1f} % on {len(held)} images held out"
         )
     state = {name: value.cpu().contiguous() for name, value in net.state_dict().items()}
     data: bytes = save_tensors(state, metadata={"figures": json.dumps(figures)})
@@ -266,25 +271,25 @@ def _train(
 def hold_back(
     labels: npt.NDArray[np.int64], order: npt.NDArray[np.int64], share: float
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The first rows of an order only measure, the others teach; (held, train).
+    """Split the rows of an order into those held out and those to train on, (held, train).
 
-    Of a class that would be left without a row to learn from, the first drawn teaches too.
+    A class that would have no row to train on keeps its first one.
     """
     count = int(len(order) * share)
-    taught = set(labels[order[count:]].tolist())
+    covered = set(labels[order[count:]].tolist())
     spared = []
     for place, label in enumerate(labels[order[:count]].tolist()):
-        if label not in taught:
-            taught.add(label)
+        if label not in covered:
+            covered.add(label)
             spared.append(place)
     held = np.delete(order[:count], spared)
     return held, np.concatenate([order[spared], order[count:]])
 
 
-def _fresh(classes: int, lesson: Lesson) -> SmallResNet:
+def _fresh(classes: int, config: TeacherConfig) -> SmallResNet:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(lesson.seed)
-        return SmallResNet(classes, lesson.widths)
+        torch.manual_seed(config.seed)
+        return SmallResNet(classes, config.widths)
 
 
 def _one_cycle(progress: float) -> float:
@@ -292,14 +297,14 @@ def _one_cycle(progress: float) -> float:
 
 
 def _batch_plan(
-    rows: int, batch: int, step: int, lesson: Lesson
+    rows: int, batch: int, step: int, config: TeacherConfig
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Row numbers and augmentation of one step: a function of the step alone."""
+    """Return rows and augmentation of one step, a function of the step alone."""
     per_epoch = rows // batch
     epoch, place = divmod(step, per_epoch)
-    order = np.random.Generator(np.random.Philox(key=[lesson.seed + 1, epoch])).permutation(rows)
-    draw = np.random.Generator(np.random.Philox(key=[lesson.seed + 2, step]))
-    reach = max(1, lesson.size // 8)
+    order = np.random.Generator(np.random.Philox(key=[config.seed + 1, epoch])).permutation(rows)
+    draw = np.random.Generator(np.random.Philox(key=[config.seed + 2, step]))
+    reach = max(1, config.size // 8)
     moves = np.stack(
         [
             draw.integers(0, 2, batch),
@@ -312,7 +317,7 @@ def _batch_plan(
 
 
 def _augment(images: Tensor, moves: npt.NDArray[np.int64]) -> Tensor:
-    """Mirror half of the images and shift all, with reflected borders."""
+    """Flip half of the images and shift all of them, with reflected borders."""
     reach = max(1, int(np.abs(moves[:, 1:]).max()))
     values = _normal(images.float() / 255)
     flips = torch.from_numpy(moves[:, 0].astype(bool)).to(values.device)
@@ -326,7 +331,7 @@ def _augment(images: Tensor, moves: npt.NDArray[np.int64]) -> Tensor:
     return torch.stack(shifted).contiguous(memory_format=torch.channels_last)
 
 
-def _remember(
+def _save_state(
     journal: Journal, net: nn.Module, optimizer: torch.optim.SGD, step: int, key: str
 ) -> None:
     arrays = {f"net.{name}": value.cpu().numpy() for name, value in net.state_dict().items()}
@@ -335,9 +340,9 @@ def _remember(
     journal.save("teacher/state", arrays, {"step": step, "key": key})
 
 
-def _restore(journal: Journal, net: nn.Module, optimizer: torch.optim.SGD, key: str) -> int:
+def _load_state(journal: Journal, net: nn.Module, optimizer: torch.optim.SGD, key: str) -> int:
     found = journal.load("teacher/state")
-    if found is None or found[1].get("key") != key:  # half of another teacher is none of this one
+    if found is None or found[1].get("key") != key:  # the state of another teacher
         return 0
     arrays, facts = found
     net.load_state_dict(
@@ -345,18 +350,18 @@ def _restore(journal: Journal, net: nn.Module, optimizer: torch.optim.SGD, key: 
     )
     for i, parameter in enumerate(net.parameters()):
         buffer = torch.from_numpy(arrays[f"momentum.{i}"]).to(parameter)
-        # the layout decides the order of sums: in another one the last bit would differ
+        # the memory layout decides the order of sums, and so the last bits
         if parameter.is_contiguous(memory_format=torch.channels_last) and parameter.ndim == 4:
             buffer = buffer.contiguous(memory_format=torch.channels_last)
         optimizer.state[parameter]["momentum_buffer"] = buffer
     return int(facts["step"])
 
 
-def lesson_for(typical: int, samples: int, seed: int, device: str = "cpu") -> Lesson:
-    """The lesson for images of a typical side length, on this machine."""
+def teacher_config(typical: int, samples: int, seed: int, device: str = "cpu") -> TeacherConfig:
+    """Return the configuration for images of a typical side length on this machine."""
     size = 32 if typical <= 40 else 64
-    # two to three times as fast where the processor has instructions for it, else far slower
+    # two to three times faster where the processor has instructions for it, slower elsewhere
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     bf16 = not device.startswith("cpu") or bool(supported())
-    # four times the pixels cost four times the work
-    return Lesson(size, max(1, samples * 32**2 // size**2), seed=seed, bf16=bf16)
+    # four times the pixels cost four times as much
+    return TeacherConfig(size, max(1, samples * 32**2 // size**2), seed=seed, bf16=bf16)

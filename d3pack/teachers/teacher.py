@@ -1,4 +1,4 @@
-"""Teachers: classifiers that judge patches and generated images, and answer with soft labels."""
+"""The Teacher protocol, and any `transformers` image classifier as one."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from d3pack.sources.names import read_table, tidy
 
 
 class TeacherError(D3MError):
-    """The teacher is missing, refused, or knows other classes."""
+    """The teacher is missing, refused, or has other classes."""
 
     code = "E_TEACHER"
 
 
 class Teacher(Protocol):
-    """Judges uint8 images of any size by the classes of the source."""
+    """A classifier of uint8 images of any size, by the classes of the source."""
 
     classes: tuple[str, ...]
-    record: Mapping[str, Any]  # what provenance says about it: kind, name, bytes, sha256, figures
+    record: Mapping[str, Any]  # for provenance: kind, name, bytes, sha256, figures
 
     def logits(self, images: Tensor) -> Tensor:
         """(N, 3, h, w) uint8 -> (N, classes) float32."""
@@ -38,7 +38,7 @@ class Teacher(Protocol):
 
 
 def fit(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 images as float32 in [0, 1] at `size`, smoothed when they shrink."""
+    """Resize uint8 images to `size`, as float32 in [0, 1]."""
     values = images.float() / 255
     if tuple(values.shape[-2:]) == size:
         return values
@@ -50,41 +50,46 @@ def fit(images: Tensor, size: tuple[int, int]) -> Tensor:
 def match_labels(
     classes: Sequence[str], labels: Sequence[str], table: Mapping[str, str] | None = None
 ) -> list[int]:
-    """For each class the teacher's label of the same name; a class without one is an error.
+    """Return for each class the index of the teacher's label with the same name.
 
-    A label "tench, Tinca tinca" answers to each of its names; `table` (class -> label) settles the
-    rest.
+    A label such as "tench, Tinca tinca" has several names.
+
+    Args:
+        table: labels of classes whose names the teacher does not know.
+
+    Raises:
+        TeacherError: a class has no label or several, or two classes have the same.
     """
     places: dict[str, set[int]] = {}
     for place, label in enumerate(labels):
         for name in (label, *label.split(",")):
             places.setdefault(tidy(name).casefold(), set()).add(place)
-    found: list[int] = []
+    indices: list[int] = []
     missing: list[str] = []
     double: list[str] = []
     for name in classes:
-        wanted = table.get(name, name) if table else name
-        there = places.get(tidy(wanted).casefold(), set())
-        if len(there) == 1:
-            found += there
+        label = table.get(name, name) if table else name
+        matches = places.get(tidy(label).casefold(), set())
+        if len(matches) == 1:
+            indices += matches
         else:
-            (double if there else missing).append(name)
+            (double if matches else missing).append(name)
     if missing or double:
         problem = missing or double
         raise TeacherError(
             f"the teacher has {'no label' if missing else 'several labels'} for "
             f"{len(problem)} of {len(classes)} classes, first {problem[0]!r}",
-            hint="map them with --teacher-map (class to label), or use --teacher train",
+            hint="map them with teacher_map (class to label), or train a teacher",
         )
-    if len(set(found)) < len(found):
+    if len(set(indices)) < len(indices):
         raise TeacherError(
-            "two classes have the same label of the teacher", hint="mend --teacher-map"
+            "two classes have the same label of the teacher", hint="correct teacher_map"
         )
-    return found
+    return indices
 
 
 class TransformersTeacher:
-    """Any `transformers` image classifier that is stored as safetensors."""
+    """A `transformers` image classifier stored as safetensors."""
 
     def __init__(
         self, name: str, classes: Sequence[str], *, table: str | None = None, device: str = "cpu"
@@ -100,7 +105,7 @@ class TransformersTeacher:
                 )
             try:
                 path = Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
-            # the Hub client has its own family of errors and lets those of the network through
+            # the Hub client raises errors of its own and of the network
             except Exception as error:
                 raise TeacherError(f"cannot fetch the teacher {name}: {_line(error)}") from error
         weights = sorted(path.glob("*.safetensors"))
@@ -113,9 +118,9 @@ class TransformersTeacher:
             model = AutoModelForImageClassification.from_pretrained(
                 path, use_safetensors=True, local_files_only=True, trust_remote_code=False
             )
-        # transformers, safetensors and torch each name a damaged model in their own way
+        # transformers, safetensors and torch each raise other errors for a damaged model
         except Exception as error:
-            raise TeacherError(f"{path.name} is no image classifier: {_line(error)}") from error
+            raise TeacherError(f"{path.name} is not an image classifier: {_line(error)}") from error
         self._model = model.eval().requires_grad_(False).to(device)
         labels = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
         self.classes = tuple(classes)
@@ -141,7 +146,7 @@ class TransformersTeacher:
         return out.float()[:, self._columns].cpu()
 
     def features(self, images: Tensor) -> Tensor:
-        """Logits, free of the part that all images share: every classifier has them."""
+        """Return the logits, which every classifier has."""
         return self.logits(images)
 
 
@@ -150,7 +155,7 @@ def _line(error: Exception) -> str:
 
 
 def _preprocessing(path: Path, config: Any) -> tuple[tuple[int, int], Tensor, Tensor]:
-    """Size, mean and deviation from the directory's own files; ImageNet's where they are silent."""
+    """Return size, mean and deviation from the files of the model, or ImageNet's."""
     settings: dict[str, Any] = {}
     if (path / "preprocessor_config.json").is_file():
         settings = json.loads((path / "preprocessor_config.json").read_text(encoding="utf-8"))
@@ -174,9 +179,9 @@ def _preprocessing(path: Path, config: Any) -> tuple[tuple[int, int], Tensor, Te
 
 
 def batched(teacher: Teacher, images: Tensor, batch: int = 128) -> tuple[Tensor, Tensor]:
-    """(logits, unit features) of many images."""
+    """Return logits and unit features of many images."""
     if len(images) == 0:
-        raise UsageError("no images to judge")
+        raise UsageError("no images to classify")
     logits = [teacher.logits(part) for part in torch.split(images, batch)]
     features = torch.cat([teacher.features(part) for part in torch.split(images, batch)])
     return torch.cat(logits), functional.normalize(features - features.mean(0), dim=1)

@@ -1,8 +1,8 @@
-"""Stage one: a convolutional autoencoder whose latents stay near the PCA code of 8x8 patches.
+"""The autoencoder stage: a convolutional autoencoder whose latents stay near a PCA of 8x8 patches.
 
-The anchor does three things at once: it starts the encoder from the best linear code instead of
-from noise, it fixes scale and rotation of the latents (few strong smooth channels, many weak fine
-ones, which is what diffusion learns most quickly), and it keeps them local.
+The anchor, a penalty on the distance from the PCA code, starts the encoder from the best linear
+code instead of from noise. It fixes scale and rotation of the latents (few strong smooth channels,
+many weak fine ones, which diffusion learns most quickly) and keeps them local.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from d3pack.train.config import AutoencoderConfig
-from d3pack.train.grid import save_grid
+from d3pack.train.data import Photos, batch_rows, save_grid
 from d3pack.train.loop import Batch
-from d3pack.train.photos import Photos, batch_rows
 
 
 def build_autoencoder(config: AutoencoderConfig) -> AutoencoderTiny:
@@ -33,7 +32,7 @@ def build_autoencoder(config: AutoencoderConfig) -> AutoencoderTiny:
 
 
 def patch_code(photos: Photos, channels: int, power: float = 0.5) -> tuple[Tensor, Tensor]:
-    """(weight, bias) of an 8x8 convolution to partly whitened PCA latents, in all of variance 1."""
+    """Return (weight, bias) of an 8x8 convolution to partly whitened PCA latents of variance 1."""
     rows = photos.train[:: max(1, len(photos.train) // 8000)]
     x = torch.from_numpy(np.asarray(photos.pixels[rows])).permute(0, 3, 1, 2).float() / 127.5 - 1
     patches = functional.unfold(x, 8, stride=8).transpose(1, 2).reshape(-1, 192)
@@ -67,29 +66,33 @@ class AutoencoderModule(nn.Module):
         out = self.model.decoder(noisy * self.config.raw_scale).float()
         error = out - x
         mse = error.square().mean()
-        away = (latents - code).square().mean()
-        loss = mse + self.config.l1 * error.abs().mean() + pull * away
-        return {"loss": loss, "mse": mse, "away": away}
+        distance = (latents - code).square().mean()
+        loss = mse + self.config.l1 * error.abs().mean() + pull * distance
+        return {"loss": loss, "mse": mse, "away": distance}
 
 
 class AutoencoderTask:
+    """Train the autoencoder on crops, then on whole images."""
+
     name = "autoencoder"
 
     def __init__(
         self, config: AutoencoderConfig, photos: Photos, seed: int, start: Path | None = None
     ) -> None:
         self.config, self.photos, self.seed, self.start = config, photos, seed, start
-        held = photos.held[:: max(1, len(photos.held) // 256)]
-        self.judge = torch.from_numpy(np.asarray(photos.pixels[held])).permute(0, 3, 1, 2)
+        held = photos.held_out[:: max(1, len(photos.held_out) // 256)]
+        self.held_out = torch.from_numpy(np.asarray(photos.pixels[held])).permute(0, 3, 1, 2)
 
     def module(self) -> nn.Module:
         torch.manual_seed(self.seed)
-        made = AutoencoderModule(self.config, patch_code(self.photos, self.config.latent_channels))
+        module = AutoencoderModule(
+            self.config, patch_code(self.photos, self.config.latent_channels)
+        )
         if self.start:
-            made.model = AutoencoderTiny.from_pretrained(
+            module.model = AutoencoderTiny.from_pretrained(
                 self.start / "vae", torch_dtype=torch.float32
             )
-        return made
+        return module
 
     def batch(self, step: int, rank: int, world: int, progress: float) -> Batch:
         config, photos = self.config, self.photos
@@ -100,12 +103,12 @@ class AutoencoderTask:
         size = photos.pixels.shape[1]
         crop = min(config.crop, size) if progress < 0.8 else size
         rows = rows if crop < size else rows[: max(1, len(rows) * config.crop**2 // size**2)]
-        spots = rng.integers(0, size - crop + 1, (len(rows), 2))
+        corners = rng.integers(0, size - crop + 1, (len(rows), 2))
         flips = rng.integers(0, 2, len(rows)) * 2 - 1
         images = np.stack(
             [
                 photos.pixels[row, top : top + crop, left : left + crop][:, ::flip]
-                for row, (top, left), flip in zip(rows, spots, flips, strict=True)
+                for row, (top, left), flip in zip(rows, corners, flips, strict=True)
             ]
         )
         side = crop // 8
@@ -121,7 +124,7 @@ class AutoencoderTask:
     def validate(self, module: nn.Module) -> dict[str, float]:
         assert isinstance(module, AutoencoderModule)
         psnr, squares = [], []
-        for part in torch.split(self.judge, 64):
+        for part in torch.split(self.held_out, 64):
             x = part.to(module.anchor_bias.device).float() / 127.5 - 1
             z = module.model.encoder(x)
             y = module.model.decoder(z).clamp(-1, 1)
@@ -135,7 +138,7 @@ class AutoencoderTask:
     @torch.no_grad()
     def preview(self, module: nn.Module, path: Path) -> None:
         assert isinstance(module, AutoencoderModule)
-        x = self.judge[::8][:32].to(module.anchor_bias.device).float() / 127.5 - 1
+        x = self.held_out[::8][:32].to(module.anchor_bias.device).float() / 127.5 - 1
         y = module.model.decoder(module.model.encoder(x))
         pairs = torch.stack([x, y], 1).flatten(0, 1)
         save_grid(pairs, path, columns=16)

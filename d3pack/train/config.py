@@ -1,4 +1,4 @@
-"""Every setting of every preset, in one place."""
+"""The presets of `d3pack train`, with all their settings."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ class AutoencoderConfig:
     crop: int = 32
     latent_noise: float = 0.05
     anchor: tuple[float, float] = (1.0, 0.02)  # pull towards the PCA code: at the start, at the end
-    raw_scale: float = 0.25  # std of raw latents: small, so that the decoder's tanh stays linear
+    raw_scale: float = (
+        0.25  # std of raw latents: small, so that the tanh of the decoder stays linear
+    )
     l1: float = 0.25
 
 
@@ -50,10 +52,10 @@ class TextConfig:
 
 @dataclass(frozen=True, slots=True)
 class DiffusionConfig:
-    """The denoiser. Attention at the coarse level only, which is where its cost is small.
+    """The denoiser, with attention at the coarse level only, where it costs little.
 
-    What 10 million parameters do in an hour on one core is bounded by samples a second: these
-    widths make 200 of them, attention on both levels 120 to 150.
+    One core trains 200 samples a second at these widths, and 120 to 150 with attention on both
+    levels.
     """
 
     loop: LoopConfig
@@ -64,11 +66,11 @@ class DiffusionConfig:
     head_width: int = 32
     caption_drop: float = 0.1
     collage_share: float = 0.12
-    # mean and deviation of the noise levels trained on: what tells classes apart is decided above
-    # sigma 4 (held-back loss with and without the caption differs ten times more there than at 1)
+    # mean and deviation of the noise levels trained on: the class matters most above sigma 4, where
+    # the held-out loss with and without the caption differs ten times more than at 1
     log_sigma: tuple[float, float] = (1.0, 1.1)
-    guidance: float = 3.0  # of the sample sheets
-    previews: int = 64  # images on one
+    guidance: float = 3.0  # of the previews
+    previews: int = 64  # images of a preview
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class TrainConfig:
     text: TextConfig
     diffusion: DiffusionConfig
     image_size: int = 64
-    hold_back: int = 20  # last images of each class that no stage may see
+    hold_back: int = 20  # last images of each class, which no stage trains on
     seed: int = 0
     checkpoint_minutes: float = 3.0
 
@@ -98,7 +100,7 @@ _MINI = TrainConfig(
 
 PRESETS: dict[str, TrainConfig] = {
     "mini": _MINI,
-    # the same model, for a machine that makes thousands of samples a second
+    # the same model for a GPU
     "mini-gpu": replace(
         _MINI,
         name="mini-gpu",
@@ -111,7 +113,7 @@ PRESETS: dict[str, TrainConfig] = {
             loop=replace(_MINI.diffusion.loop, batch=512, lr=2e-3, warmup=1000, ema=0.9999),
         ),
     ),
-    # seconds on one core: for tests and for a first try
+    # seconds on one core, for tests
     "tiny": TrainConfig(
         name="tiny",
         image_size=32,

@@ -1,4 +1,4 @@
-"""Stage three: the denoiser. What it is conditioned on is the business of a `Conditioner`."""
+"""The denoiser stage. A `Conditioner` provides what the model takes besides latents and time."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from d3pack.backbones.levels import Levels
 from d3pack.train.config import DiffusionConfig, LoopConfig
-from d3pack.train.grid import save_grid
-from d3pack.train.latents import Latents
+from d3pack.train.data import Latents, batch_rows, save_grid
 from d3pack.train.loop import Batch
-from d3pack.train.photos import batch_rows
 
 # Stable Diffusion's own noise levels, so that its samplers and their defaults hold here too.
 SCHEDULE = {
@@ -32,21 +30,21 @@ SCHEDULE = {
     "steps_offset": 1,
 }
 
-JUDGED = 1024  # tuples at most
-JUDGED_LOG_SIGMA = (0.2, 1.3)  # their levels, the same for every preset: losses stay comparable
+HELD_OUT_TUPLES = 1024  # at most
+HELD_OUT_LOG_SIGMA = (0.2, 1.3)  # the same for every preset, so that losses can be compared
 
 
 class Conditioner(Protocol):
     """Turns labels into what the denoiser takes besides latents and time."""
 
-    def given(
+    def for_training(
         self, labels: NDArray[np.int64], collage: NDArray[np.bool_], rng: np.random.Generator
     ) -> Batch:
-        """Keyword arguments of the denoiser, for training: varied, and dropped at random."""
+        """Return keyword arguments of the denoiser for training: varied, and dropped at random."""
         ...
 
-    def wanted(self, labels: Sequence[int]) -> tuple[Batch, Batch]:
-        """The same for sampling: (conditional, unconditional)."""
+    def for_sampling(self, labels: Sequence[int]) -> tuple[Batch, Batch]:
+        """Return the same for sampling, as (conditional, unconditional)."""
         ...
 
 
@@ -55,7 +53,7 @@ def build_unet(
 ) -> UNet2DConditionModel:
     down = [("CrossAttnDownBlock2D" if a else "DownBlock2D") for a in config.attention]
     up = [("CrossAttnUpBlock2D" if a else "UpBlock2D") for a in reversed(config.attention)]
-    made = UNet2DConditionModel(
+    unet = UNet2DConditionModel(
         sample_size=latent_size,
         in_channels=latent_channels,
         out_channels=latent_channels,
@@ -68,26 +66,26 @@ def build_unet(
         norm_num_groups=16,
         time_embedding_dim=config.time_width,
         resnet_time_scale_shift="scale_shift",
-        # a pooled reading of the prompt joins the time embedding: class reaches every layer at once
+        # the pooled prompt joins the time embedding, so that the class reaches every layer
         addition_embed_type="text",
         addition_embed_type_num_heads=4,
     )
-    return _for_training(made)
+    return _for_training(unet)
 
 
 def load_unet(folder: Path) -> UNet2DConditionModel:
-    """Existing weights, to be trained on."""
+    """Load existing weights to go on training."""
     return _for_training(UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32))
 
 
 def _for_training(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """On so few tokens plain matrix products train a third faster than fused attention (CPU)."""
+    """Use plain attention: with so few tokens it trains a third faster on a CPU."""
     unet.set_attn_processor(AttnProcessor())
     return unet
 
 
-class Diet(Protocol):
-    """What a task reads of its settings, whatever model they describe."""
+class DenoiserConfig(Protocol):
+    """The settings that a diffusion task reads."""
 
     @property
     def loop(self) -> LoopConfig: ...
@@ -100,7 +98,7 @@ class Diet(Protocol):
 
 
 class DenoiserModule(nn.Module):
-    """The loss of what `levels` says a model predicts, at one noise level per sample."""
+    """The loss of a denoiser at one noise level per sample."""
 
     def __init__(self, model: nn.Module, levels: Levels) -> None:
         super().__init__()
@@ -110,28 +108,30 @@ class DenoiserModule(nn.Module):
         self, latents: Tensor, noise: Tensor, times: Tensor, **condition: Tensor
     ) -> dict[str, Tensor]:
         noised = self.levels.noised(latents, noise, times)
-        found = self.model(noised, times, **condition, return_dict=False)[0]
-        wanted = self.levels.target(latents, noise, times)
-        error = (found.float() - wanted).square().mean((1, 2, 3))
+        predicted = self.model(noised, times, **condition, return_dict=False)[0]
+        target = self.levels.target(latents, noise, times)
+        error = (predicted.float() - target).square().mean((1, 2, 3))
         return {"loss": error.mean(), "each": error}
 
 
 class DiffusionTask:
+    """Train a denoiser on latents."""
+
     name = "diffusion"
 
     def __init__(
         self,
-        config: Diet,
+        config: DenoiserConfig,
         build: Callable[[], nn.Module],
         latents: Latents,
-        judged: Latents,
+        held_out: Latents,
         conditioner: Conditioner,
         decode: Callable[[Tensor], Tensor],
         preview_labels: Sequence[int],
         seed: int,
         levels: Levels,
     ) -> None:
-        self.config, self.build, self.latents, self.judged = config, build, latents, judged
+        self.config, self.build, self.latents, self.held_out = config, build, latents, held_out
         self.conditioner, self.decode, self.seed = conditioner, decode, seed
         self.preview_labels = preview_labels
         self.levels, self.log_sigmas = levels, np.log(levels.sigmas)
@@ -155,7 +155,7 @@ class DiffusionTask:
             "latents": clean,
             "noise": torch.from_numpy(rng.standard_normal(clean.shape, np.float32)),
             "times": torch.from_numpy(times),
-            **self.conditioner.given(latents.labels[rows], latents.collage[rows], rng),
+            **self.conditioner.for_training(latents.labels[rows], latents.collage[rows], rng),
         }
 
     def batch(self, step: int, rank: int, world: int, progress: float) -> Batch:
@@ -166,13 +166,13 @@ class DiffusionTask:
 
     @torch.no_grad()
     def validate(self, module: nn.Module) -> dict[str, float]:
-        """The loss on fixed (held-back image, noise, level, caption) tuples."""
+        """Return the loss on fixed tuples of held-out image, noise, level and caption."""
         device = next(module.parameters()).device
         rng = np.random.Generator(np.random.Philox(key=[self.seed + 5, 0]))
         rows = np.linspace(
-            0, len(self.judged.labels) - 1, min(JUDGED, len(self.judged.labels))
+            0, len(self.held_out.labels) - 1, min(HELD_OUT_TUPLES, len(self.held_out.labels))
         ).astype(np.int64)
-        triples = self._triples(self.judged, rows, rng, JUDGED_LOG_SIGMA)
+        triples = self._triples(self.held_out, rows, rng, HELD_OUT_LOG_SIGMA)
         total = 0.0
         for start in range(0, len(rows), 128):
             part = {k: v[start : start + 128].to(device) for k, v in triples.items()}
@@ -186,13 +186,13 @@ class DiffusionTask:
         generator = torch.Generator().manual_seed(self.seed)
         shape = (len(self.preview_labels), *self.latents.values.shape[1:])
         noise = torch.randn(shape, generator=generator)
-        found = sample(
+        latents = sample(
             module.model,
             noise,
-            *self.conditioner.wanted(self.preview_labels),
+            *self.conditioner.for_sampling(self.preview_labels),
             guidance=self.config.guidance,
         )
-        save_grid(self.decode(found), path, columns=16)
+        save_grid(self.decode(latents), path, columns=16)
 
 
 @torch.no_grad()
@@ -205,7 +205,7 @@ def sample(
     guidance: float,
     steps: int = 12,
 ) -> Tensor:
-    """Latents from noise, for the eye; packs and benchmarks use the project's own samplers."""
+    """Return latents made from noise, for previews; packs use the samplers of the format."""
     scheduler = DPMSolverMultistepScheduler(**SCHEDULE_OF_SAMPLES)
     scheduler.set_timesteps(steps)
     device = next(model.parameters()).device
@@ -214,8 +214,8 @@ def sample(
     for time in scheduler.timesteps:
         with torch.autocast(device.type, torch.bfloat16):
             times = time.to(device).expand(2 * len(x))
-            found = model(torch.cat([x, x]), times, **both, return_dict=False)[0].float()
-        plain, prompted = found.chunk(2)
+            predicted = model(torch.cat([x, x]), times, **both, return_dict=False)[0].float()
+        plain, prompted = predicted.chunk(2)
         x = scheduler.step(plain + guidance * (prompted - plain), time, x).prev_sample
     return x
 

@@ -1,4 +1,4 @@
-"""A class-conditional DiT in diffusers' layout: its sizes, its conditions, its directory."""
+"""A class-conditional DiT in diffusers' layout: sizes, class conditions, export."""
 
 from __future__ import annotations
 
@@ -33,32 +33,32 @@ EXPORTED = (
 
 @dataclass(frozen=True, slots=True)
 class DiTConfig:
-    """Sizes and diet of one preset."""
+    """Sizes and training settings of one model."""
 
     loop: LoopConfig
     layers: int
     width: int
     head_width: int
     patch: int
-    most: int  # pixels of a side; larger images are shrunk to it
-    drop: float = 0.1  # labels left out, so that guidance has its other half
+    max_side: int  # pixels; larger images are shrunk to it
+    drop: float = 0.1  # share of labels left out, for classifier-free guidance
     log_sigma: tuple[float, float] = (0.6, 1.2)  # mean and deviation of the levels trained on
     guidance: float = 2.0  # of the sample sheets
     hold_back: int = 10  # last images of each class, for the held-back loss
     checkpoint_minutes: float = 3.0
 
 
-PRESETS: dict[str, DiTConfig] = {
-    # five million parameters on 16 tokens (32 pixels): a core trains 300 samples of it a second. On
-    # CIFAR-10 and in equal time a wider, shallower one came to a worse held-back loss, and so did
-    # lower rates (a fifth, a half)
+DIT_MODELS: dict[str, DiTConfig] = {
+    # 5 million parameters on 16 tokens (32 pixels): one core trains 300 samples a second. On
+    # CIFAR-10, in equal time, a wider and shallower model and lower rates (a fifth, a half) reached
+    # a worse held-out loss
     "small": DiTConfig(
         loop=LoopConfig(batch=128, lr=1e-2, steps=8000, share=1.0, decay=0.4, ema=0.999, muon=True),
         layers=8,
         width=192,
         head_width=64,
         patch=1,
-        most=64,
+        max_side=64,
     ),
     # DiT-B, for an accelerator
     "base": DiTConfig(
@@ -69,7 +69,7 @@ PRESETS: dict[str, DiTConfig] = {
         width=768,
         head_width=64,
         patch=2,
-        most=256,
+        max_side=256,
     ),
     # seconds on one core: for tests and for a first try
     "tiny": DiTConfig(
@@ -80,7 +80,7 @@ PRESETS: dict[str, DiTConfig] = {
         width=32,
         head_width=16,
         patch=1,
-        most=64,
+        max_side=64,
         hold_back=2,
         checkpoint_minutes=0.005,
     ),
@@ -90,7 +90,7 @@ PRESETS: dict[str, DiTConfig] = {
 def build_dit(
     config: DiTConfig, channels: int, latent_size: int, classes: int
 ) -> DiTTransformer2DModel:
-    """A fresh DiT as its paper starts it: every block an identity, one class table for all."""
+    """Build a DiT initialised as in its paper: every block an identity, one class table for all."""
     model = DiTTransformer2DModel(
         num_attention_heads=config.width // config.head_width,
         attention_head_dim=config.head_width,
@@ -125,39 +125,39 @@ def build_dit(
 
 
 def tie(model: DiTTransformer2DModel) -> None:
-    """One embedding of time and class for all blocks, as DiT has it; diffusers gives each its own.
+    """Share one embedding of time and class among all blocks, as DiT does; diffusers does not.
 
-    Which labels are dropped is decided outside: the model's own dice would fall otherwise when a
-    killed training goes on.
+    The conditioner decides which labels are dropped: the model's own random numbers would differ
+    when an interrupted training is resumed.
     """
     shared = model.transformer_blocks[0].norm1.emb
     shared.class_embedder.dropout_prob = 0.0
     for block in model.transformer_blocks[1:]:
         block.norm1.emb = shared
-    # on so few tokens plain matrix products train faster than fused attention (CPU)
+    # with so few tokens, plain attention trains faster than fused attention on a CPU
     for block in model.transformer_blocks:
         block.attn1.set_processor(AttnProcessor())
 
 
 class ClassConditioner:
-    """Row numbers of the class table; the last one stands for no class."""
+    """Class conditions: rows of the class table, of which the last one means no class."""
 
     def __init__(self, classes: int, drop: float) -> None:
         self.classes, self.drop = classes, drop
 
-    def given(
+    def for_training(
         self, labels: NDArray[np.int64], collage: NDArray[np.bool_], rng: np.random.Generator
     ) -> Batch:
         dropped = rng.random(len(labels)) < self.drop
         return {LABELS: torch.from_numpy(np.where(dropped, self.classes, labels))}
 
-    def wanted(self, labels: Sequence[int]) -> tuple[Batch, Batch]:
+    def for_sampling(self, labels: Sequence[int]) -> tuple[Batch, Batch]:
         rows = torch.tensor(labels, dtype=torch.int64)
         return {LABELS: rows}, {LABELS: torch.full_like(rows, self.classes)}
 
 
 def class_table(model: DiTTransformer2DModel) -> NDArray[np.float32]:
-    """The rows of the classes, without the one that stands for none."""
+    """Return the rows of the classes, without the one that means no class."""
     weight = model.transformer_blocks[0].norm1.emb.class_embedder.embedding_table.weight
     found: NDArray[np.float32] = weight.detach().float().cpu().numpy()[:-1]
     return found
@@ -171,10 +171,10 @@ def export_dit(
     licence: str,
 ) -> None:
     """Write transformer, autoencoder, scheduler and class names, then `lock.json` over them."""
-    whole = DiTTransformer2DModel.from_config(model.config)  # nothing shared: a file cannot say so
-    whole.load_state_dict(model.state_dict())
+    unshared = DiTTransformer2DModel.from_config(model.config)  # a file cannot share tensors
+    unshared.load_state_dict(model.state_dict())
     folder.mkdir(parents=True, exist_ok=True)
-    save_half(whole, folder / "transformer")
+    save_half(unshared, folder / "transformer")
     (folder / "vae").mkdir(exist_ok=True)
     for name in VAE_FILES:
         shutil.copyfile(vae / name, folder / "vae" / name)

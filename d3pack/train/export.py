@@ -1,4 +1,4 @@
-"""A trained backbone as a directory in diffusers' Stable Diffusion layout, fp16, with its lock."""
+"""Write a trained backbone in diffusers' Stable Diffusion layout, in fp16, with its lock."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PIPELINE = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderTiny"],
 }
-# what a config says about where it came from, which would differ from machine to machine
+# names where a config came from, which differs from machine to machine
 _PRIVATE = ("_name_or_path",)
 
 
@@ -38,10 +38,10 @@ def export_backbone(
     unet: UNet2DConditionModel,
     licence: str,
 ) -> None:
-    """Write all parts, then `lock.json` over them."""
+    """Write all parts of a text-to-image backbone, then `lock.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     DDIMScheduler(**SCHEDULE).save_pretrained(folder / "scheduler")
-    words = tokenizer.backend_tokenizer  # remembers how it was last called, and would say so
+    words = tokenizer.backend_tokenizer  # it would store the padding of its last call
     words.no_padding()
     words.no_truncation()
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -53,12 +53,12 @@ def export_backbone(
 
 @plain_errors()
 def save_half(model: Any, folder: Path) -> None:
-    """`save_pretrained`, and its weights once more as fp16: the model in memory stays as it is."""
+    """Save a model with its weights in fp16; the model in memory keeps its dtype."""
     model.save_pretrained(folder)
     for path in folder.glob("*.safetensors"):
         tensors = {name: tensor.half().contiguous() for name, tensor in load_file(path).items()}
         save_file(tensors, path, metadata={"format": "pt"})
-        path.chmod(0o644)  # safetensors writes for the owner alone; a package is for all
+        path.chmod(0o644)  # safetensors makes files that only their owner can read
     config = json.loads((folder / "config.json").read_text())
     for key in _PRIVATE:
         config.pop(key, None)
@@ -68,7 +68,7 @@ def save_half(model: Any, folder: Path) -> None:
 
 
 def write_lock(folder: Path, licence: str) -> None:
-    """`lock.json`: what a `BackboneRef` to this directory says of its files, and the licence."""
+    """Write `lock.json`: the licence and the files of a backbone with sizes and hashes."""
     ref = lock_directory(folder, licence=licence).to_json()
     lock = {key: ref[key] for key in ("kind", "revision", "licence", "files")}
     write_text(folder / "lock.json", json.dumps(lock, indent=1, sort_keys=True) + "\n")

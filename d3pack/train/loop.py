@@ -1,10 +1,11 @@
-"""The one training loop: every stage is a `Task` driven by `run_stage`."""
+"""The training loop that every stage shares, and its checkpoints."""
 
 from __future__ import annotations
 
 import copy
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,16 +14,75 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from d3pack.errors import UsageError
-from d3pack.train.checkpoint import load_state, save_state
+from d3pack.system.files import plain_errors
 from d3pack.train.config import LoopConfig
 from d3pack.train.muon import Muon, grouped
 
+
+@plain_errors()
+def save_state(
+    path: Path,
+    *,
+    module: torch.nn.Module,
+    shadow: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+) -> None:
+    """Write a checkpoint atomically."""
+    tensors: dict[str, torch.Tensor] = {}
+    for prefix, owner in (("module", module), ("shadow", shadow)):
+        for name, tensor in owner.state_dict().items():
+            tensors[f"{prefix}/{name}"] = tensor.detach().to("cpu", copy=True).contiguous()
+    for index, slots in optimizer.state_dict()["state"].items():
+        for slot, value in slots.items():
+            tensors[f"optimizer/{index}/{slot}"] = (
+                torch.as_tensor(value).detach().cpu().contiguous()
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    save_file(tensors, part, metadata={"state": json.dumps(state, sort_keys=True)})
+    os.replace(part, path)
+
+
+def load_state(
+    path: Path,
+    *,
+    module: torch.nn.Module,
+    shadow: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> dict[str, Any]:
+    """Restore a checkpoint and return its `state` record."""
+    parts: dict[str, dict[str, torch.Tensor]] = {"module": {}, "shadow": {}, "optimizer": {}}
+    with safe_open(path, framework="pt") as stored:
+        for key in stored.keys():  # noqa: SIM118 - safe_open is not a mapping
+            prefix, _, name = key.partition("/")
+            parts[prefix][name] = stored.get_tensor(key)
+        state: dict[str, Any] = json.loads(stored.metadata()["state"])
+    module.load_state_dict(parts["module"])
+    shadow.load_state_dict(parts["shadow"])
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    slots: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in parts["optimizer"].items():
+        index, _, slot = name.partition("/")
+        weight = weights[int(index)]
+        if tensor.shape == weight.shape:
+            # the fused optimizer needs weight and moments in the same memory layout
+            tensor = torch.empty_like(weight, requires_grad=False).copy_(tensor)
+        slots.setdefault(int(index), {})[slot] = tensor
+    optimizer.load_state_dict(
+        {"state": slots, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
+    return state
+
+
 Batch = dict[str, Tensor]
-SAVED = "state.safetensors"
-# first and last layers and tables, of a UNet and of a DiT: no directions to turn
+CHECKPOINT = "state.safetensors"
+# first and last layers and tables of a UNet and of a DiT, which Muon does not update
 EDGES = (
     "conv_in.",
     "conv_out.",
@@ -34,7 +94,7 @@ EDGES = (
 
 
 class Task(Protocol):
-    """What a stage brings: a module whose forward gives losses, its data, its yardstick."""
+    """What a stage provides: a module whose forward returns losses, its data, its validation."""
 
     name: str
 
@@ -51,7 +111,7 @@ Report = Callable[[dict[str, Any]], None]
 
 
 def learning_rate(config: LoopConfig, step: int, progress: float) -> float:
-    """Warm-up, plateau, and a fall to zero over the last `decay` of the run."""
+    """Return the learning rate: warm-up, plateau, and a fall to zero over the last `decay`."""
     rate = config.lr * min(1.0, (step + 1) / config.warmup)
     if progress > 1 - config.decay:
         left = max(0.0, (1 - progress) / config.decay)
@@ -59,11 +119,11 @@ def learning_rate(config: LoopConfig, step: int, progress: float) -> float:
     return rate
 
 
-def _follow(shadow: nn.Module, module: nn.Module, decay: float) -> None:
+def _update_average(shadow: nn.Module, module: nn.Module, decay: float) -> None:
     with torch.no_grad():
-        mine: list[Tensor] = list(shadow.parameters())
-        theirs: list[Tensor] = list(module.parameters())
-        torch._foreach_lerp_(mine, theirs, 1 - decay)
+        averages: list[Tensor] = list(shadow.parameters())
+        weights: list[Tensor] = list(module.parameters())
+        torch._foreach_lerp_(averages, weights, 1 - decay)
 
 
 def run_stage(
@@ -78,9 +138,12 @@ def run_stage(
     compiled: bool = False,
     train: bool = True,
 ) -> nn.Module:
-    """Train `task` to its last step or for `seconds`, resuming from `folder`; its average.
+    """Train a stage and return the moving average of its module.
 
-    With `train` off, the average of the last checkpoint is returned as it is.
+    Args:
+        folder: checkpoints, previews and the loss curve; training resumes from it.
+        seconds: end after this time, where it comes before the last step of `config`.
+        train: False returns the average of the last checkpoint as it is.
     """
     module = task.module().to(accelerator.device)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -93,7 +156,7 @@ def run_stage(
         weight_decay=config.weight_decay,
         fused=True,
     )
-    saved = folder / SAVED
+    saved = folder / CHECKPOINT
     state: dict[str, Any] = {
         "step": 0,
         "seconds": 0.0,
@@ -106,7 +169,7 @@ def run_stage(
     elif not train:
         raise UsageError(
             f"the stage {task.name!r} was never trained here",
-            hint="name it with --stage, or take its part from elsewhere with --init-from",
+            hint="add it to stages, or set init_from",
         )
     if state["done"] or not train:
         return shadow
@@ -116,7 +179,7 @@ def run_stage(
     folder.mkdir(parents=True, exist_ok=True)
     step, before, started = int(state["step"]), float(state["seconds"]), time.monotonic()
     last_saved, window_start, window_samples = started, started, 0
-    # the mean that is reported next: (sum, steps), saved too so that a resumed curve has no seam
+    # the running mean, saved with the checkpoint so that a resumed curve continues
     loss_sum = torch.tensor(state["loss_sum"], dtype=torch.float64, device=accelerator.device)
     loss_steps = int(state["loss_steps"])
     samples_per_step = config.batch * accelerator.num_processes
@@ -146,7 +209,7 @@ def run_stage(
         task.preview(shadow, folder / f"samples-{step:06d}.png")
 
     def elapsed() -> float:
-        """Seconds trained so far, by the main process's clock: all must stop at the same step."""
+        """Return the seconds trained so far, by one clock: all ranks stop at the same step."""
         spent = torch.tensor(before + time.monotonic() - started, device=accelerator.device)
         return (
             float(broadcast(spent)) if seconds and accelerator.num_processes > 1 else float(spent)
@@ -166,7 +229,7 @@ def run_stage(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1
-        _follow(shadow, module, min(config.ema, step / (step + 9)))
+        _update_average(shadow, module, min(config.ema, step / (step + 9)))
         loss_sum += losses["loss"].detach()
         loss_steps += 1
         window_samples += samples_per_step

@@ -1,4 +1,4 @@
-"""`train`: all stages in order, each resumed where it stopped, and the export at the end."""
+"""`train_backbone`: all stages in order, each resumed where it stopped, then the export."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,57 +19,63 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from d3pack.backbones.levels import Levels
-from d3pack.backbones.resolve import lock_directory
+from d3pack.backbones.resolve import lock_directory, mini_directory
 from d3pack.errors import UsageError
 from d3pack.sources import open_source
 from d3pack.system.files import digest, full_disk_named, write_text
 from d3pack.system.text import count
 from d3pack.train.autoencoder import AutoencoderModule, AutoencoderTask
-from d3pack.train.conditioning import TextConditioner
-from d3pack.train.config import LoopConfig, TrainConfig
+from d3pack.train.config import PRESETS, LoopConfig, TrainConfig
+from d3pack.train.data import (
+    SKIPPED,
+    Latents,
+    Photos,
+    encode_pixels,
+    load_latents,
+    load_photos,
+    spoken,
+)
 from d3pack.train.diffusion import SCHEDULE, DenoiserModule, DiffusionTask, build_unet, load_unet
 from d3pack.train.export import export_backbone
-from d3pack.train.latents import Latents, encode_pixels, load_latents
-from d3pack.train.loop import SAVED, Report, Task, run_stage
-from d3pack.train.photos import SKIPPED, Photos, load_photos
-from d3pack.train.text import TextModule, TextTask
-from d3pack.train.words import scattered_vectors, sentence_vectors, spoken, train_tokenizer
+from d3pack.train.loop import CHECKPOINT, Report, Task, run_stage
+from d3pack.train.settings import STAGES, TrainSettings
+from d3pack.train.text import (
+    TextConditioner,
+    TextModule,
+    TextTask,
+    scattered_vectors,
+    sentence_vectors,
+    train_tokenizer,
+)
 
 LOG = logging.getLogger(__name__)
-STAGES = ("autoencoder", "text", "diffusion")
-WIDTH_WITHOUT_TEACHER = 384
+WIDTH_WITHOUT_ENCODER = 384
 
 
-@dataclass(frozen=True, slots=True)
-class TrainOptions:
-    """What the command adds to a preset."""
+class TrainingRun:
+    """The state that stages pass on to each other."""
 
-    source: str
-    out: Path
-    seconds: float | None = None  # for all stages together, shared out by the preset
-    device: str = ""  # "": the best there is
-    stages: tuple[str, ...] = STAGES
-    sentence_encoder: Path | None = None
-    words: Path | None = None  # one noun a line: vocabulary beyond the class names
-    init_from: Path | None = None
-    licence: str = "unknown"
-    compiled: bool = False
-
-
-class _Run:
-    """The state that stages hand on to each other."""
-
-    def __init__(self, options: TrainOptions, config: TrainConfig, report: Report) -> None:
-        self.options, self.config, self.report = options, config, report
-        self.work = options.out / "training"
+    def __init__(
+        self,
+        source: str,
+        output: Path,
+        settings: TrainSettings,
+        config: TrainConfig,
+        report: Report,
+    ) -> None:
+        self.source, self.output = source, output
+        self.settings, self.config, self.report = settings, config, report
+        self.stages = settings.trained_stages
+        self.start = _start_directory(settings.init_from) if settings.init_from else None
+        self.work = output / "training"
         self.cache = self.work / "cache"
-        self.accelerator = Accelerator(cpu=options.device == "cpu", mixed_precision="bf16")
+        self.accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision="bf16")
         self.photos = self._photos()
-        self._tell_skipped()
+        self._report_skipped()
 
     def _photos(self) -> Photos:
         with self.accelerator.main_process_first():
-            source = open_source(self.options.source)
+            source = open_source(self.source)
             self._check_same(source.fingerprint())
             return load_photos(
                 source,
@@ -79,52 +85,50 @@ class _Run:
                 self._counter("photos"),
             )
 
-    def _tell_skipped(self) -> None:
+    def _report_skipped(self) -> None:
         path = self.cache / SKIPPED
-        # the images may have been read by an earlier run; one of an earlier version lists nothing
-        bad = path.read_text(encoding="utf-8").count("\n") if path.exists() else 0
-        if bad and self.accelerator.is_main_process:
-            LOG.info("skipped %s: %s names them", count(bad, "file"), path)
+        # the list may be of an earlier run, which read the images
+        skipped = path.read_text(encoding="utf-8").count("\n") if path.exists() else 0
+        if skipped and self.accelerator.is_main_process:
+            LOG.info("skipped %s: %s names them", count(skipped, "file"), path)
 
     def _counter(self, what: str) -> Callable[[int, int], None]:
-        """A listener that reports about twice a second."""
+        """Return a listener that reports about twice a second."""
         last = time.monotonic()
 
-        def tell(done: int, total: int) -> None:
+        def update(done: int, total: int) -> None:
             nonlocal last
             main = self.accelerator.is_main_process
             if main and (time.monotonic() - last > 0.5 or done == total):
                 self.report({"stage": what, "step": done, "progress": done / total})
                 last = time.monotonic()
 
-        return tell
+        return update
 
     def _check_same(self, fingerprint: str) -> None:
-        """A folder belongs to one source and one set of settings."""
-        options = self.options
-        given = {
-            "--init-from": _start_digest(options.init_from),
-            "--sentence-encoder": digest(options.sentence_encoder),
-            "--words": digest(options.words),
+        """Refuse a directory that was started with another source or other settings."""
+        files = {
+            "init_from": _start_digest(self.start),
+            "sentence_encoder": digest(self.settings.sentence_encoder),
+            "words": digest(self.settings.words),
         }
-        now = {"source": fingerprint, "config": asdict(self.config), **given}
+        now = {"source": fingerprint, "config": asdict(self.config), **files}
         path = self.work / "settings.json"
         text = json.dumps(now, indent=1, sort_keys=True)
         if path.exists():
-            # a folder of an earlier version knows nothing of what else was given: nothing was
-            before = {**dict.fromkeys(given), **json.loads(path.read_text())}
+            before = {**dict.fromkeys(files), **json.loads(path.read_text())}
             other = [key for key, value in json.loads(text).items() if before.get(key) != value]
             if other:
                 raise UsageError(
-                    f"{options.out} was started with another source or other settings"
+                    f"{self.output} was started with another source or other settings"
                     f" ({', '.join(other)})",
-                    hint="give another -o, or the same as before to go on",
+                    hint="choose another output, or the same settings to continue",
                 )
         write_text(path, text)
 
     def stage(self, task: Task, loop: LoopConfig) -> nn.Module:
-        """Train one stage if it was asked for; otherwise take what its last checkpoint holds."""
-        seconds = self.options.seconds
+        """Train a stage, or load its last checkpoint where it is not to be trained."""
+        seconds = self.settings.time_budget
         return run_stage(
             task,
             loop,
@@ -133,38 +137,38 @@ class _Run:
             seconds=seconds * loop.share / self._shares() if seconds else None,
             checkpoint_minutes=self.config.checkpoint_minutes,
             report=self.report,
-            compiled=self.options.compiled,
-            train=task.name in self.options.stages,
+            compiled=self.settings.compile,
+            train=task.name in self.stages,
         )
 
     def _shares(self) -> float:
-        """A budget is for the stages that are asked for: together they take the whole of it."""
+        """Return the sum of the shares of the stages to train, which split the time budget."""
         config = self.config
         loops = (config.autoencoder.loop, config.text.loop, config.diffusion.loop)
         named = zip(STAGES, loops, strict=True)
-        return sum(loop.share for stage, loop in named if stage in self.options.stages)
+        return sum(loop.share for stage, loop in named if stage in self.stages)
 
     def missing(self) -> list[str]:
-        """The stages behind the last one asked for that nothing has trained so far."""
-        last = max(map(STAGES.index, self.options.stages))
-        found = {stage for stage in STAGES if (self.work / stage / SAVED).exists()}
-        if self.options.init_from:
-            found.add("text")
-        return [stage for stage in STAGES[last + 1 :] if stage not in found]
+        """Return the stages after the last one to train that have no checkpoint yet."""
+        last = max(map(STAGES.index, self.stages))
+        trained: set[str] = {stage for stage in STAGES if (self.work / stage / CHECKPOINT).exists()}
+        if self.start:
+            trained.add("text")
+        return [stage for stage in STAGES[last + 1 :] if stage not in trained]
 
     def autoencoder(self) -> AutoencoderTiny:
-        start = self.options.init_from
-        if start and "autoencoder" not in self.options.stages:
-            found = AutoencoderTiny.from_pretrained(start / "vae", torch_dtype=torch.float32)
-            return cast(AutoencoderTiny, found.to(self.accelerator.device).eval())
+        start = self.start
+        if start and "autoencoder" not in self.stages:
+            model = AutoencoderTiny.from_pretrained(start / "vae", torch_dtype=torch.float32)
+            return cast(AutoencoderTiny, model.to(self.accelerator.device).eval())
         task = AutoencoderTask(self.config.autoencoder, self.photos, self.config.seed, start)
         module = self.stage(task, self.config.autoencoder.loop)
         assert isinstance(module, AutoencoderModule)
         return module.model.eval()
 
     def text(self) -> tuple[CLIPTextModel, CLIPTokenizer]:
-        start = self.options.init_from
-        if start and "text" not in self.options.stages:
+        start = self.start
+        if start and "text" not in self.stages:
             model = CLIPTextModel.from_pretrained(start / "text_encoder", dtype=torch.float32)
             return model.eval(), CLIPTokenizer.from_pretrained(start / "tokenizer")
         config = self.config.text
@@ -183,14 +187,14 @@ class _Run:
         return module.model.eval(), tokenizer
 
     def _words(self) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float32]]]:
-        """Class names first, then the vocabulary; and where each lies."""
+        """Return class names, then the other words, and a vector for each."""
         names = list(self.photos.names)
-        if self.options.words:
-            more = {spoken(line) for line in self.options.words.read_text().splitlines()}
+        if self.settings.words:
+            more = {spoken(line) for line in self.settings.words.read_text().splitlines()}
             names += sorted(more - set(names) - {""})
-        encoder = self.options.sentence_encoder
+        encoder = self.settings.sentence_encoder
         if encoder is None:
-            return names, scattered_vectors(names, WIDTH_WITHOUT_TEACHER, self.config.seed)
+            return names, scattered_vectors(names, WIDTH_WITHOUT_ENCODER, self.config.seed)
         path = self.cache / "words.npy"
         with self.accelerator.main_process_first():
             if not path.exists():
@@ -214,10 +218,10 @@ class _Run:
         held = np.concatenate(
             [
                 encode_pixels(autoencoder, photos.pixels[rows]).cpu().half().numpy()
-                for rows in np.array_split(photos.held, max(1, len(photos.held) // 256))
+                for rows in np.array_split(photos.held_out, max(1, len(photos.held_out) // 256))
             ]
         )
-        judged = Latents(held, photos.labels[photos.held], np.zeros(len(held), np.bool_))
+        held_out = Latents(held, photos.labels[photos.held_out], np.zeros(len(held), np.bool_))
         device = self.accelerator.device
 
         @torch.no_grad()
@@ -228,8 +232,8 @@ class _Run:
             )
 
         def build() -> UNet2DConditionModel:
-            if self.options.init_from:
-                return load_unet(self.options.init_from / "unet")
+            if self.start:
+                return load_unet(self.start / "unet")
             _, channels, size, _ = latents.values.shape
             return build_unet(config, channels, size, text.config.hidden_size)
 
@@ -237,7 +241,7 @@ class _Run:
             config,
             build,
             latents,
-            judged,
+            held_out,
             TextConditioner(text, tokenizer, photos.names, config.caption_drop),
             decode,
             [i * len(photos.names) // shown for i in range(shown)] * 2,
@@ -250,24 +254,59 @@ class _Run:
 
 
 def _start_digest(start: Path | None) -> str | None:
-    """What `start` holds, by its lock: hashing all its weights takes long."""
+    """Return a digest of a backbone by its lock, which is quicker than its weights."""
     if start is None:
         return None
     lock = start / "lock.json"
     return digest(lock) if lock.is_file() else lock_directory(start).revision
 
 
-@full_disk_named()
-def train(options: TrainOptions, config: TrainConfig, report: Report) -> Path | None:
-    """Train (or go on training) a backbone; returns the directory in diffusers' layout.
+def _start_directory(name: str) -> Path:
+    """Return the directory of the backbone to start from."""
+    path = mini_directory() if name == "mini" else Path(name)
+    if not (path / "unet" / "config.json").is_file():
+        raise UsageError(f"{name} holds no backbone", hint="give a directory that training wrote")
+    return path
 
-    None where stages behind those asked for are still to be trained.
+
+@full_disk_named()
+def train_backbone(
+    source: str | Path,
+    output: str | Path,
+    settings: TrainSettings | None = None,
+    *,
+    config: TrainConfig | None = None,
+    report: Report = lambda entry: None,
+) -> Path | None:
+    """Train a text-to-image backbone on the images of a source.
+
+    All work is kept in `output`: after an interruption, the same call continues it. Run under
+    `torchrun` or `accelerate launch`, several GPUs train one model.
+
+    Args:
+        source: images in class folders, archives, shards, parquet or `hf://datasets/...`.
+        output: directory of the backbone, in diffusers' Stable Diffusion layout.
+        settings: what to train and for how long.
+        config: sizes and learning rates, instead of those of `settings.preset`.
+        report: called with a dictionary at every step of progress.
+
+    Returns:
+        The directory, or None where later stages are still to be trained.
+
+    Raises:
+        UsageError: the directory was started with another source or other settings.
+        SourceError: a class has no image that can be read.
+        NoSpaceError: the disk is full; the same call continues when there is room.
+
+    Example:
+        >>> train_backbone("photos/", "backbone/", TrainSettings(time_budget=5400))
+        PosixPath('backbone')
     """
-    unknown = set(options.stages) - set(STAGES)
-    if unknown:
-        raise UsageError(f"no stage {sorted(unknown)[0]!r}", hint=f"stages: {', '.join(STAGES)}")
+    settings = settings or TrainSettings()
+    config = config or replace(PRESETS[settings.preset], seed=settings.seed)
+    output = Path(output)
     disable_progress_bar()
-    run = _Run(options, config, report)
+    run = TrainingRun(str(source), output, settings, config, report)
     missing = run.missing()
     autoencoder = run.autoencoder()
     if "text" not in missing:
@@ -275,19 +314,19 @@ def train(options: TrainOptions, config: TrainConfig, report: Report) -> Path | 
     if missing:
         if run.accelerator.is_main_process:
             LOG.info(
-                "%s is no backbone yet: still missing: %s; train on with the same -o",
-                options.out,
+                "%s is not a backbone yet: still missing: %s; train them into the same directory",
+                output,
                 ", ".join(missing),
             )
         return None
     unet = run.diffusion(autoencoder, text, tokenizer)
     if run.accelerator.is_main_process:
         export_backbone(
-            options.out,
+            output,
             autoencoder=autoencoder,
             text=text,
             tokenizer=tokenizer,
             unet=unet,
-            licence=options.licence,
+            licence=settings.licence,
         )
-    return options.out
+    return output

@@ -1,25 +1,90 @@
-"""Stage two: a small CLIP text encoder that learns where words lie from a sentence encoder.
+"""The text encoder: tokenizer, training and captions as conditions.
 
-It is then frozen: its states for all captions of the diet are computed once, and the words that
-the photographs never name keep their place among those they do.
+A small CLIP text encoder learns to place names as a sentence encoder does. It is then frozen: its
+states for all captions of the training set are computed once. Words that no photograph is named
+by keep their place among the class names.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import AutoModel, AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from d3pack.train.config import TextConfig
+from d3pack.train.data import batch_rows, spoken
 from d3pack.train.loop import Batch
-from d3pack.train.photos import batch_rows
-from d3pack.train.words import COLLAGE_TEMPLATES, TEMPLATES
+
+TEMPLATE = "a photo of a {}"
+TEMPLATES = (TEMPLATE, "{}", "a {}", "a picture of a {}", "a close-up of a {}")
+COLLAGE_TEMPLATES = (
+    "a 2x2 collage of {}",
+    "a collage of four photos of a {}",
+    "a photo of a {} collage",
+)
+
+
+def train_tokenizer(names: Sequence[str], size: int, max_tokens: int) -> CLIPTokenizer:
+    """Train a byte-pair tokenizer of CLIP's kind on `names` and the caption templates."""
+    plain = CLIPTokenizer().backend_tokenizer
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    assert isinstance(plain.normalizer, normalizers.Normalizer)
+    assert isinstance(plain.pre_tokenizer, pre_tokenizers.PreTokenizer)
+    learner.normalizer, learner.pre_tokenizer = plain.normalizer, plain.pre_tokenizer
+    fillers = [t.format("") for t in TEMPLATES + COLLAGE_TEMPLATES]
+    # every byte, and every byte that ends a word, in a fixed order: ids break ties between merges
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    endings = [f"{unit}</w>" for unit in alphabet]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - 2,
+        initial_alphabet=alphabet,
+        special_tokens=endings,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    learner.train_from_iterator([*names, *(50 * fillers)], trainer)
+    learned = json.loads(learner.to_str())["model"]["merges"]
+    merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in learned]
+    units = [*alphabet, *endings, *("".join(merge) for merge in merges)]
+    vocab = {unit: i for i, unit in enumerate(dict.fromkeys(units))}
+    vocab["<|startoftext|>"], vocab["<|endoftext|>"] = len(vocab), len(vocab) + 1
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_tokens)
+
+
+@torch.no_grad()
+def sentence_vectors(names: Sequence[str], encoder: Path) -> NDArray[np.float32]:
+    """Return unit vectors of names by a mean-pooled sentence encoder, such as MiniLM."""
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    model = AutoModel.from_pretrained(encoder).eval()
+    order = sorted(range(len(names)), key=lambda i: len(names[i]))
+    vectors = np.empty((len(names), model.config.hidden_size), np.float32)
+    for start in range(0, len(order), 256):
+        rows = order[start : start + 256]
+        batch = tokenizer([names[i] for i in rows], padding=True, return_tensors="pt")
+        hidden = model(**batch).last_hidden_state
+        mask = batch["attention_mask"][..., None]
+        pooled = (hidden * mask).sum(1) / mask.sum(1)
+        vectors[rows] = torch.nn.functional.normalize(pooled, dim=-1).numpy()
+    return vectors
+
+
+def scattered_vectors(names: Sequence[str], width: int, seed: int) -> NDArray[np.float32]:
+    """Return a random direction for each name, where no sentence encoder is given."""
+    drawn = np.random.Generator(np.random.Philox(key=[seed, 7])).standard_normal(
+        (len(names), width)
+    )
+    unit: NDArray[np.float32] = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(
+        np.float32
+    )
+    return unit
 
 
 def build_text_encoder(config: TextConfig, tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -40,8 +105,8 @@ def build_text_encoder(config: TextConfig, tokenizer: CLIPTokenizer) -> CLIPText
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
-    found = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt")
-    ids: Tensor = found["input_ids"]
+    encoded = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt")
+    ids: Tensor = encoded["input_ids"]
     return ids
 
 
@@ -52,7 +117,7 @@ class TextModule(nn.Module):
         self.head = nn.Linear(model.config.hidden_size, vector_width)
 
     def point(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit vectors read at the end-of-text token and at the last padding token."""
+        """Return unit vectors read at the end-of-text token and at the last padding token."""
         states = self.model(input_ids=ids).last_hidden_state
         end = (ids == self.model.config.eos_token_id).int().argmax(1)
         at_end = states[torch.arange(len(ids), device=ids.device), end]
@@ -71,7 +136,7 @@ class TextModule(nn.Module):
 
 
 class TextTask:
-    """`names[:classes]` are the class names of the diet: they come in every batch."""
+    """Train the text encoder; `names[:classes]` are class names, which come in every batch."""
 
     name = "text"
 
@@ -98,11 +163,11 @@ class TextTask:
 
     def batch(self, step: int, rank: int, world: int, progress: float) -> Batch:
         at, batch = step * world + rank, self.config.loop.batch
-        mine = min(self.classes, batch // 4)
+        class_rows = min(self.classes, batch // 4)
         rows = np.concatenate(
             [
-                batch_rows(self.classes, mine, at, self.seed),
-                batch_rows(len(self.names), batch - mine, at, self.seed),
+                batch_rows(self.classes, class_rows, at, self.seed),
+                batch_rows(len(self.names), batch - class_rows, at, self.seed),
             ]
         )
         rng = np.random.Generator(np.random.Philox(key=[self.seed + 2, at]))
@@ -113,7 +178,7 @@ class TextTask:
 
     @torch.no_grad()
     def validate(self, module: nn.Module) -> dict[str, float]:
-        """How often a class name lies nearest to its own vector, among those of all names."""
+        """Return how often a class name is nearest to its own vector among those of all names."""
         assert isinstance(module, TextModule)
         names = self.names[: self.classes]
         ids = tokenize(self.tokenizer, [TEMPLATES[0].format(name) for name in names])
@@ -126,4 +191,46 @@ class TextTask:
         }
 
     def preview(self, module: nn.Module, path: Path) -> None:
-        """Nothing to look at: words have no picture yet."""
+        """Write nothing: this stage makes no images."""
+
+
+STATES = "encoder_hidden_states"
+
+
+@torch.no_grad()
+def encode_captions(
+    model: CLIPTextModel, tokenizer: CLIPTokenizer, captions: Sequence[str]
+) -> Tensor:
+    device = next(model.parameters()).device
+    ids = tokenize(tokenizer, captions).to(device)
+    return torch.cat(
+        [model(input_ids=part).last_hidden_state.cpu() for part in torch.split(ids, 256)]
+    )
+
+
+class TextConditioner:
+    """Captions as conditions: states of every (class, template), encoded once."""
+
+    def __init__(
+        self, model: CLIPTextModel, tokenizer: CLIPTokenizer, names: Sequence[str], drop: float
+    ) -> None:
+        every = TEMPLATES + COLLAGE_TEMPLATES
+        texts = [template.format(spoken(name)) for name in names for template in every]
+        states = encode_captions(model, tokenizer, ["", *texts])
+        self.empty, self.drop = states[0], drop
+        self.table = states[1:].reshape(len(names), len(every), *states.shape[1:])
+
+    def for_training(
+        self, labels: NDArray[np.int64], collage: NDArray[np.bool_], rng: np.random.Generator
+    ) -> Batch:
+        single = rng.integers(0, len(TEMPLATES), len(labels))
+        # packs use the first template: it comes half of the time
+        single[rng.random(len(labels)) < 0.5] = 0
+        several = len(TEMPLATES) + rng.integers(0, len(COLLAGE_TEMPLATES), len(labels))
+        states = self.table[labels, np.where(collage, several, single)]
+        states[torch.from_numpy(rng.random(len(labels)) < self.drop)] = self.empty
+        return {STATES: states}
+
+    def for_sampling(self, labels: Sequence[int]) -> tuple[Batch, Batch]:
+        states = self.table[torch.tensor(labels), 0]
+        return {STATES: states}, {STATES: self.empty.expand_as(states)}

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from d3pack.backbones import open_backbone
 from d3pack.cli import app
-from d3pack.cli.train import parse_time
 from d3pack.errors import D3MError, UsageError
+from d3pack.system.text import parse_duration
 
 
 def call(*args: Any) -> Any:
@@ -63,8 +63,8 @@ def test_people_are_told_rates_losses_and_the_time_left(
     ("args", "code", "words"),
     [
         (("--preset", "huge"), "E_USAGE", "no preset 'huge'"),
-        (("--time-budget", "soon"), "E_USAGE", "'soon' is no time"),
-        (("--time-budget", "0m"), "E_USAGE", "'0m' is no time"),
+        (("--time-budget", "soon"), "E_USAGE", "invalid duration 'soon'"),
+        (("--time-budget", "0m"), "E_USAGE", "invalid duration '0m'"),
         (("--init-from", "nowhere"), "E_USAGE", "nowhere holds no backbone"),
         (("--stage", "colours", "--preset", "tiny"), "E_USAGE", "colours"),
     ],
@@ -79,7 +79,7 @@ def test_what_cannot_be_meant(tmp_path: Path, args: tuple[str, ...], code: str, 
 
 
 def test_times() -> None:
-    assert [parse_time(text) for text in ("600s", "90m", "1.5h")] == [600.0, 5400.0, 5400.0]
+    assert [parse_duration(text) for text in ("600s", "90m", "1.5h")] == [600.0, 5400.0, 5400.0]
     for text in ("", "m", "-3m", "1d", "1e9s", "5"):
-        with pytest.raises(UsageError, match="is no time"):
-            parse_time(text)
+        with pytest.raises(UsageError, match="invalid duration"):
+            parse_duration(text)

@@ -33,7 +33,7 @@ from d3pack.format import read
 from d3pack.format.codecs import decode_prompts
 from d3pack.sources import open_source
 from d3pack.testing import raises_code
-from d3pack.train.dit import PRESETS, ClassConditioner, build_dit
+from d3pack.train.dit import DIT_MODELS, ClassConditioner, build_dit
 
 TINY = {"preset": "tiny", "search_images": 12}
 CHANGES: dict[str, Any] = {
@@ -229,7 +229,7 @@ def test_energy_distance_is_the_slow_formula() -> None:
 
 
 def test_a_fresh_model_says_nothing_and_has_one_table() -> None:
-    model = build_dit(PRESETS["tiny"], 4, 2, 3)
+    model = build_dit(DIT_MODELS["tiny"], 4, 2, 3)
     x = torch.randn(2, 4, 2, 2)
     out = model(x, torch.tensor([5, 900]), torch.tensor([0, 3])).sample
     assert torch.equal(out, torch.zeros_like(x))
@@ -241,7 +241,9 @@ def test_dropped_labels_are_a_function_of_the_step() -> None:
     conditioner = ClassConditioner(3, 0.5)
     labels, collage = np.zeros(64, np.int64), np.zeros(64, bool)
     given = [
-        conditioner.given(labels, collage, np.random.default_rng(seed))["class_labels"].tolist()
+        conditioner.for_training(labels, collage, np.random.default_rng(seed))[
+            "class_labels"
+        ].tolist()
         for seed in (1, 1, 2)
     ]
     assert given[0] == given[1] != given[2]

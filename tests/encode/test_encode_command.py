@@ -57,14 +57,14 @@ def test_labels_answer_for_the_very_images(
 ) -> None:
     from safetensors.torch import load_file
 
-    from d3pack.teachers.resnet import SmallResNet, TrainedTeacher, lesson_for
+    from d3pack.teachers.resnet import SmallResNet, TrainedTeacher, teacher_config
 
     pack, options = made
     stored = [
         p for p in (home / "cache" / "teachers").iterdir()
         if p.stat().st_size == pack.provenance["teacher"]["bytes"]
     ]  # fmt: skip
-    lesson = lesson_for(16, options.teacher_samples, options.seed)
+    lesson = teacher_config(16, options.teacher_samples, options.seed)
     net = SmallResNet(3, lesson.widths)
     net.load_state_dict(load_file(stored[0]))
     teacher = TrainedTeacher(net, lesson, CLASSES, {})

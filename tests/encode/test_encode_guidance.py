@@ -21,7 +21,7 @@ from d3pack.encode.search import GUIDANCES, energy_distance
 from d3pack.encode.seeds import choose_order
 from d3pack.format import pack_bytes
 from d3pack.sources import Source, open_source
-from d3pack.teachers.resnet import SmallResNet, TrainedTeacher, lesson_for
+from d3pack.teachers.resnet import SmallResNet, TrainedTeacher, teacher_config
 from d3pack.teachers.teacher import batched
 
 CANDIDATES = 2
@@ -70,7 +70,7 @@ def test_distances_are_those_of_the_images_a_teacher_would_keep(
     pack, work = made
     weight, each = 2.5, KEPT * CANDIDATES
     (stored,) = (work.parent / "cache").glob("*.safetensors")
-    lesson = lesson_for(16, OPTIONS.teacher_samples, OPTIONS.seed)
+    lesson = teacher_config(16, OPTIONS.teacher_samples, OPTIONS.seed)
     net = SmallResNet(2, lesson.widths)
     net.load_state_dict(load_file(stored))
     teacher = TrainedTeacher(net, lesson, pack.classes, {})

@@ -17,7 +17,6 @@ import d3pack
 from d3pack.encode import encode
 from d3pack.errors import NoSpaceError
 from d3pack.sources import open_source
-from d3pack.system import journal as journal_module
 
 
 def test_images_of_every_sort(home: Path, tmp_path: Path) -> None:
@@ -121,7 +120,7 @@ def test_a_full_disk(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     source = open_source(home / "source")
     options = quick(home / "sd", steps=2, cool=2)
-    monkeypatch.setattr(journal_module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(NoSpaceError, match="free some and run the same command"):
         encode(source, options, tmp_path / "o.d3m")
     assert not (tmp_path / "o.d3m").exists()

@@ -33,7 +33,7 @@ from d3pack.sources import open_source
 from d3pack.system.events import Events
 from d3pack.system.journal import Journal
 from d3pack.system.keeper import JournalKeeper
-from d3pack.train.latents import Latents
+from d3pack.train.data import Latents
 
 KNOWN = ("tabby", "cat", "unheard-of")  # two of the tiny DiT's own names, and a stranger
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import io
-import json
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from d3pack.cli.encode import encode
 from d3pack.encode import EncodeOptions, budget, method, open_method
@@ -22,9 +19,7 @@ from d3pack.encode.options import label_kind, parse_size
 from d3pack.encode.plan import PICKY, SHARE, Dials
 from d3pack.errors import D3MError, NoSpaceError, UsageError
 from d3pack.sources import open_source
-from d3pack.system.events import Events, json_lines, log_file
 from d3pack.system.journal import JournalError
-from d3pack.system.live import View, spark
 
 # -- options ----------------------------------------------------------------------------------
 
@@ -168,52 +163,6 @@ def test_budget_respects_the_backbone() -> None:
 def test_budget_that_is_too_small() -> None:
     with pytest.raises(UsageError, match="300 bytes are too few: the smallest pack"):
         budget.spend(300, EncodeOptions(), 16, toy_size)
-
-
-# -- events -----------------------------------------------------------------------------------
-
-
-def told(listeners: list) -> None:
-    events = Events(listeners)
-    events.emit("plan", lines=["3 classes"])
-    with events.stage("invert", 5, "rows"):
-        for i in range(1, 6):
-            events.step(i, samples=100 * i, loss=1.0 / i)
-    events.note("all good")
-
-
-def test_json_lines_and_log(tmp_path: Path) -> None:
-    out = io.StringIO()
-    told([json_lines(out), log_file(tmp_path / "log.txt")])
-    events = [json.loads(line) for line in out.getvalue().splitlines()]
-    assert [e["event"] for e in events] == ["plan", "stage", *["step"] * 5, "stage-done", "note"]
-    assert events[3] == {
-        "event": "step", "stage": "invert", "done": 2, "total": 5, "samples": 200, "loss": 0.5,
-    }  # fmt: skip
-    assert len((tmp_path / "log.txt").read_text().splitlines()) == len(events)
-
-
-def test_the_live_view_shows_what_matters() -> None:
-    view = View()
-    told([view.listen])
-    console = Console(file=io.StringIO(), width=120)
-    console.print(view)
-    text = console.file.getvalue()
-    for part in (
-        "3 classes",
-        "invert",
-        "5/5 rows",
-        "all good",
-        "loss 1.0000",
-        "0.2000",
-    ):
-        assert part in text, part
-
-
-def test_spark_falls() -> None:
-    assert spark([3.0, 2.0, 1.0]) == "█▄▁"
-    assert len(spark([float(i) for i in range(1000)])) <= 40
-    assert spark([1.0, 1.0]) == "▁▁"
 
 
 def test_errors_have_codes_of_their_own() -> None:

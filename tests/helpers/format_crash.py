@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from d3pack.errors import D3MError
-from d3pack.format import writer
+from d3pack.system import files
 
 PIECE = 700
 
@@ -56,8 +56,8 @@ def install(fault: Fault) -> None:
             return len(piece) // 2 + super().write(piece[len(piece) // 2 :])
 
     for name in real:
-        setattr(writer.os, name, wrapped(name))
-    writer.open = lambda fd, mode, buffering: Slow(fd, mode)  # type: ignore[attr-defined]
+        setattr(os, name, wrapped(name))
+    files.open = lambda path, mode, buffering: Slow(path, mode)  # type: ignore[attr-defined]
 
 
 def case(path: Path, new: bytes, at: int, kind: str) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def case(path: Path, new: bytes, at: int, kind: str) -> dict[str, Any]:
         else:
             install(fault)
         try:
-            writer.replace_file(path, new)
+            files.replace_file(path, new)
         except D3MError:
             os._exit(1)
         except BaseException:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,8 @@ from safetensors import SafetensorError
 
 from d3pack.errors import NoSpaceError
 from d3pack.sources import open_source
-from d3pack.system import files
-from d3pack.system.files import plain_errors, reserve
-from d3pack.train import checkpoint
-from d3pack.train.config import PRESETS
-from d3pack.train.latents import keep_latents
-from d3pack.train.photos import Photos, load_photos
-from d3pack.train.run import TrainOptions, train
+from d3pack.train import TrainSettings, loop, train_backbone
+from d3pack.train.data import Photos, cached_latents, load_photos
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -49,11 +43,7 @@ def test_room_is_taken_before_a_map_is_written(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(NoSpaceError, match="no space left on the disk; free some and run the same"):
-        train(
-            TrainOptions(str(photos), tmp_path / "out", device="cpu"),
-            PRESETS["tiny"],
-            lambda e: None,
-        )
+        train_backbone(photos, tmp_path / "out", TrainSettings(preset="tiny", device="cpu"))
     assert asked == [128 + 8 * 32 * 32 * 3]
     monkeypatch.undo()
     again = load_photos(
@@ -62,41 +52,23 @@ def test_room_is_taken_before_a_map_is_written(
     assert len(again.labels) == 8
 
 
-@pytest.mark.parametrize("fault", [AttributeError("posix_fallocate"), OSError(95, "not supported")])
-def test_where_room_cannot_be_asked_for_zeros_are_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
-) -> None:
-    def cannot(*_: int) -> None:
-        raise fault
-
-    path = tmp_path / "x"
-    with path.open("wb") as file:
-        file.write(b"head")
-        file.truncate(1_000_000)
-    monkeypatch.setattr(os, "posix_fallocate", cannot)
-    monkeypatch.setattr(files, "_BLOCK", 1000)
-    reserve(path, 4)
-    assert path.read_bytes() == b"head" + bytes(999_996)
-    assert path.stat().st_blocks * 512 >= 1_000_000
-
-
 def test_a_checkpoint_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise SafetensorError(
             "Error while serializing: I/O error: No space left on device (os error 28)"
         )
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(loop, "save_file", full)
     module = torch.nn.Linear(2, 2)
-    with pytest.raises(OSError, match="No space left") as caught:
-        checkpoint.save_state(
+    with pytest.raises(NoSpaceError, match="no space left") as caught:
+        loop.save_state(
             tmp_path / "state.safetensors",
             module=module,
             shadow=module,
             optimizer=torch.optim.SGD(module.parameters()),
             state={},
         )
-    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.code == "E_NO_SPACE"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
@@ -104,19 +76,8 @@ def test_latents_on_a_full_disk(tmp_path: Path) -> None:
     rows = np.arange(2)
     photos = Photos(("a", "b"), np.zeros((2, 8, 8, 3), np.uint8), rows, rows, rows)
     (tmp_path / "latents.part.npy").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left") as caught:
-        keep_latents(
+    with pytest.raises(NoSpaceError, match="no space left") as caught:
+        cached_latents(
             photos, lambda pixels: torch.zeros(len(pixels), 4, 99, 99), tmp_path, 0.0, 0, print
         )
-    assert caught.value.errno == errno.ENOSPC
-
-
-def test_other_errors_stay_what_they_are() -> None:
-    copied = shutil.Error([("a", "b", "[Errno 28] No space left on device")])
-    with pytest.raises(OSError, match="No space") as caught, plain_errors():
-        raise copied
-    assert caught.value.errno == errno.ENOSPC
-    for error in (ValueError("x"), OSError(13, "denied"), SafetensorError("header too large")):
-        with pytest.raises(type(error)) as same, plain_errors():
-            raise error
-        assert same.value is error
+    assert caught.value.code == "E_NO_SPACE"

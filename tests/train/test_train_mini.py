@@ -13,7 +13,7 @@ from d3pack.backbones.protocol import TEMPLATE, Backbone, Condition
 from d3pack.backbones.resolve import lock_directory, mini_directory
 from d3pack.decode.noise import normal_torch
 from d3pack.decode.samplers import sample, schedule, start
-from d3pack.train.words import TEMPLATES
+from d3pack.train.text import TEMPLATES
 
 LIMIT = 24_000_000
 GUIDANCE = 3.0

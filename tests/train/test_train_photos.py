@@ -10,9 +10,10 @@ from PIL import Image
 
 from d3pack.errors import SourceError
 from d3pack.sources import open_source
+from d3pack.train import TrainSettings
 from d3pack.train.config import PRESETS
-from d3pack.train.photos import load_photos
-from d3pack.train.run import TrainOptions, _Run
+from d3pack.train.data import load_photos
+from d3pack.train.run import TrainingRun
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def photos(tmp_path: Path) -> Path:
 def test_a_class_without_one_readable_image(photos: Path, tmp_path: Path) -> None:
     for path in (photos / "b").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(SourceError, match="no image of class 'b' can be read; mend its files"):
+    with pytest.raises(SourceError, match="no image of class 'b' can be read; repair its files"):
         load_photos(open_source(photos), tmp_path / "cache", 32, 1, lambda *_: None)
 
 
@@ -37,10 +38,10 @@ def test_files_left_out_are_told_each_time(
     photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "d3pack")
-    options = TrainOptions(str(photos), tmp_path / "out", device="cpu")
+    output, settings = tmp_path / "out", TrainSettings(device="cpu")
     for _ in range(2):  # the second run reads what the first has kept
         caplog.clear()
-        run = _Run(options, PRESETS["tiny"], lambda event: None)
+        run = TrainingRun(str(photos), output, settings, PRESETS["tiny"], lambda event: None)
         assert len(run.photos.labels) == 8
         listed = run.cache / "skipped.txt"
         assert caplog.messages == [f"skipped 2 files: {listed} names them"]

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from transformers import CLIPTokenizer
 
 from d3pack.backbones import open_backbone
 from d3pack.errors import NotFoundError, UsageError
+from d3pack.train import TrainSettings, train_backbone
 from d3pack.train.config import PRESETS, LoopConfig, TrainConfig
+from d3pack.train.data import batch_rows, split
 from d3pack.train.loop import learning_rate
-from d3pack.train.photos import batch_rows, split
-from d3pack.train.run import TrainOptions, train
 from d3pack.train.text import TextModule, TextTask
 
 CLASSES = {"red_ball": (220, 40, 40), "green_field": (40, 200, 60), "deep sea": (30, 60, 210)}
@@ -34,7 +35,18 @@ class Killed(BaseException):
 
 
 def silent(event: dict[str, Any]) -> None:
-    """Hear nothing."""
+    """Ignore an event."""
+
+
+def train(
+    photos: Path,
+    output: Path,
+    config: TrainConfig,
+    report: Callable[[dict[str, Any]], None],
+    **settings: Any,
+) -> Path | None:
+    settings = {"device": "cpu", **settings}
+    return train_backbone(photos, output, TrainSettings(**settings), config=config, report=report)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +78,7 @@ def config(**loop: Any) -> TrainConfig:
 def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One uninterrupted run."""
     out = tmp_path_factory.mktemp("whole") / "backbone"
-    return train(TrainOptions(str(photos), out, device="cpu"), config(), silent)
+    return train(photos, out, config(), silent)
 
 
 def curve(out: Path, stage: str) -> dict[int, float]:
@@ -142,17 +154,17 @@ def test_a_killed_run_resumes_to_the_same_curve(
         if event["stage"] == stage and event["step"] == 20:
             raise Killed
 
-    options = TrainOptions(str(photos), out, device="cpu")
+    output, settings = out, dict[str, Any]()
     often = replace(config(), checkpoint_minutes=0.0)
     with pytest.raises(Killed):
-        train(options, often, kill)
+        train(photos, output, often, kill, **settings)
     resumed_at: list[int] = []
 
     def hear(event: dict[str, Any]) -> None:
         if event["stage"] == stage and not event.get("final"):
             resumed_at.append(event["step"])
 
-    train(options, often, hear)
+    train(photos, output, often, hear, **settings)
     assert resumed_at[0] > 5  # it went on, it did not start again
     assert curve(out, stage) == curve(trained, stage)
     mine = weights(out / "unet" / "diffusion_pytorch_model.safetensors")
@@ -164,11 +176,7 @@ def test_training_goes_on_from_existing_weights(
     photos: Path, trained: Path, tmp_path: Path
 ) -> None:
     out = train(
-        TrainOptions(
-            str(photos), tmp_path / "next", device="cpu", init_from=trained, stages=("diffusion",)
-        ),
-        config(),
-        silent,
+        photos, tmp_path / "next", config(), silent, init_from=str(trained), stages=("diffusion",)
     )
     before, after = curve(trained, "diffusion"), curve(out, "diffusion")
     assert after[5] < before[5]
@@ -191,10 +199,8 @@ def test_words_keep_their_tokens_when_training_goes_on(
     photos: Path, trained: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "next"
-    options = TrainOptions(
-        str(photos), out, device="cpu", init_from=trained, stages=("text", "diffusion")
-    )
-    train(options, config(steps=10), silent)
+    output, settings = out, dict[str, Any](init_from=str(trained), stages=("text", "diffusion"))
+    train(photos, output, config(steps=10), silent, **settings)
     same = "tokenizer/tokenizer.json"
     assert (out / same).read_bytes() == (trained / same).read_bytes()
     model = "text_encoder/model.safetensors"
@@ -205,17 +211,18 @@ def test_a_time_budget_is_for_the_stages_asked_for(
     photos: Path, trained: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "next"
-    options = TrainOptions(
-        str(photos), out, 3.0, device="cpu", init_from=trained, stages=("diffusion",)
+    output, settings = (
+        out,
+        dict[str, Any](time_budget=3.0, init_from=str(trained), stages=("diffusion",)),
     )
-    train(options, config(steps=10**6), silent)
+    train(photos, output, config(steps=10**6), silent, **settings)
     lines = (out / "training" / "diffusion" / "curve.jsonl").read_text().splitlines()
     assert 2.4 < max(json.loads(line).get("seconds", 0.0) for line in lines) < 4.0
 
 
 def test_a_time_budget_ends_a_run_with_its_rate_fallen(photos: Path, tmp_path: Path) -> None:
-    options = TrainOptions(str(photos), tmp_path / "b", seconds=4.0, device="cpu")
-    train(options, config(steps=10**6), silent)
+    output, settings = tmp_path / "b", dict[str, Any](time_budget=4.0)
+    train(photos, output, config(steps=10**6), silent, **settings)
     for stage in ("autoencoder", "text", "diffusion"):
         lines = (tmp_path / "b" / "training" / stage / "curve.jsonl").read_text().splitlines()
         assert json.loads(lines[-1])["final"]
@@ -223,7 +230,7 @@ def test_a_time_budget_ends_a_run_with_its_rate_fallen(photos: Path, tmp_path: P
 
 def test_other_settings_are_refused(photos: Path, trained: Path) -> None:
     with pytest.raises(UsageError, match="other settings"):
-        train(TrainOptions(str(photos), trained), replace(config(), seed=5), silent)
+        train(photos, trained, replace(config(), seed=5), silent)
 
 
 def test_what_else_a_run_was_started_with_is_held_to(
@@ -233,24 +240,27 @@ def test_what_else_a_run_was_started_with_is_held_to(
     words.write_text("tiger\nlion\n")
     encoder.mkdir()
     (encoder / "config.json").write_text("{}")
-    for name, value in (("init_from", trained), ("words", words), ("sentence_encoder", encoder)):
-        flag = "--" + name.replace("_", "-")
-        with pytest.raises(UsageError, match=rf"other settings \({flag}\)"):
-            train(TrainOptions(str(photos), trained, **{name: value}), config(), silent)
+    for name, value in (
+        ("init_from", str(trained)),
+        ("words", words),
+        ("sentence_encoder", encoder),
+    ):
+        with pytest.raises(UsageError, match=rf"other settings \({name}\)"):
+            train(photos, trained, config(), silent, **{name: value})
     with pytest.raises(NotFoundError, match=r"there is no .*gone\.txt"):
-        train(TrainOptions(str(photos), trained, words=tmp_path / "gone.txt"), config(), silent)
+        train(photos, trained, config(), silent, words=tmp_path / "gone.txt")
 
 
 def test_a_run_goes_on_with_the_words_it_was_started_with(photos: Path, tmp_path: Path) -> None:
     words, out = tmp_path / "words.txt", tmp_path / "b"
     words.write_text("tiger\nlion\n")
-    options = TrainOptions(str(photos), out, device="cpu", stages=("text",), words=words)
+    output, settings = out, dict[str, Any](stages=("text",), words=words)
     for _ in range(2):  # the second time the settings are there, and the same
         with pytest.raises(UsageError, match="never trained"):
-            train(options, config(), silent)
+            train(photos, output, config(), silent, **settings)
     words.write_text("car\nbus\n")
     with pytest.raises(UsageError, match="other settings"):
-        train(options, config(), silent)
+        train(photos, output, config(), silent, **settings)
 
 
 def test_a_folder_of_an_earlier_version_goes_on(photos: Path, trained: Path) -> None:
@@ -258,7 +268,7 @@ def test_a_folder_of_an_earlier_version_goes_on(photos: Path, trained: Path) -> 
     text = path.read_text()
     found = json.loads(text)
     path.write_text(json.dumps({key: found[key] for key in ("source", "config")}))
-    train(TrainOptions(str(photos), trained, device="cpu"), config(), silent)
+    train(photos, trained, config(), silent)
     assert path.read_text() == text
 
 
@@ -273,19 +283,19 @@ def test_first_stages_alone_end_well(
         (("autoencoder",), "diffusion"),
     ):
         caplog.clear()
-        options = TrainOptions(str(photos), out, device="cpu", stages=stages)
-        assert train(options, short, silent) is None
-        assert f"{out} is no backbone yet: still missing: {missing}; train on" in caplog.text
+        output, settings = out, dict[str, Any](stages=stages)
+        assert train(photos, output, short, silent, **settings) is None
+        assert f"{out} is not a backbone yet: still missing: {missing}; train" in caplog.text
         assert not (out / "lock.json").exists()
-    options = TrainOptions(str(photos), out, device="cpu", stages=("diffusion",))
-    assert train(options, short, silent) == out
+    output, settings = out, dict[str, Any](stages=("diffusion",))
+    assert train(photos, output, short, silent, **settings) == out
     assert (out / "lock.json").exists()
 
 
 def test_a_stage_that_was_never_trained_is_named(photos: Path, tmp_path: Path) -> None:
-    options = TrainOptions(str(photos), tmp_path / "b", device="cpu", stages=("text",))
+    output, settings = tmp_path / "b", dict[str, Any](stages=("text",))
     with pytest.raises(UsageError, match="'autoencoder' was never trained"):
-        train(options, config(), silent)
+        train(photos, output, config(), silent, **settings)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizer
 
-from d3pack.train.words import scattered_vectors, sentence_vectors, spoken
+from d3pack.train.text import scattered_vectors, sentence_vectors, spoken
 
 WORDS = ["goldfish", "lemon", "school", "bus", "golden", "retriever"]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from d3pack.encode.contract import Draft, EncodeRun
 from d3pack.encode.plan import EncodePlan
 from d3pack.encode.sampler_search import best_sampling, with_sampling
-from d3pack.train import Latents, Photos, keep_latents, load_photos
+from d3pack.train import Latents, Photos, cached_latents, load_photos
 
 Pixels = npt.NDArray[np.uint8]
 Encoder = Callable[[Tensor], Tensor]  # uint8 images -> latents
@@ -32,7 +32,7 @@ def encode_images(
         run.remember_skipped()
         run.journal.record("images", len(photos.labels))  # a journal without facts has not begun
     with run.events.stage("encode the images", 2 * len(photos.train), "images"):
-        latents = keep_latents(
+        latents = cached_latents(
             photos, of_pixels(encode), cache, 0.0, run.settings.seed, _every(256, run.events.step)
         )
     return photos, latents

@@ -94,7 +94,7 @@ def _size(
 ) -> tuple[int, int]:
     """The typical side rounded down to whole patches, and at most the model's."""
     step = vae.factor * config.patch
-    side = min(typical, config.most)
+    side = min(typical, config.max_side)
     size = settings.size or (max(step, side // step * step),) * 2
     if size[0] != size[1] or size[0] % step:
         raise UsageError(

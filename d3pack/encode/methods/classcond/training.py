@@ -25,8 +25,7 @@ from d3pack.encode.settings import ClassCondSettings
 from d3pack.format import Coded
 from d3pack.format.codecs import decode_files, encode_files
 from d3pack.sources import Source
-from d3pack.system.events import Events
-from d3pack.system.journal import Journal
+from d3pack.system import Events, Journal
 from d3pack.train import (
     SCHEDULE,
     VAE_FILES,
@@ -143,9 +142,9 @@ def _task(
 
 def _validation_latents(encode: Encoder, photos: Photos) -> Latents:
     through = of_pixels(encode)
-    parts = np.array_split(photos.held, max(1, len(photos.held) // 256))
+    parts = np.array_split(photos.held_out, max(1, len(photos.held_out) // 256))
     values = np.concatenate([through(photos.pixels[rows]).half().cpu().numpy() for rows in parts])
-    return Latents(values, photos.labels[photos.held], np.zeros(len(values), np.bool_))
+    return Latents(values, photos.labels[photos.held_out], np.zeros(len(values), np.bool_))
 
 
 def _copy_autoencoder(folder: Path, to: Path) -> None:

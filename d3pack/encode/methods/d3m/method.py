@@ -45,7 +45,7 @@ from d3pack.format import BackboneRef, Pack, Recipe
 from d3pack.format.codecs import decode_prompts, encode_prompts
 from d3pack.format.recipe import Sampler
 from d3pack.sources import Source
-from d3pack.system.keeper import JournalKeeper
+from d3pack.system import Checkpoint
 from d3pack.teachers import Cut, Teacher
 
 Array = npt.NDArray[Any]
@@ -388,7 +388,7 @@ class D3MJob:
             self.own,
             template=self.details.template,
             seed=plan.seed,
-            keeper=JournalKeeper(run.journal, "prompts"),
+            keeper=Checkpoint(run.journal, "prompts"),
             events=run.events,
         ).run()
         run.events.note(

@@ -17,9 +17,7 @@ from d3pack.encode.methods.minimax.criteria import Memories, criteria
 from d3pack.encode.methods.minimax.difffit import DiffFit, fitted
 from d3pack.encode.methods.minimax.variational import Posterior
 from d3pack.encode.settings import MinimaxSettings
-from d3pack.system.events import Events
-from d3pack.system.journal import Arrays
-from d3pack.system.keeper import JournalKeeper
+from d3pack.system import Arrays, Checkpoint, Events
 from d3pack.train import Latents
 
 SAVE_EVERY = 10  # steps; the keeper decides whether the disk is worth it
@@ -66,7 +64,7 @@ class FineTuning:
         self.step = 0
         self.recent: list[list[float]] = []
 
-    def run(self, keeper: JournalKeeper, events: Events) -> Tuned:
+    def run(self, keeper: Checkpoint, events: Events) -> Tuned:
         """Train to the last step, from what the keeper has."""
         state = keeper.load()
         if state is not None:

@@ -38,7 +38,7 @@ from d3pack.errors import UsageError
 from d3pack.format import Recipe
 from d3pack.format.codecs import encode_adapter
 from d3pack.sources import Source
-from d3pack.system.keeper import JournalKeeper
+from d3pack.system import Checkpoint
 
 
 class Minimax:
@@ -198,7 +198,7 @@ class MinimaxJob:
         photos, latents = encode_images(run, backbone.encode, plan.size[0], 0)
         with fitted(backbone, plan.classes) as fit:
             tuning = FineTuning(fit, latents, own, self.steps, plan.seed)
-            tuned = tuning.run(JournalKeeper(run.journal, "tuning/state"), run.events)
+            tuned = tuning.run(Checkpoint(run.journal, "tuning/state"), run.events)
         if plan.dtype != "float32":
             backbone = self._opened_for_decoding(run)
         adapter = encode_adapter(tuned.adapter, self.adapter) if tuned.adapter else None

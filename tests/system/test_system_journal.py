@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +16,16 @@ import pytest
 
 from d3pack.errors import NoSpaceError, UsageError
 from d3pack.system import journal as journal_module
-from d3pack.system.journal import Journal, JournalError, write_whole
+from d3pack.system import locks
+from d3pack.system.files import temporary_path
+from d3pack.system.journal import Checkpoint, Journal, JournalError
+
+
+@contextmanager
+def closing_journal(folder: Path) -> Iterator[Journal]:
+    journal = Journal(folder, {})
+    yield journal
+    journal.close()
 
 
 def test_journal_remembers(tmp_path: Path) -> None:
@@ -39,6 +53,19 @@ def test_half_written_files_are_forgotten(tmp_path: Path) -> None:
     second.close()
 
 
+def test_half_written_folders_are_forgotten(tmp_path: Path) -> None:
+    with closing_journal(tmp_path / "w") as first:
+        first.record("a", 1)
+        (first.path("vae") / "x").parent.mkdir()
+        left = temporary_path(first.path("vae/x"))
+        (left / "deep").mkdir(parents=True)
+        (left / "deep" / "file").touch()
+    with closing_journal(tmp_path / "w") as second:
+        assert second["a"] == 1
+        assert (tmp_path / "w" / "vae").is_dir()
+        assert not left.exists()
+
+
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     first = Journal(tmp_path / "w", {})
     with pytest.raises(JournalError, match="another process works in w"):
@@ -51,7 +78,7 @@ def test_restart_forgets(tmp_path: Path) -> None:
     first = Journal(tmp_path / "w", {"source": "abc"})
     first.save("classes/000000", {"x": np.zeros(2)}, {})
     first.close()
-    with pytest.raises(UsageError, match="the source has changed"):
+    with pytest.raises(UsageError, match=r"the source has changed.* delete w to begin anew"):
         Journal(tmp_path / "w", {"source": "xyz"})
     second = Journal(tmp_path / "w", {"source": "xyz"}, restart=True)
     assert second.load("classes/000000") is None
@@ -114,7 +141,7 @@ def test_what_was_chosen_otherwise(
 def test_a_damaged_journal(tmp_path: Path, text: str) -> None:
     (tmp_path / "w").mkdir()
     (tmp_path / "w" / "journal.json").write_text(text)
-    with pytest.raises(JournalError, match="--restart"):
+    with pytest.raises(JournalError, match="delete w to begin anew"):
         Journal(tmp_path / "w", {})
 
 
@@ -129,26 +156,87 @@ def test_damaged_arrays(tmp_path: Path, keep: int) -> None:
     journal.close()
 
 
-def test_disk_full(tmp_path: Path) -> None:
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("no /dev/full here")
-    (tmp_path / "x.part").symlink_to(full)
-    with pytest.raises(NoSpaceError, match=r"no space left to write x; free some and run the same"):
-        write_whole(tmp_path / "x", b"1" * 10_000)
-    assert not (tmp_path / "x").exists()
-
-
 def test_a_failed_write_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_whole(tmp_path / "x", b"old")
+    journal = Journal(tmp_path / "w", {})
+    journal.record("x", "old")
+    before = sorted(os.listdir(tmp_path / "w"))
 
     def fails(fd: int) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(journal_module.os, "fsync", fails)
-    with pytest.raises(JournalError, match="cannot write x: Input/output error"):
-        write_whole(tmp_path / "x", b"new")
-    assert (tmp_path / "x").read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["x"]
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(JournalError, match=r"cannot write journal\.json: Input/output error"):
+        journal.record("x", "new")
+    monkeypatch.undo()
+    journal.close()
+    again = Journal(tmp_path / "w", {})
+    assert again["x"] == "old"
+    assert sorted(os.listdir(tmp_path / "w")) == before
+    again.close()
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path / "w", {})
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(Path, "write_bytes", raising(full))
+    with pytest.raises(NoSpaceError, match=r"no space left to write a\.safetensors; free some"):
+        journal.save("a", {"x": np.zeros(3)}, {})
+    journal.close()
+
+
+def raising(error: Exception) -> Any:
+    def call(*_: Any, **__: Any) -> None:
+        raise error
+
+    return call
+
+
+def test_a_journal_without_locks_keeps_temporaries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the file system has no locks, another process may be at work here."""
+    with closing_journal(tmp_path / "w") as first:
+        first.record("a", 1)
+    (tmp_path / "w" / "journal.json.part").touch()
+    monkeypatch.setattr(locks, "_acquire", lambda *_, **__: False)
+    Journal(tmp_path / "w", {}).close()
+    assert (tmp_path / "w" / "journal.json.part").exists()
+
+
+def test_two_journals_in_two_processes(tmp_path: Path) -> None:
+    """The second is refused while the first lives, and let in when it was killed."""
+    program = (
+        "import sys, time; from pathlib import Path; from d3pack.system import Journal;"
+        "j = Journal(Path(sys.argv[1]), {}); j.record('a', 1); print('ready', flush=True);"
+        "time.sleep(60)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "w")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"ready\n"
+        with pytest.raises(JournalError, match="another process works in w"):
+            Journal(tmp_path / "w", {})
+        first.kill()
+    with closing_journal(tmp_path / "w") as second:
+        assert second["a"] == 1
+
+
+def test_a_checkpoint_is_written_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(journal_module.time, "monotonic", lambda: now[0])
+    with closing_journal(tmp_path / "w") as journal:
+        checkpoint = Checkpoint(journal, "state")
+        assert checkpoint.load() is None
+        for at, expected in ((1.0, None), (6.0, 6.0), (8.0, 6.0)):
+            now[0] = at
+            checkpoint.save({"x": np.array([at])})
+            state = checkpoint.load()
+            assert (None if state is None else state["x"].item()) == expected
+        checkpoint.save({"x": np.array([9.0])}, last=True)
+        state = checkpoint.load()
+        assert state is not None
+        assert state["x"] == 9.0

@@ -17,21 +17,21 @@ from d3pack.sources import open_source
 from d3pack.system.events import Events
 from d3pack.system.journal import Journal
 from d3pack.teachers.resnet import (
-    Lesson,
+    TeacherConfig,
     TrainedTeacher,
     gather,
     hold_back,
-    lesson_for,
+    teacher_config,
     teacher_key,
     train_teacher,
 )
 from d3pack.teachers.teacher import TeacherError, TransformersTeacher, batched, fit, match_labels
 
-LESSON = Lesson(size=16, samples=1200, batch=32, widths=(8, 16), held=0.1)
+LESSON = TeacherConfig(size=16, samples=1200, batch=32, widths=(8, 16), held=0.1)
 
 
 def train(
-    folder: Path, root: Path, *, lesson: Lesson = LESSON, listeners: Sequence = ()
+    folder: Path, root: Path, *, lesson: TeacherConfig = LESSON, listeners: Sequence = ()
 ) -> TrainedTeacher:
     journal = Journal(folder / "work", {})
     try:
@@ -117,7 +117,7 @@ def test_a_damaged_file_is_trained_again(tmp_path: Path, root: Path, keep: int) 
 
 def test_the_key_follows_the_threads(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They change a teacher's last bits, and those a pack's bytes: a cache may not hide it."""
-    source, lesson = open_source(root), lesson_for(32, 1000, 0)
+    source, lesson = open_source(root), teacher_config(32, 1000, 0)
     found = set()
     for threads in (1, 2):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
@@ -128,15 +128,17 @@ def test_the_key_follows_the_threads(root: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_key_follows_source_and_lesson(tmp_path: Path, root: Path) -> None:
     source = open_source(root)
-    keys = {teacher_key(source, lesson_for(32, 1000, seed)) for seed in (0, 1)}
-    keys.add(teacher_key(source, lesson_for(32, 2000, 0)))
-    keys.add(teacher_key(open_source(make_tree(tmp_path / "other", 3)), lesson_for(32, 1000, 0)))
+    keys = {teacher_key(source, teacher_config(32, 1000, seed)) for seed in (0, 1)}
+    keys.add(teacher_key(source, teacher_config(32, 2000, 0)))
+    keys.add(
+        teacher_key(open_source(make_tree(tmp_path / "other", 3)), teacher_config(32, 1000, 0))
+    )
     assert len(keys) == 4
 
 
 def test_larger_images_are_seen_larger() -> None:
-    assert (lesson_for(32, 4000, 0).size, lesson_for(32, 4000, 0).samples) == (32, 4000)
-    assert (lesson_for(500, 4000, 0).size, lesson_for(500, 4000, 0).samples) == (64, 1000)
+    assert (teacher_config(32, 4000, 0).size, teacher_config(32, 4000, 0).samples) == (32, 4000)
+    assert (teacher_config(500, 4000, 0).size, teacher_config(500, 4000, 0).samples) == (64, 1000)
 
 
 def test_one_image_a_class_is_enough_to_run(tmp_path: Path) -> None:
@@ -235,7 +237,7 @@ def test_a_transformers_classifier(tmp_path: Path) -> None:
 
 def test_a_classifier_of_other_classes(tmp_path: Path) -> None:
     path = save_classifier(tmp_path / "resnet", ("cat", "dog"))
-    with pytest.raises(TeacherError, match="--teacher-map"):
+    with pytest.raises(TeacherError, match="teacher_map"):
         TransformersTeacher(str(path), CLASSES)
     table = tmp_path / "map.json"
     table.write_text(json.dumps({"goldfish": "cat", "lemon": "dog"}))
@@ -258,7 +260,7 @@ def test_a_damaged_classifier(tmp_path: Path, damage: str) -> None:
         (path / "config.json").write_text("{}")
     else:
         (path / "config.json").write_text(json.dumps({"model_type": "clip_text_model"}))
-    with pytest.raises(TeacherError, match="is no image classifier"):
+    with pytest.raises(TeacherError, match="is not an image classifier"):
         TransformersTeacher(str(path), CLASSES)
 
 

@@ -1,0 +1,43 @@
+"""The device that models run on: one default and one check for all of d3pack."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from d3pack.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def resolve_device(device: str | torch.device | None = None) -> torch.device:
+    """Return a device that this machine has, by its full name: "cuda" becomes "cuda:0".
+
+    Args:
+        device: "cpu", "cuda", "cuda:1", "mps" or a `torch.device`; None or "" means CUDA where
+            there is one, else the CPU.
+
+    Raises:
+        UsageError: the name is not a device, or this machine does not have it.
+    """
+    import torch
+
+    if device is None or device == "":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"invalid device {device!r}: expected cpu, cuda, cuda:1 or mps") from None
+    missing = UsageError(f"there is no {device} on this machine", hint="use cpu")
+    if chosen.type == "cuda":
+        if (chosen.index or 0) >= torch.cuda.device_count():
+            raise missing
+        # without a number it is the current device of this thread; another thread may have its own
+        index = torch.cuda.current_device() if chosen.index is None else chosen.index
+        return torch.device("cuda", index)
+    try:
+        probe = torch.zeros(1, device=chosen)
+        probe.cpu()  # "meta" has no values
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise missing from None
+    return probe.device

@@ -1,0 +1,133 @@
+"""Locks between processes, on files: fcntl on POSIX, LockFileEx on Windows.
+
+A lock belongs to the open file. A second `lock` of the same file excludes the first one's holder
+even within one process; a forked child shares its parent's lock, which ends when both have closed
+it or ended. Locks are advisory: they keep out only who asks for them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Lock:
+    """A lock that is held until `close`, or until the process ends."""
+
+    def __init__(self, fd: int, held: bool) -> None:
+        self._fd = fd
+        self.held = held
+        """False where the file system has no locks, so that nobody is kept out."""
+
+    def fileno(self) -> int:
+        """Return the descriptor of the locked file."""
+        return self._fd
+
+    def close(self) -> None:
+        """Release the lock. Closing twice is allowed."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)  # no explicit unlock: that would end the lock of a forked parent, too
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def lock(
+    path: str | os.PathLike[str], *, shared: bool = False, wait: bool = False, create: bool = True
+) -> Lock:
+    """Open a file and lock it.
+
+    Args:
+        path: the file; it is created where it is missing.
+        shared: allow other shared locks; a file that can only be read will do.
+        wait: wait until the lock is free instead of raising.
+        create: False to raise `FileNotFoundError` where the file is missing.
+
+    Raises:
+        BlockingIOError: another process, or another `lock` in this one, holds it.
+        OSError: the file cannot be opened.
+    """
+    flags = os.O_RDWR | (os.O_CREAT if create else 0)  # Python closes it on exec
+    try:
+        fd = os.open(path, flags, 0o666)
+    except OSError as error:
+        if not shared or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        fd = os.open(path, os.O_RDONLY)
+    try:
+        return Lock(fd, _acquire(fd, shared=shared, wait=wait))
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+@contextmanager
+def locked(fd: int, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock of a file that is open already; waits for it."""
+    held = _acquire(fd, shared=shared, wait=True)
+    try:
+        yield
+    finally:
+        if held:
+            _release(fd)
+
+
+if sys.platform == "win32":
+    import ctypes
+    import msvcrt
+    from ctypes import wintypes
+
+    _SHARED, _EXCLUSIVE, _AT_ONCE = 0, 2, 1
+    _TAKEN = (33, 997)  # ERROR_LOCK_VIOLATION, ERROR_IO_PENDING
+
+    class _Overlapped(ctypes.Structure):
+        _fields_ = (
+            ("Internal", ctypes.c_void_p),
+            ("InternalHigh", ctypes.c_void_p),
+            ("Offset", wintypes.DWORD),
+            ("OffsetHigh", wintypes.DWORD),
+            ("hEvent", wintypes.HANDLE),
+        )
+
+    _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
+
+    def _byte() -> _Overlapped:
+        """A byte far behind the contents: a lock on Windows also forbids to read what it covers."""
+        return _Overlapped(OffsetHigh=0x40000000)
+
+    def _acquire(fd: int, *, shared: bool, wait: bool) -> bool:
+        handle = wintypes.HANDLE(msvcrt.get_osfhandle(fd))
+        flags = (_SHARED if shared else _EXCLUSIVE) | (0 if wait else _AT_ONCE)
+        if _kernel32.LockFileEx(handle, flags, 0, 1, 0, ctypes.byref(_byte())):
+            return True
+        if ctypes.get_last_error() in _TAKEN:
+            raise BlockingIOError(errno.EAGAIN, "the file is locked")
+        return False
+
+    def _release(fd: int) -> None:
+        handle = wintypes.HANDLE(msvcrt.get_osfhandle(fd))
+        _kernel32.UnlockFileEx(handle, 0, 1, 0, ctypes.byref(_byte()))
+
+else:
+    import fcntl
+
+    def _acquire(fd: int, *, shared: bool, wait: bool) -> bool:
+        """Lock an open file; False where the file system has no locks."""
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        try:
+            fcntl.flock(fd, kind if wait else kind | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):  # EACCES: some network file systems
+                raise BlockingIOError(errno.EAGAIN, "the file is locked") from None
+            return False
+        return True
+
+    def _release(fd: int) -> None:
+        fcntl.flock(fd, fcntl.LOCK_UN)

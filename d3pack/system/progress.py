@@ -1,0 +1,302 @@
+"""What a long run reports, and how a person or a program sees it.
+
+A run hands events to listeners: stages, counts and notes. On a terminal a few lines stay in place;
+in a log there is a line for a stage and one every half minute; a program reads JSON lines. Work of
+a single stage has `progress_bar`, which draws the same.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from d3pack.system.text import clock, printable
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+Listener = Callable[[dict[str, Any]], None]
+Counter = Callable[[int, int], None]  # done, total
+
+LOG_SECONDS = 30.0  # between lines where stderr is a file
+_SPARKS = "▁▂▃▄▅▆▇█"
+_CURVE = 40  # columns of the loss curve
+_NOTES = 8  # lines that stay in view
+
+
+@dataclass(slots=True)
+class Events:
+    """Hands each event to the listeners. Events say what happened; nothing reads them back."""
+
+    listeners: list[Listener] = field(default_factory=list)
+    _stage: str = ""
+    _total: int = 0
+
+    def emit(self, event: str, **facts: Any) -> None:
+        """Report an event of any kind."""
+        for listener in self.listeners:
+            listener({"event": event, **facts})
+
+    def note(self, text: str) -> None:
+        """Report one line for a person."""
+        self.emit("note", text=text)
+
+    @contextmanager
+    def stage(self, name: str, total: int, unit: str) -> Iterator[None]:
+        """Report a part of the work that counts to `total`."""
+        self._stage, self._total = name, total
+        began = time.monotonic()
+        self.emit("stage", stage=name, total=total, unit=unit)
+        yield
+        self.emit("stage-done", stage=name, seconds=round(time.monotonic() - began, 2))
+
+    def step(self, done: int, **facts: Any) -> None:
+        """Report how far the stage is."""
+        self.emit("step", stage=self._stage, done=done, total=self._total, **facts)
+
+
+def json_lines(out: IO[str]) -> Listener:
+    """Return a listener that writes every event as one line of JSON."""
+
+    def listen(event: dict[str, Any]) -> None:
+        out.write(json.dumps(event, sort_keys=True) + "\n")
+        out.flush()
+
+    return listen
+
+
+def log_file(path: Path) -> Listener:
+    """Return a listener that appends every event, with its time, to a file."""
+
+    def listen(event: dict[str, Any]) -> None:
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        facts = " ".join(f"{k}={v}" for k, v in event.items() if k != "event")
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(f"{stamp} {event['event']} {facts}\n")
+
+    return listen
+
+
+class _Speed:
+    """Units a second since the first count: a resumed stage does not begin at zero."""
+
+    def __init__(self) -> None:
+        self.now = self._began = 0.0
+        self.first = self.done = -1
+
+    def update(self, done: int) -> None:
+        """Take the count of this moment."""
+        self.now, self.done = time.monotonic(), done
+        if self.first < 0:
+            self._began, self.first = self.now, done
+
+    def per_second(self, gained: int) -> float:
+        """The speed at which something grew by `gained`; 0.0 where it is too early to say."""
+        spent = self.now - self._began
+        return gained / spent if spent > 0.5 else 0.0
+
+    def texts(self, total: int, unit: str) -> list[str]:
+        """Speed and time left."""
+        speed = self.per_second(self.done - self.first)
+        if speed <= 0:
+            return []
+        left = clock((total - self.done) / speed)
+        return [
+            f"{speed:.1f} {unit}/s" if speed >= 0.1 else f"{speed:.2g} {unit}/s",
+            f"{left} left",
+        ]
+
+
+class View:
+    """Turns events into a few lines that stay in place: stage, count, speed, time left, loss."""
+
+    def __init__(self) -> None:
+        self._stage, self._unit = "", ""
+        self._speed = _Speed()
+        self._first_samples = 0
+        self._step: dict[str, Any] = {}
+        self._losses: list[float] = []
+        self.notes: list[str] = []
+
+    def listen(self, event: dict[str, Any]) -> None:
+        """Take an event."""
+        kind = event["event"]
+        if kind == "stage":
+            self._stage, self._unit = event["stage"], event["unit"]
+            self._speed, self._losses = _Speed(), []
+            self._step = {"done": 0, "total": event["total"]}
+        elif kind == "step":
+            self._step = event
+            if self._speed.first < 0:
+                self._first_samples = event.get("samples", 0)
+            self._speed.update(event["done"])
+            if "loss" in event:
+                self._losses.append(event["loss"])
+        else:
+            self.notes += _lines(event)
+
+    def __rich__(self) -> Group:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        lines: list[Any] = [Text(note, style="dim") for note in self.notes[-_NOTES:]]
+        if self._stage:
+            done, total = self._step["done"], max(1, self._step["total"])
+            row = Table.grid(padding=(0, 1))
+            bar = ProgressBar(total=total, completed=done, width=24)
+            row.add_row(
+                Text(self._stage, style="bold"), bar, f"{done}/{total} {self._unit}", *self._texts()
+            )
+            lines.append(row)
+        if len(self._losses) > 1:
+            lines.append(
+                Text(f"loss {self._losses[0]:.4f} {spark(self._losses)} {self._losses[-1]:.4f}")
+            )
+        return Group(*lines)
+
+    def _texts(self) -> list[str]:
+        texts = self._speed.texts(self._step["total"], self._unit)
+        if texts and "samples" in self._step:
+            samples = self._speed.per_second(self._step["samples"] - self._first_samples)
+            texts[0] = f"{samples:.0f} samples/s"
+        return texts
+
+
+def spark(values: list[float]) -> str:
+    """Return a curve in block characters, newest at the right."""
+    shown = values[:: max(1, -(-len(values) // _CURVE))]
+    low, high = min(shown), max(shown)
+    scale = (len(_SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_SPARKS[int((value - low) * scale)] for value in shown)
+
+
+class _Log:
+    """Writes events as lines to stderr: one for a stage, then one every half minute."""
+
+    def __init__(self, *, announce: bool = True) -> None:
+        self._announce = announce
+        self._unit = ""
+        self._speed = _Speed()
+        self._shown = 0.0
+
+    def listen(self, event: dict[str, Any]) -> None:
+        """Take an event."""
+        kind = event["event"]
+        if kind == "stage":
+            self._unit, self._speed = event["unit"], _Speed()
+            self._shown = time.monotonic()
+            if self._announce:
+                _print(f"{event['stage']} ({event['total']} {event['unit']})")
+        elif kind == "step":
+            self._speed.update(event["done"])
+            due = self._speed.now - self._shown >= LOG_SECONDS
+            texts = self._speed.texts(event["total"], self._unit) if due else []
+            if texts:
+                self._shown = self._speed.now
+                facts = [f"loss {event['loss']:.4f}"] if "loss" in event else []
+                count = f"{event['stage']}: {event['done']:,} of {event['total']:,}"
+                _print(", ".join([count, *facts, *texts]))
+        else:
+            for line in _lines(event):
+                _print(line)
+
+
+def _lines(event: dict[str, Any]) -> list[str]:
+    """The lines of a note or a plan."""
+    if event["event"] == "note":
+        return [printable(line) for line in event["text"].splitlines()]
+    return [printable(line) for line in event["lines"]] if event["event"] == "plan" else []
+
+
+def _print(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def live_view() -> Iterator[Listener]:
+    """Yield a listener that shows a run on stderr: in place on a terminal, as lines in a log."""
+    if not sys.stderr.isatty():
+        yield _Log().listen
+        return
+    view = View()
+    with _drawn(view):
+        yield view.listen
+
+
+@contextmanager
+def progress_bar(title: str, *, unit: str = "images", quiet: bool = False) -> Iterator[Counter]:
+    """Yield a function of (done, total) that shows speed and time left on stderr.
+
+    Args:
+        title: what is done, as `decoding`.
+        unit: what is counted.
+        quiet: show nothing.
+    """
+    if quiet:
+        yield lambda done, total: None
+        return
+    show: View | _Log = View() if sys.stderr.isatty() else _Log(announce=False)
+    show.listen({"event": "stage", "stage": title, "total": 0, "unit": unit})
+
+    def update(done: int, total: int) -> None:
+        show.listen({"event": "step", "stage": title, "done": done, "total": total})
+
+    if isinstance(show, View):
+        with _drawn(show):
+            yield update
+    else:
+        yield update
+
+
+@contextmanager
+def _drawn(view: View) -> Iterator[None]:
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(view, console=Console(stderr=True), refresh_per_second=4):
+        yield
+
+
+class StatusLine:
+    """One line on stderr about work that comes in pieces, between which the caller does other work.
+
+    The speed counts the time of the pieces alone. Nothing shows before two seconds of work.
+    """
+
+    def __init__(
+        self, title: str, total: int, *, unit: str = "images", quiet: bool = False
+    ) -> None:
+        self._title, self._total, self._unit, self._quiet = title, total, unit, quiet
+        self._seconds = 0.0
+        self._worked = 0
+        self._shown = 0.0
+
+    def add(self, number: int, seconds: float, done: int | None) -> None:
+        """Count `number` units made in `seconds`; `done` of all are ready (None: none is kept)."""
+        self._seconds += seconds
+        self._worked += number
+        terminal = sys.stderr.isatty()
+        complete = done is not None and done >= self._total
+        if self._quiet or self._seconds < 2.0:
+            return
+        now = time.monotonic()
+        if not complete and now - self._shown < (0.5 if terminal else LOG_SECONDS):
+            return
+        self._shown = now
+        speed = self._worked / self._seconds
+        if done is None:
+            text = f"{self._title} {self._worked:,} {self._unit}, {speed:.1f} {self._unit}/s"
+        else:
+            count = f"{done:,} of {self._total:,} {self._unit}"
+            text = f"{self._title} {count}, {speed:.1f} {self._unit}/s"
+            text += "" if complete else f", {clock((self._total - done) / speed)} left"
+        start, end = ("\r\x1b[K", "\n" if complete else "") if terminal else ("", "\n")
+        print(f"{start}{text}", end=end, file=sys.stderr, flush=True)

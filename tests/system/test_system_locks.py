@@ -1,0 +1,141 @@
+"""Locks: between processes, between threads of one, shared and exclusive."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from d3pack.system import lock, locked
+from d3pack.system import locks as locks_module
+
+HOLD = """
+import sys
+from d3pack.system import lock
+with lock(sys.argv[1], shared=sys.argv[2] == "shared"):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_elsewhere(path: Path, kind: str = "exclusive") -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that holds the lock until its input ends."""
+    command = [sys.executable, "-c", HOLD, str(path), kind]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"locked\n"
+        yield process
+
+
+def test_an_exclusive_lock_keeps_everybody_out(tmp_path: Path) -> None:
+    with held_elsewhere(tmp_path / "lock"):
+        for shared in (False, True):
+            with pytest.raises(BlockingIOError, match="the file is locked"):
+                lock(tmp_path / "lock", shared=shared)
+    lock(tmp_path / "lock").close()
+
+
+def test_shared_locks_go_together_and_keep_exclusive_ones_out(tmp_path: Path) -> None:
+    with held_elsewhere(tmp_path / "lock", "shared"):
+        with lock(tmp_path / "lock", shared=True) as mine:
+            assert mine.held
+        with pytest.raises(BlockingIOError):
+            lock(tmp_path / "lock")
+    lock(tmp_path / "lock").close()
+
+
+def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+    with held_elsewhere(tmp_path / "lock") as process:
+        process.kill()
+        process.wait()
+        with lock(tmp_path / "lock", wait=True) as mine:
+            assert mine.held
+
+
+def test_waiting_ends_when_the_other_process_does(tmp_path: Path) -> None:
+    wait = "import sys; from d3pack.system import lock; lock(sys.argv[1], wait=True); print('in')"
+    with lock(tmp_path / "lock"):
+        command = [sys.executable, "-c", wait, str(tmp_path / "lock")]
+        waiting = subprocess.Popen(command, stdout=subprocess.PIPE)
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.communicate(timeout=1)
+    assert waiting.communicate(timeout=60)[0].strip() == b"in"
+
+
+def test_two_locks_of_one_process_exclude_each_other(tmp_path: Path) -> None:
+    first = lock(tmp_path / "lock")
+    with pytest.raises(BlockingIOError):
+        lock(tmp_path / "lock")
+    first.close()
+    first.close()
+    with lock(tmp_path / "lock") as second:
+        assert os.fstat(second.fileno()).st_ino == (tmp_path / "lock").stat().st_ino
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_forked_child_that_closes_does_not_unlock_its_parent(tmp_path: Path) -> None:
+    with lock(tmp_path / "lock") as mine:
+        if (child := os.fork()) == 0:
+            mine.close()
+            os._exit(0)
+        os.waitpid(child, 0)
+        with pytest.raises(BlockingIOError):
+            lock(tmp_path / "lock")
+
+
+def test_a_started_program_does_not_inherit_the_lock(tmp_path: Path) -> None:
+    with lock(tmp_path / "lock") as mine:
+        assert not os.get_inheritable(mine.fileno())
+
+
+def test_a_missing_file_is_made_only_if_asked(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        lock(tmp_path / "lock", create=False)
+    assert not (tmp_path / "lock").exists()
+    lock(tmp_path / "lock").close()
+    lock(tmp_path / "lock", create=False).close()
+
+
+def test_a_read_only_file_can_be_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lock").touch()
+    real = os.open
+
+    def read_only(path: Path, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_RDWR:
+            raise PermissionError(13, "Permission denied")
+        return real(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", read_only)
+    with lock(tmp_path / "lock", shared=True) as mine:
+        assert mine.held
+    with pytest.raises(PermissionError):
+        lock(tmp_path / "lock")
+
+
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def unsupported(*_: int) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with lock(tmp_path / "lock") as mine:
+        assert not mine.held
+
+
+def test_an_open_file_is_locked_for_a_while(tmp_path: Path) -> None:
+    with open(tmp_path / "index", "w+b") as file:
+        with locked(file.fileno()), pytest.raises(BlockingIOError):
+            lock(tmp_path / "index")
+        lock(tmp_path / "index").close()
+        with locked(file.fileno(), shared=True):
+            lock(tmp_path / "index", shared=True).close()
+    assert locks_module.Lock(-1, held=False).fileno() == -1
