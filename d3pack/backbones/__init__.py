@@ -8,6 +8,7 @@ from d3pack.backbones.levels import Levels
 from d3pack.backbones.lock import cache_home
 from d3pack.backbones.protocol import TEMPLATE, Backbone, Condition
 from d3pack.backbones.resolve import (
+    MINI_GUIDANCE,
     default_backbone,
     default_guidance,
     kinds,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from d3pack.backbones.dit import DiT
 
 __all__ = [
+    "MINI_GUIDANCE",
     "TEMPLATE",
     "Autoencoder",
     "Backbone",

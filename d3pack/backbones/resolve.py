@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from d3pack.backbones.protocol import Backbone
 
 MINI = "mini"
+MINI_GUIDANCE = 2.5  # of images that nobody picks
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 _BUILT_IN = {
     "stable-diffusion": "d3pack.backbones.stable_diffusion:StableDiffusion",
@@ -59,7 +60,7 @@ def default_backbone(device: str) -> str:
 def default_guidance(ref: BackboneRef) -> float:
     """Return the guidance for prompts whose images nobody picks."""
     if ref.repo == MINI:
-        return 2.5
+        return MINI_GUIDANCE
     return 4.0 if ref.kind == "dit" else 5.0
 
 

@@ -11,8 +11,15 @@ import numpy as np
 from d3pack.encode.candidates import candidates_of, lanes_of
 from d3pack.encode.settings import EncodeSettings, parse_labels
 from d3pack.errors import UsageError
-from d3pack.format import Pack, Probes, Recipe, pack_bytes
-from d3pack.format.codecs import encode_labels, encode_picks, encode_prompts
+from d3pack.format import (
+    Pack,
+    Probes,
+    Recipe,
+    encode_labels,
+    encode_picks,
+    encode_prompts,
+    pack_bytes,
+)
 from d3pack.system import count
 
 PROBE = 8  # side of a stored probe, where the size of the images allows it
@@ -108,9 +115,7 @@ def spend(
 
 def fixed_by(settings: EncodeSettings) -> dict[str, Any]:
     """Return the parts of an allocation that the user has set, None where not."""
-    return {
-        name: getattr(settings, name) for name in ("codec", "candidates", "labels", "probes")
-    }
+    return {name: getattr(settings, name) for name in ("codec", "candidates", "labels", "probes")}
 
 
 def table_allocation(

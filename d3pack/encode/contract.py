@@ -29,12 +29,9 @@ if TYPE_CHECKING:
 
     from d3pack.backbones import Backbone
     from d3pack.encode.plan import EncodePlan
-    from d3pack.format.coded import Coded
-    from d3pack.format.pack import Pack
-    from d3pack.format.recipe import Recipe
+    from d3pack.format import Coded, Pack, Recipe
     from d3pack.sources import Source
-    from d3pack.system.events import Events
-    from d3pack.system.journal import Journal
+    from d3pack.system import Events, Journal
     from d3pack.teachers import Teacher
 
 GROUP = "d3pack.methods"
@@ -118,8 +115,7 @@ class Draft:
 
     def pack(self, plan: EncodePlan) -> Pack:
         """Return the pack without picks, labels, probes and provenance."""
-        from d3pack.format import EMBEDDED, Pack
-        from d3pack.format.codecs import encode_prompts
+        from d3pack.format import EMBEDDED, Pack, encode_prompts
 
         return Pack(
             classes=plan.classes,

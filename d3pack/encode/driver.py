@@ -23,7 +23,17 @@ from d3pack.encode.settings import EncodeSettings
 from d3pack.errors import InvalidPackError, NotFoundError, UsageError
 from d3pack.format import Pack, read, write
 from d3pack.sources import Source, open_source
-from d3pack.system import Events, Journal, Listener, all_plain, digest, disk_full_as_error, log_file, replace_folder, resolve_device
+from d3pack.system import (
+    Events,
+    Journal,
+    Listener,
+    all_plain,
+    digest,
+    disk_full_as_error,
+    log_file,
+    replace_folder,
+    resolve_device,
+)
 from d3pack.teachers import teacher_cache
 
 # folders of the journal that nobody needs when the pack is written
@@ -117,7 +127,7 @@ def encode(
         source.fingerprint(events.step)
     work = output.with_name(output.name + ".work")
     key = _journal_key(source, settings, own_settings(method, settings), plan)
-    with closing(Journal(work, key, restart=restart)) as journal:
+    with closing(Journal(work, key, restart=restart, start_over="set restart")) as journal:
         if (finished := _finished(journal, output)) is not None:
             _remove_temporary(journal)
             return finished
@@ -150,7 +160,7 @@ def _checked(output: str | Path) -> Path:
         raise NotFoundError(
             f"the directory {output.parent} of the output does not exist", hint="create it first"
         )
-    if output.is_dir():
+    if os.path.isdir(output):  # unlike Path.is_dir, no error where the name is too long
         raise UsageError(f"the output {output.name} is a directory", hint="name another")
     return output
 
@@ -166,14 +176,12 @@ def _prepare(
     return method.prepare(source, settings, own_settings(method, settings), context), context
 
 
-def _device(device: str | None) -> str:
-    import torch
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if not device.startswith("cpu"):
+def _device(name: str | None) -> str:
+    device = resolve_device(name)
+    if device.type != "cpu":
         # cuBLAS gives equal sums only with this; it looks once, before the first product
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    return device
+    return str(device)
 
 
 @contextmanager
@@ -239,11 +247,8 @@ def _put_beside(trained: Path, output: Path, journal: Journal) -> None:
 
     beside = backbone_beside(output)
     journal.record(_BACKBONE, _lock_digest(trained))
-    temporary = beside.with_name(beside.name + ".part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(trained, temporary)
-    shutil.rmtree(beside, ignore_errors=True)
-    os.replace(temporary, beside)
+    with replace_folder(beside) as temporary:
+        shutil.copytree(trained, temporary, dirs_exist_ok=True)
 
 
 def _remove_temporary(journal: Journal) -> None:

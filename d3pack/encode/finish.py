@@ -26,9 +26,8 @@ from d3pack.encode.contract import Draft, EncodeRun
 from d3pack.encode.plan import EncodePlan
 from d3pack.encode.settings import EncodeSettings, parse_labels, recorded_settings
 from d3pack.errors import UsageError
-from d3pack.format import Pack
-from d3pack.format.codecs import encode_labels, encode_picks
-from d3pack.preview.contact import Row, contact_sheet
+from d3pack.format import Pack, encode_labels, encode_picks
+from d3pack.preview import Row, contact_sheet
 from d3pack.sources import Source
 from d3pack.system import Journal
 from d3pack.teachers import Teacher
@@ -199,7 +198,7 @@ def write_sheets(
     title: str,
     journal: Journal,
 ) -> list[str]:
-    """Write real images beside generated ones, 20 classes a sheet; return the names of the files."""
+    """Write real images beside generated ones, 20 classes a sheet; return the file names."""
     count = min(SHEET_IMAGES if len(pack.classes) <= MANY else 1, pack.images_per_class)
     decoder = Decoder(pack, device=backbone.device, backbone=backbone)
     names = []

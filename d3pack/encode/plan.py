@@ -12,8 +12,7 @@ from d3pack.backbones import Backbone
 from d3pack.decode import schedule
 from d3pack.encode.allocation import Allocation
 from d3pack.encode.settings import EncodeSettings
-from d3pack.format import BackboneRef
-from d3pack.format.recipe import DType, Sampler
+from d3pack.format import BackboneRef, DType, Sampler
 from d3pack.sources import Source
 
 SMALL = 64  # pixels; patches of collages of images up to this side would show nothing

@@ -27,8 +27,7 @@ from d3pack.encode.estimate import wait_for_device
 from d3pack.encode.plan import sigmas_of
 from d3pack.encode.settings import EncodeSettings
 from d3pack.errors import UsageError
-from d3pack.format import Pack, Recipe
-from d3pack.format.recipe import Sampler
+from d3pack.format import Pack, Recipe, Sampler
 from d3pack.teachers import Teacher
 
 STEPS = (4, 6, 8, 12, 18)

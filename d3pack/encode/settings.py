@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from d3pack.errors import UsageError
-from d3pack.system import SettingError, check, from_plain, option, options_of, parse_duration, parse_size, plain
+from d3pack.system import (
+    SettingError,
+    check,
+    from_plain,
+    option,
+    options_of,
+    parse_duration,
+    parse_size,
+    plain,
+)
 
 Codec = Literal["f16", "i8", "i4", "pq"]
 Sampler = Literal["ddim", "dpmpp-2m", "euler", "lcm"]
@@ -36,7 +45,9 @@ class EncodeSettings:
 
     images_per_class: int = option(10, "Images per class.", flag="--ipc", ge=1, le=2**20)
     budget: int | None = option(
-        None, "Bytes of the whole pack, as 20KB; what is not set is chosen to fit.", parse=parse_size
+        None,
+        "Bytes of the whole pack, as 20KB; what is not set is chosen to fit.",
+        parse=parse_size,
     )
     method: str = option("d3m", "d3m, classcond, minimax, or one that a plugin brings.")
     backbone: str | None = option(

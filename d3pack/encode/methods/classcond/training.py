@@ -22,8 +22,7 @@ from d3pack.encode.estimate import seconds_of
 from d3pack.encode.methods.dit import WORK, Encoder, encode_images, of_pixels
 from d3pack.encode.sampler_search import STEPS
 from d3pack.encode.settings import ClassCondSettings
-from d3pack.format import Coded
-from d3pack.format.codecs import decode_files, encode_files
+from d3pack.format import Coded, decode_files, encode_files
 from d3pack.sources import Source
 from d3pack.system import Events, Journal
 from d3pack.train import (
@@ -77,9 +76,7 @@ def train_dit(
     photos, latents = encode_images(run, encode, side, config.hold_back)
     validation = _validation_latents(encode, photos)
     task = _task(config, vae, latents, validation, len(photos.names), run.settings.seed)
-    accelerator = Accelerator(
-        cpu=run.context.device.startswith("cpu"), mixed_precision="bf16"
-    )
+    accelerator = Accelerator(cpu=run.context.device.startswith("cpu"), mixed_precision="bf16")
     loop = replace(config.loop, steps=own.train_steps or config.loop.steps)
     if own.train_seconds:
         if "train steps" not in run.journal:
@@ -178,9 +175,7 @@ def _samples_per_second(
             speeds.append(entry["samples_per_s"])
             events.step(entry["step"])
 
-    short = replace(
-        loop, steps=TRIAL_STEPS, report_every=TRIAL_STEPS // 4, validate_every=10**9
-    )
+    short = replace(loop, steps=TRIAL_STEPS, report_every=TRIAL_STEPS // 4, validate_every=10**9)
     run_stage(
         task, short, folder, accelerator, seconds=None, checkpoint_minutes=60.0, report=report
     )

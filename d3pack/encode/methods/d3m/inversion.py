@@ -191,7 +191,7 @@ class Inversion:
         )
 
     def _gradients(self, vectors: Array, samples: Samples) -> tuple[Array, Array]:
-        """Of each sample of each row, (R, S, k, D) and (R, S); one that overflows does not count."""
+        """Of the samples of rows, (R, S, k, D) and (R, S); one that overflows does not count."""
         each = len(samples) // len(vectors)
         leaf = torch.from_numpy(vectors.repeat(each, 0)).to(self._backbone.device).requires_grad_()
         loss = self._loss(leaf, samples)

@@ -29,7 +29,6 @@ from d3pack.encode.methods.d3m.collages import clusters, make_collages
 from d3pack.encode.methods.d3m.guidance import MOST_CLASSES, best_guidance, trial_images
 from d3pack.encode.methods.d3m.inversion import Fitted, Inversion
 from d3pack.encode.plan import (
-    GROUP,
     SMALL,
     EncodePlan,
     backbone_json,
@@ -41,9 +40,7 @@ from d3pack.encode.sampler_search import GUIDANCES
 from d3pack.encode.settings import D3MSettings, EncodeSettings
 from d3pack.encode.teaching import open_teacher
 from d3pack.errors import UsageError
-from d3pack.format import BackboneRef, Pack, Recipe
-from d3pack.format.codecs import decode_prompts, encode_prompts
-from d3pack.format.recipe import Sampler
+from d3pack.format import BackboneRef, Pack, Recipe, Sampler, decode_prompts, encode_prompts
 from d3pack.sources import Source
 from d3pack.system import Checkpoint
 from d3pack.teachers import Cut, Teacher
@@ -108,7 +105,9 @@ def prepare(
     job = D3MJob(source, settings, own, backbone, plan, details)
     notes = []
     if all(name.isdecimal() or name[1:].isdecimal() for name in source.classes):
-        notes.append("class names are numbers or ids: --class-names gives inversion a better start")
+        notes.append(
+            "class names are numbers or ids: class_names give inversion a better start"
+        )
     if settings.budget is not None:
         fixed = {"modes": own.modes, "vectors": own.vectors, **fixed_by(settings)}
         allocation, size = spend(
@@ -255,9 +254,7 @@ class D3MJob:
         }
         if self.settings.teacher == "train":
             stages["teacher"] = (
-                teacher_seconds(
-                    self.source, plan.typical, self.settings, str(self.backbone.device)
-                )
+                teacher_seconds(self.source, plan.typical, self.settings, str(self.backbone.device))
                 + sum(self.source.counts) * read
             )
         if details.guidance is None:
@@ -399,7 +396,7 @@ class D3MJob:
 
 
 def round_trip(codec: str) -> Callable[[Array], Array]:
-    """Return what a codec makes of rows of vectors; one whose codebook all rows share is left out."""
+    """Return what a codec makes of rows of vectors; `pq`, which needs all rows, is left out."""
     if codec == "pq":
         return lambda rows: rows
 

@@ -160,7 +160,7 @@ class Draws:
         return self._expected(x0, eps, t, latents, np.ones(count))
 
     def triples(self, row: int, density: Density) -> Samples:
-        """Return the fixed (latent, t, noise) that validate a row; the target is the latent's own."""
+        """Return the fixed (latent, t, noise) that validate a row, with the latent's own target."""
         if row not in self._triples:
             latents, levels = self._seated[row], self._backbone.levels
             numbers = np.resize(split_latents(len(latents))[1], self._count)

@@ -35,8 +35,7 @@ from d3pack.encode.sampler_search import Sampling
 from d3pack.encode.settings import EncodeSettings, MinimaxSettings
 from d3pack.encode.teaching import open_teacher
 from d3pack.errors import UsageError
-from d3pack.format import Recipe
-from d3pack.format.codecs import encode_adapter
+from d3pack.format import Recipe, encode_adapter
 from d3pack.sources import Source
 from d3pack.system import Checkpoint
 
@@ -81,14 +80,12 @@ class Minimax:
             )
 
         job = job_with(own.adapter or "f16")
-        if settings.budget is not None and own.adapter is None:
-            if job.expected_bytes(SMALLEST) + MARGIN > settings.budget:
-                job = job_with("i8")
+        budget = settings.budget if own.adapter is None else None
+        if budget is not None and job.expected_bytes(SMALLEST) + MARGIN > budget:
+            job = job_with("i8")
         allocation, notes = table_allocation(settings, job.expected_bytes)
         details, text = job.details(), (*job.text(allocation), *notes)
-        return replace(
-            job, plan=replace(plan, allocation=allocation, details=details, text=text)
-        )
+        return replace(job, plan=replace(plan, allocation=allocation, details=details, text=text))
 
 
 @dataclass(frozen=True, slots=True)

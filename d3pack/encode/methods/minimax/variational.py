@@ -40,8 +40,13 @@ class Posterior:
             most=np.log(betas),
         )
 
-    def bound(self, x0: Tensor, x_t: Tensor, t: Tensor, predicted: Tensor, variance: Tensor) -> Tensor:
-        """Return bits a value, (B,): KL of the model's step from the true one; at t = 0 likelihood."""
+    def bound(
+        self, x0: Tensor, x_t: Tensor, t: Tensor, predicted: Tensor, variance: Tensor
+    ) -> Tensor:
+        """Return bits a value, (B,): KL of the model's step from the true one.
+
+        At t = 0 they are the likelihood.
+        """
 
         def at(values: Array) -> Tensor:
             return x0.new_tensor(values)[t].reshape(-1, 1, 1, 1)
@@ -64,7 +69,7 @@ class Posterior:
 
 
 def _log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """Log likelihood of values that stand for bins of 2/255 between -1 and 1, under a normal distribution."""
+    """Log likelihood of bins of 2/255 between -1 and 1 under a normal distribution."""
     centred, inverse = x - mean, torch.exp(-log_scale)
 
     def below(value: Tensor) -> Tensor:
