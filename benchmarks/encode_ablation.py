@@ -4,7 +4,7 @@
 
 A variant is a setting, or several joined by commas; everything else stays at the defaults. `names`
 is the pack of the defaults prompted by class names alone; with `steps=0,cool=0` nothing is learned
-either, but seeds are picked for the names. Students are ConvNet-3 under the preset `quick` of
+either, but seeds are picked for the names. Students are ConvNet-3 under the protocol `quick` of
 `d3pack eval`. Results are added to the JSON, so the work can be spread over many calls.
 """
 
@@ -25,12 +25,11 @@ from d3pack.decode import Decoder
 from d3pack.encode import EncodeOptions, encode
 from d3pack.encode.method import Run
 from d3pack.encode.methods.d3m.method import D3M
-from d3pack.evaluate import presets
 from d3pack.evaluate.baselines import names_pack
-from d3pack.evaluate.training import train_student
-from d3pack.format import pack_bytes
+from d3pack.evaluate.protocols import QUICK
+from d3pack.evaluate.training import Labelled, train_student
+from d3pack.format import Pack, pack_bytes
 from d3pack.format.codecs import decode_labels
-from d3pack.format.pack import Pack
 from d3pack.sources import Source, open_source
 
 # Settings that change the collages: with one of these they are made anew.
@@ -82,9 +81,8 @@ def students(pack: Pack, path: Any, tests: tuple[Tensor, Tensor], seeds: int) ->
     labels = torch.arange(len(pack.classes)).repeat_interleave(pack.images_per_class)
     if pack.labels is not None:
         labels = torch.from_numpy(decode_labels(pack.labels)).flatten(0, 1)
-    return [
-        train_student(images, labels, *tests, presets.QUICK, seed).last for seed in range(seeds)
-    ]
+    train, test = Labelled(images, labels), Labelled(*tests)
+    return [train_student(train, test, QUICK, seed).last for seed in range(seeds)]
 
 
 def figures(accuracies: list[float]) -> dict[str, Any]:
