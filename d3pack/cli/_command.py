@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import click
@@ -158,7 +159,8 @@ def flags_of(verb: type, args: Sequence[str] = ()) -> Iterator[Flag]:
     """
     yield from _flags(verb, (), "")
     for name, kind, section in _chosen(verb, args):
-        yield from _flags(kind, (name,), section)
+        for flag in _flags(kind, (name,), section):
+            yield flag._replace(section=section)
 
 
 def _flags(kind: type, path: tuple[str, ...], section: str) -> Iterator[Flag]:
@@ -184,7 +186,7 @@ def _chosen(verb: type, args: Sequence[str]) -> Iterator[tuple[str, type, str]]:
 def _typed(args: Sequence[str], names: Sequence[str]) -> str | None:
     """The value that a flag has among arguments which are not parsed yet."""
     value = None
-    for word, following in zip(args, [*args[1:], None], strict=True):
+    for word, following in zip_longest(args, args[1:]):
         if word == "--":
             break
         name, equals, rest = word.partition("=")

@@ -126,7 +126,7 @@ def _home(cache_dir: Path | None) -> Path:
     from d3pack.backbones import cache_home
 
     if cache_dir is not None and not cache_dir.is_dir():
-        raise NotFoundError(f"there is no directory {cache_dir}", hint="see --cache-dir")
+        raise NotFoundError(f"there is no folder {cache_dir}", hint="--cache-dir names one")
     return cache_home() if cache_dir is None else cache_dir
 
 

@@ -63,7 +63,10 @@ class Decode:
         most = pack.images_per_class
         count = most if self.images_per_class is None else self.images_per_class
         if not 1 <= count <= most:
-            raise UsageError(f"invalid --ipc {count}: expected an integer from 1 to {most}")
+            raise UsageError(
+                f"invalid --ipc {count}: expected 1 to {most}",
+                hint=f"the pack has {most} images per class",
+            )
         if self.tiny_vae is not None and not self.tiny_vae.is_dir():
             raise NotFoundError(
                 f"there is no directory {self.tiny_vae}", hint="--tiny-vae names one"
@@ -82,14 +85,14 @@ class Decode:
                     "made": written.made,
                     "seconds": round(written.seconds, 3),
                     "images_per_second": round(written.rate, 2),
-                    "output": str(self.output),
+                    "out": str(self.output),
                     "root": pack.root,
                     "decoder": numerics,
                 }
             )
         elif self.format == "human":
             before = written.images - written.made
-            kept = f", {before:,} existed" if before else ""
+            kept = f", {before:,} existed already" if before else ""
             text = f"{written.images:,} images in {self.output} ({written.rate:.1f} a second{kept})"
             _out.show(text)
 

@@ -327,7 +327,7 @@ def test_the_command(made: dict[str, Any], tmp_path: Path) -> None:
     again = call(*words, "--ipc", "2")
     assert again.exit_code == 0
     assert "6 images" in again.stdout
-    assert "2 were there" in again.stdout
+    assert "2 existed already" in again.stdout
     quiet = call(*words, "--ipc", "1", "--format", "quiet")
     assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, "", "")
 

@@ -75,7 +75,7 @@ def test_the_whole_comparison(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = (
-        *(str(world / "pack.d3m"), "--real", str(world / "real"), "--preset", "blink"),
+        *(str(world / "pack.d3m"), "--real", str(world / "real"), "--protocol", "blink"),
         *("--seeds", "2", "--whole", "--work", str(tmp_path / "work"), "--format", "json"),
         *("--report", str(tmp_path / "out.html"), "--sweep", "ipc=2,6", "--sweep", "labels=none"),
     )
@@ -129,7 +129,7 @@ def test_a_table_for_people(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = (
-        *(str(world / "plain.d3m"), "--real", str(world / "real"), "--preset", "blink"),
+        *(str(world / "plain.d3m"), "--real", str(world / "real"), "--protocol", "blink"),
         *("--seeds", "1", "--work", str(tmp_path / "work"), "--baseline", "none"),
     )
     assert command(world, monkeypatch, *args) == 0
@@ -148,7 +148,7 @@ def test_a_tree_may_call_its_test_part_val(
     (real / "train").symlink_to(world / "real" / "train")
     (real / "val").symlink_to(world / "real" / "test")
     args = (
-        *(str(world / "plain.d3m"), "--real", str(real), "--preset", "blink", "--seeds", "1"),
+        *(str(world / "plain.d3m"), "--real", str(real), "--protocol", "blink", "--seeds", "1"),
         *("--work", str(tmp_path / "work"), "--baseline", "none", "--format", "json"),
     )
     assert command(world, monkeypatch, *args) == 0
@@ -162,7 +162,7 @@ def test_a_row_of_smaller_batches_says_so(
     monkeypatch.setitem(presets.PRESETS, "blink", epochs)
     monkeypatch.setattr("d3pack.evaluate.evaluation.sent", lambda pack: 500)  # a few images
     args = (
-        *(str(world / "plain.d3m"), "--real", str(world / "real"), "--preset", "blink"),
+        *(str(world / "plain.d3m"), "--real", str(world / "real"), "--protocol", "blink"),
         *("--seeds", "1", "--work", str(tmp_path / "work"), "--baseline", "jpeg"),
         *("--report", str(tmp_path / "out.html"), "--format", "json"),
     )
@@ -177,7 +177,7 @@ def test_hours_of_pilots_and_of_rows_to_come_are_not_overlooked(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = (
-        *(str(world / "plain.d3m"), "--real", str(world / "real"), "--preset", "blink"),
+        *(str(world / "plain.d3m"), "--real", str(world / "real"), "--protocol", "blink"),
         *("--seeds", "1", "--work", str(tmp_path / "work"), "--baseline", "random"),
     )
     assert command(world, monkeypatch, *args) == 0
@@ -215,7 +215,7 @@ def test_bad_input_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    real, args = world / "real", ["--preset", "blink", "--work", str(tmp_path / "work")]
+    real, args = world / "real", ["--protocol", "blink", "--work", str(tmp_path / "work")]
     if case in {"classes", "empty", "size"}:
         other = tmp_path / "other"
         for c, name in enumerate(tiny_names(world)):
@@ -230,15 +230,15 @@ def test_bad_input_is_one_line(
     elif case == "hours":
         eternal = replace(BLINK, length=Updates(10**9))
         monkeypatch.setitem(presets.PRESETS, "eternal", eternal)
-        args += ["--preset", "eternal"]
+        args += ["--protocol", "eternal"]
     elif case == "preset":
-        args += ["--preset", "best"]
+        args += ["--protocol", "best"]
     elif case == "student":
         args += ["--student", "vgg"]
     elif case == "baseline":
         args += ["--baseline", "png"]
     elif case == "published":
-        args += ["--preset", "minimax-hard", "--size", "32"]
+        args += ["--protocol", "minimax-hard", "--size", "32"]
     elif case == "sweep":
         args += ["--sweep", "colour=red"]
     elif case == "collages":
@@ -347,7 +347,7 @@ def test_a_private_backbone_counts_and_its_class_table_is_no_baseline(
         assert not baselines.prompted_by_names(other, twin)
     d3pack.write(pack, tmp_path / "pack.d3m")
     args = (
-        *(str(tmp_path / "pack.d3m"), "--real", str(real), "--preset", "blink", "--seeds", "1"),
+        *(str(tmp_path / "pack.d3m"), "--real", str(real), "--protocol", "blink", "--seeds", "1"),
         *("--baseline", "names", "--baseline", "webp", "--work", str(tmp_path / "work")),
         *("--report", str(tmp_path / "out.html"), "--format", "json"),
     )
