@@ -123,7 +123,7 @@ def test_a_slip_of_the_finger_is_answered_with_the_near_name(args: list[str], ne
 
 @pytest.mark.parametrize("form", ["human", "json", "quiet"])
 def test_info_says_the_same_with_and_without_the_parser(form: str) -> None:
-    """`info FILE --format X` is answered without typer; `--format=X` goes through it."""
+    """`info FILE` is answered without click; with a format it goes through it."""
     plain, parsed = (
         subprocess.run(
             [sys.executable, "-m", "d3pack", "info", str(PACK), *how],
@@ -131,7 +131,7 @@ def test_info_says_the_same_with_and_without_the_parser(form: str) -> None:
             text=True,
             check=True,
         )
-        for how in (["--format", form], [f"--format={form}"])
+        for how in ([] if form == "human" else ["--format", form], [f"--format={form}"])
     )
     assert plain.stdout == parsed.stdout
     assert plain.stdout

@@ -14,7 +14,6 @@ from places import ROOT
 from tiny_backbones import tiny_sd
 
 import d3pack
-from d3pack.cli import verify
 from d3pack.cli._command import all_verbs, flags_of
 from d3pack.decode import Decoder, make_probes
 
@@ -83,11 +82,11 @@ def test_every_verb_has_the_same_default_device(
     assert set(defaults.values()) == {None}
     asked: list[str | None] = []
 
-    def resolve(device: str | None) -> str:
+    def decoder(pack: d3pack.Pack, *, device: str | None, path: str) -> Decoder:
         asked.append(device)
-        return "cpu"
+        return Decoder(pack, device=device, path=path)
 
-    monkeypatch.setattr(verify, "resolve_device", resolve)
+    monkeypatch.setattr("d3pack.decode.Decoder", decoder)
     words = ["verify", world / "probed.d3m", "--decode", "--backbone", world / "sd"]
     assert invoke(*words).exit_code == 0
     assert asked == [None]
