@@ -27,7 +27,7 @@ from d3pack.encode import D3MSettings, EncodeRun, EncodeSettings, encode
 from d3pack.encode.methods.d3m.method import D3M, D3MJob
 from d3pack.evaluate.baselines import names_pack
 from d3pack.evaluate.protocols import QUICK
-from d3pack.evaluate.training import train_student
+from d3pack.evaluate.training import Labelled, train_student
 from d3pack.format import pack_bytes
 from d3pack.format.codecs import decode_labels
 from d3pack.format.pack import Pack

@@ -3,130 +3,80 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from d3pack.cli import _out
+from d3pack.cli._fields import Format, expand, format_option, pack_argument
 from d3pack.errors import D3MError
+from d3pack.evaluate import EvalSettings
+from d3pack.system import REQUIRED, live_view, nested, option
 
 if TYPE_CHECKING:
     from d3pack.evaluate import Evaluation
 
+# Arguments of the library that its errors name, and the flags for them.
+_FLAGS = {
+    "allow_long=True": "--yes",
+    "size=": "--size ",
+    "test=": "--test",
+    "class_names": "--class-names",
+    "a teacher:": "--teacher:",
+}
 
-def register(app: typer.Typer) -> None:
-    """Add `eval`."""
-    app.command("eval")(evaluate)
 
-
-def evaluate(
-    pack: Annotated[str, typer.Argument(help="A .d3m file or an hf:// address.")],
-    real: Annotated[
-        str,
-        typer.Option(
-            "--real", help="Real images: a folder with train/ and test/, or the training images."
-        ),
-    ],
-    test: Annotated[
-        str | None, typer.Option("--test", help="Real test images, where --real has no test/.")
-    ] = None,
-    protocol: Annotated[
-        str,
-        typer.Option(help="quick, dc, eccv24, minimax-hard, rded-soft or rded-soft-small."),
-    ] = "quick",
-    seeds: Annotated[int, typer.Option(min=1, help="Students of each kind.")] = 3,
-    student: Annotated[
-        str | None, typer.Option(help="Another student: convnet3, resnetap10, hf:vit, ...")
-    ] = None,
-    size: Annotated[int | None, typer.Option(help="Pixels at which students work.")] = None,
-    baseline: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--baseline",
-            help="random, jpeg, webp, sheet, avif, names, collages, whole, none; repeatable.",
-        ),
-    ] = None,
-    whole: Annotated[bool, typer.Option("--whole", help="Also train on all real images.")] = False,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            help="train, or a transformers classifier: chooses collages, relabels (rded-soft)."
-        ),
-    ] = None,
-    sweep: Annotated[
-        list[str] | None,
-        typer.Option(help="ipc=1,5,10 codec=f16,i4 labels=none,top2 vectors=1,4; repeatable."),
-    ] = None,
-    work: Annotated[
-        Path | None, typer.Option(help="Where finished students are kept. [PACK.eval]")
-    ] = None,
-    report: Annotated[Path | None, typer.Option(help="Write one HTML page here.")] = None,
-    class_names: Annotated[
-        Path | None, typer.Option(help="Table from folder names to class names.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="Directory that holds the backbone, checked by its lock.")
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Start even when it takes hours.")] = False,
-    form: Annotated[_out.Format, typer.Option("--format", help="human, json or quiet.")] = "human",
-) -> None:
-    """Train students on a pack and on real images of equal weight, and compare them.
+@dataclass(frozen=True, slots=True)
+class Eval:
+    """Train students on a pack and on real images of equal size in bytes, and compare them.
 
     Example: d3pack eval cifar10.d3m --real cifar10 --report cifar10.html
     """
-    from d3pack.evaluate import EvalSettings, report_path, write_report
-    from d3pack.evaluate import evaluate as run
-    from d3pack.system import live_view
 
-    if report is not None:
-        report_path(report)
-    _out.if_interrupted("run the same command again and it goes on")
-    with nullcontext() if form == "quiet" else live_view() as listener:
-        try:
-            settings = EvalSettings(
-                protocol=protocol,
-                seeds=seeds,
-                student=student,
-                size=size,
-                whole=whole,
-                teacher=teacher,
-                sweep=tuple(sweep or ()),
-                device=device,
-                backbone=backbone,
-                allow_long=yes,
-                **({"baselines": tuple(baseline)} if baseline else {}),
-            )
-            result = run(
-                pack,
-                real,
-                settings,
-                test=test,
-                work=work,
-                class_names=class_names,
-                listeners=[listener] if listener else [],
-            )
-        except D3MError as error:
-            raise _with_flags(error) from error
-    if report is not None:
-        write_report(result, report)
-    if form == "json":
-        _out.emit(result.to_json())
-    elif form == "human":
-        _table(result)
-        _out.say(f"all figures: {result.work / 'evaluation.json'}")
-        if report is not None:
-            _out.say(f"report: {report}")
+    pack: str = pack_argument()
+    real: str = option(
+        REQUIRED,
+        "Real images: a folder with train/ and test/, or the training images.",
+        parse=expand,
+    )
+    test: str | None = option(None, "Real test images, where --real has no test/.", parse=expand)
+    settings: EvalSettings = nested(EvalSettings)
+    work: Path | None = option(None, "Where finished students are kept. [PACK.eval]")
+    report: Path | None = option(None, "Write one HTML page here.")
+    class_names: Path | None = option(None, "Table from folder names to class names.")
+    format: Format = format_option()
 
+    def run(self) -> None:
+        """Train the students, keep the figures and print them."""
+        from d3pack.evaluate import evaluate, report_path, write_report
 
-def _with_flags(error: D3MError) -> D3MError:
-    """The error, naming flags where the library names arguments."""
-    names = {"allow_long=True": "--yes", "size=": "--size ", "test=": "--test"}
-    names |= {"class_names": "--class-names", "a teacher:": "--teacher:"}
-    for name, flag in names.items():
-        error.hint = error.hint.replace(name, flag)
-    return error
+        if self.report is not None:
+            report_path(self.report)
+        _out.if_interrupted("run the same command again and it goes on")
+        with nullcontext() if self.format == "quiet" else live_view() as listener:
+            try:
+                result = evaluate(
+                    self.pack,
+                    self.real,
+                    self.settings,
+                    test=self.test,
+                    work=self.work,
+                    class_names=self.class_names,
+                    listeners=[listener] if listener else [],
+                )
+            except D3MError as error:
+                for name, flag in _FLAGS.items():
+                    error.hint = error.hint.replace(name, flag)
+                raise
+        if self.report is not None:
+            write_report(result, self.report)
+        if self.format == "json":
+            _out.emit(result.to_json())
+        elif self.format == "human":
+            _table(result)
+            _out.say(f"all figures: {result.work / 'evaluation.json'}")
+            if self.report is not None:
+                _out.say(f"report: {self.report}")
 
 
 def _table(result: Evaluation) -> None:

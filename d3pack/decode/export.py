@@ -303,7 +303,7 @@ def _claimed(out: Path, title: dict[str, Any]) -> Iterator[None]:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise UsageError(f"{out} is not a folder", hint="choose another --out") from None
+        raise UsageError(f"{out} is not a folder", hint="choose another output") from None
     except OSError as error:
         raise D3MError(f"cannot make the folder {out}: {error.strerror}") from None
     try:

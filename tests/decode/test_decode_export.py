@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cli import invoke
 from PIL import Image
 from tiny_backbones import tiny_pack, tiny_sd
-from typer.testing import CliRunner
 
 import d3pack
-from d3pack.cli import app
 from d3pack.decode import Decoder, class_folder, export_images, select_classes
 from d3pack.decode.export import ExportSettings, _encode
 from d3pack.decode.names import slug
@@ -311,7 +310,7 @@ def test_classes_as_people_ask_for_them() -> None:
 
 
 def call(*words: str) -> Any:
-    return CliRunner().invoke(app, list(words))
+    return invoke(*words)
 
 
 def test_the_command(made: dict[str, Any], tmp_path: Path) -> None:
@@ -328,7 +327,7 @@ def test_the_command(made: dict[str, Any], tmp_path: Path) -> None:
     again = call(*words, "--ipc", "2")
     assert again.exit_code == 0
     assert "6 images" in again.stdout
-    assert "2 were there" in again.stdout
+    assert "2 existed already" in again.stdout
     quiet = call(*words, "--ipc", "1", "--format", "quiet")
     assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, "", "")
 

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli import invoke
 from encode_world import make_tree
 from PIL import Image
 from places import ROOT
-from typer.testing import CliRunner
 
 import d3pack
-from d3pack.cli import app
 from d3pack.evaluate.protocols import PROTOCOLS, QUICK, Updates
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -58,7 +57,7 @@ def test_commands_in_order_then_the_python_lines(
     for line in commands()[2:]:
         program, verb, *words = shlex.split(line)
         assert program == "d3pack", line
-        done = CliRunner().invoke(app, [verb, *words, *SHORTER.get(verb, "").split()])
+        done = invoke(verb, *words, *SHORTER.get(verb, "").split())
         assert done.exit_code == 0, f"{line}: {done.exception} {done.stderr}"
     assert (tmp_path / "worth.html").stat().st_size > 10_000
     assert "<img" in (tmp_path / "photos.html").read_text(encoding="utf-8")
