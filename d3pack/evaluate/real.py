@@ -11,8 +11,7 @@ from torch import Tensor
 
 from d3pack.errors import SourceError
 from d3pack.evaluate.training import fit
-from d3pack.sources import Source
-from d3pack.sources.names import tidy
+from d3pack.sources import Source, tidy
 
 _SHOWN = 6
 

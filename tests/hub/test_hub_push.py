@@ -24,7 +24,7 @@ from d3pack import hub as d3hub
 from d3pack.backbones import lock_backbone
 from d3pack.dataset import D3MDataset
 from d3pack.errors import HubError, HubOfflineError, InvalidPackError, NotFoundError, UsageError
-from d3pack.format.pack import Pack
+from d3pack.format import Pack
 from d3pack.hub import Parcel, Pushed, PushSettings, prepare_push, send_push
 from d3pack.hub.publish import ATTRIBUTES
 from d3pack.hub.viewer import preview_pairs
