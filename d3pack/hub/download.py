@@ -9,20 +9,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from d3pack.backbones import fetch_backbone
-from d3pack.errors import HubError, InvalidPackError, NotFoundError, UsageError
+from d3pack.errors import HubError, NotFoundError, UsageError
 from d3pack.format import (
+    ByteRange,
     Header,
     Pack,
-    Read,
-    header_size,
+    class_ranges,
+    header_length,
+    names_range,
     outline,
     pack_bytes,
-    plan_names,
-    plan_reads,
     read,
+    read_class_ranges,
     read_header,
-    verify_names,
-    verify_reads,
+    read_names,
 )
 from d3pack.hub.address import Address, is_address, parse_address
 from d3pack.hub.cache import cached, fetch, with_file
@@ -185,12 +185,12 @@ def read_classes(value: PathOrAddress, classes: Sequence[int | str]) -> Pack:
     window = _Window(address)
     header = window.header
     rows = _rows(window.names(), classes)
-    reads = plan_reads(header, rows)
-    most = 2 * sum(one.stop - one.start for one in reads) > header.size
+    ranges = class_ranges(header, rows)
+    most = 2 * sum(one.stop - one.start for one in ranges) > header.size
     if most or sorted(rows) == list(range(header.classes)):
         return _selected(download(window.address).pack, rows)
     # the part is checked by every rule of a whole file
-    pack = read(pack_bytes(verify_reads(header, rows, window.parts(reads))))
+    pack = read(pack_bytes(read_class_ranges(header, rows, window.parts(ranges))))
     _log.info("%s: read %d of %d bytes", window.address, window.file.received, window.file.size)
     return pack
 
@@ -217,28 +217,19 @@ class _Window:
     def __init__(self, address: Address) -> None:
         self.file = RemoteFile(with_file(address))
         first = self.file.read(0, FIRST)
-        missing = header_size(first) - len(first)
+        missing = header_length(first) - len(first)
         if missing > 0 and len(first) < self.file.size:
             first += self.file.read(len(first), missing)
         self.header = read_header(first)
-        if self.file.size < self.header.size:
-            raise InvalidPackError(
-                f"the file has {self.file.size} bytes, its header says {self.header.size}",
-                code="E_TRUNCATED",
-            )
-        if self.file.size > self.header.size:
-            raise InvalidPackError(
-                f"{self.file.size - self.header.size} bytes after the last tensor",
-                code="E_TRAILING",
-            )
+        self.header.check_size(self.file.size)
         _check_root(self.header.root, self.file.address)
         self.address = self.file.address.at(str(self.file.address.revision), root=self.header.root)
         self._parts: list[tuple[int, bytes]] = [(0, first)]
 
-    def parts(self, reads: Sequence[Read]) -> list[bytes]:
+    def parts(self, ranges: Sequence[ByteRange]) -> list[bytes]:
         """Return the bytes of ranges; what is missing is read, neighbours by one request."""
         spans: list[list[int]] = []
-        for start, stop in sorted((one.start, one.stop) for one in reads):
+        for start, stop in sorted((one.start, one.stop) for one in ranges):
             if self._find(start, stop) is not None:
                 continue
             if spans and start - spans[-1][1] <= JOIN:
@@ -247,12 +238,12 @@ class _Window:
                 spans.append([start, stop])
         for start, stop in spans:
             self._parts.append((start, self.file.read(start, stop - start)))
-        return [self._find(one.start, one.stop) or b"" for one in reads]
+        return [self._find(one.start, one.stop) or b"" for one in ranges]
 
     def names(self) -> tuple[str, ...]:
         """Return the class names, checked by their hash."""
-        (data,) = self.parts([plan_names(self.header)])
-        return verify_names(self.header, data)
+        (data,) = self.parts([names_range(self.header)])
+        return read_names(self.header, data)
 
     def _find(self, start: int, stop: int) -> bytes | None:
         for at, data in self._parts:
