@@ -249,7 +249,11 @@ def test_card_shows_hostile_text_as_text(tmp_path: Path, kind: str, place: str) 
         backbone = replace(recipe.backbone, licence=text)
         pack = replace(pack, recipe=replace(recipe, backbone=backbone))
     else:
-        values = {"key": {text: 1}, "nested key": {"a": {text: {"b": "c"}}}, "value": {"a": text}}
+        values: dict[str, Any] = {
+            "key": {text: 1},
+            "nested key": {"a": {text: {"b": "c"}}},
+            "value": {"a": text},
+        }
         pack = replace(pack, provenance=values[place])
     card = card_of(pack, tmp_path)
     assert elements(card) == expected
