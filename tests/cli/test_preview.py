@@ -189,7 +189,7 @@ def test_progress_in_a_log_is_a_line_every_half_minute(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter([0.0, 1.0, 10.0, 31.0, 40.0, 70.0])
-    monkeypatch.setattr(_out.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
     with _out.progress("decoding", quiet=False) as progress:
         assert progress is not None
         for done in (0, 100, 310, 400, 700):

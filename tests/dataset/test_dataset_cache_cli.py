@@ -75,7 +75,7 @@ def test_cache_verify_drops_damaged_images(
     (entry,) = list_stores(Path(os.environ["D3PACK_HOME"]))
     assert cache("verify").returncode == 0
     with open(entry.path / "pixels", "r+b") as file:
-        file.seek(4 * entry.identity.row + 100)
+        file.seek(4 * dataset.images.identity.row + 100)
         byte = file.read(1)
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte[0] ^ 1]))

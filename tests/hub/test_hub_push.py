@@ -24,7 +24,7 @@ from d3pack import hub as d3hub
 from d3pack.backbones import lock_backbone
 from d3pack.dataset import D3MDataset
 from d3pack.errors import HubError, HubOfflineError, InvalidPackError, NotFoundError, UsageError
-from d3pack.format.pack import Pack
+from d3pack.format import Pack
 from d3pack.hub import Parcel, Pushed, PushSettings, prepare_push, send_push
 from d3pack.hub.publish import ATTRIBUTES
 from d3pack.hub.viewer import preview_pairs
@@ -249,7 +249,11 @@ def test_card_shows_hostile_text_as_text(tmp_path: Path, kind: str, place: str) 
         backbone = replace(recipe.backbone, licence=text)
         pack = replace(pack, recipe=replace(recipe, backbone=backbone))
     else:
-        values = {"key": {text: 1}, "nested key": {"a": {text: {"b": "c"}}}, "value": {"a": text}}
+        values: dict[str, Any] = {
+            "key": {text: 1},
+            "nested key": {"a": {text: {"b": "c"}}},
+            "value": {"a": text},
+        }
         pack = replace(pack, provenance=values[place])
     card = card_of(pack, tmp_path)
     assert elements(card) == expected
