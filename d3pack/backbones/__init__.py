@@ -1,4 +1,4 @@
-"""Backbones: diffusion models behind one protocol, opened only when they are the locked ones."""
+"""Backbones: diffusion models behind one protocol, opened only with the locked files."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ from d3pack.system import lazy_names
 
 if TYPE_CHECKING:
     from d3pack.backbones.adapter import apply_adapter, check_adapter
-    from d3pack.backbones.autoencoder import Autoencoder, open_autoencoder, to_uint8
+    from d3pack.backbones.autoencoder import (
+        Autoencoder,
+        open_autoencoder,
+        replace_autoencoder,
+        to_uint8,
+    )
     from d3pack.backbones.dit import DiT
-    from d3pack.backbones.levels import PREDICTIONS, Levels
-    from d3pack.backbones.lock import FileProgress, cache_home, verify_files
+    from d3pack.backbones.kernels import enable_fast_kernels
+    from d3pack.backbones.levels import PREDICTIONS, Levels, Timesteps
+    from d3pack.backbones.loading import Files, build
+    from d3pack.backbones.lock import FileProgress, Layout, Part, cache_home, verify_files
     from d3pack.backbones.protocol import TEMPLATE, Backbone, Condition
     from d3pack.backbones.resolve import (
         default_backbone,
@@ -22,7 +29,8 @@ if TYPE_CHECKING:
         mini_directory,
         open_backbone,
     )
-    from d3pack.backbones.speed import enable_fast_kernels
+    from d3pack.backbones.stable_diffusion import StableDiffusion
+    from d3pack.backbones.text import TextEncoder
 
 __all__ = [
     "PREDICTIONS",
@@ -32,8 +40,15 @@ __all__ = [
     "Condition",
     "DiT",
     "FileProgress",
+    "Files",
+    "Layout",
     "Levels",
+    "Part",
+    "StableDiffusion",
+    "TextEncoder",
+    "Timesteps",
     "apply_adapter",
+    "build",
     "cache_home",
     "check_adapter",
     "default_backbone",
@@ -45,6 +60,7 @@ __all__ = [
     "mini_directory",
     "open_autoencoder",
     "open_backbone",
+    "replace_autoencoder",
     "to_uint8",
     "verify_files",
 ]
@@ -53,10 +69,12 @@ __getattr__ = lazy_names(
     __name__,
     {
         "adapter": ["apply_adapter", "check_adapter"],
-        "autoencoder": ["Autoencoder", "open_autoencoder", "to_uint8"],
+        "autoencoder": ["Autoencoder", "open_autoencoder", "replace_autoencoder", "to_uint8"],
         "dit": ["DiT"],
-        "levels": ["Levels", "PREDICTIONS"],
-        "lock": ["FileProgress", "cache_home", "verify_files"],
+        "kernels": ["enable_fast_kernels"],
+        "levels": ["Levels", "PREDICTIONS", "Timesteps"],
+        "loading": ["Files", "build"],
+        "lock": ["FileProgress", "Layout", "Part", "cache_home", "verify_files"],
         "protocol": ["Backbone", "Condition", "TEMPLATE"],
         "resolve": [
             "default_backbone",
@@ -67,6 +85,7 @@ __getattr__ = lazy_names(
             "mini_directory",
             "open_backbone",
         ],
-        "speed": ["enable_fast_kernels"],
+        "stable_diffusion": ["StableDiffusion"],
+        "text": ["TextEncoder"],
     },
 )

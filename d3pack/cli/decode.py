@@ -62,8 +62,7 @@ def decode(
     from d3pack.errors import NotFoundError, UsageError
     from d3pack.hub import load
 
-    plan = ExportSettings(to, image, quality, shard)
-    plan.check()
+    settings = ExportSettings(to, image, quality, shard)  # type: ignore[arg-type]
     opened = load(pack)
     wanted = select_classes(opened.classes, classes)
     count = opened.images_per_class if ipc is None else ipc
@@ -93,12 +92,14 @@ def decode(
             )
         )
     with _out.progress("decoding", quiet=format == "quiet") as progress:
-        done = export_images(decoder, out, wanted, count, plan, progress)
+        done = export_images(
+            decoder, out, settings, classes=wanted, images_per_class=count, progress=progress
+        )
     if format == "json":
         _out.emit(
             {
                 "images": done.images,
-                "made": done.made,
+                "made": done.decoded,
                 "seconds": round(done.seconds, 3),
                 "images_per_second": round(done.rate, 2),
                 "out": str(out),
@@ -107,7 +108,7 @@ def decode(
             }
         )
     elif format == "human":
-        kept = f", {done.images - done.made:,} were there" if done.made < done.images else ""
+        kept = f", {done.images - done.decoded:,} were there" if done.decoded < done.images else ""
         print(_out.printable(f"{done.images:,} images in {out} ({done.rate:.1f} a second{kept})"))
 
 

@@ -1,4 +1,7 @@
-"""Packs to images: exact, or fast and declared."""
+"""Packs to images: with exact numerics, or fast ones on request.
+
+`noise` and `samplers` are public modules of this room.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,17 @@ from typing import TYPE_CHECKING
 from d3pack.system import lazy_names
 
 if TYPE_CHECKING:
+    from d3pack.decode import noise, samplers
+    from d3pack.decode.carried import backbone_path, local_backbone, unpack_backbone
     from d3pack.decode.decoder import Decoder
-    from d3pack.decode.embedded import backbone_path, local_backbone, unpack_backbone
-    from d3pack.decode.export import ExportReport, ExportSettings, export_images
-    from d3pack.decode.modes import Numerics, choose_numerics, exact_numerics
-    from d3pack.decode.names import class_folder, select_classes
-    from d3pack.decode.numerics import reproducible_cuda
+    from d3pack.decode.export import (
+        ExportReport,
+        ExportSettings,
+        class_folder,
+        export_images,
+        select_classes,
+    )
+    from d3pack.decode.numerics import Numerics, choose_numerics, exact_numerics, reproducible_cuda
     from d3pack.decode.probes import ProbeReport, make_probes, verify_probes
 
 __all__ = [
@@ -28,7 +36,9 @@ __all__ = [
     "export_images",
     "local_backbone",
     "make_probes",
+    "noise",
     "reproducible_cuda",
+    "samplers",
     "select_classes",
     "unpack_backbone",
     "verify_probes",
@@ -37,12 +47,16 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
+        "carried": ["backbone_path", "local_backbone", "unpack_backbone"],
         "decoder": ["Decoder"],
-        "embedded": ["backbone_path", "local_backbone", "unpack_backbone"],
-        "export": ["ExportReport", "ExportSettings", "export_images"],
-        "modes": ["Numerics", "choose_numerics", "exact_numerics"],
-        "names": ["class_folder", "select_classes"],
-        "numerics": ["reproducible_cuda"],
+        "export": [
+            "ExportReport",
+            "ExportSettings",
+            "class_folder",
+            "export_images",
+            "select_classes",
+        ],
+        "numerics": ["Numerics", "choose_numerics", "exact_numerics", "reproducible_cuda"],
         "probes": ["ProbeReport", "make_probes", "verify_probes"],
     },
 )

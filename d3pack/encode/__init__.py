@@ -136,7 +136,7 @@ def _repeatable(device: str) -> Iterator[None]:
         return
     import torch
 
-    from d3pack.decode.numerics import reproducible_cuda
+    from d3pack.decode import reproducible_cuda
 
     before = torch.are_deterministic_algorithms_enabled()
     warned = torch.is_deterministic_algorithms_warn_only_enabled()

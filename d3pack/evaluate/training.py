@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d3pack.decode.numerics import reproducible_cuda
+from d3pack.decode import reproducible_cuda
 from d3pack.errors import UsageError
 from d3pack.evaluate import augment, students
 from d3pack.evaluate.checkpoint import load_checkpoint, save_checkpoint

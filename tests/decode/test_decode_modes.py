@@ -18,8 +18,7 @@ from typer.testing import CliRunner
 import d3pack
 from d3pack.backbones import open_backbone
 from d3pack.cli import app
-from d3pack.decode import Decoder, make_probes, verify_probes
-from d3pack.decode.modes import exact_numerics
+from d3pack.decode import Decoder, exact_numerics, make_probes, verify_probes
 from d3pack.decode.probes import shrink
 from d3pack.errors import BackboneChangedError, UsageError
 from d3pack.format.codecs import encode_adapter, encode_prompts

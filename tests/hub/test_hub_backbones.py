@@ -16,7 +16,7 @@ from hub_loopback import LoopbackHub
 from huggingface_hub import constants, file_download
 from tiny_backbones import tiny_sd
 
-from d3pack.backbones import lock, open_backbone
+from d3pack.backbones import lock_backbone, open_backbone
 from d3pack.cli import main
 from d3pack.dataset import D3MDataset
 from d3pack.errors import BackboneChangedError, BackboneError, NoSpaceError
@@ -43,7 +43,7 @@ def ref(
     """The lock of it; the cache is emptied again."""
     monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
     hub.put(REPO, files, kind="models")
-    found, _ = lock(REPO)
+    found, _ = lock_backbone(REPO)
     forget(hub, monkeypatch, tmp_path)
     return found
 
@@ -89,7 +89,7 @@ def test_one_that_was_renamed_still_opens_and_says_so(
     old.name = "org/new"
     open_backbone(ref)
     assert "org/tiny is now called org/new on the Hub" in caplog.messages
-    assert lock(REPO)[0].repo == "org/new"
+    assert lock_backbone(REPO)[0].repo == "org/new"
     hub.seen.clear()
     open_backbone(ref)
     assert hub.seen == []
@@ -98,13 +98,13 @@ def test_one_that_was_renamed_still_opens_and_says_so(
 def test_one_whose_history_was_rewritten(hub: LoopbackHub, ref: BackboneRef, files: Files) -> None:
     del hub.repos[f"models/{REPO}"]
     hub.put(REPO, {**files, "README.md": b"anew"}, kind="models")
-    with raises_code("E_BACKBONE_GONE", match=r"no longer has the revision .* --backbone PATH"):
+    with raises_code("E_BACKBONE_GONE", match=r"no longer has the revision .* the locked files"):
         open_backbone(ref)
 
 
 def test_one_that_vanished(hub: LoopbackHub, ref: BackboneRef) -> None:
     del hub.repos[f"models/{REPO}"]
-    with raises_code("E_BACKBONE_GONE", match=r"is not on the Hub.* --backbone PATH"):
+    with raises_code("E_BACKBONE_GONE", match=r"is not on the Hub.* that holds the locked files"):
         open_backbone(ref)
 
 
