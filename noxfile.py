@@ -55,7 +55,8 @@ def docs(session: nox.Session) -> None:
     # the pages are made from the source as it stands: neither torch nor d3pack is installed
     project = nox.project.load_toml("pyproject.toml")["project"]
     session.install(*PINS, *project["optional-dependencies"]["docs"])
-    session.run("mkdocs", *(session.posargs or ["build", "--strict"]))
+    quiet = {"NO_MKDOCS_2_WARNING": "1"}  # an advertisement for a successor
+    session.run("mkdocs", *(session.posargs or ["build", "--strict"]), env=quiet)
 
 
 @nox.session

@@ -166,6 +166,14 @@ def _mini_licence(root: Path) -> str:
     return "unknown"
 
 
+def fetch_backbone(ref: BackboneRef) -> Path:
+    """Return the directory of a backbone, downloaded if need be, with every file of its lock
+    verified."""
+    directory = locate_files(ref)
+    verify_files(directory, ref)
+    return directory
+
+
 def locate_files(ref: BackboneRef) -> Path:
     """Return where the files of a lock are, fetched if necessary; they are not verified here."""
     if ref.repo == MINI:

@@ -22,8 +22,7 @@ from torch.nn import functional
 from d3pack.backbones import cache_home
 from d3pack.errors import SourceError
 from d3pack.sources import Source
-from d3pack.system.events import Events
-from d3pack.system.journal import Journal, write_whole
+from d3pack.system import Events, Journal, replace_file
 from d3pack.teachers.teacher import fit
 
 MAX_BYTES = 512 * 1024 * 1024  # of decoded images kept in memory
@@ -184,7 +183,7 @@ def train_teacher(
     found = _read(stored)
     if found is None:
         cache.mkdir(parents=True, exist_ok=True)
-        write_whole(stored, _train(source, config, journal, events, device, key))
+        replace_file(stored, _train(source, config, journal, events, device, key))
         journal.drop("teacher")
         found = _read(stored)
         assert found is not None

@@ -23,7 +23,8 @@ from torch.utils.data import (
 import d3pack
 from d3pack.dataset import D3MDataset, TransformError
 from d3pack.errors import D3MError, InvalidPackError, NotFoundError, UsageError
-from d3pack.format import Pack, decode_labels
+from d3pack.format import Pack
+from d3pack.format.codecs import decode_labels
 
 CACHES = ["cpu", "disk", None]
 Make = Callable[..., D3MDataset]

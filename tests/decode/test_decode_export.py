@@ -238,7 +238,7 @@ def test_images_on_a_full_disk(
             classes=[0, 1],
             images_per_class=COUNT,
         ).decoded
-        >= 2 * COUNT - 4
+        >= 2 * COUNT - 6  # six calls can let six files through
     )
 
 

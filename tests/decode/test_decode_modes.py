@@ -183,6 +183,26 @@ def test_a_device_by_its_whole_name(
         Decoder(pack, backbone=backbone, device="cuda")
 
 
+def test_the_device_of_no_choice(
+    pack: Any, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of a given backbone; else the one that every verb takes."""
+    shared = open_backbone(str(folders["sd"]))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert Decoder(pack, backbone=shared).device == torch.device("cpu")
+    with pytest.raises(UsageError, match="cuda:0"):
+        Decoder(pack, backbone=shared, device="cuda")
+
+    def refuse(*_: Any, device: torch.device, **__: Any) -> None:
+        raise LookupError(device)
+
+    monkeypatch.setattr("d3pack.decode.decoder.open_backbone", refuse)
+    with pytest.raises(LookupError, match="cuda:0"):
+        Decoder(pack, path=folders["sd"])
+
+
 def test_threads_are_left_as_they_were(pack: Any, folders: dict[str, Path]) -> None:
     before = torch.get_num_threads()
     decoder = Decoder(pack, path=folders["sd"])
