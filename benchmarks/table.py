@@ -24,8 +24,8 @@ import numpy as np
 import torch
 
 from d3pack.backbones import open_backbone
-from d3pack.encode import EncodeOptions, encode
-from d3pack.encode.methods.d3m.plan import make_plan, make_recipe
+from d3pack.encode import D3MSettings, EncodeSettings, encode
+from d3pack.encode.methods.d3m.method import prepare
 from d3pack.errors import D3MError
 from d3pack.evaluate import baselines, presets
 from d3pack.evaluate.baselines import Arm
@@ -131,7 +131,7 @@ class Table:
         """The pack of this budget, learned when it is not there; None when none is so small."""
         if budget not in self._packs:
             path = self.args.packs / f"{self.args.name}-{budget}.d3m"
-            options = EncodeOptions(
+            settings = EncodeSettings(
                 images_per_class=self.args.images or PACKED.get(budget, PER_CLASS),
                 budget=budget,
                 teacher_samples=self.args.teacher_samples,
@@ -139,7 +139,7 @@ class Table:
                 backbone=str(self.args.backbone or "mini"),
             )
             try:
-                found = read(path) if path.exists() else encode(self.train.source, options, path)
+                found = read(path) if path.exists() else encode(self.train.source, path, settings)
             except D3MError as error:
                 say(f"no pack of {budget:,} bytes: {error}")
                 found = None
@@ -150,15 +150,15 @@ class Table:
         """The recipe that encode would choose, prompted by class names: nothing is learned."""
         opened = open_backbone(str(self.args.backbone or "mini"))
         source = self.train.source
-        unpicked = EncodeOptions(images_per_class=NAMED, candidates=1)
-        plan = make_plan(source, unpicked, opened)
+        unpicked = EncodeSettings(images_per_class=NAMED, candidates=1)
+        job = prepare(source, unpicked, D3MSettings(), opened)
         width = opened.prompt_shape[1]
         blank = Pack(
             classes=source.classes,
             images_per_class=NAMED,
-            recipe=make_recipe(plan, opened),
+            recipe=job.recipe(),
             prompts=encode_prompts(np.zeros((len(source.classes), 1, 1, width), np.float32)),
-            seed=plan.seed,
+            seed=job.plan.seed,
         )
         twin = baselines.names_pack(blank, opened.name_vectors, opened.prompt_shape[0])
         free = twin.ledger().total - baselines.prompt_bytes(twin)
@@ -265,7 +265,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="of a class that packs make [by their size]")
     parser.add_argument("--guidance", type=float, help="of packs [by measurement, for each]")
     parser.add_argument(
-        "--teacher-samples", type=int, default=EncodeOptions().teacher_samples, help="of encode"
+        "--teacher-samples", type=int, default=EncodeSettings().teacher_samples, help="of encode"
     )
     parser.add_argument("--list", action="store_true", help="train nothing, say what is missing")
     args = parser.parse_args()

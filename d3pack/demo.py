@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from d3pack.encode import EncodeOptions, encode
+from d3pack.encode import D3MSettings, EncodeSettings, encode
 from d3pack.evaluate.evaluation import EvalOptions, Evaluation, evaluate
 from d3pack.evaluate.presets import QUICK, Updates
 from d3pack.evaluate.real import RealImages
@@ -32,15 +32,15 @@ from d3pack.system.events import Listener
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEST_SHARE = 5  # every fifth image is kept for the test
 SIDE = 16  # pixels at which the students see the 8x8 originals and the 64x64 decoded images
-OPTIONS = EncodeOptions(
+SETTINGS = EncodeSettings(
     images_per_class=20,
     backbone="mini",
-    vectors=4,
     codec="i4",
     candidates=4,
     guidance=4.0,  # what measuring gives for things that mini has never seen; spares half a minute
     probes=2,
     teacher_samples=30_000,
+    method_settings=D3MSettings(vectors=4),
 )
 PRESET = replace(QUICK, length=Updates(150))
 
@@ -98,7 +98,7 @@ def write_digits(folder: Path) -> None:
 def run_demo(
     folder: Path,
     *,
-    options: EncodeOptions = OPTIONS,
+    settings: EncodeSettings = SETTINGS,
     updates: int = PRESET.units(0),
     view: Callable[[], AbstractContextManager[Listener]],
     say: Callable[[str], None],
@@ -113,7 +113,7 @@ def run_demo(
     path = folder / "digits.d3m"
     say("2/4  learning a prompt for each digit")
     with view() as listener:
-        pack = encode(source, options, path, listeners=[listener], overwrite=True)
+        pack = encode(source, path, settings, listeners=[listener], overwrite=True)
     say(f"     {path.name}: {pack.ledger().total:,} bytes for {len(pack)} images")
     say("3/4  training students on the pack and on real images of equal weight")
     result = evaluate(

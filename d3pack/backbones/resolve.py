@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MINI = "mini"
+MINI_GUIDANCE = 2.5  # of images that nobody picks
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 _BUILT_IN = {
     "stable-diffusion": "d3pack.backbones.stable_diffusion:StableDiffusion",
@@ -64,6 +65,13 @@ def _family(kind: str) -> tuple[Any, Any]:
 def default_backbone(device: str) -> str:
     """Return the backbone to use when none is named: "mini" on a CPU, else Stable Diffusion 1.5."""
     return MINI if device.startswith("cpu") else STABLE_DIFFUSION
+
+
+def default_guidance(ref: BackboneRef) -> float:
+    """Return the guidance for prompts whose images nobody picks."""
+    if ref.repo == MINI:
+        return MINI_GUIDANCE
+    return 4.0 if ref.kind == "dit" else 5.0
 
 
 def mini_directory() -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d3pack.encode.methods.d3m.plan import UNPICKED
+from d3pack.backbones import MINI_GUIDANCE
 from d3pack.evaluate.payload import SMALLEST, Form, Layout, Payload, Squeeze, candidates, largest
 from d3pack.evaluate.real import Labelled, RealImages
 from d3pack.format.codecs import decode_prompts, encode_prompts
@@ -205,7 +205,7 @@ def names_pack(pack: Pack, vectors: Callable[[str, int | None], Tensor], most: i
     coded = encode_prompts(prompts[:, None].float().cpu().numpy(), "f16")
     recipe = pack.recipe
     if pack.picks is not None:
-        recipe = replace(recipe, guidance=max(recipe.guidance, UNPICKED))
+        recipe = replace(recipe, guidance=max(recipe.guidance, MINI_GUIDANCE))
     return replace(
         pack,
         recipe=recipe,

@@ -72,24 +72,19 @@ def learner(
     recorded = pack.provenance.get("options")
     if pack.provenance.get("method") != "d3m" or not isinstance(recorded, Mapping):
         return None
-    options: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, tuple | list) else to_plain(value)
-        for key, value in recorded.items()
-        if key != "budget"
-    }
+    record = {key: to_plain(value) for key, value in recorded.items() if key != "budget"}
 
     def encode_again(vectors: int) -> Pack:
-        from d3pack.encode import EncodeOptions, encode
+        from d3pack.encode import d3m_settings, encode
 
-        settings = {
-            **options,
-            "vectors": vectors,
-            "images_per_class": pack.images_per_class,
-            "backbone": str(backbone or pack.recipe.backbone.repo),
-            "teacher": teacher or "train",
-        }
+        settings = replace(
+            d3m_settings({**record, "vectors": vectors}),
+            images_per_class=pack.images_per_class,
+            backbone=str(backbone or pack.recipe.backbone.repo),
+            teacher=teacher or "train",
+        )
         name = f"vectors-{vectors}-{pack.root[:12]}.d3m"
-        return encode(source, EncodeOptions(**settings), workdir.path / name)
+        return encode(source, workdir.path / name, settings)
 
     return encode_again
 

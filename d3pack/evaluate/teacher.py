@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d3pack.encode.methods.d3m.collages import CollageOptions, best_patches
-from d3pack.encode.options import EncodeOptions
+from d3pack.encode import EncodeSettings
 from d3pack.evaluate.real import RealImages
 from d3pack.evaluate.workdir import Workdir
 from d3pack.system.events import Events
 from d3pack.system.journal import Journal
 from d3pack.teachers import (
+    Cut,
     Teacher,
     TransformersTeacher,
+    best_patches,
     teacher_cache,
     teacher_config,
     train_teacher,
@@ -50,20 +51,12 @@ class Judge:
         """
         if per_class in self._found:
             return self._found[per_class]
-        options = CollageOptions(
-            size=(self.real.size, self.real.size),
-            factor=1,
-            pool=max(per_class, POOL),
-            crops=1,
-            scale=(1.0, 1.0),
-            count=per_class,
-            seed=0,
-        )
+        cut = Cut(size=(self.real.size, self.real.size), pool=max(per_class, POOL))
         found = []
         for place in self.real.order:
-            patches, costs, _ = best_patches(self.real.source, place, self.teacher, options)
-            order = np.argsort(costs, kind="stable")[:per_class]
-            found.append(torch.from_numpy(patches[order]))
+            patches = best_patches(self.real.source, place, self.teacher, cut)
+            order = np.argsort(patches.costs, kind="stable")[:per_class]
+            found.append(torch.from_numpy(patches.pixels[order]))
         self._found[per_class] = found
         return found
 
@@ -84,7 +77,7 @@ def open_judge(
         if event["event"] == "note":
             report(str(event["text"]))
 
-    lesson = teacher_config(real.size, EncodeOptions().teacher_samples, 0)
+    lesson = teacher_config(real.size, EncodeSettings().teacher_samples, 0)
     folder = workdir.path / f"teacher-{source.fingerprint()[:12]}"
     journal = Journal(folder, {"source": source.fingerprint(), "lesson": repr(lesson)})
     try:

@@ -187,7 +187,7 @@ def _step(
             loss = F.kl_div(F.log_softmax(logits / temperature, 1), wanted, reduction="sum")
         else:
             loss = F.cross_entropy(logits, wanted, reduction="sum")
-        (loss / len(x)).backward()  # type: ignore[no-untyped-call]
+        (loss / len(x)).backward()
 
 
 @torch.no_grad()

@@ -283,8 +283,8 @@ def test_vectors_are_learned_anew_as_recorded(world: Path, tmp_path: Path) -> No
     from d3pack.sources import open_source
 
     source = open_source(make_tree(tmp_path / "real", 12))
-    options = quick(world / "backbone", modes=1, vectors=1, labels="none", candidates=1)
-    pack = encode(source, options, tmp_path / "one.d3m", cache=tmp_path / "cache")
+    settings = quick(world / "backbone", modes=1, vectors=1, labels="none", candidates=1)
+    pack = encode(source, tmp_path / "one.d3m", settings, teachers=tmp_path / "cache")
     work = Workdir(tmp_path / "work")
     learn = sweep.learner(pack, source, work, backbone=world / "backbone")
     found = sweep.variants(pack, sweep.parse(["vectors=1,3"]), learn)
