@@ -1,4 +1,4 @@
-"""Backbones: diffusion models behind one protocol, opened only when they are the locked ones."""
+"""Backbones: diffusion models behind one protocol, opened only with the locked files."""
 
 from __future__ import annotations
 

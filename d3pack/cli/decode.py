@@ -14,8 +14,9 @@ from d3pack.cli._fields import (
     format_option,
     pack_argument,
 )
+from d3pack.decode import ExportSettings
 from d3pack.errors import NotFoundError, UsageError
-from d3pack.system import REQUIRED, option, progress_bar
+from d3pack.system import REQUIRED, nested, option, progress_bar
 
 if TYPE_CHECKING:
     from d3pack.decode import Decoder
@@ -33,10 +34,7 @@ class Decode:
 
     pack: str = pack_argument()
     output: Path = option(REQUIRED, "Folder to write to.", short="-o")
-    to: str = option("folder", "folder (ImageFolder), webdataset, parquet or npz.")
-    image: str = option("png", "png or webp.")
-    quality: int | None = option(None, "Lossy webp, 1 to 100; without it: lossless.")
-    shard: int = option(1024, "Images of one shard.")
+    settings: ExportSettings = nested(ExportSettings)
     classes: str | None = option(None, 'Names or numbers: "cat,dog", "0,5", "3-7".')
     images_per_class: int | None = option(
         None, "Images per class: the first, which are the best.", flag="--ipc"
@@ -53,11 +51,9 @@ class Decode:
 
     def run(self) -> None:
         """Write the images and say how many there are."""
-        from d3pack.decode import ExportSettings, export_images, select_classes
+        from d3pack.decode import export_images, select_classes
         from d3pack.hub import load
 
-        plan = ExportSettings(self.to, self.image, self.quality, self.shard)
-        plan.check()
         pack = load(self.pack)
         classes = select_classes(pack.classes, self.classes)
         most = pack.images_per_class
@@ -77,12 +73,19 @@ class Decode:
         if self.format != "quiet":
             _out.say(_sentence(numerics))
         with progress_bar("decoding", quiet=self.format == "quiet") as progress:
-            written = export_images(decoder, self.output, classes, count, plan, progress)
+            written = export_images(
+                decoder,
+                self.output,
+                self.settings,
+                classes=classes,
+                images_per_class=count,
+                progress=progress,
+            )
         if self.format == "json":
             _out.emit(
                 {
                     "images": written.images,
-                    "made": written.made,
+                    "made": written.decoded,
                     "seconds": round(written.seconds, 3),
                     "images_per_second": round(written.rate, 2),
                     "out": str(self.output),
@@ -91,7 +94,7 @@ class Decode:
                 }
             )
         elif self.format == "human":
-            before = written.images - written.made
+            before = written.images - written.decoded
             kept = f", {before:,} existed already" if before else ""
             text = f"{written.images:,} images in {self.output} ({written.rate:.1f} a second{kept})"
             _out.show(text)

@@ -1,4 +1,4 @@
-"""Packs to images: exact, or fast and declared."""
+"""Packs to images: with exact numerics, or fast ones on request."""
 
 from __future__ import annotations
 

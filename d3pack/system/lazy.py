@@ -34,6 +34,8 @@ def attach(package: str, file: str) -> tuple[list[str], Callable[[str], Any]]:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         try:
+            if homes[name] == package:  # a module of the room
+                return import_module(f"{package}.{name}")
             return getattr(import_module(homes[name]), name)
         except ModuleNotFoundError as error:  # a package of an extra, named in one line
             raise missing_extra(error, f"{package}.{name}") or error from None

@@ -116,7 +116,7 @@ def test_decode_to_shards(forks: Forks, world: Path, tmp_path: Path) -> None:
                       "--backbone", world / "sd", cwd=tmp_path)  # fmt: skip
     run.until(lambda: [p for p in tmp_path.rglob("part-*") if p.stat().st_size])
     ended(run, AGAIN)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["classes.json", "export.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".d3pack-export.json"]
 
 
 def test_eval(forks: Forks, world: Path, tmp_path: Path) -> None:

@@ -17,8 +17,7 @@ from tiny_backbones import tiny_dit, tiny_pack, tiny_sd
 
 import d3pack
 from d3pack.backbones import open_backbone
-from d3pack.decode import Decoder, make_probes, verify_probes
-from d3pack.decode.modes import exact_numerics
+from d3pack.decode import Decoder, exact_numerics, make_probes, verify_probes
 from d3pack.decode.probes import shrink
 from d3pack.errors import BackboneChangedError, UsageError
 from d3pack.format.codecs import encode_adapter, encode_prompts

@@ -16,7 +16,7 @@ from encode_world import make_tree, settings_of
 from safetensors.numpy import load, save
 
 from d3pack.dataset import D3MDataset
-from d3pack.decode import Decoder, backbone_path, embedded, unpack_backbone, verify_probes
+from d3pack.decode import Decoder, backbone_path, carried, unpack_backbone, verify_probes
 from d3pack.encode import encode
 from d3pack.errors import BackboneChangedError, D3MError
 from d3pack.format import read, write
@@ -119,13 +119,13 @@ def test_a_slower_process_leaves_the_copy_of_a_faster_one(
         weights.write_bytes(weights.read_bytes()[:-1])
     else:
         shutil.rmtree(folder)
-    real, both = embedded.carried_files, threading.Barrier(2, timeout=60)
+    real, both = carried.carried_files, threading.Barrier(2, timeout=60)
 
-    def carried(pack: Any) -> Any:
+    def delayed(pack: Any) -> Any:
         both.wait()
         return real(pack)
 
-    monkeypatch.setattr(embedded, "carried_files", carried)
+    monkeypatch.setattr(carried, "carried_files", delayed)
 
     def copy(_: int) -> tuple[int, int]:
         made = unpack_backbone(pack)
