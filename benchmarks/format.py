@@ -30,7 +30,7 @@ from benchmarks.results import RESULTS, command, save
 from d3pack import BackboneRef, FileLock, Pack, Recipe
 from d3pack.decode import noise
 from d3pack.errors import InvalidPackError
-from d3pack.format import plan_reads, read_header, verify_reads
+from d3pack.format import class_ranges, read_class_ranges, read_header
 from d3pack.format.codecs import encode_labels, encode_prompts
 
 WHAT = (__doc__ or "").partition("\n")[0]
@@ -136,9 +136,9 @@ def imagenet_21k() -> dict[str, Any]:
         assert len(kept.classes) == 21841
     prefix = data[: 8 + int.from_bytes(data[:8], "little")]
     head = read_header(prefix)
-    reads = plan_reads(head, [12345])
+    reads = class_ranges(head, [12345])
     blobs = [data[r.start : r.stop] for r in reads]
-    one = verify_reads(head, [12345], blobs)
+    one = read_class_ranges(head, [12345], blobs)
     assert one == kept.select([12345])
     return {
         "bytes": len(data),
@@ -146,7 +146,7 @@ def imagenet_21k() -> dict[str, Any]:
         "read": reading,
         "hash_once": hashing,
         "read_peak_memory_over_file": round(peak / len(data), 3),
-        "verify_one_class": least(lambda: verify_reads(head, [12345], blobs), 5),
+        "verify_one_class": least(lambda: read_class_ranges(head, [12345], blobs), 5),
         "bytes_read_for_one_class": len(prefix) + sum(r.stop - r.start for r in reads),
     }
 

@@ -18,9 +18,18 @@ from d3pack.errors import (
 if TYPE_CHECKING:
     from d3pack.dataset import D3MDataset
     from d3pack.decode import Decoder
-    from d3pack.format import pack_bytes, read, write
-    from d3pack.format.pack import Coded, Ledger, Pack, Probes
-    from d3pack.format.recipe import BackboneRef, FileLock, Recipe
+    from d3pack.format import (
+        BackboneRef,
+        Coded,
+        FileLock,
+        Ledger,
+        Pack,
+        Probes,
+        Recipe,
+        pack_bytes,
+        read,
+        write,
+    )
 
 __version__ = "0.1.0"
 

@@ -1,4 +1,4 @@
-"""The exceptions that d3pack raises on purpose, and their codes.
+"""Exceptions that d3pack raises on purpose, and their codes.
 
     D3MError                        exit 1
     ├── UsageError                  exit 2   a call that cannot work
@@ -26,30 +26,72 @@ CODES: Mapping[str, tuple[str, str]] = {
     "E_USAGE": ("UsageError", "contradicting arguments, an index out of range"),
     "E_LONG": ("UsageError", "the evaluation takes hours and was not confirmed"),
     "E_PACK": ("InvalidPackError", "not a valid pack"),
-    "E_TRUNCATED": ("InvalidPackError", "the file ends before its header says"),
-    "E_LIMIT": ("InvalidPackError", "a limit of the format is exceeded"),
-    "E_HEADER": ("InvalidPackError", "no safetensors header with one `d3m` entry"),
-    "E_JSON": ("InvalidPackError", "not JSON as the format allows it"),
-    "E_VERSION": ("InvalidPackError", "a newer major version"),
-    "E_FEATURE": ("InvalidPackError", "a required feature that this reader does not know"),
-    "E_CANON": ("InvalidPackError", "not in the one canonical spelling"),
-    "E_MANIFEST": ("InvalidPackError", "a field missing, unknown or of a wrong type"),
-    "E_ROOT": ("InvalidPackError", "the identity is not the hash of the manifest"),
-    "E_RECIPE": ("InvalidPackError", "a recipe that cannot be followed"),
-    "E_SECTION": ("InvalidPackError", "a section missing, unknown, repeated or out of order"),
-    "E_CODEC": ("InvalidPackError", "an unknown codec, or parameters that it does not take"),
-    "E_SHAPE": ("InvalidPackError", "a tensor of another name, dtype or shape"),
-    "E_TRAILING": ("InvalidPackError", "bytes after the last tensor"),
-    "E_PADDING": ("InvalidPackError", "padding that is not zero"),
-    "E_HASH": ("InvalidPackError", "a tensor's bytes are not the ones that were written"),
-    "E_LEAF": ("InvalidPackError", "a class's bytes do not match its leaf hash"),
-    "E_NAME": ("InvalidPackError", "a class name empty, repeated, too long or with controls"),
-    "E_IDS": ("InvalidPackError", "class ids repeated, or written although they say nothing"),
-    "E_PROMPT": ("InvalidPackError", "a prompt value that is not a finite number"),
-    "E_PICKS": ("InvalidPackError", "the same image twice"),
-    "E_LABEL": ("InvalidPackError", "a soft label that is not a distribution over the classes"),
-    "E_ADAPTER": ("InvalidPackError", "an adapter that does not fit its table of tensors"),
-    "E_PROBE": ("InvalidPackError", "a probe of an image that the pack does not have"),
+    # In the order in which a reader checks them: table of section 11 of spec/d3m-1.md, which
+    # spec/make_errors.py writes.
+    "E_TRUNCATED": (
+        "InvalidPackError",
+        "the file has fewer than 8 bytes, or ends before its header does; later: before its data",
+    ),
+    "E_LIMIT": (
+        "InvalidPackError",
+        "the header is too long; later: a limit to which section 4 gives this code is exceeded",
+    ),
+    "E_HEADER": (
+        "InvalidPackError",
+        "the header does not begin with `{`, is not ASCII, or its `__metadata__` is not an object"
+        " with one string `d3m`",
+    ),
+    "E_JSON": (
+        "InvalidPackError",
+        "the header or the manifest is not JSON as section 2 allows it: cut short, NaN, infinity,"
+        " an integer beyond 2^53 − 1, a lone surrogate, more than 32 levels, not ASCII",
+    ),
+    "E_VERSION": ("InvalidPackError", "the major version is another one"),
+    "E_FEATURE": ("InvalidPackError", "`requires` has a name that the reader does not know"),
+    "E_CANON": (
+        "InvalidPackError",
+        "the manifest is not in canonical form; later: the header is not the one that the manifest"
+        " determines",
+    ),
+    "E_MANIFEST": ("InvalidPackError", "a field is missing, unknown or of a wrong type"),
+    "E_ROOT": ("InvalidPackError", "`root` is not the hash of the manifest"),
+    "E_RECIPE": ("InvalidPackError", "the recipe breaks a rule of section 5"),
+    "E_SECTION": (
+        "InvalidPackError",
+        "a section or tensor entry is malformed, missing, unknown, repeated or out of order",
+    ),
+    "E_CODEC": (
+        "InvalidPackError",
+        "the codec is unknown, or a parameter is missing, unknown or not one that it takes",
+    ),
+    "E_ADAPTER": (
+        "InvalidPackError",
+        "the adapter's table breaks a rule of section 8; later: one of its values does",
+    ),
+    "E_SHAPE": (
+        "InvalidPackError",
+        "a tensor has another name, dtype, shape or axis than its codec demands",
+    ),
+    "E_TRAILING": ("InvalidPackError", "there are bytes after the last tensor"),
+    "E_PADDING": ("InvalidPackError", "padding is not zero"),
+    "E_HASH": ("InvalidPackError", "the SHA-256 of a tensor is not the one in the manifest"),
+    "E_LEAF": ("InvalidPackError", "the rows of a class do not match its leaf"),
+    "E_NAME": (
+        "InvalidPackError",
+        "class names are not UTF-8, of a wrong number, repeated, empty, too long, or hold control"
+        " characters",
+    ),
+    "E_IDS": ("InvalidPackError", "ids are repeated, or are 0, 1, 2, ... and so must be left out"),
+    "E_PROMPT": (
+        "InvalidPackError",
+        "a value of a prompt is not finite, or a code has no meaning",
+    ),
+    "E_PICKS": ("InvalidPackError", "a candidate is picked twice, or a bit has no meaning"),
+    "E_LABEL": (
+        "InvalidPackError",
+        "a label is not a distribution over the classes, or not in its one spelling",
+    ),
+    "E_PROBE": ("InvalidPackError", "a probe is of an image that the pack lacks, or is repeated"),
     "E_BACKBONE": ("BackboneError", "the backbone cannot be used as the pack demands"),
     "E_BACKBONE_MISSING": ("BackboneError", "a file that the backbone needs does not exist"),
     "E_BACKBONE_CHANGED": ("BackboneChangedError", "a file is not the one that was locked"),

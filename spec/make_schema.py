@@ -9,8 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from d3pack.format import container, reader, recipe
-from d3pack.format.codecs import params
+from d3pack.format import coded, container, reader, recipe
 
 FEATURE = "^[a-z][a-z0-9-]{0,31}$"
 
@@ -75,7 +74,7 @@ def schema() -> dict[str, Any]:
     rows = array(tuples(number, array(number, 1, recipe.MAX_ORDER)), 1, recipe.MAX_STEPS)
     tensor = tuples(
         text("[a-z][a-z0-9_]{0,31}"),
-        {"enum": list(params.NUMPY)},
+        {"enum": list(coded.DTYPES)},
         array(integer(1, container.MAX_SIDE), 1, container.MAX_DIMS),
         {"enum": ["class", "shared"]},
         sha256,

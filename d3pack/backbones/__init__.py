@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from d3pack.system.lazy import lazy_names
+from d3pack.system import lazy_names
 
 if TYPE_CHECKING:
     from d3pack.backbones.adapter import apply_adapter, check_adapter

@@ -57,7 +57,7 @@ def verify(
 
     Example: d3pack verify flowers.d3m birds.d3m
     """
-    from d3pack.format.carried import carried_files
+    from d3pack.format import carried_files
 
     results: list[dict[str, Any]] = []
     code = 0

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from d3pack.backbones import cache_home, verify_files
 from d3pack.errors import BackboneError
-from d3pack.format.carried import carried_files
-from d3pack.format.pack import EMBEDDED
+from d3pack.format import EMBEDDED, carried_files
 from d3pack.format.recipe import directory_revision
 from d3pack.system import disk_full_as_error, lock, remove_leftovers, replace_folder
 

@@ -11,7 +11,6 @@ import torch
 
 from d3pack.decode.numerics import plain_cpu, plain_torch, reproducible_cuda
 from d3pack.errors import UsageError
-from d3pack.system import resolve_device
 
 # what each gives up: bf16 three digits; channels_last and fused_attention the order of sums;
 # compile the promise of equal kernels; tiny_vae the autoencoder itself
@@ -58,9 +57,6 @@ def choose_numerics(
         raise UsageError("tiny_vae needs an autoencoder", hint="give the directory of one")
     chosen = torch.bfloat16 if "bf16" in wanted else exact
     return Numerics("fast", chosen, tuple(sorted(wanted)), Path(tiny_vae) if tiny_vae else None)
-
-
-usable = resolve_device  # its name of before, until dataset has moved
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Bytes to Pack and back: the strict reader, the canonical writer, ranges and codecs."""
+"""The .d3m format: bytes to Pack and back, whole or by ranges. Needs NumPy only."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ from d3pack.system import lazy_names
 
 if TYPE_CHECKING:
     from d3pack.format.canonical import to_plain
-    from d3pack.format.carried import carried_files
     from d3pack.format.coded import Array, Coded
-    from d3pack.format.pack import EMBEDDED, Ledger, Pack, Probes
-    from d3pack.format.ranges import Read, plan_reads, verify_reads
-    from d3pack.format.reader import Header, read, read_header
+    from d3pack.format.pack import EMBEDDED, Ledger, Pack, Probes, carried_files
+    from d3pack.format.ranges import (
+        ByteRange,
+        class_ranges,
+        names_range,
+        outline,
+        read_class_ranges,
+        read_names,
+    )
+    from d3pack.format.reader import Header, header_length, read, read_header
     from d3pack.format.recipe import (
         SAMPLERS,
         BackboneRef,
@@ -30,6 +36,7 @@ __all__ = [
     "SAMPLERS",
     "Array",
     "BackboneRef",
+    "ByteRange",
     "Coded",
     "DType",
     "FileLock",
@@ -37,18 +44,21 @@ __all__ = [
     "Ledger",
     "Pack",
     "Probes",
-    "Read",
     "Recipe",
     "Sampler",
     "carried_files",
+    "class_ranges",
     "directory_revision",
+    "header_length",
+    "names_range",
+    "outline",
     "pack_bytes",
-    "plan_reads",
     "read",
+    "read_class_ranges",
     "read_header",
+    "read_names",
     "table_rows",
     "to_plain",
-    "verify_reads",
     "write",
 ]
 
@@ -56,11 +66,17 @@ __getattr__ = lazy_names(
     __name__,
     {
         "canonical": ["to_plain"],
-        "carried": ["carried_files"],
         "coded": ["Array", "Coded"],
-        "pack": ["EMBEDDED", "Ledger", "Pack", "Probes"],
-        "ranges": ["Read", "plan_reads", "verify_reads"],
-        "reader": ["Header", "read", "read_header"],
+        "pack": ["EMBEDDED", "Ledger", "Pack", "Probes", "carried_files"],
+        "ranges": [
+            "ByteRange",
+            "class_ranges",
+            "names_range",
+            "outline",
+            "read_class_ranges",
+            "read_names",
+        ],
+        "reader": ["Header", "header_length", "read", "read_header"],
         "recipe": [
             "BackboneRef",
             "DType",

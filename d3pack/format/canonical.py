@@ -1,8 +1,8 @@
-"""Canonical JSON: one spelling for one value, so that bytes can be compared and hashed.
+"""Canonical JSON: one spelling for one value, so that texts can be compared and hashed.
 
-Keys sorted by code point, no whitespace, ASCII with `\\uXXXX` escapes, integers within
-+-(2**53 - 1), reals as the shortest decimal that reads back as the same binary64 (always with a
-point or an exponent), no NaN, no infinity, at most 32 levels.
+Keys are sorted by code point, there is no white space, text is ASCII with `\\uXXXX` escapes.
+Integers lie within +-(2**53 - 1). Reals are the shortest decimal that reads back as the same
+binary64, always with a point or an exponent; NaN and infinity are refused. At most 32 levels.
 """
 
 from __future__ import annotations
@@ -16,40 +16,44 @@ from d3pack.errors import InvalidPackError
 
 MAX_DEPTH = 32
 MAX_INT = 2**53 - 1
-SCALARS = (str, int, float, type(None))  # asked for first: whether it is a Mapping is slow to say
+_SCALARS = (str, int, float, type(None))
 
 
 def dumps(value: Any) -> str:
-    """The canonical spelling of a value made of plain JSON types, mappings and sequences."""
-    return spell(to_plain(value))
+    """Return the canonical spelling of a value made of JSON types, mappings and sequences."""
+    return dumps_plain(to_plain(value))
 
 
-def spell(value: Any) -> str:
-    """`dumps` for a value that is known to be plain."""
+def dumps_plain(value: Any) -> str:
+    """Return the canonical spelling of a value that comes from `loads` or `to_plain`."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     )
 
 
-def loads(text: str, where: str) -> Any:
-    """Parse JSON and refuse what cannot be canonical; `where` names the text in the message."""
+def loads(text: str, name: str) -> Any:
+    """Parse JSON and refuse what canonical JSON cannot hold; errors call the text `name`."""
     try:
         value = json.loads(text, parse_constant=_constant, parse_float=_real, parse_int=_integer)
         return to_plain(value)
     except RecursionError:
         raise InvalidPackError(
-            f"{where}: nested deeper than {MAX_DEPTH} levels", code="E_JSON"
+            f"{name}: nested deeper than {MAX_DEPTH} levels", code="E_JSON"
         ) from None
     except ValueError as error:
-        raise InvalidPackError(f"{where}: {error}", code="E_JSON") from None
+        raise InvalidPackError(f"{name}: {error}", code="E_JSON") from None
 
 
 def to_plain(value: Any, depth: int = 0) -> Any:
-    """A copy made of dict, list, str, int, float, bool and None; anything else is an error."""
+    """Return a copy made of dict, list, str, int, float, bool and None.
+
+    Raises:
+        InvalidPackError: the value holds something else, or is out of bounds.
+    """
     kind = type(value)
     if kind is str:
-        if not value.isascii():
-            _scalar_text(value)
+        if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+            raise InvalidPackError("a string holds half of a surrogate pair", code="E_JSON")
         return value
     if kind is bool or value is None:
         return value
@@ -73,11 +77,11 @@ def to_plain(value: Any, depth: int = 0) -> Any:
         return {to_plain(str(key)): to_plain(item, depth + 1) for key, item in value.items()}
     if hasattr(value, "item") and getattr(value, "shape", None) == ():  # a NumPy scalar
         return to_plain(value.item(), depth)
-    raise InvalidPackError(f"a value of type {kind.__name__} has no place in JSON", code="E_JSON")
+    raise InvalidPackError(f"JSON has no type for {kind.__name__}", code="E_JSON")
 
 
 class FrozenDict(dict[str, Any]):
-    """A dict that cannot change: unlike a mapping proxy it pickles and prints as JSON."""
+    """A dict that cannot change. Unlike a mapping proxy it pickles and prints as JSON."""
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise TypeError("this mapping is immutable")
@@ -89,17 +93,13 @@ class FrozenDict(dict[str, Any]):
 
 
 def freeze(value: Any) -> Any:
-    """An immutable copy: mappings become FrozenDict, sequences tuples."""
+    """Return an immutable copy: mappings become FrozenDict, sequences tuples."""
     if isinstance(value, (list, tuple)):
         return tuple(map(freeze, value))
-    if isinstance(value, dict) or (not isinstance(value, SCALARS) and isinstance(value, Mapping)):
+    # scalars are recognised first, because `isinstance(..., Mapping)` is slow
+    if isinstance(value, dict) or (not isinstance(value, _SCALARS) and isinstance(value, Mapping)):
         return FrozenDict({key: freeze(item) for key, item in value.items()})
     return value
-
-
-def _scalar_text(text: str) -> None:
-    if any("\ud800" <= ch <= "\udfff" for ch in text):
-        raise InvalidPackError("a string holds half of a surrogate pair", code="E_JSON")
 
 
 def _constant(text: str) -> NoReturn:

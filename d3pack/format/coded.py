@@ -13,21 +13,26 @@ from d3pack.format.canonical import FrozenDict, freeze, to_plain
 
 Array = npt.NDArray[Any]
 EMPTY: Mapping[str, Any] = FrozenDict()
+# dtypes of the format, and NumPy's spelling of them
+DTYPES = {"U8": "|u1", "I8": "|i1", "U16": "<u2", "U32": "<u4", "F16": "<f2", "F32": "<f4"}
 
 
-def frozen(array: Array) -> Array:
-    """The array, read-only, little-endian, contiguous; copied only if one could still write."""
+def freeze_array(array: Array) -> Array:
+    """Return the array read-only, little-endian and contiguous.
+
+    It is copied unless nobody can write to it: an array that owns its memory could be made
+    writeable again, so the memory must be that of a `bytes` object.
+    """
     array = np.asarray(array)
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
     array = np.ascontiguousarray(array) if array.ndim else array
-    if array.flags.writeable or not _immutable(array):
-        # bytes own it: the flag of an array that owns its memory could be set back
-        return np.ndarray(array.shape, array.dtype, array.tobytes())
-    return array
+    if _is_immutable(array):
+        return array
+    return np.ndarray(array.shape, array.dtype, array.tobytes())
 
 
-def _immutable(array: Array) -> bool:
+def _is_immutable(array: Array) -> bool:
     base: Any = array
     while isinstance(base, np.ndarray):
         if base.flags.writeable:
@@ -38,15 +43,15 @@ def _immutable(array: Array) -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Coded:
-    """The bytes of the file, not their meaning (see `d3pack.format.codecs`)."""
+    """A section as it is stored; `d3pack.format.codecs` makes and decodes it."""
 
     codec: str
-    tensors: Mapping[str, Array]  # first axis is the class axis, but for those named in `shared`
+    tensors: Mapping[str, Array]  # the first axis is the class, but for those named in `shared`
     params: Mapping[str, Any] = field(default_factory=lambda: EMPTY)  # shape, errors, bits, k, ...
     shared: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        tensors = {name: frozen(array) for name, array in self.tensors.items()}
+        tensors = {name: freeze_array(array) for name, array in self.tensors.items()}
         object.__setattr__(self, "tensors", FrozenDict(tensors))
         object.__setattr__(self, "params", freeze(to_plain(self.params)))
         object.__setattr__(self, "shared", frozenset(self.shared))
@@ -55,7 +60,7 @@ class Coded:
         return Coded, (self.codec, dict(self.tensors), self.params, self.shared)
 
     def take(self, rows: Array) -> Coded:
-        """The same values for some classes, in the given order."""
+        """Return the same values for some classes, in the given order."""
         tensors = {
             name: array if name in self.shared else array[rows]
             for name, array in self.tensors.items()

@@ -1,4 +1,4 @@
-"""The values a `.d3m` file holds. Immutable: every operation gives a new Pack."""
+"""The values that a `.d3m` file holds. Immutable: every operation returns a new Pack."""
 
 from __future__ import annotations
 
@@ -11,32 +11,31 @@ from typing import Any
 
 import numpy as np
 
-from d3pack.errors import UsageError
+from d3pack.errors import BackboneChangedError, InvalidPackError, UsageError
 from d3pack.format import container
-from d3pack.format.canonical import FrozenDict, dumps, freeze, spell, to_plain
+from d3pack.format.canonical import FrozenDict, dumps, dumps_plain, freeze, to_plain
+from d3pack.format.codecs.files import decode_files
 from d3pack.format.codecs.labels import first_labels, restrict_labels
 from d3pack.format.codecs.picks import decode_picks, first_picks
-from d3pack.format.coded import EMPTY, Array, Coded, frozen
+from d3pack.format.coded import EMPTY, Array, Coded, freeze_array
 from d3pack.format.recipe import Recipe
 
-__all__ = ["Array", "Coded", "Ledger", "Pack", "Probes"]
-
 MAJOR, MINOR = 1, 0
-EMBEDDED = "backbone"  # the optional feature, and its section, of a pack that carries its backbone
+EMBEDDED = "backbone"  # the optional feature of a carried backbone, and its section
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Probes:
-    """Small reference images rebuilt by `verify --decode`."""
+    """Small reference images, which `verify --decode` rebuilds and compares."""
 
     images: Array  # uint8 (P, 3, h, w)
-    labels: Array  # uint32 (P,) class of each
-    indices: Array  # uint32 (P,) image index within the class
+    labels: Array  # uint32 (P,): class of each
+    indices: Array  # uint32 (P,): its number within the class
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "images", frozen(self.images))
-        object.__setattr__(self, "labels", _unsigned(self.labels, "probe labels"))
-        object.__setattr__(self, "indices", _unsigned(self.indices, "probe indices"))
+        object.__setattr__(self, "images", freeze_array(self.images))
+        object.__setattr__(self, "labels", _to_uint32(self.labels, "probe labels"))
+        object.__setattr__(self, "indices", _to_uint32(self.indices, "probe indices"))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Probes, (self.images, self.labels, self.indices)
@@ -44,13 +43,13 @@ class Probes:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """Where the bytes are. `sections` adds up to the size of the file."""
+    """What the bytes of a pack are spent on. `sections` adds up to the size of the file."""
 
     sections: Mapping[str, int]
     classes: int
     images: int
-    backbone: int  # bytes of the locked backbone files, which travel once for all packs
-    teacher: int | None  # bytes of the teacher, when the provenance records them
+    backbone: int  # bytes of the locked backbone files that are not in the pack
+    teacher: int | None  # bytes of the teacher, where the provenance records them
 
     @property
     def total(self) -> int:
@@ -69,27 +68,58 @@ class Ledger:
 
     @property
     def everything(self) -> int:
-        """File, backbone and teacher: what must be at hand if nothing is there yet."""
+        """Bytes of file, backbone and teacher together."""
         return self.total + self.backbone + (self.teacher or 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pack:
-    """A dataset as a recipe."""
+    """A dataset as a recipe: learned prompts, seeds, and how a backbone makes images of them.
+
+    A pack cannot change, pickles, and equals a pack with the same `root`. Its length is the number
+    of images.
+
+    Attributes:
+        classes: names of the C classes.
+        images_per_class: n. The first k images of a class are its best k.
+        recipe: the backbone and how it is used.
+        prompts: decodes to float32 (C, m, k, D). Image i uses mode i mod m.
+        seed: 64 bits, the key of the noise of every image.
+        picks: decodes to (C, n), the candidate that each image is; None: image i is candidate i.
+        labels: decodes to float32 (C, n, C), the soft labels.
+        adapter: named tensors that tune the backbone.
+        probes: reference images, by which a decoder is verified.
+        provenance: where the pack comes from, for people.
+        ids: uint32 (C,), the class word of the noise counter; None: 0, 1, 2, ...
+        optional: features of newer minor versions, and a carried backbone.
+        extensions: sections of those features.
+        minor: minor version of the format.
+
+    Example:
+        >>> import d3pack
+        >>> pack = d3pack.read("cifar10.d3m")
+        >>> pack.images_per_class, len(pack)
+        (10, 100)
+        >>> part = pack.select(["cat", "dog"]).first(5)
+        >>> part.classes, len(part)
+        (('cat', 'dog'), 10)
+        >>> sum(pack.ledger().sections.values()) == len(d3pack.pack_bytes(pack))
+        True
+    """
 
     classes: tuple[str, ...]
     images_per_class: int
     recipe: Recipe
-    prompts: Coded  # decodes to float32 (C, m, k, D); image i uses mode i mod m
-    seed: int  # 64 bit; keys the noise of every image
-    picks: Coded | None = None  # decodes to the candidate that image i of class c is: (C, n)
-    labels: Coded | None = None  # decodes to float32 (C, n, C)
-    adapter: Coded | None = None  # named tensors that tune the backbone
+    prompts: Coded
+    seed: int
+    picks: Coded | None = None
+    labels: Coded | None = None
+    adapter: Coded | None = None
     probes: Probes | None = None
     provenance: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
-    ids: Array | None = None  # uint32 (C,): the class word of the noise counter; None: 0, 1, 2, ...
-    optional: Mapping[str, Any] = field(default_factory=lambda: EMPTY)  # features of newer minors
-    extensions: Mapping[str, Coded] = field(default_factory=lambda: EMPTY)  # and their sections
+    ids: Array | None = None
+    optional: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
+    extensions: Mapping[str, Coded] = field(default_factory=lambda: EMPTY)
     minor: int = MINOR
     _manifest: FrozenDict | None = field(default=None, init=False, repr=False)
 
@@ -99,9 +129,9 @@ class Pack:
         put(self, "images_per_class", int(self.images_per_class))
         put(self, "seed", int(self.seed))
         if not 0 <= self.seed < 2**64:
-            raise UsageError(f"seed {self.seed} is not an unsigned 64-bit integer")
+            raise UsageError(f"invalid seed {self.seed}: expected an unsigned 64-bit integer")
         if self.ids is not None:
-            put(self, "ids", _unsigned(self.ids, "class ids"))
+            put(self, "ids", _to_uint32(self.ids, "class ids"))
         for name in ("provenance", "optional"):
             put(self, name, freeze(to_plain(getattr(self, name))))
         put(self, "extensions", FrozenDict(self.extensions))
@@ -116,19 +146,18 @@ class Pack:
         return hash(self.root)
 
     def __len__(self) -> int:
-        """Images of the dataset."""
         return len(self.classes) * self.images_per_class
 
     @property
     def root(self) -> str:
-        """The identity: SHA-256 over the manifest, which holds the hash of every tensor."""
+        """The identity: SHA-256 of the manifest, which holds the hash of every tensor."""
         return str(self.manifest["root"])
 
     @property
     def manifest(self) -> Mapping[str, Any]:
         """The manifest as it stands in the file."""
         if self._manifest is None:
-            value = to_plain({
+            manifest = to_plain({
                 "d3m": [MAJOR, self.minor],
                 "requires": [],
                 "optional": self.optional,
@@ -137,63 +166,66 @@ class Pack:
                 "seed": f"{self.seed:016x}",
                 "recipe": self.recipe.to_json(),
                 "provenance": self.provenance,
-                "sections": container.entries(self.sections()),
+                "sections": container.describe_sections(self.sections()),
             })  # fmt: skip
-            value["root"] = manifest_root(value)
-            object.__setattr__(self, "_manifest", freeze(value))
+            manifest["root"] = manifest_root(manifest)
+            object.__setattr__(self, "_manifest", freeze(manifest))
         assert self._manifest is not None
         return self._manifest
 
     def sections(self) -> dict[str, Coded]:
-        """Everything that is stored as tensors, in file order."""
-        text = np.frombuffer("\n".join(self.classes).encode("utf-8", "surrogatepass"), np.uint8)
-        out: dict[str, Coded] = {}
-        if self.ids is not None:
-            out["ids"] = Coded("u32", {"ids": self.ids})
-        out["prompts"] = self.prompts
-        if self.picks is not None:
-            out["picks"] = self.picks
-        if self.labels is not None:
-            out["labels"] = self.labels
-        if self.adapter is not None:
-            out["adapter"] = self.adapter
+        """Return everything that is stored as tensors, in file order."""
+        sections: dict[str, Coded | None] = {
+            "ids": None if self.ids is None else Coded("u32", {"ids": self.ids}),
+            "prompts": self.prompts,
+            "picks": self.picks,
+            "labels": self.labels,
+            "adapter": self.adapter,
+        }
         if self.probes is not None:
             names = ("images", "labels", "indices")
             tensors = {name: getattr(self.probes, name) for name in names}
-            out["probes"] = Coded("u8", tensors, shared=frozenset(names))
-        out |= {name: self.extensions[name] for name in sorted(self.extensions)}
-        for name, coded in out.items():
+            sections["probes"] = Coded("u8", tensors, shared=frozenset(names))
+        sections |= {name: self.extensions[name] for name in sorted(self.extensions)}
+        present = {name: coded for name, coded in sections.items() if coded is not None}
+        for name, coded in present.items():
             for tensor, array in coded.tensors.items():
                 if tensor not in coded.shared and array.shape[:1] != (len(self.classes),):
                     raise UsageError(
                         f"{name}.{tensor} has shape {array.shape}",
                         hint=f"the first dimension must be the {len(self.classes)} classes",
                     )
-        leaf = container.leaves(out.values(), len(self.classes))
+        text = np.frombuffer("\n".join(self.classes).encode("utf-8", "surrogatepass"), np.uint8)
+        leaves = container.compute_leaves(present.values(), len(self.classes))
         return {
             "classes": Coded("utf8", {"text": text}, shared=frozenset({"text"})),
-            "leaves": Coded("sha256-128", {"hash": leaf}, shared=frozenset({"hash"})),
-            **out,
+            "leaves": Coded("sha256-128", {"hash": leaves}, shared=frozenset({"hash"})),
+            **present,
         }
 
     def counters(self, classes: Any, images: Any) -> tuple[Array, Array]:
-        """The class and image words of the noise counter for images `images` of classes `classes`.
+        """Return the class and image words of the noise counter for images of classes.
 
-        Selected classes keep the id that they had, curated images the candidate that was chosen.
+        Classes of a selection keep the id that they had; a picked image has its candidate's number.
         """
         rows, columns = np.asarray(classes, dtype=np.int64), np.asarray(images, dtype=np.int64)
         words = rows if self.ids is None else self.ids[rows].astype(np.int64)
         if self.picks is None:
             return words, columns
-        wanted, place = np.unique(rows, return_inverse=True)
-        return words, decode_picks(self.picks.take(wanted))[place.reshape(rows.shape), columns]
+        unique, place = np.unique(rows, return_inverse=True)
+        return words, decode_picks(self.picks.take(unique))[place.reshape(rows.shape), columns]
 
     def select(self, classes: Sequence[int | str]) -> Pack:
-        """Some classes, in the given order, by index or name; their images stay the same.
+        """Return a pack of some classes, whose images stay the same.
 
-        Soft labels become distributions over the classes that are left (`restrict_labels`).
-        Features of newer minors are dropped: what they say may not hold for a part. A backbone that
-        the pack carries stays.
+        Soft labels become distributions over the classes that are left. Features of newer minor
+        versions are dropped, because they may not hold for a part; a carried backbone stays.
+
+        Args:
+            classes: names or numbers, in the order of the new pack.
+
+        Raises:
+            UsageError: a class is unknown or given twice, or there is none.
         """
         rows = self._rows(classes)
         if rows == list(range(len(self.classes))):
@@ -211,8 +243,15 @@ class Pack:
         )
 
     def first(self, k: int) -> Pack:
-        """The first k images of every class: the best k, as the encoder chose them."""
-        k = _whole(k, "a number of images")
+        """Return a pack of the first k images of every class: its best k.
+
+        Args:
+            k: from 1 to `images_per_class`.
+
+        Raises:
+            UsageError: the pack has fewer images.
+        """
+        k = _to_index(k, "a number of images")
         if not 1 <= k <= self.images_per_class:
             raise UsageError(f"first({k}): the pack has {self.images_per_class} images per class")
         if k == self.images_per_class:
@@ -226,20 +265,18 @@ class Pack:
         )
 
     def ledger(self) -> Ledger:
-        """Bytes per section, per class and per image, and what is needed beside the file."""
+        """Return what the bytes of the file are spent on, and what is needed besides the file."""
         manifest = self.manifest
-        placed = container.slots(to_plain(manifest["sections"]), len(self.classes))
-        sections = {"container": len(container.header(dumps(manifest), placed)) + placed[-1].stop}
-        for slot in placed:
-            if slot.section != "leaves":
-                nbytes = slot.stop - slot.start
-                sections[slot.section] = sections.get(slot.section, 0) + nbytes
-                sections["container"] -= nbytes
+        slots = container.place_tensors(to_plain(manifest["sections"]), len(self.classes))
+        total = len(container.build_header(dumps(manifest), slots)) + slots[-1].stop
+        parts = [(s.section, s.stop - s.start) for s in slots if s.section != "leaves"]
         for name in ("recipe", "provenance", "optional"):
             if manifest[name]:
-                nbytes = len(json.dumps(dumps(manifest[name]))) - 2  # as it stands in the header
-                sections[name] = sections.get(name, 0) + nbytes  # a newer section may be called so
-                sections["container"] -= nbytes
+                parts.append((name, len(json.dumps(dumps(manifest[name]))) - 2))  # in the header
+        sections = {"container": total}
+        for name, nbytes in parts:  # sections of newer minors may be called like these
+            sections[name] = sections.get(name, 0) + nbytes
+            sections["container"] -= nbytes
         teacher = self.provenance.get("teacher")
         weight = teacher.get("bytes") if isinstance(teacher, Mapping) else None
         return Ledger(
@@ -251,24 +288,23 @@ class Pack:
         )
 
     def _rows(self, classes: Sequence[int | str]) -> list[int]:
-        place = {name: row for row, name in enumerate(self.classes)}
+        numbers = {name: row for row, name in enumerate(self.classes)}
         rows = []
-        for wanted in classes:
-            row = place.get(wanted, -1) if isinstance(wanted, str) else _whole(wanted, "a class")
+        for item in classes:
+            row = numbers.get(item, -1) if isinstance(item, str) else _to_index(item, "a class")
             if not 0 <= row < len(self.classes):
-                raise UsageError(f"the pack has no class {wanted!r}")
+                raise UsageError(f"the pack has no class {item!r}")
             rows.append(row)
         if not rows or len(set(rows)) != len(rows):
             raise UsageError("select() needs classes, none of them twice")
         return rows
 
-    def _part(self, what: dict[str, int]) -> Pack:
-        """This pack, ready to lose something: it says where it comes from."""
-        provenance = derived(self.provenance, self.root, what)
+    def _part(self, cut: dict[str, int]) -> Pack:
+        """Return this pack with a record of what is going to be cut."""
         kept = {EMBEDDED} & set(self.extensions)
         return replace(
             self,
-            provenance=provenance,
+            provenance=derived(self.provenance, self.root, cut),
             optional={name: self.optional[name] for name in kept},
             extensions={name: self.extensions[name] for name in kept},
             minor=MINOR,
@@ -288,29 +324,57 @@ class Pack:
         )
 
 
+def carried_files(pack: Pack) -> dict[str, bytes] | None:
+    """Return the files of a carried backbone (section 8a); None when the pack carries none.
+
+    `read` passes this section on unchecked, as any optional feature. A writer, a verifier and a
+    decoder call this.
+
+    Raises:
+        InvalidPackError: the section does not hold the files of the recipe (E_CODEC).
+        BackboneChangedError: a file has another hash than the recipe says.
+    """
+    coded = pack.extensions.get(EMBEDDED)
+    if coded is None and EMBEDDED not in pack.optional:
+        return None
+    if coded is None or pack.optional.get(EMBEDDED) != {}:
+        raise InvalidPackError(
+            "backbone: the feature must be {} and have a section of its name", code="E_CODEC"
+        )
+    locks = pack.recipe.backbone.files
+    files = decode_files(coded, {path: lock.size for path, lock in locks.items()})
+    for path, data in files.items():
+        if hashlib.sha256(data).hexdigest() != locks[path].sha256:
+            raise BackboneChangedError(
+                f"{path} of the carried backbone is not the file that the recipe names",
+                hint="the pack was not made correctly: ask its maker for another",
+            )
+    return files
+
+
 def manifest_root(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 over the canonical manifest without its `root`."""
+    """Return the SHA-256 of the canonical manifest without its `root`."""
     rest = {name: value for name, value in manifest.items() if name != "root"}
-    return hashlib.sha256(spell(rest).encode("ascii")).hexdigest()
+    return hashlib.sha256(dumps_plain(rest).encode("ascii")).hexdigest()
 
 
-def derived(provenance: Mapping[str, Any], root: str, what: dict[str, int]) -> dict[str, Any]:
-    """Provenance of a part: the identity of the pack that it was taken from, and what was taken."""
+def derived(provenance: Mapping[str, Any], root: str, cut: dict[str, int]) -> dict[str, Any]:
+    """Return the provenance of a part: with the root of the pack it was cut from, and the cut."""
     before = provenance.get("derived", ())
-    step = {"from": root, **what}
+    step = {"from": root, **cut}
     return {**provenance, "derived": [*before, step] if isinstance(before, tuple) else [step]}
 
 
-def _whole(value: Any, what: str) -> int:
+def _to_index(value: Any, expected: str) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise UsageError(f"{value!r:.80} is not {what}")
+        raise UsageError(f"{value!r:.80} is not {expected}")
     return operator.index(value)
 
 
-def _unsigned(array: Any, what: str) -> Array:
+def _to_uint32(array: Any, name: str) -> Array:
     wide = np.asarray(array)
     if wide.dtype.kind not in "iu" or (
         wide.size and not 0 <= int(wide.min()) <= int(wide.max()) < 2**32
     ):
-        raise UsageError(f"{what} are not unsigned 32-bit integers")
-    return frozen(wide.astype(np.uint32))
+        raise UsageError(f"{name} are not unsigned 32-bit integers")
+    return freeze_array(wide.astype(np.uint32))

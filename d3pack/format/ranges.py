@@ -1,4 +1,4 @@
-"""Some classes out of a pack that is elsewhere: which bytes to fetch, and the proof of them."""
+"""Some classes of a pack that lies elsewhere: which bytes to fetch, and how they are verified."""
 
 from __future__ import annotations
 
@@ -11,44 +11,67 @@ import numpy as np
 from d3pack.errors import InvalidPackError, UsageError
 from d3pack.format import container, rules
 from d3pack.format.codecs.labels import restrict_labels
-from d3pack.format.codecs.params import NUMPY
-from d3pack.format.coded import Coded
+from d3pack.format.coded import DTYPES, Coded
 from d3pack.format.pack import EMBEDDED, MINOR, Pack, derived
-from d3pack.format.reader import Header, check_hash, coded_section
+from d3pack.format.reader import Header, build_pack, check_hash
 
-# Sections of which a part is made. Left out: those of newer minors, as in `select`, and probes,
-# which are hashed as a whole.
+# Sections that a part has. As in `Pack.select`, those of newer minors are left out; probes are,
+# because one hash covers all of them.
 _PARTS = (*(name for name in container.KNOWN if name != "probes"), EMBEDDED)
 
 
-class Read(NamedTuple):
-    """A range of the file: a whole tensor, or one class's row of it."""
+class ByteRange(NamedTuple):
+    """A range of the file: a tensor, or one class's row of it."""
 
     name: str
     start: int
     stop: int
 
 
-def plan_reads(head: Header, rows: Sequence[int]) -> tuple[Read, ...]:
-    """The ranges that these classes need, tensor by tensor; the header itself is read already."""
+def names_range(header: Header) -> ByteRange:
+    """Return where the class names are."""
+    (slot,) = (slot for slot in header.slots if slot.section == "classes")
+    return ByteRange(slot.name, header.data + slot.start, header.data + slot.stop)
+
+
+def read_names(header: Header, data: bytes) -> tuple[str, ...]:
+    """Return the class names from the bytes of `names_range`, which are verified."""
+    (slot,) = (slot for slot in header.slots if slot.section == "classes")
+    check_hash(header, slot, data)
+    section = header.section("classes", {slot.name: slot.array(data)})
+    return rules.decode_names(section, header.classes)
+
+
+def outline(header: Header, names: tuple[str, ...]) -> Pack:
+    """Return a pack that can be described but not decoded: its tensors are empty."""
+    empty = {slot.name: np.zeros(0, DTYPES[slot.dtype]) for slot in header.slots}
+    return build_pack(header, names, header.sections(empty))
+
+
+def class_ranges(header: Header, rows: Sequence[int]) -> tuple[ByteRange, ...]:
+    """Return the ranges that these classes need besides the header, tensor by tensor."""
     for row in rows:
-        if not 0 <= row < head.classes:
-            raise UsageError(f"the pack has no class {row}, only {head.classes} classes")
+        if not 0 <= row < header.classes:
+            raise UsageError(f"the pack has no class {row}, only {header.classes} classes")
     return tuple(
-        Read(slot.name, head.data + start, head.data + stop)
-        for slot in _wanted(head)
+        ByteRange(slot.name, header.data + start, header.data + stop)
+        for slot in _needed_slots(header)
         for start, stop in _spans(slot, rows)
     )
 
 
-def verify_reads(head: Header, rows: Sequence[int], blobs: Sequence[bytes]) -> Pack:
-    """A pack of these classes, as `select(rows)` makes it, but without probes.
+def read_class_ranges(header: Header, rows: Sequence[int], blobs: Sequence[bytes]) -> Pack:
+    """Return a pack of these classes, as `Pack.select(rows)` makes it, but without probes.
 
-    `blobs` are the bytes of `plan_reads`, in its order. Common tensors are held against their
-    SHA-256, the rows of each class against its leaf.
+    Args:
+        header: of the whole pack.
+        rows: the classes.
+        blobs: bytes of the ranges of `class_ranges`, in its order. Shared tensors are compared
+            with their SHA-256, the rows of each class with its leaf.
     """
-    arrays, leaves = {}, [hashlib.sha256() for _ in rows]
-    for slot in _wanted(head):
+    arrays = {}
+    leaves = [hashlib.sha256() for _ in rows]
+    for slot in _needed_slots(header):
         spans = _spans(slot, rows)
         parts, blobs = blobs[: len(spans)], blobs[len(spans) :]
         for (start, stop), data in zip(spans, parts, strict=True):
@@ -58,18 +81,15 @@ def verify_reads(head: Header, rows: Sequence[int], blobs: Sequence[bytes]) -> P
                     code="E_TRUNCATED",
                 )
         if slot.shared:
-            check_hash(slot, parts[0], head.data)
+            check_hash(header, slot, parts[0])
         else:
             for leaf, data in zip(leaves, parts, strict=True):
                 leaf.update(data)
-        shape = slot.shape if slot.shared else (len(rows), *slot.shape[1:])
-        arrays[slot.name] = np.frombuffer(b"".join(parts), NUMPY[slot.dtype]).reshape(shape)
-    coded = {
-        section["name"]: coded_section(section, arrays)
-        for section in head.manifest["sections"]
-        if section["name"] in _PARTS
-    }
-    names = rules.class_names(coded["classes"], head.classes)
+        if slot.section in _PARTS:
+            shape = slot.shape if slot.shared else (len(rows), *slot.shape[1:])
+            arrays[slot.name] = np.frombuffer(b"".join(parts), DTYPES[slot.dtype]).reshape(shape)
+    sections = header.sections(arrays)
+    names = rules.decode_names(sections["classes"], header.classes)
     for row, leaf in zip(rows, leaves, strict=True):
         if leaf.digest()[: container.LEAF] != arrays["leaves.hash"][row].tobytes():
             raise InvalidPackError(
@@ -77,38 +97,41 @@ def verify_reads(head: Header, rows: Sequence[int], blobs: Sequence[bytes]) -> P
                 code="E_LEAF",
                 hint="fetch it again",
             )
-    return _part(head, rows, tuple(names[row] for row in rows), coded)
+    return _build_part(header, rows, tuple(names[row] for row in rows), sections)
 
 
-def _part(head: Header, rows: Sequence[int], own: tuple[str, ...], coded: dict[str, Coded]) -> Pack:
-    carried = {name: coded.pop(name) for name in (EMBEDDED,) if name in coded}
-    images = head.manifest["images_per_class"]
-    rules.check_values({name: part for name, part in coded.items() if name != "ids"}, own, images)
+def _build_part(
+    header: Header, rows: Sequence[int], names: tuple[str, ...], sections: dict[str, Coded]
+) -> Pack:
+    carried = {name: sections.pop(name) for name in (EMBEDDED,) if name in sections}
+    images = header.manifest["images_per_class"]
+    checked = {name: section for name, section in sections.items() if name != "ids"}
+    rules.check_values(checked, names, images)
     take = np.array(rows)
-    ids = coded["ids"].tensors["ids"] if "ids" in coded else take.astype(np.uint32)
+    ids = sections["ids"].tensors["ids"] if "ids" in sections else take.astype(np.uint32)
     if np.unique(ids).size != ids.size:
         raise InvalidPackError("two classes have the same id", code="E_IDS")
-    labels = coded.get("labels")
+    labels = sections.get("labels")
     return Pack(
-        classes=own,
+        classes=names,
         images_per_class=images,
-        recipe=head.recipe,
-        prompts=coded["prompts"],
-        seed=int(head.manifest["seed"], 16),
-        picks=coded.get("picks"),
+        recipe=header.recipe,
+        prompts=sections["prompts"],
+        seed=int(header.manifest["seed"], 16),
+        picks=sections.get("picks"),
         labels=restrict_labels(labels, np.arange(len(rows)), take) if labels else None,
-        adapter=coded.get("adapter"),
-        provenance=derived(head.manifest["provenance"], head.root, {"select": len(rows)}),
+        adapter=sections.get("adapter"),
+        provenance=derived(header.manifest["provenance"], header.root, {"select": len(rows)}),
         ids=None if np.array_equal(ids, np.arange(len(rows))) else ids,
-        optional={name: head.manifest["optional"][name] for name in carried},
+        optional={name: header.manifest["optional"][name] for name in carried},
         extensions=carried,
         minor=MINOR,
     )
 
 
-def _wanted(head: Header) -> Iterator[container.Slot]:
-    """Rows of sections that only a newer minor knows count in the leaves as well."""
-    return (slot for slot in head.slots if slot.section in _PARTS or not slot.shared)
+def _needed_slots(header: Header) -> Iterator[container.Slot]:
+    """Yield the tensors to fetch; the leaves also cover rows of sections of newer minors."""
+    return (slot for slot in header.slots if slot.section in _PARTS or not slot.shared)
 
 
 def _spans(slot: container.Slot, rows: Sequence[int]) -> list[tuple[int, int]]:

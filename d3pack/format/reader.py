@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import re
 import stat
@@ -15,14 +14,12 @@ import numpy as np
 
 from d3pack.errors import InvalidPackError, NotFoundError
 from d3pack.format import canonical, container, rules
-from d3pack.format.codecs.params import NUMPY
-from d3pack.format.coded import Coded
+from d3pack.format.coded import Array, Coded
 from d3pack.format.pack import MAJOR, Pack, Probes, manifest_root
 from d3pack.format.recipe import Recipe
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 
-BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
 MAX_CLASSES = 2**20
 MAX_IMAGES = 2**24
 FIELDS = {
@@ -31,11 +28,12 @@ FIELDS = {
 }  # fmt: skip
 _SEED = re.compile(r"[0-9a-f]{16}")
 _FEATURE = re.compile(r"[a-z][a-z0-9-]{0,31}")
+_DAMAGED = "the file is damaged: fetch it again"
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """All that is before the tensors, checked: what range requests are planned from."""
+    """Everything before the tensors, checked: the manifest, and where each tensor lies."""
 
     manifest: Mapping[str, Any]
     recipe: Recipe
@@ -53,55 +51,105 @@ class Header:
         """The identity of the pack."""
         return str(self.manifest["root"])
 
+    def check_size(self, size: int) -> None:
+        """Raise `InvalidPackError` unless the file has exactly the bytes that the header names."""
+        if size < self.size:
+            raise InvalidPackError(
+                f"the file has {size} bytes, its header says {self.size}",
+                code="E_TRUNCATED",
+                hint="fetch it again",
+            )
+        if size > self.size:
+            raise InvalidPackError(
+                f"{size - self.size} bytes after the last tensor", code="E_TRAILING"
+            )
+
+    def section(self, name: str, arrays: Mapping[str, Array]) -> Coded:
+        """Return a section with its tensors, which `arrays` holds by the names in the file."""
+        (entry,) = (entry for entry in self.manifest["sections"] if entry["name"] == name)
+        return Coded(
+            entry["codec"],
+            {tensor[0]: arrays[f"{name}.{tensor[0]}"] for tensor in entry["tensors"]},
+            entry["params"],
+            frozenset(tensor[0] for tensor in entry["tensors"] if tensor[3] == "shared"),
+        )
+
+    def sections(self, arrays: Mapping[str, Array]) -> dict[str, Coded]:
+        """Return all sections of which `arrays` holds the tensors."""
+        present = {name.partition(".")[0] for name in arrays}
+        names = [entry["name"] for entry in self.manifest["sections"]]
+        return {name: self.section(name, arrays) for name in names if name in present}
+
 
 def read(source: Source) -> Pack:
-    """Read a pack from a path or from bytes; every rule and every hash is checked."""
+    """Read a pack; every rule of the format and every hash is checked.
+
+    Args:
+        source: path of a .d3m file, or its bytes.
+
+    Returns:
+        The pack. It cannot change, and needs the file no more.
+
+    Raises:
+        InvalidPackError: a rule is broken; `code` says which, see section 11 of the format.
+        NotFoundError: there is no regular file at the path, or it cannot be read.
+
+    Example:
+        >>> import d3pack
+        >>> pack = d3pack.read("cifar10.d3m")
+        >>> pack.classes[:3], len(pack)
+        (('airplane', 'automobile', 'bird'), 100)
+        >>> d3pack.read(b"no pack")
+        Traceback (most recent call last):
+        d3pack.errors.InvalidPackError: [E_TRUNCATED] ...
+    """
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
-        head = read_header(data)
-        _check_size(head, len(data))
+        header = read_header(data)
+        header.check_size(len(data))
     else:
-        head, data = _load(source)
-    for start, stop in container.gaps(head.slots):
-        if any(data[head.data + start : head.data + stop]):
+        header, data = _load(source)
+    for start, stop in container.gaps(header.slots):
+        if any(data[header.data + start : header.data + stop]):
             raise InvalidPackError(
-                f"padding at offset {head.data + start} is not zero", code="E_PADDING"
+                f"padding at offset {header.data + start} is not zero", code="E_PADDING"
             )
     view = memoryview(data)
-    for slot in head.slots:
-        check_hash(slot, view[head.data + slot.start : head.data + slot.stop], head.data)
-    arrays = {
-        slot.name: np.frombuffer(
-            data, NUMPY[slot.dtype], math.prod(slot.shape), head.data + slot.start
-        ).reshape(slot.shape)
-        for slot in head.slots
-    }
-    return assemble(head, arrays)
+    for slot in header.slots:
+        check_hash(header, slot, view[header.data + slot.start : header.data + slot.stop])
+    arrays = {slot.name: slot.array(data, header.data + slot.start) for slot in header.slots}
+    sections = header.sections(arrays)
+    _check_leaves(sections, header.classes)
+    names = rules.decode_names(sections["classes"], header.classes)
+    rules.check_values(sections, names, header.manifest["images_per_class"])
+    return build_pack(header, names, sections)
 
 
 def _load(path: str | os.PathLike[str]) -> tuple[Header, bytes]:
-    """The header and all bytes of a regular file, read once: a mapped one could change under us.
+    """Return the header and all bytes of a regular file.
 
-    The header comes first, so that a file of another length is refused before it takes memory.
+    The file is read once, not mapped: a mapped file could change after it was checked. The header
+    comes first, so that a file of another length is refused before it takes memory.
     """
     try:
-        with open(path, "rb", opener=_open) as file:
+        with open(path, "rb", opener=_open_regular) as file:
             size = os.fstat(file.fileno()).st_size
             first = file.read(8)
             first += file.read(min(int.from_bytes(first, "little"), container.MAX_HEADER))
-            head = read_header(first)
-            _check_size(head, size)
-            data = first + file.read(head.size - len(first))
-            _check_size(head, len(data))
-            return head, data
+            header = read_header(first)
+            header.check_size(size)
+            data = first + file.read(header.size - len(first))
+            header.check_size(len(data))
+            return header, data
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         raise NotFoundError(f"{os.fspath(path)}: {error.strerror}") from None
     except (OSError, ValueError) as error:
-        raise NotFoundError(f"{os.fspath(path)!r}: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise NotFoundError(f"{os.fspath(path)!r}: {reason}") from None
 
 
-def _open(path: str, flags: int) -> int:
-    """Open without waiting for a pipe's other end; only regular files are read."""
+def _open_regular(path: str, flags: int) -> int:
+    """Open a regular file; a pipe is refused without waiting for its writer."""
     fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     if stat.S_ISREG(os.fstat(fd).st_mode):
         return fd
@@ -109,110 +157,85 @@ def _open(path: str, flags: int) -> int:
     raise NotFoundError(f"{path} is not a regular file")
 
 
-def _check_size(head: Header, size: int) -> None:
-    if size < head.size:
+def header_length(first: bytes) -> int:
+    """Return the bytes before the tensors, from the first 8 bytes of a file."""
+    if len(first) < 8:
         raise InvalidPackError(
-            f"the file has {size} bytes, its header says {head.size}",
-            code="E_TRUNCATED",
-            hint="fetch it again",
+            f"{len(first)} bytes, a pack begins with 8 bytes of header length", code="E_TRUNCATED"
         )
-    if size > head.size:
-        raise InvalidPackError(f"{size - head.size} bytes after the last tensor", code="E_TRAILING")
-
-
-def read_header(data: bytes) -> Header:
-    """Check everything up to the first tensor; `data` may be a prefix of the file."""
-    if len(data) < 8:
-        raise InvalidPackError(
-            f"{len(data)} bytes, a pack begins with 8 bytes of header length", code="E_TRUNCATED"
-        )
-    length = int.from_bytes(data[:8], "little")
+    length = int.from_bytes(first[:8], "little")
     if length > container.MAX_HEADER:
         raise InvalidPackError(
             f"a header of {length} bytes, at most {container.MAX_HEADER}",
             code="E_LIMIT",
             hint="is this a .d3m file?",
         )
-    if 8 + length > len(data):
-        raise InvalidPackError(
-            f"a header of {length} bytes in {len(data)} bytes", code="E_TRUNCATED"
-        )
-    raw = data[8 : 8 + length]
-    manifest, text = _manifest(raw)
-    recipe, placed = _check_manifest(manifest, text)
-    if data[: 8 + length] != container.header(text, placed):
-        raise InvalidPackError(
-            "the header is not the one that its manifest demands", code="E_CANON"
-        )
-    return Header(
-        canonical.freeze(manifest), recipe, placed, 8 + length, 8 + length + placed[-1].stop
-    )
+    return 8 + length
 
 
-def check_hash(slot: container.Slot, data: bytes | memoryview, offset: int) -> None:
-    """Refuse a tensor that is not the one written."""
-    got = hashlib.sha256(data).hexdigest()
-    if got != slot.sha256:
+def read_header(data: bytes) -> Header:
+    """Check everything up to the first tensor; `data` may be the beginning of a file."""
+    end = header_length(data)
+    if end > len(data):
         raise InvalidPackError(
-            f"{slot.name} at offset {offset + slot.start}: sha256 is {got}, must be {slot.sha256}",
+            f"a header of {end - 8} bytes in {len(data)} bytes", code="E_TRUNCATED"
+        )
+    manifest, text = _parse_manifest(data[8:end])
+    recipe, slots = _check_manifest(manifest, text)
+    if data[:end] != container.build_header(text, slots):
+        raise InvalidPackError(
+            "the header is not the one that its manifest determines", code="E_CANON"
+        )
+    return Header(canonical.freeze(manifest), recipe, slots, end, end + slots[-1].stop)
+
+
+def check_hash(header: Header, slot: container.Slot, data: bytes | memoryview) -> None:
+    """Refuse the bytes of a tensor that do not have its hash."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != slot.sha256:
+        raise InvalidPackError(
+            f"{slot.name} at offset {header.data + slot.start}: sha256 is {sha256},"
+            f" must be {slot.sha256}",
             code="E_HASH",
-            hint="the file is damaged: fetch it again",
+            hint=_DAMAGED,
         )
 
 
-def assemble(head: Header, arrays: Mapping[str, Any]) -> Pack:
-    """The Pack that these tensors make; leaves and values are checked."""
-    coded = {
-        section["name"]: coded_section(section, arrays) for section in head.manifest["sections"]
-    }
-    classes = head.classes
-    want = container.leaves(
-        (part for name, part in coded.items() if name not in ("classes", "leaves")), classes
-    )
-    wrong = (want != coded["leaves"].tensors["hash"]).any(axis=1)
+def _check_leaves(sections: Mapping[str, Coded], classes: int) -> None:
+    hashed = (part for name, part in sections.items() if name not in ("classes", "leaves"))
+    leaves = container.compute_leaves(hashed, classes)
+    wrong = (leaves != sections["leaves"].tensors["hash"]).any(axis=1)
     if wrong.any():
         raise InvalidPackError(
             f"class {int(np.argmax(wrong))} does not match its leaf hash", code="E_LEAF"
         )
-    names = rules.class_names(coded["classes"], classes)
-    rules.check_values(coded, names, head.manifest["images_per_class"])
-    return under(head, names, coded)
 
 
-def under(head: Header, names: tuple[str, ...], coded: Mapping[str, Coded]) -> Pack:
-    """The Pack of these sections under the manifest of the file; nothing is checked."""
-    probes = coded.get("probes")
+def build_pack(header: Header, names: tuple[str, ...], sections: Mapping[str, Coded]) -> Pack:
+    """Return the pack of checked sections, under the manifest of the file."""
+    probes = sections.get("probes")
     pack = Pack(
         classes=names,
-        images_per_class=head.manifest["images_per_class"],
-        recipe=head.recipe,
-        prompts=coded["prompts"],
-        seed=int(head.manifest["seed"], 16),
-        picks=coded.get("picks"),
-        labels=coded.get("labels"),
-        adapter=coded.get("adapter"),
+        images_per_class=header.manifest["images_per_class"],
+        recipe=header.recipe,
+        prompts=sections["prompts"],
+        seed=int(header.manifest["seed"], 16),
+        picks=sections.get("picks"),
+        labels=sections.get("labels"),
+        adapter=sections.get("adapter"),
         probes=Probes(**probes.tensors) if probes else None,
-        provenance=head.manifest["provenance"],
-        ids=coded["ids"].tensors["ids"] if "ids" in coded else None,
-        optional=head.manifest["optional"],
-        extensions={name: part for name, part in coded.items() if name not in container.KNOWN},
-        minor=head.manifest["d3m"][1],
+        provenance=header.manifest["provenance"],
+        ids=sections["ids"].tensors["ids"] if "ids" in sections else None,
+        optional=header.manifest["optional"],
+        extensions={name: part for name, part in sections.items() if name not in container.KNOWN},
+        minor=header.manifest["d3m"][1],
     )
-    object.__setattr__(pack, "_manifest", head.manifest)
+    object.__setattr__(pack, "_manifest", header.manifest)
     return pack
 
 
-def coded_section(section: Mapping[str, Any], arrays: Mapping[str, Any]) -> Coded:
-    """A section of the manifest with its tensors."""
-    return Coded(
-        section["codec"],
-        {entry[0]: arrays[f"{section['name']}.{entry[0]}"] for entry in section["tensors"]},
-        section["params"],
-        frozenset(entry[0] for entry in section["tensors"] if entry[3] == "shared"),
-    )
-
-
-def _manifest(raw: bytes) -> tuple[dict[str, Any], str]:
+def _parse_manifest(raw: bytes) -> tuple[dict[str, Any], str]:
+    """Return the manifest, and its text, from the JSON of the header."""
     if not raw.startswith(b"{") or not raw.isascii():
         raise InvalidPackError(
             "the header does not begin with { or is not ASCII",
@@ -225,7 +248,7 @@ def _manifest(raw: bytes) -> tuple[dict[str, Any], str]:
         raise InvalidPackError(
             "the header has no __metadata__ with one d3m entry",
             code="E_HEADER",
-            hint="this may be a safetensors file, but it is no pack",
+            hint="this may be a safetensors file, but it is not a pack",
         )
     text = meta["d3m"]
     if not text.isascii():
@@ -240,37 +263,16 @@ def _check_manifest(
     manifest: dict[str, Any], text: str
 ) -> tuple[Recipe, tuple[container.Slot, ...]]:
     _check_version(manifest)
-    if canonical.spell(manifest) != text:
+    if canonical.dumps_plain(manifest) != text:
         raise InvalidPackError("the manifest is not in canonical form", code="E_CANON")
-    for name in sorted(set(manifest) ^ FIELDS):
-        raise InvalidPackError(
-            f"{name}: {'unknown field' if name in manifest else 'missing'}", code="E_MANIFEST"
-        )
-    optional = manifest["optional"]
-    if not isinstance(optional, dict) or not all(map(_FEATURE.fullmatch, optional)):
-        raise InvalidPackError("optional: not an object of feature names", code="E_MANIFEST")
-    if not isinstance(manifest["provenance"], dict):
-        raise InvalidPackError("provenance: not an object", code="E_MANIFEST")
-    if not isinstance(manifest["seed"], str) or not _SEED.fullmatch(manifest["seed"]):
-        raise InvalidPackError("seed: not 16 hex digits", code="E_MANIFEST")
-    for name, limit in (("classes", MAX_CLASSES), ("images_per_class", MAX_IMAGES)):
-        if type(manifest[name]) is not int:
-            raise InvalidPackError(f"{name}: not an integer", code="E_MANIFEST")
-        if not 1 <= manifest[name] <= limit:
-            raise InvalidPackError(
-                f"{name}: {manifest[name]}, must be 1 to {limit}", code="E_LIMIT"
-            )
+    _check_fields(manifest)
     if manifest["root"] != manifest_root(manifest):
-        raise InvalidPackError(
-            "root is not the hash of the manifest",
-            code="E_ROOT",
-            hint="the file is damaged: fetch it again",
-        )
+        raise InvalidPackError("root is not the hash of the manifest", code="E_ROOT", hint=_DAMAGED)
     recipe = Recipe.from_json(manifest["recipe"])
-    container.order(manifest["sections"], optional)
-    placed = container.slots(manifest["sections"], manifest["classes"])
-    rules.check_sections(manifest)
-    return recipe, placed
+    container.check_sections(manifest["sections"], manifest["optional"])
+    slots = container.place_tensors(manifest["sections"], manifest["classes"])
+    rules.check_specs(manifest)
+    return recipe, slots
 
 
 def _check_version(manifest: dict[str, Any]) -> None:
@@ -294,3 +296,25 @@ def _check_version(manifest: dict[str, Any]) -> None:
             code="E_FEATURE",
             hint="install a newer d3pack",
         )
+
+
+def _check_fields(manifest: dict[str, Any]) -> None:
+    """Refuse fields of the manifest that are missing, unknown or of a wrong type."""
+    for name in sorted(set(manifest) ^ FIELDS):
+        raise InvalidPackError(
+            f"{name}: {'unknown field' if name in manifest else 'missing'}", code="E_MANIFEST"
+        )
+    optional = manifest["optional"]
+    if not isinstance(optional, dict) or not all(map(_FEATURE.fullmatch, optional)):
+        raise InvalidPackError("optional: not an object of feature names", code="E_MANIFEST")
+    if not isinstance(manifest["provenance"], dict):
+        raise InvalidPackError("provenance: not an object", code="E_MANIFEST")
+    if not isinstance(manifest["seed"], str) or not _SEED.fullmatch(manifest["seed"]):
+        raise InvalidPackError("seed: not 16 hex digits", code="E_MANIFEST")
+    for name, limit in (("classes", MAX_CLASSES), ("images_per_class", MAX_IMAGES)):
+        if type(manifest[name]) is not int:
+            raise InvalidPackError(f"{name}: not an integer", code="E_MANIFEST")
+        if not 1 <= manifest[name] <= limit:
+            raise InvalidPackError(
+                f"{name}: {manifest[name]}, must be 1 to {limit}", code="E_LIMIT"
+            )

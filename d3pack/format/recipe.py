@@ -1,4 +1,4 @@
-"""How images are made: plain, immutable values that go into the manifest and come out again."""
+"""How images are made: plain, immutable values that the manifest holds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from numbers import Real
 from typing import Any, Literal, get_args
 
@@ -23,13 +24,13 @@ NOISE = "philox-normal16"
 MAX_STEPS = 1000
 MAX_FRESH = 256  # steps of a sampler that takes fresh noise: an epoch has as many draws
 MAX_ORDER = 4  # answers of the model that a row of a sampler table may use
-APART = 1 + 1e-6  # a sigma to the next: closer ones leave no digits for the coefficients
+MIN_RATIO = 1 + 1e-6  # of a sigma to the next: closer ones leave no digits for the coefficients
 MAX_SIDE = 8192
 MAX_GROUP = 1024
 MAX_FILES = 1024
 MAX_FILE_SIZE = 2**48
 MAX_TEXT = 1024  # characters of a path, template or licence
-MAX_PART = 255  # characters of a part of a path: what file systems take
+MAX_PART = 255  # characters of a part of a path: what file systems accept
 
 _KIND = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
@@ -42,7 +43,7 @@ _PRINTABLE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]*")
 
 @dataclass(frozen=True, slots=True)
 class FileLock:
-    """What one file of a backbone must be."""
+    """The size and hash of one file of a backbone."""
 
     size: int
     sha256: str
@@ -50,12 +51,12 @@ class FileLock:
 
 @dataclass(frozen=True, slots=True)
 class BackboneRef:
-    """An exact reference to a diffusion model: repository, revision and every needed byte."""
+    """An exact reference to a diffusion model: repository, revision and every file that is read."""
 
     kind: str  # "stable-diffusion", "dit", or a plugin's name
-    repo: str  # "mini", "org/name", or "" for a directory that has no public home
+    repo: str  # "mini", "org/name", or "" for a directory that is published nowhere
     revision: str  # 40 hex digits; for a directory see `directory_revision`
-    files: Mapping[str, FileLock]  # relative POSIX path -> lock
+    files: Mapping[str, FileLock]  # by relative POSIX path
     licence: str = "unknown"
 
     def __post_init__(self) -> None:
@@ -63,64 +64,57 @@ class BackboneRef:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that whoever decodes the pack needs beside it."""
+        """Bytes of all files."""
         return sum(lock.size for lock in self.files.values())
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {
             "kind": self.kind,
             "repo": self.repo,
             "revision": self.revision,
-            "files": files_json(self.files),
+            "files": _files_json(self.files),
             "licence": self.licence,
         }
 
     @classmethod
     def from_json(cls, value: Any, at: str = "backbone") -> BackboneRef:
-        """The reverse of `to_json`; refuses unknown and missing keys."""
-        got = _object(value, at, _names(cls))
-        files = got["files"]
+        """Return the reference of `to_json`; unknown and missing keys are refused."""
+        items = _check_object(value, at, cls)
+        files = items["files"]
         if not isinstance(files, Mapping):
-            raise InvalidPackError(f"{at}.files: not an object", code="E_RECIPE")
+            raise _invalid(f"{at}.files: not an object")
         locks = {}
         for path, lock in files.items():
             if not (isinstance(lock, (list, tuple)) and len(lock) == 2):
-                raise InvalidPackError(
-                    f"{at}.files[{path!r}]: not a pair of size and sha256", code="E_RECIPE"
-                )
+                raise _invalid(f"{at}.files[{path!r}]: not a pair of size and sha256")
             locks[path] = FileLock(lock[0], lock[1])
-        ref = cls(got["kind"], got["repo"], got["revision"], locks, got["licence"])
+        ref = cls(items["kind"], items["repo"], items["revision"], locks, items["licence"])
         ref.check(at)
         return ref
 
     def check(self, at: str = "backbone") -> None:
-        """Raise `RecipeError` unless the reference is exact."""
-        _match(_KIND, self.kind, f"{at}.kind", "a short lower-case name")
+        """Raise `InvalidPackError` (E_RECIPE) unless the reference is exact."""
+        _check_match(_KIND, self.kind, f"{at}.kind", "a short lower-case name")
         if self.repo != "":
-            _match(_REPO, self.repo, f"{at}.repo", "`name` or `org/name`")
-        _match(_REVISION, self.revision, f"{at}.revision", "40 hex digits, not a branch or a tag")
-        _text(self.licence, f"{at}.licence")
+            _check_match(_REPO, self.repo, f"{at}.repo", "`name` or `org/name`")
+        expected = "40 hex digits, not a branch or a tag"
+        _check_match(_REVISION, self.revision, f"{at}.revision", expected)
+        _check_text(self.licence, f"{at}.licence")
         if not 1 <= len(self.files) <= MAX_FILES:
-            raise InvalidPackError(
-                f"{at}.files: {len(self.files)} files, must be 1 to {MAX_FILES}", code="E_RECIPE"
-            )
+            raise _invalid(f"{at}.files: {len(self.files)} files, must be 1 to {MAX_FILES}")
         for path, lock in self.files.items():
             if len(path) > MAX_TEXT:
-                raise InvalidPackError(
-                    f"{at}.files: a path is longer than {MAX_TEXT} characters", code="E_RECIPE"
-                )
-            _match(_PATH, path, f"{at}.files", "a relative path without dot-names")
-            _int(lock.size, 0, MAX_FILE_SIZE, f"{at}.files[{path!r}].size")
-            _match(_SHA256, lock.sha256, f"{at}.files[{path!r}].sha256", "64 hex digits")
+                raise _invalid(f"{at}.files: a path is longer than {MAX_TEXT} characters")
+            _check_match(_PATH, path, f"{at}.files", "a relative path without dot-names")
+            _check_int(lock.size, 0, MAX_FILE_SIZE, f"{at}.files[{path!r}].size")
+            _check_match(_SHA256, lock.sha256, f"{at}.files[{path!r}].sha256", "64 hex digits")
         for path in self.files:
-            above = path.rpartition("/")[0]
-            while above:
-                if above in self.files:
-                    raise InvalidPackError(
-                        f"{at}.files: {above!r:.120} is a file and a directory", code="E_RECIPE"
-                    )
-                above = above.rpartition("/")[0]
+            parent = path.rpartition("/")[0]
+            while parent:
+                if parent in self.files:
+                    raise _invalid(f"{at}.files: {parent!r:.120} is a file and a directory")
+                parent = parent.rpartition("/")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,27 +124,26 @@ class Recipe:
     backbone: BackboneRef
     size: tuple[int, int]  # height, width in pixels
     sampler: Sampler
-    sigmas: tuple[float, ...]  # descending, VP-normalised x0 + sigma * eps scale, last one 0
+    sigmas: tuple[float, ...]  # descending, in the scale x0 + sigma * eps, last one 0
     guidance: float = 1.0
     guided_channels: int = 0  # 0: all latent channels; DiT's original code guides the first 3
     template: str = "a photo of a {}"  # {} is where the learned vectors go; unused by class tables
     dtype: DType = "float32"
-    group: int = 16  # the one micro-batch size at which every forward runs
+    group: int = 16  # the one batch size of every forward pass
     noise: str = NOISE
     extra: Mapping[str, Any] = field(default_factory=dict)  # sampler tables and plugin settings
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", tuple(self.size))
-        # An integer would be another spelling of the same real.
-        object.__setattr__(self, "sigmas", tuple(map(_real, self.sigmas)))
-        object.__setattr__(self, "guidance", _real(self.guidance))
+        # an integer would be another spelling of the same real
+        object.__setattr__(self, "sigmas", tuple(map(_to_float, self.sigmas)))
+        object.__setattr__(self, "guidance", _to_float(self.guidance))
         object.__setattr__(self, "extra", freeze(to_plain(self.extra)))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, every field written out."""
-        value = {item.name: getattr(self, item.name) for item in fields(self)}
+        """Return plain JSON values, every field written out."""
         return {
-            **value,
+            **{item.name: getattr(self, item.name) for item in fields(self)},
             "backbone": self.backbone.to_json(),
             "size": list(self.size),
             "sigmas": list(self.sigmas),
@@ -159,151 +152,130 @@ class Recipe:
 
     @classmethod
     def from_json(cls, value: Any, at: str = "recipe") -> Recipe:
-        """The reverse of `to_json`; refuses unknown and missing keys, naming their path."""
-        got = _object(value, at, _names(cls))
+        """Return the recipe of `to_json`; unknown and missing keys are refused with their path."""
+        items = _check_object(value, at, cls)
         for name in ("size", "sigmas"):
-            if not isinstance(got[name], (list, tuple)):
-                raise InvalidPackError(f"{at}.{name}: not an array", code="E_RECIPE")
-        for i, sigma in enumerate((got["guidance"], *got["sigmas"])):
-            if type(sigma) is not float:
-                name = f"sigmas[{i - 1}]" if i else "guidance"
-                raise InvalidPackError(
-                    f"{at}.{name}: not a real number (write 1.0, not 1)", code="E_RECIPE"
-                )
-        if not isinstance(got["extra"], Mapping):
-            raise InvalidPackError(f"{at}.extra: not an object", code="E_RECIPE")
-        backbone = BackboneRef.from_json(got.pop("backbone"), f"{at}.backbone")
-        recipe = cls(backbone=backbone, **got)
+            if not isinstance(items[name], (list, tuple)):
+                raise _invalid(f"{at}.{name}: not an array")
+        reals = {"guidance": items["guidance"]}
+        reals |= {f"sigmas[{i}]": sigma for i, sigma in enumerate(items["sigmas"])}
+        for name, real in reals.items():
+            if type(real) is not float:
+                raise _invalid(f"{at}.{name}: not a real number (write 1.0, not 1)")
+        if not isinstance(items["extra"], Mapping):
+            raise _invalid(f"{at}.extra: not an object")
+        backbone = BackboneRef.from_json(items.pop("backbone"), f"{at}.backbone")
+        recipe = cls(backbone=backbone, **items)
         recipe.check(at)
         return recipe
 
     def check(self, at: str = "recipe") -> None:
-        """Raise `RecipeError` unless the recipe can be followed."""
+        """Raise `InvalidPackError` (E_RECIPE) unless the recipe keeps the rules of the format."""
         self.backbone.check(f"{at}.backbone")
         if len(self.size) != 2:
-            raise InvalidPackError(f"{at}.size: must be [height, width]", code="E_RECIPE")
+            raise _invalid(f"{at}.size: must be [height, width]")
         for side in self.size:
-            _int(side, 1, MAX_SIDE, f"{at}.size")
-        _one_of(self.sampler, SAMPLERS, f"{at}.sampler")
-        _one_of(self.dtype, DTYPES, f"{at}.dtype")
-        _one_of(self.noise, (NOISE,), f"{at}.noise")
-        if not 2 <= len(self.sigmas) <= MAX_STEPS + 1:
-            raise InvalidPackError(
-                f"{at}.sigmas: {len(self.sigmas)}, must be 2 to {MAX_STEPS + 1}", code="E_RECIPE"
-            )
-        for high, low in zip(self.sigmas, self.sigmas[1:], strict=False):
-            if not high >= low * APART:
-                raise InvalidPackError(
-                    f"{at}.sigmas: {low!r} after {high!r}, must descend by a millionth or more",
-                    code="E_RECIPE",
-                )
-        if self.sigmas[-1] != 0.0 or math.copysign(1.0, self.sigmas[-1]) < 0:
-            raise InvalidPackError(
-                f"{at}.sigmas: the last one is {self.sigmas[-1]!r}, must be 0.0", code="E_RECIPE"
-            )
-        if not self.sigmas[0] <= 1e6:
-            raise InvalidPackError(
-                f"{at}.sigmas: the first one is {self.sigmas[0]!r}, at most 1e6", code="E_RECIPE"
-            )
-        if not self.sigmas[-2] >= 1e-6:
-            raise InvalidPackError(
-                f"{at}.sigmas: {self.sigmas[-2]!r} before the end, at least 1e-6", code="E_RECIPE"
-            )
-        if self.sampler == "lcm" and len(self.sigmas) > MAX_FRESH + 1:
-            raise InvalidPackError(
-                f"{at}.sigmas: lcm has noise for {MAX_FRESH} steps", code="E_RECIPE"
-            )
+            _check_int(side, 1, MAX_SIDE, f"{at}.size")
+        _check_choice(self.sampler, SAMPLERS, f"{at}.sampler")
+        _check_choice(self.dtype, DTYPES, f"{at}.dtype")
+        _check_choice(self.noise, (NOISE,), f"{at}.noise")
+        self._check_sigmas(f"{at}.sigmas")
         if self.sampler == "table":
             table_rows(self.extra.get("table"), len(self.sigmas) - 1, f"{at}.extra.table")
         if not -1000.0 <= self.guidance <= 1000.0:
-            raise InvalidPackError(
-                f"{at}.guidance: {self.guidance!r} is beyond 1000", code="E_RECIPE"
-            )
-        _int(self.guided_channels, 0, 1024, f"{at}.guided_channels")
-        _text(self.template, f"{at}.template")
+            raise _invalid(f"{at}.guidance: {self.guidance!r}, must be within ±1000")
+        _check_int(self.guided_channels, 0, 1024, f"{at}.guided_channels")
+        _check_text(self.template, f"{at}.template")
         if self.template.count("{}") > 1:
-            raise InvalidPackError(f"{at}.template: more than one {{}}", code="E_RECIPE")
-        _int(self.group, 1, MAX_GROUP, f"{at}.group")
+            raise _invalid(f"{at}.template: more than one {{}}")
+        _check_int(self.group, 1, MAX_GROUP, f"{at}.group")
+
+    def _check_sigmas(self, at: str) -> None:
+        sigmas = self.sigmas
+        if not 2 <= len(sigmas) <= MAX_STEPS + 1:
+            raise _invalid(f"{at}: {len(sigmas)} sigmas, must be 2 to {MAX_STEPS + 1}")
+        for high, low in pairwise(sigmas):
+            if not high >= low * MIN_RATIO:
+                raise _invalid(f"{at}: {low!r} after {high!r}, must descend by a millionth or more")
+        if sigmas[-1] != 0.0 or math.copysign(1.0, sigmas[-1]) < 0:
+            raise _invalid(f"{at}: the last one is {sigmas[-1]!r}, must be 0.0")
+        if not sigmas[0] <= 1e6:
+            raise _invalid(f"{at}: the first one is {sigmas[0]!r}, at most 1e6")
+        if not sigmas[-2] >= 1e-6:
+            raise _invalid(f"{at}: the last but one is {sigmas[-2]!r}, at least 1e-6")
+        if self.sampler == "lcm" and len(sigmas) > MAX_FRESH + 1:
+            raise _invalid(f"{at}: lcm has noise for {MAX_FRESH} steps")
 
 
 def table_rows(rows: Any, steps: int, at: str = "table") -> list[tuple[float, tuple[float, ...]]]:
-    """The coefficients (a, b) of every step of the sampler `table`."""
+    """Return the coefficients (a, b) of every step of the sampler `table`."""
     if not isinstance(rows, (list, tuple)) or len(rows) != steps:
-        raise InvalidPackError(
-            f"{at}: must have one row for each of the {steps} steps", code="E_RECIPE"
-        )
-    found = []
+        raise _invalid(f"{at}: must have one row for each of the {steps} steps")
+    coefficients = []
     for i, row in enumerate(rows):
         if not (
             isinstance(row, (list, tuple)) and len(row) == 2 and isinstance(row[1], (list, tuple))
         ):
-            raise InvalidPackError(f"{at}[{i}]: not [a, [b0, b1, ...]]", code="E_RECIPE")
+            raise _invalid(f"{at}[{i}]: not [a, [b0, b1, ...]]")
         a, b = row
         if not 1 <= len(b) <= min(i + 1, MAX_ORDER):
-            raise InvalidPackError(
-                f"{at}[{i}]: reaches back {len(b)} calls of the model", code="E_RECIPE"
-            )
+            raise _invalid(f"{at}[{i}]: uses {len(b)} answers of the model")
         for value in (a, *b):
             if type(value) not in (int, float) or not math.isfinite(value):
-                raise InvalidPackError(
-                    f"{at}[{i}]: {value!r:.80} is not a finite number", code="E_RECIPE"
-                )
-        found.append((float(a), tuple(map(float, b))))
-    return found
-
-
-def files_json(files: Mapping[str, FileLock]) -> dict[str, list[Any]]:
-    """The files table as it stands in the manifest."""
-    return {path: [lock.size, lock.sha256] for path, lock in files.items()}
+                raise _invalid(f"{at}[{i}]: {value!r:.80} is not a finite number")
+        coefficients.append((float(a), tuple(map(float, b))))
+    return coefficients
 
 
 def directory_revision(files: Mapping[str, FileLock]) -> str:
-    """The revision of a directory without a repository: 40 hex digits of the hash of its table."""
-    return hashlib.sha256(dumps(files_json(files)).encode("ascii")).hexdigest()[:40]
+    """Return the revision of a directory without a repository: 40 hex digits of a hash."""
+    return hashlib.sha256(dumps(_files_json(files)).encode("ascii")).hexdigest()[:40]
 
 
-def _names(cls: Any) -> tuple[str, ...]:
-    return tuple(item.name for item in fields(cls))
+def _files_json(files: Mapping[str, FileLock]) -> dict[str, list[Any]]:
+    return {path: [lock.size, lock.sha256] for path, lock in files.items()}
 
 
-def _real(value: Any) -> Any:
+def _invalid(message: str) -> InvalidPackError:
+    return InvalidPackError(message, code="E_RECIPE")
+
+
+def _to_float(value: Any) -> Any:
     if type(value) is bool or not isinstance(value, Real):
-        return value  # `check` names it
+        return value  # `check` refuses it
     return float(value)
 
 
-def _object(value: Any, at: str, names: tuple[str, ...]) -> dict[str, Any]:
+def _check_object(value: Any, at: str, cls: Any) -> dict[str, Any]:
+    """Return an object that has exactly the fields of a dataclass."""
+    names = tuple(item.name for item in fields(cls))
     if not isinstance(value, Mapping):
-        raise InvalidPackError(f"{at}: not an object", code="E_RECIPE")
+        raise _invalid(f"{at}: not an object")
     for name in value:
         if name not in names:
-            raise InvalidPackError(f"{at}.{name}: unknown field", code="E_RECIPE")
+            raise _invalid(f"{at}.{name}: unknown field")
     for name in names:
         if name not in value:
-            raise InvalidPackError(f"{at}.{name}: missing", code="E_RECIPE")
+            raise _invalid(f"{at}.{name}: missing")
     return dict(value)
 
 
-def _match(pattern: re.Pattern[str], value: Any, at: str, wanted: str) -> None:
+def _check_match(pattern: re.Pattern[str], value: Any, at: str, expected: str) -> None:
     if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise InvalidPackError(f"{at}: {value!r:.120} is not {wanted}", code="E_RECIPE")
+        raise _invalid(f"{at}: {value!r:.120} is not {expected}")
 
 
-def _text(value: Any, at: str) -> None:
-    _match(_PRINTABLE, value, at, "a line of text")
+def _check_text(value: Any, at: str) -> None:
+    _check_match(_PRINTABLE, value, at, "a line of text")
     if len(value) > MAX_TEXT:
-        raise InvalidPackError(f"{at}: longer than {MAX_TEXT} characters", code="E_RECIPE")
+        raise _invalid(f"{at}: longer than {MAX_TEXT} characters")
 
 
-def _one_of(value: Any, known: tuple[str, ...], at: str) -> None:
-    if not isinstance(value, str) or value not in known:
-        raise InvalidPackError(
-            f"{at}: {value!r:.120} is not one of {', '.join(known)}", code="E_RECIPE"
-        )
+def _check_choice(value: Any, choices: tuple[str, ...], at: str) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise _invalid(f"{at}: {value!r:.120} is not one of {', '.join(choices)}")
 
 
-def _int(value: Any, low: int, high: int, at: str) -> None:
+def _check_int(value: Any, low: int, high: int, at: str) -> None:
     if type(value) is not int or not low <= value <= high:
-        raise InvalidPackError(
-            f"{at}: {value!r:.120} is not an integer from {low} to {high}", code="E_RECIPE"
-        )
+        raise _invalid(f"{at}: {value!r:.120} is not an integer from {low} to {high}")

@@ -1,4 +1,4 @@
-"""The canonical writer: one Pack, one sequence of bytes."""
+"""The canonical writer: one pack, one sequence of bytes."""
 
 from __future__ import annotations
 
@@ -6,19 +6,24 @@ import os
 
 from d3pack.format import container
 from d3pack.format.canonical import dumps, to_plain
-from d3pack.format.carried import carried_files
-from d3pack.format.pack import Pack
+from d3pack.format.pack import Pack, carried_files
 from d3pack.format.reader import read
 from d3pack.system import replace_file
 
 
 def pack_bytes(pack: Pack) -> bytes:
-    """The bytes of the file; what our own reader would refuse is never handed out."""
+    """Return the bytes of the file of a pack.
+
+    They are read again before they are returned, so an invalid pack never leaves the writer.
+
+    Raises:
+        InvalidPackError: the pack breaks a rule of the format.
+        UsageError: a tensor has a dtype or shape that no pack can hold.
+    """
     manifest = pack.manifest
-    placed = container.slots(to_plain(manifest["sections"]), len(pack.classes))
-    data = b"".join((
-        container.header(dumps(manifest), placed), *container.body(placed, pack.sections())
-    ))  # fmt: skip
+    slots = container.place_tensors(to_plain(manifest["sections"]), len(pack.classes))
+    header = container.build_header(dumps(manifest), slots)
+    data = b"".join([header, *container.data_parts(slots, pack.sections())])
     carried_files(read(data))
     return data
 
@@ -26,6 +31,21 @@ def pack_bytes(pack: Pack) -> bytes:
 def write(pack: Pack, path: str | os.PathLike[str]) -> None:
     """Write a pack so that a crash at any moment leaves the old file or the new one.
 
-    A link is followed; a device or a pipe is refused, for it would be replaced by a file.
+    Args:
+        pack: what to write.
+        path: where. A link is followed, and the permissions of an old file are kept.
+
+    Raises:
+        InvalidPackError: the pack breaks a rule of the format; nothing is written.
+        UsageError: `path` is a folder, a device or a pipe.
+        NotFoundError: the folder of `path` does not exist.
+        NoSpaceError: the disk is full.
+
+    Example:
+        >>> import d3pack
+        >>> pets = d3pack.read("cifar10.d3m").select(["cat", "dog"])
+        >>> d3pack.write(pets, "pets.d3m")
+        >>> d3pack.read("pets.d3m") == pets
+        True
     """
     replace_file(path, pack_bytes(pack))

@@ -6,24 +6,21 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from d3pack.errors import InvalidPackError, UsageError
+from d3pack.errors import UsageError
 from d3pack.format import (
+    ByteRange,
     Header,
-    Read,
-    container,
+    Pack,
+    class_ranges,
+    header_length,
+    names_range,
+    outline,
     pack_bytes,
-    plan_reads,
     read,
+    read_class_ranges,
     read_header,
-    verify_reads,
+    read_names,
 )
-from d3pack.format.codecs.params import NUMPY
-from d3pack.format.coded import Coded
-from d3pack.format.pack import Pack
-from d3pack.format.reader import check_hash, coded_section, under
-from d3pack.format.rules import class_names
 from d3pack.hub.address import Address, is_address, parse
 from d3pack.hub.cache import cached, with_file
 from d3pack.hub.pull import PathOrAddress, check_root, load, pull
@@ -49,13 +46,13 @@ class RemoteInfo:
 def remote_info(address: Address | str) -> RemoteInfo:
     """Header and class names of a pack on the Hub, without the rest."""
     window = _Window(_address(address))
-    outline = _outline(window.header, window.names())
     file = window.file
+    names = window.names()
     _log.info("%s: read %d of %d bytes", window.address, file.received, file.size)
     return RemoteInfo(
         window.address,
         window.header,
-        outline,
+        outline(window.header, names),
         file.received,
         file.requests,
     )
@@ -78,12 +75,12 @@ def read_classes(value: PathOrAddress, classes: Sequence[int | str]) -> Pack:
     header = window.header
     names = window.names()
     rows = _rows(names, classes)
-    reads = plan_reads(header, rows)
+    reads = class_ranges(header, rows)
     most = 2 * sum(one.stop - one.start for one in reads) > header.size
     if most or sorted(rows) == list(range(header.classes)):
         return _chosen(pull(window.address).pack, rows)
     # a part is held to every rule of a whole file
-    pack = read(pack_bytes(verify_reads(header, rows, window.parts(reads))))
+    pack = read(pack_bytes(read_class_ranges(header, rows, window.parts(reads))))
     _log.info("%s: read %d of %d bytes", window.address, window.file.received, window.file.size)
     return pack
 
@@ -110,31 +107,16 @@ class _Window:
     def __init__(self, address: Address) -> None:
         self.file = RemoteFile(with_file(address))
         first = self.file.read(0, FIRST)
-        need = 8 + int.from_bytes(first[:8], "little")
-        if need > container.MAX_HEADER:
-            raise InvalidPackError(
-                f"a header of {need - 8} bytes, at most {container.MAX_HEADER}",
-                code="E_LIMIT",
-                hint="is this a .d3m file?",
-            )
+        need = header_length(first)
         if need > len(first) and len(first) < self.file.size:
             first += self.file.read(len(first), need - len(first))
         self.header = read_header(first)
-        if self.file.size < self.header.size:
-            raise InvalidPackError(
-                f"the file has {self.file.size} bytes, its header says {self.header.size}",
-                code="E_TRUNCATED",
-            )
-        if self.file.size > self.header.size:
-            raise InvalidPackError(
-                f"{self.file.size - self.header.size} bytes after the last tensor",
-                code="E_TRAILING",
-            )
+        self.header.check_size(self.file.size)
         check_root(self.header.root, self.file.address)
         self.address = self.file.address.at(str(self.file.address.revision), root=self.header.root)
         self._parts: list[tuple[int, bytes]] = [(0, first)]
 
-    def parts(self, reads: Sequence[Read]) -> list[bytes]:
+    def parts(self, reads: Sequence[ByteRange]) -> list[bytes]:
         """Their bytes; what is missing is fetched, neighbours in one request."""
         places = sorted((one.start, one.stop) for one in reads)
         todo: list[list[int]] = []
@@ -151,14 +133,10 @@ class _Window:
 
     def names(self) -> tuple[str, ...]:
         """The class names, held to their hash."""
-        header = self.header
-        slot = next(slot for slot in header.slots if slot.section == "classes")
-        (data,) = self.parts([Read(slot.name, header.data + slot.start, header.data + slot.stop)])
-        check_hash(slot, data, header.data)
-        text = {slot.tensor: np.frombuffer(data, np.uint8)}
-        return class_names(Coded("utf8", text, shared=frozenset(text)), header.classes)
+        (data,) = self.parts([names_range(self.header)])
+        return read_names(self.header, data)
 
-    def _part(self, one: Read) -> bytes:
+    def _part(self, one: ByteRange) -> bytes:
         found = self._find(one.start, one.stop)
         assert found is not None, "read before it was fetched"
         return found
@@ -168,15 +146,6 @@ class _Window:
             if at <= start and stop <= at + len(data):
                 return data[start - at : stop - at]
         return None
-
-
-def _outline(header: Header, names: tuple[str, ...]) -> Pack:
-    """A pack under the manifest of the file, without a byte of its tensors: they may be many."""
-    blank = {slot.name: np.zeros(0, NUMPY[slot.dtype]) for slot in header.slots}
-    coded = {
-        section["name"]: coded_section(section, blank) for section in header.manifest["sections"]
-    }
-    return under(header, names, coded)
 
 
 def _address(address: Address | str) -> Address:

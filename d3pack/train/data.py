@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from d3pack.errors import SourceError
 from d3pack.sources import Source
-from d3pack.system.files import plain_errors, reserve, write_text
+from d3pack.system import disk_full_as_error, reserve, write_text, writing
 
 Pixels = NDArray[np.uint8]
 SKIPPED = "skipped.txt"
@@ -60,7 +59,7 @@ def split(labels: NDArray[np.int64], hold_back: int) -> tuple[NDArray[np.int64],
     return train, np.flatnonzero(held) if held.any() else train
 
 
-@plain_errors()
+@disk_full_as_error()
 def load_photos(
     source: Source, cache: Path, size: int, hold_back: int, progress: Callable[[int, int], None]
 ) -> Photos:
@@ -100,8 +99,7 @@ def load_photos(
 def _list_skipped(source: Source, path: Path) -> None:
     """Write the names of the files that were skipped, and why."""
     lines = [f"{skip.class_name}\t{skip.key}\t{skip.reason}\n" for skip in source.skipped]
-    # file names may hold bytes that are not UTF-8
-    write_text(path, "".join(lines).encode("utf-8", "backslashreplace").decode())
+    write_text(path, "".join(lines))
 
 
 @lru_cache(maxsize=4)
@@ -187,7 +185,6 @@ def load_latents(
     return cached_latents(photos, encode, cache, collage_share, seed, progress)
 
 
-@plain_errors()
 def cached_latents(
     photos: Photos,
     encode: Callable[[NDArray[np.uint8]], Tensor],
@@ -209,9 +206,8 @@ def cached_latents(
             progress(done, total)
         single_labels = photos.labels[photos.train]
         labels = np.concatenate([single_labels, single_labels, extra_labels])
-        part = cache / "latents.part.npy"
-        np.save(part, np.concatenate(parts))
-        os.replace(part, path)
+        with writing(path) as temporary, temporary.open("wb") as file:
+            np.save(file, np.concatenate(parts))
         write_text(index, json.dumps({"labels": labels.tolist(), "singles": 2 * singles}))
     record = json.loads(index.read_text())
     labels = np.asarray(record["labels"], np.int64)

@@ -15,7 +15,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from numpy.typing import NDArray
 from torch import nn
 
-from d3pack.system.files import write_text
+from d3pack.system import write_text
 from d3pack.train.config import LoopConfig
 from d3pack.train.diffusion import SCHEDULE
 from d3pack.train.export import save_half, write_lock

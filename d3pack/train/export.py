@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from d3pack.backbones import lock_directory
-from d3pack.system.files import plain_errors, write_text
+from d3pack.system import disk_full_as_error, write_text
 from d3pack.train.diffusion import SCHEDULE
 
 PIPELINE = {
@@ -51,7 +51,7 @@ def export_backbone(
     write_lock(folder, licence)
 
 
-@plain_errors()
+@disk_full_as_error()
 def save_half(model: Any, folder: Path) -> None:
     """Save a model with its weights in fp16; the model in memory keeps its dtype."""
     model.save_pretrained(folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from d3pack.errors import UsageError
-from d3pack.system.files import plain_errors
+from d3pack.system import writing
 from d3pack.train.config import LoopConfig
 from d3pack.train.muon import Muon, grouped
 
 
-@plain_errors()
 def save_state(
     path: Path,
     *,
@@ -44,9 +42,8 @@ def save_state(
                 torch.as_tensor(value).detach().cpu().contiguous()
             )
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file(tensors, part, metadata={"state": json.dumps(state, sort_keys=True)})
-    os.replace(part, path)
+    with writing(path) as temporary:
+        save_file(tensors, temporary, metadata={"state": json.dumps(state, sort_keys=True)})
 
 
 def load_state(

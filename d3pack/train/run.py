@@ -22,8 +22,7 @@ from d3pack.backbones import lock_directory, mini_directory
 from d3pack.backbones.levels import Levels
 from d3pack.errors import UsageError
 from d3pack.sources import open_source
-from d3pack.system.files import digest, full_disk_named, write_text
-from d3pack.system.text import count
+from d3pack.system import count, digest, disk_full_as_error, write_text
 from d3pack.train.autoencoder import AutoencoderModule, AutoencoderTask
 from d3pack.train.config import PRESETS, LoopConfig, TrainConfig
 from d3pack.train.data import (
@@ -269,7 +268,7 @@ def _start_directory(name: str) -> Path:
     return path
 
 
-@full_disk_named()
+@disk_full_as_error()
 def train_backbone(
     source: str | Path,
     output: str | Path,

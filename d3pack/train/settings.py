@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from d3pack.system.settings import check, option
-from d3pack.system.text import parse_duration
+from d3pack.system import check, option, parse_duration
 
 Preset = Literal["mini", "mini-gpu", "tiny"]
 Stage = Literal["autoencoder", "text", "diffusion"]

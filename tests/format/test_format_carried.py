@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import d3pack
 from d3pack.cli import app
 from d3pack.decode import unpack_backbone
-from d3pack.format.carried import carried_files
+from d3pack.format import carried_files
 from d3pack.testing import raises_code
 
 CARRIED = VECTORS / "valid" / "backbone-carried.d3m"

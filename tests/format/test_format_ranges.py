@@ -10,7 +10,7 @@ from format_packs import VALID, VECTORS
 
 import d3pack
 from d3pack.errors import InvalidPackError, UsageError
-from d3pack.format import plan_reads, read_header, verify_reads
+from d3pack.format import class_ranges, read_class_ranges, read_header
 from d3pack.testing import raises_code
 
 
@@ -22,8 +22,8 @@ def test_a_part_is_what_select_gives(path: Path) -> None:
     assert (head.root, head.size, head.classes) == (pack.root, len(data), len(pack.classes))
     last = head.classes - 1
     for rows in [[0], [head.classes // 2], [last], [last, 0][: head.classes]]:
-        reads = plan_reads(head, rows)
-        part = verify_reads(head, rows, [data[r.start : r.stop] for r in reads])
+        reads = class_ranges(head, rows)
+        part = read_class_ranges(head, rows, [data[r.start : r.stop] for r in reads])
         if rows != list(range(head.classes)):
             assert part == replace(pack.select(rows), probes=None)
         new = list(range(len(rows)))
@@ -40,26 +40,26 @@ def head_size(data: bytes) -> int:
 def test_a_wrong_byte_in_any_range_is_found() -> None:
     data = (VECTORS / "valid" / "everything.d3m").read_bytes()
     head = read_header(data)
-    reads = plan_reads(head, [2, 0])
+    reads = class_ranges(head, [2, 0])
     good = [data[r.start : r.stop] for r in reads]
     for place, blob in enumerate(good):
         bad = [*good[:place], bytes([blob[0] ^ 1]) + blob[1:], *good[place + 1 :]]
         with pytest.raises(
             InvalidPackError, check=lambda error: error.code in {"E_HASH", "E_LEAF"}
         ):
-            verify_reads(head, [2, 0], bad)
+            read_class_ranges(head, [2, 0], bad)
         with raises_code("E_TRUNCATED"):
-            verify_reads(head, [2, 0], [*good[:place], blob[:-1], *good[place + 1 :]])
+            read_class_ranges(head, [2, 0], [*good[:place], blob[:-1], *good[place + 1 :]])
     with raises_code("E_LEAF", match="class 1 "):
-        verify_reads(head, [2, 1], good)
+        read_class_ranges(head, [2, 1], good)
     with pytest.raises(UsageError):
-        plan_reads(head, [0, 4])
+        class_ranges(head, [0, 4])
 
 
 def test_reading_a_class_takes_little_of_a_large_file() -> None:
     data = (VECTORS / "valid" / "classes-300.d3m").read_bytes()
     head = read_header(data)
-    reads = plan_reads(head, [150])
+    reads = class_ranges(head, [150])
     rows = sum(r.stop - r.start for r in reads if r.name not in ("classes.text", "leaves.hash"))
     assert rows == 4 + 2
     with raises_code("E_TRUNCATED"):
@@ -70,6 +70,6 @@ def test_classes_that_share_an_id_are_refused_in_a_part_as_well() -> None:
     data = (VECTORS / "invalid" / "ids-twice.d3m").read_bytes()
     head = read_header(data)
     rows = list(range(head.classes))[::-1]
-    blobs = [data[r.start : r.stop] for r in plan_reads(head, rows)]
+    blobs = [data[r.start : r.stop] for r in class_ranges(head, rows)]
     with raises_code("E_IDS", match="same id"):
-        verify_reads(head, rows, blobs)
+        read_class_ranges(head, rows, blobs)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jsonschema
+import make_errors
 import make_hexdump
 import make_schema
 import pytest
@@ -23,7 +24,15 @@ from d3pack.decode import noise, samplers
 from d3pack.errors import CODES, InvalidPackError
 from d3pack.format import canonical, container, recipe, rules
 from d3pack.format import reader as ours
-from d3pack.format.codecs import adapter, labels, picks, prompts
+from d3pack.format.codecs import (
+    ADAPTER_CODECS,
+    LABEL_CODECS,
+    PROMPT_CODECS,
+    adapter,
+    labels,
+    picks,
+    prompts,
+)
 
 SPEC = (ROOT / "spec" / "d3m-1.md").read_text(encoding="utf-8")
 SCHEMA = json.loads((ROOT / "spec" / "manifest.schema.json").read_text())
@@ -79,6 +88,11 @@ def test_the_fields_are_the_same_in_schema_code_and_text() -> None:
     assert set(manifest["recipe"]) == set(fields)
     inner = {f"backbone.{name}" for name in manifest["recipe"]["backbone"]}
     assert {row[0].strip("`") for row in table(5)[:15]} == inner | set(fields) - {"backbone"}
+
+
+def test_table_of_errors_is_made_from_the_codes() -> None:
+    made = SPEC.partition(make_errors.BEGIN)[2].partition(make_errors.END)[0]
+    assert made.strip() == make_errors.table().strip()
 
 
 def test_table_of_errors_lists_every_code() -> None:
@@ -201,9 +215,9 @@ def test_beyond_each_limit_is_its_code(row: list[str]) -> None:
 def test_sections_and_codecs_are_the_codes() -> None:
     names = [row[0].strip("`") for row in table(3)[10:] if row[0] != "section" and row[0] != "---"]
     assert tuple(names) == container.KNOWN
-    assert [row[0].strip("`") for row in table(6)] == list(prompts.CODECS)
-    assert [row[0].strip("`") for row in table(8)] == list(adapter.CODECS)
-    assert all(f"**`{codec}`**" in section(7) for codec in labels.CODECS)
+    assert [row[0].strip("`") for row in table(6)] == list(PROMPT_CODECS)
+    assert [row[0].strip("`") for row in table(8)] == list(ADAPTER_CODECS)
+    assert all(f"**`{codec}`**" in section(7) for codec in LABEL_CODECS)
     assert reader.CODECS.keys() == set(container.KNOWN)
 
 

@@ -24,12 +24,16 @@ class WriteCalls:
     """Mixed into the handler, which answers with `reply` and `error`."""
 
     hub: LoopbackHub
-    user: str
     body: bytes
     query: dict[str, list[str]]
     reply: Any
     error: Any
     files_at: Any
+
+    @property
+    def user(self) -> str:
+        """The user of the call's token, or ""."""
+        raise NotImplementedError
 
     def may_write(self) -> bool:
         if not self.user:

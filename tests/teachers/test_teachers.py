@@ -15,9 +15,7 @@ import torch
 from encode_world import CLASSES, make_tree, picture, save_classifier
 
 from d3pack.sources import open_source
-from d3pack.system import Listener
-from d3pack.system.events import Events
-from d3pack.system.journal import Journal
+from d3pack.system import Events, Journal, Listener
 from d3pack.teachers.resnet import (
     TeacherConfig,
     TrainedTeacher,

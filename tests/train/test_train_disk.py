@@ -72,10 +72,11 @@ def test_a_checkpoint_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_latents_on_a_full_disk(tmp_path: Path) -> None:
+def test_latents_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = np.arange(2)
     photos = Photos(("a", "b"), np.zeros((2, 8, 8, 3), np.uint8), rows, rows, rows)
-    (tmp_path / "latents.part.npy").symlink_to("/dev/full")
+    (tmp_path / "full").symlink_to("/dev/full")
+    monkeypatch.setattr("d3pack.system.files.temporary_path", lambda path: tmp_path / "full")
     with pytest.raises(NoSpaceError, match="no space left") as caught:
         cached_latents(
             photos, lambda pixels: torch.zeros(len(pixels), 4, 99, 99), tmp_path, 0.0, 0, print

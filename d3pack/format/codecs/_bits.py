@@ -8,12 +8,12 @@ from d3pack.format.coded import Array
 
 
 def row_bytes(widths: tuple[int, ...], repeat: int) -> int:
-    """Bytes of a row that holds `repeat` records of these field widths."""
+    """Return the bytes of a row that holds `repeat` records of these field widths."""
     return (sum(widths) * repeat + 7) // 8
 
 
 def pack(records: Array, widths: tuple[int, ...]) -> Array:
-    """Records (rows, repeat, fields) -> uint8 (rows, row_bytes)."""
+    """Pack records (rows, repeat, fields) into uint8 (rows, row_bytes)."""
     rows, repeat, _ = records.shape
     bits = np.concatenate(
         [
@@ -26,7 +26,7 @@ def pack(records: Array, widths: tuple[int, ...]) -> Array:
 
 
 def unpack(data: Array, widths: tuple[int, ...], repeat: int) -> Array:
-    """The reverse of `pack`: uint8 rows -> uint32 (rows, repeat, fields)."""
+    """Unpack uint8 rows into uint32 records (rows, repeat, fields): the reverse of `pack`."""
     rows, total = data.shape[0], sum(widths)
     bits = np.unpackbits(data, axis=1, count=repeat * total, bitorder="little")
     bits = bits.reshape(rows, repeat, total)
@@ -40,6 +40,6 @@ def unpack(data: Array, widths: tuple[int, ...], repeat: int) -> Array:
 
 
 def spare_is_zero(data: Array, widths: tuple[int, ...], repeat: int) -> bool:
-    """Whether the bits after the last record of every row are zero."""
+    """Return whether the bits after the last record of every row are zero."""
     used = sum(widths) * repeat % 8
     return used == 0 or not (data[:, -1] >> used).any()

@@ -1,9 +1,9 @@
-"""Curated seeds: which of its candidates an image is, in as many bits as tell them apart.
+"""Picks: the candidate that each image is, in as many bits as tell the candidates apart.
 
 The candidates of a class are dealt out to L lanes in turn. Image j takes one from lane j mod L, and
-its code says how far along that lane: candidate j mod L + code * L. One lane is a free choice among
-all candidates; as many lanes as images let each image choose among a few of its own, for which
-two or three bits are enough.
+its code counts along that lane: candidate j mod L + code * L. With one lane, each image may be any
+candidate. With as many lanes as images, each image has a few candidates of its own, for which two
+or three bits are enough.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from d3pack.errors import InvalidPackError, UsageError
-from d3pack.format.codecs import _bits
-from d3pack.format.codecs import params as p
+from d3pack.format.codecs import _bits, _checks
 from d3pack.format.coded import Array, Coded
 
 CODEC = "lanes"
@@ -22,13 +21,17 @@ MAX_BITS = 16
 
 
 def encode_picks(index: Any, lanes: int = 1) -> Coded:
-    """Store candidate numbers (classes, images), each of the lane of its image."""
+    """Store candidate numbers (classes, images), each of the lane of its image.
+
+    Raises:
+        UsageError: the numbers are not candidates of these lanes.
+    """
     index = np.asarray(index)
     if index.ndim != 2 or index.dtype.kind not in "iu" or not index.size or index.min() < 0:
         raise UsageError("picks are natural numbers (classes, images)")
     images = index.shape[1]
     if lanes < 1:
-        raise UsageError(f"{lanes} lanes", hint="one or more")
+        raise UsageError(f"invalid lanes {lanes}: expected 1 or more")
     codes, lane = np.divmod(index.astype(np.int64), lanes)
     if (lane != np.arange(images) % lanes).any():
         raise UsageError(f"a picked candidate is not of its image's lane, with {lanes} lanes")
@@ -39,47 +42,47 @@ def encode_picks(index: Any, lanes: int = 1) -> Coded:
 
 
 def decode_picks(coded: Coded) -> Array:
-    """Candidate numbers (classes, images) as int64."""
+    """Return the candidate numbers (classes, images) as int64."""
     images, lanes = coded.params["images"], coded.params["lanes"]
     codes = _bits.unpack(coded.tensors["codes"], (coded.params["bits"],), images)[:, :, 0]
-    number: Array = np.arange(images) % lanes + codes.astype(np.int64) * lanes
-    return number
+    numbers: Array = np.arange(images) % lanes + codes.astype(np.int64) * lanes
+    return numbers
 
 
-def first_picks(coded: Coded, k: int) -> Coded:
-    """The same choices for the first k images of every class."""
+def first_picks(coded: Coded, images: int) -> Coded:
+    """Return the picks of the first images of every class."""
     lanes = coded.params["lanes"]
-    return _coded(decode_picks(coded)[:, :k] // lanes, coded.params["bits"], lanes)
+    return _coded(decode_picks(coded)[:, :images] // lanes, coded.params["bits"], lanes)
 
 
-def check_picks(form: p.Form, classes: int, images: int, at: str = "picks") -> None:
-    """Refuse another layout than the codec's."""
-    if form.codec != CODEC:
+def check_picks(spec: _checks.SectionSpec, classes: int, images: int, at: str = "picks") -> None:
+    """Refuse other parameters or tensors than the codec's."""
+    if spec.codec != CODEC:
         raise InvalidPackError(
-            f"{at}: unknown codec {form.codec!r:.80}", code="E_CODEC", hint=f"known: {CODEC}"
+            f"{at}: unknown codec {spec.codec!r:.80}", code="E_CODEC", hint=f"known: {CODEC}"
         )
-    p.keys(form.params, at, {"bits", "images", "lanes"})
-    bits = p.integer(form.params, "bits", at, 1, MAX_BITS)
-    p.integer(form.params, "images", at, images, images)
-    p.integer(form.params, "lanes", at, 1, 2 ** (32 - bits))
-    p.tensors(form, at, {"codes": ("U8", (classes, _bits.row_bytes((bits,), images)))})
+    _checks.check_keys(spec.params, at, {"bits", "images", "lanes"})
+    bits = _checks.check_integer(spec.params, "bits", at, 1, MAX_BITS)
+    _checks.check_integer(spec.params, "images", at, images, images)
+    _checks.check_integer(spec.params, "lanes", at, 1, 2 ** (32 - bits))
+    layout: _checks.Layout = {"codes": ("U8", (classes, _bits.row_bytes((bits,), images)))}
+    _checks.check_tensors(spec, at, layout)
 
 
-def check_pick_values(coded: Coded, names: tuple[str, ...], chunk: int = 2**20) -> None:
-    """Refuse a candidate that is used twice, and bits that mean nothing."""
+def check_pick_values(coded: Coded, classes: tuple[str, ...], chunk: int = 2**20) -> None:
+    """Refuse a candidate that is picked twice, and bits without a meaning."""
     step = max(1, chunk // coded.params["images"])
-    for start in range(0, len(names), step):
-        rows = np.arange(start, min(start + step, len(names)))
+    for start in range(0, len(classes), step):
+        rows = np.arange(start, min(start + step, len(classes)))
         picks = np.sort(decode_picks(coded.take(rows)), axis=1)
-        twice = (picks[:, 1:] == picks[:, :-1]).any(axis=1)
-        if twice.any():
-            row = start + int(np.argmax(twice))
+        repeated = (picks[:, 1:] == picks[:, :-1]).any(axis=1)
+        if repeated.any():
+            row = start + int(np.argmax(repeated))
             raise InvalidPackError(
-                f"class {row} ({names[row]!r}) picks one candidate twice", code="E_PICKS"
+                f"class {row} ({classes[row]!r}) picks one candidate twice", code="E_PICKS"
             )
-    if not _bits.spare_is_zero(
-        coded.tensors["codes"], (coded.params["bits"],), coded.params["images"]
-    ):
+    widths, images = (coded.params["bits"],), coded.params["images"]
+    if not _bits.spare_is_zero(coded.tensors["codes"], widths, images):
         raise InvalidPackError("bits after the last pick of a class are not zero", code="E_PICKS")
 
 
