@@ -30,7 +30,7 @@ from d3pack.backbones import open_backbone
 from d3pack.backbones.protocol import TEMPLATE, Backbone, Condition
 from d3pack.decode.noise import normal_torch
 from d3pack.decode.samplers import sample, schedule, start
-from d3pack.preview.contact import Row, contact_sheet
+from d3pack.preview import Row, contact_sheet
 from d3pack.train.data import Photos
 
 WHAT = (__doc__ or "").partition("\n")[0]

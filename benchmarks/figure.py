@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.results import RESULTS, load
 from d3pack.evaluate.charts import Series, accuracy_per_byte
-from d3pack.preview.page import size
+from d3pack.system import size
 
 TITLES = {
     "pack": "packs: learned prompts",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         read,
         write,
     )
+    from d3pack.hub import pull, push
 
 __version__ = "0.1.0"
 
@@ -51,6 +52,8 @@ __all__ = [
     "SourceError",
     "UsageError",
     "pack_bytes",
+    "pull",
+    "push",
     "read",
     "write",
 ]
@@ -70,6 +73,7 @@ _ROOMS = {
         "read",
         "write",
     ),
+    "hub": ("pull", "push"),
 }
 _LAZY = {name: f"d3pack.{room}" for room, names in _ROOMS.items() for name in names}
 

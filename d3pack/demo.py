@@ -24,7 +24,7 @@ from d3pack.evaluate.real import RealImages
 from d3pack.evaluate.report import render
 from d3pack.evaluate.workdir import Workdir
 from d3pack.format.pack import Pack
-from d3pack.preview.contact import Row, contact_sheet
+from d3pack.preview import Row, contact_sheet
 from d3pack.sources import Source, open_source
 from d3pack.system import replace_file, require
 from d3pack.system.events import Listener

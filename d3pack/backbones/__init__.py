@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from d3pack.backbones.protocol import TEMPLATE, Backbone, Condition
     from d3pack.backbones.resolve import (
         default_backbone,
+        fetch_backbone,
         kinds,
         locate_files,
         lock_backbone,
@@ -38,6 +39,7 @@ __all__ = [
     "check_adapter",
     "default_backbone",
     "enable_fast_kernels",
+    "fetch_backbone",
     "kinds",
     "locate_files",
     "lock_backbone",
@@ -60,6 +62,7 @@ __getattr__ = lazy_names(
         "protocol": ["Backbone", "Condition", "TEMPLATE"],
         "resolve": [
             "default_backbone",
+            "fetch_backbone",
             "kinds",
             "locate_files",
             "lock_backbone",

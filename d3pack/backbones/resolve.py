@@ -151,6 +151,14 @@ def _mini_licence(root: Path) -> str:
     return "unknown"
 
 
+def fetch_backbone(ref: BackboneRef) -> Path:
+    """Return the directory of a backbone, downloaded if need be, with every file of its lock
+    verified."""
+    directory = locate_files(ref)
+    verify_files(directory, ref)
+    return directory
+
+
 def locate_files(ref: BackboneRef) -> Path:
     """Where the files of a lock are, fetched if need be; not yet verified."""
     if ref.repo == MINI:

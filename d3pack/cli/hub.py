@@ -11,8 +11,7 @@ import typer
 from d3pack.cli import _out
 
 if TYPE_CHECKING:
-    from d3pack.format.pack import Pack
-    from d3pack.hub.push import Parcel, Pushed
+    from d3pack.hub import Parcel, Pushed
 
 FormatOption = Annotated[_out.Format, typer.Option("--format", help="human, json or quiet.")]
 
@@ -54,30 +53,22 @@ def pull(
     Example: d3pack pull hf://datasets/org/imnet-d3m/imnet.d3m
     """
     from d3pack import hub
-    from d3pack.errors import UsageError
-    from d3pack.hub import sign
 
-    trust = sign.Trust(key, identity, issuer)
-    pulled = hub.pull(hub.parse(address))
-    name = str(pulled.address.file).rpartition("/")[2]
-    target = None if cache_only else output or Path(name)
-    if target is not None and target.is_dir():
-        target = target / name
-    signature = sign.check_remote(pulled.address, pulled.data, trust, required=signed)
-    if target is not None and target.exists() and target.read_bytes() != pulled.data and not force:
-        raise UsageError(f"{target} exists and is another file", hint="give --force or --output")
-    if target is not None:
-        from d3pack.system import replace_file
-
-        replace_file(target, pulled.data)
-    where = _fetch_backbone(pulled.pack, quiet=form == "quiet") if backbone else None
+    trust = hub.Trust(key, identity, issuer, signed)
+    pulled = hub.pull(
+        address,
+        output=None if cache_only else output or Path(),
+        overwrite=force,
+        trust=trust,
+        with_backbone=backbone,
+    )
     result = {
         "address": str(pulled.address),
         "root": pulled.pack.root,
         "bytes": len(pulled.data),
-        "path": str(target or pulled.path),
-        "signature": signature,
-        "backbone": where,
+        "path": str(pulled.path),
+        "signature": pulled.signature,
+        "backbone": str(pulled.backbone) if pulled.backbone else None,
     }
     if form == "json":
         _out.emit(result)
@@ -86,7 +77,7 @@ def pull(
     else:
         print(f"{_out.printable(str(result['path']))}  {len(pulled.data):,} bytes, verified")
         print(f"from      {pulled.address}")
-        print(f"signature {signature}")
+        print(f"signature {pulled.signature}")
 
 
 def push(
@@ -138,45 +129,33 @@ def push(
 
     Example: d3pack push imnet.d3m org/imnet-d3m --license cc-by-4.0 --dry-run
     """
-    from d3pack.hub import push as room
+    from d3pack import hub
 
-    options = room.Options(
+    settings = hub.PushSettings(
         licence=licence,
         source=source,
-        record=record,
+        evaluation=record,
         preview=preview,
         images=images,
         backbone=backbone,
         device=device,
-        sign=sign or key is not None,
+        sign=sign,
         key=key,
         name=name,
+        private=private,
+        revision=revision,
+        pr=pr,
+        replace_card=replace_card,
     )
-    room.check_branch(revision, pr)
     if not dry_run:
-        room.check_ready()
+        hub.check_login()
     quiet = form == "quiet" or preview != "decode"
     with _out.progress("decoding the preview", quiet=quiet) as progress:
-        parcel = room.prepare(file, repo, options, progress)
+        parcel = hub.prepare_push(file, repo, settings, progress=progress)
     if dry_run:
         _show(parcel, form)
         return
-    done = room.send(parcel, private=private, revision=revision, pr=pr, replace_card=replace_card)
-    _report(done, form)
-
-
-def _fetch_backbone(pack: Pack, *, quiet: bool) -> str:
-    """The listed files of the backbone, and no others, in the cache and verified."""
-    from d3pack.backbones import locate_files, verify_files
-
-    ref = pack.recipe.backbone
-    if not quiet:
-        _out.say(
-            f"backbone {ref.repo or ref.revision}: {len(ref.files)} files, {ref.nbytes:,} bytes"
-        )
-    root = locate_files(ref)
-    verify_files(root, ref)
-    return str(root)
+    _report(hub.send_push(parcel, settings), form)
 
 
 def _show(parcel: Parcel, form: _out.Format) -> None:

@@ -20,7 +20,7 @@ from d3pack.encode.plan import PROBE, Dials
 from d3pack.encode.seeds import candidates_of, choose_order, lanes_of
 from d3pack.format.codecs import encode_labels, encode_picks
 from d3pack.format.pack import Pack
-from d3pack.preview.contact import Row, contact_sheet
+from d3pack.preview import Row, contact_sheet
 from d3pack.sources import Source
 from d3pack.system.journal import Journal
 from d3pack.teachers import Teacher

@@ -16,8 +16,7 @@ from d3pack.evaluate import charts
 from d3pack.evaluate.bench import ArmResult
 from d3pack.evaluate.charts import Series
 from d3pack.evaluate.evaluation import Evaluation
-from d3pack.preview.contact import Row, contact_sheet
-from d3pack.preview.page import document, table
+from d3pack.preview import Row, contact_sheet, document, table
 from d3pack.system.text import count, duration, size
 
 _SHEET_CLASSES = 10

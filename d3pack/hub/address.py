@@ -17,7 +17,7 @@ _REPO = re.compile(r"\b[\w\-.]+\b/\b[\w\-.]{1,96}\b", re.ASCII)
 _BARE = re.compile(rf"{_REPO.pattern}(@[^/#]+)?(#.*)?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ROOT = re.compile(r"[0-9a-f]{64}")
-# Revisions that hold a slash of their own; any other is one path segment, "%2F" for a slash.
+# revisions with a slash of their own; any other is one path segment, with "%2F" for a slash
 _SPECIAL_REF = re.compile(r"refs/(?:convert/[\w.-]+|pr/\d+)(?=/|$)", re.ASCII)
 _OTHER_HOMES = ("models", "spaces", "kernels", "buckets", "model", "dataset", "space")
 _PAGES = ("blob", "resolve", "raw", "tree", "blame")
@@ -25,28 +25,28 @@ _PAGES = ("blob", "resolve", "raw", "tree", "blame")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a pack lives on the Hub."""
+    """Where a pack is on the Hub."""
 
     repo: str  # "org/name", always a dataset repository
-    file: str | None = None  # None: the repository holds one pack and that is meant
-    revision: str | None = None  # None: the repository's default branch
-    root: str | None = None  # the identity the pack must have
+    file: str | None = None  # None: the only pack of the repository
+    revision: str | None = None  # None: the default branch of the repository
+    root: str | None = None  # the identity that the pack must have
 
     @property
     def pinned(self) -> bool:
-        """Whether the revision is a commit and can never mean other bytes."""
+        """Whether the revision is a commit, which never stands for other bytes."""
         return self.revision is not None and _COMMIT.fullmatch(self.revision) is not None
 
     @property
     def web(self) -> str:
-        """The page a person opens."""
+        """The web page of the pack."""
         url = f"{endpoint()}/datasets/{self.repo}"
         if self.file:
             return f"{url}/blob/{quote(self.revision or 'main', safe='')}/{quote(self.file)}"
         return f"{url}/tree/{quote(self.revision, safe='')}" if self.revision else url
 
     def at(self, revision: str, *, file: str | None = None, root: str | None = None) -> Address:
-        """The same pack, more precisely."""
+        """Return the address with a revision, and with a file and a root where they are given."""
         return replace(self, revision=revision, file=file or self.file, root=root or self.root)
 
     def __str__(self) -> str:
@@ -60,27 +60,31 @@ class Address:
 
 
 def endpoint() -> str:
-    """The Hub in use: `HF_ENDPOINT` as huggingface_hub understood it."""
+    """Return the URL of the Hub: `HF_ENDPOINT` as huggingface_hub has read it."""
     from huggingface_hub import constants
 
     return str(constants.ENDPOINT)
 
 
 def is_address(value: str | os.PathLike[str]) -> bool:
-    """Whether a path-or-address means the Hub. An existing file always wins over `org/name`."""
+    """Return whether this is an address on the Hub; an existing file is preferred to `org/name`."""
     if not isinstance(value, str):
         return False
     if value.startswith((SCHEME, "http://", "https://", *(f"{host}/" for host in _HOSTS))):
         return True
     bare = _BARE.fullmatch(value) is not None and not value.endswith(".d3m")
-    return bare and not os.path.exists(value)  # which a name that is too long does not disturb
+    return bare and not os.path.exists(value)  # os.path allows names that are too long
 
 
-def parse(text: str) -> Address:
-    """Read an address; whatever cannot be one is refused with the form that would be right."""
+def parse_address(text: str) -> Address:
+    """Read an address in any of its forms.
+
+    Raises:
+        UsageError: the text is not an address; the hint has the right form.
+    """
     if any(not ch.isprintable() or ch in "\\ " for ch in text):
         raise UsageError(
-            f"the address {text!r} holds a space, a backslash or a control character",
+            f"invalid address {text!r}: it holds a space, a backslash or a control character",
             hint=f"write {EXAMPLE}, with %20 for a space",
         )
     location, _, fragment = text.partition("#")
@@ -101,19 +105,21 @@ def _pin(fragment: str) -> str:
     name, _, value = fragment.partition("=")
     if name != "sha256" or not _ROOT.fullmatch(value):
         raise UsageError(
-            f"an address can end in #sha256= and 64 lower-case hex digits, not in #{fragment}",
+            f"invalid pin {'#' + fragment!r}: expected #sha256= and 64 lower-case hex digits",
             hint="copy the root that `d3pack info` prints",
         )
     return value
 
 
 def _split(rest: str, text: str) -> tuple[str, str | None, str | None]:
-    """`org/name[@rev][/file]` into its parts."""
+    """Split `org/name[@rev][/file]` into repository, file and revision."""
     org, _, tail = rest.partition("/")
     name_end = min((tail.find(ch) for ch in "@/" if ch in tail), default=len(tail))
     repo, tail = f"{org}/{tail[:name_end]}", tail[name_end:]
     if not _REPO.fullmatch(repo) or "--" in repo or ".." in repo or repo.endswith(".git"):
-        raise UsageError(f"{text!r} names no repository", hint=f"write {EXAMPLE}")
+        raise UsageError(
+            f"invalid address {text!r}: expected a repository org/name", hint=f"write {EXAMPLE}"
+        )
     revision = None
     if tail.startswith("@"):
         special = _SPECIAL_REF.match(tail[1:])
@@ -121,28 +127,31 @@ def _split(rest: str, text: str) -> tuple[str, str | None, str | None]:
         tail = tail[1 + len(raw) :]
         revision = unquote(raw)
         if not revision or any(part in ("", ".", "..") for part in revision.split("/")):
-            raise UsageError(f"{text!r} names no revision after the @", hint=f"write {EXAMPLE}")
+            raise UsageError(
+                f"invalid address {text!r}: expected a revision after @", hint=f"write {EXAMPLE}"
+            )
     file = unquote(tail.strip("/")) or None
     if file is not None:
-        _check_file(file, text)
+        check_file(file, text)
     return repo, file, revision
 
 
-def _check_file(file: str, text: str) -> None:
-    if any(part in ("", ".", "..") for part in file.split("/")) or "\\" in file or "\0" in file:
-        raise UsageError(f"{text!r} leaves its repository", hint=f"write {EXAMPLE}")
+def check_file(file: str, text: str) -> None:
+    """Raise `UsageError` unless a file of the repository in `text` can be a pack on any disk."""
+    if any(part in ("", ".", "..") for part in file.split("/")) or "\\" in file:
+        raise UsageError(f"invalid path {text!r}: it leads out of the repository")
+    if not file.isprintable():
+        raise UsageError(f"invalid file name {file!r}: it holds control characters")
     if not file.endswith(".d3m"):
-        raise UsageError(
-            f"{file!r} is not a pack: its name does not end in .d3m", hint=f"write {EXAMPLE}"
-        )
+        raise UsageError(f"invalid file name {file!r}: expected one that ends in .d3m")
 
 
 def _from_web(location: str, text: str) -> str:
-    """A pasted web address as `org/name[@rev][/file]`; the query is dropped."""
+    """Return a web address as `org/name[@rev][/file]`; the query is dropped."""
     parts = urlsplit(location if "://" in location else f"https://{location}")
     ours = urlsplit(endpoint())
     if parts.username or parts.password:
-        # Never repeat it: what stands before the @ may be a token.
+        # not repeated in the message: it may be a token
         raise UsageError(
             "the web address holds a user name or a token", hint="remove it and set HF_TOKEN"
         )
@@ -152,7 +161,7 @@ def _from_web(location: str, text: str) -> str:
     elif parts.hostname not in _HOSTS:
         raise UsageError(
             f"{(parts.netloc or text)!r} is not the Hub ({ours.netloc})",
-            hint="set HF_ENDPOINT for another one, or download the file and pass its path",
+            hint="set HF_ENDPOINT to use another Hub, or download the file and give its path",
         )
     home, _, rest = path.strip("/").partition("/")
     if home != "datasets":
@@ -163,7 +172,7 @@ def _from_web(location: str, text: str) -> str:
         return repo
     if tail[0] not in _PAGES:
         raise UsageError(
-            f"the page /{tail[0]}/ holds no pack", hint="open the file's own page and copy that"
+            f"the page /{tail[0]}/ has no pack", hint="copy the address of the file's own page"
         )
     return f"{repo}@{'/'.join(tail[1:])}" if tail[1:] else repo
 
@@ -171,6 +180,6 @@ def _from_web(location: str, text: str) -> str:
 def _not_a_dataset(text: str, home: str, rest: str) -> UsageError:
     inner = rest if home in _OTHER_HOMES else f"{home}/{rest}"
     return UsageError(
-        f"{text!r} is not in a dataset repository, where packs live",
+        f"{text!r} is not in a dataset repository, where packs are kept",
         hint=f"did you mean {SCHEME}datasets/{inner}",
     )

@@ -1,4 +1,4 @@
-"""One file from the Hub into huggingface_hub's cache, and proof that it is the Hub's."""
+"""One file from the Hub in huggingface_hub's cache, proved to be the one that the Hub has."""
 
 from __future__ import annotations
 
@@ -9,49 +9,50 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from d3pack.errors import D3MError, HubError, HubOfflineError, NotFoundError
-from d3pack.hub.address import Address
+from d3pack.errors import D3MError, HubError, HubOfflineError, NotFoundError, UsageError
+from d3pack.hub.address import Address, check_file
 from d3pack.hub.failures import hub_calls
+from d3pack.system import replace_file
 
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def fetch(address: Address) -> tuple[Path, Address]:
-    """The file in the cache, downloaded if need be, and its address with file and commit filled in.
+    """Return the file in the cache, downloaded if need be, and its address with file and commit.
 
-    huggingface_hub checks the size of a download and names it by its ETag; here the bytes must also
-    hash to it, so that a flipped bit, a proxy's page, or a branch that moves between HEAD and GET
-    never stays in the cache.
+    huggingface_hub checks the size of a download and names it by its ETag. Here the bytes must also
+    hash to the ETag, so that a flipped bit, a page of a proxy, or a branch that moves between HEAD
+    and GET never stays in the cache.
     """
-    wanted, address = address, with_file(address)
+    requested, address = address, with_file(address)
     blobs, snapshots = _cached_blobs(address), _cached_snapshots(address)
     path = _download(address)
     pinned = address.at(commit_of(path))
     blob = _blob(path)
     downloaded = blob is not None and blob.name not in blobs
-    if _whole(path) and (
+    if _intact(path) and (
         downloaded or pinned.revision in snapshots or _is_of_the_commit(path, pinned)
     ):
-        _remember(wanted, pinned)
+        _remember(requested, pinned)
         return path, pinned
-    damaged = not _whole(path)
+    damaged = not _intact(path)
     _discard(path, damaged=damaged)
     path = _download(pinned, force=damaged)
-    if _whole(path) and _is_of_the_commit(path, pinned):
-        _remember(wanted, pinned)
+    if _intact(path) and _is_of_the_commit(path, pinned):
+        _remember(requested, pinned)
         return path, pinned
-    _discard(path, damaged=not _whole(path))
+    _discard(path, damaged=not _intact(path))
     raise HubError(
-        f"{pinned}: the bytes that arrive are not the ones the Hub announces",
+        f"{pinned}: the bytes that arrive are not the ones that the Hub announces",
         code="E_HUB_BYTES",
-        hint="run it again; if it stays, a proxy or mirror changes them",
+        hint="run it again; if that fails, too, a proxy or a mirror changes them",
     )
 
 
 def with_file(address: Address) -> Address:
-    """The address with its file named: a repository that holds one pack means that one.
+    """Return the address with its file: without one, the only pack of the repository is meant.
 
-    Asking the Hub also resolves the revision; offline, the cache answers.
+    A request to the Hub also resolves the revision; offline, the cache is asked.
     """
     if address.file is not None:
         return address
@@ -66,12 +67,15 @@ def with_file(address: Address) -> Address:
         commit = _cached_commit(address)
         if commit is None:
             raise
-        names = [
-            found.relative_to(_storage(address) / "snapshots" / commit).as_posix()
-            for found in (_storage(address) / "snapshots" / commit).rglob("*.d3m")
-        ]
+        snapshot = _storage(address) / "snapshots" / commit
+        names = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.d3m")]
         address = address.at(commit)
     packs = sorted(name for name in names if name.endswith(".d3m"))
+    for name in packs:
+        try:
+            check_file(name, str(address))
+        except UsageError as error:
+            raise HubError(f"{address}: {error.args[0]}", hint="name another file") from None
     if not packs:
         raise NotFoundError(f"{address} holds no pack", hint=f"see its files on {address.web}")
     if len(packs) > 1:
@@ -84,19 +88,19 @@ def with_file(address: Address) -> Address:
 
 
 def cached(address: Address) -> Path | None:
-    """The file if a commit is named and the cache holds it; no request is made."""
+    """Return the file if the address has a commit that is in the cache; makes no request."""
     if not address.pinned or address.file is None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(
+    path = try_to_load_from_cache(
         address.repo, address.file, revision=address.revision, repo_type="dataset"
     )
-    return Path(found) if isinstance(found, str) else None
+    return Path(path) if isinstance(path, str) else None
 
 
 def commit_of(path: Path) -> str:
-    """The commit of a file in the cache: `.../snapshots/<commit>/<file>`."""
+    """Return the commit of a file in the cache: `.../snapshots/<commit>/<file>`."""
     parts = path.parts
     return parts[len(parts) - 1 - parts[::-1].index("snapshots") + 1]
 
@@ -118,19 +122,19 @@ def _download(address: Address, *, force: bool = False) -> Path:
 
 
 def _blob(path: Path) -> Path | None:
-    """What the file in the snapshot links to: `blobs/<ETag>`, which may be a link in turn."""
-    # A cache without symlinks (Windows) has the file itself, and keeps no ETag.
+    """Return what the file in the snapshot links to: `blobs/<ETag>`, which may be a link itself."""
+    # a cache without symlinks (Windows) has the file itself, and no ETag
     return path.parent / os.readlink(path) if path.is_symlink() else None
 
 
-def _whole(path: Path) -> bool:
-    """Whether the bytes hash to the ETag that names them, as far as the cache keeps it."""
+def _intact(path: Path) -> bool:
+    """Return whether the bytes hash to the ETag that names them, if the cache has one."""
     name = "" if (blob := _blob(path)) is None else blob.name
     return _DIGEST.fullmatch(name) is None or digest(path, len(name)) == name
 
 
 def _is_of_the_commit(path: Path, address: Address) -> bool:
-    """Whether the bytes are what the commit's tree says: the ETag of one answer may be stale."""
+    """Return whether the bytes are those of the commit's tree; an ETag may be out of date."""
     from huggingface_hub import HfApi
 
     try:
@@ -143,13 +147,13 @@ def _is_of_the_commit(path: Path, address: Address) -> bool:
         raise
     for entry in entries:
         lfs = getattr(entry, "lfs", None)
-        promised = lfs.sha256 if lfs is not None else getattr(entry, "blob_id", "")
-        return digest(path, len(promised)) == promised
+        expected = lfs.sha256 if lfs is not None else getattr(entry, "blob_id", "")
+        return digest(path, len(expected)) == expected
     return False
 
 
 def digest(path: Path, length: int) -> str:
-    """The sha256 (64 digits) or git blob id (40 digits) of a file: what the Hub's ETags are."""
+    """Return the SHA-256 (64 digits) or git blob id (40 digits) of a file, as ETags are."""
     if length == 64:
         hasher = hashlib.sha256()
     else:
@@ -161,21 +165,21 @@ def digest(path: Path, length: int) -> str:
 
 
 def _discard(path: Path, *, damaged: bool) -> None:
-    """Take a file out of the snapshot; a blob that is whole may serve another commit."""
+    """Remove a file from the snapshot; a blob that is not damaged may belong to another commit."""
     blob = _blob(path)
     path.unlink(missing_ok=True)
     if damaged and blob is not None:
         blob.unlink(missing_ok=True)
 
 
-def _remember(wanted: Address, found: Address) -> None:
-    """Note which commit a branch was, as huggingface_hub does: offline, `org/name` asks for it."""
-    if wanted.pinned or _cached_commit(wanted) == found.revision:
+def _remember(requested: Address, pinned: Address) -> None:
+    """Note the commit of a branch as huggingface_hub does: offline, `org/name` needs it."""
+    if requested.pinned or _cached_commit(requested) == pinned.revision:
         return
-    ref = _storage(wanted) / "refs" / (wanted.revision or "main")
-    with contextlib.suppress(OSError):  # a read-only cache only costs the short form offline
+    ref = _storage(requested) / "refs" / (requested.revision or "main")
+    with contextlib.suppress(OSError, D3MError):  # a read-only cache has no short form offline
         ref.parent.mkdir(parents=True, exist_ok=True)
-        ref.write_text(str(found.revision), encoding="ascii")
+        replace_file(ref, str(pinned.revision).encode("ascii"))
 
 
 def _storage(address: Address) -> Path:
@@ -191,15 +195,15 @@ def _cached_blobs(address: Address) -> set[str]:
 
 
 def _cached_snapshots(address: Address) -> set[str]:
-    """The commits of which the cache holds the file."""
+    """Return the commits whose file is in the cache."""
     snapshots = _storage(address) / "snapshots"
     return {commit.name for commit in snapshots.glob("*") if (commit / str(address.file)).exists()}
 
 
 def _cached_commit(address: Address) -> str | None:
-    """The commit that the cache last saw at the revision."""
+    """Return the commit of the revision when it was last downloaded."""
     if address.pinned:
-        held = _storage(address) / "snapshots" / str(address.revision)
-        return address.revision if held.is_dir() else None
+        snapshot = _storage(address) / "snapshots" / str(address.revision)
+        return address.revision if snapshot.is_dir() else None
     ref = _storage(address) / "refs" / (address.revision or "main")
     return ref.read_text(encoding="ascii").strip() if ref.is_file() else None

@@ -1,4 +1,4 @@
-"""The dataset card: YAML that the Hub reads, and a page that people read."""
+"""The dataset card: YAML for the Hub, and a page for people."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from d3pack import __version__
-from d3pack.format.pack import Pack
+from d3pack.format import Pack
 from d3pack.hub.address import Address
-from d3pack.system import count
+from d3pack.system import count, printable
 
 MARK = "<!-- written by d3pack push: a later push may replace this card -->"
 
@@ -28,25 +28,25 @@ _LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All that a card says; nothing in it comes from the machine it was written on."""
+    """Everything that a card says; nothing of it tells about the machine that writes it."""
 
     pack: Pack
-    address: Address  # where the pack will be: repository and file
+    address: Address  # repository and file of the pack
     licence: str | None = None  # of the pack
     source: str | None = None  # what the real images were, and their licence
-    record: Mapping[str, Any] | None = None  # what `d3pack eval` wrote
+    record: Mapping[str, Any] | None = None  # evaluation.json of `d3pack eval`
     preview: str | None = None  # path of the preview parquet in the repository
     shown: int = 0  # images in it
     signed: bool = False
 
     @property
     def name(self) -> str:
-        """The pack's file name without its ending."""
+        """File name of the pack without its suffix."""
         return str(self.address.file).rpartition("/")[2].removesuffix(".d3m")
 
 
 def render(facts: Facts) -> str:
-    """README.md."""
+    """Return the text of README.md."""
     from huggingface_hub import DatasetCardData
 
     meta = DatasetCardData(**metadata(facts)).to_yaml(line_break="\n")
@@ -70,7 +70,7 @@ def render(facts: Facts) -> str:
 
 
 def metadata(facts: Facts) -> dict[str, Any]:
-    """The YAML head."""
+    """Return the YAML front matter."""
     value: dict[str, Any] = {
         **_licence(facts.licence),
         "pretty_name": facts.name,
@@ -112,7 +112,7 @@ def _identity(facts: Facts) -> str:
     pack, recipe = facts.pack, facts.pack.recipe
     rows = [
         ("root (identity)", f"`{pack.root}`"),
-        ("file", f"`{escape(str(facts.address.file))}`"),
+        ("file", code(str(facts.address.file))),
         ("classes", f"{len(pack.classes):,}"),
         ("images per class", f"{pack.images_per_class:,}"),
         ("sampler", f"{recipe.sampler}, {len(recipe.sigmas) - 1} steps, guidance"
@@ -186,17 +186,17 @@ def _accuracy(facts: Facts) -> str:
             "## Accuracy\n\nNot measured by the publisher. `d3pack eval` trains students on the"
             " pack and tests them on real images."
         )
-    said = record["facts"]
+    measured = record["facts"]
     return (
-        f"## Accuracy\n\nStudents ({escape(str(said['student']))}) trained from scratch under the"
-        f" preset `{escape(record['preset']['name'])}`: {said['updates']:,} updates,"
-        f" {count(said['seeds'], 'seed')}, tested on {said['test_images']:,} real images.\n\n"
-        + table(("trained on", "bytes", "accuracy, %"), accuracy_rows(record))
+        f"## Accuracy\n\nStudents ({escape(str(measured['student']))}) trained from scratch under"
+        f" the preset {code(record['preset']['name'])}: {measured['updates']:,} updates,"
+        f" {count(measured['seeds'], 'seed')}, tested on {measured['test_images']:,} real"
+        " images.\n\n" + table(("trained on", "bytes", "accuracy, %"), accuracy_rows(record))
     )
 
 
 def accuracy_rows(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """What students reached, from a record of `d3pack eval`."""
+    """Return what students reached, from a record of `d3pack eval`."""
     rows = []
     for arm in record["arms"]:
         nbytes = "-" if arm["bytes"] is None else f"{arm['bytes']:,.0f}"
@@ -207,7 +207,7 @@ def accuracy_rows(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _provenance(facts: Facts) -> str:
-    rows = [(f"`{key}`", escape(value)) for key, value in flat(facts.pack.provenance)]
+    rows = [(code(key), escape(value)) for key, value in flat(facts.pack.provenance)]
     text = table(("what", "value"), rows) if rows else "The pack records none."
     source = escape(facts.source) if facts.source else (
         "The publisher has not named them or their licence."
@@ -231,14 +231,14 @@ def _limits(facts: Facts) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; cells are Markdown already."""
+    """Return a Markdown table of cells that are Markdown already."""
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join(lines)
 
 
 def flat(value: Any, at: str = "") -> list[tuple[str, str]]:
-    """Nested values as dotted names and texts."""
+    """Return nested values as dotted names and texts."""
     if isinstance(value, Mapping):
         return [
             pair
@@ -253,6 +253,17 @@ def flat(value: Any, at: str = "") -> list[tuple[str, str]]:
 
 
 def escape(text: str) -> str:
-    """Text that came from a file, as Markdown that shows it and does nothing else."""
-    line = "".join(ch if ch.isprintable() else " " for ch in text)
-    return re.sub(r"([\\`*_{}\[\]<>|#$~&!])", r"\\\1", line)
+    """Return Markdown that shows a text from a file as it is: no links, mentions or layout.
+
+    Control characters, and those that change the direction of text, are shown as escapes.
+    """
+    text = re.sub(r"([\\`*_{}\[\]<>|#$~&!:@])", r"\\\1", printable(text))
+    return re.sub(r"(?i)\b(www)\.", r"\1\\.", text)
+
+
+def code(text: str) -> str:
+    """Return Markdown that shows a text from a file as code, also in a table."""
+    text = printable(text).replace("|", "\\|")
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if "`" in text or not text.strip() else ""
+    return f"{fence}{space}{text}{space}{fence}"

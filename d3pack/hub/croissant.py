@@ -1,4 +1,4 @@
-"""Croissant 1.0: the pack and its preview as JSON-LD that dataset search engines read."""
+"""Croissant 1.0: the pack and its preview as JSON-LD for dataset search engines."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _CONTEXT = {
 
 
 def render(facts: Facts, data: bytes, preview: bytes | None) -> bytes:
-    """The JSON-LD of a pack of these bytes; files are named relative to the repository."""
+    """Return the JSON-LD of a pack of these bytes; paths are relative to the repository."""
     pack = facts.pack
     value: dict[str, Any] = {
         "@context": _CONTEXT,

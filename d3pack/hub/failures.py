@@ -1,4 +1,4 @@
-"""Whatever huggingface_hub and its HTTP library raise, told as one line with the way on."""
+"""Exceptions of huggingface_hub and its HTTP library as errors of d3pack, with what to do next."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from d3pack.errors import (
 from d3pack.hub.address import Address, endpoint
 from d3pack.system import is_disk_full
 
-# huggingface_hub has changed its HTTP library twice; the exceptions are known by where they live.
+# huggingface_hub has changed its HTTP library twice: exceptions are known by their module
 _HTTP_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
 LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 @contextmanager
 def hub_calls(address: Address) -> Iterator[None]:
-    """Run calls to the Hub; failures leave as HubError, NotFoundError or NoSpaceError."""
+    """Run calls to the Hub; failures are raised as errors of d3pack."""
     try:
         yield
     except D3MError:
@@ -33,10 +33,10 @@ def hub_calls(address: Address) -> Iterator[None]:
 
 
 def translate(error: Exception, address: Address) -> D3MError:
-    """The d3pack error for a failure on the way to the Hub."""
+    """Return the error of d3pack for an exception of a call to the Hub."""
     from huggingface_hub import errors as hf
 
-    where = f"dataset repository {address.repo}"
+    repo = f"dataset repository {address.repo}"
     wrapped = isinstance(error, (hf.LocalEntryNotFoundError, RuntimeError))
     if wrapped and isinstance(error.__cause__, Exception):
         return translate(error.__cause__, address)
@@ -44,23 +44,23 @@ def translate(error: Exception, address: Address) -> D3MError:
         return offline(address)
     if isinstance(error, hf.GatedRepoError):
         return HubError(
-            f"{where} is gated",
+            f"{repo} is gated",
             code="E_HUB_ACCESS",
             hint=f"ask for access on {_page(address)}, then {LOGIN}",
         )
     if isinstance(error, hf.RepositoryNotFoundError):
         return NotFoundError(
-            f"there is no {where} on {endpoint()}, or it is private",
+            f"there is no {repo} on {endpoint()}, or it is private",
             hint=f"check the name; for a private one {LOGIN}",
         )
     if isinstance(error, hf.RevisionNotFoundError):
         return NotFoundError(
-            f"{where} has no revision {address.revision or 'main'!r}",
+            f"{repo} has no revision {address.revision or 'main'!r}",
             hint=f"see its branches and commits on {_page(address)}",
         )
     if isinstance(error, hf.EntryNotFoundError):
         return NotFoundError(
-            f"{where} has no file {address.file} at revision {address.revision or 'main'!r}",
+            f"{repo} has no file {address.file} at revision {address.revision or 'main'!r}",
             hint=f"see its files on {_page(address)}/tree/{address.revision or 'main'}",
         )
     if isinstance(error, hf.HfHubHTTPError):
@@ -81,21 +81,21 @@ def translate(error: Exception, address: Address) -> D3MError:
         )
     if isinstance(error, hf.FileMetadataError):
         return HubError(
-            f"{endpoint()} does not answer like the Hub", hint="check HF_ENDPOINT and the proxy"
+            f"{endpoint()} does not answer as a Hub does", hint="check HF_ENDPOINT and the proxy"
         )
     if isinstance(error, ValueError) and "Invalid metadata" in str(error):
         return UsageError(
             f"the Hub refuses the card's metadata: {' '.join(str(error).split())[:200]}",
-            hint="choose another --license: an id such as cc-by-4.0",
+            hint="choose another licence: an id such as cc-by-4.0",
         )
     return HubError(
         f"the Hub's answer about {address.repo} could not be used ({_named(error)})",
-        hint="run it again; if it stays, HF_DEBUG=1 shows the requests",
+        hint="run it again; if that fails, too, HF_DEBUG=1 shows the requests",
     )
 
 
 def offline(address: Address) -> HubOfflineError:
-    """Offline, and the cache does not have it."""
+    """Return the error for a pack that is not in the cache."""
     return HubOfflineError(
         f"offline, and the cache does not hold {address}",
         hint=f"once online, run `d3pack pull {address}`, or unset HF_HUB_OFFLINE",
@@ -131,7 +131,7 @@ def _http(error: Exception, address: Address) -> D3MError:
 
 
 def is_network(error: Exception) -> bool:
-    """Whether the connection failed or a body was cut, rather than an answer refused."""
+    """Return whether the connection failed or was cut; False where an answer was refused."""
     library = type(error).__module__.partition(".")[0]
     if library == "huggingface_hub":
         return False

@@ -1,4 +1,4 @@
-"""Parts of one file on the Hub, by range requests that are checked to be what was asked for."""
+"""Parts of one file on the Hub, by range requests whose answers are checked."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from d3pack.hub.address import Address
 from d3pack.hub.failures import hub_calls, is_network
 
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
-_ATTEMPTS = 3  # a body cut on its way is asked for again
-_SLOWEST = 10_000  # bytes a second, after a first patience of six timeouts
+_ATTEMPTS = 3  # of reading a part whose body is cut
+_SLOWEST = 10_000  # bytes a second, beside six timeouts for the first byte
 
 
 class RemoteFile:
     """A pack on the Hub, read by ranges at one commit.
 
-    The first read resolves the revision; all later ones ask for that commit and must be of the same
-    file (size and ETag).
+    The first read resolves the revision. Later ones ask for that commit, and must be of the same
+    file by size and ETag.
     """
 
     def __init__(self, address: Address) -> None:
@@ -31,7 +31,7 @@ class RemoteFile:
         self._etag: str | None = None
 
     def read(self, begin: int, length: int) -> bytes:
-        """Exactly the bytes from `begin`, fewer only where the file ends."""
+        """Return the bytes from `begin` on, fewer than `length` only at the end of the file."""
         with hub_calls(self.address):
             for attempt in range(1, _ATTEMPTS + 1):
                 try:
@@ -51,20 +51,19 @@ class RemoteFile:
             _hub_utils().hf_raise_for_status(response)
             expected = self._check(response, begin, length)
             data = bytearray()
-            patience = (
-                time.monotonic() + 6 * constants.HF_HUB_DOWNLOAD_TIMEOUT + expected / _SLOWEST
-            )
-            pieces = getattr(response, "iter_bytes", None) or response.iter_content
-            for chunk in pieces(chunk_size=None):  # as they come
+            timeout = 6 * constants.HF_HUB_DOWNLOAD_TIMEOUT + expected / _SLOWEST
+            deadline = time.monotonic() + timeout
+            chunks = getattr(response, "iter_bytes", None) or response.iter_content
+            for chunk in chunks(chunk_size=None):  # as they arrive
                 data += chunk
                 self.received += len(chunk)
                 if len(data) > expected:
                     break
-                if time.monotonic() > patience:
+                if time.monotonic() > deadline:
                     raise HubError(
                         f"{self.address}: only {len(data)} of {expected} bytes came in time",
                         code="E_HUB_BUSY",
-                        hint="try again later; HF_HUB_DOWNLOAD_TIMEOUT makes it more patient",
+                        hint="try again later, or set HF_HUB_DOWNLOAD_TIMEOUT to more seconds",
                     )
         if len(data) != expected:
             raise HubError(
@@ -75,15 +74,15 @@ class RemoteFile:
         return bytes(data)
 
     def _check(self, response: Any, begin: int, length: int) -> int:
-        """Refuse an answer that is another part or another file; how many bytes must follow."""
-        told = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        if response.status_code != 206 or told is None:
+        """Return how many bytes follow; raise `HubError` for another part or another file."""
+        content = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        if response.status_code != 206 or content is None:
             raise HubError(
                 f"{self.address}: asked for a range, answered {response.status_code} with no range",
                 code="E_HUB_BYTES",
-                hint="a proxy or mirror ignores range requests; `d3pack pull` the whole file",
+                hint="a proxy or a mirror ignores range requests: pull the whole pack",
             )
-        first, last, size = (int(number) for number in told.groups())
+        first, last, size = (int(number) for number in content.groups())
         if (first, last) != (begin, min(begin + length, size) - 1):
             raise HubError(
                 f"{self.address}: asked for bytes {begin}-{begin + length - 1}, got {first}-{last}",
@@ -107,14 +106,14 @@ class RemoteFile:
             raise HubError(
                 f"{self.address}: the file changed between two reads",
                 code="E_HUB_BYTES",
-                hint="run it again; if it stays, the Hub or a proxy is inconsistent",
+                hint="run it again; if that fails, too, the Hub or a proxy is inconsistent",
             )
         self.address = self.address.at(commit)
         return last + 1 - first
 
 
 def _identity(response: Any) -> tuple[str | None, str | None]:
-    """Commit and ETag, which the Hub's own answer names before it redirects to a store."""
+    """Return commit and ETag, which the Hub sends before it redirects to its storage."""
     commit = etag = None
     for step in (*response.history, response):
         commit = commit or step.headers.get("X-Repo-Commit")
@@ -131,7 +130,7 @@ def _url(address: Address) -> str:
 
 
 def _stream(url: str, headers: dict[str, str], timeout: float) -> AbstractContextManager[Any]:
-    # Only a failure before the body may be retried in here: once bytes flow, `read` starts anew.
+    # retries only failures before the body: after that `RemoteFile.read` starts again
     options: dict[str, Any] = {
         "headers": headers,
         "timeout": timeout,
@@ -141,12 +140,12 @@ def _stream(url: str, headers: dict[str, str], timeout: float) -> AbstractContex
     streamed = getattr(_hub_utils(), "http_stream_backoff", None)
     if streamed is not None:
         return cast(AbstractContextManager[Any], streamed("GET", url, **options))
-    # huggingface_hub before 1.0 speaks through requests.
+    # huggingface_hub before 1.0 uses requests
     return closing(_hub_utils().http_backoff("GET", url, stream=True, **options))
 
 
 def _hub_utils() -> Any:
-    """Public, but exported lazily, which the type checker cannot see."""
+    """Return a module that is public, but exported lazily, which the type checker cannot see."""
     import huggingface_hub.utils
 
     return huggingface_hub.utils

@@ -14,32 +14,43 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from d3pack.format import Ledger, Pack
 from d3pack.format.codecs import decode_labels
-from d3pack.format.pack import Ledger, Pack
 from d3pack.preview.sheet import Sample
-from d3pack.system import size
+from d3pack.system import printable, size
 
 SHOWN_LABELS = 3
-TINY = 32  # pixels: below, an image shown larger keeps its squares
+TINY = 32  # pixels; images up to this side are enlarged as squares
+
+
+def html_text(text: str) -> str:
+    """Return HTML that shows a text from a file as it is.
+
+    Control characters, and those that change the direction of text, are shown as escapes.
+    """
+    return escape(printable(text))
 
 
 def document(title: str, body: str) -> str:
-    """A whole HTML page in the house style."""
-    room = resources.files("d3pack.preview")
-    page = Template(room.joinpath("page.html").read_text(encoding="utf-8"))
-    style = room.joinpath("style.css").read_text(encoding="utf-8")
-    return page.substitute(title=escape(title), style=style, body=body)
+    """Return a complete HTML page, which loads nothing and runs no scripts."""
+    package = resources.files("d3pack.preview")
+    page = Template(package.joinpath("page.html").read_text(encoding="utf-8"))
+    style = package.joinpath("style.css").read_text(encoding="utf-8")
+    return page.substitute(title=html_text(title), style=style, body=body)
 
 
 def data_uri(image: npt.NDArray[np.uint8]) -> str:
-    """One CHW image as it is, without loss, for an `img` element."""
+    """Return a CHW image as a PNG for an `img` element."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: int = 1) -> str:
-    """Rows of ready HTML: the first column names its row, the last `numbers` are figures."""
+    """Return a table of cells that are HTML already.
+
+    The first column names its row; the last `numbers` columns are figures.
+    """
     first_number = len(head) - numbers
     kinds = ["" if i < first_number else ' class="number"' for i in range(len(head))]
     top = "".join(
@@ -56,26 +67,33 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: int = 
 
 
 def render_page(pack: Pack, shown: Sample, *, name: str, verdict: str = "") -> str:
-    """The page. `verdict` is what `verify --decode` said about the probes, if it was asked."""
+    """Return the page of a pack.
+
+    Args:
+        pack: the pack.
+        shown: images to show.
+        name: title.
+        verdict: what `verify_probes` says about the pack on this machine, if it was asked.
+    """
     ledger = pack.ledger()
     backbone = pack.recipe.backbone
     badges = ['<span class="badge good">every hash verified</span>']
     if verdict:
         tone = {"exact": "good", "within tolerance": "warn"}.get(verdict, "bad")
-        badges.append(f'<span class="badge {tone}">probes: {escape(verdict)}</span>')
+        badges.append(f'<span class="badge {tone}">probes: {html_text(verdict)}</span>')
     facts = (
         (f"{len(pack.classes):,}", "classes"),
         (f"{len(pack):,}", "images"),
         (size(ledger.total), "this file"),
         (f"{size(ledger.per_image)}", "an image"),
-        (escape(backbone.repo or backbone.kind), f"backbone, {size(ledger.backbone)}, shared"),
+        (html_text(backbone.repo or backbone.kind), f"backbone, {size(ledger.backbone)}, shared"),
     )
     cards = "".join(
         f"<li><strong>{value}</strong><span>{what}</span></li>" for value, what in facts
     )
     parts = (
         '<a class="skip" href="#bytes">Skip the images</a>',
-        f"<header><h1>{escape(name)}</h1>",
+        f"<header><h1>{html_text(name)}</h1>",
         f'<p class="faint">identity <code>{pack.root}</code></p><p>{" ".join(badges)}</p></header>',
         f'<ul class="facts">{cards}</ul>',
         f"<main><h2>Images</h2>{_classes(pack, shown)}",
@@ -97,7 +115,7 @@ def _classes(pack: Pack, shown: Sample) -> str:
     tiny = " small" if max(pack.recipe.size) <= TINY else ""
     blocks = []
     for c, images in zip(shown.classes, shown.images, strict=True):
-        title = escape(pack.classes[c])
+        title = html_text(pack.classes[c])
         strip = "".join(
             f'<img tabindex="0" src="{data_uri(image)}" alt="{title}, image {i}">'
             for i, image in enumerate(images)
@@ -116,7 +134,7 @@ def _bars(classes: Sequence[str], mean: npt.NDArray[np.float32]) -> str:
     top = np.argsort(-mean, kind="stable")[:SHOWN_LABELS]
     items = "".join(
         f'<li><i style="width:{100 * mean[c]:.1f}%"></i>'
-        f"<b>{100 * mean[c]:.0f}% {escape(classes[c])}</b></li>"
+        f"<b>{100 * mean[c]:.0f}% {html_text(classes[c])}</b></li>"
         for c in top
     )
     return f'<ul class="bars" aria-label="mean soft label">{items}</ul>'
@@ -124,16 +142,16 @@ def _bars(classes: Sequence[str], mean: npt.NDArray[np.float32]) -> str:
 
 def _ledger(ledger: Ledger) -> str:
     rows = [
-        (escape(name), f"{nbytes:,} B", _share(nbytes / ledger.total))
+        (html_text(name), f"{nbytes:,} B", _share(nbytes / ledger.total))
         for name, nbytes in sorted(ledger.sections.items(), key=lambda entry: -entry[1])
     ]
     rows.append(("<strong>file</strong>", f"<strong>{ledger.total:,} B</strong>", _share(1)))
-    beside = [f"backbone {ledger.backbone:,} B, fetched once for all packs"]
+    others = [f"backbone {ledger.backbone:,} B, downloaded once for all packs"]
     if ledger.teacher:
-        beside.append(f"teacher {ledger.teacher:,} B, needed only to encode")
+        others.append(f"teacher {ledger.teacher:,} B, needed only to encode")
     return (
         table(("section", "bytes", "share"), rows, numbers=2)
-        + f'<p class="faint">Beside the file: {"; ".join(beside)}.</p>'
+        + f'<p class="faint">Not in the file: {"; ".join(others)}.</p>'
     )
 
 
@@ -159,7 +177,7 @@ def _recipe(pack: Pack) -> str:
     )
     return table(
         ("what", "value"),
-        [(what, f"<code>{escape(value)}</code>") for what, value in rows],
+        [(what, f"<code>{html_text(value)}</code>") for what, value in rows],
         numbers=0,
     )
 
@@ -167,12 +185,12 @@ def _recipe(pack: Pack) -> str:
 def _provenance(values: Mapping[str, Any]) -> str:
     if not values:
         return '<p class="faint">None recorded.</p>'
-    rows = [(escape(name), f"<code>{escape(str(value))}</code>") for name, value in _leaves(values)]
+    rows = [(html_text(k), f"<code>{html_text(str(v))}</code>") for k, v in _leaves(values)]
     return table(("field", "value"), rows, numbers=0)
 
 
 def _leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested facts as one list: `options.steps`."""
+    """Yield nested facts as one list, with names such as `options.steps`."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{above}{key}.")

@@ -1,4 +1,4 @@
-"""Sheets and pages: right pixels, escaped names, nothing fetched from elsewhere."""
+"""Sheets and pages: right pixels, escaped names, nothing loaded from elsewhere."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ import d3pack
 from d3pack.cli import _out, app
 from d3pack.decode import Decoder, make_probes
 from d3pack.errors import NotFoundError, UsageError
-from d3pack.format.pack import Pack
-from d3pack.preview import render_page, sample
-from d3pack.preview.contact import Row, contact_sheet
+from d3pack.format import Pack
+from d3pack.preview import Row, contact_sheet, render_page, sample
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +90,7 @@ def test_page_shows_the_decoded_pixels(made: tuple[Path, Path, Pack], tmp_path: 
     assert sum(map(float, widths[:-1])) == pytest.approx(100, abs=0.5)
 
 
-def test_tiny_images_keep_their_squares(made: tuple[Path, Path, Pack]) -> None:
+def test_page_enlarges_tiny_images_as_squares(made: tuple[Path, Path, Pack]) -> None:
     backbone, _, pack = made
     decoder = Decoder(pack, path=backbone)
     shown = sample(pack, decoder, classes=1, images=1)
@@ -100,7 +99,39 @@ def test_tiny_images_keep_their_squares(made: tuple[Path, Path, Pack]) -> None:
     assert 'class="strip small"' not in render_page(pack, shown, name="x")
 
 
-def test_sheet_has_one_row_a_class(made: tuple[Path, Path, Pack], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text",
+    ["<script>x</script>", 'a" onload="x', "$style", "abc\u202egpj.exe", "\x1b]52;c;ZXZpbA==\x07"],
+)
+def test_page_shows_hostile_text_as_text(made: tuple[Path, Path, Pack], text: str) -> None:
+    backbone, _, pack = made
+    shown = sample(pack, Decoder(pack, path=backbone), classes=1, images=1)
+    pack = replace(pack, provenance={text: {"nested": {text: text}}})
+    if "\x1b" not in text:  # which the format refuses here
+        licence = replace(pack.recipe.backbone, licence=text)
+        pack = replace(pack, recipe=replace(pack.recipe, template=text, backbone=licence))
+    page, expected = Reader(), Reader()
+    html = render_page(pack, shown, name=text)
+    page.feed(html)
+    expected.feed(render_page(replace(pack, provenance={"a": {"b": "c"}}), shown, name="x"))
+    assert [tag for tag, _ in page.tags if tag not in ("tr", "th", "td", "code")] == [
+        tag for tag, _ in expected.tags if tag not in ("tr", "th", "td", "code")
+    ]
+    assert [ch for ch in html if not ch.isprintable() and ch != "\n"] == []
+    assert text.encode("unicode_escape").decode() in page.text
+
+
+def test_page_forbids_scripts_and_requests(made: tuple[Path, Path, Pack]) -> None:
+    backbone, _, pack = made
+    shown = sample(pack, Decoder(pack, path=backbone), classes=1, images=1)
+    page = Reader()
+    page.feed(render_page(pack, shown, name="x"))
+    (policy,) = [a["content"] for tag, a in page.tags if tag == "meta" and "http-equiv" in a]
+    assert str(policy).startswith("default-src 'none'; img-src data:;")
+    assert "script" not in str(policy)
+
+
+def test_sheet_has_a_row_for_each_class(made: tuple[Path, Path, Pack], tmp_path: Path) -> None:
     backbone, path, _ = made
     out = tmp_path / "sheet.png"
     done = preview(path, "-o", out, "--backbone", backbone, "--classes", "2", "--images", "3")
@@ -109,13 +140,13 @@ def test_sheet_has_one_row_a_class(made: tuple[Path, Path, Pack], tmp_path: Path
         assert sheet.height == 16 + 28 + 2 * 76 + 16  # margins, title, one line a class
 
 
-def test_other_suffix_is_refused_before_any_work(tmp_path: Path) -> None:
+def test_unknown_suffix_is_refused_before_any_work(tmp_path: Path) -> None:
     done = preview("missing.d3m", "-o", tmp_path / "sheet.pdf")
     assert isinstance(done.exception, UsageError)
     assert not list(tmp_path.iterdir())
 
 
-def test_thumbnails_keep_pixels_when_they_fit() -> None:
+def test_thumbnails_keep_pixels_of_whole_multiples() -> None:
     image = np.random.default_rng(0).integers(0, 255, (1, 3, 24, 24), dtype=np.uint8)
     sheet = np.asarray(contact_sheet([Row("x", image)], cell=72))
     wanted = image[0].transpose(1, 2, 0).repeat(3, axis=0).repeat(3, axis=1)
@@ -129,7 +160,7 @@ def test_thumbnails_keep_pixels_when_they_fit() -> None:
     assert found
 
 
-def test_letters_beyond_english_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sheet_draws_letters_of_other_languages(monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.zeros((1, 3, 24, 24), dtype=np.uint8)
     drawn = [contact_sheet([Row(name, image)]).tobytes() for name in ("éé", "èè", "жж")]
     assert len(set(drawn)) == 3  # a font that lacks a letter has the same box for all
@@ -137,13 +168,13 @@ def test_letters_beyond_english_are_drawn(monkeypatch: pytest.MonkeyPatch) -> No
     assert contact_sheet([Row("cat", image)]).size[1] > 72
 
 
-def test_a_folder_that_is_not_there_is_found_before_any_work(tmp_path: Path) -> None:
+def test_missing_folder_is_refused_before_any_work(tmp_path: Path) -> None:
     done = preview("missing.d3m", "-o", tmp_path / "no" / "sheet.png")
     assert isinstance(done.exception, NotFoundError)
     assert "is not a directory" in str(done.exception)
 
 
-def test_page_says_how_little_it_shows(made: tuple[Path, Path, Pack]) -> None:
+def test_page_says_how_much_it_shows(made: tuple[Path, Path, Pack]) -> None:
     backbone, _, pack = made
     with Decoder(pack, path=backbone) as decoder:
         some = sample(pack, decoder, classes=3, images=2)
@@ -154,7 +185,7 @@ def test_page_says_how_little_it_shows(made: tuple[Path, Path, Pack]) -> None:
     assert seen[-1] == (21, 21)
 
 
-def test_progress_in_a_log_is_a_line_now_and_then(
+def test_progress_in_a_log_is_a_line_every_half_minute(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter([0.0, 1.0, 10.0, 31.0, 40.0, 70.0])

@@ -56,6 +56,8 @@ PUBLIC = {
     "UsageError",
     "__version__",
     "pack_bytes",
+    "pull",
+    "push",
     "read",
     "write",
 }

@@ -1,4 +1,4 @@
-"""Every form of an address means one thing, and nothing else is taken for one."""
+"""Every form of an address means one thing; everything else is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from d3pack.errors import D3MError, UsageError
-from d3pack.hub.address import Address, is_address, parse
+from d3pack.hub import Address, is_address, parse_address
 
 ROOT = "0123456789abcdef" * 4
 COMMIT = "0123456789" * 4
@@ -48,17 +48,17 @@ FULL = Address("org/set", "a.d3m", "v1", ROOT)
         ("huggingface.co/datasets/org/set/", Address("org/set")),
     ],
 )
-def test_forms(text: str, address: Address) -> None:
+def test_address_is_read_in_every_form(text: str, address: Address) -> None:
     assert is_address(text)
-    assert parse(text) == address
-    assert parse(str(address)) == address
+    assert parse_address(text) == address
+    assert parse_address(str(address)) == address
 
 
-def test_an_endpoint_with_a_path_is_a_hub_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_address_on_an_endpoint_with_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://mirror.example:8080/hf")
     page = "http://mirror.example:8080/hf/datasets/org/set/blob/v1/a.d3m"
-    assert parse(page) == Address("org/set", "a.d3m", "v1")
-    assert parse(page).web == page
+    assert parse_address(page) == Address("org/set", "a.d3m", "v1")
+    assert parse_address(page).web == page
 
 
 @pytest.mark.parametrize(
@@ -67,42 +67,46 @@ def test_an_endpoint_with_a_path_is_a_hub_too(monkeypatch: pytest.MonkeyPatch) -
         ("hf://org/set/a.d3m", "did you mean hf://datasets/org/set/a.d3m"),
         ("hf://models/org/set", "did you mean hf://datasets/org/set"),
         ("https://huggingface.co/org/set/blob/main/a.d3m", "not in a dataset repository"),
-        ("hf://datasets/set", "names no repository"),
-        ("hf://datasets/org/../a.d3m", "names no repository"),
-        ("hf://datasets/org/set/../../a.d3m", "leaves its repository"),
-        ("hf://datasets/org/set/%2e%2e/a.d3m", "leaves its repository"),
-        ("hf://datasets/org/set/a%5c..%5cb.d3m", "leaves its repository"),
-        ("hf://datasets/org/set//a.d3m@", "not a pack"),
-        ("hf://datasets/org/set/a.zip", "not a pack"),
-        ("hf://datasets/org/set@/a.d3m", "names no revision"),
-        ("hf://datasets/org/set@..%2F..%2Fx/a.d3m", "names no revision"),
+        ("hf://datasets/set", "expected a repository org/name"),
+        ("hf://datasets/org/../a.d3m", "expected a repository org/name"),
+        ("hf://datasets/org/set/../../a.d3m", "leads out of the repository"),
+        ("hf://datasets/org/set/%2e%2e/a.d3m", "leads out of the repository"),
+        ("hf://datasets/org/set/a%5c..%5cb.d3m", "leads out of the repository"),
+        ("hf://datasets/org/set//a.d3m@", "expected one that ends in .d3m"),
+        ("hf://datasets/org/set/a.zip", "expected one that ends in .d3m"),
+        ("hf://datasets/org/set@/a.d3m", "expected a revision after @"),
+        ("hf://datasets/org/set@..%2F..%2Fx/a.d3m", "expected a revision after @"),
         ("hf://datasets/org/set/a.d3m#md5=0", "64 lower-case hex digits"),
         (f"hf://datasets/org/set/a.d3m#sha256={ROOT[:-1]}", "64 lower-case hex digits"),
         (f"hf://datasets/org/set/a.d3m#sha256={ROOT.upper()}", "64 lower-case hex digits"),
         ("hf://datasets/org/set/a.d3m#", "64 lower-case hex digits"),
         ("https://example.com/datasets/org/set/resolve/main/a.d3m", "'example.com' is not the Hub"),
         ("https://huggingface.co.example.com/datasets/org/set", "is not the Hub"),
-        ("https://huggingface.co/datasets/org/set/discussions/1", "/discussions/ holds no pack"),
+        ("https://huggingface.co/datasets/org/set/discussions/1", "/discussions/ has no pack"),
         ("hf://datasets/org/set/a b.d3m", "a space"),
         ("hf://datasets/org/set/a\x1b[31m.d3m", "a control character"),
-        ("hf://datasets/o--rg/set", "names no repository"),
+        ("hf://datasets/org/set/a%1b[31m.d3m", "it holds control characters"),
+        ("hf://datasets/org/set/a%e2%80%ae.d3m", "it holds control characters"),
+        ("hf://datasets/o--rg/set", "expected a repository org/name"),
     ],
 )
-def test_what_is_refused(text: str, says: str) -> None:
+def test_invalid_address_is_refused(text: str, says: str) -> None:
     with pytest.raises(UsageError) as caught:
-        parse(text)
+        parse_address(text)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "\x1b" not in str(caught.value)
 
 
-def test_a_token_in_an_address_is_never_repeated() -> None:
+def test_token_in_an_address_is_not_repeated() -> None:
     with pytest.raises(UsageError) as caught:
-        parse("https://user:hf_secret@huggingface.co/datasets/org/set")
+        parse_address("https://user:hf_secret@huggingface.co/datasets/org/set")
     assert "hf_secret" not in str(caught.value)
 
 
-def test_a_file_that_exists_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_file_is_preferred_to_an_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert is_address("org/set")
     (tmp_path / "org").mkdir()
@@ -120,13 +124,13 @@ def test_paths_are_not_addresses(text: str) -> None:
 
 def outcome(text: str) -> Address | str:
     try:
-        return parse(text)
+        return parse_address(text)
     except D3MError as error:
         return str(error)
 
 
 @given(st.text(max_size=60))
-def test_any_text_is_an_address_or_one_clear_error(text: str) -> None:
+def test_any_text_is_an_address_or_one_line_of_error(text: str) -> None:
     for form in (text, f"hf://datasets/{text}", f"https://huggingface.co/datasets/{text}"):
         found = outcome(form)
         if isinstance(found, Address):

@@ -1,4 +1,4 @@
-"""A backbone from the Hub comes by its lock: the listed files, the very bytes, or a way on."""
+"""A backbone from the Hub is downloaded by its lock: the listed files, or a clear error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hub_loopback import LoopbackHub
 from huggingface_hub import constants, file_download
 from tiny_backbones import tiny_sd
 
-from d3pack.backbones import lock, open_backbone
+from d3pack.backbones import lock_backbone, open_backbone
 from d3pack.cli import main
 from d3pack.dataset import D3MDataset
 from d3pack.errors import BackboneChangedError, BackboneError, NoSpaceError
@@ -30,22 +30,22 @@ REPO = "org/tiny"
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """A small Stable Diffusion, and what else repositories hold."""
+    """A small Stable Diffusion, and other files that repositories have."""
     root = tiny_sd(tmp_path_factory.mktemp("backbones") / "sd")
-    found = {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
-    return {**found, "README.md": b"# tiny", "unet/extra.bin": b"pickle", "run.py": b"print()"}
+    files = {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    return {**files, "README.md": b"# tiny", "unet/extra.bin": b"pickle", "run.py": b"print()"}
 
 
 @pytest.fixture
 def ref(
     hub: LoopbackHub, files: Files, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> BackboneRef:
-    """The lock of it; the cache is emptied again."""
+    """Its lock; the cache is empty."""
     monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
     hub.put(REPO, files, kind="models")
-    found, _ = lock(REPO)
+    ref, _ = lock_backbone(REPO)
     forget(hub, monkeypatch, tmp_path)
-    return found
+    return ref
 
 
 def forget(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def forget(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     hub.seen.clear()
 
 
-def test_only_the_listed_files_come_and_only_once(
+def test_only_the_listed_files_are_downloaded_once(
     hub: LoopbackHub, ref: BackboneRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone = open_backbone(ref)
@@ -75,11 +75,11 @@ def test_only_the_listed_files_come_and_only_once(
     open_backbone(ref)
 
 
-def test_a_branch_is_locked_as_a_commit(hub: LoopbackHub, ref: BackboneRef) -> None:
+def test_branch_is_locked_as_a_commit(hub: LoopbackHub, ref: BackboneRef) -> None:
     assert ref.revision == hub.repo(REPO, "models").refs["main"]
 
 
-def test_one_that_was_renamed_still_opens_and_says_so(
+def test_renamed_repository_opens_with_a_warning(
     hub: LoopbackHub, ref: BackboneRef, files: Files, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "d3pack")
@@ -89,26 +89,26 @@ def test_one_that_was_renamed_still_opens_and_says_so(
     old.name = "org/new"
     open_backbone(ref)
     assert "org/tiny is now called org/new on the Hub" in caplog.messages
-    assert lock(REPO)[0].repo == "org/new"
+    assert lock_backbone(REPO)[0].repo == "org/new"
     hub.seen.clear()
     open_backbone(ref)
     assert hub.seen == []
 
 
-def test_one_whose_history_was_rewritten(hub: LoopbackHub, ref: BackboneRef, files: Files) -> None:
+def test_rewritten_history_is_an_error(hub: LoopbackHub, ref: BackboneRef, files: Files) -> None:
     del hub.repos[f"models/{REPO}"]
     hub.put(REPO, {**files, "README.md": b"anew"}, kind="models")
     with raises_code("E_BACKBONE_GONE", match=r"no longer has the revision .* --backbone PATH"):
         open_backbone(ref)
 
 
-def test_one_that_vanished(hub: LoopbackHub, ref: BackboneRef) -> None:
+def test_deleted_repository_is_an_error(hub: LoopbackHub, ref: BackboneRef) -> None:
     del hub.repos[f"models/{REPO}"]
     with raises_code("E_BACKBONE_GONE", match=r"is not on the Hub.* --backbone PATH"):
         open_backbone(ref)
 
 
-def test_one_that_is_gated(
+def test_gated_repository_is_an_error(
     hub: LoopbackHub, ref: BackboneRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.repo(REPO, "models").gated = True
@@ -121,13 +121,13 @@ def test_one_that_is_gated(
     open_backbone(ref)
 
 
-def test_one_byte_changed_on_the_way_is_fetched_again(hub: LoopbackHub, ref: BackboneRef) -> None:
+def test_byte_changed_in_transfer_is_downloaded_again(hub: LoopbackHub, ref: BackboneRef) -> None:
     hub.fault("other_bytes", "cdn")
     hub.fault("other_bytes", "config.json")
     open_backbone(ref)
 
 
-def test_one_that_differs_by_a_byte_is_refused(hub: LoopbackHub, ref: BackboneRef) -> None:
+def test_file_that_differs_by_a_byte_is_refused(hub: LoopbackHub, ref: BackboneRef) -> None:
     hub.fault("other_bytes", "cdn", times=99)
     with pytest.raises(BackboneChangedError, match=r"\.safetensors is not the locked file"):
         open_backbone(ref)
@@ -135,7 +135,7 @@ def test_one_that_differs_by_a_byte_is_refused(hub: LoopbackHub, ref: BackboneRe
     open_backbone(ref)
 
 
-def test_offline_it_says_what_is_missing(
+def test_offline_error_names_what_is_missing(
     hub: LoopbackHub, ref: BackboneRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -147,7 +147,7 @@ def test_offline_it_says_what_is_missing(
     open_backbone(ref)
 
 
-def test_a_damaged_copy_offline_is_refused(
+def test_damaged_copy_is_refused_offline(
     hub: LoopbackHub, ref: BackboneRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_backbone(ref)
@@ -161,7 +161,7 @@ def test_a_damaged_copy_offline_is_refused(
     open_backbone(ref)
 
 
-def test_a_full_disk_is_no_missing_network(
+def test_full_disk_is_a_no_space_error(
     hub: LoopbackHub, ref: BackboneRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
@@ -175,14 +175,14 @@ def test_a_full_disk_is_no_missing_network(
 
 
 @pytest.mark.parametrize("status", [429, 500])
-def test_a_busy_hub_is_one_line(hub: LoopbackHub, ref: BackboneRef, status: int) -> None:
+def test_busy_hub_is_one_line_of_error(hub: LoopbackHub, ref: BackboneRef, status: int) -> None:
     hub.fault("status", "", status=status, times=999)
     with pytest.raises(BackboneError) as caught:
         open_backbone(ref)
     assert "\n" not in str(caught.value)
 
 
-def test_a_dead_endpoint_is_one_line(
+def test_dead_endpoint_is_one_line_of_error(
     hub: LoopbackHub, ref: BackboneRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -190,7 +190,7 @@ def test_a_dead_endpoint_is_one_line(
         open_backbone(ref)
 
 
-def test_files_in_the_store_that_repositories_share(hub: LoopbackHub, ref: BackboneRef) -> None:
+def test_files_in_the_shared_store_are_checked(hub: LoopbackHub, ref: BackboneRef) -> None:
     store = pytest.importorskip("huggingface_hub.utils._shared_blobs")
     open_backbone(ref)
     cache = Path(constants.HF_HUB_CACHE)
@@ -205,7 +205,7 @@ def test_files_in_the_store_that_repositories_share(hub: LoopbackHub, ref: Backb
     open_backbone(ref)
 
 
-def test_pull_brings_the_backbone_along(
+def test_pull_downloads_the_backbone(
     hub: LoopbackHub,
     ref: BackboneRef,
     monkeypatch: pytest.MonkeyPatch,

@@ -89,10 +89,10 @@ def test_push_then_pull(d3pack: Shell, hub: LoopbackHub, login: None) -> None:
     assert Path("a.d3m").read_bytes() == DATA
     code, out, err = d3pack("pull", sent["address"], "--format", "quiet")
     assert (code, out) == (0, "a.d3m\n")
-    assert sent["address"] in err  # the commit is always said
+    assert sent["address"] in err  # the exact address is always printed
 
 
-def test_pull_puts_a_file_where_it_is_told(d3pack: Shell, hub: LoopbackHub, cache: Path) -> None:
+def test_pull_writes_the_output(d3pack: Shell, hub: LoopbackHub, cache: Path) -> None:
     hub.put("org/set", {"deep/b.d3m": DATA})
     assert d3pack.json("pull", "org/set", "-o", "c.d3m")["path"] == "c.d3m"
     Path("folder").mkdir()
@@ -125,7 +125,7 @@ def test_pull_puts_a_file_where_it_is_told(d3pack: Shell, hub: LoopbackHub, cach
         (("push", "a.d3m", "org/new", "--preview", "none", "--key", "none.pem"), 2, "E_"),
     ],
 )
-def test_failures_are_one_line_and_leave_nothing(
+def test_failures_are_one_line_and_leave_no_file(
     d3pack: Shell, hub: LoopbackHub, login: None, words: tuple[str, ...], code: int, says: str
 ) -> None:
     hub.put("org/set", {"b.d3m": DATA, "bad.d3m": DATA[:-1]})
@@ -141,14 +141,14 @@ def test_failures_are_one_line_and_leave_nothing(
     assert [p.name for p in Path().iterdir()] == ["a.d3m"]
 
 
-def test_without_a_token_nothing_is_decoded_in_vain(d3pack: Shell, hub: LoopbackHub) -> None:
+def test_push_without_a_token_fails_before_decoding(d3pack: Shell, hub: LoopbackHub) -> None:
     code, _, err = d3pack("push", "a.d3m", "org/new")
     assert code == 6
-    assert "there is no Hub token here; log in with `hf auth login` or set HF_TOKEN" in err
+    assert "there is no Hub token; log in with `hf auth login` or set HF_TOKEN" in err
     assert hub.seen == []
 
 
-def test_a_dry_run_shows_everything_and_sends_nothing(d3pack: Shell, hub: LoopbackHub) -> None:
+def test_push_dry_run_shows_everything_and_sends_nothing(d3pack: Shell, hub: LoopbackHub) -> None:
     words = ("push", "a.d3m", "org/set", "--preview", "probes", "--dry-run")
     plan = d3pack.json(*words)
     assert [row["path"] for row in plan["files"]] == [
@@ -164,7 +164,9 @@ def test_a_dry_run_shows_everything_and_sends_nothing(d3pack: Shell, hub: Loopba
     assert hub.seen == []
 
 
-def test_the_same_for_people_and_for_scripts(d3pack: Shell, hub: LoopbackHub, login: None) -> None:
+def test_push_and_pull_print_for_people_and_for_scripts(
+    d3pack: Shell, hub: LoopbackHub, login: None
+) -> None:
     words = ("push", "a.d3m", "org/set", "--preview", "none")
     code, out, err = d3pack(*words)
     address = f"hf://datasets/org/set@{hub.repo('org/set').refs['main']}/a.d3m#sha256={PACK.root}"
@@ -189,9 +191,7 @@ def test_info_verify_and_diff_take_addresses(d3pack: Shell, hub: LoopbackHub) ->
     assert d3pack.json("diff", "a.d3m", "org/set")["same"] is True
 
 
-def test_info_of_a_large_remote_pack_reads_its_first_bytes_and_says_so(
-    d3pack: Shell, hub: LoopbackHub
-) -> None:
+def test_info_of_a_large_remote_pack_reads_its_first_bytes(d3pack: Shell, hub: LoopbackHub) -> None:
     whole = make_pack(1000, 2)
     data = pack_bytes(whole)
     hub.put("org/large", {"b.d3m": data})
@@ -203,9 +203,7 @@ def test_info_of_a_large_remote_pack_reads_its_first_bytes_and_says_so(
     assert sum(seen.sent for seen in hub.seen) == 65_536
 
 
-def test_the_environment_of_huggingface_hub_is_all_it_takes(
-    hub: LoopbackHub, tmp_path: Path
-) -> None:
+def test_environment_of_huggingface_hub_is_respected(hub: LoopbackHub, tmp_path: Path) -> None:
     """A process of its own: HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE, nothing patched."""
     env = {
         "PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HOME": str(tmp_path / "home"),
@@ -241,7 +239,7 @@ def test_the_environment_of_huggingface_hub_is_all_it_takes(
     assert constants.HF_HUB_OFFLINE is False
 
 
-def test_a_pull_request_to_a_branch_is_refused_before_any_work(d3pack: Shell) -> None:
+def test_pull_request_to_a_branch_is_refused_before_any_work(d3pack: Shell) -> None:
     words = ("push", "missing.d3m", "org/set", "--pr", "--revision", "foo")
     for more in ((), ("--dry-run",)):
         code, out, err = d3pack(*words, *more)

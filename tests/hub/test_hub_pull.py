@@ -19,10 +19,9 @@ from huggingface_hub import constants, file_download
 
 from d3pack import hub as d3hub
 from d3pack.errors import HubError, InvalidPackError, NoSpaceError, NotFoundError, UsageError
-from d3pack.format import pack_bytes
-from d3pack.format.pack import EMBEDDED, Coded, Pack
-from d3pack.format.recipe import FileLock
-from d3pack.hub.address import parse
+from d3pack.format import EMBEDDED, Coded, FileLock, Pack, pack_bytes, read_header
+from d3pack.hub import parse_address
+from d3pack.hub.download import download
 from d3pack.testing import raises_code
 
 ADDRESS = "hf://datasets/org/set/a.d3m"
@@ -34,12 +33,12 @@ def part_of(pack: Pack, rows: Sequence[int]) -> Pack:
     return replace(pack.select(rows), probes=None)
 
 
-def test_a_pulled_pack_is_exact_and_its_address_can_never_change(
+def test_downloaded_pack_has_an_exact_address(
     hub: LoopbackHub, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "d3pack")
     commit = hub.put("org/set", {"a.d3m": DATA})
-    pulled = d3hub.pull(parse(ADDRESS))
+    pulled = download(parse_address(ADDRESS))
     assert pulled.pack == PACK
     assert len(hub.seen) == 2
     exact = f"hf://datasets/org/set@{commit}/a.d3m#sha256={PACK.root}"
@@ -51,7 +50,22 @@ def test_a_pulled_pack_is_exact_and_its_address_can_never_change(
     assert hub.seen == []
 
 
-def test_another_pack_than_the_pinned_one_is_refused(hub: LoopbackHub) -> None:
+def test_pull_writes_the_output_and_checks_the_signature(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.put("org/set", {"deep/a.d3m": DATA})
+    pulled = d3hub.pull("org/set", output=tmp_path)
+    assert (pulled.path, pulled.signature) == (tmp_path / "a.d3m", "not signed")
+    assert pulled.path.read_bytes() == DATA
+    assert d3hub.pull("org/set", output=str(tmp_path / "b.d3m")).path == tmp_path / "b.d3m"
+    pulled.path.write_bytes(b"mine")
+    with pytest.raises(UsageError, match="exists and is another file"):
+        d3hub.pull("org/set", output=tmp_path)
+    assert d3hub.pull("org/set", output=tmp_path, overwrite=True).path.read_bytes() == DATA
+    assert d3hub.pull("org/set").path.is_relative_to(constants.HF_HUB_CACHE)
+    with raises_code("E_HUB_SIGNATURE", match="holds no signature"):
+        d3hub.pull("org/set", trust=d3hub.Trust(required=True))
+
+
+def test_pack_with_another_root_than_the_pinned_one_is_refused(hub: LoopbackHub) -> None:
     hub.put("org/set", {"a.d3m": pack_bytes(make_pack(seed=2))})
     pinned = f"{ADDRESS}#sha256={PACK.root}"
     for call in (d3hub.load, d3hub.local_path, d3hub.remote_info):
@@ -61,7 +75,7 @@ def test_another_pack_than_the_pinned_one_is_refused(hub: LoopbackHub) -> None:
         d3hub.read_classes(pinned, [0])
 
 
-def test_what_is_no_pack_is_refused(hub: LoopbackHub) -> None:
+def test_remote_file_that_is_not_a_pack_is_refused(hub: LoopbackHub) -> None:
     hub.put("org/set", {"a.d3m": DATA[:-1] + bytes([DATA[-1] ^ 1])})
     with raises_code("E_HASH"):
         d3hub.load(ADDRESS)
@@ -81,7 +95,7 @@ def test_what_is_no_pack_is_refused(hub: LoopbackHub) -> None:
         RuntimeError("Data processing error: No space left on device (os error 28)"),  # hf_xet
     ],
 )
-def test_a_full_disk_is_no_failure_of_the_hub(
+def test_full_disk_is_a_no_space_error(
     hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
@@ -95,7 +109,7 @@ def test_a_full_disk_is_no_failure_of_the_hub(
     assert d3hub.load(ADDRESS) == PACK
 
 
-def test_paths_stay_paths(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_local_paths_make_no_request(hub: LoopbackHub, tmp_path: Path) -> None:
     path = tmp_path / "a.d3m"
     path.write_bytes(DATA)
     assert d3hub.load(path) == d3hub.load(str(path)) == PACK
@@ -108,7 +122,7 @@ def test_paths_stay_paths(hub: LoopbackHub, tmp_path: Path) -> None:
     assert hub.seen == []
 
 
-def test_info_takes_one_request_of_64_kib(hub: LoopbackHub) -> None:
+def test_remote_info_makes_one_request_of_64_kib(hub: LoopbackHub) -> None:
     whole = make_pack(1000, 2)
     data = pack_bytes(whole)
     commit = hub.put("org/set", {"a.d3m": data})
@@ -122,7 +136,9 @@ def test_info_takes_one_request_of_64_kib(hub: LoopbackHub) -> None:
 
 
 @pytest.mark.parametrize("rows", [[7], [999, 3], [0, 1, 2, 500]])
-def test_some_classes_of_a_large_pack_cost_under_a_tenth(hub: LoopbackHub, rows: list[int]) -> None:
+def test_read_classes_reads_less_than_a_tenth_of_a_large_pack(
+    hub: LoopbackHub, rows: list[int]
+) -> None:
     whole = make_pack(1000, 2)
     data = pack_bytes(whole)
     hub.put("org/set", {"a.d3m": data})
@@ -132,7 +148,7 @@ def test_some_classes_of_a_large_pack_cost_under_a_tenth(hub: LoopbackHub, rows:
     assert d3hub.read_classes(ADDRESS, [whole.classes[row] for row in rows]) == part
 
 
-def test_a_part_keeps_the_backbone_that_the_pack_carries(hub: LoopbackHub) -> None:
+def test_read_classes_keeps_the_embedded_backbone(hub: LoopbackHub) -> None:
     section = Coded(
         "files",
         {"plain": np.frombuffer(b"{}", np.uint8)},
@@ -155,17 +171,17 @@ def test_a_part_keeps_the_backbone_that_the_pack_carries(hub: LoopbackHub) -> No
     assert sum(seen.sent for seen in hub.seen) < len(data) / 5
 
 
-def test_most_of_a_pack_or_a_cached_one_is_taken_whole(hub: LoopbackHub, cache: Path) -> None:
+def test_read_classes_downloads_the_pack_if_most_is_needed(hub: LoopbackHub, cache: Path) -> None:
     hub.put("org/set", {"a.d3m": DATA})
     assert d3hub.read_classes(ADDRESS, range(9)) == part_of(PACK, range(9))
     assert d3hub.read_classes(ADDRESS, range(10)) == PACK
-    exact = d3hub.pull(parse(ADDRESS)).address
+    exact = download(parse_address(ADDRESS)).address
     hub.seen.clear()
     assert d3hub.read_classes(str(exact), [3]) == part_of(PACK, [3])
     assert hub.seen == []
 
 
-def test_a_pack_without_extras(hub: LoopbackHub) -> None:
+def test_read_classes_of_a_pack_without_optional_sections(hub: LoopbackHub) -> None:
     whole = make_pack(300, full=False)
     hub.put("org/set", {"a.d3m": pack_bytes(whole)})
     assert d3hub.read_classes(ADDRESS, [5, 2]) == whole.select([5, 2])
@@ -179,12 +195,12 @@ def test_a_pack_without_extras(hub: LoopbackHub) -> None:
         d3hub.read_classes(ADDRESS, [])
 
 
-def test_a_class_that_was_changed_is_named_and_the_others_still_read(hub: LoopbackHub) -> None:
+def test_read_classes_names_a_damaged_class_and_reads_others(hub: LoopbackHub) -> None:
     whole = make_pack(1000, 2)
     data = bytearray(pack_bytes(whole))
-    prompts = next(slot for slot in d3hub.partial.read_header(bytes(data)).slots
+    prompts = next(slot for slot in read_header(bytes(data)).slots
                    if slot.section == "prompts")  # fmt: skip
-    start = d3hub.partial.read_header(bytes(data)).data
+    start = read_header(bytes(data)).data
     data[start + prompts.start + 700 * prompts.row + 5] ^= 1
     hub.put("org/set", {"a.d3m": bytes(data)})
     assert d3hub.read_classes(ADDRESS, [7]) == part_of(whole, [7])
@@ -195,12 +211,12 @@ def test_a_class_that_was_changed_is_named_and_the_others_still_read(hub: Loopba
 
 
 @pytest.mark.parametrize("offset", range(0, 60_000, 1_777))
-def test_no_bit_of_what_a_part_needs_can_change(hub: LoopbackHub, offset: int) -> None:
+def test_read_classes_refuses_any_changed_bit(hub: LoopbackHub, offset: int) -> None:
     whole = make_pack(1000, 2, full=False)
     data = bytearray(pack_bytes(whole))
     data[offset] ^= 4
     hub.put("org/set", {"a.d3m": bytes(data)})
-    header = d3hub.partial.read_header(pack_bytes(whole))
+    header = read_header(pack_bytes(whole))
     prompts = next(slot for slot in header.slots if slot.section == "prompts")
     if offset < header.data + prompts.start - 64:
         with pytest.raises(InvalidPackError):
@@ -209,7 +225,7 @@ def test_no_bit_of_what_a_part_needs_can_change(hub: LoopbackHub, offset: int) -
         assert d3hub.read_classes(ADDRESS, [500]) == whole.select([500])
 
 
-def test_a_file_that_is_too_short_or_too_long_is_refused(hub: LoopbackHub) -> None:
+def test_remote_info_refuses_a_file_that_is_too_short_or_too_long(hub: LoopbackHub) -> None:
     hub.put("org/set", {"a.d3m": DATA[:-1]})
     with raises_code("E_TRUNCATED"):
         d3hub.remote_info(ADDRESS)
@@ -218,7 +234,7 @@ def test_a_file_that_is_too_short_or_too_long_is_refused(hub: LoopbackHub) -> No
         d3hub.remote_info(ADDRESS)
 
 
-def test_a_header_longer_than_the_first_request(hub: LoopbackHub) -> None:
+def test_remote_info_reads_a_header_longer_than_the_first_request(hub: LoopbackHub) -> None:
     whole = replace(make_pack(), provenance={"notes": ["x" * 1000] * 100})
     data = pack_bytes(whole)
     hub.put("org/set", {"a.d3m": data})
@@ -241,7 +257,7 @@ FAULTS = ("cut", "stall", "drip", "short", "ignore_range", "wrong_range", "lying
 @pytest.mark.parametrize("redirect", [True, False])
 @pytest.mark.parametrize("times", [1, 99])
 @pytest.mark.parametrize("what", FAULTS)
-def test_every_fault_gives_the_right_pack_or_one_clear_line(
+def test_every_fault_gives_the_right_pack_or_one_line_of_error(
     hub: LoopbackHub,
     cache: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -270,7 +286,7 @@ def test_every_fault_gives_the_right_pack_or_one_clear_line(
     assert not list(cache.rglob("*.incomplete"))
 
 
-def test_offline_a_cached_pack_gives_its_classes_and_opens_no_socket(
+def test_cached_pack_is_read_offline_without_a_socket(
     hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.put("org/set", {"a.d3m": DATA})
@@ -290,7 +306,7 @@ def test_offline_a_cached_pack_gives_its_classes_and_opens_no_socket(
         d3hub.remote_info("hf://datasets/org/set/b.d3m")
 
 
-def test_a_login_page_of_the_network_is_not_taken_for_a_pack(hub: LoopbackHub, cache: Path) -> None:
+def test_login_page_of_a_network_is_refused(hub: LoopbackHub, cache: Path) -> None:
     for method in ("HEAD", "GET", "POST"):
         hub.fault("portal", "", method=method, times=99)
     for call in (
@@ -305,7 +321,7 @@ def test_a_login_page_of_the_network_is_not_taken_for_a_pack(hub: LoopbackHub, c
     assert not list(cache.glob("*/blobs/*"))
 
 
-def test_sections_of_a_newer_minor_are_part_of_the_leaves(hub: LoopbackHub) -> None:
+def test_sections_of_a_newer_minor_count_in_the_leaves(hub: LoopbackHub) -> None:
     rows = np.arange(600, dtype=np.uint8).reshape(300, 2)
     tensors = {"rows": rows, "table": np.arange(5, dtype=np.uint32)}
     unknown = Coded("odd", tensors, shared=frozenset({"table"}))

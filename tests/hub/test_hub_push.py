@@ -1,4 +1,4 @@
-"""Push: one commit that is read back, a card that tells all, and nothing private in it."""
+"""Push: one commit that is read back, a complete card, and nothing private in it."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ import yaml
 from hub_loopback import LoopbackHub
 from hub_packs import make_pack
 from huggingface_hub import constants
+from markdown_it import MarkdownIt
 from tiny_backbones import tiny_pack, tiny_sd
 
 from d3pack import Decoder, write
 from d3pack import hub as d3hub
-from d3pack.backbones import lock
+from d3pack.backbones import lock_backbone
 from d3pack.dataset import D3MDataset
 from d3pack.errors import HubError, HubOfflineError, InvalidPackError, NotFoundError, UsageError
 from d3pack.format.pack import Pack
-from d3pack.hub import preview
-from d3pack.hub.push import ATTRIBUTES, Options, Parcel, prepare, send
+from d3pack.hub import Parcel, Pushed, PushSettings, prepare_push, send_push
+from d3pack.hub.publish import ATTRIBUTES
+from d3pack.hub.viewer import preview_pairs
 from d3pack.testing import raises_code
 
 pytestmark = [
     pytest.mark.usefixtures("login"),
-    # huggingface_hub's own upload asks its HTTP library in a way that is on its way out.
+    # huggingface_hub's own upload uses its HTTP library in a deprecated way
     pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
 ]
-PROBES = Options(licence="cc-by-4.0", source="random numbers (CC0)", preview="probes")
+PROBES = PushSettings(licence="cc-by-4.0", source="random numbers (CC0)", preview="probes")
 
 
 @pytest.fixture
@@ -42,6 +44,10 @@ def file(tmp_path: Path) -> Path:
     folder.mkdir()
     write(make_pack(), folder / "a.d3m")
     return folder / "a.d3m"
+
+
+def sent(file: Path, settings: PushSettings = PROBES) -> Pushed:
+    return send_push(prepare_push(file, "org/set", settings), settings)
 
 
 def yaml_of(readme: str) -> dict[str, Any]:
@@ -56,7 +62,7 @@ def files_at(hub: LoopbackHub, revision: str = "main", name: str = "org/set") ->
     return {path: blob.data for path, blob in repo.commits[str(repo.resolve(revision))].items()}
 
 
-def test_push_pull_decode_gives_the_same_root_and_the_same_images(
+def test_pushed_pack_has_the_same_root_and_images(
     hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
@@ -64,12 +70,12 @@ def test_push_pull_decode_gives_the_same_root_and_the_same_images(
     hub.put("org/tiny", {p.relative_to(root).as_posix(): p.read_bytes()
                          for p in root.rglob("*") if p.is_file()}, kind="models")  # fmt: skip
     made = tiny_pack(root)
-    ref, _ = lock("org/tiny")
+    ref, _ = lock_backbone("org/tiny")
     pack = replace(made, recipe=replace(made.recipe, backbone=ref))
     write(pack, tmp_path / "tiny.d3m")
     wanted = Decoder(pack).images(range(len(pack)))
 
-    done = send(prepare(tmp_path / "tiny.d3m", "org/set", Options()))
+    done = sent(tmp_path / "tiny.d3m", PushSettings())
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "elsewhere"))
     pulled = d3hub.pull(done.address)
     assert pulled.pack.root == pack.root
@@ -83,14 +89,14 @@ def test_push_pull_decode_gives_the_same_root_and_the_same_images(
     from PIL import Image
 
     table = pq.read_table(io.BytesIO(files_at(hub)["preview/tiny.parquet"]))
-    shown = preview.pairs_to_show(pack)
+    shown = preview_pairs(pack)
     assert table["label"].to_pylist() == [c for c, _ in shown]
     first = Image.open(io.BytesIO(table["image"][0]["bytes"].as_py()))
     assert first.tobytes() == wanted[0].permute(1, 2, 0).numpy().tobytes()
 
 
-def test_one_commit_holds_all_and_is_read_back(hub: LoopbackHub, file: Path) -> None:
-    done = send(prepare(file, "org/set", PROBES))
+def test_push_makes_one_commit_and_reads_it_back(hub: LoopbackHub, file: Path) -> None:
+    done = sent(file)
     pack = make_pack()
     assert (done.address.root, done.address.revision) == (
         pack.root,
@@ -111,8 +117,8 @@ def test_one_commit_holds_all_and_is_read_back(hub: LoopbackHub, file: Path) -> 
     assert d3hub.load("org/set") == pack
 
 
-def test_the_card_tells_all(hub: LoopbackHub, file: Path) -> None:
-    send(prepare(file, "org/set", PROBES))
+def test_card_is_complete(hub: LoopbackHub, file: Path) -> None:
+    sent(file)
     pack, readme = make_pack(), files_at(hub)["README.md"].decode()
     head = yaml_of(readme)
     assert head["license"] == "cc-by-4.0"
@@ -138,8 +144,8 @@ def test_the_card_tells_all(hub: LoopbackHub, file: Path) -> None:
     assert len(usage.strip().splitlines()) == 3
 
 
-def test_the_viewer_and_croissant_agree_with_the_pack(hub: LoopbackHub, file: Path) -> None:
-    send(prepare(file, "org/set", PROBES))
+def test_preview_and_croissant_agree_with_the_pack(hub: LoopbackHub, file: Path) -> None:
+    sent(file)
     held, pack = files_at(hub), make_pack()
     import pyarrow.parquet as pq
 
@@ -157,9 +163,7 @@ def test_the_viewer_and_croissant_agree_with_the_pack(hub: LoopbackHub, file: Pa
     assert names == list(pack.classes)
 
 
-def test_the_accuracy_record_goes_along_when_it_is_of_this_pack(
-    hub: LoopbackHub, file: Path
-) -> None:
+def test_card_has_the_evaluation_of_this_pack_only(hub: LoopbackHub, file: Path) -> None:
     arm = {"title": "pack | 10", "bytes": 45064.0, "last": {"mean": 0.4321, "std": 0.01},
            "runs": [{}, {}, {}]}  # fmt: skip
     record = {
@@ -171,30 +175,31 @@ def test_the_accuracy_record_goes_along_when_it_is_of_this_pack(
     place = file.with_suffix(".eval") / "evaluation.json"
     place.parent.mkdir()
     place.write_text(json.dumps(record))
-    readme = prepare(file, "org/set", PROBES).files["README.md"].decode()
+    readme = prepare_push(file, "org/set", PROBES).files["README.md"].decode()
     assert r"| pack \| 10 | 45,064 | 43.2 ± 1.0 |" in readme
     assert "| real | - | 43.2 |" in readme
     assert "preset `quick`: 600 updates, 3 seeds, tested on 10,000 real images" in readme
     record["pack"] = {"root": "0" * 64}
     place.write_text(json.dumps(record))
-    parcel = prepare(file, "org/set", PROBES)
+    parcel = prepare_push(file, "org/set", PROBES)
     assert "left out" in parcel.notes[0]
     with pytest.raises(UsageError, match="is about the pack 0000"):
-        prepare(file, "org/set", replace(PROBES, record=place))
+        prepare_push(file, "org/set", replace(PROBES, evaluation=place))
     place.write_text("{}")
-    with pytest.raises(UsageError, match="no record of"):
-        prepare(file, "org/set", PROBES)
+    with pytest.raises(UsageError, match="is not a record of"):
+        prepare_push(file, "org/set", PROBES)
     with pytest.raises(NotFoundError):
-        prepare(file, "org/set", replace(PROBES, record=file.with_suffix(".nothing")))
+        prepare_push(file, "org/set", replace(PROBES, evaluation=file.with_suffix(".nothing")))
 
 
-def test_names_from_a_file_do_nothing_in_the_card(tmp_path: Path) -> None:
+def test_card_shows_hostile_names_and_values_as_text(tmp_path: Path) -> None:
     evil = ("<script>x</script>", "[a](http://x)", "a|b", "```", "é 日本", "$x$")
     pack = replace(
         make_pack(len(evil), full=False), classes=evil, provenance={"k": "a\n## b | <b>"}
     )
     write(pack, tmp_path / "a.d3m")
-    readme = prepare(tmp_path / "a.d3m", "org/set", Options(preview="none")).files["README.md"]
+    settings = PushSettings(preview="none")
+    readme = prepare_push(tmp_path / "a.d3m", "org/set", settings).files["README.md"]
     text = readme.decode()
     for bad in ("<script>", "[a](", "\n## b", " a|b", "<b>"):
         assert bad not in text
@@ -202,83 +207,135 @@ def test_names_from_a_file_do_nothing_in_the_card(tmp_path: Path) -> None:
     yaml_of(text)
 
 
-def test_a_second_push_changes_only_what_changed(hub: LoopbackHub, file: Path) -> None:
-    first = send(prepare(file, "org/set", PROBES))
-    again = send(prepare(file, "org/set", PROBES))
+HOSTILE = {
+    "heading": "x\n\n## Licence: free",
+    "link": "[click](https://evil.example)",
+    "image": "![x](https://evil.example/t.png)",
+    "html": "<img src=x onerror=alert(1)>",
+    "code": "a`b``c [l](http://x) `",
+    "table": "a | b |\n| c",
+    "autolink": "see www.evil.example or https://evil.example",
+    "mention": "@everyone",
+    "clipboard": "\x1b]52;c;ZXZpbA==\x07",
+    "direction": "abc\u202egpj.exe",
+}
+
+
+def card_of(pack: Pack, folder: Path) -> str:
+    write(pack, folder / "a.d3m")
+    parcel = prepare_push(folder / "a.d3m", "org/set", PushSettings(preview="none"))
+    return parcel.files["README.md"].decode()
+
+
+def elements(card: str) -> list[tuple[str, str]]:
+    """Headings, links, images and HTML of a card, in order."""
+    parser = MarkdownIt("commonmark").enable("table")
+    blocks = parser.parse(card.partition("\n---\n")[2])
+    tokens = [token for block in blocks for token in (block, *(block.children or ()))]
+    kinds = ("heading_open", "link_open", "image", "html_inline", "html_block", "fence", "hr")
+    return [(t.type, str(t.attrs.get("href", ""))) for t in tokens if t.type in kinds]
+
+
+@pytest.mark.parametrize("place", ["key", "nested key", "value", "template", "licence"])
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_card_shows_hostile_text_as_text(tmp_path: Path, kind: str, place: str) -> None:
+    text, pack = HOSTILE[kind], make_pack(full=False)
+    if place in ("template", "licence"):  # which the format restricts to one line
+        text = re.sub(r"[\x00-\x1f]", " ", text)
+    recipe, expected = pack.recipe, elements(card_of(pack, tmp_path))
+    if place == "template":
+        pack = replace(pack, recipe=replace(recipe, template=text))
+    elif place == "licence":
+        backbone = replace(recipe.backbone, licence=text)
+        pack = replace(pack, recipe=replace(recipe, backbone=backbone))
+    else:
+        values = {"key": {text: 1}, "nested key": {"a": {text: {"b": "c"}}}, "value": {"a": text}}
+        pack = replace(pack, provenance=values[place])
+    card = card_of(pack, tmp_path)
+    assert elements(card) == expected
+    assert [ch for ch in card if not ch.isprintable() and ch != "\n"] == []
+    if "key" not in place:  # a key is shown as code, in which nothing is linked
+        for linked in ("https://evil", "www.evil", "@everyone"):
+            assert linked not in card.replace("\\@everyone", "")
+
+
+def test_second_push_changes_only_what_changed(hub: LoopbackHub, file: Path) -> None:
+    first = sent(file)
+    again = sent(file)
     assert again.address == first.address
     write(make_pack(seed=2), file)
-    second = send(prepare(file, "org/set", PROBES))
+    second = sent(file)
     assert second.address.root == make_pack(seed=2).root != first.address.root
     assert files_at(hub)[".gitattributes"].decode().count("*.d3m") == 1
     assert d3hub.load(str(first.address)) == make_pack()
 
 
-def test_a_readme_of_the_people_is_kept(hub: LoopbackHub, file: Path) -> None:
+def test_push_keeps_a_readme_that_it_did_not_write(hub: LoopbackHub, file: Path) -> None:
     hub.put("org/set", {"README.md": b"# ours\n"})
-    done = send(prepare(file, "org/set", PROBES))
+    done = sent(file)
     assert files_at(hub)["README.md"] == b"# ours\n"
     assert "was kept" in done.notes[0]
-    send(prepare(file, "org/set", PROBES), replace_card=True)
+    sent(file, replace(PROBES, replace_card=True))
     assert b"## Identity" in files_at(hub)["README.md"]
 
 
-def test_private_branch_and_pull_request(hub: LoopbackHub, file: Path) -> None:
-    parcel = prepare(file, "org/set", PROBES)
-    send(parcel, private=True)
+def test_push_to_private_branch_and_pull_request(hub: LoopbackHub, file: Path) -> None:
+    parcel = prepare_push(file, "org/set", PROBES)
+    send_push(parcel, replace(PROBES, private=True))
     assert hub.repo("org/set").private
     assert d3hub.load("org/set") == make_pack()
-    done = send(replace(parcel, pack=parcel.pack), revision="v2")
+    done = send_push(replace(parcel, pack=parcel.pack), replace(PROBES, revision="v2"))
     assert hub.repo("org/set").refs["v2"] == done.address.revision
     write(make_pack(seed=3), file)
-    parcel = prepare(file, "org/set", PROBES)
+    parcel = prepare_push(file, "org/set", PROBES)
     before = hub.repo("org/set").refs["main"]
-    done = send(parcel, pr=True)
+    done = send_push(parcel, replace(PROBES, pr=True))
     assert hub.repo("org/set").refs["main"] == before
     assert hub.repo("org/set").refs["refs/pr/1"] == done.address.revision
     assert done.web.endswith("/discussions/1")
-    with pytest.raises(UsageError, match="--pr or --revision"):
-        send(parcel, pr=True, revision="v2")
+    with pytest.raises(UsageError, match="give pr or a revision, not both"):
+        PushSettings(pr=True, revision="v2")
 
 
-def test_a_private_pack_never_goes_to_a_public_repository(hub: LoopbackHub, file: Path) -> None:
+def test_private_push_refuses_a_public_repository(hub: LoopbackHub, file: Path) -> None:
     hub.put("org/set", {"x": b"x"})
     before = hub.repo("org/set").refs["main"]
     with pytest.raises(HubError, match="is public, nothing was sent"):
-        send(prepare(file, "org/set", PROBES), private=True)
+        sent(file, replace(PROBES, private=True))
     assert hub.repo("org/set").refs["main"] == before
     assert hub.count("POST", "preupload|commit|batch") == 0
 
 
-def test_prepare_makes_no_request(hub: LoopbackHub, file: Path) -> None:
-    parcel = prepare(file, "org/set", PROBES)
+def test_prepare_push_makes_no_request(hub: LoopbackHub, file: Path) -> None:
+    parcel = prepare_push(file, "org/set", PROBES)
     assert isinstance(parcel, Parcel)
     assert hub.seen == []
 
 
-def test_a_commit_that_holds_other_bytes_is_found_out(hub: LoopbackHub, file: Path) -> None:
-    parcel = prepare(file, "org/set", PROBES)
+def test_push_refuses_a_commit_with_other_bytes(hub: LoopbackHub, file: Path) -> None:
+    parcel = prepare_push(file, "org/set", PROBES)
     hub.fault("other_bytes", "cdn", times=99)
     with pytest.raises(
         (HubError, InvalidPackError),
         check=lambda e: isinstance(e, InvalidPackError) or e.code == "E_HUB_BYTES",
     ):
-        send(parcel)
+        send_push(parcel, PROBES)
     hub.faults.clear()
     lost = hub.fault("then", "/commit/", method="POST",
                      action=lambda: hub.put("org/set", {"x": b"x"}))  # fmt: skip
     assert lost.times
-    send(parcel)
+    send_push(parcel, PROBES)
 
 
-def test_somebody_else_commits_in_between(hub: LoopbackHub, file: Path) -> None:
-    parcel = prepare(file, "org/set", PROBES)
-    send(parcel)
+def test_push_refuses_when_somebody_commits_in_between(hub: LoopbackHub, file: Path) -> None:
+    parcel = prepare_push(file, "org/set", PROBES)
+    send_push(parcel, PROBES)
     write(make_pack(seed=2), file)
     hub.fault("then", "/preupload/", method="POST",
               action=lambda: hub.put("org/set", {"x": b"x"}))  # fmt: skip
     with pytest.raises(HubError, match="changed while the commit was made; run it again"):
-        send(prepare(file, "org/set", PROBES))
-    done = send(prepare(file, "org/set", PROBES))
+        sent(file)
+    done = sent(file)
     assert files_at(hub)["x"] == b"x"
     assert done.address.root == make_pack(seed=2).root
 
@@ -287,53 +344,55 @@ def test_somebody_else_commits_in_between(hub: LoopbackHub, file: Path) -> None:
     ("status", "path"),
     [(500, "create"), (429, "preupload"), (500, "batch"), (500, "/lfs/"), (503, "/commit/")],
 )
-def test_a_hub_that_fails_is_one_line_or_tried_again(
+def test_failing_hub_is_one_line_of_error(
     hub: LoopbackHub, file: Path, status: int, path: str
 ) -> None:
     method = "PUT" if path == "/lfs/" else "POST"
-    parcel = prepare(file, "org/set", PROBES)
+    parcel = prepare_push(file, "org/set", PROBES)
     hub.fault("status", path, method=method, status=status, times=99)
     with pytest.raises(HubError) as caught:
-        send(parcel)
+        send_push(parcel, PROBES)
     assert "\n" not in str(caught.value)
     hub.faults.clear()
-    send(parcel)
+    send_push(parcel, PROBES)
     assert d3hub.load("org/set") == make_pack()
 
 
-def test_who_may_not(hub: LoopbackHub, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_push_without_access_is_refused(
+    hub: LoopbackHub, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with raises_code("E_HUB_ACCESS", match="may not do this with other/set"):
-        send(prepare(file, "other/set", PROBES))
+        send_push(prepare_push(file, "other/set", PROBES), PROBES)
     monkeypatch.delenv("HF_TOKEN")
     with raises_code("E_HUB_ACCESS", match="hf auth login"):
-        send(prepare(file, "org/set", PROBES))
+        sent(file)
 
 
-def test_offline_nothing_is_sent(
+def test_push_offline_sends_nothing(
     hub: LoopbackHub, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubOfflineError, match="a push needs the Hub; unset HF_HUB_OFFLINE"):
-        send(prepare(file, "org/set", PROBES))
+        sent(file)
     assert hub.seen == []
 
 
 @pytest.mark.parametrize(
     ("repo", "says"),
-    [("set", "names no repository"), ("org/set/a.d3m", "more than a repository"),
-     ("org/set@v1", "more than a repository"), ("../x", "names no repository")],
+    [("set", "expected a repository"), ("org/set/a.d3m", "expected org/name"),
+     ("org/set@v1", "expected org/name"), ("../x", "expected a repository")],
 )  # fmt: skip
-def test_what_is_no_repository(file: Path, repo: str, says: str) -> None:
+def test_push_refuses_an_invalid_repository(file: Path, repo: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        prepare(file, repo, PROBES)
+        prepare_push(file, repo, PROBES)
 
 
-def test_what_is_no_pack_is_not_sent(file: Path) -> None:
+def test_push_refuses_an_invalid_pack(file: Path) -> None:
     with pytest.raises(NotFoundError):
-        prepare(file.with_name("b.d3m"), "org/set", PROBES)
+        prepare_push(file.with_name("b.d3m"), "org/set", PROBES)
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(InvalidPackError):
-        prepare(file, "org/set", PROBES)
+        prepare_push(file, "org/set", PROBES)
 
 
 HOME = "".join(("/ho", "me/kim"))
@@ -348,34 +407,34 @@ HOME = "".join(("/ho", "me/kim"))
 def test_local_paths_are_not_published(file: Path, provenance: dict[str, Any]) -> None:
     write(replace(make_pack(), provenance=provenance), file)
     with pytest.raises(UsageError, match="holds a local path"):
-        prepare(file, "org/set", PROBES)
+        prepare_push(file, "org/set", PROBES)
 
 
-def test_paths_that_are_none_of_a_machine_are_published(file: Path) -> None:
+def test_remote_paths_are_published(file: Path) -> None:
     provenance = {
         "source": "hf://datasets/org/cats/train", "url": "https://example.com/a/b",
         "relation": "and/or/not", "rate": "1/2", "sha256": "0" * 64,
     }  # fmt: skip
     pack: Pack = replace(make_pack(), provenance=provenance)
     write(pack, file)
-    prepare(file, "org/set", PROBES)
+    prepare_push(file, "org/set", PROBES)
 
 
 def test_secrets_are_not_published(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UsageError, match=r"README\.md holds the Hub token"):
-        prepare(file, "org/set", replace(PROBES, source="with hf_loopback"))
+        prepare_push(file, "org/set", replace(PROBES, source="with hf_loopback"))
     monkeypatch.setenv("HOME", "/somewhere/kim")
     with pytest.raises(UsageError, match=r"README\.md holds the home directory"):
-        prepare(file, "org/set", replace(PROBES, source="from /somewhere/kim/cats"))
+        prepare_push(file, "org/set", replace(PROBES, source="from /somewhere/kim/cats"))
 
 
-def test_nothing_of_this_machine_is_in_what_is_sent(hub: LoopbackHub, file: Path) -> None:
+def test_push_sends_nothing_about_this_machine(hub: LoopbackHub, file: Path) -> None:
     import getpass
     import platform
 
-    parcel = prepare(file, "org/set", PROBES)
+    parcel = prepare_push(file, "org/set", PROBES)
     texts = b"".join(data for path, data in parcel.files.items() if path != "a.d3m")
     for private in (str(file.parent), str(Path.home()) + "/", platform.node(), hub.url):
         assert private.encode() not in texts, private

@@ -1,4 +1,4 @@
-"""Range reads: exactly the bytes asked for, of one commit, or an error."""
+"""Range reads: exactly the requested bytes, of one commit, or an error."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hub_loopback import LoopbackHub
 
 from d3pack.errors import HubError, HubOfflineError, NotFoundError
-from d3pack.hub.address import parse
+from d3pack.hub import parse_address
 from d3pack.hub.remote import RemoteFile
 from d3pack.testing import raises_code
 
@@ -18,7 +18,7 @@ ADDRESS = "hf://datasets/org/set/a.d3m"
 def test_ranges_are_exact_and_of_one_commit(hub: LoopbackHub, redirect: bool) -> None:
     hub.redirect_lfs = redirect
     commit = hub.put("org/set", {"a.d3m": DATA})
-    file = RemoteFile(parse(ADDRESS))
+    file = RemoteFile(parse_address(ADDRESS))
     assert file.read(0, 1_000) == DATA[:1_000]
     assert (file.size, file.address.revision) == (len(DATA), commit)
     hub.put("org/set", {"a.d3m": DATA[::-1]})
@@ -29,9 +29,9 @@ def test_ranges_are_exact_and_of_one_commit(hub: LoopbackHub, redirect: bool) ->
     assert [commit in path for path in asked] == [False, True, True]
 
 
-def test_a_short_file_is_read_whole(hub: LoopbackHub) -> None:
+def test_short_file_is_read_whole(hub: LoopbackHub) -> None:
     hub.put("org/set", {"a.d3m": b"tiny"})
-    assert RemoteFile(parse(ADDRESS)).read(0, 65_536) == b"tiny"
+    assert RemoteFile(parse_address(ADDRESS)).read(0, 65_536) == b"tiny"
 
 
 @pytest.mark.parametrize(
@@ -42,35 +42,37 @@ def test_a_short_file_is_read_whole(hub: LoopbackHub) -> None:
     ],
 )
 @pytest.mark.parametrize("redirect", [True, False])
-def test_another_range_is_refused(hub: LoopbackHub, kind: str, says: str, redirect: bool) -> None:
+def test_answer_with_another_range_is_refused(
+    hub: LoopbackHub, kind: str, says: str, redirect: bool
+) -> None:
     hub.redirect_lfs = redirect
     hub.put("org/set", {"a.d3m": DATA})
     hub.fault(kind, "cdn" if redirect else "resolve", times=99)
-    file = RemoteFile(parse(ADDRESS))
+    file = RemoteFile(parse_address(ADDRESS))
     with raises_code("E_HUB_BYTES", match=says):
         file.read(10, 100)
     assert file.received == 0  # the body of a wrong answer is not even read
 
 
-def test_a_short_body_is_refused(hub: LoopbackHub) -> None:
+def test_short_body_is_refused(hub: LoopbackHub) -> None:
     hub.put("org/set", {"a.d3m": DATA})
     hub.fault("short", "cdn", times=99)
     with raises_code("E_HUB_BYTES", match="50 bytes arrived where 100 were announced"):
-        RemoteFile(parse(ADDRESS)).read(0, 100)
+        RemoteFile(parse_address(ADDRESS)).read(0, 100)
 
 
-def test_a_cut_body_is_asked_for_again_and_not_forever(hub: LoopbackHub) -> None:
+def test_cut_body_is_requested_again_a_few_times(hub: LoopbackHub) -> None:
     hub.put("org/set", {"a.d3m": DATA})
     hub.fault("cut", "cdn", after=30, times=2)
-    assert RemoteFile(parse(ADDRESS)).read(0, 100) == DATA[:100]
+    assert RemoteFile(parse_address(ADDRESS)).read(0, 100) == DATA[:100]
     hub.fault("cut", "cdn", after=30, times=99)
     with raises_code("E_HUB_BUSY", match="was cut"):
-        RemoteFile(parse(ADDRESS)).read(0, 100)
+        RemoteFile(parse_address(ADDRESS)).read(0, 100)
 
 
-def test_a_file_that_changes_between_reads_is_refused(hub: LoopbackHub) -> None:
+def test_file_that_changes_between_reads_is_refused(hub: LoopbackHub) -> None:
     hub.put("org/set", {"a.d3m": DATA})
-    file = RemoteFile(parse(ADDRESS))
+    file = RemoteFile(parse_address(ADDRESS))
     file.read(0, 100)
     hub.put("org/set", {"a.d3m": DATA[::-1]})
     repo = hub.repo("org/set")
@@ -80,29 +82,31 @@ def test_a_file_that_changes_between_reads_is_refused(hub: LoopbackHub) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 500])
-def test_a_busy_hub_is_waited_for(hub: LoopbackHub, status: int) -> None:
+def test_busy_hub_is_waited_for(hub: LoopbackHub, status: int) -> None:
     hub.put("org/set", {"a.d3m": DATA})
     hub.fault("status", "resolve", status=status, times=2)
-    assert RemoteFile(parse(ADDRESS)).read(0, 100) == DATA[:100]
+    assert RemoteFile(parse_address(ADDRESS)).read(0, 100) == DATA[:100]
     hub.fault("status", "resolve", status=status, times=99)
     with raises_code("E_HUB_BUSY", match=str(status)):
-        RemoteFile(parse(ADDRESS)).read(0, 100)
+        RemoteFile(parse_address(ADDRESS)).read(0, 100)
 
 
-def test_what_is_not_there(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_file_is_an_error(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotFoundError):
-        RemoteFile(parse(ADDRESS)).read(0, 100)
+        RemoteFile(parse_address(ADDRESS)).read(0, 100)
     hub.put("org/set", {"a.d3m": b""}, lfs=())
     with pytest.raises(HubError, match="416"):
-        RemoteFile(parse(ADDRESS)).read(0, 100)
+        RemoteFile(parse_address(ADDRESS)).read(0, 100)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(HubOfflineError):
-        RemoteFile(parse(ADDRESS)).read(0, 100)
+        RemoteFile(parse_address(ADDRESS)).read(0, 100)
 
 
-def test_a_drip_without_end_is_given_up(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_answer_without_end_is_given_up(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
     hub.put("org/set", {"a.d3m": DATA})
     hub.fault("drip", "cdn", after=1, seconds=0.03, times=99)
     with raises_code("E_HUB_BUSY", match="of 1000 bytes came in time"):
-        RemoteFile(parse(ADDRESS)).read(0, 1_000)
+        RemoteFile(parse_address(ADDRESS)).read(0, 1_000)

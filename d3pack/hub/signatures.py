@@ -15,31 +15,35 @@ from typing import Any
 from d3pack.errors import HubError, HubOfflineError, NotFoundError, UsageError
 from d3pack.hub.address import Address
 from d3pack.hub.cache import fetch
-from d3pack.system import disk_full_as_error, first_line, require
+from d3pack.system import check, disk_full_as_error, first_line, option, require
 
 SUFFIX = ".sig"
 
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """Who must have signed: the holder of a key, or an identity that Sigstore vouches for."""
+    """Who must have signed a pack: the holder of a key, or an identity that Sigstore confirms."""
 
-    public_key: Path | None = None
-    identity: str | None = None
-    issuer: str | None = None
+    public_key: Path | None = option(None, "Public key (PEM) that must have signed.", flag="--key")
+    identity: str | None = option(None, "Who must have signed, as Sigstore knows them.")
+    issuer: str | None = option(None, "Who confirms that identity (URL).")
+    required: bool = option(False, "Refuse a pack without a signature.", flag="--signed")
 
     def __post_init__(self) -> None:
+        check(self)
         if (self.identity is None) != (self.issuer is None):
-            raise UsageError("an identity and its issuer belong together", hint="give both")
+            raise UsageError("an identity and its issuer go together", hint="give both or none")
         if self.public_key is not None and self.identity is not None:
-            raise UsageError("a key or an identity, not both")
+            raise UsageError("a key and an identity exclude each other", hint="give one of them")
 
-    def __bool__(self) -> bool:
+    @property
+    def names_signer(self) -> bool:
+        """Whether it says who must have signed."""
         return self.public_key is not None or self.identity is not None
 
 
 def sign(data: bytes, name: str, key: Path | None) -> bytes:
-    """The signature of a pack: with a private key (PEM), or without one by Sigstore's login."""
+    """Return the signature of a pack, by a private key (PEM) or else by a login at Sigstore."""
     library = _library()
     config = library.signing.Config()
     with _as_file(data, name) as path:
@@ -59,61 +63,65 @@ def sign(data: bytes, name: str, key: Path | None) -> bytes:
         return out.read_bytes()
 
 
-def check(data: bytes, name: str, signature: bytes, trust: Trust) -> str:
-    """Refuse a signature that does not cover these bytes or is another's; say what is proved."""
+def check_signature(data: bytes, name: str, signature: bytes, trust: Trust) -> str:
+    """Return in words what a signature proves.
+
+    Raises:
+        HubError: it is of other bytes, or of another signer.
+    """
     if signed_digest(signature) != hashlib.sha256(data).hexdigest():
         raise HubError(
             f"the signature beside {name} is of other bytes",
             code="E_HUB_SIGNATURE",
             hint="the pack or its signature was replaced: ask the publisher",
         )
-    if not trust:
+    if not trust.names_signer:
         return "signed; the signer was not checked"
     library = _library()
     config = library.verifying.Config()
-    who = trust.identity if trust.public_key is None else f"the key {trust.public_key.name}"
+    signer = trust.identity if trust.public_key is None else f"the key {trust.public_key.name}"
     with _as_file(data, name) as path:
-        beside = path.with_name(path.name + SUFFIX)
-        beside.write_bytes(signature)
+        signature_path = path.with_name(path.name + SUFFIX)
+        signature_path.write_bytes(signature)
         try:
             if trust.public_key is not None:
                 config.use_elliptic_key_verifier(public_key=trust.public_key)
             else:
                 config.use_sigstore_verifier(identity=trust.identity, oidc_issuer=trust.issuer)
-            config.verify(path, beside)
+            config.verify(path, signature_path)
         except FileNotFoundError:
             raise NotFoundError(f"there is no key {trust.public_key}") from None
         except Exception as error:
             raise HubError(
-                f"{name} is not signed by {who}: {first_line(error)}",
+                f"{name} is not signed by {signer}: {first_line(error)}",
                 code="E_HUB_SIGNATURE",
                 hint="do not use it unless the publisher confirms another signer",
             ) from error
-    return f"signed by {who}"
+    return f"signed by {signer}"
 
 
-def check_remote(address: Address, data: bytes, trust: Trust, *, required: bool) -> str:
-    """Look for a signature beside a pulled pack, at the same commit, and check it."""
+def check_remote(address: Address, data: bytes, trust: Trust) -> str:
+    """Check the signature beside a pack, at the same commit, and return in words what it proves."""
     name = str(address.file).rpartition("/")[2]
     try:
         path, _ = fetch(replace(address, file=f"{address.file}{SUFFIX}", root=None))
     except NotFoundError:
-        if required or trust:
+        if trust.required or trust.names_signer:
             raise HubError(
                 f"{address.repo} holds no signature of {name}",
                 code="E_HUB_SIGNATURE",
-                hint="ask the publisher for one (`d3pack push --sign`), or pull without asking",
+                hint="ask the publisher to sign the pack, or pull it without requiring a signature",
             ) from None
         return "not signed"
     except HubOfflineError:
-        if required or trust:
+        if trust.required or trust.names_signer:
             raise
         return "not looked for: offline"
-    return check(data, name, path.read_bytes(), trust)
+    return check_signature(data, name, path.read_bytes(), trust)
 
 
 def signed_digest(signature: bytes) -> str:
-    """The sha256 that a signature is about; whether it is genuine is another question."""
+    """Return the SHA-256 that a signature is about; whether it is genuine is not checked."""
     try:
         envelope = json.loads(signature)["dsseEnvelope"]
         statement = json.loads(base64.b64decode(envelope["payload"], validate=True))
@@ -135,7 +143,7 @@ def _library() -> Any:
 
 @contextmanager
 def _as_file(data: bytes, name: str) -> Iterator[Path]:
-    """The very bytes that were read, as the file that the library wants: no symlink, no race."""
+    """Yield a file with the bytes that were read, so that nobody can replace them meanwhile."""
     with disk_full_as_error(), tempfile.TemporaryDirectory(prefix="d3pack-") as folder:
         path = Path(folder) / name.rpartition("/")[2]
         path.write_bytes(data)

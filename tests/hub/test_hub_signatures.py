@@ -1,4 +1,4 @@
-"""Signatures: what is covered, by whom, and what is refused."""
+"""Signatures: what they cover, who has signed, and what is refused."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ import pytest
 from hub_loopback import LoopbackHub
 from hub_packs import make_pack
 
-from d3pack import hub as d3hub
 from d3pack.errors import NotFoundError, UsageError
 from d3pack.format import pack_bytes
-from d3pack.hub import sign
-from d3pack.hub.sign import Trust
+from d3pack.hub import PushSettings, Trust, parse_address, prepare_push, send_push, signatures
+from d3pack.hub.download import download
 from d3pack.testing import raises_code
 
 DATA = pack_bytes(make_pack())
@@ -36,10 +35,12 @@ def statement(data: bytes, algorithm: str = "sha256") -> bytes:
     return json.dumps({"dsseEnvelope": {"payload": text, "signatures": []}}).encode()
 
 
-def test_a_signature_of_other_bytes_is_refused_even_without_a_key() -> None:
-    assert sign.check(DATA, "a.d3m", statement(DATA), Trust()).startswith("signed; the signer was")
+def test_signature_of_other_bytes_is_refused_without_a_key() -> None:
+    assert signatures.check_signature(DATA, "a.d3m", statement(DATA), Trust()).startswith(
+        "signed; the signer was"
+    )
     with raises_code("E_HUB_SIGNATURE", match=r"beside a\.d3m is of other bytes"):
-        sign.check(DATA, "a.d3m", statement(OTHER), Trust())
+        signatures.check_signature(DATA, "a.d3m", statement(OTHER), Trust())
 
 
 @pytest.mark.parametrize(
@@ -47,43 +48,43 @@ def test_a_signature_of_other_bytes_is_refused_even_without_a_key() -> None:
     [b"", b"{}", b"\xff", b"[1]", b'{"dsseEnvelope": {"payload": "!!"}}', b"null",
      statement(DATA, "blake2"), b'{"dsseEnvelope": {"payload": "e30="}}'],
 )  # fmt: skip
-def test_what_is_no_signature_is_refused(data: bytes) -> None:
+def test_invalid_signature_is_refused(data: bytes) -> None:
     with raises_code("E_HUB_SIGNATURE", match="not one of OpenSSF model-signing"):
-        sign.check(DATA, "a.d3m", data, Trust())
+        signatures.check_signature(DATA, "a.d3m", data, Trust())
 
 
-def test_trust_is_a_key_or_an_identity_with_its_issuer() -> None:
-    assert not Trust()
-    assert Trust(Path("key.pub"))
-    assert Trust(identity="kim@example.com", issuer="https://example.com")
-    with pytest.raises(UsageError, match="belong together"):
+def test_trust_names_a_key_or_an_identity_with_its_issuer() -> None:
+    assert not Trust().names_signer
+    assert Trust(Path("key.pub")).names_signer
+    assert Trust(identity="kim@example.com", issuer="https://example.com").names_signer
+    with pytest.raises(UsageError, match="go together"):
         Trust(identity="kim@example.com")
-    with pytest.raises(UsageError, match="not both"):
+    with pytest.raises(UsageError, match="exclude each other"):
         Trust(Path("key.pub"), "kim@example.com", "https://example.com")
 
 
-def test_beside_a_pulled_pack(hub: LoopbackHub) -> None:
+def test_check_remote_finds_the_signature_of_a_pulled_pack(hub: LoopbackHub) -> None:
     hub.put("org/set", {"a.d3m": DATA})
-    pulled = d3hub.pull(d3hub.parse("hf://datasets/org/set/a.d3m"))
-    assert sign.check_remote(pulled.address, DATA, Trust(), required=False) == "not signed"
+    pulled = download(parse_address("hf://datasets/org/set/a.d3m"))
+    assert signatures.check_remote(pulled.address, DATA, Trust()) == "not signed"
     with raises_code("E_HUB_SIGNATURE", match=r"org/set holds no signature of a\.d3m"):
-        sign.check_remote(pulled.address, DATA, Trust(), required=True)
+        signatures.check_remote(pulled.address, DATA, Trust(required=True))
     with raises_code("E_HUB_SIGNATURE", match="holds no signature"):
-        sign.check_remote(pulled.address, DATA, Trust(Path("key.pub")), required=False)
+        signatures.check_remote(pulled.address, DATA, Trust(Path("key.pub")))
     hub.put("org/set", {"a.d3m.sig": statement(DATA)})
-    pulled = d3hub.pull(d3hub.parse("org/set"))
-    said = sign.check_remote(pulled.address, DATA, Trust(), required=True)
-    assert said == "signed; the signer was not checked"
+    pulled = download(parse_address("org/set"))
+    text = signatures.check_remote(pulled.address, DATA, Trust(required=True))
+    assert text == "signed; the signer was not checked"
     hub.put("org/set", {"a.d3m.sig": statement(OTHER)})
-    pulled = d3hub.pull(d3hub.parse("org/set"))
+    pulled = download(parse_address("org/set"))
     with raises_code("E_HUB_SIGNATURE", match="of other bytes"):
-        sign.check_remote(pulled.address, DATA, Trust(), required=False)
+        signatures.check_remote(pulled.address, DATA, Trust())
 
 
-def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "model_signing", None)
     with pytest.raises(UsageError, match=r"pip install 'd3pack\[sign\]'"):
-        sign.sign(DATA, "a.d3m", Path("key.pem"))
+        signatures.sign(DATA, "a.d3m", Path("key.pem"))
 
 
 @pytest.fixture
@@ -106,46 +107,47 @@ def keys(tmp_path: Path) -> dict[str, Path]:
     return out
 
 
-def test_a_real_key_signs_and_checks(keys: dict[str, Path], tmp_path: Path) -> None:
-    signature = sign.sign(DATA, "a.d3m", keys["ours"])
-    assert sign.signed_digest(signature) == hashlib.sha256(DATA).hexdigest()
+def test_key_signs_and_verifies(keys: dict[str, Path], tmp_path: Path) -> None:
+    signature = signatures.sign(DATA, "a.d3m", keys["ours"])
+    assert signatures.signed_digest(signature) == hashlib.sha256(DATA).hexdigest()
     assert (
-        sign.check(DATA, "a.d3m", signature, Trust(keys["ours.pub"]))
+        signatures.check_signature(DATA, "a.d3m", signature, Trust(keys["ours.pub"]))
         == "signed by the key ours.pub"
     )
     with raises_code("E_HUB_SIGNATURE", match=r"a\.d3m is not signed by the key theirs\.pub"):
-        sign.check(DATA, "a.d3m", signature, Trust(keys["theirs.pub"]))
+        signatures.check_signature(DATA, "a.d3m", signature, Trust(keys["theirs.pub"]))
     with raises_code("E_HUB_SIGNATURE", match="is of other bytes"):
-        sign.check(OTHER, "a.d3m", signature, Trust(keys["ours.pub"]))
+        signatures.check_signature(OTHER, "a.d3m", signature, Trust(keys["ours.pub"]))
     value = json.loads(signature)
     value["dsseEnvelope"]["payload"] = json.loads(statement(OTHER))["dsseEnvelope"]["payload"]
     with raises_code("E_HUB_SIGNATURE", match=r"a\.d3m is not signed by"):
-        sign.check(OTHER, "a.d3m", json.dumps(value).encode(), Trust(keys["ours.pub"]))
+        signatures.check_signature(
+            OTHER, "a.d3m", json.dumps(value).encode(), Trust(keys["ours.pub"])
+        )
     with pytest.raises(NotFoundError, match="no key"):
-        sign.check(DATA, "a.d3m", signature, Trust(tmp_path / "none.pub"))
+        signatures.check_signature(DATA, "a.d3m", signature, Trust(tmp_path / "none.pub"))
     with raises_code("E_HUB_SIGNATURE", match="elliptic-curve private key"):
-        sign.sign(DATA, "a.d3m", keys["ours.pub"])
+        signatures.sign(DATA, "a.d3m", keys["ours.pub"])
     with pytest.raises(NotFoundError, match="no key"):
-        sign.sign(DATA, "a.d3m", tmp_path / "none.pem")
+        signatures.sign(DATA, "a.d3m", tmp_path / "none.pem")
     assert str(tmp_path).encode() not in base64.b64decode(value["dsseEnvelope"]["payload"])
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-def test_a_signed_push_is_checked_on_pull(
+def test_signed_push_is_verified_on_pull(
     hub: LoopbackHub, login: None, keys: dict[str, Path], tmp_path: Path
 ) -> None:
-    from d3pack.hub.push import Options, prepare, send
 
     (tmp_path / "a.d3m").write_bytes(DATA)
-    options = Options(preview="none", sign=True, key=keys["ours"])
-    done = send(prepare(tmp_path / "a.d3m", "org/set", options))
+    settings = PushSettings(preview="none", sign=True, key=keys["ours"])
+    done = send_push(prepare_push(tmp_path / "a.d3m", "org/set", settings), settings)
     assert "a.d3m.sig" in done.sent
-    said = sign.check_remote(done.address, DATA, Trust(keys["ours.pub"]), required=True)
-    assert said == "signed by the key ours.pub"
+    text = signatures.check_remote(done.address, DATA, Trust(keys["ours.pub"], required=True))
+    assert text == "signed by the key ours.pub"
     with raises_code("E_HUB_SIGNATURE"):
-        sign.check_remote(done.address, DATA, Trust(keys["theirs.pub"]), required=True)
+        signatures.check_remote(done.address, DATA, Trust(keys["theirs.pub"], required=True))
 
 
-def test_a_pack_in_a_folder_of_the_repository_is_signed_by_its_own_name() -> None:
-    with sign._as_file(b"pack", "a/b.d3m") as path:
+def test_pack_in_a_folder_is_signed_by_its_own_name() -> None:
+    with signatures._as_file(b"pack", "a/b.d3m") as path:
         assert (path.name, path.read_bytes()) == ("b.d3m", b"pack")

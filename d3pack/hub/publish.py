@@ -1,0 +1,369 @@
+"""A pack to the Hub in one commit, which is then read back and verified."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from d3pack.errors import HubError, HubOfflineError, NotFoundError, UsageError
+from d3pack.format import Pack, read
+from d3pack.hub import croissant, viewer
+from d3pack.hub.address import Address, parse_address
+from d3pack.hub.card import MARK, Facts, accuracy_rows, flat, render
+from d3pack.hub.failures import LOGIN, hub_calls
+from d3pack.hub.remote import RemoteFile
+from d3pack.hub.signatures import SUFFIX, sign
+from d3pack.system import Counter, check, option
+
+ATTRIBUTES = "*.d3m filter=lfs diff=lfs merge=lfs -text"
+_PIECE = 8 << 20  # bytes read back in one request
+# an absolute path with at least one folder, on any system, but not the path of a URL
+_LOCAL_PATH = re.compile(
+    r"(?:(?<![\w/:.~-])|^)(?:(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"<>|]+[/\\])+|~[/\\])[\w.~-]+"
+)
+_SHORTEST_SECRET = 4  # a home directory "/" would be found everywhere
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PushSettings:
+    """What is published with a pack, and where."""
+
+    licence: str | None = option(None, "Licence of the pack, such as cc-by-4.0.")
+    source: str | None = option(None, "What the real images were, and their licence.")
+    evaluation: Path | None = option(
+        None, "evaluation.json of `d3pack eval`. [PACK.eval/]", flag="--eval"
+    )
+    preview: Literal["decode", "probes", "none"] = option("decode", "Images for the viewer.")
+    images: int | None = option(None, "Images of the preview. [40; 12 above 128 pixels]", ge=1)
+    name: str | None = option(None, "Name of the file there. [as here]")
+    sign: bool = option(False, "Sign the pack: with a key, else by a login at Sigstore.")
+    key: Path | None = option(None, "Private key (PEM) to sign with.")
+    private: bool = option(False, "The repository must be private; a new one is.")
+    revision: str | None = option(None, "Branch to commit to. [main]")
+    pr: bool = option(False, "Open a pull request instead.")
+    replace_card: bool = option(False, "Replace a README.md that d3pack did not write.")
+    backbone: Path | None = option(None, "Directory that holds the backbone, checked by its lock.")
+    device: str | None = option(None, "Where the preview is decoded. [cuda, if there is one]")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.pr and self.revision not in (None, "main"):
+            raise UsageError("a pull request goes to main", hint="give pr or a revision, not both")
+
+    @property
+    def signed(self) -> bool:
+        """Whether the pack is signed: a key is enough."""
+        return self.sign or self.key is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """Everything that a push would send, made without a request."""
+
+    address: Address
+    pack: Pack
+    files: Mapping[str, bytes]  # path in the repository -> bytes; README.md and so on included
+    message: str
+    notes: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """A commit that was read back."""
+
+    address: Address  # with commit and root: what to give to others
+    web: str  # page of the commit, or of the pull request
+    sent: tuple[str, ...]  # paths in the commit
+    notes: tuple[str, ...]
+
+
+def push(
+    file: str | os.PathLike[str],
+    repo: str,
+    settings: PushSettings | None = None,
+    *,
+    progress: Counter | None = None,
+) -> Pushed:
+    """Publish a pack on the Hub in one commit, with card, preview and metadata; then read it back.
+
+    Needs a token (`hf auth login` or `HF_TOKEN`). Nothing is sent that names a path or a secret of
+    this machine. `prepare_push` makes the same files without sending them.
+
+    Args:
+        file: the `.d3m` file.
+        repo: dataset repository `org/name`, created where it does not exist.
+        settings: licence, preview, signature, branch and so on.
+        progress: function of (done, total), called for each group of the preview.
+
+    Returns:
+        The exact address of the pack, the page of the commit, and the files that it has.
+
+    Raises:
+        NotFoundError: there is no such file.
+        InvalidPackError: the file is not a valid pack.
+        UsageError: settings that contradict each other, or a pack that tells about this machine.
+        HubError: the Hub cannot be reached, refuses, or has other bytes than were sent.
+
+    Example:
+        >>> from d3pack import push
+        >>> from d3pack.hub import PushSettings
+        >>> settings = PushSettings(licence="cc-by-4.0", preview="probes")
+        >>> pushed = push("photos.d3m", "org/photos", settings)  # doctest: +SKIP
+        >>> str(pushed.address)  # doctest: +SKIP
+        'hf://datasets/org/photos@1f0c.../photos.d3m#sha256=9b1e...'
+    """
+    settings = PushSettings() if settings is None else settings
+    check_login()
+    return send_push(prepare_push(file, repo, settings, progress=progress), settings)
+
+
+def check_login() -> None:
+    """Raise `HubError` where a push could not be sent, before minutes of decoding."""
+    from huggingface_hub import constants, get_token
+
+    if constants.HF_HUB_OFFLINE:
+        raise HubOfflineError("offline: a push needs the Hub", hint="unset HF_HUB_OFFLINE")
+    if get_token() is None:
+        raise HubError("there is no Hub token", code="E_HUB_ACCESS", hint=LOGIN)
+
+
+def prepare_push(
+    file: str | os.PathLike[str],
+    repo: str,
+    settings: PushSettings,
+    *,
+    progress: Counter | None = None,
+) -> Parcel:
+    """Read the pack and make every file of the commit; see `push`."""
+    path = Path(file)
+    if not path.is_file():
+        raise NotFoundError(f"there is no file {path}", hint="give the .d3m to publish")
+    data = path.read_bytes()
+    pack = read(data)
+    name = settings.name or path.name
+    target = parse_address(f"hf://datasets/{repo.removeprefix('hf://datasets/')}")
+    if target.file or target.revision or target.root:
+        raise UsageError(
+            f"invalid repository {repo!r}: expected org/name", hint="a branch is the revision"
+        )
+    address = parse_address(f"{target}/{name}")
+    notes: list[str] = []
+    facts = Facts(
+        pack,
+        address,
+        licence=settings.licence,
+        source=settings.source,
+        record=_evaluation(path, pack, settings.evaluation, notes),
+        signed=settings.signed,
+    )
+    shown, preview = _preview(path, pack, settings, notes, progress)
+    files = {str(address.file): data}
+    if preview is not None:
+        facts = replace(facts, preview=f"preview/{name.removesuffix('.d3m')}.parquet", shown=shown)
+        files[str(facts.preview)] = preview
+    if settings.signed:
+        files[name + SUFFIX] = sign(data, name, settings.key)
+    files["croissant.json"] = croissant.render(facts, data, preview)
+    files["README.md"] = render(facts).encode()
+    files[".gitattributes"] = f"{ATTRIBUTES}\n".encode()
+    check_private(pack, files)
+    return Parcel(address, pack, files, f"{name}: {pack.root[:16]}", tuple(notes))
+
+
+def send_push(parcel: Parcel, settings: PushSettings) -> Pushed:
+    """Commit a parcel, then read it back by commit and compare every byte; see `push`."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    check_login()
+    revision = settings.revision
+    address = replace(parcel.address, revision=revision)
+    repo, api, notes = address.repo, HfApi(library_name="d3pack"), list(parcel.notes)
+    with hub_calls(address):
+        if not settings.pr:
+            private = settings.private or None  # None: as the organisation has it
+            api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
+        if settings.private and not api.dataset_info(repo).private:
+            raise HubError(
+                f"{repo} is public, nothing was sent", hint="make it private on its settings page"
+            )
+        if revision and not settings.pr:
+            api.create_branch(repo, branch=revision, repo_type="dataset", exist_ok=True)
+        head = str(api.dataset_info(repo, revision=revision).sha)
+        files = _merged(parcel.files, address.at(head), notes, settings.replace_card)
+        commit = api.create_commit(
+            repo,
+            [CommitOperationAdd(path, data) for path, data in files.items()],
+            commit_message=parcel.message,
+            repo_type="dataset",
+            revision=revision,
+            create_pr=settings.pr,
+            parent_commit=head,
+        )
+    pushed = address.at(str(commit.oid), root=parcel.pack.root)
+    _read_back(pushed, files)
+    _log.info("%s", pushed)
+    return Pushed(pushed, str(commit.pr_url or commit.commit_url), tuple(files), tuple(notes))
+
+
+def _merged(
+    files: Mapping[str, bytes], head: Address, notes: list[str], replace_card: bool
+) -> dict[str, bytes]:
+    """Return the files of the commit; attributes and a card of the repository's own are kept."""
+    merged = dict(files)
+    lines = _text_at(head, ".gitattributes")
+    if any(line.split()[:1] == ["*.d3m"] for line in lines.splitlines()):
+        merged[".gitattributes"] = lines.encode()
+    elif lines:
+        merged[".gitattributes"] = f"{lines.rstrip()}\n{ATTRIBUTES}\n".encode()
+    own = _text_at(head, "README.md")
+    if own and MARK not in own and not replace_card:
+        del merged["README.md"]
+        notes.append("the repository's own README.md was kept (replace_card replaces it)")
+    return merged
+
+
+def _text_at(address: Address, path: str) -> str:
+    """Return a small text file of the repository, or "" if there is none."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        file = hf_hub_download(address.repo, path, repo_type="dataset", revision=address.revision)
+    except EntryNotFoundError:
+        return ""
+    return Path(file).read_text(encoding="utf-8")
+
+
+def _read_back(address: Address, files: Mapping[str, bytes]) -> None:
+    """Compare the commit with what was sent: the pack byte by byte, the rest by digests."""
+    from huggingface_hub import HfApi
+
+    remote = RemoteFile(address)
+    data = bytearray(remote.read(0, _PIECE))
+    while len(data) < remote.size:
+        data += remote.read(len(data), _PIECE)
+    same_pack = data == files[str(address.file)] and read(bytes(data)).root == address.root
+    with hub_calls(address):
+        entries = HfApi().get_paths_info(
+            address.repo, list(files), revision=address.revision, repo_type="dataset"
+        )
+    by_path = {entry.path: entry for entry in entries}
+    wrong = [path for path, data in files.items() if not _same(by_path.get(path), data)]
+    if wrong or not same_pack:
+        what = ", ".join(wrong) or "the pack"
+        raise HubError(
+            f"commit {address.revision} does not hold what was sent: {what}",
+            code="E_HUB_BYTES",
+            hint="delete that commit on the Hub and push again",
+        )
+
+
+def _same(entry: Any, data: bytes) -> bool:
+    if entry is None:
+        return False
+    lfs = getattr(entry, "lfs", None)
+    if lfs is not None:
+        return bool(lfs.sha256 == hashlib.sha256(data).hexdigest())
+    oid = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    return bool(entry.blob_id == oid)
+
+
+def _preview(
+    path: Path,
+    pack: Pack,
+    settings: PushSettings,
+    notes: list[str],
+    progress: Counter | None,
+) -> tuple[int, bytes | None]:
+    """Return the number of images of the preview, and its parquet."""
+    if settings.preview == "none":
+        return 0, None
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        notes.append("no preview: it needs pyarrow (pip install 'd3pack[encode]')")
+        return 0, None
+    if settings.preview == "decode":
+        from d3pack.decode import local_backbone
+
+        images, labels = viewer.decode_preview(
+            pack,
+            path=settings.backbone or local_backbone(path, pack),
+            device=settings.device,
+            most=settings.images,
+            progress=progress,
+        )
+    else:
+        images, labels = viewer.probe_preview(pack, settings.images)
+    return len(images), viewer.parquet(images, labels, pack.classes)
+
+
+def _evaluation(
+    path: Path, pack: Pack, file: Path | None, notes: list[str]
+) -> Mapping[str, Any] | None:
+    """Return what `d3pack eval` has recorded about this very pack, in `file` or beside the pack."""
+    folders = (path.parent, Path())
+    beside = [folder / f"{path.stem}.eval" / "evaluation.json" for folder in folders]
+    for place in [file] if file else beside:
+        if place.is_file():
+            try:
+                record = json.loads(place.read_text(encoding="utf-8"))
+                root = record["pack"]["root"]
+                accuracy_rows(record)
+            except (ValueError, KeyError, TypeError):
+                raise UsageError(
+                    f"{place} is not a record of `d3pack eval`", hint="give its evaluation.json"
+                ) from None
+            if root == pack.root:
+                return dict(record)
+            if file:
+                raise UsageError(
+                    f"{place} is about the pack {root}, not {pack.root}", hint="evaluate this pack"
+                )
+            notes.append(f"{place.name} beside the pack is about another pack and was left out")
+        elif file:
+            raise NotFoundError(f"there is no file {file}", hint="run `d3pack eval` first")
+    return None
+
+
+def check_private(pack: Pack, files: Mapping[str, bytes]) -> None:
+    """Raise `UsageError` if a pack or a file holds local paths or secrets of this machine."""
+    for part in ("provenance", "optional", "recipe"):
+        for name, text in flat(pack.manifest[part], part):
+            match = _LOCAL_PATH.search(text)
+            if match and not name.startswith("recipe.backbone.files"):
+                raise UsageError(
+                    f"the pack's {name} holds a local path: {match[0]!r}",
+                    hint="encode it again without that option, or edit its provenance",
+                )
+    for path, data in files.items():
+        for what, secret in _secrets().items():
+            # the card escapes what Markdown would interpret
+            if secret.encode() in data or secret.encode() in data.replace(b"\\", b""):
+                raise UsageError(
+                    f"{path} holds {what} of this machine",
+                    hint="remove it (for a pack: encode again) before publishing",
+                )
+
+
+def _secrets() -> dict[str, str]:
+    """Return what must not be in any published byte, by its name."""
+    from huggingface_hub import get_token
+
+    home = Path.home()
+    secrets = {
+        "the home directory": str(home) if len(home.parts) > 1 else "",
+        "the working directory": str(Path.cwd()) if len(Path.cwd().parts) > 2 else "",
+        "the Hub token": get_token() or "",
+        "a token": os.environ.get("HUGGING_FACE_HUB_TOKEN", ""),
+    }
+    return {what: text for what, text in secrets.items() if len(text) >= _SHORTEST_SECRET}

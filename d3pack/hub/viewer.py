@@ -1,0 +1,97 @@
+"""A small parquet of images of a pack, which the dataset viewer of the Hub shows."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from d3pack.errors import UsageError
+from d3pack.format import Pack
+from d3pack.system import Counter, resolve_device
+
+MAX_IMAGES = 40
+MAX_LARGE_IMAGES = 12  # of more than _PNG_SIDE pixels: a minute each where there is no GPU
+MAX_SIDE = 256  # pixels; larger images are scaled down and stored as JPEG
+_PNG_SIDE = 128
+
+Images = npt.NDArray[np.uint8]  # (N, 3, h, w)
+
+
+def preview_pairs(pack: Pack, most: int | None = None) -> list[tuple[int, int]]:
+    """Return (class, index) pairs: classes spread evenly, with the best images of each."""
+    if most is None:
+        most = MAX_IMAGES if max(pack.recipe.size) <= _PNG_SIDE else MAX_LARGE_IMAGES
+    classes = len(pack.classes)
+    chosen = np.unique(np.linspace(0, classes - 1, min(classes, most)).round().astype(int))
+    each = max(1, min(pack.images_per_class, most // len(chosen)))
+    return [(int(c), i) for c in chosen for i in range(each)]
+
+
+def decode_preview(
+    pack: Pack,
+    *,
+    path: str | Path | None = None,
+    device: str | None = None,
+    most: int | None = None,
+    progress: Counter | None = None,
+) -> tuple[Images, list[int]]:
+    """Return images decoded by the pack's backbone, and their classes."""
+    from d3pack.decode import Decoder
+
+    pairs = preview_pairs(pack, most)
+    groups: list[Images] = []
+    with Decoder(pack, device=resolve_device(device), path=path) as decoder:
+        for _, images in decoder.stream(pairs):
+            groups.append(images.cpu().numpy())
+            if progress:
+                progress(sum(map(len, groups)), len(pairs))
+    return np.concatenate(groups), [c for c, _ in pairs]
+
+
+def probe_preview(pack: Pack, most: int | None = None) -> tuple[Images, list[int]]:
+    """Return the probes of the pack, images that were decoded when it was made."""
+    if pack.probes is None:
+        raise UsageError("the pack has no probes to show", hint="use preview='decode' or 'none'")
+    most = MAX_IMAGES if most is None else most
+    return pack.probes.images[:most], pack.probes.labels[:most].tolist()
+
+
+def parquet(images: Images, labels: list[int], classes: tuple[str, ...]) -> bytes:
+    """Return columns `image` and `label`, with the types that `datasets` and the viewer expect."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    cells = [
+        {"bytes": data, "path": f"{number:04d}.{suffix}"}
+        for number, (data, suffix) in enumerate(map(_encoded, images))
+    ]
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"names": list(classes), "_type": "ClassLabel"},
+    }
+    schema = pa.schema(
+        [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+         ("label", pa.int64())],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )  # fmt: skip
+    table = pa.table([cells, labels], schema=schema)
+    out = io.BytesIO()
+    pq.write_table(table, out, compression="none")
+    return out.getvalue()
+
+
+def _encoded(image: Images) -> tuple[bytes, str]:
+    from PIL import Image
+
+    picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+    out = io.BytesIO()
+    if max(picture.size) <= _PNG_SIDE:
+        picture.save(out, "PNG", optimize=True)
+        return out.getvalue(), "png"
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    picture.save(out, "JPEG", quality=90)
+    return out.getvalue(), "jpg"
