@@ -25,10 +25,10 @@ import torch
 from benchmarks.results import RESULTS, command, save
 from benchmarks.results import load as load_result
 from d3pack.backbones import open_backbone
-from d3pack.encode import EncodeOptions, encode
-from d3pack.encode.methods.d3m.plan import make_plan, make_recipe
+from d3pack.encode import D3MSettings, EncodeSettings, encode
+from d3pack.encode.methods.d3m.method import prepare
 from d3pack.errors import D3MError
-from d3pack.evaluate import PROTOCOLS, Bench, Entry, EntryResult, Workdir, baselines
+from d3pack.evaluate import PROTOCOLS, Bench, Entry, EntryResult, baselines
 from d3pack.evaluate.evaluation import LedgerView, jpeg_bytes
 from d3pack.evaluate.real import RealImages, common_size
 from d3pack.evaluate.teacher import open_teacher
@@ -68,7 +68,6 @@ class Table:
         test = open_source(args.real, split="test")
         size = common_size(test)
         self.args = args
-        self.work = Workdir(args.work)
         self.train = RealImages(train, train.classes, size, "training")
         self.test = RealImages(test, train.classes, size, "test")
         self.events = Events([lambda event: say(event["text"]) if "text" in event else None])
@@ -84,7 +83,7 @@ class Table:
                 self.test,
                 PER_CLASS * len(self.train.classes),
                 PROTOCOLS["quick"],
-                self.work,
+                self.args.work,
                 backbone=self.args.backbone,
                 events=self.events,
             )
@@ -115,7 +114,7 @@ class Table:
     def collages(self, budget: int, payload: str) -> Entry | None:
         if self.bench.teacher is None:
             device = torch.device("cpu")
-            teacher = open_teacher("train", self.train, self.work.path, device, self.events)
+            teacher = open_teacher("train", self.train, self.args.work, device, self.events)
             self.bench.teacher = teacher
         return baselines.collages_entry(self.bench, FORMATS[payload], budget)
 
@@ -123,7 +122,7 @@ class Table:
         """The pack of this budget, learned when it is not there; None when none is so small."""
         if budget not in self._packs:
             path = self.args.packs / f"{self.args.name}-{budget}.d3m"
-            options = EncodeOptions(
+            settings = EncodeSettings(
                 images_per_class=self.args.images or PACKED.get(budget, PER_CLASS),
                 budget=budget,
                 teacher_samples=self.args.teacher_samples,
@@ -131,7 +130,7 @@ class Table:
                 backbone=str(self.args.backbone or "mini"),
             )
             try:
-                found = read(path) if path.exists() else encode(self.train.source, options, path)
+                found = read(path) if path.exists() else encode(self.train.source, path, settings)
             except D3MError as error:
                 say(f"no pack of {budget:,} bytes: {error}")
                 found = None
@@ -142,15 +141,15 @@ class Table:
         """The recipe that encode would choose, prompted by class names: nothing is learned."""
         opened = open_backbone(str(self.args.backbone or "mini"))
         source = self.train.source
-        unpicked = EncodeOptions(images_per_class=NAMED, candidates=1)
-        plan = make_plan(source, unpicked, opened)
+        unpicked = EncodeSettings(images_per_class=NAMED, candidates=1)
+        job = prepare(source, unpicked, D3MSettings(), opened)
         width = opened.prompt_shape[1]
         blank = Pack(
             classes=source.classes,
             images_per_class=NAMED,
-            recipe=make_recipe(plan, opened),
+            recipe=job.recipe(),
             prompts=encode_prompts(np.zeros((len(source.classes), 1, 1, width), np.float32)),
-            seed=plan.seed,
+            seed=job.plan.seed,
         )
         twin = baselines.names_pack(blank, opened.name_vectors, opened.prompt_shape[0])
         return baselines.names_entry(self.bench, twin)
@@ -242,7 +241,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--images", type=int, help="of a class that packs make [by their size]")
     parser.add_argument("--guidance", type=float, help="of packs [by measurement, for each]")
     parser.add_argument(
-        "--teacher-samples", type=int, default=EncodeOptions().teacher_samples, help="of encode"
+        "--teacher-samples", type=int, default=EncodeSettings().teacher_samples, help="of encode"
     )
     parser.add_argument("--list", action="store_true", help="train nothing, say what is missing")
     args = parser.parse_args(arguments)

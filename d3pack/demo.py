@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from d3pack.encode import EncodeOptions, encode
+from d3pack.encode import D3MSettings, EncodeSettings, encode
 from d3pack.evaluate import PROTOCOLS, EvalSettings, Evaluation, Updates, evaluate, write_report
 from d3pack.format import Pack
 from d3pack.preview import Row, contact_sheet
@@ -27,15 +27,15 @@ from d3pack.system import Listener, replace_file, require
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEST_SHARE = 5  # every fifth image is kept for the test
 UPDATES = 150  # of each student: half of what `quick` has
-OPTIONS = EncodeOptions(
+SETTINGS = EncodeSettings(
     images_per_class=20,
     backbone="mini",
-    vectors=4,
     codec="i4",
     candidates=4,
     guidance=4.0,  # what measuring gives for things that mini has never seen; saves half a minute
     probes=2,
     teacher_samples=30_000,
+    method_settings=D3MSettings(vectors=4),
 )
 EVALUATION = EvalSettings(
     seeds=1,
@@ -95,7 +95,7 @@ def write_digits(folder: Path) -> None:
 def run_demo(
     folder: Path,
     *,
-    options: EncodeOptions = OPTIONS,
+    settings: EncodeSettings = SETTINGS,
     updates: int = UPDATES,
     view: Callable[[], AbstractContextManager[Listener]],
     say: Callable[[str], None],
@@ -104,7 +104,7 @@ def run_demo(
 
     Args:
         folder: where files are written; it is created where it is missing.
-        options: how the pack is made.
+        settings: how the pack is made.
         updates: steps of each student.
         view: shows the events of `encode` while it runs.
         say: receives one line for each step of the demo.
@@ -118,7 +118,7 @@ def run_demo(
     path, sheet, report = folder / "digits.d3m", folder / "sheet.png", folder / "report.html"
     say("2/4  learning a prompt for each digit")
     with view() as listener:
-        pack = encode(source, options, path, listeners=[listener], overwrite=True)
+        pack = encode(source, path, settings, listeners=[listener], overwrite=True)
     say(f"     {path.name}: {pack.ledger().total:,} bytes for {len(pack)} images")
     say("3/4  training students on the pack and on real images of equal bytes")
 

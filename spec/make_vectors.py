@@ -211,7 +211,7 @@ def valid() -> Iterator[tuple[str, str, Pack]]:
         "names of many scripts, and hostile to a file system",
         base(9, classes=names),
     )
-    facts = {
+    facts: dict[str, Any] = {
         "teacher": {"name": "resnet18", "bytes": 44_700_000, "accuracy": 0.93125},
         "numbers": [0.1, 1e-07, 1e16, 123456789.125, -0.0, 5e-324, 2**53 - 1, -1, True, None],
         "text": 'quote " backslash \\ line\nend \u00e9 \U0001f408 \u007f',

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from d3pack.backbones.protocol import Backbone
 
 MINI = "mini"
+MINI_GUIDANCE = 2.5  # of images that nobody picks
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 _BUILT_IN = {
     "stable-diffusion": "d3pack.backbones.stable_diffusion:StableDiffusion",
@@ -54,6 +55,13 @@ def _family(kind: str) -> tuple[Any, Any]:
 def default_backbone(device: str) -> str:
     """The backbone when nobody names one: small without a GPU, Stable Diffusion 1.5 with one."""
     return MINI if device.startswith("cpu") else STABLE_DIFFUSION
+
+
+def default_guidance(ref: BackboneRef) -> float:
+    """Return the guidance for prompts whose images nobody picks."""
+    if ref.repo == MINI:
+        return MINI_GUIDANCE
+    return 4.0 if ref.kind == "dit" else 5.0
 
 
 def mini_directory() -> Path:

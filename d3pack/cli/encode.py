@@ -104,14 +104,22 @@ def encode(
         tuple[float, float] | None,
         typer.Option(help="Share of an image's area in a crop: least, most."),
     ] = None,
-    pool: Annotated[int, typer.Option(help="Real images per class that are looked at.")] = 512,
-    collages: Annotated[int, typer.Option(help="Collages per class, at most.")] = 256,
-    lr: Annotated[float, typer.Option(help="Length of a step, in Newton's damped ones.")] = 3.0,
-    steps: Annotated[int, typer.Option(help="At most, before cooling.")] = 40,
-    cool: Annotated[int, typer.Option(help="Last steps: falling rate, under the codec.")] = 250,
-    batch: Annotated[int, typer.Option(help="Samples per step, all classes.")] = 40,
-    slots: Annotated[int, typer.Option(help="Prompts fitted at the same time.")] = 10,
-    patience: Annotated[int, typer.Option(help="Judgements without gain before cooling.")] = 2,
+    pool: Annotated[
+        int | None, typer.Option(help="Real images per class that are looked at.")
+    ] = None,
+    collages: Annotated[int | None, typer.Option(help="Collages per class, at most.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Length of a step, in Newton's damped ones.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="At most, before cooling.")] = None,
+    cool: Annotated[
+        int | None, typer.Option(help="Last steps: falling rate, under the codec.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples per step, all classes.")] = None,
+    slots: Annotated[int | None, typer.Option(help="Prompts fitted at the same time.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Judgements without gain before cooling.")
+    ] = None,
     method: Annotated[
         str, typer.Option(help="d3m, classcond, minimax, or one that a plugin brings.")
     ] = "d3m",
@@ -158,48 +166,50 @@ def encode(
 
     Example: d3pack encode imagenet/ --ipc 50 -o imnet.d3m
     """
-    from d3pack.encode.options import EncodeOptions, parse_size
-
     if output is None and not dry_run:
         raise UsageError("no output", hint="name one with -o out.d3m, or pass --dry-run")
-    options = EncodeOptions(
+    from d3pack.encode import EncodeSettings
+    from d3pack.system import parse_size
+
+    settings = EncodeSettings(
         images_per_class=ipc,
-        backbone=backbone,
+        budget=None if budget is None else parse_size(budget),
         method=method,
-        device=device,
+        backbone=backbone or None,
+        device=device or None,
         seed=seed,
-        modes=modes,
-        vectors=vectors,
         codec=codec,
         candidates=candidates,
         labels=labels,
         label_temperature=temperature,
-        budget=None if budget is None else parse_size(budget),
         probes=probes,
         size=None if size is None else (size, size),
-        template=template,
         sampler=sampler,
         sampler_steps=sampler_steps,
         guidance=guidance,
         group=group,
-        factor=factor,
-        pool=pool,
-        crops=crops,
-        crop_scale=crop_scale,
-        collages=collages,
         teacher=teacher,
-        teacher_map=None if teacher_map is None else str(teacher_map),
+        teacher_map=teacher_map,
         teacher_samples=teacher_samples,
-        lr=lr,
-        steps=steps,
-        cool=cool,
-        batch=batch,
-        slots=slots,
-        patience=patience,
-        extra=_extra(
+        method_settings=_own(
+            method,
             setting or (),
-            vae=None if vae is None else str(vae),
-            preset=preset,
+            modes=modes,
+            vectors=vectors,
+            template=template,
+            factor=factor,
+            crops=crops,
+            crop_scale=crop_scale,
+            pool=pool,
+            collages=collages,
+            lr=lr,
+            steps=steps,
+            cool=cool,
+            batch=batch,
+            slots=slots,
+            patience=patience,
+            vae=vae,
+            model=preset,
             train_seconds=None if time_budget is None else parse_duration(time_budget),
             decode_seconds=decode_seconds,
             embed=embed_backbone or None,
@@ -215,27 +225,33 @@ def encode(
         first=first_classes,
     )
     if dry_run:
-        _dry(opened, options, form)
+        _dry(opened, settings, form)
     else:
         assert output is not None
-        _encode(opened, options, output, form, restart=restart, overwrite=overwrite)
+        _encode(opened, settings, output, form, restart=restart, overwrite=overwrite)
 
 
-def _extra(pairs: Sequence[str], **flags: Any) -> dict[str, Any]:
+def _own(method: str, pairs: Sequence[str], **flags: Any) -> Any:
     """The method's own settings: named flags, and whatever --set says."""
-    found = {name: value for name, value in flags.items() if value is not None}
+    from d3pack.encode import method_settings
+    from d3pack.system import from_plain, options_of
+
+    kind = method_settings(method)
+    known = {entry.name: entry for entry in options_of(kind)}
+    values = {name: value for name, value in flags.items() if value is not None}
     for pair in pairs:
-        name, equals, value = pair.partition("=")
+        name, equals, text = pair.partition("=")
         if not (name and equals):
             raise UsageError(f"--set {pair!r} is no setting", hint="write --set name=value")
-        found[name.replace("-", "_")] = value
-    return found
+        name = name.replace("-", "_")
+        values[name] = known[name].read(text) if name in known else text
+    return from_plain(kind, values)
 
 
 def _dry(source: Any, options: Any, form: _out.Format) -> None:
-    from d3pack.encode import dry_run
+    from d3pack.encode import estimate_encode
 
-    found = dry_run(source, options)
+    found = estimate_encode(source, options)
     lines = found.pop("lines")
     if form == "json":
         _out.emit(found)
@@ -265,7 +281,7 @@ def _encode(
     _out.if_interrupted(f"run the same command again and it goes on ({output.name}.work)")
     with view as listener:
         pack = encode(
-            source, options, output, listeners=[listener], restart=restart, overwrite=overwrite
+            source, output, options, listeners=[listener], restart=restart, overwrite=overwrite
         )
     if form == "human":
         bad = len(source.skipped)

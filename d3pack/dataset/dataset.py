@@ -150,7 +150,7 @@ class D3MDataset(Dataset[Any]):
         self._epoch: Tensor | None = None
         if fresh:
             self._epoch = torch.zeros((), dtype=torch.int64)
-            self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+            self._epoch.share_memory_()
         if backbone is None and not isinstance(pack, Pack):
             backbone = local_backbone(fspath(pack), self.pack)
         directory = None if cache_dir is None else Path(cache_dir).expanduser().absolute()

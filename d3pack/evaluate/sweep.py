@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from d3pack.encode import EncodeOptions, encode
+from d3pack.encode import d3m_settings, encode
 from d3pack.errors import InvalidPackError, UsageError
 from d3pack.evaluate.baselines import pack_entry
 from d3pack.evaluate.bench import Bench
@@ -69,10 +69,7 @@ _AXES: dict[str, tuple[Callable[[str], bool], str]] = {
 def variants(pack: Pack, axes: Mapping[str, Sequence[str]], learn: Encode) -> list[Variant]:
     """Return the pack itself, then one variant for each value of each axis.
 
-    Args:
-        pack: the pack.
-        axes: what `parse_sweep` returned.
-        learn: makes the pack of a number of vectors; all other values change what is stored.
+    `learn` makes the pack of a number of vectors; all other values only change what is stored.
     """
     swept = [Variant("pack", "as it is", pack)]
     for axis, values in axes.items():
@@ -106,13 +103,9 @@ def _change(pack: Pack, axis: str, value: str) -> Pack:
 
 
 def learner(pack: Pack, source: Source, folder: Path, settings: EvalSettings) -> Encode:
-    """Return a function that encodes the source with other vectors, and else as recorded.
+    """Return a function that encodes the source with other vectors, and else as pack records.
 
-    Args:
-        pack: its provenance records the settings.
-        source: real training images.
-        folder: where the packs are written.
-        settings: name the backbone and the teacher, where the pack cannot.
+    It writes to `folder`; backbone and teacher are those of the settings, where they name them.
     """
     return lambda vectors: _encode_again(pack, vectors, source, folder, settings)
 
@@ -126,21 +119,14 @@ def _encode_again(
             f"invalid sweep vectors={vectors}: the pack was not made by method d3m, which learns"
             " vectors"
         )
-    options = {name: to_plain(value) for name, value in recorded.items() if name != "budget"}
-    unknown = sorted(options.keys() - {field.name for field in fields(EncodeOptions)})
-    if unknown:
-        raise UsageError(
-            f"invalid sweep vectors={vectors}: the pack records a setting {unknown[0]!r} that this"
-            " version of d3pack does not have"
-        )
-    options |= {
-        "vectors": vectors,
-        "images_per_class": pack.images_per_class,
-        "backbone": str(settings.backbone or pack.recipe.backbone.repo),
-        "teacher": settings.teacher or "train",
-    }
-    path = folder / f"vectors-{vectors}-{pack.root[:12]}.d3m"
-    return encode(source, EncodeOptions(**options), path)
+    record = {name: to_plain(value) for name, value in recorded.items() if name != "budget"}
+    chosen = replace(
+        d3m_settings({**record, "vectors": vectors}),
+        images_per_class=pack.images_per_class,
+        backbone=str(settings.backbone or pack.recipe.backbone.repo),
+        teacher=settings.teacher or "train",
+    )
+    return encode(source, folder / f"vectors-{vectors}-{pack.root[:12]}.d3m", chosen)
 
 
 def sweep_entry(variant: Variant, bench: Bench) -> Entry:

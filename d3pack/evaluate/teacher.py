@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d3pack.encode.methods.d3m.collages import CollageOptions, best_patches
-from d3pack.encode.options import EncodeOptions
+from d3pack.encode import EncodeSettings
 from d3pack.evaluate.real import RealImages
 from d3pack.system import Events, Journal
 from d3pack.teachers import (
+    Cut,
     Teacher,
     TransformersTeacher,
+    best_patches,
     teacher_cache,
     teacher_config,
     train_teacher,
@@ -50,20 +51,12 @@ class OrderedTeacher:
         sheet of tiles is the cheaper form of a collage of the same patches.
         """
         if per_class not in self._patches:
-            options = CollageOptions(
-                size=(self.real.size, self.real.size),
-                factor=1,
-                pool=max(per_class, POOL),
-                crops=1,
-                scale=(1.0, 1.0),
-                count=per_class,
-                seed=0,
-            )
+            cut = Cut(size=(self.real.size, self.real.size), pool=max(per_class, POOL))
             chosen = []
             for place in self.real.order:
-                patches, costs, _ = best_patches(self.real.source, place, self.teacher, options)
-                order = np.argsort(costs, kind="stable")[:per_class]
-                chosen.append(torch.from_numpy(patches[order]))
+                patches = best_patches(self.real.source, place, self.teacher, cut)
+                order = np.argsort(patches.costs, kind="stable")[:per_class]
+                chosen.append(torch.from_numpy(patches.pixels[order]))
             self._patches[per_class] = chosen
         return self._patches[per_class]
 
@@ -71,19 +64,14 @@ class OrderedTeacher:
 def open_teacher(
     name: str, real: RealImages, folder: Path, device: torch.device, events: Events
 ) -> OrderedTeacher:
-    """Open a transformers classifier, or train the small network that encode trains.
+    """Open a transformers classifier, or train the small network that encode trains ("train").
 
-    Args:
-        name: "train", a directory or org/name.
-        real: the training images.
-        folder: where a training that was interrupted goes on.
-        device: where the teacher runs.
-        events: what to report to.
+    `folder` keeps a training that was interrupted.
     """
     source = real.source
     if name != "train":
         return OrderedTeacher(TransformersTeacher(name, source.classes, device=str(device)), real)
-    config = teacher_config(real.size, EncodeOptions().teacher_samples, 0, str(device))
+    config = teacher_config(real.size, EncodeSettings().teacher_samples, 0, str(device))
     key = {"source": source.fingerprint(), "config": asdict(config)}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     work = folder / f"teacher-{digest[:12]}"

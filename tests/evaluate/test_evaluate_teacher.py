@@ -12,7 +12,7 @@ import torch
 from encode_world import CLASSES, make_tree, save_classifier
 from torch import Tensor
 
-from d3pack.encode.options import EncodeOptions
+from d3pack.encode import EncodeSettings
 from d3pack.evaluate import teacher as room
 from d3pack.evaluate.real import RealImages
 from d3pack.evaluate.teacher import OrderedTeacher, open_teacher
@@ -79,8 +79,8 @@ def test_a_teacher_trained_for_the_evaluation_is_kept(
 ) -> None:
     monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
     real = RealImages(source, ORDER, 16, "training")
-    short = replace(EncodeOptions(), teacher_samples=300)
-    monkeypatch.setattr(room, "EncodeOptions", lambda: short)
+    short = replace(EncodeSettings(), teacher_samples=300)
+    monkeypatch.setattr(room, "EncodeSettings", lambda: short)
     first = open_teacher("train", real, tmp_path / "w", torch.device("cpu"), Events())
     images = torch.randint(0, 255, (4, 3, 16, 16), dtype=torch.uint8)
     again = open_teacher("train", real, tmp_path / "w", torch.device("cpu"), Events())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ def make(classes: int = 5, images: int = 6, codec: str = "f16", **changes: Any) 
     """A pack of random values; `labels`, `picks`, `adapter`, `probes` may be True."""
     rng = np.random.default_rng(classes * 1000 + images)
     values = rng.normal(0, 0.05, (classes, 2, 3, 40)).astype(np.float32)
-    made = {
+    made: dict[str, Callable[[], Any]] = {
         "picks": lambda: encode_picks([rng.permutation(250)[:images] for _ in range(classes)]),
         "labels": lambda: encode_labels(
             rng.dirichlet(np.full(classes, 0.3), (classes, images)), k=3

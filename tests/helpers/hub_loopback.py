@@ -62,14 +62,8 @@ class LoopbackHub:
         self.redirect_lfs = True
         self.waited: list[float] = []  # what the client would have slept
         self.stopping = threading.Event()
-        hub = self
-
-        class Bound(Handler):
-            @property
-            def hub(self) -> LoopbackHub:
-                return hub
-
-        self.server = Server(("127.0.0.1", 0), Bound)
+        bound = type("Bound", (Handler,), {"hub": self})
+        self.server = Server(("127.0.0.1", 0), bound)
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
 
     @property
@@ -90,7 +84,7 @@ class LoopbackHub:
         self.server.server_close()
         self.thread.join()
 
-    def repo(self, name: str, kind: str = "datasets", **settings: bool) -> Repo:
+    def repo(self, name: str, kind: str = "datasets", **settings: Any) -> Repo:
         """The repository, made if it is not there."""
         return self.repos.setdefault(f"{kind}/{name}", Repo(kind, name, **settings))
 
@@ -350,12 +344,14 @@ class Handler(WriteCalls, BaseHTTPRequestHandler):
         if kind == "short":
             self.write(body[: len(body) // 2])
         elif kind in ("cut", "stall"):
+            assert self.fault is not None
             self.write(body[: self.fault.after])
             self.wfile.flush()
             if kind == "stall":
                 self.hub.stopping.wait(self.fault.seconds)
             self.close_connection = True
         elif kind == "drip":
+            assert self.fault is not None
             for piece in _pieces(body, self.fault.after):
                 self.write(piece)
                 self.wfile.flush()

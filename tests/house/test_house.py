@@ -164,6 +164,6 @@ def test_codes_are_raised_with_their_classes() -> None:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 for keyword in node.keywords:
                     if keyword.arg == "code" and isinstance(keyword.value, ast.Constant):
-                        uses.add((node.func.id, keyword.value.value))
+                        uses.add((node.func.id, str(keyword.value.value)))
     assert len(uses) > 30
     assert {(name, code) for name, code in uses if CODES[code][0] != name} == set()

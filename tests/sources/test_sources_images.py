@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def test_sixteen_bit_tiff() -> None:
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
 @pytest.mark.parametrize(("top", "scale"), [(1, 1.0), (255, 1.0), (65535, 1 / 257)])
 def test_32_bit_tiff_keeps_the_scale_it_has(kind: type, top: int, scale: float) -> None:
-    values = np.linspace(0, top, 64).reshape(8, 8).astype(kind)
+    values: Any = np.linspace(0, top, 64).reshape(8, 8).astype(kind)
     found = np.asarray(decode(saved(Image.fromarray(values), "TIFF")))[..., 0]
     if kind is np.float32 and top == 1:
         scale = 255.0  # only fractions have a scale that ends at one

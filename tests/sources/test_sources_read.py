@@ -266,7 +266,9 @@ def test_fingerprint_sees_the_middle_of_uncompressed_files(tmp_path: Path, kind:
         data[25_000] = middle
         files = {f"{c}/0.{ext}": bytes(data) for c in "ab"}
         if kind == "shard.tar":
-            files = {f"{c}.{e}": d for c in "ab" for e, d in (("cls", c.encode()), (ext, data))}
+            files = {
+                f"{c}.{e}": d for c in "ab" for e, d in (("cls", c.encode()), (ext, bytes(data)))
+            }
         path = tmp_path / ext / kind
         path.parent.mkdir(exist_ok=True)
         if kind == "folder":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ datasets = pytest.importorskip("datasets")
 pytestmark = pytest.mark.usefixtures("hub_cache")
 
 
-def save(path: Path, rows: dict[str, list[Any]], **features: Any) -> Path:
+def save(path: Path, rows: Mapping[str, Any], **features: Any) -> Path:
     named = datasets.Features(features) if features else None
     datasets.Dataset.from_dict(rows, features=named).to_parquet(str(path))
     return path

@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from d3pack.backbones import lock_directory, mini_directory, open_backbone
 from d3pack.backbones.protocol import TEMPLATE, Backbone, Condition
+from d3pack.backbones.stable_diffusion import StableDiffusion
 from d3pack.decode.noise import normal_torch
 from d3pack.decode.samplers import sample, schedule, start
 from d3pack.train.text import TEMPLATES
@@ -27,6 +28,7 @@ def mini() -> Backbone:
 def colours(mini: Backbone, name: str, count: int = 8) -> tuple[float, float, float]:
     """Mean red, green and blue of images made from a name."""
     sigmas = schedule(mini.levels.alphas_cumprod, "dpmpp-2m", 8)
+    assert isinstance(mini, StableDiffusion)
     words, nothing = mini.sentence(TEMPLATE.format(name)), mini.unconditional()
     both = Condition.cat([nothing.expand(count), words.expand(count)])
 
@@ -91,6 +93,7 @@ def test_unseen_names_lie_near_their_kin(mini: Backbone) -> None:
     """Words that no photograph carried: each nearer to a relative than to a stranger."""
 
     def states(name: str) -> torch.Tensor:
+        assert isinstance(mini, StableDiffusion)
         with torch.no_grad():
             return mini.sentence(TEMPLATE.format(name)).tensors["hidden"][0, -1]
 

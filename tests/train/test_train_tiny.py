@@ -78,7 +78,8 @@ def config(**loop: Any) -> TrainConfig:
 def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One uninterrupted run."""
     out = tmp_path_factory.mktemp("whole") / "backbone"
-    return train(photos, out, config(), silent)
+    assert train(photos, out, config(), silent) == out
+    return out
 
 
 def curve(out: Path, stage: str) -> dict[int, float]:
@@ -178,6 +179,7 @@ def test_training_goes_on_from_existing_weights(
     out = train(
         photos, tmp_path / "next", config(), silent, init_from=str(trained), stages=("diffusion",)
     )
+    assert out is not None
     before, after = curve(trained, "diffusion"), curve(out, "diffusion")
     assert after[5] < before[5]
     same = "vae/diffusion_pytorch_model.safetensors"

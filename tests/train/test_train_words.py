@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizer
 
-from d3pack.train.text import scattered_vectors, sentence_vectors, spoken
+from d3pack.train.data import spoken
+from d3pack.train.text import scattered_vectors, sentence_vectors
 
 WORDS = ["goldfish", "lemon", "school", "bus", "golden", "retriever"]
 
