@@ -170,7 +170,7 @@ def _plugins() -> Mapping[str, str]:
     return {entry.name: entry.value for entry in entry_points(group=GROUP)}
 
 
-def methods() -> tuple[str, ...]:
+def available_methods() -> tuple[str, ...]:
     """Return the names of all methods: the built-in ones and those of plugins."""
     return tuple(sorted({**_plugins(), **_BUILT_IN}))
 
@@ -187,7 +187,7 @@ def open_method(name: str) -> Method:
         place = _plugins()[name]
     else:
         raise UsageError(
-            f"unknown method {name!r}: expected {', '.join(methods())}",
+            f"unknown method {name!r}: expected {', '.join(available_methods())}",
             hint="other methods come with plugins",
         )
     module, _, attribute = place.partition(":")

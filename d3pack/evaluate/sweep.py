@@ -120,13 +120,17 @@ def _encode_again(
             " vectors"
         )
     record = {name: to_plain(value) for name, value in recorded.items() if name != "budget"}
-    chosen = replace(
-        d3m_settings({**record, "vectors": vectors}),
+    try:
+        learned = d3m_settings({**record, "vectors": vectors})
+    except UsageError as error:
+        raise UsageError(f"invalid sweep vectors={vectors}: {error.args[0]}") from error
+    again = replace(
+        learned,
         images_per_class=pack.images_per_class,
         backbone=str(settings.backbone or pack.recipe.backbone.repo),
         teacher=settings.teacher or "train",
     )
-    return encode(source, folder / f"vectors-{vectors}-{pack.root[:12]}.d3m", chosen)
+    return encode(source, folder / f"vectors-{vectors}-{pack.root[:12]}.d3m", again)
 
 
 def sweep_entry(variant: Variant, bench: Bench) -> Entry:

@@ -19,8 +19,8 @@ from d3pack.encode import (
     EncodeSettings,
     MinimaxSettings,
     allocation,
+    available_methods,
     d3m_settings,
-    methods,
     open_method,
 )
 from d3pack.encode.allocation import PICKY, SHARE, SMALLEST
@@ -149,7 +149,7 @@ def test_recorded_settings_of_d3m_are_read_back() -> None:
 def test_unknown_method_is_refused() -> None:
     with pytest.raises(UsageError, match=r"unknown method 'magic': expected .*d3m"):
         open_method("magic")
-    assert "d3m" in methods()
+    assert "d3m" in available_methods()
 
 
 # -- probes ------------------------------------------------------------------------------------

@@ -286,7 +286,7 @@ def test_vectors_are_learned_anew_as_recorded(world: Path, tmp_path: Path) -> No
 
     source = open_source(make_tree(tmp_path / "real", 12))
     options = quick(world / "backbone", modes=1, vectors=1, labels="none", candidates=1)
-    pack = encode(source, options, tmp_path / "one.d3m", cache=tmp_path / "cache")
+    pack = encode(source, tmp_path / "one.d3m", options, teachers=tmp_path / "cache")
     settings = EvalSettings(backbone=str(world / "backbone"))
     learn = sweep.learner(pack, source, tmp_path, settings)
     found = sweep.variants(pack, sweep.parse_sweep(["vectors=1,3"]), learn)
