@@ -164,13 +164,13 @@ def test_preview_and_croissant_agree_with_the_pack(hub: LoopbackHub, file: Path)
 
 
 def test_card_has_the_evaluation_of_this_pack_only(hub: LoopbackHub, file: Path) -> None:
-    arm = {"title": "pack | 10", "bytes": 45064.0, "last": {"mean": 0.4321, "std": 0.01},
+    entry = {"title": "pack | 10", "bytes": 45064.0, "last": {"mean": 0.4321, "std": 0.01},
            "runs": [{}, {}, {}]}  # fmt: skip
     record = {
         "pack": {"root": make_pack().root},
         "facts": {"student": "convnet3", "updates": 600, "seeds": 3, "test_images": 10000},
-        "preset": {"name": "quick"},
-        "arms": [arm, {**arm, "title": "real", "bytes": None, "runs": [{}]}],
+        "protocol": {"name": "quick"},
+        "entries": [entry, {**entry, "title": "real", "bytes": None, "runs": [{}]}],
     }
     place = file.with_suffix(".eval") / "evaluation.json"
     place.parent.mkdir()
@@ -178,7 +178,7 @@ def test_card_has_the_evaluation_of_this_pack_only(hub: LoopbackHub, file: Path)
     readme = prepare_push(file, "org/set", PROBES).files["README.md"].decode()
     assert r"| pack \| 10 | 45,064 | 43.2 ± 1.0 |" in readme
     assert "| real | - | 43.2 |" in readme
-    assert "preset `quick`: 600 updates, 3 seeds, tested on 10,000 real images" in readme
+    assert "protocol `quick`: 600 updates, 3 seeds, tested on 10,000 real images" in readme
     record["pack"] = {"root": "0" * 64}
     place.write_text(json.dumps(record))
     parcel = prepare_push(file, "org/set", PROBES)
