@@ -352,7 +352,6 @@ class DiskStore:
         self._read_bytes = 0
 
     def missing(self, numbers: Ints) -> Ints:
-        """Return those of the numbers whose images are absent or damaged."""
         if self._all_checked:
             return numbers[:0]
         unchecked = numbers[~self._checked[numbers]]
@@ -415,7 +414,6 @@ class DiskStore:
         self._checked[number] = True
 
     def read(self, numbers: Ints) -> Tensor:
-        """Return a copy of images that are not missing."""
         import torch
 
         rows = self._rows.take(numbers, axis=0)
@@ -423,11 +421,9 @@ class DiskStore:
         return torch.from_numpy(rows).view(len(numbers), *self.identity.shape)
 
     def next_missing(self, count: int, after: Ints) -> Ints:
-        """Return up to `count` absent images, the next ones after those of `after`."""
         return next_absent(self._index == 0, count, after)
 
     def count(self) -> int:
-        """Return how many images are stored."""
         return int(np.count_nonzero(self._index))
 
 

@@ -79,17 +79,14 @@ class MemoryStore:
         self._present = np.zeros(identity.images, dtype=np.bool_)
 
     def missing(self, numbers: Ints) -> Ints:
-        """Return those of the numbers that were not written."""
         return numbers[~self._present[numbers]]
 
     def write(self, numbers: Ints, images: Tensor) -> None:
-        """Store images."""
         positions = torch.from_numpy(numbers).to(self._images.device)
         self._images.index_copy_(0, positions, images.to(self._images.device))
         self._present[numbers] = True
 
     def read(self, numbers: Ints) -> Tensor:
-        """Return a copy of images that are not missing."""
         if self._images.device.type == "cpu":
             # a plain copy of rows in one thread: here torch's indexing is several times slower
             return torch.from_numpy(self._images.numpy().take(numbers, axis=0))
@@ -97,15 +94,12 @@ class MemoryStore:
         return self._images.index_select(0, positions)
 
     def next_missing(self, count: int, after: Ints) -> Ints:
-        """Return up to `count` absent images, the next ones after those of `after`."""
         return next_absent(~self._present, count, after)
 
     def count(self) -> int:
-        """Return how many images are stored."""
         return int(np.count_nonzero(self._present))
 
     def close(self) -> None:
-        """Free the memory."""
         self._images = torch.empty(0, dtype=torch.uint8)
 
 
@@ -118,11 +112,9 @@ class RecentStore:
         self._images: OrderedDict[int, Tensor] = OrderedDict()
 
     def missing(self, numbers: Ints) -> Ints:
-        """Return those of the numbers that were not written, or dropped since."""
         return np.array([n for n in numbers.tolist() if n not in self._images], dtype=np.int64)
 
     def write(self, numbers: Ints, images: Tensor) -> None:
-        """Store images, and drop the oldest beyond the capacity."""
         for number, image in zip(numbers.tolist(), images, strict=True):
             self._images[number] = image.clone()  # a view would keep its whole batch alive
             self._images.move_to_end(number)
@@ -130,7 +122,6 @@ class RecentStore:
             self._images.popitem(last=False)
 
     def read(self, numbers: Ints) -> Tensor:
-        """Return a copy of images that are not missing."""
         return torch.stack([self._images[number] for number in numbers.tolist()])
 
     def next_missing(self, count: int, after: Ints) -> Ints:
@@ -140,11 +131,9 @@ class RecentStore:
         return self.missing(np.arange(last + 1, min(last + 1 + count, self._total), dtype=np.int64))
 
     def count(self) -> int:
-        """Return how many images are stored."""
         return len(self._images)
 
     def close(self) -> None:
-        """Free the memory."""
         self._images.clear()
 
 
@@ -167,24 +156,19 @@ class TieredStore:
         return missing
 
     def write(self, numbers: Ints, images: Tensor) -> None:
-        """Store images in both."""
         self._front.write(numbers, images)
         self._back.write(numbers, images)
 
     def read(self, numbers: Ints) -> Tensor:
-        """Return a copy of images that are not missing."""
         return self._front.read(numbers)
 
     def next_missing(self, count: int, after: Ints) -> Ints:
-        """Return up to `count` images that neither store has."""
         return self._front.missing(self._back.next_missing(count, after))
 
     def count(self) -> int:
-        """Return how many images are stored."""
         return max(self._front.count(), self._back.count())
 
     def close(self) -> None:
-        """Close both stores."""
         self._front.close()
         self._back.close()
 

@@ -10,7 +10,7 @@ from typing import Any
 from d3pack import __version__
 from d3pack.format import Pack
 from d3pack.hub.address import Address
-from d3pack.system import count, printable
+from d3pack.system import count, flatten, printable
 
 MARK = "<!-- written by d3pack push: a later push may replace this card -->"
 
@@ -207,7 +207,7 @@ def accuracy_rows(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _provenance(facts: Facts) -> str:
-    rows = [(code(key), escape(value)) for key, value in flat(facts.pack.provenance)]
+    rows = [(code(key), escape(value)) for key, value in flatten(facts.pack.provenance)]
     text = table(("what", "value"), rows) if rows else "The pack records none."
     source = escape(facts.source) if facts.source else (
         "The publisher has not named them or their licence."
@@ -235,21 +235,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join(lines)
-
-
-def flat(value: Any, at: str = "") -> list[tuple[str, str]]:
-    """Return nested values as dotted names and texts."""
-    if isinstance(value, Mapping):
-        return [
-            pair
-            for name, item in value.items()
-            for pair in flat(item, f"{at}.{name}" if at else str(name))
-        ]
-    if isinstance(value, (list, tuple)):
-        if any(isinstance(item, (Mapping, list, tuple)) for item in value):
-            return [pair for i, item in enumerate(value) for pair in flat(item, f"{at}.{i}")]
-        return [(at, ", ".join(map(str, value)))]
-    return [(at, f"{value:g}" if isinstance(value, float) else str(value))]
 
 
 def escape(text: str) -> str:

@@ -16,11 +16,11 @@ from d3pack.errors import HubError, HubOfflineError, NotFoundError, UsageError
 from d3pack.format import Pack, read
 from d3pack.hub import croissant, viewer
 from d3pack.hub.address import Address, parse_address
-from d3pack.hub.card import MARK, Facts, accuracy_rows, flat, render
+from d3pack.hub.card import MARK, Facts, accuracy_rows, render
 from d3pack.hub.failures import LOGIN, hub_calls
 from d3pack.hub.remote import RemoteFile
 from d3pack.hub.signatures import SUFFIX, sign
-from d3pack.system import Counter, check, option
+from d3pack.system import Counter, check, flatten, option
 
 ATTRIBUTES = "*.d3m filter=lfs diff=lfs merge=lfs -text"
 _PIECE = 8 << 20  # bytes read back in one request
@@ -338,7 +338,7 @@ def _evaluation(
 def check_private(pack: Pack, files: Mapping[str, bytes]) -> None:
     """Raise `UsageError` if a pack or a file holds local paths or secrets of this machine."""
     for part in ("provenance", "optional", "recipe"):
-        for name, text in flat(pack.manifest[part], part):
+        for name, text in flatten(pack.manifest[part], part):
             match = _LOCAL_PATH.search(text)
             if match and not name.startswith("recipe.backbone.files"):
                 raise UsageError(

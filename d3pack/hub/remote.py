@@ -66,46 +66,41 @@ class RemoteFile:
                         hint="try again later, or set HF_HUB_DOWNLOAD_TIMEOUT to more seconds",
                     )
         if len(data) != expected:
-            raise HubError(
-                f"{self.address}: {len(data)} bytes arrived where {expected} were announced",
-                code="E_HUB_BYTES",
+            raise self._wrong(
+                f"{len(data)} bytes arrived where {expected} were announced",
                 hint="run it again; a proxy on the way may change answers",
             )
         return bytes(data)
+
+    def _wrong(self, text: str, *, hint: str) -> HubError:
+        return HubError(f"{self.address}: {text}", code="E_HUB_BYTES", hint=hint)
 
     def _check(self, response: Any, begin: int, length: int) -> int:
         """Return how many bytes follow; raise `HubError` for another part or another file."""
         content = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
         if response.status_code != 206 or content is None:
-            raise HubError(
-                f"{self.address}: asked for a range, answered {response.status_code} with no range",
-                code="E_HUB_BYTES",
+            raise self._wrong(
+                f"asked for a range, answered {response.status_code} with no range",
                 hint="a proxy or a mirror ignores range requests: pull the whole pack",
             )
         first, last, size = (int(number) for number in content.groups())
         if (first, last) != (begin, min(begin + length, size) - 1):
-            raise HubError(
-                f"{self.address}: asked for bytes {begin}-{begin + length - 1}, got {first}-{last}",
-                code="E_HUB_BYTES",
+            raise self._wrong(
+                f"asked for bytes {begin}-{begin + length - 1}, got {first}-{last}",
                 hint="run it again; a proxy on the way may change answers",
             )
         commit, etag = _identity(response)
         if self.address.pinned:
             commit = commit or self.address.revision
         if commit is None:
-            raise HubError(
-                f"{self.address}: the answer names no commit",
-                code="E_HUB_BYTES",
-                hint="check HF_ENDPOINT",
-            )
+            raise self._wrong("the answer names no commit", hint="check HF_ENDPOINT")
         if self.size == 0:
             self.size, self._etag = size, etag
         if (etag, size) != (self._etag, self.size) or (
             self.address.pinned and commit != self.address.revision
         ):
-            raise HubError(
-                f"{self.address}: the file changed between two reads",
-                code="E_HUB_BYTES",
+            raise self._wrong(
+                "the file changed between two reads",
                 hint="run it again; if that fails, too, the Hub or a proxy is inconsistent",
             )
         self.address = self.address.at(commit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
 from string import Template
@@ -17,7 +17,7 @@ from PIL import Image
 from d3pack.format import Ledger, Pack
 from d3pack.format.codecs import decode_labels
 from d3pack.preview.sheet import Sample
-from d3pack.system import printable, size
+from d3pack.system import flatten, printable, size
 
 SHOWN_LABELS = 3
 TINY = 32  # pixels; images up to this side are enlarged as squares
@@ -185,14 +185,5 @@ def _recipe(pack: Pack) -> str:
 def _provenance(values: Mapping[str, Any]) -> str:
     if not values:
         return '<p class="faint">None recorded.</p>'
-    rows = [(html_text(k), f"<code>{html_text(str(v))}</code>") for k, v in _leaves(values)]
+    rows = [(html_text(k), f"<code>{html_text(v)}</code>") for k, v in flatten(values)]
     return table(("field", "value"), rows, numbers=0)
-
-
-def _leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield nested facts as one list, with names such as `options.steps`."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{above}{key}.")
-        else:
-            yield above + key, value

@@ -148,7 +148,6 @@ class _ArchiveStore:
         self.refused = index.refused
 
     def names(self, c: int) -> Sequence[str]:
-        """Return the sorted names of the files of class c."""
         return self._rows[c].names
 
 
@@ -171,12 +170,10 @@ class TarStore(_ArchiveStore):
         super().__init__(index)
 
     def read(self, c: int, i: int) -> bytes:
-        """Return the bytes of file i of class c."""
         rows = self._rows[c]
         return self._bytes.read_at(rows.places[i], min(rows.sizes[i], MAX_BYTES + 1))
 
     def stamp(self, c: int, i: int) -> bytes:
-        """Return bytes that change when file i of class c changes."""
         rows = self._rows[c]
         start, size, name = rows.places[i], rows.sizes[i], rows.names[i]
         return edge_stamp(size, lambda at, n: self._bytes.read_at(start + at, n), name)
@@ -204,7 +201,6 @@ class ZipStore(_ArchiveStore):
         super().__init__(index)
 
     def read(self, c: int, i: int) -> bytes:
-        """Return the bytes of file i of class c."""
         info = self._infos[self._rows[c].places[i]]
         try:
             with self._zip.open(info) as file:
@@ -214,6 +210,5 @@ class ZipStore(_ArchiveStore):
             raise BadImageError(f"cannot be unpacked: {first_line(error)}") from error
 
     def stamp(self, c: int, i: int) -> bytes:
-        """Return bytes that change when file i of class c changes."""
         info = self._infos[self._rows[c].places[i]]
         return info.file_size.to_bytes(8, "little") + info.CRC.to_bytes(4, "little")

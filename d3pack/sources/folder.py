@@ -69,7 +69,6 @@ class FolderStore:
         return tuple(sorted(self._files(self.keys[c])))
 
     def names(self, c: int) -> Sequence[str]:
-        """Return the sorted names of the files of class c."""
         return self._listing(c)
 
     def _path(self, c: int, i: int) -> Path:
@@ -79,13 +78,11 @@ class FolderStore:
         return path
 
     def read(self, c: int, i: int) -> bytes:
-        """Return the bytes of file i of class c."""
         with open(self._path(c, i), "rb") as file:
             # never more than the file holds: read() allocates what it is asked for
             return file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES + 1))
 
     def stamp(self, c: int, i: int) -> bytes:
-        """Return bytes that change when file i of class c changes."""
         path = self._root / self.keys[c] / self.names(c)[i]
         if not path.is_file():
             raise OSError("not a regular file")  # opening a pipe would wait for ever

@@ -112,7 +112,6 @@ class ShardStore:
             self.refused.append(Skip("", f"{shard}:{stem}", "no label beside it"))
 
     def names(self, c: int) -> Sequence[str]:
-        """Return the sorted names of the files of class c."""
         return self._names[c]
 
     def _place(self, c: int, i: int) -> tuple[int, int, int]:
@@ -120,12 +119,10 @@ class ShardStore:
         return shard, offset, size
 
     def read(self, c: int, i: int) -> bytes:
-        """Return the bytes of file i of class c."""
         shard, offset, size = self._place(c, i)
         return self._shards[shard].read_at(offset, min(size, MAX_BYTES + 1))
 
     def stamp(self, c: int, i: int) -> bytes:
-        """Return bytes that change when file i of class c changes."""
         shard, offset, size = self._place(c, i)
         name = self._names[c][i]
         return edge_stamp(size, lambda at, n: self._shards[shard].read_at(offset + at, n), name)

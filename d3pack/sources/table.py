@@ -121,11 +121,9 @@ class TableStore:
         self.counts = tuple(len(rows) for rows in self._rows)
 
     def names(self, c: int) -> Sequence[str]:
-        """Return the sorted names of the rows of class c."""
         return [f"{row:09d}" for row in self._rows[c]]
 
     def read(self, c: int, i: int) -> bytes:
-        """Return the bytes of image i of class c."""
         value = self._table[int(self._rows[c][i])][self._image]
         if isinstance(value, dict):
             data, path = value.get("bytes"), value.get("path")
@@ -138,7 +136,6 @@ class TableStore:
         return value
 
     def stamp(self, c: int, i: int) -> bytes:
-        """Return bytes that change when image i of class c changes."""
         try:
             data = self.read(c, i)
         except BadImageError:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from d3pack.errors import UsageError
 
@@ -77,3 +79,16 @@ def first_line(error: BaseException, limit: int = 200) -> str:
     """Return the first line of an error's message, or its type where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0][:limit] if lines else type(error).__name__
+
+
+def flatten(value: Any, name: str = "") -> list[tuple[str, str]]:
+    """Return nested mappings and lists as dotted names and texts: `settings.steps`, `30`."""
+    if isinstance(value, Mapping):
+        items = [(f"{name}.{key}" if name else str(key), item) for key, item in value.items()]
+    elif not isinstance(value, list | tuple):
+        return [(name, f"{value:g}" if isinstance(value, float) else str(value))]
+    elif any(isinstance(item, Mapping | list | tuple) for item in value):
+        items = [(f"{name}.{i}", item) for i, item in enumerate(value)]
+    else:
+        return [(name, ", ".join(map(str, value)))]
+    return [pair for inner, item in items for pair in flatten(item, inner)]
