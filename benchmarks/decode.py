@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,12 +163,12 @@ def speed(folder: Path, backbone: str, rounds: int) -> dict[str, Any]:
         turns: dict[str, Callable[[], Any]] = {}  # each decodes `images[turn]` images
         pipe = pipeline(name, where)
         for batch in BATCHES:
-            turns[f"pipeline {batch}"] = lambda pipe=pipe, batch=batch: pipe(batch)
+            turns[f"pipeline {batch}"] = partial(pipe, batch)
         _, exact = opened(where, file)
         count = 2 * GROUP
-        turns["exact"] = lambda decoder=exact, count=count: decoder.images(range(count))
+        turns["exact"] = partial(exact.images, range(count))
         _, fast = opened(where, file, numerics="fast", switches=["bf16"])
-        turns["fast bf16"] = lambda decoder=fast, count=count: decoder.images(range(count))
+        turns["fast bf16"] = partial(fast.images, range(count))
         images = {t: int(t.split()[1]) if t.startswith("pipe") else count for t in turns}
         best = {turn: (float("inf"), float("inf")) for turn in turns}
         for _ in range(rounds):
@@ -290,9 +291,7 @@ def linear(folder: Path, backbone: str, rounds: int) -> dict[str, Any]:
             decoder = Decoder(pack, path=None if where == "mini" else where)
             decoder.images(range(4))
             for count in (4, 8, 16):
-                took = min(
-                    timed(lambda d=decoder, n=count: d.images(range(n)))[1] for _ in range(rounds)
-                )
+                took = min(timed(partial(decoder.images, range(count)))[1] for _ in range(rounds))
                 rows.append({"steps": steps, "images": count, "cpu_seconds": round(took, 4)})
         x = np.array([[r["images"], r["images"] * r["steps"]] for r in rows], dtype=float)
         y = np.array([r["cpu_seconds"] for r in rows])

@@ -12,6 +12,7 @@ import argparse
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def run(hub: LoopbackHub) -> dict[str, Any]:
     rows["info of 1000 classes"] = measure(hub, lambda: d3hub.remote_info(LARGE))
     for wanted in ([500], [3, 999], list(range(0, 1000, 100))):
         name = f"{len(wanted)} of 1000 classes"
-        rows[name] = measure(hub, lambda wanted=wanted: d3hub.read_classes(LARGE, wanted))
+        rows[name] = measure(hub, partial(d3hub.read_classes, LARGE, wanted))
         rows[name]["share"] = round(rows[name]["bytes"] / len(large), 4)
     rows["open 1000 classes, cold"] = measure(hub, lambda: d3hub.load(LARGE))
     return {

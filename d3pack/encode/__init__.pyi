@@ -8,8 +8,8 @@ from d3pack.encode.contract import Estimate as Estimate
 from d3pack.encode.contract import Job as Job
 from d3pack.encode.contract import Method as Method
 from d3pack.encode.contract import NoSettings as NoSettings
+from d3pack.encode.contract import available_methods as available_methods
 from d3pack.encode.contract import method_settings as method_settings
-from d3pack.encode.contract import methods as methods
 from d3pack.encode.contract import open_method as open_method
 from d3pack.encode.driver import encode as encode
 from d3pack.encode.driver import estimate_encode as estimate_encode

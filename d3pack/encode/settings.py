@@ -181,7 +181,7 @@ class ClassCondSettings:
     train_seconds: float = option(
         0.0,
         "Time to train for, as 90m; turned into steps by a short trial.",
-        flag="--train-time",
+        flag="--time-budget",
         ge=0,
         parse=parse_duration,
         metavar="TIME",

@@ -39,7 +39,12 @@ def test_denoising_again_makes_no_new_timestep(
         wanted = backbone.denoise(x, 1.5, nothing)
     made: list[Any] = []
     real = torch.tensor
-    monkeypatch.setattr(torch, "tensor", lambda *a, **k: made.append(a) or real(*a, **k))
+
+    def tensor(*args: Any, **kwargs: Any) -> torch.Tensor:
+        made.append(args)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "tensor", tensor)
     leaf = x.clone().requires_grad_()
     again = backbone.denoise(leaf, 1.5, nothing)  # with gradients, after a step without
     assert made == []

@@ -122,7 +122,7 @@ def test_decode_to_shards(forks: Forks, world: Path, tmp_path: Path) -> None:
 def test_eval(forks: Forks, world: Path, tmp_path: Path) -> None:
     run = forks.start(
         "eval", world / "large.d3m", "--real", world / "real", "--backbone", world / "sd",
-        "--preset", "quick", "--yes", "--work", "w", "--report", "r.html", cwd=tmp_path,
+        "--protocol", "quick", "--yes", "--work", "w", "--report", "r.html", cwd=tmp_path,
     )  # fmt: skip
     run.until(lambda: run.err)
     ended(run, AGAIN)

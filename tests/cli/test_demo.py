@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli import invoke
 from PIL import Image
-from typer.testing import CliRunner
 
 import d3pack
-from d3pack.cli import app
 from d3pack.demo import NAMES, SETTINGS, Demo, run_demo
 from d3pack.encode import D3MSettings
 from d3pack.sources import open_source
@@ -37,7 +36,7 @@ def test_demo_leaves_a_pack_a_sheet_and_a_report(
         return kept[0]
 
     monkeypatch.setattr("d3pack.demo.run_demo", shorter)
-    done = CliRunner().invoke(app, ["demo", "-o", str(tmp_path / "out"), "--format", "human"])
+    done = invoke("demo", "-o", str(tmp_path / "out"), "--format", "human")
     assert done.exit_code == 0, done.exception
     digits = tmp_path / "out" / "digits"
     train, test = open_source(digits), open_source(digits, split="test")

@@ -13,6 +13,7 @@ import torch
 from tiny_backbones import tiny_pack, tiny_sd
 
 from d3pack.backbones import adapter, open_backbone
+from d3pack.backbones.stable_diffusion import StableDiffusion
 from d3pack.decode import Decoder
 from d3pack.format.codecs import encode_adapter, encode_prompts
 from d3pack.testing import raises_code
@@ -67,6 +68,7 @@ def test_invalid_items_are_refused(pack: Any, folders: dict[str, Path]) -> None:
     half = replace(
         pack, recipe=replace(pack.recipe, dtype="float16"), prompts=encode_prompts(prompts)
     )
+    assert isinstance(backbone, StableDiffusion)
     with torch.no_grad():
         backbone.denoiser.conv_out.weight.mul_(1e5)
     with raises_code("E_BACKBONE_NOT_FINITE", match="not finite"):

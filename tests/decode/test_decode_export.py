@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cli import invoke
 from PIL import Image
 from tiny_backbones import tiny_pack, tiny_sd
-from typer.testing import CliRunner
 
 import d3pack
-from d3pack.cli import app
 from d3pack.decode import Decoder, class_folder, export_images, select_classes
 from d3pack.decode.export import ExportSettings, _encode
 from d3pack.errors import NoSpaceError, UsageError
@@ -512,7 +511,7 @@ def test_classes_are_selected_by_name_number_or_range() -> None:
 
 
 def call(*words: str) -> Any:
-    return CliRunner().invoke(app, list(words))
+    return invoke(*words)
 
 
 def test_decode_command_writes_and_reports_images(made: dict[str, Any], tmp_path: Path) -> None:
@@ -529,9 +528,9 @@ def test_decode_command_writes_and_reports_images(made: dict[str, Any], tmp_path
     again = call(*words, "--ipc", "2")
     assert again.exit_code == 0
     assert "6 images" in again.stdout
-    assert "2 were there" in again.stdout
+    assert "2 existed already" in again.stdout
     fewer = call(*words, "--ipc", "1")
-    assert "holds 3 images of an earlier export" in str(fewer.exception)
+    assert "holds 3 images of an earlier export" in fewer.stderr
     quiet = call(*words, "--ipc", "2", "--format", "quiet")
     assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, "", "")
 

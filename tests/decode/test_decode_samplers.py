@@ -22,7 +22,7 @@ from d3pack.testing import raises_code
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 COSINE = {"beta_schedule": "squaredcos_cap_v2"}
 PLAIN = {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}
-BETAS = {"scaled_linear": SD, "cosine": COSINE, "linear": PLAIN}
+BETAS: dict[str, Any] = {"scaled_linear": SD, "cosine": COSINE, "linear": PLAIN}
 # a cosine table ends at sigma 2e4: x - sigma * eps has no digits left in float32, here as there
 WELL_POSED = [(b, p) for b in BETAS for p in PREDICTIONS if (b, p) != ("cosine", "epsilon")]
 

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cli import Result, invoke
 from encode_world import CLASSES, make_tree, settings_of
 from places import ROOT
 from test_encode_resume import Server
-from typer.testing import CliRunner, Result
 
 from d3pack.backbones.dit import DiT
-from d3pack.cli import app
 from d3pack.dataset import D3MDataset
 from d3pack.decode import Decoder, backbone_path, local_backbone
 from d3pack.encode import (
@@ -167,11 +166,11 @@ def test_a_backbone_beside_the_pack_is_found_and_held_to_its_lock(
     shutil.copytree(backbone_path(server.folder / "undisturbed.d3m"), backbone_path(file))
     images = Decoder(read(file), path=backbone_path(file)).images(range(12))
     assert torch.equal(dataset()[7][0], images[7])
-    verified = CliRunner().invoke(app, ["verify", "--decode", str(file)])
+    verified = invoke("verify", "--decode", str(file))
     assert verified.exit_code == 0
     assert "exact" in verified.output
     words = ["decode", str(file), "-o", str(tmp_path / "images"), "--ipc", "1"]
-    assert CliRunner().invoke(app, words).exit_code == 0
+    assert invoke(*words).exit_code == 0
     weights = backbone_path(file) / "transformer" / "diffusion_pytorch_model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
@@ -313,7 +312,7 @@ def test_command_takes_settings_of_the_method(tmp_path: Path) -> None:
 
     def run(*words: str) -> Result:
         line = ["encode", str(tmp_path / "source"), "--dry-run", "--format", "json", *words]
-        return CliRunner().invoke(app, line)
+        return invoke(*line)
 
     own = ["--preset", "tiny", "--time-budget", "2m", "--set", "licence=mit"]
     done = run("--method", "classcond", *own)

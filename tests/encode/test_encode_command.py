@@ -237,6 +237,6 @@ def test_method_of_a_plugin_is_found(home: Path, monkeypatch: pytest.MonkeyPatch
     try:
         assert contract.open_method("mine").name == "d3m"
         assert contract.method_settings("mine").__name__ == "D3MSettings"
-        assert {"d3m", "mine"} <= set(contract.methods())
+        assert {"d3m", "mine"} <= set(contract.available_methods())
     finally:
         contract._plugins.cache_clear()

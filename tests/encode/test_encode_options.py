@@ -19,8 +19,8 @@ from d3pack.encode import (
     EncodeSettings,
     MinimaxSettings,
     allocation,
+    available_methods,
     d3m_settings,
-    methods,
     open_method,
 )
 from d3pack.encode.allocation import PICKY, SHARE, SMALLEST
@@ -149,7 +149,7 @@ def test_recorded_settings_of_d3m_are_read_back() -> None:
 def test_unknown_method_is_refused() -> None:
     with pytest.raises(UsageError, match=r"unknown method 'magic': expected .*d3m"):
         open_method("magic")
-    assert "d3m" in methods()
+    assert "d3m" in available_methods()
 
 
 # -- probes ------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def test_budget_is_spent_but_not_exceeded() -> None:
 
 
 def test_budget_keeps_what_the_user_has_set() -> None:
-    fixed = {"modes": 3, "labels": "none", "codec": None}
+    fixed = {"modes": 3, "labels": "none"}
     bought, _ = allocation.spend(50_000, fixed, 16, toy_size)
     assert (bought.modes, bought.labels) == (3, "none")
     assert bought.vectors > 1

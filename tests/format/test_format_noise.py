@@ -34,10 +34,10 @@ KNOWN = (
 def test_philox_gives_known_answers(counter: Any, key: Any, answer: Any) -> None:
     torch = pytest.importorskip("torch")
     seed = key[0] | key[1] << 32
-    words = noise.philox(np.array(counter, dtype=np.uint64)[:, None], seed)
+    words = noise.philox(list(np.array(counter, dtype=np.uint64)[:, None]), seed)
     assert tuple(int(word[0]) for word in words) == answer
-    words = noise._philox_torch(tuple(torch.tensor([word]) for word in counter), seed)
-    assert tuple(int(word) for word in words) == answer
+    tensors = noise._philox_torch(tuple(torch.tensor([word]) for word in counter), seed)
+    assert tuple(int(word) for word in tensors) == answer
 
 
 def test_table_of_quantiles_matches_its_procedure() -> None:

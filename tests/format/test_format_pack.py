@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from format_packs import RECIPE, full, make
+from format_packs import RECIPE, full, make, stored
 
 import d3pack
 from d3pack.decode import noise
@@ -25,6 +25,8 @@ def test_pack_is_immutable() -> None:
     pack = full(provenance={"a": {"b": [1]}})
     with pytest.raises(dataclasses.FrozenInstanceError):
         pack.seed = 1  # type: ignore[misc]
+    assert pack.probes is not None
+    assert pack.picks is not None
     arrays = [pack.probes.images, *pack.picks.tensors.values(), *pack.prompts.tensors.values()]
     arrays += list(d3pack.read(d3pack.pack_bytes(pack)).prompts.tensors.values())
     for array in arrays:
@@ -34,9 +36,9 @@ def test_pack_is_immutable() -> None:
             array.flags.writeable = True
     for mapping in (pack.provenance, pack.provenance["a"], pack.prompts.params, pack.manifest):
         with pytest.raises(TypeError):
-            mapping["x"] = 1
+            mapping["x"] = 1  # type: ignore[index]
         with pytest.raises(TypeError):
-            mapping.update(x=1)
+            mapping.update(x=1)  # type: ignore[union-attr]
     assert isinstance(pack.provenance["a"]["b"], tuple)
 
 
@@ -49,6 +51,8 @@ def test_pack_copies_the_callers_arrays() -> None:
     pack = make(ids=view, picks=picks)
     root = pack.root
     ids[:], codes[:] = 2, 9
+    assert pack.ids is not None
+    assert pack.picks is not None
     assert pack.ids.max() == 9
     assert decode_picks(pack.picks).max() == 5
     assert pack.root == root
@@ -64,7 +68,7 @@ def test_equal_packs_have_equal_hash_pickle_and_copy() -> None:
     assert pack != "pack"
     for other in (pickle.loads(pickle.dumps(pack)), copy.deepcopy(pack)):
         assert other == pack
-        assert not other.picks.tensors["codes"].flags.writeable
+        assert not stored(other.picks).tensors["codes"].flags.writeable
     assert len(pack) == 30
 
 
@@ -97,16 +101,16 @@ def test_labels_of_a_selection_are_renormalised() -> None:
     rows = [4, 1, 2]
     part = pack.select(rows)
     for new, old in enumerate(rows):
-        kept = decode_labels(pack.labels, old)[:, rows]
+        kept = decode_labels(stored(pack.labels), old)[:, rows]
         want = kept / kept.sum(axis=1, keepdims=True)
-        got = decode_labels(part.labels, new)
+        got = decode_labels(stored(part.labels), new)
         assert got.shape == (6, 3)
         assert np.abs(got - want).max() < 0.02
         assert np.abs(got.sum(axis=1) - 1).max() < 1e-6
-    figures = part.labels.params["restricted"]
+    figures = stored(part.labels).params["restricted"]
     assert 0 < figures["min"] <= figures["mean"] <= 1
     alone = pack.select([2]).labels
-    assert (decode_labels(alone, 0) == 1).all()
+    assert (decode_labels(stored(alone), 0) == 1).all()
 
 
 def test_image_without_mass_in_a_selection_gets_its_own_class() -> None:
@@ -116,23 +120,24 @@ def test_image_without_mass_in_a_selection_gets_its_own_class() -> None:
 
     pack = make(3, 1, labels=encode_labels(probs, "dense"))
     part = pack.select([1, 0])
-    assert decode_labels(part.labels).tolist() == [[[1.0, 0.0]], [[0.0, 1.0]]]
-    assert part.labels.params["restricted"] == {"mean": 0.0, "min": 0.0, "empty": 1.0}
+    assert decode_labels(stored(part.labels)).tolist() == [[[1.0, 0.0]], [[0.0, 1.0]]]
+    assert stored(part.labels).params["restricted"] == {"mean": 0.0, "min": 0.0, "empty": 1.0}
 
 
 def test_first_keeps_the_first_images() -> None:
     pack = full()
     part = pack.first(2)
     assert len(part) == 10
-    assert (decode_picks(part.picks) == decode_picks(pack.picks)[:, :2]).all()
-    assert (decode_labels(part.labels) == decode_labels(pack.labels)[:, :2]).all()
+    assert (decode_picks(stored(part.picks)) == decode_picks(stored(pack.picks))[:, :2]).all()
+    assert (decode_labels(stored(part.labels)) == decode_labels(stored(pack.labels))[:, :2]).all()
+    assert part.probes is not None
     assert part.probes.indices.max() < 2
     assert d3pack.read(d3pack.pack_bytes(part)) == part
     assert pack.first(6) is pack
     assert pack.first(1).first(1) == pack.first(1)
     probs = np.full((3, 6, 3), 1 / 3)
     dense = make(3, labels=encode_labels(probs, "dense")).first(2)
-    assert dense.labels.tensors["probs"].shape == (3, 2, 3)
+    assert stored(dense.labels).tensors["probs"].shape == (3, 2, 3)
     assert d3pack.read(d3pack.pack_bytes(dense)) == dense
 
 
@@ -149,6 +154,8 @@ def test_part_records_its_origin() -> None:
 def test_probes_follow_their_images() -> None:
     pack = full()
     part = pack.select([2, 0])
+    assert part.probes is not None
+    assert pack.probes is not None
     assert part.probes.labels.tolist() == [1, 0]
     assert (part.probes.images == pack.probes.images[[0, 2]]).all()
     assert pack.select([4]).probes is None
@@ -158,7 +165,7 @@ def test_invalid_selections_are_refused() -> None:
     pack = make()
     for wrong in ([], [0, 0], [5], [-1], ["nobody"], [0, "class 0"]):
         with pytest.raises(UsageError):
-            pack.select(wrong)
+            pack.select(wrong)  # type: ignore[arg-type]
     for k in (0, 7, -1):
         with pytest.raises(UsageError):
             pack.first(k)
@@ -185,7 +192,7 @@ def test_recipe_survives_json() -> None:
     assert recipe.sigmas == (5.0, 1.0, 0.0)
     assert type(recipe.guidance) is float
     assert Recipe.from_json(recipe.to_json()) == recipe
-    assert Recipe(recipe.backbone, (8, 8), "ddim", np.float32([2, 0.5, 0])).sigmas == (
+    assert Recipe(recipe.backbone, (8, 8), "ddim", np.float32([2, 0.5, 0])).sigmas == (  # type: ignore
         2.0,
         0.5,
         0.0,
@@ -219,7 +226,7 @@ def test_class_must_be_a_name_or_an_integer(wanted: Any) -> None:
 def test_number_of_images_must_be_an_integer(k: Any) -> None:
     with pytest.raises(UsageError):
         make().first(k)
-    assert make().first(np.int64(2)).images_per_class == 2
+    assert make().first(np.int64(2)).images_per_class == 2  # type: ignore[arg-type]
 
 
 def test_ledger_adds_up_with_newer_sections_of_any_name() -> None:
@@ -253,7 +260,7 @@ def test_labels_cut_twice_record_the_larger_error() -> None:
     once = make(8, labels=labels).select([0, 1, 2])
     twice = once.select([0, 1])
     for figure in ("mean", "max"):
-        first, second = (p.labels.params["error"][figure] for p in (once, twice))
+        first, second = (stored(p.labels).params["error"][figure] for p in (once, twice))
         assert labels.params["error"][figure] <= first <= second
 
 

@@ -229,7 +229,7 @@ def test_noise_matches_the_text() -> None:
         seed = int("".join(reversed(key.split())), 16)
         import numpy as np
 
-        words = noise.philox(np.array([[int(w, 16)] for w in counter.split()], np.uint64), seed)
+        words = noise.philox([np.array([int(w, 16)], np.uint64) for w in counter.split()], seed)
         assert " ".join(f"{int(word[0]):08x}" for word in words) == answer
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from format_packs import full, make
+from format_packs import full, make, stored
 from places import HELPERS
 
 import d3pack
@@ -220,8 +220,8 @@ def test_big_endian_and_strided_arrays_give_the_same_pack() -> None:
         pack,
         picks=Coded(
             "lanes",
-            {"codes": np.asfortranarray(pack.picks.tensors["codes"])},
-            pack.picks.params,
+            {"codes": np.asfortranarray(stored(pack.picks).tensors["codes"])},
+            stored(pack.picks).params,
         ),
         prompts=Coded(
             "f16",

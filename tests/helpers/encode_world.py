@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from cli import invoke
 from PIL import Image
-from typer.testing import CliRunner
 
-from d3pack.cli import app
 from d3pack.encode import EncodeSettings, method_settings
 from d3pack.errors import D3MError
 
@@ -81,7 +80,7 @@ def quick(backbone: Path | str, **changes: Any) -> EncodeSettings:
 
 
 def call(*args: Any) -> Any:
-    return CliRunner().invoke(app, ["encode", *map(str, args)])
+    return invoke("encode", *args)
 
 
 def fails(*args: Any) -> D3MError:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from places import ROOT
 
-from d3pack import BackboneRef, FileLock, Pack, Probes, Recipe
+from d3pack import BackboneRef, Coded, FileLock, Pack, Probes, Recipe
 from d3pack.format.codecs import encode_adapter, encode_labels, encode_picks, encode_prompts
 
 VECTORS = ROOT / "spec" / "vectors"
@@ -54,3 +54,9 @@ def make(classes: int = 5, images: int = 6, codec: str = "f16", **changes: Any) 
 def full(**changes: Any) -> Pack:
     """A pack with every section."""
     return make(picks=True, labels=True, adapter=True, probes=True, **changes)
+
+
+def stored(section: Coded | None) -> Coded:
+    """Return a section that the pack has."""
+    assert section is not None
+    return section

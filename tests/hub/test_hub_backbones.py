@@ -219,7 +219,9 @@ def test_pull_downloads_the_backbone(
     pack = replace(pack, recipe=replace(pack.recipe, backbone=ref, group=2))
     hub.put("org/set", {"a.d3m": pack_bytes(pack)})
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["d3pack", "pull", "org/set", "--cache-only", "--backbone"])
+    monkeypatch.setattr(
+        sys, "argv", ["d3pack", "pull", "org/set", "--cache-only", "--with-backbone"]
+    )
     with contextlib.suppress(SystemExit):
         main()
     assert "verified" in capsys.readouterr().out

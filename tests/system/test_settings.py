@@ -100,7 +100,7 @@ def test_check_turns_what_json_and_callers_use_into_what_the_field_holds() -> No
     some = Some(
         images=np.int64(3),  # type: ignore[arg-type]
         size=[4, 6],  # type: ignore[arg-type]
-        share=(np.float32(0.5), 1),
+        share=(np.float32(0.5), 1),  # type: ignore[arg-type]
         names=["a", "b"],  # type: ignore[arg-type]
         teacher="/t",  # type: ignore[arg-type]
     )

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,12 @@ def test_a_full_disk_has_its_own_error_at_every_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: OSError
 ) -> None:
     monkeypatch.setattr(os, step, raising(error))
-    for write in (
+    writes: tuple[Callable[[], object], ...] = (
         lambda: replace_file(tmp_path / "x", b"1"),
         lambda: write_text(tmp_path / "x", "1"),
         lambda: write_json(tmp_path / "x", 1),
-    ):
+    )
+    for write in writes:
         with pytest.raises(NoSpaceError, match="no space left to write x"):
             write()
     assert os.listdir(tmp_path) == []
@@ -216,7 +218,7 @@ def test_a_folder_put_there_at_the_last_moment_goes_back(
 ) -> None:
     (tmp_path / "f").mkdir()
     real = os.rename
-    calls = []
+    calls: list[Any] = []
 
     def rename(source: Path, target: Path) -> None:
         if not calls:  # between the look at the old folder and its move

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from d3pack.errors import NoSpaceError, UsageError
-from d3pack.system import journal as journal_module
 from d3pack.system import locks
 from d3pack.system.files import temporary_path
 from d3pack.system.journal import Checkpoint, Journal, JournalError
@@ -105,7 +104,7 @@ def test_a_restart_that_is_killed_can_be_made_again(
     def killed(path: Path, **_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(journal_module.shutil, "rmtree", killed)
+    monkeypatch.setattr("shutil.rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
         Journal(tmp_path / "w", {}, restart=True)
     monkeypatch.undo()
@@ -227,7 +226,7 @@ def test_a_checkpoint_is_written_now_and_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(journal_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     with closing_journal(tmp_path / "w") as journal:
         checkpoint = Checkpoint(journal, "state")
         assert checkpoint.load() is None

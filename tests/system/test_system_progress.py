@@ -12,7 +12,6 @@ import pytest
 from rich.console import Console
 
 from d3pack.system import Events, StatusLine, json_lines, live_view, log_file, progress_bar
-from d3pack.system import progress as progress_module
 from d3pack.system.progress import Listener, View, spark
 
 
@@ -34,7 +33,7 @@ def drawn(view: View) -> str:
 
 def ticking(monkeypatch: pytest.MonkeyPatch, *times: float) -> None:
     clock = iter(times)
-    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
 
 
 def test_json_lines_and_log(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 from encode_world import CLASSES, make_tree, picture, save_classifier
 
 from d3pack.sources import open_source
-from d3pack.system import Events, Journal
+from d3pack.system import Events, Journal, Listener
 from d3pack.teachers.resnet import (
     TeacherConfig,
     TrainedTeacher,
@@ -30,7 +31,7 @@ LESSON = TeacherConfig(size=16, samples=1200, batch=32, widths=(8, 16), held=0.1
 
 
 def train(
-    folder: Path, root: Path, *, lesson: TeacherConfig = LESSON, listeners: Sequence = ()
+    folder: Path, root: Path, *, lesson: TeacherConfig = LESSON, listeners: Sequence[Listener] = ()
 ) -> TrainedTeacher:
     journal = Journal(folder / "work", {})
     try:
@@ -92,7 +93,7 @@ def test_going_on_after_any_checkpoint(tmp_path: Path, root: Path) -> None:
 
     seen = 0
 
-    def stop(event: dict) -> None:
+    def stop(event: dict[str, Any]) -> None:
         nonlocal seen
         if event["event"] == "step" and event["stage"] == "train the teacher":
             seen += 1

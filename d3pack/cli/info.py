@@ -1,33 +1,48 @@
-"""What `d3pack info` prints. No typer here: its parser takes longer than the answer."""
+"""`d3pack info`: what a pack is, and where its bytes are."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from d3pack.cli import _out
-from d3pack.format import read, to_plain
-from d3pack.format.pack import EMBEDDED, Ledger, Pack
-from d3pack.system.text import count, size
+from d3pack.cli._fields import Format, format_option, pack_argument
+from d3pack.system import count, printable, size
+
+if TYPE_CHECKING:
+    from d3pack.format import Ledger, Pack
 
 WIDTH = 80
 
 
-def show(file: str, format: _out.Format) -> None:
-    """Print what a pack is, as a table that fits 80 columns, as JSON, or its identity alone."""
-    pack = _outline(file)
-    if format == "json":
-        _out.emit(_summary(pack))
-    elif format == "quiet":
-        print(pack.root)
-    else:
-        for line in (*_describe(pack, file), "", *_ledger(pack.ledger())):
-            print(line)
+@dataclass(frozen=True, slots=True)
+class Info:
+    """Print what a pack is: identity, classes, backbone, recipe, and where its bytes are.
+
+    Example: d3pack info flowers.d3m
+    """
+
+    pack: str = pack_argument()
+    format: Format = format_option()
+
+    def run(self) -> None:
+        """Print a table that fits 80 columns, JSON, or the identity alone."""
+        pack = _outline(self.pack)
+        if self.format == "json":
+            _out.emit(_summary(pack))
+        elif self.format == "quiet":
+            print(pack.root)
+        else:
+            for line in (*_describe(pack, self.pack), "", *_ledger(pack.ledger())):
+                print(line)
 
 
 def _outline(file: str) -> Pack:
-    """All that there is to tell: of a remote pack only the first bytes are read."""
+    """A pack with everything that is printed; of a remote one only the first bytes are read."""
+    from d3pack.format import read
+
     if os.path.exists(file):  # no Path: it stumbles over a name that is too long
         return read(file)
     from d3pack.hub import is_address, remote_info
@@ -36,6 +51,8 @@ def _outline(file: str) -> Pack:
 
 
 def _summary(pack: Pack) -> dict[str, Any]:
+    from d3pack.format import to_plain
+
     ledger = pack.ledger()
     manifest: dict[str, Any] = to_plain(pack.manifest)
     sections = {entry.pop("name"): entry for entry in manifest.pop("sections")}
@@ -57,9 +74,11 @@ def _summary(pack: Pack) -> dict[str, Any]:
 
 
 def _describe(pack: Pack, file: str) -> Iterator[str]:
+    from d3pack.format import EMBEDDED
+
     recipe, backbone, prompts = pack.recipe, pack.recipe.backbone, pack.prompts
     modes, vectors, width = prompts.params["shape"]
-    yield _clip(f"{_out.printable(file)}  d3m 1.{pack.minor}")
+    yield _clip(f"{printable(file)}  d3m 1.{pack.minor}")
     yield _row("root", pack.root)
     yield _row("classes", f"{len(pack.classes):,}: " + ", ".join(pack.classes[:20]))
     height, breadth = recipe.size
@@ -107,8 +126,8 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
         images, _, height, breadth = next(entry[2] for entry in entries if entry[0] == "images")
         yield _row("probes", f"{count(images, 'image')} of {height} x {breadth} pixels")
     if pack.optional:
-        said = {EMBEDDED: "backbone (carried in this file)"}
-        names = (said.get(name, f"{name} (unknown here, preserved)") for name in pack.optional)
+        labels = {EMBEDDED: "backbone (carried in this file)"}
+        names = (labels.get(name, f"{name} (unknown here, preserved)") for name in pack.optional)
         yield _row("optional", ", ".join(sorted(names)))
     if pack.provenance:
         yield _row("provenance", ", ".join(sorted(pack.provenance)))
@@ -117,7 +136,7 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
 def _ledger(ledger: Ledger) -> Iterator[str]:
     yield _clip(f"{'bytes':<12}{'':>22}{'a class':>16}{'an image':>16}")
     for name, nbytes in sorted(ledger.sections.items(), key=lambda item: (-item[1], item[0])):
-        yield _bytes(_out.printable(name), nbytes, ledger)
+        yield _bytes(printable(name), nbytes, ledger)
     yield _bytes("file", ledger.total, ledger)
     yield f"{'+ backbone':<12}{ledger.backbone:>22,}"
     if ledger.teacher is not None:
@@ -131,7 +150,7 @@ def _bytes(name: str, nbytes: int, ledger: Ledger) -> str:
 
 
 def _row(name: str, text: str) -> str:
-    return _clip(f"  {name:<12}{_out.printable(text)}")
+    return _clip(f"  {name:<12}{printable(text)}")
 
 
 def _clip(line: str) -> str:

@@ -1,0 +1,84 @@
+"""Entries: the rows of an evaluation. Each says what a student is trained on, and its bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from d3pack.format import Pack
+
+Layout = Literal["files", "sheet"]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImages:
+    """Images in memory with a class each, and the bytes that it takes to send them."""
+
+    images: Tensor  # uint8 (N, 3, H, W)
+    labels: Tensor  # int64 (N,) or probabilities (N, C)
+    nbytes: int | None = None  # None where nobody would send them
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of an evaluation.
+
+    Attributes:
+        key: name of its files in the work directory, and in the JSON of the evaluation.
+        title: what readers see.
+        identity: what decides about the training set; a finished student of equal identity, under
+            an equal protocol, is used again.
+        build: returns the training set of a seed.
+        detail: facts for the JSON of the evaluation.
+        pack: the pack that is trained on, where it is one.
+        hard: whether its soft labels are ignored.
+    """
+
+    key: str
+    title: str
+    identity: Mapping[str, Any]
+    build: Callable[[int], LabelledImages]
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    pack: Pack | None = None
+    hard: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadFormat:
+    """A way to send photographs: an image codec, and a file for each or one sheet of tiles.
+
+    Attributes:
+        name: name of the payload in keys and events.
+        codec: name of the codec, as Pillow knows it.
+        layout: "files" or "sheet".
+        qualities: three qualities to try, ascending.
+        encoders: arguments of Pillow's `save`; the smallest result counts.
+    """
+
+    name: str
+    codec: str
+    layout: Layout
+    qualities: tuple[int, int, int]
+    encoders: tuple[Mapping[str, Any], ...] = field(hash=False)
+
+    @property
+    def title(self) -> str:
+        """What readers see."""
+        return f"{self.codec} files" if self.layout == "files" else f"one {self.codec} sheet"
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadSettings:
+    """How strongly photographs are compressed: quality of the codec, and pixels of a side."""
+
+    format: PayloadFormat
+    quality: int
+    side: int
+
+    def __str__(self) -> str:
+        return f"{self.format.codec} {self.format.layout} q{self.quality} {self.side} px"
