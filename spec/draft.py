@@ -1,4 +1,4 @@
-"""A pack taken apart, so that one rule can be broken and all others kept."""
+"""A pack in parts, in which one rule can be broken while all others are kept."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 
 def canonical(value: Any) -> str:
-    """Canonical JSON as the specification has it."""
+    """Return canonical JSON as the specification defines it."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 class Draft:
-    """Manifest and tensors of a valid pack, free to be changed; `bytes()` puts them together."""
+    """Manifest and tensors of a valid pack, which can be changed; `bytes()` joins them."""
 
     def __init__(self, data: bytes) -> None:
         size = struct.unpack_from("<Q", data)[0]
@@ -27,7 +27,7 @@ class Draft:
             start, stop = entry["data_offsets"]
             if not name.startswith("pad."):
                 self.blobs[name] = data[8 + size + start : 8 + size + stop]
-        self.text: str | None = None  # the manifest's spelling, when not the canonical one
+        self.text: str | None = None  # the manifest's spelling, if not the canonical one
         self.reheader: Callable[[str], str] = lambda text: text
         self.width = 0  # header bytes beyond what is needed
         self.space = " "
@@ -35,18 +35,18 @@ class Draft:
         self.tail = b""
 
     def copy(self) -> Draft:
-        """Another draft with the same content."""
+        """Return another draft with the same content."""
         other = copy.copy(self)
         other.manifest = json.loads(json.dumps(self.manifest))  # a tenth of deepcopy's time
         other.blobs = dict(self.blobs)
         return other
 
     def section(self, name: str) -> dict[str, Any]:
-        """The entry of a section in the manifest."""
+        """Return the entry of a section in the manifest."""
         return next(entry for entry in self.manifest["sections"] if entry["name"] == name)
 
     def tensor(self, name: str) -> list[Any]:
-        """The entry of a tensor: [name, dtype, shape, axis, sha256]."""
+        """Return the entry of a tensor: [name, dtype, shape, axis, sha256]."""
         section, tensor = name.split(".")
         return next(entry for entry in self.section(section)["tensors"] if entry[0] == tensor)
 
@@ -58,13 +58,13 @@ class Draft:
         return self
 
     def rehash(self) -> Draft:
-        """Make every tensor's hash right."""
+        """Set the hash of every tensor."""
         for name, blob in self.blobs.items():
             self.tensor(name)[4] = hashlib.sha256(blob).hexdigest()
         return self
 
     def releaf(self) -> Draft:
-        """Make the leaves right, then every hash."""
+        """Set the leaves, then every hash."""
         classes = self.manifest["classes"]
         rows = []
         for section in self.manifest["sections"]:
@@ -78,17 +78,17 @@ class Draft:
         return self.rehash()
 
     def reroot(self) -> Draft:
-        """Make the identity right."""
+        """Set the identity."""
         rest = {name: value for name, value in self.manifest.items() if name != "root"}
         self.manifest["root"] = hashlib.sha256(canonical(rest).encode()).hexdigest()
         return self
 
     def seal(self) -> Draft:
-        """Leaves, hashes and identity."""
+        """Set leaves, hashes and identity."""
         return self.releaf().reroot()
 
     def bytes(self) -> bytes:
-        """The file, in canonical form but for what was asked otherwise."""
+        """Return the file, in canonical form except for what was changed."""
         text = canonical(self.manifest) if self.text is None else self.text
         parts = ['{"__metadata__":{"d3m":' + json.dumps(text) + "}"]
         data = b""

@@ -1,4 +1,4 @@
-"""Mutate packs of the corpus: only D3MError may come out, and both readers must say the same.
+"""Mutate packs of the corpus: only D3MError may be raised, and both readers must agree.
 
     python spec/fuzz.py COUNT [--seed N] [--both] [--sealed SHARE] [--seconds S]
 
@@ -99,13 +99,13 @@ def raw(data: bytes, rng: random.Random) -> bytes:
 
 
 def sealed(draft: Draft, rng: random.Random) -> bytes:
-    """Change the manifest or a tensor, and make the hashes right as far as that can be done."""
+    """Change the manifest or a tensor, and set the hashes as far as possible."""
     draft = draft.copy()
     for _ in range(rng.choice((1, 1, 2))):
         kind = rng.randrange(5)
         if kind == 4 and draft.blobs:
             with suppress(AttributeError, LookupError, StopIteration, TypeError, ValueError):
-                poke_tensor(draft, rng)  # what another mutation has taken away stays away
+                poke_tensor(draft, rng)  # a tensor that another mutation has removed stays removed
         elif kind == 0 and draft.blobs:
             name = rng.choice(list(draft.blobs))
             blob = draft.blobs[name]
@@ -119,14 +119,14 @@ def sealed(draft: Draft, rng: random.Random) -> bytes:
             poke_json(draft.manifest, rng)
     count = draft.manifest.get("classes")
     seals = [draft.rehash, draft.reroot]
-    if type(count) is int and count <= 4096:  # a leaf for each of 2**31 classes is no use
+    if type(count) is int and count <= 4096:  # not a leaf for each of 2**31 classes
         seals.insert(0, draft.releaf)
     for seal in seals:
         try:
             seal()
         except (AttributeError, KeyError, IndexError, TypeError, ValueError, StopIteration,
                 ZeroDivisionError):  # fmt: skip
-            continue  # the mutation took away what is to be sealed
+            continue  # the mutation removed what would be hashed
     try:
         return draft.bytes()
     except (AttributeError, KeyError, IndexError, TypeError, ValueError):
@@ -134,7 +134,7 @@ def sealed(draft: Draft, rng: random.Random) -> bytes:
 
 
 def poke_tensor(draft: Draft, rng: random.Random) -> None:
-    """Take a tensor away, or give it another name, dtype or axis, its bytes with it."""
+    """Remove a tensor, or give it and its bytes another name, dtype or axis."""
     name = rng.choice(list(draft.blobs))
     section, entry = draft.section(name.split(".")[0]), draft.tensor(name)
     kind = rng.randrange(4)
@@ -182,7 +182,7 @@ def poke_json(value: Any, rng: random.Random) -> None:
 
 
 def verdict(data: bytes) -> str:
-    """The code of our reader; anything but an InvalidPackError goes through."""
+    """Return the code of d3pack's reader; exceptions other than InvalidPackError pass."""
     try:
         d3pack.read(data)
     except InvalidPackError as error:
@@ -191,7 +191,7 @@ def verdict(data: bytes) -> str:
 
 
 def second_verdict(data: bytes) -> str:
-    """The code of the second reader."""
+    """Return the code of the second reader."""
     try:
         second.read(data)
     except second.Refused as error:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))  # the corpus is made without being installed
+sys.path.insert(0, str(Path(__file__).parent))  # works without an installation
 
 from broken import broken
 
@@ -46,17 +46,17 @@ RECIPE = Recipe(BACKBONE, (64, 64), "ddim", (14.5, 4.25, 1.5, 0.0), guidance=2.0
 
 
 def normals(salt: int, *shape: int) -> Any:
-    """Values that are the same on every machine."""
+    """Return values that are the same on every machine."""
     return noise.normal(salt, 0, 0, shape)[0]
 
 
 def prompts(classes: int, modes: int = 1, vectors: int = 1, width: int = 32, salt: int = 1) -> Any:
-    """Learned vectors that look like learned vectors."""
+    """Return vectors that are distributed like learned ones."""
     return normals(salt, classes, modes, vectors, width) * np.float32(0.0625)
 
 
 def base(count: int = 4, images: int = 6, codec: str = "f16", **changes: Any) -> Pack:
-    """A small pack with nothing optional."""
+    """Return a small pack without optional sections."""
     pack = Pack(
         classes=tuple(f"class {i}" for i in range(count)),
         images_per_class=images,
@@ -68,7 +68,7 @@ def base(count: int = 4, images: int = 6, codec: str = "f16", **changes: Any) ->
 
 
 def beliefs(classes: int, images: int, salt: int = 7) -> Any:
-    """Probabilities in steps of 1/1024, so that every sum is exact."""
+    """Return probabilities in steps of 1/1024, so that every sum is exact."""
     weights = np.rint(np.exp2(normals(salt, classes, images, classes) * 2)).clip(0, 200)
     weights[..., 0] += 1
     total = weights.sum(axis=2, keepdims=True)
@@ -78,26 +78,26 @@ def beliefs(classes: int, images: int, salt: int = 7) -> Any:
 
 
 def picks(classes: int, images: int, pool: int, lanes: int = 1) -> Coded:
-    """Curated choices without repetition: `pool` candidates in each lane."""
+    """Return picks without repetition: `pool` candidates in each lane."""
     order = np.argsort(normals(9, classes, pool), axis=1, kind="stable")
     place = np.arange(images)
     return encode_picks(place % lanes + order[:, place // lanes] * lanes, lanes)
 
 
 def probes(count: int = 2, side: int = 4) -> Probes:
-    """Reference images of noise."""
+    """Return reference images of noise."""
     pixels = np.clip(normals(11, count, 3, side, side) * 40 + 128, 0, 255).astype(np.uint8)
     return Probes(pixels, np.arange(count), np.arange(count)[::-1].copy())
 
 
 def adapter(codec: str) -> Coded:
-    """Deltas of two tensors."""
+    """Return deltas of two tensors."""
     deltas = {"unet.conv_in.bias.delta": normals(13, 5), "unet.mid.weight.delta": normals(14, 4, 3)}
     return encode_adapter(deltas, codec)
 
 
 def carried() -> Pack:
-    """A backbone inside: a matrix that loses bits, a vector that does not, a plain file."""
+    """Return a pack that carries a backbone: a matrix that loses bits, a vector, a plain file."""
     matrix, bias = normals(16, 6, 8).astype(np.float16), normals(17, 5)
     values = [("matrix", "F16", matrix), ("bias", "F32", bias)]
     header, at = {}, 0
@@ -130,7 +130,7 @@ def carried() -> Pack:
 
 
 def quantised() -> Coded:
-    """Product-quantised prompts by hand: k-means may differ between machines."""
+    """Return product-quantised prompts without k-means, which may differ between machines."""
     codes = (np.arange(4 * 8, dtype=np.uint8) * 5 % 16).reshape(4, 1, 1, 8)
     tensors = {
         "codebook": normals(15, 16, 4).astype(np.float16),
@@ -142,7 +142,7 @@ def quantised() -> Coded:
 
 
 def newer() -> Pack:
-    """Minor version 7 with an optional feature of its own and its section."""
+    """Return a pack of minor version 7 with an optional feature and its section."""
     captions = Coded(
         "utf8",
         {
@@ -157,7 +157,7 @@ def newer() -> Pack:
 
 
 def valid() -> Iterator[tuple[str, str, Pack]]:
-    """Name, what it shows, and the pack."""
+    """Yield name, what it shows, and the pack."""
     tiny = Recipe(BACKBONE, (8, 8), "euler", (1.0, 0.0), template="{}")
     yield (
         "smallest",

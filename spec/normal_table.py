@@ -1,4 +1,4 @@
-"""Make the table of normal quantiles anew, and show that no machine can round it otherwise.
+"""Compute the table of normal quantiles, and show that no machine can round it differently.
 
     python spec/normal_table.py [--write FILE]
 
@@ -20,7 +20,7 @@ HALF = 32768
 
 
 def quantiles() -> list[Decimal]:
-    """The upper half: 32,768 quantiles above one half, ascending."""
+    """Return the upper half: 32,768 quantiles above one half, ascending."""
     getcontext().prec = 50
     root = (2 * pi()).sqrt()
     out = []
@@ -28,7 +28,7 @@ def quantiles() -> list[Decimal]:
         # Phi(z) - 1/2 = (2i + 1) / 131072
         target = Decimal(2 * i + 1) / 131072
         z = Decimal(NormalDist().inv_cdf(0.5 + (2 * i + 1) / 131072))
-        # The guess is good to 1e-12 at least, so two steps reach all 50 digits but the last few.
+        # The first guess is within 1e-12, so two steps reach all but the last few of 50 digits.
         for _ in range(2):
             square = z * z
             term = total = z
@@ -44,7 +44,7 @@ def quantiles() -> list[Decimal]:
 
 
 def pi() -> Decimal:
-    """Machin: pi = 16 arctan(1/5) - 4 arctan(1/239)."""
+    """Return pi by Machin's formula, 16 arctan(1/5) - 4 arctan(1/239)."""
 
     def arctan(inverse: int) -> Decimal:
         x = Decimal(1) / inverse

@@ -1,12 +1,13 @@
-"""CLIP's tokenizer, built again from the vocabulary and merges of a backbone's files.
+"""CLIP's tokenizer, from files that must have its shape.
 
 A tokenizer.json can describe any program of normalizers and regular expressions, which may take all
-memory or crash the process. So none is run: the file must have the shape that CLIP's tokenizers
-have, within bounds, and a tokenizer of that shape is built from its parts.
+memory or crash the process. So normalizer and splits must be those of CLIP, everything else must be
+in bounds, and the library is given only what was checked.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,21 +23,30 @@ MAX_LENGTH = 256  # characters of a word
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _WORD = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _SPECIAL = r"<\|startoftext\|>|<\|endoftext\|>|"
-_SPLITS = (_SPECIAL + _WORD, _WORD)  # as today's libraries write it, and as older ones did
-_CLIP_STEPS: list[dict[str, Any]] = [
-    {"type": "NFC"},
-    {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
-    {"type": "Lowercase"},
+_LOWERCASE = {"type": "Lowercase"}
+_SPACES = {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "}
+_NORMALIZERS: list[dict[str, Any]] = [
+    {"type": "Sequence", "normalizers": [{"type": "NFC"}, _SPACES, _LOWERCASE]},  # CLIP's own
+    _LOWERCASE,
 ]
-_MODEL = {  # values that each field may have; None: also where it is missing
-    "type": ("BPE", None),
+_SPLITS: list[dict[str, Any]] = [
+    *(
+        {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Removed", "invert": True}
+        for regex in (_SPECIAL + _WORD, _WORD)  # CLIP's own, of today's libraries and of older ones
+    ),
+    {"type": "WhitespaceSplit"},
+]
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+# Fields of the model, and what they must be; the first value where they are missing.
+_MODEL: dict[str, tuple[Any, ...]] = {
+    "type": ("BPE",),
     "dropout": (None,),
-    "unk_token": (_END, None),
-    "continuing_subword_prefix": ("", None),
+    "unk_token": (None, _END),
+    "continuing_subword_prefix": (None, ""),
     "end_of_word_suffix": ("</w>",),
-    "fuse_unk": (False, None),
-    "byte_fallback": (False, None),
-    "ignore_merges": (False, None),
+    "fuse_unk": (False,),
+    "byte_fallback": (False,),
+    "ignore_merges": (False,),
 }
 
 
@@ -71,83 +81,72 @@ def _pad_token(files: Files) -> str:
 
 
 def _read(files: Files) -> Tokenizer:
+    if "tokenizer/tokenizer.json" in files:
+        return _build(files.json("tokenizer/tokenizer.json"))
     try:
-        if "tokenizer/tokenizer.json" in files:
-            return _from_json(files.json("tokenizer/tokenizer.json"))
         lines = files.read("tokenizer/merges.txt").decode("utf-8").splitlines()
-        merges = [line.split() for line in lines if line and not line.startswith("#version")]
-        tokenizer = _byte_pairs(files.json("tokenizer/vocab.json"), merges, _END)
-        _add_steps(tokenizer, _CLIP_STEPS, [_SPLITS[0], "ByteLevel"])
-    except BackboneError:
-        raise
-    except Exception as error:  # tokenizers raises plain Exception for every malformed value
-        raise config_error(f"the tokenizer cannot be read: {error}") from None
-    return tokenizer
+    except UnicodeDecodeError:
+        raise config_error("tokenizer/merges.txt is not UTF-8") from None
+    merges = [line.split() for line in lines if line and not line.startswith("#version")]
+    vocab = files.json("tokenizer/vocab.json")
+    model = {"vocab": vocab, "merges": merges, "end_of_word_suffix": "</w>", "unk_token": _END}
+    split = {"type": "Sequence", "pretokenizers": [_SPLITS[0], _BYTES]}
+    return _build({"model": model, "normalizer": _NORMALIZERS[0], "pre_tokenizer": split})
 
 
-def _from_json(value: Mapping[str, Any]) -> Tokenizer:
+def _build(value: Mapping[str, Any]) -> Tokenizer:
     """Return the tokenizer of a tokenizer.json; fields that encoding does not use are ignored."""
-    model = value.get("model")
+    from tokenizers import Tokenizer
+
+    model, splits = value.get("model"), value.get("pre_tokenizer")
     if not isinstance(model, dict):
         raise _shape_error("model")
     for name, allowed in _MODEL.items():
-        if not any(model.get(name) is item or model.get(name) == item for item in allowed):
+        if model.get(name, allowed[0]) not in allowed:
             raise _shape_error(f"model.{name}")
-    tokenizer = _byte_pairs(model.get("vocab"), model.get("merges"), model.get("unk_token"))
-    steps = _flatten(value.get("normalizer"), "normalizers")
-    for step in steps:
-        if step not in _CLIP_STEPS or steps.count(step) > 1:
-            raise _shape_error("normalizer")
-    _add_steps(tokenizer, steps, _splits(value.get("pre_tokenizer")))
-    _add_tokens(tokenizer, value.get("added_tokens"))
+    if value.get("normalizer") not in _NORMALIZERS:
+        raise _shape_error("normalizer")
+    steps = splits.get("pretokenizers") if isinstance(splits, dict) else None
+    if not isinstance(steps, list) or len(steps) != 2 or steps[0] not in _SPLITS:
+        raise _shape_error("pre_tokenizer")
+    if not isinstance(steps[1], dict) or {**_BYTES, **steps[1], "trim_offsets": True} != _BYTES:
+        raise _shape_error("pre_tokenizer")
+    vocab, added = _check_vocab(model.get("vocab")), _check_added(value.get("added_tokens"))
+    checked = {
+        "version": "1.0",
+        "added_tokens": added,
+        "normalizer": value["normalizer"],
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [steps[0], _BYTES]},
+        "model": {
+            **{name: model.get(name, allowed[0]) for name, allowed in _MODEL.items()},
+            "vocab": vocab,
+            "merges": _check_merges(model.get("merges"), vocab),
+        },
+    }
+    try:
+        tokenizer = Tokenizer.from_str(json.dumps(checked))
+    except Exception as error:  # the library has no type of its own for what it refuses
+        raise config_error(f"the tokenizer cannot be read: {error}") from None
+    if any(tokenizer.token_to_id(token["content"]) != token["id"] for token in added):
+        raise _shape_error("added_tokens")
     return tokenizer
 
 
-def _splits(value: Any) -> list[str]:
-    """Return the steps that split text: regular expressions of CLIP, or names of other steps."""
-    splits = []
-    for step in _flatten(value, "pretokenizers"):
-        kind, pattern = step.get("type"), step.get("pattern")
-        regex = pattern.get("Regex") if isinstance(pattern, dict) else None
-        if kind == "Split" and regex in _SPLITS:
-            if (step.get("behavior"), step.get("invert")) != ("Removed", True):
-                raise _shape_error("pre_tokenizer")
-            splits.append(str(regex))
-        elif kind == "WhitespaceSplit":
-            splits.append(kind)
-        elif kind == "ByteLevel" and step.get("use_regex", True) is True:
-            if step.get("add_prefix_space") is not False:
-                raise _shape_error("pre_tokenizer")
-            splits.append(kind)
-        else:
-            raise _shape_error("pre_tokenizer")
-    if len(splits) != 2 or splits[0] == "ByteLevel" or splits[1] != "ByteLevel":
-        raise _shape_error("pre_tokenizer")
-    return splits
-
-
-def _flatten(value: Any, name: str) -> list[dict[str, Any]]:
-    """Return the steps of a sequence, which may not hold another one; or the only step."""
-    is_sequence = isinstance(value, dict) and value.get("type") == "Sequence"
-    steps = value.get(name) if is_sequence else [value]
-    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-        raise _shape_error(name)
-    return steps
-
-
-def _byte_pairs(vocab: Any, merges: Any, unknown: str | None) -> Tokenizer:
-    """Return a tokenizer of checked words and merges, "a b" or ["a", "b"]."""
-    from tokenizers import Tokenizer, models
-
-    if not isinstance(vocab, dict) or not isinstance(merges, list):
-        raise _shape_error("model.vocab or model.merges")
-    if len(vocab) > MAX_WORDS or len(merges) > MAX_WORDS:
-        raise config_error(f"the tokenizer has more than {MAX_WORDS} words or merges")
+def _check_vocab(vocab: Any) -> dict[str, int]:
+    if not isinstance(vocab, dict) or not 1 <= len(vocab) <= MAX_WORDS:
+        raise config_error(f"the tokenizer has not 1 to {MAX_WORDS} words")
     ids = list(vocab.values())
     if not all(type(index) is int and 0 <= index < 2 * MAX_WORDS for index in ids):
         raise config_error("the tokenizer has ids that are not small integers")
-    if len(set(ids)) != len(ids) or max(map(len, vocab), default=0) > MAX_LENGTH:
+    if len(set(ids)) != len(ids) or max(map(len, vocab)) > MAX_LENGTH:
         raise config_error(f"the tokenizer has one id twice, or words over {MAX_LENGTH} characters")
+    return vocab
+
+
+def _check_merges(merges: Any, vocab: dict[str, int]) -> list[list[str]]:
+    """Return merges as pairs, from "a b" or ["a", "b"]."""
+    if not isinstance(merges, list) or len(merges) > MAX_WORDS:
+        raise config_error(f"the tokenizer has not a list of at most {MAX_WORDS} merges")
     pairs = []
     for merge in merges:
         pair = merge.split(" ") if isinstance(merge, str) else merge
@@ -155,46 +154,24 @@ def _byte_pairs(vocab: Any, merges: Any, unknown: str | None) -> Tokenizer:
             raise config_error(f"the tokenizer has a merge {merge!r:.80}, which is not a pair")
         if any(word not in vocab for word in (*pair, "".join(pair))):
             raise config_error(f"the tokenizer merges {merge!r:.80}, which it has no words for")
-        pairs.append((pair[0], pair[1]))
-    return Tokenizer(
-        models.BPE(vocab=vocab, merges=pairs, end_of_word_suffix="</w>", unk_token=unknown)
-    )
+        pairs.append(pair)
+    return pairs
 
 
-def _add_steps(tokenizer: Tokenizer, steps: list[dict[str, Any]], splits: list[str]) -> None:
-    from tokenizers import Regex, normalizers, pre_tokenizers
-
-    makers: dict[str, Any] = {
-        "NFC": normalizers.NFC,
-        "Replace": lambda: normalizers.Replace(Regex(r"\s+"), " "),
-        "Lowercase": normalizers.Lowercase,
-        "WhitespaceSplit": pre_tokenizers.WhitespaceSplit,
-        "ByteLevel": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
-    }
-    for regex in _SPLITS:
-        split = pre_tokenizers.Split(Regex(regex), behavior="removed", invert=True)
-        makers[regex] = lambda split=split: split
-    tokenizer.normalizer = normalizers.Sequence([makers[step["type"]]() for step in steps])
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([makers[split]() for split in splits])
-
-
-def _add_tokens(tokenizer: Tokenizer, value: Any) -> None:
-    """Add special tokens, which text may contain, with the ids that the file names."""
-    from tokenizers import AddedToken
-
-    tokens = [] if value is None else value
+def _check_added(tokens: Any) -> list[dict[str, Any]]:
+    """Return special tokens, which text may contain, with their flags and ids."""
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    tokens = [] if tokens is None else tokens
     if not isinstance(tokens, list) or len(tokens) > MAX_ADDED:
         raise _shape_error("added_tokens")
-    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
     for token in tokens:
-        if not isinstance(token, dict) or not all(type(token.get(f)) is bool for f in flags):
+        if not isinstance(token, dict) or set(token) != {"id", "content", *flags}:
             raise _shape_error("added_tokens")
-        content = token.get("content")
-        if type(content) is not str or not 1 <= len(content) <= MAX_LENGTH:
+        is_text = type(token["content"]) is str and 1 <= len(token["content"]) <= MAX_LENGTH
+        is_id = type(token["id"]) is int and 0 <= token["id"] < 2 * MAX_WORDS
+        if not is_text or not is_id or not all(type(token[flag]) is bool for flag in flags):
             raise _shape_error("added_tokens")
-        tokenizer.add_tokens([AddedToken(content, **{flag: token[flag] for flag in flags})])
-        if tokenizer.token_to_id(content) != token.get("id"):
-            raise _shape_error("added_tokens")
+    return tokens
 
 
 def _shape_error(part: str) -> BackboneError:

@@ -85,7 +85,7 @@ class Decoder:
         >>> with d3pack.Decoder(pack, device="cpu") as decoder:
         ...     images = decoder.images([(3, 0), (3, 1)])  # the best two cats
         >>> images.shape, images.dtype
-        (torch.Size([2, 3, 32, 32]), torch.uint8)
+        (torch.Size([2, 3, 64, 64]), torch.uint8)
     """
 
     def __init__(

@@ -15,7 +15,7 @@ import tarfile
 import time
 import unicodedata
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -52,7 +52,6 @@ Layout = Literal["folder", "webdataset", "parquet", "npz"]
 Pixels = npt.NDArray[np.uint8]
 Progress = Callable[[int, int], None]  # images done, images in all
 MARK = ".d3pack-export.json"
-_SUFFIXES = {"webdataset": "tar", "parquet": "parquet", "npz": "npz"}
 _PARQUET_ROWS = 256  # of a row group
 _MAX_SLUG = 48
 
@@ -138,8 +137,7 @@ def export_images(
     pairs = [(c, i) for c in classes for i in range(count)]
     started = time.perf_counter()
     with _claimed(output, _mark(decoder, settings, classes, count)):
-        write = _write_tree if settings.layout == "folder" else _write_shards
-        decoded = write(decoder, output, pairs, settings, progress or (lambda done, total: None))
+        decoded = _Export(decoder, output, settings, pairs, progress).write()
     return ExportReport(len(pairs), decoded, time.perf_counter() - started)
 
 
@@ -174,89 +172,177 @@ def class_folder(index: int, name: str, classes: int) -> str:
     return f"{index:0{max(5, len(str(classes - 1)))}d}_{slug}"
 
 
-def _write_tree(
-    decoder: Decoder,
-    output: Path,
-    pairs: list[Pair],
-    settings: ExportSettings,
-    progress: Progress,
-) -> int:
-    names = decoder.pack.classes
-    folders = [class_folder(c, name, len(names)) for c, name in enumerate(names)]
-    files = [f"{folders[c]}/{i:05d}.{settings.image}" for c, i in pairs]
-    existing = {
-        f"{folder}/{name}"
-        for folder in folders
-        for name in _file_names(output / folder)
-        if name.endswith(f".{settings.image}")
-    }
-    if extra := existing.difference(files):
-        raise UsageError(
-            f"{output} holds {len(extra)} images of an earlier export that this one does not make",
-            hint="choose an empty folder",
-        )
-    replace_file(output / "classes.json", _to_json(dict(zip(folders, names, strict=True))))
-    missing = [item for item in zip(pairs, files, strict=True) if item[1] not in existing]
-    for folder in {file.partition("/")[0] for _, file in missing}:
-        (output / folder).mkdir(exist_ok=True)
-    done = len(pairs) - len(missing)
-    progress(done, len(pairs))
+class _Export:
+    """One export: what is written, how, and how much of it is done."""
 
-    def save(file: str, pixels: Pixels) -> None:
-        replace_file(output / file, _encode(pixels, settings))
+    def __init__(
+        self,
+        decoder: Decoder,
+        output: Path,
+        settings: ExportSettings,
+        pairs: list[Pair],
+        progress: Progress | None,
+    ) -> None:
+        self.decoder, self.output, self.settings, self.pairs = decoder, output, settings, pairs
+        self.pack = decoder.pack
+        self.suffix = settings.image
+        self._progress = progress
+        self._done = 0
 
-    with _pool() as pool:
-        groups = (
-            [pool.submit(save, missing[p][1], x) for p, x in zip(at, _pixels(images), strict=True)]
-            for at, images in decoder.stream(pair for pair, _ in missing)
-        )
-        for group in _one_behind(groups):
-            done += len(group)
-            progress(done, len(pairs))
-    return len(missing)
+    def write(self) -> int:
+        """Write what is missing; return the number of images decoded."""
+        return self._write_tree() if self.settings.layout == "folder" else self._write_shards()
 
+    def _add(self, images: int) -> None:
+        self._done += images
+        if self._progress:
+            self._progress(self._done, len(self.pairs))
 
-def _write_shards(
-    decoder: Decoder,
-    output: Path,
-    pairs: list[Pair],
-    settings: ExportSettings,
-    progress: Progress,
-) -> int:
-    write = {"webdataset": _write_tar, "parquet": _write_parquet, "npz": _write_npz}
-    suffix = _SUFFIXES[settings.layout]
-    starts = range(0, len(pairs), settings.shard)
-    parts = {
-        f"part-{n:05d}-of-{len(starts):05d}.{suffix}": pairs[start : start + settings.shard]
-        for n, start in enumerate(starts)
-    }
-    existing = _file_names(output)
-    missing = {name: part for name, part in parts.items() if name not in existing}
-    done = len(pairs) - sum(map(len, missing.values()))
-    progress(done, len(pairs))
-    encode = _raw if settings.layout == "npz" else _encode
-    soft_labels = _SoftLabels(decoder.pack)
+    def _write_tree(self) -> int:
+        names, output = self.pack.classes, self.output
+        folders = [class_folder(c, name, len(names)) for c, name in enumerate(names)]
+        files = [f"{folders[c]}/{i:05d}.{self.suffix}" for c, i in self.pairs]
+        existing = {
+            f"{folder}/{name}"
+            for folder in folders
+            for name in _file_names(output / folder)
+            if name.endswith(f".{self.suffix}")
+        }
+        if extra := existing.difference(files):
+            raise UsageError(
+                f"{output} holds {len(extra)} images of an earlier export that this one lacks",
+                hint="choose an empty folder",
+            )
+        replace_file(output / "classes.json", _to_json(dict(zip(folders, names, strict=True))))
+        missing = [item for item in zip(self.pairs, files, strict=True) if item[1] not in existing]
+        for folder in {file.partition("/")[0] for _, file in missing}:
+            (output / folder).mkdir(exist_ok=True)
+        self._add(len(files) - len(missing))
 
-    def samples(part: list[Pair]) -> Iterator[Sample]:
-        nonlocal done
-        groups = (
-            [pool.submit(encode, x, settings) for x in _pixels(images)]
-            for _, images in decoder.stream(part)
-        )
-        start = 0
-        for images in _one_behind(groups):
-            stop = start + len(images)
-            for (c, i), image in zip(part[start:stop], images, strict=True):
-                yield Sample(c, i, image, soft_labels.of(c, i))
-            start = stop
-            done += len(images)
-            progress(done, len(pairs))
+        def save(file: str, pixels: Pixels) -> None:
+            replace_file(output / file, _encode(pixels, self.settings))
 
-    with _pool() as pool:
+        with _pool() as pool:
+            groups = (
+                [pool.submit(save, missing[p][1], x) for p, x in zip(at, _pixels(i), strict=True)]
+                for at, i in self.decoder.stream(pair for pair, _ in missing)
+            )
+            for group in _one_behind(groups):
+                self._add(len(group))
+        return len(missing)
+
+    def _write_shards(self) -> int:
+        write, suffix = {
+            "webdataset": (self._write_tar, "tar"),
+            "parquet": (self._write_parquet, "parquet"),
+            "npz": (self._write_npz, "npz"),
+        }[self.settings.layout]
+        starts = range(0, len(self.pairs), self.settings.shard)
+        parts = {
+            f"part-{n:05d}-of-{len(starts):05d}.{suffix}": self.pairs[s : s + self.settings.shard]
+            for n, s in enumerate(starts)
+        }
+        existing = _file_names(self.output)
+        missing = {name: part for name, part in parts.items() if name not in existing}
+        decoded = sum(map(len, missing.values()))
+        self._add(len(self.pairs) - decoded)
         for name, part in missing.items():
-            with writing(output / name) as temporary, temporary.open("wb") as file:
-                write[settings.layout](file, part, samples(part), decoder.pack, settings)
-    return sum(map(len, missing.values()))
+            with writing(self.output / name) as temporary, temporary.open("wb") as file:
+                write(file, part)
+        return decoded
+
+    def _samples(self, part: list[Pair]) -> Iterator[Sample]:
+        """Decode images and yield them as they are stored."""
+        encode = _raw if self.settings.layout == "npz" else _encode
+        soft_labels = _SoftLabels(self.pack)
+        with _pool() as pool:
+            groups = (
+                [pool.submit(encode, pixels, self.settings) for pixels in _pixels(images)]
+                for _, images in self.decoder.stream(part)
+            )
+            start = 0
+            for images in _one_behind(groups):
+                stop = start + len(images)
+                for (c, i), image in zip(part[start:stop], images, strict=True):
+                    yield Sample(c, i, image, soft_labels.of(c, i))
+                start = stop
+                self._add(len(images))
+
+    def _write_tar(self, file: Any, part: list[Pair]) -> None:
+        """Write a WebDataset shard; its bytes depend on no clock.
+
+        The members of an image have one key: `.json` with the class name, the image, `.cls` with
+        the label, and `.soft_label.npy`. The name comes before the label, because readers that know
+        both take the first.
+        """
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for sample in self._samples(part):
+                facts = {"class_name": self.pack.classes[sample.label], "index": sample.index}
+                members = {
+                    "json": json.dumps(facts).encode(),
+                    self.suffix: sample.image,
+                    "cls": str(sample.label).encode(),
+                }
+                if sample.soft_label is not None:
+                    array = io.BytesIO()
+                    np.save(array, sample.soft_label)
+                    members["soft_label.npy"] = array.getvalue()
+                for suffix, data in members.items():
+                    member = tarfile.TarInfo(f"{sample.key}.{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+
+    def _write_parquet(self, file: Any, part: list[Pair]) -> None:
+        """Write rows as `datasets` reads them: image, label with names, index, soft label."""
+        pa = require("pyarrow", "parquet output")
+        pq = require("pyarrow.parquet", "parquet output")
+        features: dict[str, Any] = {
+            "image": {"_type": "Image"},
+            "label": {"names": list(self.pack.classes), "_type": "ClassLabel"},
+            "index": {"dtype": "int32", "_type": "Value"},
+        }
+        image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        fields = [("image", image), ("label", pa.int64()), ("index", pa.int32())]
+        if self.pack.labels is not None:
+            value = {"dtype": "float32", "_type": "Value"}
+            features["soft_label"] = {"feature": value, "length": -1, "_type": "Sequence"}
+            fields.append(("soft_label", pa.list_(pa.float32())))
+        metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+        schema = pa.schema(fields, metadata=metadata)
+        with pq.ParquetWriter(file, schema) as writer:
+            samples = self._samples(part)
+            while group := list(islice(samples, _PARQUET_ROWS)):
+                rows = [
+                    {
+                        "image": {"bytes": sample.image, "path": f"{sample.key}.{self.suffix}"},
+                        "label": sample.label,
+                        "index": sample.index,
+                        "soft_label": sample.soft_label,
+                    }
+                    for sample in group
+                ]
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+
+    def _write_npz(self, file: Any, part: list[Pair]) -> None:
+        """Write `labels`, `indices`, `class_names`, `soft_labels` and `images` (N, H, W, 3)."""
+        labels, indices = np.array(part, dtype=np.int64).T
+        names = np.array(self.pack.classes)
+        arrays = {"labels": labels, "indices": indices, "class_names": names}
+        if self.pack.labels is not None:
+            soft_labels = _SoftLabels(self.pack)
+            arrays["soft_labels"] = np.stack([soft_labels.of(c, i) for c, i in part])
+        date = (1980, 1, 1, 0, 0, 0)
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for name, array in arrays.items():
+                with archive.open(zipfile.ZipInfo(f"{name}.npy", date), "w") as member:
+                    np.lib.format.write_array(member, np.ascontiguousarray(array))
+            shape = (len(part), *self.pack.recipe.size, 3)
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            entry = zipfile.ZipInfo("images.npy", date)
+            with archive.open(entry, "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                for sample in self._samples(part):  # one by one: all may not fit into memory
+                    member.write(sample.image)
 
 
 class _SoftLabels:
@@ -294,105 +380,6 @@ def _one_behind(groups: Iterator[list[Future[T]]]) -> Iterator[list[T]]:
         waiting = group
     if waiting:
         yield [future.result() for future in waiting]
-
-
-def _write_tar(
-    file: Any,
-    part: list[Pair],
-    samples: Iterable[Sample],
-    pack: Pack,
-    settings: ExportSettings,
-) -> None:
-    """Write a WebDataset shard; its bytes depend on no clock.
-
-    The members of an image have one key: `.json` with the class name, the image, `.cls` with the
-    label, and `.soft_label.npy`. The name comes before the label, because readers that know both
-    take the first.
-    """
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for sample in samples:
-            facts = {"class_name": pack.classes[sample.label], "index": sample.index}
-            members = {
-                "json": json.dumps(facts).encode(),
-                settings.image: sample.image,
-                "cls": str(sample.label).encode(),
-            }
-            if sample.soft_label is not None:
-                array = io.BytesIO()
-                np.save(array, sample.soft_label)
-                members["soft_label.npy"] = array.getvalue()
-            for suffix, data in members.items():
-                member = tarfile.TarInfo(f"{sample.key}.{suffix}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-
-
-def _write_parquet(
-    file: Any,
-    part: list[Pair],
-    samples: Iterable[Sample],
-    pack: Pack,
-    settings: ExportSettings,
-) -> None:
-    """Write rows as `datasets` reads them: image, label with class names, index, soft label."""
-    pa = require("pyarrow", "parquet output")
-    pq = require("pyarrow.parquet", "parquet output")
-    features: dict[str, Any] = {
-        "image": {"_type": "Image"},
-        "label": {"names": list(pack.classes), "_type": "ClassLabel"},
-        "index": {"dtype": "int32", "_type": "Value"},
-    }
-    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    fields = [("image", image), ("label", pa.int64()), ("index", pa.int32())]
-    if pack.labels is not None:
-        value = {"dtype": "float32", "_type": "Value"}
-        features["soft_label"] = {"feature": value, "length": -1, "_type": "Sequence"}
-        fields.append(("soft_label", pa.list_(pa.float32())))
-    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    schema = pa.schema(fields, metadata=metadata)
-    with pq.ParquetWriter(file, schema) as writer:
-        rows = iter(samples)
-        while group := list(islice(rows, _PARQUET_ROWS)):
-            table = [
-                {
-                    "image": {
-                        "bytes": s.image,
-                        "path": f"{s.key}.{settings.image}",
-                    },
-                    "label": s.label,
-                    "index": s.index,
-                    "soft_label": s.soft_label,
-                }
-                for s in group
-            ]
-            writer.write_table(pa.Table.from_pylist(table, schema=schema))
-
-
-def _write_npz(
-    file: Any,
-    part: list[Pair],
-    samples: Iterable[Sample],
-    pack: Pack,
-    settings: ExportSettings,
-) -> None:
-    """Write arrays `labels`, `indices`, `class_names`, `soft_labels` and `images` (N, H, W, 3)."""
-    height, width = pack.recipe.size
-    labels, indices = np.array(part, dtype=np.int64).T
-    arrays = {"labels": labels, "indices": indices, "class_names": np.array(pack.classes)}
-    if pack.labels is not None:
-        soft_labels = _SoftLabels(pack)
-        arrays["soft_labels"] = np.stack([soft_labels.of(c, i) for c, i in part])
-    date = (1980, 1, 1, 0, 0, 0)
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in arrays.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy", date), "w") as member:
-                np.lib.format.write_array(member, np.ascontiguousarray(array))
-        shape = (len(part), height, width, 3)
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        with archive.open(zipfile.ZipInfo("images.npy", date), "w", force_zip64=True) as member:
-            np.lib.format.write_array_header_1_0(member, header)
-            for sample in samples:  # one by one: all of them may not fit into memory
-                member.write(sample.image)
 
 
 def _raw(pixels: Pixels, settings: ExportSettings) -> bytes:

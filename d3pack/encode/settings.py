@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from d3pack.errors import UsageError
+from d3pack.format.codecs import PROMPT_CODECS
 from d3pack.system import (
     SettingError,
     check,
@@ -19,7 +20,6 @@ from d3pack.system import (
     plain,
 )
 
-Codec = Literal["f16", "i8", "i4", "pq"]
 Sampler = Literal["ddim", "dpmpp-2m", "euler", "lcm"]
 LabelKind = Literal["none", "topk", "dense"]
 
@@ -55,7 +55,12 @@ class EncodeSettings:
     )
     device: str | None = option(None, "cpu, cuda, cuda:1, ...; CUDA if there is one.", private=True)
     seed: int = option(0, "Decides everything that is random.", ge=0, lt=2**63)
-    codec: Codec | None = option(None, "How vectors are stored.", group="contents of the pack")
+    codec: str | None = option(
+        None,
+        "How vectors are stored.",
+        choices=tuple(PROMPT_CODECS),
+        group="contents of the pack",
+    )
     candidates: int | None = option(
         None,
         "Images made for each one that is kept; 1: seeds are derived and cost no bytes.",

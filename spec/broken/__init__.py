@@ -1,4 +1,4 @@
-"""The invalid half of the corpus: files that break one rule and, as far as can be, no other."""
+"""The invalid half of the corpus: files that break one rule and, where possible, no other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from broken.case import Raw
 
 
 def broken(files: Mapping[str, bytes]) -> Iterator[Raw]:
-    """Name, expected code, what it breaks, and the bytes."""
+    """Yield name, expected code, what it breaks, and the bytes."""
     drafts = {name: Draft(data) for name, data in files.items()}
     yield from header.cases(files["prompts-f16"])
     for family in (spelling, manifest, recipe, sections, codecs, values):

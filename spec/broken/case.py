@@ -7,6 +7,6 @@ from typing import Any
 
 from draft import Draft
 
-Edit = Callable[[Draft], Any]  # changes the draft, or gives the bytes itself
+Edit = Callable[[Draft], Any]  # changes the draft, or returns the bytes
 Case = tuple[str, str, str, str, Edit]  # name, expected code, what it breaks, valid file, edit
 Raw = tuple[str, str, str, bytes]  # name, expected code, what it breaks, bytes

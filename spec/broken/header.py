@@ -1,4 +1,4 @@
-"""The outermost layer: lengths, the header, bytes beside it."""
+"""The outermost layer: lengths, the header, bytes around it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes that cannot be followed."""
+"""Recipes that break a rule of section 5."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The right content, spelled otherwise."""
+"""Valid content in another spelling."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from broken.case import Case, Edit
 
 
 def cases() -> Iterator[Case]:
-    """The right content, spelled otherwise."""
+    """Valid content in another spelling."""
     source = "provenance"
 
     def text(change: Callable[[str], str]) -> Edit:

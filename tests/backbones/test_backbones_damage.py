@@ -79,7 +79,7 @@ WEIGHTS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("case", WEIGHTS)
-def test_bad_weights(case: str, sd: Path) -> None:
+def test_invalid_weights_are_refused(case: str, sd: Path) -> None:
     spoil, why = WEIGHTS[case]
     spoil(sd)
     with raises_code("E_BACKBONE_WEIGHTS", match=why):
@@ -118,7 +118,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", CONFIGS)
-def test_bad_configs(case: str, sd: Path) -> None:
+def test_invalid_configs_are_refused(case: str, sd: Path) -> None:
     path, values, why = CONFIGS[case]
     if case == "not an object":
         (sd / path).write_text("[]")
@@ -142,7 +142,7 @@ def test_bad_configs(case: str, sd: Path) -> None:
         {"num_embeds_ada_norm": None},
     ],
 )
-def test_bad_dit_configs(
+def test_invalid_dit_configs_are_refused(
     values: dict[str, Any], originals: dict[str, Path], tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(originals["dit"], tmp_path / "copy"))
@@ -151,7 +151,7 @@ def test_bad_dit_configs(
         open_backbone(str(copy))
 
 
-def test_numbers_that_multiply_are_refused_before_anything_is_built(
+def test_configs_with_large_products_are_refused_before_building(
     originals: dict[str, Path], sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each alone is within its limit."""
@@ -193,7 +193,7 @@ def test_numbers_that_multiply_are_refused_before_anything_is_built(
         ("DiTTransformer2DModel", DIT | {"sample_size": 64}),  # for 512 px
     ],
 )
-def test_published_configs_are_far_inside(
+def test_published_configs_are_far_below_the_limits(
     name: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for limit in ("_MAX_LAYERS", "_MAX_POSITIONS"):
@@ -214,13 +214,13 @@ def test_published_configs_are_far_inside(
         ("tokenizer/tokenizer_config.json", '{"pad_token": "[nothing]"}'),
     ],
 )
-def test_bad_tokenizers(path: str, text: str, sd: Path) -> None:
+def test_invalid_tokenizers_are_refused(path: str, text: str, sd: Path) -> None:
     (sd / path).write_text(text)
     with raises_code("E_BACKBONE_CONFIG"):
         open_backbone(str(sd))
 
 
-def test_a_tokenizer_beyond_its_table(sd: Path) -> None:
+def test_tokenizer_with_huge_ids_is_refused(sd: Path) -> None:
     vocab = json.loads((sd / "tokenizer/vocab.json").read_text())
     (sd / "tokenizer/vocab.json").write_text(json.dumps({**vocab, "<|endoftext|>": 10**6}))
     with raises_code("E_BACKBONE_CONFIG"):

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
     ("make", "latent", "prompt"),
     [(full_sd, (4, 64, 64), (75, 768)), (full_dit, (4, 32, 32), (1, 1152))],
 )
-def test_full_size_shapes(
+def test_full_size_models_have_their_shapes(
     make: Callable[[Path], Path],
     latent: tuple[int, ...],
     prompt: tuple[int, int],

@@ -36,7 +36,7 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-def test_a_lock_names_every_needed_file_and_nothing_else(sd: Path) -> None:
+def test_lock_names_the_needed_files_only(sd: Path) -> None:
     (sd / "safety_checker").mkdir()
     (sd / "safety_checker/config.json").write_text("{}")
     (sd / "unet/notes.py").write_text("raise SystemExit")
@@ -62,7 +62,9 @@ def test_a_lock_names_every_needed_file_and_nothing_else(sd: Path) -> None:
     )
 
 
-def test_a_mirror_is_held_to_the_same_hashes(sd: Path, originals: dict[str, Path]) -> None:
+def test_copy_in_another_directory_must_have_the_same_hashes(
+    sd: Path, originals: dict[str, Path]
+) -> None:
     ref = lock_directory(originals["sd"])
     assert open_backbone(ref, path=sd).ref == ref
     with raises_code("E_BACKBONE_MISSING", match="public home"):
@@ -72,7 +74,7 @@ def test_a_mirror_is_held_to_the_same_hashes(sd: Path, originals: dict[str, Path
 
 
 @pytest.mark.parametrize("family", ["sd", "dit"])
-def test_one_flipped_bit_in_each_file(
+def test_changed_bit_in_any_file_is_refused(
     family: str, originals: dict[str, Path], tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(originals[family], tmp_path / "copy"))
@@ -90,7 +92,7 @@ def test_one_flipped_bit_in_each_file(
 
 
 @pytest.mark.parametrize("family", ["sd", "dit"])
-def test_each_file_missing(family: str, originals: dict[str, Path], tmp_path: Path) -> None:
+def test_missing_files_are_named(family: str, originals: dict[str, Path], tmp_path: Path) -> None:
     copy = Path(shutil.copytree(originals[family], tmp_path / "copy"))
     ref = lock_directory(copy)
     for path in ref.files:
@@ -100,7 +102,7 @@ def test_each_file_missing(family: str, originals: dict[str, Path], tmp_path: Pa
         (copy / "away").rename(copy / path)
 
 
-def test_a_longer_or_shorter_file_is_not_even_hashed(sd: Path, home: Path) -> None:
+def test_file_of_wrong_size_is_refused_without_hashing(sd: Path, home: Path) -> None:
     ref = lock_directory(sd)
     shutil.rmtree(home, ignore_errors=True)
     with (sd / UNET).open("ab") as file:
@@ -117,7 +119,7 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("settled")
-def test_verification_is_remembered(sd: Path, home: Path) -> None:
+def test_verified_files_are_not_hashed_again(sd: Path, home: Path) -> None:
     hashed: list[str] = []
     ref = lock_directory(sd, progress=lambda path, done, size: hashed.append(path))
     assert sorted(set(hashed)) == sorted(ref.files)
@@ -137,7 +139,7 @@ def test_verification_is_remembered(sd: Path, home: Path) -> None:
 
 
 @pytest.mark.usefixtures("settled")
-def test_a_rewrite_with_its_time_set_back_is_seen(sd: Path) -> None:
+def test_rewritten_file_with_old_time_is_hashed_again(sd: Path) -> None:
     ref = lock_directory(sd)
     before = (sd / UNET).stat()
     time.sleep(0.05)  # longer than a tick of the clock here
@@ -147,7 +149,7 @@ def test_a_rewrite_with_its_time_set_back_is_seen(sd: Path) -> None:
         verify_files(sd, ref)
 
 
-def test_what_was_written_just_now_is_not_remembered(sd: Path, home: Path) -> None:
+def test_just_written_files_are_not_remembered(sd: Path, home: Path) -> None:
     ref = lock_directory(sd)
     for path in ref.files:  # by their own account old
         os.utime(sd / path, ns=(1, 1))
@@ -156,7 +158,7 @@ def test_what_was_written_just_now_is_not_remembered(sd: Path, home: Path) -> No
 
 
 @pytest.mark.parametrize("path", ["vae/config.json", "tokenizer/vocab.json", UNET])
-def test_a_file_rewritten_after_its_check_is_not_used(path: str, sd: Path, home: Path) -> None:
+def test_file_rewritten_after_its_check_is_refused(path: str, sd: Path, home: Path) -> None:
     """Between its hash and its parsing there is time: that of hashing the files after it."""
     ref = lock_directory(sd)
     shutil.rmtree(home, ignore_errors=True)  # so that every file is hashed
@@ -173,7 +175,7 @@ def test_a_file_rewritten_after_its_check_is_not_used(path: str, sd: Path, home:
 
 @pytest.mark.usefixtures("settled")
 @pytest.mark.parametrize("junk", [b"", b"{", b"[1, 2]", b'{"a": 7}', b"\xff\xfe", b'"x"'])
-def test_a_broken_memory_costs_time_and_nothing_else(sd: Path, home: Path, junk: bytes) -> None:
+def test_damaged_record_of_hashes_is_ignored(sd: Path, home: Path, junk: bytes) -> None:
     ref = lock_directory(sd)
     (home / "verified.json").write_bytes(junk)
     verify_files(sd, ref)
@@ -183,7 +185,7 @@ def test_a_broken_memory_costs_time_and_nothing_else(sd: Path, home: Path, junk:
 
 
 @pytest.mark.usefixtures("settled")
-def test_a_lying_memory_is_not_believed(sd: Path, home: Path) -> None:
+def test_wrong_record_of_hashes_is_corrected(sd: Path, home: Path) -> None:
     ref = lock_directory(sd)
     memory = home / "verified.json"
     known = json.loads(memory.read_text())
@@ -192,7 +194,9 @@ def test_a_lying_memory_is_not_believed(sd: Path, home: Path) -> None:
     assert json.loads(memory.read_text()) == known
 
 
-def test_where_the_memory_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_home_follows_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("D3PACK_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_home() == tmp_path / "d3pack"
@@ -201,7 +205,7 @@ def test_where_the_memory_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert cache_home() == tmp_path / "me/.cache/d3pack"
 
 
-def test_a_read_only_home_only_costs_time(sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_cache_home_is_no_error(sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("D3PACK_HOME", "/proc/nowhere")
     verify_files(sd, lock_directory(sd))
 
@@ -238,12 +242,12 @@ def _ref(files: dict[str, FileLock]) -> BackboneRef:
         "unet/config.json\n",
     ],
 )
-def test_odd_names_are_refused(path: str) -> None:
+def test_unsafe_file_names_are_refused(path: str) -> None:
     with raises_code("E_BACKBONE_REFUSED"):
         check_path(path)
 
 
-def test_links_may_not_lead_out(sd: Path, tmp_path: Path) -> None:
+def test_links_out_of_the_directory_are_refused(sd: Path, tmp_path: Path) -> None:
     ref = lock_directory(sd)
     outside = tmp_path / "outside.json"
     (sd / "vae/config.json").rename(outside)
@@ -273,7 +277,7 @@ def test_links_of_a_hub_cache_are_followed(sd: Path, tmp_path: Path) -> None:
     assert len(verify_files(entry / "snapshots" / ref.revision, ref)) == len(ref.files)
 
 
-def test_variants_and_shards(sd: Path) -> None:
+def test_variants_and_shards_are_locked(sd: Path) -> None:
     state = {n: t.half() for n, t in load_file(sd / UNET).items()}
     small = "unet/diffusion_pytorch_model.fp16.safetensors"
     save_file(state, sd / small)
@@ -296,7 +300,7 @@ def test_variants_and_shards(sd: Path) -> None:
     assert open_backbone(ref, path=sd).latent_shape == (4, 8, 8)
 
 
-def test_directories_that_are_no_backbone(tmp_path: Path, sd: Path) -> None:
+def test_directories_without_a_backbone_are_refused(tmp_path: Path, sd: Path) -> None:
     (tmp_path / "empty").mkdir()
     with raises_code("E_BACKBONE_CONFIG", match="diffusers' layout"):
         open_backbone(str(tmp_path / "empty"))
@@ -309,7 +313,7 @@ def test_directories_that_are_no_backbone(tmp_path: Path, sd: Path) -> None:
         open_backbone(str(sd))
 
 
-def test_unknown_kinds_and_defaults() -> None:
+def test_unknown_kinds_are_refused_and_defaults_depend_on_the_device() -> None:
     assert {"stable-diffusion", "dit"} <= set(kinds())
     with pytest.raises(BackboneError, match="unknown kind"):
         open_backbone(replace(_ref({}), kind="gan"), path=".")
@@ -317,7 +321,7 @@ def test_unknown_kinds_and_defaults() -> None:
     assert default_backbone("cuda:0") == "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
-def test_locking_by_name(sd: Path) -> None:
+def test_lock_by_name_equals_lock_of_the_directory(sd: Path) -> None:
     ref, root = lock_backbone(str(sd))
     assert root == sd
     assert ref == lock_directory(sd)

@@ -52,7 +52,7 @@ def prompts(backbone: Backbone, count: int, k: int = 1) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["sd", "sd-kl-vocab-eps", "sd-77-sample"])
 @torch.no_grad()
-def test_splicing_ordinary_tokens_is_the_plain_forward(
+def test_spliced_token_embeddings_encode_as_transformers_does(
     name: str, folders: dict[str, Path], opened: dict[str, Any]
 ) -> None:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -89,7 +89,7 @@ def test_splicing_ordinary_tokens_is_the_plain_forward(
 
 @pytest.mark.parametrize("name", ["sd", "sd-kl-vocab-eps", "sd-77-sample"])
 @torch.no_grad()
-def test_unet_is_the_plain_forward(
+def test_unet_predicts_as_diffusers_does(
     name: str, folders: dict[str, Path], opened: dict[str, Any]
 ) -> None:
     from diffusers import UNet2DConditionModel
@@ -106,7 +106,7 @@ def test_unet_is_the_plain_forward(
 
 
 @torch.no_grad()
-def test_attention_with_norms_between_is_the_plain_forward(tmp_path: Path) -> None:
+def test_attention_with_norms_predicts_as_diffusers_does(tmp_path: Path) -> None:
     """K-blocks normalise what they attend to: remembered keys and values would leave that out."""
     from diffusers import UNet2DConditionModel
 
@@ -139,7 +139,7 @@ def test_attention_with_norms_between_is_the_plain_forward(tmp_path: Path) -> No
 
 
 @torch.no_grad()
-def test_the_embedded_backbone_is_the_plain_forward() -> None:
+def test_mini_predicts_as_diffusers_does() -> None:
     """Its UNet also reads the prompt pooled; that is remembered as well."""
     from diffusers import UNet2DConditionModel
 
@@ -157,7 +157,7 @@ def test_the_embedded_backbone_is_the_plain_forward() -> None:
 
 @pytest.mark.parametrize("name", ["dit", "dit-untied"])
 @torch.no_grad()
-def test_dit_is_the_plain_forward(
+def test_dit_predicts_as_diffusers_does(
     name: str, folders: dict[str, Path], opened: dict[str, Any]
 ) -> None:
     from diffusers import DiTTransformer2DModel
@@ -206,7 +206,7 @@ def test_denoise_and_predict_agree(name: str, opened: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["sd", "dit"])
 @torch.no_grad()
-def test_autoencoder_is_the_plain_one(
+def test_autoencoder_encodes_and_decodes_as_diffusers_does(
     name: str, folders: dict[str, Path], opened: dict[str, Any]
 ) -> None:
     import diffusers
@@ -228,7 +228,7 @@ def test_autoencoder_is_the_plain_one(
     assert found.shape[1:] == backbone.latent_shape
 
 
-def test_shift_factor_is_undone(tmp_path: Path) -> None:
+def test_shift_factor_is_applied(tmp_path: Path) -> None:
     import json
 
     path = tiny_sd(tmp_path / "shifted")
@@ -241,14 +241,14 @@ def test_shift_factor_is_undone(tmp_path: Path) -> None:
     torch.testing.assert_close(shifted.decode_float(z), moved, rtol=1e-4, atol=1e-4)
 
 
-def test_decode_float_lets_gradients_pass(opened: dict[str, Any]) -> None:
+def test_gradients_pass_decode_float(opened: dict[str, Any]) -> None:
     z = latents(opened["sd"], 1).requires_grad_()
     opened["sd"].decode_float(z).mean().backward()
     assert z.grad is not None
     assert z.grad.abs().max() > 0
 
 
-def test_name_vectors(opened: dict[str, Any]) -> None:
+def test_name_vectors_are_token_embeddings_or_table_rows(opened: dict[str, Any]) -> None:
     sd = opened["sd"]
     words = sd.name_vectors("school_bus", None)
     assert len(words) == 2
@@ -262,7 +262,7 @@ def test_name_vectors(opened: dict[str, Any]) -> None:
     torch.testing.assert_close(dit.name_vectors("no such thing")[0], table[:-1].mean(0))
 
 
-def test_prompts_that_do_not_fit(opened: dict[str, Any]) -> None:
+def test_prompts_of_wrong_shape_are_refused(opened: dict[str, Any]) -> None:
     sd, dit = opened["sd"], opened["dit"]
     with raises_code("E_BACKBONE_PROMPT", match="32 wide"):
         sd.condition(torch.zeros(1, 1, 31))
@@ -277,7 +277,7 @@ def test_prompts_that_do_not_fit(opened: dict[str, Any]) -> None:
             dit.condition(torch.zeros(shape))
 
 
-def test_sizes_that_do_not_fit(opened: dict[str, Any]) -> None:
+def test_invalid_image_sizes_are_refused(opened: dict[str, Any]) -> None:
     assert opened["sd"].latent_shape_for((32, 96)) == (4, 4, 12)
     with pytest.raises(UsageError, match="multiples of 16"):
         opened["sd"].latent_shape_for((40, 64))
@@ -287,7 +287,7 @@ def test_sizes_that_do_not_fit(opened: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["sd", "dit"])
 @torch.no_grad()
-def test_adapters_go_on_and_come_off_bit_for_bit(name: str, opened: dict[str, Any]) -> None:
+def test_removed_adapter_leaves_every_bit_as_before(name: str, opened: dict[str, Any]) -> None:
     backbone = opened[name]
     named = backbone.named_tensors()
     bias = next(n for n in named if n.endswith("to_q.weight"))
@@ -317,7 +317,7 @@ def test_adapters_go_on_and_come_off_bit_for_bit(name: str, opened: dict[str, An
     assert all(torch.equal(p, before[n]) for n, p in named.items())
 
 
-def test_adapters_that_do_not_fit(opened: dict[str, Any]) -> None:
+def test_adapters_of_wrong_names_or_shapes_are_refused(opened: dict[str, Any]) -> None:
     name = "conv_in.weight"
     weight = opened["sd"].named_tensors()[name]
     good = {f"{name}.lora_a": torch.zeros(3, weight[0].numel())}
@@ -333,7 +333,7 @@ def test_adapters_that_do_not_fit(opened: dict[str, Any]) -> None:
             check_adapter(opened["sd"], tensors)
 
 
-def test_keys_and_values_follow_the_weights(opened: dict[str, Any]) -> None:
+def test_cached_keys_and_values_follow_weights_and_condition(opened: dict[str, Any]) -> None:
     """What attention remembers is dropped when the condition or the weights change."""
     backbone = opened["sd"]
     name = next(n for n in backbone.named_tensors() if n.endswith("attn2.to_k.weight"))
@@ -350,7 +350,7 @@ def test_keys_and_values_follow_the_weights(opened: dict[str, Any]) -> None:
         assert torch.equal(backbone.predict(x, t, one), first)
 
 
-def test_other_dtypes(folders: dict[str, Path]) -> None:
+def test_bfloat16_models_return_float32(folders: dict[str, Path]) -> None:
     for name in ("sd", "dit"):
         backbone = open_backbone(str(folders[name]), dtype=torch.bfloat16)
         with torch.no_grad():
@@ -362,7 +362,7 @@ def test_other_dtypes(folders: dict[str, Path]) -> None:
         assert kinds == {torch.bfloat16}
 
 
-def test_linear_layers_keep_their_meaning_and_their_gradients() -> None:
+def test_onednn_linear_layers_keep_values_and_gradients() -> None:
     from torch import nn
 
     from d3pack.backbones.kernels import _OneDnnLinear, optimize_for_cpu

@@ -41,7 +41,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("plugin")
-def test_a_family_of_another_package(tmp_path: Path) -> None:
+def test_plugin_adds_a_family_but_cannot_replace_one(tmp_path: Path) -> None:
     path = tiny_dit(tmp_path / "dit")
     ref = lock_directory(path, kind="framed")
     assert ref.kind == "framed"

@@ -14,7 +14,7 @@ from d3pack.backbones import open_backbone
 from d3pack.backbones.levels import Timesteps
 
 
-def test_once_and_in_float32() -> None:
+def test_timesteps_are_made_once_in_float32() -> None:
     timesteps = Timesteps(torch.device("cpu"))
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -29,7 +29,7 @@ def test_once_and_in_float32() -> None:
 
 
 @pytest.mark.parametrize("make", [tiny_sd, tiny_dit])
-def test_a_step_makes_no_new_one(
+def test_denoising_again_makes_no_new_timestep(
     make: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone: Any = open_backbone(str(make(tmp_path / "backbone")))

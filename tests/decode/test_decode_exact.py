@@ -62,7 +62,7 @@ def digest(images: torch.Tensor) -> str:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_batches_orders_threads(
+def test_images_do_not_depend_on_batch_order_or_threads(
     family: str,
     device: str,
     dtype: str,
@@ -93,7 +93,7 @@ def test_batches_orders_threads(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_order_of_first_use(
+def test_images_do_not_depend_on_what_was_decoded_before(
     family: str, device: str, dtype: str, folders: dict[str, Path], packs: dict[str, Any]
 ) -> None:
     """A fresh decoder may meet any class first, with anything beside it."""
@@ -132,7 +132,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_another_process(
+def test_images_are_the_same_in_another_process(
     device: str, folders: dict[str, Path], packs: dict[str, Any], tmp_path: Path
 ) -> None:
     jobs, here = [], {}
@@ -168,7 +168,7 @@ def test_select_and_first_give_the_same_images(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_callers_autocast_changes_nothing(
+def test_autocast_of_the_caller_changes_nothing(
     family: str, folders: dict[str, Path], packs: dict[str, Any]
 ) -> None:
     wanted = Decoder(packs[family], path=folders[family]).images(range(4))
@@ -177,7 +177,7 @@ def test_a_callers_autocast_changes_nothing(
     assert digest(found) == digest(wanted)
 
 
-def test_picks_name_candidates(folders: dict[str, Path]) -> None:
+def test_picked_images_are_those_candidates(folders: dict[str, Path]) -> None:
     path = folders["sd"]
     plain = Decoder(tiny_pack(path), path=path)
     picks = np.array([[5, 0], [7, 2], [1, 6]])
@@ -186,7 +186,7 @@ def test_picks_name_candidates(folders: dict[str, Path]) -> None:
     assert torch.equal(curated.images(range(6)), wanted)
 
 
-def test_modes_take_turns(folders: dict[str, Path]) -> None:
+def test_images_use_the_modes_in_turn(folders: dict[str, Path]) -> None:
     path = folders["dit"]
     two = tiny_pack(path, modes=2, classes=1, images=4)
     images = Decoder(two, path=path).images(range(4))
@@ -201,7 +201,9 @@ def test_modes_take_turns(folders: dict[str, Path]) -> None:
         assert not torch.equal(found[1 - mode :: 2], images[1 - mode :: 2])
 
 
-def test_epochs_are_fresh_and_repeatable(folders: dict[str, Path], packs: dict[str, Any]) -> None:
+def test_epochs_have_other_images_that_repeat(
+    folders: dict[str, Path], packs: dict[str, Any]
+) -> None:
     decoder = Decoder(packs["sd"], path=folders["sd"])
     base, one = decoder.images(range(6)), decoder.images(range(6), epoch=1)
     assert not (base == one).flatten(1).all(1).any()
@@ -210,7 +212,7 @@ def test_epochs_are_fresh_and_repeatable(folders: dict[str, Path], packs: dict[s
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "euler", "lcm", "table"])
-def test_every_sampler_is_exact(sampler: str, folders: dict[str, Path]) -> None:
+def test_images_of_every_sampler_are_exact(sampler: str, folders: dict[str, Path]) -> None:
     path = folders["sd"]
     rows = [[0.2, [0.8]], [0.1, [1.0, -0.1]], [0.0, [1.0]]]
     extra = {"table": rows} if sampler == "table" else {}
@@ -220,7 +222,7 @@ def test_every_sampler_is_exact(sampler: str, folders: dict[str, Path]) -> None:
     assert torch.equal(decoder.images([5])[0], wanted[5])
 
 
-def test_guidance(folders: dict[str, Path]) -> None:
+def test_guidance_mixes_conditional_and_unconditional(folders: dict[str, Path]) -> None:
     """1 leaves the empty prompt out; other values push along the same line."""
     path = folders["dit"]
     pairs = [(0, 0), (1, 1), (2, 2), (0, 3)]
@@ -241,7 +243,7 @@ def test_guidance(folders: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_adapters_of_two_packs_on_one_backbone(family: str, folders: dict[str, Path]) -> None:
+def test_packs_with_adapters_share_a_backbone(family: str, folders: dict[str, Path]) -> None:
     path = folders[family]
     backbone = open_backbone(str(path))
     names = [n for n in backbone.named_tensors() if n.endswith("to_q.weight")][:2]
@@ -264,7 +266,7 @@ def test_adapters_of_two_packs_on_one_backbone(family: str, folders: dict[str, P
         assert torch.equal(two, wanted[where.start : where.stop])
 
 
-def test_decoders_of_one_backbone_in_threads(folders: dict[str, Path]) -> None:
+def test_decoders_share_a_backbone_in_threads(folders: dict[str, Path]) -> None:
     path = folders["sd"]
     backbone = open_backbone(str(path))
     named = backbone.named_tensors()
@@ -292,7 +294,7 @@ def test_decoders_of_one_backbone_in_threads(folders: dict[str, Path]) -> None:
     assert torch.equal(named[name], before)
 
 
-def test_a_full_condition_cache_changes_nothing(
+def test_dropped_conditions_change_nothing(
     folders: dict[str, Path], packs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = Decoder(packs["sd"], path=folders["sd"]).images(range(COUNT))

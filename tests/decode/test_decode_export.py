@@ -52,7 +52,9 @@ def pixels(source: Any) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp"])
-def test_a_tree_of_folders(suffix: str, made: dict[str, Any], tmp_path: Path) -> None:
+def test_folder_layout_holds_the_decoders_pixels(
+    suffix: str, made: dict[str, Any], tmp_path: Path
+) -> None:
     done = export_images(
         made["decoder"],
         tmp_path / "out",
@@ -73,7 +75,7 @@ def test_a_tree_of_folders(suffix: str, made: dict[str, Any], tmp_path: Path) ->
     assert real == {class_folder(c, names[c], 3): names[c] for c in range(3)}
 
 
-def test_a_tree_grows_and_resumes(made: dict[str, Any], tmp_path: Path) -> None:
+def test_folder_layout_resumes_and_grows(made: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "out"
     export_images(made["decoder"], out, ExportSettings(), classes=[0], images_per_class=2)
     first = next(out.glob("00000_*/00000.png"))
@@ -106,7 +108,7 @@ def test_a_tree_grows_and_resumes(made: dict[str, Any], tmp_path: Path) -> None:
     assert not list(out.rglob("*.part"))
 
 
-def test_an_interrupted_export_leaves_nothing_half_written(
+def test_interrupted_export_leaves_complete_files_only(
     made: dict[str, Any], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -147,7 +149,7 @@ def test_an_interrupted_export_leaves_nothing_half_written(
             assert again.read_bytes() == path.read_bytes()
 
 
-def test_one_export_at_a_time_writes_into_a_folder(made: dict[str, Any], tmp_path: Path) -> None:
+def test_second_export_into_a_folder_is_refused(made: dict[str, Any], tmp_path: Path) -> None:
     plan = ExportSettings("webdataset", shard=8)
     refused = []
 
@@ -175,7 +177,7 @@ def test_one_export_at_a_time_writes_into_a_folder(made: dict[str, Any], tmp_pat
     )
 
 
-def test_a_place_that_cannot_be_written(
+def test_unwritable_outputs_are_errors(
     made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -207,7 +209,7 @@ def test_a_place_that_cannot_be_written(
         )
 
 
-def test_images_on_a_full_disk(
+def test_export_resumes_after_a_full_disk(
     made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = os.fsync, []
@@ -242,7 +244,7 @@ def test_images_on_a_full_disk(
 
 
 @pytest.mark.parametrize("kind", ["folder", "webdataset", "parquet"])
-def test_a_group_is_written_while_the_next_is_made(
+def test_next_group_is_decoded_while_one_is_written(
     kind: str, made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream, second = made["decoder"].stream, Event()
@@ -264,7 +266,7 @@ def test_a_group_is_written_while_the_next_is_made(
     )
 
 
-def test_webdataset(made: dict[str, Any], tmp_path: Path) -> None:
+def test_webdataset_shards_hold_the_decoders_pixels(made: dict[str, Any], tmp_path: Path) -> None:
     export_images(
         made["decoder"],
         tmp_path / "out",
@@ -292,7 +294,7 @@ def test_webdataset(made: dict[str, Any], tmp_path: Path) -> None:
         assert np.array_equal(image, made["images"][int(key[:5]), int(key[6:])])
 
 
-def test_parquet(made: dict[str, Any], tmp_path: Path) -> None:
+def test_parquet_parts_hold_the_decoders_pixels(made: dict[str, Any], tmp_path: Path) -> None:
     pq = pytest.importorskip("pyarrow.parquet")
     export_images(
         made["decoder"],
@@ -312,7 +314,7 @@ def test_parquet(made: dict[str, Any], tmp_path: Path) -> None:
     assert features["label"]["names"] == list(made["pack"].classes)
 
 
-def test_npz(made: dict[str, Any], tmp_path: Path) -> None:
+def test_npz_parts_hold_the_decoders_pixels(made: dict[str, Any], tmp_path: Path) -> None:
     export_images(
         made["decoder"],
         tmp_path / "out",
@@ -328,7 +330,7 @@ def test_npz(made: dict[str, Any], tmp_path: Path) -> None:
     assert labels.tolist() == [c for c in range(3) for _ in range(COUNT)]
 
 
-def test_a_folder_of_something_else_is_left_alone(made: dict[str, Any], tmp_path: Path) -> None:
+def test_folder_of_other_files_is_refused(made: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("mine")
@@ -345,7 +347,7 @@ def test_a_folder_of_something_else_is_left_alone(made: dict[str, Any], tmp_path
         export_images(made["decoder"], out, ExportSettings(), classes=[0], images_per_class=1)
 
 
-def test_a_tree_with_more_images_than_asked_for_is_refused(
+def test_folder_with_more_images_than_asked_for_is_refused(
     made: dict[str, Any], tmp_path: Path
 ) -> None:
     """Else the report would count fewer images than the folder holds."""
@@ -434,7 +436,7 @@ def test_npz_parts_hold_class_names_and_soft_labels(
     assert np.array_equal(rows, soft.reshape(-1, 3))
 
 
-def test_a_tree_reads_as_an_image_folder(made: dict[str, Any], tmp_path: Path) -> None:
+def test_folder_layout_reads_as_an_image_folder(made: dict[str, Any], tmp_path: Path) -> None:
     """As torchvision's ImageFolder reads it: sorted folders are classes, sorted files images."""
     export_images(made["decoder"], tmp_path / "out")
     folders = sorted(entry.name for entry in os.scandir(tmp_path / "out") if entry.is_dir())
@@ -487,7 +489,7 @@ def test_invalid_settings_are_refused(settings: dict[str, Any]) -> None:
         ExportSettings(**settings)
 
 
-def test_slugs() -> None:
+def test_class_folders_have_safe_names() -> None:
     assert class_folder(1, "Golden Retriever", 3) == "00001_golden_retriever"
     assert class_folder(1, "naïve café/../x", 3) == "00001_naive_cafe_x"
     assert class_folder(1, "猫", 3) == "00001_class"
@@ -496,7 +498,7 @@ def test_slugs() -> None:
     assert sorted(class_folder(c, "x", 100_001) for c in (99_999, 100_000))[0] == "099999_x"
 
 
-def test_classes_as_people_ask_for_them() -> None:
+def test_classes_are_selected_by_name_number_or_range() -> None:
     names = ("cat", "dog", "3", "bus, yellow")
     assert select_classes(names, None) == [0, 1, 2, 3]
     assert select_classes(names, "dog, cat") == [0, 1]
@@ -512,7 +514,7 @@ def call(*words: str) -> Any:
     return invoke(*words)
 
 
-def test_the_command(made: dict[str, Any], tmp_path: Path) -> None:
+def test_decode_command_writes_and_reports_images(made: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["decode", made["file"], "-o", str(out), "--backbone", made["backbone"]]
     first = call(*words, "--classes", "1", "--ipc", "2", "--format", "json")
@@ -533,7 +535,7 @@ def test_the_command(made: dict[str, Any], tmp_path: Path) -> None:
     assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, "", "")
 
 
-def test_the_command_in_fast_mode_says_so(made: dict[str, Any], tmp_path: Path) -> None:
+def test_decode_command_reports_fast_numerics(made: dict[str, Any], tmp_path: Path) -> None:
     words = ["decode", made["file"], "-o", str(tmp_path / "out"), "--backbone", made["backbone"]]
     answer = call(*words, "--ipc", "1", "--fast", "bf16,channels_last", "--format", "json")
     assert answer.exit_code == 0, answer.output
@@ -557,7 +559,7 @@ def test_the_command_in_fast_mode_says_so(made: dict[str, Any], tmp_path: Path) 
         (["--backbone", "/nowhere"], "E_NOT_FOUND", "no backbone directory"),
     ],
 )
-def test_wrong_calls(
+def test_invalid_calls_of_decode_are_refused(
     words: list[str], code: str, why: str, made: dict[str, Any], tmp_path: Path
 ) -> None:
     base = ["decode", made["file"], "-o", str(tmp_path / "o"), "--backbone", made["backbone"]]
@@ -570,7 +572,7 @@ def test_wrong_calls(
     assert not (tmp_path / "o").exists()
 
 
-def test_memory_does_not_grow_with_the_images(made: dict[str, Any]) -> None:
+def test_stream_yields_one_group_at_a_time(made: dict[str, Any]) -> None:
     stream = made["decoder"].stream([(c, i) for c in range(3) for i in range(COUNT)] * 50)
     sizes = {len(images) for _, (_, images) in zip(range(6), stream, strict=False)}
     assert sizes == {made["decoder"].group}

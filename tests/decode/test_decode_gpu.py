@@ -15,7 +15,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("home")
-def test_the_benchmark_runs_without_a_gpu(tmp_path: Path) -> None:
+def test_gpu_benchmark_runs_without_a_gpu(tmp_path: Path) -> None:
     from benchmarks import decode_gpu
 
     out = tmp_path / "out.json"

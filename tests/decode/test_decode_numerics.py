@@ -124,7 +124,7 @@ def in_a_child(check: Callable[[], None]) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("then", [None, "high", "generic ieee"])
 @pytest.mark.parametrize("around", AROUND)
-def test_every_getter_says_what_it_said(around: str, then: str | None) -> None:
+def test_settings_of_torch_are_restored(around: str, then: str | None) -> None:
     def check() -> None:
         AROUND[around]()
         if then:
@@ -142,7 +142,7 @@ def test_every_getter_says_what_it_said(around: str, then: str | None) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("later", ["ieee", "tf32"])
 @pytest.mark.parametrize("around", AROUND)
-def test_what_is_set_afterwards_reaches_as_far(around: str, later: str) -> None:
+def test_settings_changed_afterwards_have_the_same_effect(around: str, later: str) -> None:
     """A setting that followed a wider one follows it still."""
     found = []
     for exact in (False, True):
@@ -171,7 +171,7 @@ def flags() -> Iterator[None]:
     CUDNN.benchmark, CUDNN.deterministic = before
 
 
-def test_threads_that_interleave(flags: None) -> None:
+def test_interleaved_threads_restore_the_settings(flags: None) -> None:
     before = state()
     first, second = exact_numerics(CUDA, EXACT), exact_numerics(CUDA, EXACT)
     first.__enter__()
@@ -183,7 +183,7 @@ def test_threads_that_interleave(flags: None) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_child_born_inside_is_outside(flags: None) -> None:
+def test_forked_child_has_the_settings_of_before(flags: None) -> None:
     def check() -> None:
         assert CUDNN.benchmark
         with exact_numerics(CUDA, EXACT):
@@ -194,7 +194,7 @@ def test_a_child_born_inside_is_outside(flags: None) -> None:
         in_a_child(check)
 
 
-def test_threads_of_their_own_count() -> None:
+def test_threads_keep_their_own_number_of_threads() -> None:
     """torch counts threads by the thread, so there is nothing to share between two of them."""
     before = torch.get_num_threads()
     met = threading.Barrier(2, timeout=30)
@@ -263,7 +263,7 @@ PROGRAMS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("make", [tiny_sd, tiny_dit])
-def test_images_whatever_the_program_has_set(
+def test_images_do_not_depend_on_the_programs_settings(
     make: Callable[[Path], Path], dtype: str, tmp_path: Path
 ) -> None:
     path = make(tmp_path / "backbone")
@@ -276,7 +276,7 @@ def test_images_whatever_the_program_has_set(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_child_does_not_wait_for_its_parents_threads() -> None:
+def test_forked_child_does_not_wait_for_its_parents_locks() -> None:
     backbone: Any = object()
     lock = lock_of(backbone)
     assert lock_of(backbone) is lock

@@ -67,7 +67,7 @@ BAD: dict[str, tuple[Callable[[Draft], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_carried_backbone_that_is_not_the_locked_one(
+def test_wrong_carried_backbone_is_refused_when_it_is_used(
     name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edit, code = BAD[name]
@@ -87,14 +87,16 @@ def test_a_carried_backbone_that_is_not_the_locked_one(
     assert json.loads(done.stdout)[0]["code"] == code
 
 
-def test_a_feature_without_its_section(tmp_path: Any) -> None:
+def test_carried_backbone_without_its_section_is_refused(tmp_path: Any) -> None:
     draft = Draft((VECTORS / "valid" / "smallest.d3m").read_bytes())
     draft.manifest["optional"] = {"backbone": {}}
     with raises_code("E_CODEC"):
         carried_files(d3pack.read(draft.seal().bytes()))
 
 
-def test_a_damaged_copy_is_unpacked_again(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_copy_of_a_carried_backbone_is_replaced(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("D3PACK_HOME", str(tmp_path))
     pack = d3pack.read(CARRIED)
     folder = unpack_backbone(pack)

@@ -42,7 +42,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return run
 
 
-def test_info_says_everything_and_fits_80_columns(command: Any) -> None:
+def test_info_names_everything_and_fits_80_columns(command: Any) -> None:
     got = command("info", EVERYTHING)
     assert (got.returncode, got.stderr) == (0, "")
     assert max(map(len, got.stdout.splitlines())) <= 80
@@ -86,7 +86,7 @@ def test_verify_exit_codes(command: Any) -> None:
     assert got.returncode == 3
 
 
-def test_info_of_what_is_no_pack_is_one_line(command: Any) -> None:
+def test_info_of_an_invalid_pack_is_one_line(command: Any) -> None:
     for path, code in ((VECTORS / "index.json", 3), (VECTORS / "no.d3m", 5), (VECTORS, 5)):
         got = command("info", path)
         assert got.returncode == code
@@ -95,7 +95,7 @@ def test_info_of_what_is_no_pack_is_one_line(command: Any) -> None:
         assert "Traceback" not in got.stderr
 
 
-def test_diff(tmp_path: Path, command: Any) -> None:
+def test_diff_lists_what_differs(tmp_path: Path, command: Any) -> None:
     a, b = tmp_path / "a.d3m", tmp_path / "b.d3m"
     pack = full()
     d3pack.write(pack, a)
@@ -136,7 +136,7 @@ print("loaded", sorted(loaded), file=sys.stderr)
 
 
 @pytest.mark.parametrize("args", [["info"], ["verify"], ["diff", str(EVERYTHING)]])
-def test_torch_is_never_imported(args: list[str]) -> None:
+def test_torch_is_not_imported(args: list[str]) -> None:
     program = CHECK.format(args=[*args, str(EVERYTHING)])
     got = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert got.stderr.strip() == "loaded []"
@@ -152,7 +152,7 @@ def cpu_seconds(*args: object) -> float:
     )
 
 
-def test_info_starts_in_a_fraction_of_a_second() -> None:
+def test_info_takes_under_half_a_second() -> None:
     """The figure (200 ms) is benchmarks/format.py's; under this one no torch can hide."""
     best: Any = min(cpu_seconds("info", EVERYTHING) for _ in range(3))
     assert best < 0.5

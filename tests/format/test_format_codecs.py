@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ from format_packs import make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import d3pack
 from d3pack.errors import UsageError
 from d3pack.format.codecs import (
+    PROMPT_CODECS,
     _bits,
     decode_adapter,
     decode_labels,
@@ -21,6 +24,7 @@ from d3pack.format.codecs import (
     encode_labels,
     encode_picks,
     encode_prompts,
+    prompts,
 )
 from d3pack.format.codecs.picks import check_pick_values, first_picks
 from d3pack.format.coded import Coded
@@ -34,7 +38,9 @@ VALUES = (RNG.standard_t(4, (7, 2, 3, 100)) * 0.03).astype(np.float32)
     ("codec", "rms", "bytes_a_vector"),
     [("f16", 3e-4, 200), ("i8", 0.02, 102), ("i4", 0.12, 58), ("pq", 0.5, 27)],
 )
-def test_prompts_come_back_near_enough(codec: str, rms: float, bytes_a_vector: int) -> None:
+def test_decoded_prompts_are_within_the_error_of_the_codec(
+    codec: str, rms: float, bytes_a_vector: int
+) -> None:
     coded = encode_prompts(VALUES, codec)
     got = decode_prompts(coded)
     assert got.dtype == np.float32
@@ -48,7 +54,7 @@ def test_prompts_come_back_near_enough(codec: str, rms: float, bytes_a_vector: i
     assert per_class == 7 * 2 * 3 * bytes_a_vector
 
 
-def test_a_stronger_codec_errs_more_and_weighs_less() -> None:
+def test_smaller_codecs_have_larger_errors() -> None:
     coded = [encode_prompts(VALUES, codec) for codec in ("f16", "i8", "i4", "pq")]
     errors = [one.params["error"]["rms"] for one in coded]
     assert errors == sorted(errors)
@@ -66,7 +72,7 @@ def shared_bytes(coded: Coded) -> int:
     st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.integers(1, 70),
     st.integers(-20, 12), st.integers(0, 2**31),
 )  # fmt: skip
-def test_any_shape_and_scale(
+def test_prompts_of_any_shape_and_scale_decode_within_the_error(
     codec: str, c: int, m: int, k: int, width: int, power: int, seed: int
 ) -> None:
     values = np.random.default_rng(seed).normal(size=(c, m, k, width)) * 2.0**power
@@ -80,7 +86,27 @@ def test_any_shape_and_scale(
     assert (np.abs(got - values) <= peak * step + 2.0**-14).all()
 
 
-def test_zero_and_constant_vectors() -> None:
+def test_codec_is_added_by_a_class_and_a_line_of_the_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Float32(prompts.Float16):
+        def encode(self, values: Any) -> Any:
+            return {"values": values}, {}
+
+        def layout(self, spec: Any, shape: Any, at: str) -> Any:
+            return {"values": ("F32", shape)}
+
+    monkeypatch.setattr(prompts, "Float32", Float32, raising=False)
+    monkeypatch.setitem(PROMPT_CODECS, "f32", "prompts:Float32")
+    coded = encode_prompts(VALUES, "f32")
+    assert (decode_prompts(coded) == VALUES).all()
+    pack = replace(make(7, 2), prompts=coded)
+    assert d3pack.read(d3pack.pack_bytes(pack)) == pack
+    with raises_code("E_CODEC", match="known: f16, i8, i4, pq, f32"):
+        encode_prompts(VALUES, "f64")
+
+
+def test_zero_and_constant_vectors_decode() -> None:
     values = np.zeros((2, 1, 2, 40), np.float32)
     values[1, 0, 1] = -0.5
     for codec in ("f16", "i8", "i4", "pq"):
@@ -99,7 +125,7 @@ def test_decoding_multiplies_once_in_float32() -> None:
     assert (decode_prompts(book).astype(np.float64) == exact[..., :100]).all()
 
 
-def test_prompts_that_cannot_be_meant() -> None:
+def test_invalid_prompts_are_refused() -> None:
     for wrong in (np.zeros((2, 3)), np.zeros((0, 1, 1, 4)), np.full((1, 1, 1, 2), np.nan)):
         with pytest.raises(UsageError):
             encode_prompts(wrong)
@@ -111,7 +137,7 @@ def test_prompts_that_cannot_be_meant() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=7), st.integers(1, 9), st.integers(0, 99))
-def test_bits_there_and_back(widths: list[int], repeat: int, seed: int) -> None:
+def test_packed_bits_unpack_to_the_same_records(widths: list[int], repeat: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     records = np.stack([rng.integers(0, 2**w, (3, repeat)) for w in widths], axis=2)
     packed = _bits.pack(records.astype(np.uint32), tuple(widths))
@@ -132,7 +158,7 @@ def beliefs(classes: int, images: int, peak: float = 0.2) -> Any:
 
 
 @pytest.mark.parametrize("bits", [5, 7, 8, 12])
-def test_top_k_keeps_the_best_and_the_mass(bits: int) -> None:
+def test_top_k_labels_keep_the_largest_and_the_mass(bits: int) -> None:
     probs = beliefs(30, 9)
     coded = encode_labels(probs, k=6, bits=bits)
     got = decode_labels(coded)
@@ -149,7 +175,7 @@ def test_top_k_keeps_the_best_and_the_mass(bits: int) -> None:
     assert np.abs(tail - (1 - kept)).max() < {5: 0.1, 7: 0.03, 8: 0.02, 12: 0.002}[bits]
 
 
-def test_one_class_decodes_as_in_the_whole() -> None:
+def test_labels_of_one_class_decode_as_those_of_all() -> None:
     for codec in ("topk", "dense"):
         coded = encode_labels(beliefs(12, 5), codec)
         whole = decode_labels(coded)
@@ -158,7 +184,7 @@ def test_one_class_decodes_as_in_the_whole() -> None:
         assert whole.dtype == np.float32
 
 
-def test_one_label_has_one_spelling() -> None:
+def test_equal_labels_have_equal_bytes() -> None:
     """Encoding what was decoded gives the same bytes: ties are ordered by class."""
     probs = np.full((4, 3, 4), 0.25)
     for k, bits in ((1, 8), (2, 6), (4, 12)):
@@ -167,14 +193,14 @@ def test_one_label_has_one_spelling() -> None:
         assert (again.tensors["bits"] == coded.tensors["bits"]).all()
 
 
-def test_ten_of_a_thousand_weigh_22_bytes() -> None:
+def test_ten_of_a_thousand_classes_take_22_bytes() -> None:
     rows = RNG.dirichlet(np.full(1000, 0.01), (2, 50))
     coded = encode_labels(rows, k=10, bits=7)
     assert coded.nbytes == 2 * 1063  # 50 * (10 * 10 + 10 * 7) bits
     assert coded.nbytes / 100 < 22
 
 
-def test_labels_that_cannot_be_meant() -> None:
+def test_invalid_labels_are_refused() -> None:
     good = beliefs(3, 2)
     for wrong in (good[0], good * 2, -good, np.full((3, 2, 3), np.nan), good[:, :0]):
         with pytest.raises(UsageError):
@@ -185,7 +211,7 @@ def test_labels_that_cannot_be_meant() -> None:
 
 
 @pytest.mark.parametrize("codec", ["f16", "i8"])
-def test_adapters_come_back(codec: str) -> None:
+def test_decoded_adapters_are_within_the_error_of_the_codec(codec: str) -> None:
     tensors = {
         "b.delta": RNG.normal(size=5),
         "a.lora_a": RNG.normal(size=(3, 2, 4)),
@@ -203,7 +229,7 @@ def test_adapters_come_back(codec: str) -> None:
     assert coded.shared == frozenset(coded.tensors)
 
 
-def test_adapters_that_cannot_be_meant() -> None:
+def test_invalid_adapters_are_refused() -> None:
     for wrong in ({}, {"a": np.zeros(0)}, {"a": np.array([1e6])}, {"a": np.array([np.inf])}):
         with pytest.raises(UsageError):
             encode_adapter(wrong)
@@ -214,7 +240,9 @@ def test_adapters_that_cannot_be_meant() -> None:
 @given(
     st.integers(1, 4), st.integers(1, 40), st.integers(1, 60), st.integers(1, 9), st.integers(0, 99)
 )
-def test_picks_come_back(classes: int, images: int, lanes: int, spare: int, seed: int) -> None:
+def test_decoded_picks_are_the_same(
+    classes: int, images: int, lanes: int, spare: int, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     depth = -(-images // lanes) + spare
     codes = np.stack([np.stack([rng.permutation(depth) for _ in range(lanes)], 1).ravel()[:images]
@@ -242,13 +270,13 @@ def test_picks_of_five_candidates_each_take_three_bits() -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 2**20])
-def test_a_candidate_twice_is_found_wherever_it_is(chunk: int) -> None:
+def test_repeated_candidate_is_found_in_every_chunk(chunk: int) -> None:
     coded = encode_picks([[0, 1], [2, 3], [1, 1]])
     with raises_code("E_PICKS", match=r"class 2 \('c'\)"):
         check_pick_values(coded, ("a", "b", "c"), chunk)
 
 
-def test_picks_that_cannot_be_meant() -> None:
+def test_invalid_picks_are_refused() -> None:
     for wrong in (np.zeros(3, int), np.zeros((2, 3)), np.full((2, 3), -1), np.zeros((0, 3), int)):
         with pytest.raises(UsageError, match="natural numbers"):
             encode_picks(wrong)
@@ -258,7 +286,7 @@ def test_picks_that_cannot_be_meant() -> None:
         encode_picks([[2**16]])
 
 
-def test_coded_takes_rows_and_leaves_what_is_shared() -> None:
+def test_take_selects_rows_but_not_of_shared_tensors() -> None:
     coded = encode_prompts(VALUES, "pq")
     part = coded.take(np.array([4, 0]))
     assert (part.tensors["codebook"] == coded.tensors["codebook"]).all()

@@ -41,7 +41,7 @@ def theirs(data: bytes) -> str:
     return "valid"
 
 
-def test_it_is_as_large_as_promised_and_the_index_is_whole() -> None:
+def test_corpus_has_the_promised_size_and_a_complete_index() -> None:
     assert len(INDEX["valid"]) >= 15
     assert len(INDEX["invalid"]) >= 60
     for kind in ("valid", "invalid"):
@@ -49,7 +49,7 @@ def test_it_is_as_large_as_promised_and_the_index_is_whole() -> None:
 
 
 @pytest.mark.parametrize("path", VALID, ids=lambda path: path.stem)
-def test_valid(path: Path) -> None:
+def test_valid_files_are_read_and_written_back(path: Path) -> None:
     data = path.read_bytes()
     pack = d3pack.read(path)
     assert pack.root == INDEX["valid"][path.stem]["root"]
@@ -64,18 +64,18 @@ def test_valid(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", INDEX["invalid"])
-def test_invalid(name: str) -> None:
+def test_invalid_files_are_refused_with_their_code(name: str) -> None:
     data = (VECTORS / "invalid" / f"{name}.d3m").read_bytes()
     assert ours(data) == INDEX["invalid"][name]["code"]
     assert theirs(data) == INDEX["invalid"][name]["code"]
 
 
-def test_every_rule_has_a_code_and_a_broken_file() -> None:
+def test_every_code_has_an_invalid_file() -> None:
     rules = {code for code, (name, _) in CODES.items() if name == "InvalidPackError"}
     assert rules - {InvalidPackError.code} == {e["code"] for e in INDEX["invalid"].values()}
 
 
-def test_the_generator_writes_the_same_bytes(tmp_path: Path) -> None:
+def test_corpus_generator_writes_the_same_bytes(tmp_path: Path) -> None:
     script = ROOT / "spec" / "make_vectors.py"
     subprocess.run([sys.executable, script, tmp_path], check=True, stdout=subprocess.DEVNULL)
     old = {p.relative_to(VECTORS): p.read_bytes() for p in VECTORS.rglob("*.*") if p.is_file()}
@@ -92,7 +92,7 @@ def test_messages_are_one_line_with_the_code() -> None:
         assert len(text) < 700, name
 
 
-def test_the_second_reader_stands_alone() -> None:
+def test_second_reader_needs_only_the_standard_library() -> None:
     source = (ROOT / "spec" / "reader.py").read_text()
     assert len(source.splitlines()) <= 300
     imports = {
@@ -109,7 +109,7 @@ def test_the_second_reader_stands_alone() -> None:
     assert got.stderr.startswith("E_TRAILING")
 
 
-def test_a_carried_backbone_comes_out_by_the_words_of_the_specification() -> None:
+def test_carried_backbone_is_restored_as_the_specification_says() -> None:
     """Section 8a value by value, with `struct` for the arithmetic of half precision."""
     pack = read(VECTORS / "valid" / "backbone-carried.d3m")
     section = pack.extensions["backbone"]

@@ -36,14 +36,14 @@ def flipped(data: bytes, bit: int) -> bytes:
     return bytes(out)
 
 
-def test_every_bit_of_the_smallest_pack_counts() -> None:
+def test_every_changed_bit_of_the_smallest_pack_is_refused() -> None:
     data = SMALL.read_bytes()
     passed = [bit for bit in range(8 * len(data)) if not refused(flipped(data, bit))]
     assert passed == []
 
 
 @pytest.mark.parametrize("path", PACKS, ids=lambda path: path.stem)
-def test_a_bit_of_every_byte_and_every_cut(path: Path) -> None:
+def test_changed_bytes_and_truncated_files_are_refused(path: Path) -> None:
     data = path.read_bytes()
     rng = random.Random(3)
     for at in range(len(data)):
@@ -53,13 +53,15 @@ def test_a_bit_of_every_byte_and_every_cut(path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PACKS, ids=lambda path: path.stem)
-def test_every_bit(path: Path) -> None:
+def test_every_changed_bit_is_refused(path: Path) -> None:
     data = path.read_bytes()
     passed = [bit for bit in range(8 * len(data)) if not refused(flipped(data, bit))]
     assert passed == []
 
 
-def test_fuzzing_in_short_with_both_readers(tmp_path: Path, monkeypatch: Any) -> None:
+def test_short_fuzzing_finds_no_difference_between_readers(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
     monkeypatch.chdir(tmp_path)
     result = fuzz.run(1500, seed=11, share=0.5, both=True)
     assert result["broken_promises"] == []
@@ -68,7 +70,7 @@ def test_fuzzing_in_short_with_both_readers(tmp_path: Path, monkeypatch: Any) ->
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=300))
-def test_any_bytes(data: bytes) -> None:
+def test_random_bytes_are_refused(data: bytes) -> None:
     assert refused(data)
 
 
@@ -85,7 +87,7 @@ FIELDS = sorted(Draft(SMALL.read_bytes()).manifest)
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(FIELDS), json_values)
-def test_any_json_in_any_field(name: str, value: Any) -> None:
+def test_both_readers_agree_on_random_json_in_a_field(name: str, value: Any) -> None:
     draft = Draft(SMALL.read_bytes())
     draft.manifest[name] = value
     if name != "root":
@@ -97,7 +99,7 @@ def test_any_json_in_any_field(name: str, value: Any) -> None:
     assert fuzz.verdict(data) == fuzz.second_verdict(data)
 
 
-def test_a_header_that_lies_about_sizes_allocates_nothing() -> None:
+def test_header_with_wrong_sizes_is_refused_before_allocation() -> None:
     draft = Draft(SMALL.read_bytes())
     draft.manifest["sections"][2]["tensors"][0][2] = [1, 2**31 - 1, 2**31 - 1, 2**31 - 1]
     draft.reroot()
@@ -105,7 +107,7 @@ def test_a_header_that_lies_about_sizes_allocates_nothing() -> None:
         d3pack.read(draft.bytes())
 
 
-def test_hash_errors_name_section_offset_expected_and_actual() -> None:
+def test_hash_error_names_section_offset_and_both_hashes() -> None:
     data = bytearray(SMALL.read_bytes())
     data[-1] ^= 1
     with raises_code("E_HASH") as caught:
@@ -118,7 +120,7 @@ def test_hash_errors_name_section_offset_expected_and_actual() -> None:
     )
 
 
-def test_a_file_of_another_length_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
+def test_file_of_wrong_length_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
     whole = SMALL.read_bytes()
     for name, size, data in (("zeros", 2**40, b""), ("long", 2**40, whole)):
         path = tmp_path / name
@@ -133,7 +135,7 @@ def test_a_file_of_another_length_is_refused_before_it_takes_memory(tmp_path: Pa
         d3pack.read(short)
 
 
-def test_a_refused_path_leaves_nothing_open(tmp_path: Path) -> None:
+def test_refused_path_leaves_no_file_open(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         with pytest.raises(NotFoundError):
@@ -141,7 +143,7 @@ def test_a_refused_path_leaves_nothing_open(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
-def test_not_found(tmp_path: Path) -> None:
+def test_paths_without_a_regular_file_are_not_found(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     loop = tmp_path / "loop"
@@ -151,7 +153,7 @@ def test_not_found(tmp_path: Path) -> None:
             d3pack.read(path)
 
 
-def test_bytes_that_change_later_do_not_matter() -> None:
+def test_pack_is_independent_of_the_bytes_it_was_read_from() -> None:
     data = bytearray(SMALL.read_bytes())
     pack = d3pack.read(data)
     data[-2:] = b"\0\0"
@@ -159,7 +161,7 @@ def test_bytes_that_change_later_do_not_matter() -> None:
     assert d3pack.pack_bytes(pack) == SMALL.read_bytes()
 
 
-def test_errors_are_all_ours() -> None:
+def test_other_file_types_raise_d3m_errors() -> None:
     for junk in (b"", b"PK\x03\x04" * 10, b"\x89PNG\r\n\x1a\n" * 9, b"{}", SMALL.read_bytes()[8:]):
         with pytest.raises(D3MError):
             d3pack.read(junk)

@@ -31,7 +31,7 @@ KNOWN = (
 
 
 @pytest.mark.parametrize(("counter", "key", "answer"), KNOWN)
-def test_known_answers(counter: Any, key: Any, answer: Any) -> None:
+def test_philox_gives_known_answers(counter: Any, key: Any, answer: Any) -> None:
     torch = pytest.importorskip("torch")
     seed = key[0] | key[1] << 32
     words = noise.philox(list(np.array(counter, dtype=np.uint64)[:, None]), seed)
@@ -40,7 +40,7 @@ def test_known_answers(counter: Any, key: Any, answer: Any) -> None:
     assert tuple(int(word) for word in tensors) == answer
 
 
-def test_the_table_is_what_its_procedure_makes() -> None:
+def test_table_of_quantiles_matches_its_procedure() -> None:
     """NormalDist is good to 1e-15 or so; no quantile is that near to a rounding boundary."""
     table = noise.table()
     assert hashlib.sha256(table.astype("<f4").tobytes()).hexdigest() == noise.TABLE_SHA256
@@ -55,7 +55,7 @@ def test_the_table_is_what_its_procedure_makes() -> None:
 
 
 @pytest.mark.slow
-def test_the_documented_procedure_ends_at_the_pinned_hash() -> None:
+def test_documented_procedure_gives_the_pinned_hash() -> None:
     script = ROOT / "spec" / "normal_table.py"
     got = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     assert noise.TABLE_SHA256 in got.stdout
@@ -80,14 +80,14 @@ def by_hand(seed: int, c: int, i: int, draw: int, size: int) -> list[float]:
     st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1),
     st.integers(0, 2**32 - 1), st.integers(1, 40),
 )  # fmt: skip
-def test_definition(seed: int, c: int, i: int, draw: int, size: int) -> None:
+def test_noise_follows_its_definition(seed: int, c: int, i: int, draw: int, size: int) -> None:
     got = noise.normal(seed, [c], [i], (size,), draw)
     assert got.dtype == np.float32
     assert got[0].tolist() == by_hand(seed, c, i, draw, size)
 
 
 @pytest.mark.parametrize("shape", [(4, 8, 8), (3, 5, 7), (1,), (4, 64, 64)])
-def test_torch_has_equal_bits(shape: tuple[int, ...]) -> None:
+def test_torch_noise_equals_numpy_noise(shape: tuple[int, ...]) -> None:
     pytest.importorskip("torch")
     rng = np.random.default_rng(1)
     classes, images = rng.integers(0, 2**32, 11), rng.integers(0, 2**32, 11)
@@ -98,7 +98,7 @@ def test_torch_has_equal_bits(shape: tuple[int, ...]) -> None:
         assert (got.numpy().view(np.uint32) == want.view(np.uint32)).all()
 
 
-def test_a_row_is_a_function_of_its_own_words_alone(monkeypatch: Any) -> None:
+def test_row_depends_on_its_own_counter_only(monkeypatch: Any) -> None:
     whole = noise.normal(9, np.arange(40), np.arange(40) * 3, (4, 8, 8))
     for row in (0, 17, 39):
         assert (noise.normal(9, row, row * 3, (4, 8, 8))[0] == whole[row]).all()
@@ -107,7 +107,7 @@ def test_a_row_is_a_function_of_its_own_words_alone(monkeypatch: Any) -> None:
     assert noise.normal(9, [], [], (4,)).shape == (0, 4)
 
 
-def test_draws_and_epochs_do_not_meet() -> None:
+def test_draws_of_epochs_do_not_overlap() -> None:
     numbers = {noise.draw_number(step, epoch) for step in range(256) for epoch in range(4)}
     assert len(numbers) == 1024
     assert noise.draw_number(0) == 0
@@ -116,7 +116,7 @@ def test_draws_and_epochs_do_not_meet() -> None:
             noise.draw_number(step, epoch)
 
 
-def test_words_out_of_range() -> None:
+def test_counters_out_of_range_are_refused() -> None:
     for seed, c, i, draw in (
         (-1, 0, 0, 0),
         (2**64, 0, 0, 0),
@@ -133,7 +133,7 @@ SAMPLE = noise.normal(20240607, np.arange(64) // 8, np.arange(64) % 8, (4, 64, 6
 )
 
 
-def test_moments() -> None:
+def test_noise_has_normal_moments() -> None:
     """Of a million values, each moment within five standard errors of the table's own."""
     n = SAMPLE.size
     table = noise.table().astype(np.float64)
@@ -144,7 +144,7 @@ def test_moments() -> None:
     assert abs((table**4).mean() - 3) < 0.01
 
 
-def test_kolmogorov_smirnov() -> None:
+def test_noise_passes_kolmogorov_smirnov() -> None:
     """Of the sample against the normal distribution; the table's steps add at most 2**-17."""
     x = np.sort(SAMPLE.ravel())
     n = len(x)
@@ -154,7 +154,7 @@ def test_kolmogorov_smirnov() -> None:
     assert distance < 1.95 / math.sqrt(n) + 2**-16, "p below 0.001"
 
 
-def test_neighbours_do_not_correlate() -> None:
+def test_neighbouring_noise_does_not_correlate() -> None:
     """Images, classes, seeds, draws and pixels beside each other: within five standard errors."""
     flat = SAMPLE.reshape(64, -1)
     shape = (4, 64, 64)
@@ -184,7 +184,7 @@ def test_neighbours_do_not_correlate() -> None:
         assert abs(squares) < 5 / math.sqrt(a.size), f"squares of {what}"
 
 
-def test_every_word_comes_up() -> None:
+def test_every_entry_of_the_table_occurs() -> None:
     """Chi-square over 256 bins of the table."""
     order = np.searchsorted(noise.table(), SAMPLE.ravel().astype(np.float32)) >> 8
     count = np.bincount(order, minlength=256)

@@ -21,7 +21,7 @@ from d3pack.format.recipe import BackboneRef, FileLock, Recipe, directory_revisi
 from d3pack.testing import raises_code
 
 
-def test_nothing_in_it_can_change() -> None:
+def test_pack_is_immutable() -> None:
     pack = full(provenance={"a": {"b": [1]}})
     with pytest.raises(dataclasses.FrozenInstanceError):
         pack.seed = 1  # type: ignore[misc]
@@ -42,7 +42,7 @@ def test_nothing_in_it_can_change() -> None:
     assert isinstance(pack.provenance["a"]["b"], tuple)
 
 
-def test_the_callers_arrays_are_not_the_packs() -> None:
+def test_pack_copies_the_callers_arrays() -> None:
     ids = np.arange(5, dtype=np.uint32) + 5
     view = ids.view()
     view.flags.writeable = False  # the owner can still write through `ids`
@@ -59,7 +59,7 @@ def test_the_callers_arrays_are_not_the_packs() -> None:
     assert ids.flags.writeable
 
 
-def test_equality_hash_pickle_and_copy() -> None:
+def test_equal_packs_have_equal_hash_pickle_and_copy() -> None:
     pack = full()
     same = d3pack.read(d3pack.pack_bytes(pack))
     assert pack == same
@@ -81,7 +81,7 @@ def images(pack: Any, c: int, i: int) -> Any:
 
 
 @pytest.mark.parametrize("picks", [None, True])
-def test_selected_images_are_the_images_of_the_whole(picks: Any) -> None:
+def test_selection_keeps_its_images(picks: Any) -> None:
     pack = full() if picks else make(labels=True)
     part = pack.select([3, "class 0"])
     assert part.classes == ("class 3", "class 0")
@@ -96,7 +96,7 @@ def test_selected_images_are_the_images_of_the_whole(picks: Any) -> None:
     assert d3pack.read(d3pack.pack_bytes(again)) == again
 
 
-def test_labels_of_a_selection_are_beliefs_among_what_is_left() -> None:
+def test_labels_of_a_selection_are_renormalised() -> None:
     pack = full()
     rows = [4, 1, 2]
     part = pack.select(rows)
@@ -113,7 +113,7 @@ def test_labels_of_a_selection_are_beliefs_among_what_is_left() -> None:
     assert (decode_labels(stored(alone), 0) == 1).all()
 
 
-def test_an_image_with_no_belief_left_gets_its_own_class() -> None:
+def test_image_without_mass_in_a_selection_gets_its_own_class() -> None:
     probs = np.zeros((3, 1, 3))
     probs[:, :, 2] = 1.0
     from d3pack.format.codecs import encode_labels
@@ -124,7 +124,7 @@ def test_an_image_with_no_belief_left_gets_its_own_class() -> None:
     assert stored(part.labels).params["restricted"] == {"mean": 0.0, "min": 0.0, "empty": 1.0}
 
 
-def test_first_images_are_the_first() -> None:
+def test_first_keeps_the_first_images() -> None:
     pack = full()
     part = pack.first(2)
     assert len(part) == 10
@@ -141,7 +141,7 @@ def test_first_images_are_the_first() -> None:
     assert d3pack.read(d3pack.pack_bytes(dense)) == dense
 
 
-def test_a_part_says_where_it_comes_from() -> None:
+def test_part_records_its_origin() -> None:
     pack = full()
     part = pack.select([1, 2]).first(3)
     steps = part.provenance["derived"]
@@ -161,7 +161,7 @@ def test_probes_follow_their_images() -> None:
     assert pack.select([4]).probes is None
 
 
-def test_what_cannot_be_selected() -> None:
+def test_invalid_selections_are_refused() -> None:
     pack = make()
     for wrong in ([], [0, 0], [5], [-1], ["nobody"], [0, "class 0"]):
         with pytest.raises(UsageError):
@@ -171,7 +171,7 @@ def test_what_cannot_be_selected() -> None:
             pack.first(k)
 
 
-def test_the_ledger_adds_up_to_the_file() -> None:
+def test_ledger_adds_up_to_the_file() -> None:
     for pack in (make(), full(provenance={"teacher": {"bytes": 1000}}), full().select([1])):
         ledger = pack.ledger()
         assert ledger.total == len(d3pack.pack_bytes(pack))
@@ -187,7 +187,7 @@ def test_the_ledger_adds_up_to_the_file() -> None:
     assert make().ledger().teacher is None
 
 
-def test_recipe_there_and_back() -> None:
+def test_recipe_survives_json() -> None:
     recipe = replace(RECIPE, extra={"table": [1, [2.5]]}, guidance=3, sigmas=(5, 1, 0))
     assert recipe.sigmas == (5.0, 1.0, 0.0)
     assert type(recipe.guidance) is float
@@ -208,7 +208,7 @@ def test_recipe_there_and_back() -> None:
         BackboneRef("dit", "a/b", "main", {"x": FileLock(1, "0" * 64)}).check()
 
 
-def test_a_directorys_revision_depends_on_every_file_and_on_no_order() -> None:
+def test_directory_revision_depends_on_files_but_not_their_order() -> None:
     files = {"a.json": FileLock(1, "0" * 64), "b/c.json": FileLock(2, "1" * 64)}
     revision = directory_revision(files)
     assert len(revision) == 40
@@ -217,19 +217,19 @@ def test_a_directorys_revision_depends_on_every_file_and_on_no_order() -> None:
 
 
 @pytest.mark.parametrize("wanted", [[1.9], [True], [None], [1.0]])
-def test_a_class_is_a_name_or_a_whole_number(wanted: Any) -> None:
+def test_class_must_be_a_name_or_an_integer(wanted: Any) -> None:
     with pytest.raises(UsageError):
         make().select(wanted)
 
 
 @pytest.mark.parametrize("k", [2.5, True, None, "2"])
-def test_images_are_counted_in_whole_numbers(k: Any) -> None:
+def test_number_of_images_must_be_an_integer(k: Any) -> None:
     with pytest.raises(UsageError):
         make().first(k)
     assert make().first(np.int64(2)).images_per_class == 2  # type: ignore[arg-type]
 
 
-def test_the_ledger_adds_up_whatever_a_newer_section_is_called() -> None:
+def test_ledger_adds_up_with_newer_sections_of_any_name() -> None:
     for name in ("recipe", "provenance", "optional", "container"):
         extra = {name: Coded("odd", {"t": np.zeros((5, 100), np.uint8)})}
         pack = make(optional={name: {}}, extensions=extra)
@@ -237,13 +237,13 @@ def test_the_ledger_adds_up_whatever_a_newer_section_is_called() -> None:
         assert d3pack.read(d3pack.pack_bytes(pack)) == pack
 
 
-def test_a_teacher_weighs_nothing_less_than_nothing() -> None:
+def test_ledger_ignores_a_negative_size_of_a_teacher() -> None:
     ledger = make(provenance={"teacher": {"bytes": -(10**9)}}).ledger()
     assert ledger.teacher is None
     assert ledger.everything == ledger.total + ledger.backbone
 
 
-def test_the_owner_of_an_array_cannot_change_a_pack() -> None:
+def test_owner_of_an_array_cannot_change_a_pack() -> None:
     values = np.arange(30, dtype=np.uint8).reshape(5, 6)
     values.flags.writeable = False
     coded = Coded("odd", {"t": values})
@@ -254,7 +254,7 @@ def test_the_owner_of_an_array_cannot_change_a_pack() -> None:
         coded.tensors["t"].flags.writeable = True
 
 
-def test_labels_cut_twice_remember_the_larger_error() -> None:
+def test_labels_cut_twice_record_the_larger_error() -> None:
     rng = np.random.default_rng(3)
     labels = encode_labels(rng.dirichlet(np.full(8, 0.4), (8, 6)), k=3, bits=3)
     once = make(8, labels=labels).select([0, 1, 2])
@@ -264,7 +264,7 @@ def test_labels_cut_twice_remember_the_larger_error() -> None:
         assert labels.params["error"][figure] <= first <= second
 
 
-def test_no_probability_has_a_sign() -> None:
+def test_negative_zeros_in_labels_are_stored_as_zeros() -> None:
     probs = np.array([[[1.0, -0.0]] * 6, [[-0.0, 1.0]] * 6])
     pack = make(2, labels=encode_labels(probs, "dense"))
     assert d3pack.read(d3pack.pack_bytes(pack)) == pack

@@ -15,7 +15,7 @@ from d3pack.testing import raises_code
 
 
 @pytest.mark.parametrize("path", VALID, ids=lambda path: path.stem)
-def test_a_part_is_what_select_gives(path: Path) -> None:
+def test_ranges_give_the_pack_of_select(path: Path) -> None:
     data = path.read_bytes()
     pack = d3pack.read(data)
     head = read_header(data[: head_size(data)])
@@ -37,7 +37,7 @@ def head_size(data: bytes) -> int:
     return 8 + int.from_bytes(data[:8], "little")
 
 
-def test_a_wrong_byte_in_any_range_is_found() -> None:
+def test_changed_byte_in_any_range_is_refused() -> None:
     data = (VECTORS / "valid" / "everything.d3m").read_bytes()
     head = read_header(data)
     reads = class_ranges(head, [2, 0])
@@ -56,7 +56,7 @@ def test_a_wrong_byte_in_any_range_is_found() -> None:
         class_ranges(head, [0, 4])
 
 
-def test_reading_a_class_takes_little_of_a_large_file() -> None:
+def test_ranges_of_one_class_are_a_small_part_of_the_file() -> None:
     data = (VECTORS / "valid" / "classes-300.d3m").read_bytes()
     head = read_header(data)
     reads = class_ranges(head, [150])
@@ -66,7 +66,7 @@ def test_reading_a_class_takes_little_of_a_large_file() -> None:
         read_header(data[:100])
 
 
-def test_classes_that_share_an_id_are_refused_in_a_part_as_well() -> None:
+def test_part_with_repeated_ids_is_refused() -> None:
     data = (VECTORS / "invalid" / "ids-twice.d3m").read_bytes()
     head = read_header(data)
     rows = list(range(head.classes))[::-1]

@@ -49,17 +49,17 @@ def table(number: int) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
 
 
-def test_the_schema_is_what_the_code_makes_and_a_schema() -> None:
+def test_schema_is_made_from_the_code_and_valid() -> None:
     assert make_schema.schema() == SCHEMA
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 
 @pytest.mark.parametrize("path", VALID, ids=lambda path: path.stem)
-def test_valid_manifests_fit_the_schema(path: Any) -> None:
+def test_schema_accepts_valid_manifests(path: Any) -> None:
     CHECKER.validate(Draft(path.read_bytes()).manifest)
 
 
-def test_the_schema_refuses_what_it_can_say() -> None:
+def test_schema_refuses_invalid_manifests() -> None:
     """All of E_MANIFEST, E_VERSION and E_FEATURE, and nearly all of E_RECIPE and E_SECTION."""
     unsaid = {
         "images-real", "recipe-guidance",
@@ -80,7 +80,7 @@ def test_the_schema_refuses_what_it_can_say() -> None:
     assert tried > 50
 
 
-def test_the_fields_are_the_same_in_schema_code_and_text() -> None:
+def test_schema_code_and_text_have_the_same_fields() -> None:
     manifest = full().manifest
     assert set(manifest) == set(SCHEMA["properties"]) == ours.FIELDS
     assert {row[0].strip("`") for row in table(3)[:10]} == set(manifest)
@@ -134,7 +134,7 @@ LIMITS = {
 }
 
 
-def test_the_table_of_limits_is_the_codes() -> None:
+def test_table_of_limits_matches_the_code() -> None:
     assert {row[0]: int(row[2]) for row in table(4)} == LIMITS
 
 
@@ -194,7 +194,7 @@ BEYOND: dict[str, str | tuple[str, Callable[[Draft], Any]]] = {  # a corpus file
 
 
 @pytest.mark.parametrize("row", table(4), ids=lambda row: row[0])
-def test_beyond_each_limit_is_its_code(row: list[str]) -> None:
+def test_exceeded_limits_are_refused_with_their_code(row: list[str]) -> None:
     made = BEYOND[row[0]]
     if isinstance(made, str):
         data = (VECTORS / "invalid" / f"{made}.d3m").read_bytes()
@@ -212,7 +212,7 @@ def test_beyond_each_limit_is_its_code(row: list[str]) -> None:
     assert other.value.code == code
 
 
-def test_sections_and_codecs_are_the_codes() -> None:
+def test_tables_of_sections_and_codecs_match_the_code() -> None:
     names = [row[0].strip("`") for row in table(3)[10:] if row[0] != "section" and row[0] != "---"]
     assert tuple(names) == container.KNOWN
     assert [row[0].strip("`") for row in table(6)] == list(PROMPT_CODECS)
@@ -221,7 +221,7 @@ def test_sections_and_codecs_are_the_codes() -> None:
     assert reader.CODECS.keys() == set(container.KNOWN)
 
 
-def test_noise_is_as_written() -> None:
+def test_noise_matches_the_text() -> None:
     assert noise.TABLE_SHA256 in section(9)
     assert recipe.NOISE in section(5)
     assert f"{noise.STEPS}·epoch" in section(9)
@@ -233,7 +233,7 @@ def test_noise_is_as_written() -> None:
         assert " ".join(f"{int(word[0]):08x}" for word in words) == answer
 
 
-def test_the_samplers_table_is_the_samplers() -> None:
+def test_table_of_samplers_matches_the_code() -> None:
     sigmas = (10.0, 4.0, 1.0, 0.0)
     euler = samplers.plan("euler", sigmas)
     assert samplers.plan("ddim", sigmas) == euler
@@ -251,7 +251,7 @@ def test_the_samplers_table_is_the_samplers() -> None:
     assert all(f"`{name}`" in names for name in recipe.SAMPLERS)
 
 
-def test_the_hexdump_is_the_smallest_pack() -> None:
+def test_hexdump_matches_the_smallest_pack() -> None:
     data = (VECTORS / "valid" / "smallest.d3m").read_bytes()
     told = SPEC.partition(make_hexdump.MARK)[2]
     assert told.strip() == make_hexdump.explain(data).strip()
@@ -262,7 +262,7 @@ def test_the_hexdump_is_the_smallest_pack() -> None:
     assert len(data) == min(p.stat().st_size for p in VALID)
 
 
-def test_root_is_what_the_text_says() -> None:
+def test_root_matches_the_text() -> None:
     manifest = Draft(d3pack.pack_bytes(make())).manifest
     rest = {name: value for name, value in manifest.items() if name != "root"}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
@@ -273,7 +273,7 @@ def test_root_is_what_the_text_says() -> None:
     "value",
     [0.0, -0.0, 1.0, 1e-4, 1e-5, 1e15, 1e16, 0.1, 5e-324, 1.7976931348623157e308, 123456.789],
 )
-def test_reals_are_spelled_as_the_text_says(value: float) -> None:
+def test_spelling_of_reals_matches_the_text(value: float) -> None:
     text = canonical.dumps(value)
     assert float(text) == value
     digits = re.fullmatch(r"-?(\d+)\.(\d+)|-?\d(?:\.\d+)?e([+-]\d{2,3})", text)
@@ -282,6 +282,6 @@ def test_reals_are_spelled_as_the_text_says(value: float) -> None:
         assert not -4 <= int(digits[3]) <= 15
 
 
-def test_strings_are_spelled_as_the_text_says() -> None:
+def test_spelling_of_strings_matches_the_text() -> None:
     text = canonical.dumps('"\\/\b\f\n\r\t\x00\x1f ~\x7f\u00e9\u2028\U0001f408')
     assert text == ('"\\"\\\\/\\b\\f\\n\\r\\t\\u0000\\u001f ~\\u007f\\u00e9\\u2028\\ud83d\\udc08"')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ from places import HELPERS
 
 import d3pack
 from d3pack import Coded, Recipe
-from d3pack.errors import D3MError, InvalidPackError, NotFoundError, UsageError
+from d3pack.errors import D3MError, InvalidPackError, NoSpaceError, NotFoundError, UsageError
 from d3pack.format.codecs import encode_picks
 
 
@@ -39,7 +40,7 @@ def crashes(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, An
     return json.loads(got.stdout), old, new
 
 
-def test_a_crash_at_any_step_leaves_the_old_file_or_the_new(crashes: Any) -> None:
+def test_writer_keeps_the_old_or_the_new_file_after_a_crash(crashes: Any) -> None:
     cases, old, new = crashes
     for case in cases:
         left = bytes.fromhex(case["left"])
@@ -53,7 +54,7 @@ def test_a_crash_at_any_step_leaves_the_old_file_or_the_new(crashes: Any) -> Non
     assert steps["limit"] >= 6
 
 
-def test_killed_means_killed_and_starved_means_an_error_and_no_rubbish(crashes: Any) -> None:
+def test_writer_raises_and_leaves_no_temporary_when_the_disk_is_full(crashes: Any) -> None:
     cases, *_ = crashes
     for case in cases:
         last = case["exit"] == 0
@@ -66,7 +67,7 @@ def test_killed_means_killed_and_starved_means_an_error_and_no_rubbish(crashes: 
             assert case["temporaries"] == 0
 
 
-def test_both_outcomes_happen(crashes: Any) -> None:
+def test_crashes_happen_before_and_after_the_rename(crashes: Any) -> None:
     cases, old, new = crashes
     killed = [
         bytes.fromhex(case["left"]) for case in cases if case["exit"] == -9 and case["exists"]
@@ -75,7 +76,7 @@ def test_both_outcomes_happen(crashes: Any) -> None:
     assert new in killed, "a kill between the rename and the directory's fsync"
 
 
-def test_mode_by_umask_or_as_it_was(tmp_path: Path) -> None:
+def test_writer_sets_permissions_by_umask_or_keeps_them(tmp_path: Path) -> None:
     path = tmp_path / "x.d3m"
     before = os.umask(0o027)
     try:
@@ -89,7 +90,7 @@ def test_mode_by_umask_or_as_it_was(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["x.d3m"]
 
 
-def test_many_writers_at_once_leave_one_whole_file(tmp_path: Path) -> None:
+def test_concurrent_writers_leave_one_complete_file(tmp_path: Path) -> None:
     packs = [make(classes) for classes in range(1, 9)]
     path = tmp_path / "x.d3m"
     threads = [threading.Thread(target=d3pack.write, args=(pack, path)) for pack in packs]
@@ -101,7 +102,23 @@ def test_many_writers_at_once_leave_one_whole_file(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["x.d3m"]
 
 
-def test_no_folder_and_no_right(tmp_path: Path) -> None:
+def test_full_disk_is_no_space_error_and_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.d3m"
+    d3pack.write(make(3), path)
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(NoSpaceError, match=r"no space left to write x\.d3m"):
+        d3pack.write(make(4), path)
+    assert d3pack.read(path) == make(3)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.d3m"]
+
+
+def test_writer_refuses_missing_folders_and_invalid_names(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         d3pack.write(make(), tmp_path / "no" / "x.d3m")
     for name in (".", "/", "a\0b"):
@@ -133,7 +150,7 @@ sys.stdout.buffer.write(d3pack.pack_bytes(replace(pack, recipe=recipe)))
 """
 
 
-def test_same_pack_same_bytes_in_two_processes_with_shuffled_dicts() -> None:
+def test_equal_packs_have_equal_bytes_in_other_processes() -> None:
     facts = {f"k{i}": {"a": i, "b": [1.5, {"y": 0.1, "x": None}], "é": "猫"} for i in range(20)}
     program = PROGRAM.format(paths=[str(HELPERS)], provenance=facts)
     got = {
@@ -161,16 +178,14 @@ def test_same_pack_same_bytes_in_two_processes_with_shuffled_dicts() -> None:
         ({"extensions": {"mood": Coded("x", {"t": np.zeros((5, 1), np.uint8)})}}, "E_SECTION"),
     ],
 )
-def test_what_the_reader_refuses_is_never_written(
-    change: dict[str, Any], code: str, tmp_path: Path
-) -> None:
+def test_invalid_packs_are_not_written(change: dict[str, Any], code: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidPackError) as caught:
         d3pack.write(make(**change), tmp_path / "x.d3m")
     assert caught.value.code == code
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_meant() -> None:
+def test_invalid_values_of_a_pack_are_refused() -> None:
     for change in (
         {"seed": -1},
         {"seed": 2**64},
@@ -187,7 +202,7 @@ def test_what_cannot_be_meant() -> None:
         d3pack.pack_bytes(make(picks=Coded("lanes", {"codes": np.zeros((5, 6), np.float64)})))
 
 
-def test_unknown_optional_features_survive_byte_for_byte() -> None:
+def test_unknown_optional_features_are_written_back() -> None:
     unknown = Coded("odd", {"rows": np.arange(10, dtype=np.uint16).reshape(5, 2)}, {"z": [1, 0.5]})
     pack = full(optional={"captions": {"a": 1.0}}, extensions={"captions": unknown}, minor=9)
     data = d3pack.pack_bytes(pack)
@@ -199,7 +214,7 @@ def test_unknown_optional_features_survive_byte_for_byte() -> None:
     assert (part.minor, dict(part.optional), dict(part.extensions)) == (0, {}, {})
 
 
-def test_big_endian_and_strided_arrays_are_the_same_pack() -> None:
+def test_big_endian_and_strided_arrays_give_the_same_pack() -> None:
     pack = full()
     turned = replace(
         pack,
@@ -217,7 +232,7 @@ def test_big_endian_and_strided_arrays_are_the_same_pack() -> None:
     assert d3pack.pack_bytes(turned) == d3pack.pack_bytes(pack)
 
 
-def test_a_link_is_followed_and_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+def test_writer_follows_links_and_refuses_pipes(tmp_path: Path) -> None:
     target, link, fifo = tmp_path / "real.d3m", tmp_path / "link.d3m", tmp_path / "pipe"
     d3pack.write(make(3), target)
     link.symlink_to(target)
@@ -230,7 +245,7 @@ def test_a_link_is_followed_and_a_pipe_is_not_replaced(tmp_path: Path) -> None:
     assert fifo.is_fifo()
 
 
-def test_a_name_as_long_as_the_file_system_takes(tmp_path: Path) -> None:
+def test_writer_takes_the_longest_file_name(tmp_path: Path) -> None:
     path = tmp_path / ("\u732b" * 80 + ".d3m")
     d3pack.write(make(3), path)
     assert d3pack.read(path) == make(3)

@@ -27,7 +27,7 @@ from d3pack.testing import raises_code
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("modes")
+    root = tmp_path_factory.mktemp("backbones")
     return {
         "sd": tiny_sd(root / "sd"),
         "other": tiny_sd(root / "other", seed=1),
@@ -45,7 +45,7 @@ def rms(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.float() - b.float()).square().mean().sqrt())
 
 
-def test_exact_says_what_it_is(pack: Any, folders: dict[str, Path]) -> None:
+def test_describe_of_exact_numerics(pack: Any, folders: dict[str, Path]) -> None:
     how = Decoder(pack, path=folders["sd"]).describe()
     assert how == {
         "numerics": "exact",
@@ -67,7 +67,7 @@ def test_exact_says_what_it_is(pack: Any, folders: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("switches", "most"), [(["channels_last"], 1.0), (["fused_attention"], 1.0), (["bf16"], 40.0)]
 )
-def test_each_switch_is_near_and_named(
+def test_images_of_each_switch_are_near_the_exact_ones(
     family: str, switches: list[str], most: float, folders: dict[str, Path]
 ) -> None:
     pack = tiny_pack(folders[family], steps=2)
@@ -78,7 +78,7 @@ def test_each_switch_is_near_and_named(
     assert rms(fast.images(range(8)), exact) < most
 
 
-def test_tiny_vae_is_another_autoencoder(folders: dict[str, Path]) -> None:
+def test_tiny_vae_replaces_the_autoencoder(folders: dict[str, Path]) -> None:
     pack = tiny_pack(folders["kl"])
     exact = Decoder(pack, path=folders["kl"]).images(range(4))
     fast = Decoder(
@@ -90,7 +90,7 @@ def test_tiny_vae_is_another_autoencoder(folders: dict[str, Path]) -> None:
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call:UserWarning")  # of diffusers
 @pytest.mark.parametrize("family", ["sd", "kl", "dit"])
-def test_compile_takes_denoiser_and_autoencoder_once_each(
+def test_denoiser_and_autoencoder_are_compiled_once(
     family: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a compiler that counts the graphs it is given, and changes nothing."""
@@ -115,7 +115,7 @@ def test_compile_takes_denoiser_and_autoencoder_once_each(
     torch._dynamo.reset()
 
 
-def test_fast_mode_keeps_the_adapter(folders: dict[str, Path]) -> None:
+def test_fast_numerics_keep_the_adapter(folders: dict[str, Path]) -> None:
     path = folders["sd"]
     backbone = open_backbone(str(path))
     named = backbone.named_tensors()
@@ -128,7 +128,7 @@ def test_fast_mode_keeps_the_adapter(folders: dict[str, Path]) -> None:
     assert rms(fast.images(range(4)), exact) < 0.5 * rms(bare, exact)
 
 
-def test_another_group_is_a_fast_thing(pack: Any, folders: dict[str, Path]) -> None:
+def test_other_groups_need_fast_numerics(pack: Any, folders: dict[str, Path]) -> None:
     with pytest.raises(UsageError, match="group of 4"):
         Decoder(pack, path=folders["sd"], group=8)
     fast = Decoder(pack, path=folders["sd"], numerics="fast", switches=[], group=8)
@@ -136,7 +136,7 @@ def test_another_group_is_a_fast_thing(pack: Any, folders: dict[str, Path]) -> N
     assert rms(fast.images(range(8)), Decoder(pack, path=folders["sd"]).images(range(8))) < 1
 
 
-def test_wrong_modes(pack: Any, folders: dict[str, Path]) -> None:
+def test_invalid_numerics_are_refused(pack: Any, folders: dict[str, Path]) -> None:
     path = folders["sd"]
     for more, why in (
         ({"device": "tpu9"}, "invalid device 'tpu9'"),
@@ -164,7 +164,7 @@ def test_wrong_modes(pack: Any, folders: dict[str, Path]) -> None:
         Decoder(half, backbone=shared)
 
 
-def test_a_device_by_its_whole_name(
+def test_decoder_names_its_device_with_its_index(
     pack: Any, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ "cuda" names no device for good: each thread may have chosen another."""
@@ -182,7 +182,7 @@ def test_a_device_by_its_whole_name(
         Decoder(pack, backbone=backbone, device="cuda")
 
 
-def test_the_device_of_no_choice(
+def test_default_device_is_that_of_the_backbone_or_of_the_machine(
     pack: Any, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That of a given backbone; else the one that every verb takes."""
@@ -202,7 +202,7 @@ def test_the_device_of_no_choice(
         Decoder(pack, path=folders["sd"])
 
 
-def test_threads_are_left_as_they_were(pack: Any, folders: dict[str, Path]) -> None:
+def test_number_of_threads_is_restored(pack: Any, folders: dict[str, Path]) -> None:
     before = torch.get_num_threads()
     decoder = Decoder(pack, path=folders["sd"])
     try:
@@ -238,27 +238,29 @@ def test_threads_are_left_as_they_were(pack: Any, folders: dict[str, Path]) -> N
         (torch.zeros(3, 3), "is no image"),
     ],
 )
-def test_out_of_range(wanted: list[Any], why: str, pack: Any, folders: dict[str, Path]) -> None:
+def test_items_out_of_range_are_refused(
+    wanted: list[Any], why: str, pack: Any, folders: dict[str, Path]
+) -> None:
     decoder = Decoder(pack, path=folders["sd"])
     with pytest.raises(UsageError, match=why):
         decoder.images(wanted)
 
 
-def test_prompts_of_another_width(pack: Any, folders: dict[str, Path]) -> None:
+def test_prompts_of_wrong_width_are_refused(pack: Any, folders: dict[str, Path]) -> None:
     for shape in ((3, 1, 1, 31), (3, 1, 40, 32)):
         wrong = replace(pack, prompts=encode_prompts(np.ones(shape, np.float32)))
         with raises_code("E_BACKBONE_PROMPT", match="takes up to 14 of 32"):
             Decoder(wrong, path=folders["sd"])
 
 
-def test_another_backbone(pack: Any, folders: dict[str, Path]) -> None:
+def test_open_backbone_of_another_lock_is_refused(pack: Any, folders: dict[str, Path]) -> None:
     with pytest.raises(BackboneChangedError, match="text_encoder"):
         Decoder(pack, path=folders["other"])
     with pytest.raises(BackboneChangedError, match="not the one"):
         Decoder(pack, backbone=open_backbone(str(folders["other"])))
 
 
-def test_an_adapter_for_another_backbone(folders: dict[str, Path]) -> None:
+def test_adapter_of_another_backbone_is_refused(folders: dict[str, Path]) -> None:
     wrong = tiny_pack(folders["sd"], adapter=encode_adapter({"blocks.0.bias.delta": np.ones(3)}))
     with raises_code("E_ADAPTER", match="does not have"):
         Decoder(wrong, path=folders["sd"])
@@ -280,7 +282,7 @@ def probed(pack: Any, folders: dict[str, Path]) -> Any:
         return replace(pack, probes=make_probes(decoder, [(0, 0), (1, 3), (2, 7)], (16, 16)))
 
 
-def test_probes(probed: Any, folders: dict[str, Path]) -> None:
+def test_probes_are_verified(probed: Any, folders: dict[str, Path]) -> None:
     decoder = Decoder(probed, path=folders["sd"])
     report = verify_probes(probed, decoder)
     assert report.to_json() == {
@@ -298,7 +300,9 @@ def test_probes(probed: Any, folders: dict[str, Path]) -> None:
         verify_probes(replace(probed, probes=None), decoder)
 
 
-def test_probes_of_slightly_other_arithmetic(probed: Any, folders: dict[str, Path]) -> None:
+def test_probes_of_other_arithmetic_are_within_tolerance(
+    probed: Any, folders: dict[str, Path]
+) -> None:
     images = np.array(probed.probes.images)
     images[0, 0, :4, :4] ^= 1
     moved = replace(probed, probes=replace(probed.probes, images=images))
@@ -308,7 +312,7 @@ def test_probes_of_slightly_other_arithmetic(probed: Any, folders: dict[str, Pat
     assert report.rms == pytest.approx((16 / images.size) ** 0.5, abs=1e-4)
 
 
-def test_probes_of_another_model(probed: Any, folders: dict[str, Path]) -> None:
+def test_probes_of_another_model_are_wrong(probed: Any, folders: dict[str, Path]) -> None:
     """Weights that pass for the locked ones, but are not: what the lock cannot see, probes do."""
     swapped: Any = open_backbone(str(folders["other"]))
     swapped.ref = probed.recipe.backbone
@@ -317,7 +321,7 @@ def test_probes_of_another_model(probed: Any, folders: dict[str, Path]) -> None:
     assert report.rms > 2
 
 
-def test_verify_decode_on_the_command_line(
+def test_verify_command_compares_probes(
     probed: Any, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     d3pack.write(probed, tmp_path / "good.d3m")

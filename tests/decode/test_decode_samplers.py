@@ -58,7 +58,7 @@ def theirs(scheduler: Any, steps: int, start: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(("betas", "prediction"), WELL_POSED)
 @pytest.mark.parametrize("spacing", ["trailing", "leading"])
-def test_ddim(prediction: str, betas: str, spacing: str) -> None:
+def test_ddim_matches_diffusers(prediction: str, betas: str, spacing: str) -> None:
     config = {**BETAS[betas], "prediction_type": prediction}
     steps = 10
     noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -71,7 +71,7 @@ def test_ddim(prediction: str, betas: str, spacing: str) -> None:
     )
 
 
-def test_linspace_is_the_list_of_diffusers() -> None:
+def test_linspace_timesteps_match_diffusers() -> None:
     scheduler = DDIMScheduler(**SD, timestep_spacing="linspace")
     scheduler.set_timesteps(10)
     assert samplers.timesteps(1000, "ddim", 10, "linspace") == tuple(scheduler.timesteps.tolist())
@@ -80,7 +80,7 @@ def test_linspace_is_the_list_of_diffusers() -> None:
 @pytest.mark.parametrize(("betas", "prediction"), WELL_POSED)
 @pytest.mark.parametrize("steps", [1, 2, 3, 14, 15, 20])
 @pytest.mark.parametrize("spacing", ["trailing", "linspace", "leading"])
-def test_dpmpp_2m(prediction: str, betas: str, steps: int, spacing: str) -> None:
+def test_dpmpp_2m_matches_diffusers(prediction: str, betas: str, steps: int, spacing: str) -> None:
     config = {**BETAS[betas], "prediction_type": prediction}
     noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     scheduler = DPMSolverMultistepScheduler(
@@ -100,7 +100,7 @@ def test_dpmpp_2m(prediction: str, betas: str, steps: int, spacing: str) -> None
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("betas", ["scaled_linear", "linear"])
-def test_euler(prediction: str, betas: str) -> None:
+def test_euler_matches_diffusers(prediction: str, betas: str) -> None:
     config = {**BETAS[betas], "prediction_type": prediction}
     steps = 12
     noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -117,7 +117,9 @@ def test_euler(prediction: str, betas: str) -> None:
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
-def test_lcm(prediction: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lcm_matches_diffusers(
+    prediction: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = {**SD, "prediction_type": prediction}
     fresh = torch.randn(steps + 1, 3, 4, 8, 8, generator=torch.Generator().manual_seed(4))
     given = iter(fresh[1:])
@@ -129,7 +131,7 @@ def test_lcm(prediction: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_table_can_say_what_the_others_do() -> None:
+def test_table_sampler_reproduces_the_others() -> None:
     levels = Levels.from_config(SD)
     sigmas = samplers.schedule(levels.alphas_cumprod, "table", 7)
     rows = [[s.a, list(s.b)] for s in samplers.plan("dpmpp-2m", sigmas)]
@@ -138,7 +140,7 @@ def test_table_can_say_what_the_others_do() -> None:
     assert torch.equal(found, ours("dpmpp-2m", SD, 7, noise, "trailing"))
 
 
-def test_fewer_calls_back_than_the_longest_row() -> None:
+def test_table_rows_may_reach_back_less_far() -> None:
     rows = [[0.5, [0.5]], [0.5, [0.4, 0.1]], [0.2, [0.5, 0.2, 0.1]]]
     x0 = iter([torch.tensor([1.0]), torch.tensor([2.0]), torch.tensor([4.0])])
     found = samplers.sample(
@@ -166,7 +168,7 @@ def test_fewer_calls_back_than_the_longest_row() -> None:
         [[1.0, [0.0]], 7],
     ],
 )
-def test_bad_tables(table: Any) -> None:
+def test_invalid_sampler_tables_are_refused(table: Any) -> None:
     with raises_code("E_RECIPE"):
         samplers.plan("table", (2.0, 1.0, 0.0), {"table": table})
 
@@ -174,12 +176,12 @@ def test_bad_tables(table: Any) -> None:
 @pytest.mark.parametrize(
     "sigmas", [(0.0,), (1.0, 2.0, 0.0), (1.0, 0.5), (math.inf, 1.0, 0.0), (2.0, 2.0, 0.0)]
 )
-def test_bad_sigmas(sigmas: tuple[float, ...]) -> None:
+def test_invalid_sigmas_are_refused(sigmas: tuple[float, ...]) -> None:
     with raises_code("E_RECIPE"):
         samplers.plan("ddim", sigmas)
 
 
-def test_bad_calls() -> None:
+def test_invalid_sampler_calls_are_refused() -> None:
     alphas = Levels.from_config(SD).alphas_cumprod
     with pytest.raises(UsageError, match="1001 steps"):
         samplers.schedule(alphas, "ddim", 1001)
@@ -194,13 +196,13 @@ def test_bad_calls() -> None:
 
 
 @pytest.mark.parametrize("betas", BETAS)
-def test_betas_are_those_of_diffusers(betas: str) -> None:
+def test_betas_match_diffusers(betas: str) -> None:
     mine = Levels.from_config(BETAS[betas]).alphas_cumprod
     known = DDIMScheduler(**BETAS[betas]).alphas_cumprod.double().numpy()
     assert abs(mine - known).max() < 1e-5
 
 
-def test_zero_terminal_snr_is_fine_in_float32() -> None:
+def test_zero_terminal_snr_is_finite_in_float32() -> None:
     config = {**SD, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
     levels = Levels.from_config(config)
     sigmas = samplers.schedule(levels.alphas_cumprod, "ddim", 10)
@@ -225,7 +227,7 @@ def test_timesteps_of_other_sigmas_lie_between() -> None:
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_training_scale(prediction: str) -> None:
+def test_targets_invert_on_the_training_scale(prediction: str) -> None:
     levels = Levels.from_config({**SD, "prediction_type": prediction})
     x0, eps = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2)
     t = torch.tensor([0, 400, 999])
@@ -253,6 +255,6 @@ def test_training_scale(prediction: str) -> None:
         {"trained_betas": "all"},
     ],
 )
-def test_bad_scheduler_configs(config: dict[str, Any]) -> None:
+def test_invalid_scheduler_configs_are_refused(config: dict[str, Any]) -> None:
     with raises_code("E_BACKBONE_CONFIG"):
         Levels.from_config(config)

@@ -29,7 +29,7 @@ def pack(folders: dict[str, Path]) -> Any:
     return tiny_pack(folders["sd"])
 
 
-def test_numbers_of_every_library(pack: Any, folders: dict[str, Path]) -> None:
+def test_integers_of_numpy_and_torch_are_accepted(pack: Any, folders: dict[str, Path]) -> None:
     decoder = Decoder(pack, path=folders["sd"])
     pairs = [(0, 1), (2, 7)]
     for wanted in (
@@ -44,14 +44,14 @@ def test_numbers_of_every_library(pack: Any, folders: dict[str, Path]) -> None:
     assert decoder.images(torch.arange(3)).shape[0] == 3
 
 
-def test_closed_twice(pack: Any, folders: dict[str, Path]) -> None:
+def test_decoder_can_be_closed_twice(pack: Any, folders: dict[str, Path]) -> None:
     decoder = Decoder(pack, path=folders["sd"])
     decoder.images(range(8))
     decoder.close()
     decoder.close()
 
 
-def test_threads_are_kept(pack: Any, folders: dict[str, Path]) -> None:
+def test_decoder_keeps_its_threads(pack: Any, folders: dict[str, Path]) -> None:
     """Whatever number of groups is asked for: each thread has kernels compiled for it."""
     decoder = Decoder(pack, path=folders["sd"], workers=3)
     decoder.images(range(8))
@@ -62,7 +62,7 @@ def test_threads_are_kept(pack: Any, folders: dict[str, Path]) -> None:
     decoder.close()
 
 
-def test_values_that_are_no_numbers(pack: Any, folders: dict[str, Path]) -> None:
+def test_invalid_items_are_refused(pack: Any, folders: dict[str, Path]) -> None:
     prompts = np.full((3, 1, 1, 32), 6e4, np.float32)  # finite, but beyond the text encoder
     backbone = open_backbone(str(folders["sd"]), dtype=torch.float16)
     half = replace(
@@ -76,7 +76,9 @@ def test_values_that_are_no_numbers(pack: Any, folders: dict[str, Path]) -> None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_pixels_that_are_no_numbers(value: float, pack: Any, folders: dict[str, Path]) -> None:
+def test_images_that_are_not_finite_are_an_error(
+    value: float, pack: Any, folders: dict[str, Path]
+) -> None:
     """An autoencoder may overflow where the latents did not."""
     backbone: Any = open_backbone(str(folders["sd"]))
     decoder = Decoder(pack, backbone=backbone)
@@ -92,7 +94,7 @@ def test_pixels_that_are_no_numbers(value: float, pack: Any, folders: dict[str, 
         decoder.images(range(4))
 
 
-def test_out_of_memory_says_what_to_set(pack: Any, folders: dict[str, Path]) -> None:
+def test_out_of_memory_error_names_what_to_change(pack: Any, folders: dict[str, Path]) -> None:
     """A real allocation that no machine has: 2^46 bytes, inside the autoencoder."""
     backbone: Any = open_backbone(str(folders["sd"]))
     decoder = Decoder(pack, backbone=backbone)
@@ -114,7 +116,7 @@ def test_out_of_memory_says_what_to_set(pack: Any, folders: dict[str, Path]) -> 
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
     ],
 )
-def test_every_way_to_be_out_of_memory(
+def test_every_out_of_memory_message_is_recognised(
     words: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone: Any = open_backbone(str(folders["sd"]))
@@ -143,7 +145,7 @@ def test_every_way_to_be_out_of_memory(
     assert decoder.images([0]).shape[0] == 1
 
 
-def test_other_failures_are_not_taken_for_memory(pack: Any, folders: dict[str, Path]) -> None:
+def test_other_runtime_errors_pass_unchanged(pack: Any, folders: dict[str, Path]) -> None:
     backbone: Any = open_backbone(str(folders["sd"]))
     decoder = Decoder(pack, backbone=backbone)
     backbone.autoencoder.decode_float = lambda z: torch.zeros(2) @ torch.zeros(3)
