@@ -40,8 +40,7 @@ from benchmarks import decode
 from benchmarks.results import RESULTS, command, load, save
 from d3pack import Pack, write
 from d3pack.backbones import open_backbone
-from d3pack.decode import Decoder
-from d3pack.decode.modes import choose_numerics
+from d3pack.decode import Decoder, choose_numerics
 
 WHAT = (__doc__ or "").partition("\n")[0]
 

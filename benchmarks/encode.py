@@ -35,14 +35,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from d3pack.backbones import Condition, open_backbone
-from d3pack.encode import EncodeOptions
-from d3pack.encode.methods.d3m.collages import CollageOptions, make_collages
-from d3pack.encode.methods.d3m.draws import judge_latents
-from d3pack.encode.methods.d3m.inversion import DONE, Inversion, InversionOptions
-from d3pack.encode.methods.d3m.method import round_trip
-from d3pack.encode.methods.d3m.plan import make_plan
+from d3pack.encode import D3MSettings, EncodeSettings
+from d3pack.encode.methods.d3m.collages import make_collages
+from d3pack.encode.methods.d3m.inversion import DONE, Inversion
+from d3pack.encode.methods.d3m.method import prepare, round_trip
+from d3pack.encode.methods.d3m.samples import split_latents
 from d3pack.sources import Source, open_source
 from d3pack.system.events import Events
+from d3pack.teachers import Cut
 
 PEER = {
     "steps": 3000,
@@ -80,7 +80,7 @@ class Exam:
         rng = torch.Generator().manual_seed(0)
         self.x0, self.eps = [], []
         for each in latents:
-            held = judge_latents(len(each))[1]
+            held = split_latents(len(each))[1]
             mixed = held[torch.randperm(TRIPLES, generator=rng).numpy() % len(held)]
             self.x0.append(torch.from_numpy(each[mixed].astype(np.float32)))
             self.eps.append(torch.randn(self.x0[-1].shape, generator=rng))
@@ -130,33 +130,32 @@ class Timed(Inversion):
 
     def _losses(self, rows: NDArray[Any], vectors: NDArray[Any]) -> NDArray[Any]:
         began = time.process_time()
-        found = super()._losses(rows, vectors)
+        losses = super()._losses(rows, vectors)
         self.watch.judging += time.process_time() - began
-        return found
+        return losses
 
 
 def ours(
     backbone: Any,
     names: list[str],
     latents: list[NDArray[Any]],
-    options: EncodeOptions,
+    settings: D3MSettings,
     template: str,
+    seed: int,
     exam: Exam,
 ) -> Stopwatch:
     start = np.stack([backbone.name_vectors(name, 1).float().cpu().numpy() for name in names])
-    settings = InversionOptions(
-        template=template,
-        **{
-            name: getattr(options, name)
-            for name in (
-                "lr", "steps", "cool", "batch", "slots", "validate_every", "triples", "patience",
-                "tolerance", "seed",
-            )
-        },
-    )  # fmt: skip
     watch = Stopwatch(exam)
     inversion = Timed(
-        backbone, start, lambda row: latents[row], round_trip("i8"), settings, watch, Events()
+        backbone,
+        start,
+        lambda row: latents[row],
+        round_trip("i8"),
+        settings,
+        template=template,
+        seed=seed,
+        keeper=watch,
+        events=Events(),
     )
     inversion.watch = watch
     watch.began = time.process_time()
@@ -212,12 +211,14 @@ def peer(
 
 
 def collages(
-    source: Source, count: int, options: EncodeOptions, size: tuple[int, int]
+    source: Source, count: int, settings: D3MSettings, size: tuple[int, int], seed: int
 ) -> list[Tensor]:
     teacher = Indifferent()
     teacher.classes = source.classes
-    cut = CollageOptions(size, 1, options.pool, 1, (1.0, 1.0), options.collages, options.seed)
-    return [make_collages(source, c, teacher, cut).images for c in range(count)]
+    cut = Cut(size, settings.pool, seed=seed)
+    return [
+        make_collages(source, c, teacher, cut, 1, settings.collages).images for c in range(count)
+    ]
 
 
 def known_curves(
@@ -278,21 +279,22 @@ def main() -> None:
     args = parser.parse_args()
     source = open_source(args.source, first=args.classes)
     backbone = open_backbone(args.backbone)
-    options = EncodeOptions(backbone=args.backbone, seed=args.seed)
-    plan = make_plan(source, options, backbone)
+    settings = D3MSettings()
+    job = prepare(source, EncodeSettings(seed=args.seed), settings, backbone)
+    template = job.details.template
     names = list(source.classes)
-    images = collages(source, len(names), options, plan.size)
+    images = collages(source, len(names), settings, job.plan.size, args.seed)
     with torch.no_grad():
         latents = [
             torch.cat([backbone.encode(part) for part in torch.split(every, 32)]).numpy()
             for every in images
         ]
-    exam = Exam(backbone, latents[: args.peer_classes], plan.template)
+    exam = Exam(backbone, latents[: args.peer_classes], template)
     start = [
         exam.loss(c, backbone.name_vectors(names[c], 1).float().numpy())
         for c in range(exam.classes)
     ]
-    watch = ours(backbone, names, latents, options, plan.template, exam)
+    watch = ours(backbone, names, latents, settings, template, args.seed, exam)
     final = watch.rows[-1]
     classes = []
     same = {
@@ -307,7 +309,7 @@ def main() -> None:
         curve = known.get(names[c])
         measured = curve is None
         if curve is None:
-            seen = images[c][torch.from_numpy(judge_latents(len(images[c]))[0])]
+            seen = images[c][torch.from_numpy(split_latents(len(images[c]))[0])]
             curve = [
                 {
                     "samples": samples,
@@ -315,7 +317,7 @@ def main() -> None:
                     "loss": round(exam.loss(c, vector), 6),
                 }
                 for samples, seconds, vector in peer(
-                    backbone, names[c], seen, plan.template, args.peer_steps, args.seed + c
+                    backbone, names[c], seen, template, args.peer_steps, args.seed + c
                 )
             ]
         end, best = curve[-1], min(curve, key=lambda point: point["loss"])

@@ -11,9 +11,10 @@ either, but seeds are picked for the names. Students are ConvNet-3 under the pre
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,11 @@ import torch
 from torch import Tensor
 
 from d3pack.decode import Decoder
-from d3pack.encode import EncodeOptions, encode
-from d3pack.encode.method import Run
-from d3pack.encode.methods.d3m.method import D3M
-from d3pack.evaluate import presets
+from d3pack.encode import D3MSettings, EncodeRun, EncodeSettings, encode
+from d3pack.encode.methods.d3m.method import D3M, D3MJob
 from d3pack.evaluate.baselines import names_pack
-from d3pack.evaluate.training import train_student
+from d3pack.evaluate.protocols import QUICK
+from d3pack.evaluate.training import Labelled, train_student
 from d3pack.format import pack_bytes
 from d3pack.format.codecs import decode_labels
 from d3pack.format.pack import Pack
@@ -37,25 +37,34 @@ from d3pack.sources import Source, open_source
 CUTTING = {"factor", "pool", "crops", "crop_scale", "collages", "modes", "seed"}
 
 
-class Shared(D3M):
-    """The method, with collages that runs of equal cutting have in common."""
+class SharedJob(D3MJob):
+    """The job, with collages that runs of equal cutting have in common."""
 
     folder: Path
 
-    def _collages(self, run: Run, plan: Any, teacher: Any) -> dict[str, Any]:
-        settings = {k: v for k, v in asdict(run.options).items() if k in CUTTING}
-        place = self.folder / f"collages-{abs(hash(json.dumps(settings, sort_keys=True))):x}"
+    def _make_collages(self, run: EncodeRun, teacher: Any) -> tuple[int, int]:
+        values = {**asdict(self.own), "seed": self.settings.seed}
+        key = json.dumps({k: v for k, v in values.items() if k in CUTTING}, sort_keys=True)
+        place = self.folder / f"collages-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         target = run.journal.folder / "classes"
         if place.exists() and not target.exists():
             target.mkdir()
             for file in place.iterdir():
                 os.link(file, target / file.name)
-        found = super()._collages(run, plan, teacher)
+        counts = super()._make_collages(run, teacher)
         if not place.exists():
             place.mkdir(parents=True)
             for file in target.iterdir():
                 os.link(file, place / file.name)
-        return found
+        return counts
+
+
+class Shared(D3M):
+    """The method, whose jobs share collages."""
+
+    def prepare(self, *arguments: Any) -> D3MJob:
+        job = super().prepare(*arguments)
+        return SharedJob(**{field.name: getattr(job, field.name) for field in fields(job)})
 
 
 def value_of(text: str) -> Any:
@@ -82,9 +91,8 @@ def students(pack: Pack, path: Any, tests: tuple[Tensor, Tensor], seeds: int) ->
     labels = torch.arange(len(pack.classes)).repeat_interleave(pack.images_per_class)
     if pack.labels is not None:
         labels = torch.from_numpy(decode_labels(pack.labels)).flatten(0, 1)
-    return [
-        train_student(images, labels, *tests, presets.QUICK, seed).last for seed in range(seeds)
-    ]
+    train, test = Labelled(images, labels), Labelled(*tests)
+    return [train_student(train, test, QUICK, seed).last for seed in range(seeds)]
 
 
 def figures(accuracies: list[float]) -> dict[str, Any]:
@@ -115,24 +123,24 @@ def main() -> None:
     path = args.backbone if Path(args.backbone).is_dir() else None
     base = {k: value_of(v) for k, v in (text.split("=", 1) for text in args.base)}
     results = json.loads(args.output.read_text()) if args.output.exists() else {}
-    import d3pack.encode as room
-
-    Shared.folder = args.work
+    SharedJob.folder = args.work
+    own_names = {field.name for field in fields(D3MSettings)}
     for variant in args.variants:
         changes = {}
         if variant not in {"default", "names"}:
             changes = dict(text.split("=", 1) for text in variant.split(","))
-        options = EncodeOptions(
+        values = {**base, **{k: value_of(v) for k, v in changes.items()}}
+        settings = EncodeSettings(
             images_per_class=args.ipc,
             backbone=args.backbone,
-            **{**base, **{k: value_of(v) for k, v in changes.items()}},
+            method_settings=D3MSettings(**{k: v for k, v in values.items() if k in own_names}),
+            **{k: v for k, v in values.items() if k not in own_names},
         )
-        room.open_method = lambda name: Shared()  # the one place where a method is chosen
         name = "-".join([variant, *args.base]).replace("/", "_").replace(" ", "_")
         output = (
             args.work / f"{name if variant != 'names' else '-'.join(['default', *args.base])}.d3m"
         )
-        pack = encode(source, options, output)
+        pack = encode(source, output, settings, method=Shared())
         size = len(pack_bytes(pack))
         if variant == "names":
             from d3pack.backbones import open_backbone

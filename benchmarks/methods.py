@@ -5,7 +5,7 @@
     d3pack encode cifar10 --method minimax --backbone a.backbone --ipc 50 --probes 4 \\
         --teacher-samples 80000 --sampler-steps 18 --guidance 2.5 --set ema=0.999 \\
         --set train_steps=4000 -o b.d3m    # the sampler that classcond has chosen
-    python benchmarks/methods.py --real cifar10 --work work/methods --images 50 \\
+    python -m benchmarks methods --real cifar10 --work work/methods --images 50 \\
         classcond=a.d3m minimax=b.d3m:a.backbone d3m=examples/cifar10.d3m
 
 `--real` has train/ and test/ with one folder a class. Each pack may be followed by the directory of
@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +28,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.results import RESULTS, command, load, save
 from d3pack.decode import Decoder, local_backbone
-from d3pack.encode.teaching import teacher_cache
-from d3pack.evaluate import baselines, presets
-from d3pack.evaluate.bench import Bench
-from d3pack.evaluate.evaluation import EvalOptions, make_bench
+from d3pack.evaluate import PROTOCOLS, Bench, Workdir
+from d3pack.evaluate.baselines import pack_entry
 from d3pack.evaluate.real import RealImages, common_size
 from d3pack.evaluate.training import fit
-from d3pack.evaluate.workdir import Workdir, write_json
-from d3pack.format import read
-from d3pack.format.pack import Pack
+from d3pack.format import Pack, read
 from d3pack.sources import open_source
-from d3pack.system.events import Events
-from d3pack.system.journal import Journal
-from d3pack.teachers import Teacher, batched, teacher_config, train_teacher
+from d3pack.system import Events, Journal
+from d3pack.teachers import Teacher, batched, teacher_cache, teacher_config, train_teacher
 
-RESULTS = Path(__file__).parent / "results" / "methods.json"
+WHAT = "The three methods on one source: accuracy, images a second, likeness to real images"
 NEAREST = 5
 
 
@@ -119,16 +115,13 @@ def row(name: str, pack: Pack, folder: Path | None, args: argparse.Namespace) ->
     size = common_size(test_source)
     train = RealImages(train_source, pack.classes, size, "training")
     test = RealImages(test_source, pack.classes, size, "test")
-    work = Workdir(args.work)
-    options = EvalOptions(presets.QUICK, backbone=folder)
-    bench: Bench = make_bench(
-        pack.classes, len(pack), train, test, work, options, report=lambda text: print(text)
-    )
+    events = Events([lambda event: print(event["text"]) if "text" in event else None])
+    protocol, work = PROTOCOLS["quick"], Workdir(args.work)
+    bench = Bench(train, test, len(pack), protocol, work, backbone=folder, events=events)
     total = pack.ledger().total
-    arm = baselines.pack_arm(name, name, pack, bench.training_set, total)
-    result = bench.run(arm, args.seeds)
+    result = bench.run(pack_entry(bench, name, name, pack, total), args.seeds)
     teacher = open_teacher(train, args.teacher_samples, args.work / f"teacher-{name}")
-    images = fit(bench.training_set(pack)[0], size)  # as a student sees them
+    images = fit(bench.decode(pack).images, size)  # as a student sees them
     recipe = pack.recipe
     return {
         "method": pack.provenance["method"],
@@ -145,7 +138,7 @@ def row(name: str, pack: Pack, folder: Path | None, args: argparse.Namespace) ->
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -156,30 +149,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--teacher-samples", type=int, default=80_000)
     parser.add_argument("--speed", action="store_true", help="measure that again, and no more")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     for given in args.packs:
         name, _, place = given.partition("=")
         path, _, folder = place.partition(":")
         pack = read(path).first(args.images)
         home = Path(folder) if folder else local_backbone(path, pack)
-        value = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {"rows": {}}
+        figures = {"rows": {}, **load("methods")}
         if args.speed:
-            value["rows"][name]["speed"] = speed(pack, home)
-            write_json(RESULTS, value)
-            print(name, value["rows"][name]["speed"])
-            continue
-        found = row(name, pack, home, args)
-        value["rows"][name] = found
-        value |= {
-            "target": Path(args.real).name,
-            "preset": presets.QUICK.name,
-            "processor": platform.machine(),
-            "torch": torch.__version__,
-        }
-        write_json(RESULTS, value)
-        last = found["student"]["last"]
-        print(f"{name}: {100 * last['mean']:.1f} ± {100 * last['std']:.1f} %, {found['likeness']}")
-
-
-if __name__ == "__main__":
-    main()
+            figures["rows"][name]["speed"] = speed(pack, home)
+            print(name, figures["rows"][name]["speed"])
+        else:
+            result = row(name, pack, home, args)
+            figures["rows"][name] = result
+            figures |= {"target": Path(args.real).name, "protocol": "quick"}
+            last, likeness_ = result["student"]["last"], result["likeness"]
+            print(f"{name}: {100 * last['mean']:.1f} ± {100 * last['std']:.1f} %, {likeness_}")
+        save(RESULTS / "methods.json", WHAT, command("methods", arguments), figures)

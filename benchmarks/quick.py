@@ -1,10 +1,10 @@
-"""Where the time of a `quick` student goes on this machine, and why the preset is what it is.
+"""Where the time of a `quick` student goes on this machine, and why the protocol is what it is.
 
-    python benchmarks/quick.py --threads 2 --full
-    python benchmarks/quick.py --choose cifar10 --threads 1
+    python -m benchmarks quick --threads 2 --full
+    python -m benchmarks quick --choose cifar10 --threads 1
 
-Times an update of the preset as it is, and with each of its savings taken away: bfloat16 products,
-chunks that stay in the processor's cache, ReLU and pooling in one. `--full` also trains one whole
+Times an update of the protocol as it is, and without each of its savings: bfloat16 products, chunks
+that stay in the processor's cache, ReLU and pooling in one. `--full` also trains one whole
 student on 10 classes x 10 images with 10,000 test images. Wall and processor seconds: on a busy
 machine only the latter mean something. `--choose` compares ways to spend about the same time, on
 random real images of the training folders, examined on 500 other training images of each class:
@@ -16,29 +16,29 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from d3pack.evaluate import presets, students, training
-from d3pack.evaluate.presets import SGD, AdamW, Exams, Preset, Updates
+from benchmarks.results import RESULTS, command, load, save
+from d3pack.evaluate import students, training
+from d3pack.evaluate.protocols import ANY, QUICK, SGD, AdamW, Intervals, Protocol, Updates
 from d3pack.evaluate.real import RealImages, common_size
-from d3pack.evaluate.workdir import write_json
+from d3pack.evaluate.training import Labelled
 from d3pack.sources import open_source
 
-OUT = Path(__file__).parent / "results" / "quick.json"
+WHAT = "Seconds of a `quick` student by part, and accuracy of protocols that take as long"
 CLASSES, PER_CLASS, SIDE = 10, 10, 32
 HELD_BACK = 500  # images of each class, for --choose
 
 
-def images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def images(count: int) -> Labelled:
     pixels = torch.randint(256, (count, 3, SIDE, SIDE), dtype=torch.uint8)
-    return pixels, torch.arange(count) % CLASSES
+    return Labelled(pixels, torch.arange(count) % CLASSES)
 
 
 @contextmanager
@@ -49,18 +49,18 @@ def changed(place: Any, name: str, value: Any) -> Iterator[None]:
     setattr(place, name, before)
 
 
-def clocked(preset: Preset, tests: int) -> dict[str, float]:
+def clocked(protocol: Protocol, tests: int) -> dict[str, float]:
     """Seconds of one training, by the wall and by the processor."""
-    content, truth = images(CLASSES * PER_CLASS), images(tests)
+    train, test = images(CLASSES * PER_CLASS), images(tests)
     wall, cpu = time.perf_counter(), time.process_time()
-    training.train_student(*content, *truth, preset, 0, classes=CLASSES)
+    training.train_student(train, test, protocol, 0, classes=CLASSES)
     return {"wall": time.perf_counter() - wall, "processor": time.process_time() - cpu}
 
 
-def per_update(preset: Preset, rounds: int) -> dict[str, float]:
+def per_update(protocol: Protocol, rounds: int) -> dict[str, float]:
     """Best of some rounds: seconds an update, start and test taken off."""
-    brief = replace(preset, length=Updates(1), exams=Exams())
-    longer = replace(preset, length=Updates(6), exams=Exams())
+    brief = replace(protocol, length=Updates(1), tests=Intervals())
+    longer = replace(protocol, length=Updates(6), tests=Intervals())
     clocked(brief, 1)
     best: dict[str, float] = {}
     for _ in range(rounds):
@@ -71,16 +71,16 @@ def per_update(preset: Preset, rounds: int) -> dict[str, float]:
     return {kind: round(value, 4) for kind, value in best.items()}
 
 
-def variants() -> dict[str, Preset]:
-    quick = presets.QUICK
+def variants() -> dict[str, Protocol]:
+    quick = QUICK
     named: dict[str, dict[str, Any]] = {
         "as it is": {},
         "rate 5e-4": {"optimizer": AdamW(lr=5e-4)},
         "rate 2e-3": {"optimizer": AdamW(lr=2e-3)},
         "SGD 0.01": {"optimizer": SGD()},
         "SGD 0.05": {"optimizer": SGD(lr=0.05)},
-        "600 updates of 32": {"length": Updates(600), "batch": ((presets.ANY, 32),)},
-        "150 updates of 128": {"length": Updates(150), "batch": ((presets.ANY, 128),)},
+        "600 updates of 32": {"length": Updates(600), "batch": ((ANY, 32),)},
+        "150 updates of 128": {"length": Updates(150), "batch": ((ANY, 128),)},
     }
     return {name: replace(quick, **changes) for name, changes in named.items()}
 
@@ -102,13 +102,11 @@ def choose(real: str, per_class: tuple[int, ...], seeds: int) -> dict[str, Any]:
                 drawn[everything.labels[drawn] == c][:count] for c in range(len(source.classes))
             ]
             picked = torch.cat(rows)
-            for name, preset in variants().items():
+            for name, protocol in variants().items():
                 history = training.train_student(
-                    everything.images[picked],
-                    everything.labels[picked],
-                    everything.images[truth],
-                    everything.labels[truth],
-                    preset,
+                    Labelled(everything.images[picked], everything.labels[picked]),
+                    Labelled(everything.images[truth], everything.labels[truth]),
+                    protocol,
                     seed,
                     classes=len(source.classes),
                 )
@@ -118,7 +116,7 @@ def choose(real: str, per_class: tuple[int, ...], seeds: int) -> dict[str, Any]:
     return table
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -128,13 +126,13 @@ def main() -> None:
     parser.add_argument("--choose", metavar="REAL", help="folders of real images, with train/")
     parser.add_argument("--per-class", default="10,50", help="for --choose")
     parser.add_argument("--seeds", type=int, default=2, help="for --choose")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     if args.choose:
         counts = tuple(map(int, args.per_class.split(",")))
-        save({"choice": choose(args.choose, counts, args.seeds)})
+        keep({"choice": choose(args.choose, counts, args.seeds)}, arguments)
         return
-    quick = presets.QUICK
+    quick = QUICK
     plain = replace(quick, precision="float32")
 
     def two_steps() -> nn.Module:
@@ -151,16 +149,11 @@ def main() -> None:
     if args.full:
         full = clocked(quick, 10_000)
         found["one whole student"] = {kind: round(value, 1) for kind, value in full.items()}
-    save({f"threads {args.threads}": found})
+    keep({f"threads {args.threads}": found}, arguments)
     print(json.dumps(found, indent=1))
 
 
-def save(found: dict[str, Any]) -> None:
-    value = json.loads(OUT.read_text("utf-8")) if OUT.exists() else {}
-    value |= {"batch": 64, "updates": presets.QUICK.units(0), "torch": torch.__version__}
-    OUT.parent.mkdir(exist_ok=True)
-    write_json(OUT, value | found)
-
-
-if __name__ == "__main__":
-    main()
+def keep(found: dict[str, Any], arguments: Sequence[str]) -> None:
+    """Add figures to the committed ones."""
+    figures = {**load("quick"), "batch": 64, "updates": QUICK.units(0), **found}
+    save(RESULTS / "quick.json", WHAT, command("quick", arguments), figures)

@@ -1,8 +1,8 @@
 """The committed table: packs of 1 to 100 kB against every baseline, on real test images.
 
-    python benchmarks/table.py cifar10 --real cifar10 --work work/cifar10 --arms random,sheet,webp
-    python benchmarks/table.py cifar10 --real cifar10 --work work/cifar10          # all the rest
-    python benchmarks/table.py cifar10 --list                                      # what is missing
+    python -m benchmarks table cifar10 --real cifar10 --work work/cifar10 --arms random,sheet,webp
+    python -m benchmarks table cifar10 --real cifar10 --work work/cifar10          # all the rest
+    python -m benchmarks table cifar10 --list                                      # what is missing
 
 `--real` has train/ and test/ with one folder a class. Every student is kept in `--work` and its row
 in `results/table-NAME.json`, so the table can be made bit by bit and in any order. Seed 0 of every
@@ -14,34 +14,31 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.results import RESULTS, command, save
+from benchmarks.results import load as load_result
 from d3pack.backbones import open_backbone
-from d3pack.encode import EncodeOptions, encode
-from d3pack.encode.methods.d3m.plan import make_plan, make_recipe
+from d3pack.encode import D3MSettings, EncodeSettings, encode
+from d3pack.encode.methods.d3m.method import prepare
 from d3pack.errors import D3MError
-from d3pack.evaluate import baselines, presets
-from d3pack.evaluate.baselines import Arm
-from d3pack.evaluate.bench import ArmResult, Bench
-from d3pack.evaluate.evaluation import EvalOptions, decode_seconds, make_bench, squeeze_for
-from d3pack.evaluate.ledger import view
-from d3pack.evaluate.payload import Squeeze, file_bytes
+from d3pack.evaluate import PROTOCOLS, Bench, Entry, EntryResult, Workdir, baselines
+from d3pack.evaluate.evaluation import LedgerView, jpeg_bytes
 from d3pack.evaluate.real import RealImages, common_size
-from d3pack.evaluate.teacher import open_judge
-from d3pack.evaluate.workdir import Workdir, write_json
-from d3pack.format import read
+from d3pack.evaluate.teacher import open_teacher
+from d3pack.format import Pack, read
 from d3pack.format.codecs import encode_prompts
-from d3pack.format.pack import Pack
 from d3pack.sources import open_source
+from d3pack.system import Events
 
-RESULTS = Path(__file__).parent / "results"
+WHAT = "Packs of 1 to 100 kB beside every baseline: accuracy on real test images"
+FORMATS = {format.name: format for format in baselines.PAYLOADS}
 BUDGETS = (1_000, 3_000, 6_000, 10_000, 30_000, 100_000)
 PER_CLASS = 50  # random real images of each class, without loss
 # images of each class that packs of these sizes make: a picked seed costs three to six bits
@@ -57,7 +54,7 @@ class Cell:
 
     arm: str
     budget: int | None
-    make: Callable[[], Arm | None]
+    make: Callable[[], Entry | None]
 
     def __str__(self) -> str:
         return self.arm if self.budget is None else f"{self.arm} {self.budget:,} B"
@@ -74,64 +71,59 @@ class Table:
         self.work = Workdir(args.work)
         self.train = RealImages(train, train.classes, size, "training")
         self.test = RealImages(test, train.classes, size, "test")
-        self.options = EvalOptions(presets.QUICK, backbone=args.backbone)
+        self.events = Events([lambda event: say(event["text"]) if "text" in event else None])
         self._bench: Bench | None = None
         self._packs: dict[int, Pack | None] = {}
-        self._arms: dict[str, Arm | None] = {}
+        self._entries: dict[str, Entry | None] = {}
 
     @property
     def bench(self) -> Bench:
         if self._bench is None:
-            classes = self.train.source.classes
-            images = PER_CLASS * len(classes)
-            self._bench = make_bench(
-                classes, images, self.train, self.test, self.work, self.options, report=say
+            self._bench = Bench(
+                self.train,
+                self.test,
+                PER_CLASS * len(self.train.classes),
+                PROTOCOLS["quick"],
+                self.work,
+                backbone=self.args.backbone,
+                events=self.events,
             )
         return self._bench
 
     def cells(self, wanted: list[str]) -> Iterator[Cell]:
         for arm in wanted:
             if arm == "random":
-                yield Cell(arm, None, lambda: baselines.random_images(self.train, PER_CLASS))
+                yield Cell(arm, None, lambda: baselines.random_entry(self.train, PER_CLASS))
             elif arm == "names":
                 yield Cell(arm, None, self.names)
             else:
                 for budget in map(int, self.args.budgets.split(",")):
                     yield Cell(arm, budget, self.maker(arm, budget))
 
-    def maker(self, arm: str, budget: int) -> Callable[[], Arm | None]:
+    def maker(self, arm: str, budget: int) -> Callable[[], Entry | None]:
         if arm == "pack":
-            return lambda: self.pack_arm(budget)
+            return lambda: self.pack_entry(budget)
         if arm in CHOSEN:
             return lambda: self.collages(budget, CHOSEN[arm])
-        return lambda: self.real_bytes(arm, budget)
+        return lambda: baselines.payload_entry(self.bench, FORMATS[arm], budget)
 
-    def arm(self, cell: Cell) -> Arm | None:
-        if str(cell) not in self._arms:
-            self._arms[str(cell)] = cell.make()
-        return self._arms[str(cell)]
+    def entry(self, cell: Cell) -> Entry | None:
+        if str(cell) not in self._entries:
+            self._entries[str(cell)] = cell.make()
+        return self._entries[str(cell)]
 
-    def squeeze(self, payload: str, budget: int) -> tuple[Squeeze | None, dict[str, float]]:
-        return squeeze_for(self.train, budget, self.bench, payload, self.work)
-
-    def real_bytes(self, arm: str, budget: int) -> Arm | None:
-        squeeze, pilot = self.squeeze(arm, budget)
-        if squeeze is None:
-            return None
-        return baselines.equal_bytes(self.train, budget, squeeze, pilot)
-
-    def collages(self, budget: int, payload: str) -> Arm | None:
-        squeeze, _ = self.squeeze(payload, budget)
-        if squeeze is None:
-            return None
-        judge = open_judge("train", self.train, self.work, "cpu", say)
-        return baselines.collages(judge.patches, self.train, budget, squeeze, judge.identity)
+    def collages(self, budget: int, payload: str) -> Entry | None:
+        if self.bench.teacher is None:
+            device = torch.device("cpu")
+            teacher = open_teacher("train", self.train, self.work.path, device, self.events)
+            self.bench.teacher = teacher
+        return baselines.collages_entry(self.bench, FORMATS[payload], budget)
 
     def pack(self, budget: int) -> Pack | None:
         """The pack of this budget, learned when it is not there; None when none is so small."""
         if budget not in self._packs:
             path = self.args.packs / f"{self.args.name}-{budget}.d3m"
-            options = EncodeOptions(
+            settings = EncodeSettings(
                 images_per_class=self.args.images or PACKED.get(budget, PER_CLASS),
                 budget=budget,
                 teacher_samples=self.args.teacher_samples,
@@ -139,44 +131,41 @@ class Table:
                 backbone=str(self.args.backbone or "mini"),
             )
             try:
-                found = read(path) if path.exists() else encode(self.train.source, options, path)
+                found = read(path) if path.exists() else encode(self.train.source, path, settings)
             except D3MError as error:
                 say(f"no pack of {budget:,} bytes: {error}")
                 found = None
             self._packs[budget] = found
         return self._packs[budget]
 
-    def names(self) -> Arm | None:
+    def names(self) -> Entry | None:
         """The recipe that encode would choose, prompted by class names: nothing is learned."""
         opened = open_backbone(str(self.args.backbone or "mini"))
         source = self.train.source
-        unpicked = EncodeOptions(images_per_class=NAMED, candidates=1)
-        plan = make_plan(source, unpicked, opened)
+        unpicked = EncodeSettings(images_per_class=NAMED, candidates=1)
+        job = prepare(source, unpicked, D3MSettings(), opened)
         width = opened.prompt_shape[1]
         blank = Pack(
             classes=source.classes,
             images_per_class=NAMED,
-            recipe=make_recipe(plan, opened),
+            recipe=job.recipe(),
             prompts=encode_prompts(np.zeros((len(source.classes), 1, 1, width), np.float32)),
-            seed=plan.seed,
+            seed=job.plan.seed,
         )
         twin = baselines.names_pack(blank, opened.name_vectors, opened.prompt_shape[0])
-        free = twin.ledger().total - baselines.prompt_bytes(twin)
-        decode = self.bench.training_set
-        return baselines.pack_arm("names", "class names as prompts", twin, decode, free)
+        return baselines.names_entry(self.bench, twin)
 
-    def pack_arm(self, budget: int) -> Arm | None:
+    def pack_entry(self, budget: int) -> Entry | None:
         pack = self.pack(budget)
         if pack is None:
             return None
         total = pack.ledger().total
         title = f"a pack of {total:,} bytes"
-        training_set = self.bench.training_set
-        return baselines.pack_arm(f"pack-{budget}", title, pack, training_set, total)
+        return baselines.pack_entry(self.bench, f"pack-{budget}", title, pack, total)
 
-    def record(self, cell: Cell, result: ArmResult) -> None:
+    def record(self, cell: Cell, result: EntryResult, command_line: str) -> None:
         """Put one row into the results file; rows of another protocol are dropped."""
-        identity = {key: self.bench.identity[key] for key in ("preset", "operations", "student")}
+        identity = json.loads(json.dumps(asdict(PROTOCOLS["quick"])))
         value = load(self.args.name)
         if value.get("protocol") != identity:
             value = {"rows": {}, "packs": {}}
@@ -187,8 +176,8 @@ class Table:
                 "root": pack.root,
                 "images_per_class": pack.images_per_class,
                 "provenance": json.loads(json.dumps(pack.manifest["provenance"], default=dict)),
-                "decode_seconds": decode_seconds(pack, self.bench, self.work),
-                "ledger": view(pack, self.jpeg()).to_json(),
+                "decode_seconds": self.bench.decode_seconds(pack),
+                "ledger": asdict(LedgerView.of(pack, jpeg_bytes(self.train))),
             }
             value["packs"][str(cell.budget)] = about
         value |= {
@@ -197,16 +186,8 @@ class Table:
             "test_images": len(self.bench.test.images),
             "classes": list(self.train.source.classes),
             "per_class": PER_CLASS,
-            "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
-            "torch": torch.__version__,
         }
-        RESULTS.mkdir(exist_ok=True)
-        write_json(RESULTS / f"table-{self.args.name}.json", value)
-
-    def jpeg(self) -> float:
-        return file_bytes(
-            self.train.draw(10, 0).images, Squeeze("JPEG", "files", 75, self.train.size)
-        )
+        save(RESULTS / f"table-{self.args.name}.json", WHAT, command_line, value)
 
 
 def say(text: str) -> None:
@@ -215,11 +196,7 @@ def say(text: str) -> None:
 
 def load(name: str) -> dict[str, Any]:
     """The results so far."""
-    try:
-        found: dict[str, Any] = json.loads((RESULTS / f"table-{name}.json").read_text("utf-8"))
-    except FileNotFoundError:
-        found = {"rows": {}, "packs": {}}
-    return found
+    return load_result(RESULTS / f"table-{name}.json") or {"rows": {}, "packs": {}}
 
 
 def names_of_cells() -> list[str]:
@@ -250,7 +227,7 @@ def show(name: str, seeds: int) -> None:
     say(f"{missing} students missing")
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -265,10 +242,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="of a class that packs make [by their size]")
     parser.add_argument("--guidance", type=float, help="of packs [by measurement, for each]")
     parser.add_argument(
-        "--teacher-samples", type=int, default=EncodeOptions().teacher_samples, help="of encode"
+        "--teacher-samples", type=int, default=EncodeSettings().teacher_samples, help="of encode"
     )
     parser.add_argument("--list", action="store_true", help="train nothing, say what is missing")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if not args.list:
         if args.real is None or args.work is None:
             parser.error("--real and --work are needed to train")
@@ -278,11 +255,8 @@ def main() -> None:
         cells = list(table.cells(args.arms.split(",")))
         for seed in range(args.seeds):
             for cell in cells:
-                arm = table.arm(cell)
-                if arm is not None:
-                    table.record(cell, table.bench.run(arm, seed + 1))
+                entry = table.entry(cell)
+                if entry is not None:
+                    result = table.bench.run(entry, seed + 1)
+                    table.record(cell, result, command("table", arguments))
     show(args.name, args.seeds)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
-"""The whole product in a few minutes: real digits to a pack, and what the pack is worth.
+"""The demo: real digits become a pack, and an evaluation says what the pack is worth.
 
-Everything here goes through the public verbs' own code; nothing is prepared in advance. Digits are
-the hardest case: the backbone has only seen photographs, and one of these images weighs 70 bytes.
+It calls `encode` and `evaluate` as any program does; nothing is prepared in advance. Digits are the
+hardest case: the backbone has only seen photographs, and one of these images takes 70 bytes.
 """
 
 from __future__ import annotations
@@ -17,37 +17,36 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from d3pack.encode import EncodeOptions, encode
-from d3pack.evaluate.evaluation import EvalOptions, Evaluation, evaluate
-from d3pack.evaluate.presets import QUICK, Updates
-from d3pack.evaluate.real import RealImages
-from d3pack.evaluate.report import render
-from d3pack.evaluate.workdir import Workdir
-from d3pack.format.pack import Pack
+from d3pack.encode import D3MSettings, EncodeSettings, encode
+from d3pack.evaluate import PROTOCOLS, EvalSettings, Evaluation, Updates, evaluate, write_report
+from d3pack.format import Pack
 from d3pack.preview import Row, contact_sheet
 from d3pack.sources import Source, open_source
-from d3pack.system import replace_file, require
-from d3pack.system.events import Listener
+from d3pack.system import Listener, replace_file, require
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEST_SHARE = 5  # every fifth image is kept for the test
-SIDE = 16  # pixels at which the students see the 8x8 originals and the 64x64 decoded images
-OPTIONS = EncodeOptions(
+UPDATES = 150  # of each student: half of what `quick` has
+SETTINGS = EncodeSettings(
     images_per_class=20,
     backbone="mini",
-    vectors=4,
     codec="i4",
     candidates=4,
-    guidance=4.0,  # what measuring gives for things that mini has never seen; spares half a minute
+    guidance=4.0,  # what measuring gives for things that mini has never seen; saves half a minute
     probes=2,
     teacher_samples=30_000,
+    method_settings=D3MSettings(vectors=4),
 )
-PRESET = replace(QUICK, length=Updates(150))
+EVALUATION = EvalSettings(
+    seeds=1,
+    size=16,  # the originals have 8x8 pixels, the decoded images 64x64
+    baselines=("webp", "names"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """What the demo leaves behind, and what it found."""
+    """The files of the demo, and its figures."""
 
     pack: Pack
     evaluation: Evaluation
@@ -55,38 +54,36 @@ class Demo:
     seconds: float
 
     def sentence(self) -> str:
-        """What happened, in one sentence."""
+        """Return what happened, in one or two sentences."""
         size = self.pack.ledger().total
-        accuracy = {result.arm.key.split("-")[0]: result for result in self.evaluation.results}
+        accuracy = {r.entry.key.split("-")[0]: r.last.mean for r in self.evaluation.results}
         parts = [
             f"{len(self.pack)} images of 10 classes travel in {size:,} bytes; a student that never "
-            f"saw a real image reads {accuracy['pack'].last.mean:.0%} of real digits"
+            f"saw a real image reads {accuracy['pack']:.0%} of real digits"
         ]
         if "webp" in accuracy:
-            parts.append(f"{accuracy['webp'].last.mean:.0%} after as many bytes of real images")
+            parts.append(f"{accuracy['webp']:.0%} after as many bytes of real images")
         if "names" in accuracy:
-            parts.append(
-                f"{accuracy['names'].last.mean:.0%} after images prompted by bare class names"
-            )
+            parts.append(f"{accuracy['names']:.0%} after images prompted by bare class names")
         return (
             ", ".join(parts)
             + ". Digits are a hard case on purpose: the backbone knows photographs only."
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The figures."""
+        """Return the figures, ready for JSON."""
         return {
             "root": self.pack.root,
             "bytes": self.pack.ledger().total,
             "images": len(self.pack),
-            "accuracy": {r.arm.key: r.last.mean for r in self.evaluation.results},
+            "accuracy": {r.entry.key: r.last.mean for r in self.evaluation.results},
             "seconds": round(self.seconds, 1),
             "files": [path.name for path in self.files],
         }
 
 
 def write_digits(folder: Path) -> None:
-    """scikit-learn's digits as a tree of PNG files: train/ and test/, a folder a class."""
+    """Write scikit-learn's digits as PNG files: train/ and test/, a folder for each class."""
     digits = require("sklearn.datasets", "the demo").load_digits()
     for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         split = "test" if number % TEST_SHARE == 0 else "train"
@@ -98,51 +95,64 @@ def write_digits(folder: Path) -> None:
 def run_demo(
     folder: Path,
     *,
-    options: EncodeOptions = OPTIONS,
-    updates: int = PRESET.units(0),
+    settings: EncodeSettings = SETTINGS,
+    updates: int = UPDATES,
     view: Callable[[], AbstractContextManager[Listener]],
     say: Callable[[str], None],
 ) -> Demo:
-    """Encode digits, rebuild them, train students, and leave pack, sheet and report in `folder`."""
+    """Encode digits, evaluate the pack, and leave pack, contact sheet and report in `folder`.
+
+    Args:
+        folder: where files are written; it is created where it is missing.
+        options: how the pack is made.
+        updates: steps of each student.
+        view: shows the events of `encode` while it runs.
+        say: receives one line for each step of the demo.
+    """
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     digits = folder / "digits"
     say("1/4  real images: scikit-learn's digits, 8x8 pixels")
     write_digits(digits)
     source = open_source(digits)
-    path = folder / "digits.d3m"
+    path, sheet, report = folder / "digits.d3m", folder / "sheet.png", folder / "report.html"
     say("2/4  learning a prompt for each digit")
     with view() as listener:
-        pack = encode(source, options, path, listeners=[listener], overwrite=True)
+        pack = encode(source, path, settings, listeners=[listener], overwrite=True)
     say(f"     {path.name}: {pack.ledger().total:,} bytes for {len(pack)} images")
-    say("3/4  training students on the pack and on real images of equal weight")
-    result = evaluate(
-        pack,
-        RealImages(source, pack.classes, SIDE, "training"),
-        RealImages(open_source(digits, split="test"), pack.classes, SIDE, "test"),
-        EvalOptions(replace(PRESET, length=Updates(updates)), seeds=1, baselines=("webp", "names")),
-        Workdir(folder / "students"),
-        report=lambda text: say(f"     {text}"),
+    say("3/4  training students on the pack and on real images of equal bytes")
+
+    def note(event: dict[str, Any]) -> None:
+        if event["event"] == "note":
+            say(f"     {event['text']}")
+
+    evaluation = evaluate(
+        path,
+        source,
+        EVALUATION,
+        test=open_source(digits, split="test"),
+        work=folder / "students",
+        protocol=replace(PROTOCOLS["quick"], length=Updates(updates)),
+        listeners=[note],
     )
     say("4/4  writing sheet and report")
-    sheet, report = folder / "sheet.png", folder / "report.html"
     picture = io.BytesIO()
-    drawn = contact_sheet(rows(source, result), captions=("real", "", "", "", "rebuilt"))
-    drawn.save(picture, "PNG")
+    rows = sheet_rows(source, evaluation)
+    contact_sheet(rows, captions=("real", "", "", "", "rebuilt")).save(picture, "PNG")
     replace_file(sheet, picture.getvalue())
-    replace_file(report, render(result, name=path.name).encode())
-    return Demo(pack, result, (path, sheet, report), time.monotonic() - began)
+    write_report(evaluation, report)
+    return Demo(pack, evaluation, (path, sheet, report), time.monotonic() - began)
 
 
-def rows(source: Source, result: Evaluation, each: int = 4) -> Sequence[Row]:
-    """Real digits on the left, rebuilt ones on the right."""
-    side = result.sheets.pack.shape[-1]
-    found = []
-    for c, name in enumerate(result.pack.classes):
+def sheet_rows(source: Source, evaluation: Evaluation, each: int = 4) -> Sequence[Row]:
+    """Return a row for each class: real digits on the left, rebuilt ones on the right."""
+    decoded = evaluation.images["this pack"]
+    side = decoded.shape[-1]
+    rows = []
+    for c, name in enumerate(evaluation.pack.classes):
         real = [
             source.load(c, i).resize((side, side), Image.Resampling.BICUBIC) for i in range(each)
         ]
         left = np.stack([np.asarray(image.convert("RGB")).transpose(2, 0, 1) for image in real])
-        right = result.sheets.pack[c, :each].cpu().numpy()
-        found.append(Row(name, np.concatenate([left, right])))
-    return found
+        rows.append(Row(name, np.concatenate([left, decoded[c, :each].cpu().numpy()])))
+    return rows

@@ -2,100 +2,86 @@
 
     python examples/custom_method.py photos/ names.d3m
 
-A method is one class with `plan`, `estimate` and `encode`. Installed under the entry point group
-"d3pack.methods" it is there for `d3pack encode --method names`; here it is called by hand.
+Installed under the entry point group "d3pack.methods", `d3pack encode --method names` finds it.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from d3pack.backbones import Backbone, open_backbone
-from d3pack.decode.samplers import schedule
-from d3pack.encode import EncodeOptions, Plan, Run
-from d3pack.encode.complete import provenance, with_probes
-from d3pack.format import write
-from d3pack.format.codecs import encode_prompts
-from d3pack.format.pack import Pack
-from d3pack.format.recipe import Recipe
-from d3pack.sources import Source, open_source
-from d3pack.system.events import Events
-from d3pack.system.journal import Journal
-
-VECTORS = 4
+from d3pack.decode import schedule
+from d3pack.encode import (
+    Allocation,
+    Draft,
+    EncodeContext,
+    EncodePlan,
+    EncodeRun,
+    EncodeSettings,
+    Estimate,
+    encode,
+)  # fmt: skip
+from d3pack.format import Recipe
+from d3pack.sources import Source
+from d3pack.system import option
 
 
 @dataclass(frozen=True)
-class NamesPlan:
-    """What this method will do."""
+class NamesSettings:
+    vectors: int = option(4, "Vectors per class, from its name.", ge=1)
 
+
+@dataclass(frozen=True)
+class NamesJob:
+    plan: EncodePlan
     backbone: Backbone
-    classes: tuple[str, ...]
 
-    def to_json(self) -> Mapping[str, Any]:
-        return {"revision": self.backbone.ref.revision, "vectors": VECTORS}
+    def describe(self) -> EncodePlan:
+        return self.plan
 
-    def lines(self) -> list[str]:
-        return [f"{len(self.classes)} classes, prompted by their names"]
+    def estimate(self) -> Estimate:
+        return Estimate(nbytes=5000, seconds={"prompts": 1.0})
+
+    def run(self, run: EncodeRun) -> Draft:
+        backbone, count = self.backbone, self.plan.allocation.vectors
+        vectors = [backbone.name_vectors(name, count).float().cpu() for name in self.plan.classes]
+        recipe = Recipe(
+            backbone=backbone.ref,
+            size=self.plan.size,
+            sampler="dpmpp-2m",
+            sigmas=schedule(backbone.levels.alphas_cumprod, "dpmpp-2m", 12),
+            guidance=2.5,
+        )
+        prompts = np.stack([each.numpy() for each in vectors])[:, None]  # (C, 1 mode, k, D)
+        return Draft(recipe, prompts, backbone)
 
 
 class Names:
     """The baseline that every learned prompt has to beat."""
 
-    name = "names"
+    name, settings = "names", NamesSettings
 
-    def plan(self, source: Source, options: EncodeOptions, device: str) -> NamesPlan:
-        return NamesPlan(open_backbone(options.backbone or "mini", device=device), source.classes)
-
-    def estimate(self, source: Source, plan: Plan, options: EncodeOptions) -> Mapping[str, Any]:
-        return {"bytes": 5000, "seconds": {}, "seconds_total": 1.0}
-
-    def encode(self, run: Run) -> Pack:
-        assert isinstance(run.plan, NamesPlan)
-        backbone = run.plan.backbone
-        vectors = [backbone.name_vectors(name, VECTORS).float().cpu() for name in run.plan.classes]
-        prompts = np.stack([each.numpy() for each in vectors])[:, None]  # (C, 1 mode, k, D)
-        pack = Pack(
-            classes=run.plan.classes,
-            images_per_class=run.options.images_per_class,
-            recipe=Recipe(
-                backbone=backbone.ref,
-                size=backbone.image_size,
-                sampler="dpmpp-2m",
-                sigmas=schedule(backbone.levels.alphas_cumprod, "dpmpp-2m", 12),
-                guidance=2.5,
-            ),
-            prompts=encode_prompts(prompts, "f16"),
-            seed=run.options.seed,
-            provenance=provenance(
-                self.name,
-                run.source,
-                run.options,
-                teacher=None,
-                metrics={},
-                seen=0,
-                bad=0,
-                fingerprint=run.source.fingerprint(),
-            ),
+    def prepare(
+        self, source: Source, settings: EncodeSettings, own: NamesSettings, context: EncodeContext
+    ) -> NamesJob:
+        backbone = open_backbone(settings.backbone or "mini", device=context.device)
+        plan = EncodePlan.of(
+            source,
+            settings,
+            size=backbone.image_size,
+            dtype="float32",
+            allocation=Allocation(vectors=own.vectors, codec="f16", probes=2),
+            text=("prompted by class names",),
         )
-        return with_probes(pack, backbone, 2)
+        return NamesJob(plan, backbone)
 
 
 def main(folder: str, output: str, backbone: str = "mini") -> None:
-    source, method = open_source(folder), Names()
-    options = EncodeOptions(backbone=backbone, images_per_class=4)
-    work = Path(output + ".work")
-    journal = Journal(work, {"source": source.fingerprint()})
-    plan = method.plan(source, options, "cpu")
-    pack = method.encode(Run(source, options, plan, journal, Events(), "cpu", work))
-    journal.close()
-    write(pack, output)
+    settings = EncodeSettings(backbone=backbone, images_per_class=4)
+    pack = encode(folder, output, settings, method=Names())
     print(f"{output}: {pack.ledger().total} bytes, root {pack.root}")
 
 

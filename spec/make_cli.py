@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import typer
-
-from d3pack.cli import app
+from d3pack.cli._command import Flag, all_verbs, flags_of
 
 HEAD = """# The `d3pack` command
 
@@ -34,44 +32,47 @@ stdout is no terminal or `NO_COLOR` is set.
 | 7 | the real images cannot be used |
 | 130 | interrupted; `encode`, `decode`, `train`, `eval` and `demo` go on when called again |
 """
+VARIANTS: dict[str, list[tuple[str, ...]]] = {}  # verbs with settings that depend on a flag
 
 
 def reference() -> str:
-    """The whole page."""
-    root = typer.main.get_command(app)
+    """Return the page."""
     parts = [HEAD]
-    for name, command in sorted(leaves(root)):
-        parts.append(f"## d3pack {name}\n\n{prose(command)}\n")
-        rows = [row(option) for option in command.params if option.name != "help"]
-        parts.append("| option | meaning | default |\n|---|---|---|\n" + "\n".join(rows) + "\n")
+    for name, verb in sorted(all_verbs().items()):
+        parts.append(f"## d3pack {name}\n\n{prose(verb)}\n")
+        sections: dict[str, list[Flag]] = {}
+        for args in VARIANTS.get(name, [()]):
+            for flag in flags_of(verb, args):
+                rows = sections.setdefault(flag.section, [])
+                rows += [] if flag in rows else [flag]
+        for title, flags in sections.items():
+            parts.append(f"### {title}\n\n{table(flags)}\n" if title else f"{table(flags)}\n")
     return "\n".join(parts)
 
 
-def leaves(command: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Every verb, with the path of names that leads to it."""
-    found = []
-    for name, child in command.commands.items():
-        path = f"{prefix} {name}".strip()
-        found += leaves(child, path) if hasattr(child, "commands") else [(path, child)]
-    return found
-
-
-def prose(command: Any) -> str:
-    """The help text; its example as code."""
-    text = inspect.cleandoc(command.help or "")
+def prose(verb: type) -> str:
+    """Return the help text; its example as code."""
+    text = inspect.getdoc(verb) or ""
     return re.sub(r"^Example: (.+)$", r"    \1", text, flags=re.MULTILINE)
 
 
-def row(option: Any) -> str:
-    """One line of the table."""
-    if option.param_type_name == "argument":
-        names = f"`{(option.metavar or option.name).upper()}`"
-    else:
-        names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
-    default = option.default
-    plain = isinstance(default, (str, int, float, tuple)) and not isinstance(default, bool)
-    shown = f"`{default}`" if plain and default != "" else ""
-    return f"| {names} | {getattr(option, 'help', None) or ''} | {shown} |"
+def table(flags: Sequence[Flag]) -> str:
+    """Return one row a flag."""
+    rows = [row(flag) for flag in flags]
+    return "| option | meaning | default |\n|---|---|---|\n" + "\n".join(rows)
+
+
+def row(flag: Flag) -> str:
+    """Return one line of the table."""
+    option = flag.option
+    if option.positional:
+        return f"| `{flag.label}` | {option.help} |  |"
+    names = ", ".join(f"`{name}`" for name in flag.names)
+    choices = ", ".join(f"`{choice}`" for choice in option.kind.choices or option.choices)
+    limits = choices or option.bounds.text.removeprefix("of ").capitalize()
+    meaning = f"{option.help} {limits}." if limits else option.help
+    default = "required" if option.required else flag.default and f"`{flag.default}`"
+    return f"| {names} | {meaning} | {default} |"
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ PROBES = thing(
         "different": WHOLE,
     }
 )
+FAILURE = thing({"code": TEXT, "message": TEXT})
 STORE = {
     "key": TEXT,
     "root": TEXT,
@@ -89,11 +90,11 @@ VERBS: dict[str, Any] = {
     "verify": several(
         {
             "anyOf": [
-                thing({"file": TEXT, "valid": {"const": True}, "root": ROOT}, {"decode": PROBES}),
                 thing(
-                    {"file": TEXT, "valid": {"const": False}, "code": TEXT, "message": TEXT},
-                    {"root": ROOT},
+                    {"file": TEXT, "valid": {"const": True}, "root": ROOT},
+                    {"decode": {"anyOf": [PROBES, FAILURE]}},
                 ),
+                thing({"file": TEXT, "valid": {"const": False}, **FAILURE["properties"]}),
             ]
         }
     ),

@@ -1,14 +1,14 @@
-"""Adapters: small named tensors that tune a denoiser, put on and taken off without reloading.
+"""Adapters: small named tensors that tune a denoiser, applied and removed without reloading.
 
-The name of a parameter, a dot, and what is done to it:
+The name of a tensor is that of a parameter w, a dot, and what is done to it:
 
-    <parameter>.scale     w * scale    one value, or one for each output row
-    <parameter>.gain      w * (1 + gain)    the same; a scale near one, as finely as a codec can say
-    <parameter>.delta     w + delta    of the parameter's shape
-    <parameter>.lora_a    w + b @ a    a: (rank, inputs), b: (outputs, rank)
+    <parameter>.scale     w * scale         one value, or one for each output row
+    <parameter>.gain      w * (1 + gain)    the same, for scales near one
+    <parameter>.delta     w + delta         of the parameter's shape
+    <parameter>.lora_a    w + b @ a         a: (rank, inputs), b: (outputs, rank)
     <parameter>.lora_b
 
-in this order. Taking off copies the originals back, so every bit is as it was.
+in this order. Removing an adapter copies the original weights back, so every bit is as before.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
     from d3pack.backbones.protocol import Backbone
 
-_WAYS = ("scale", "gain", "delta", "lora_a", "lora_b")
+_OPERATIONS = ("scale", "gain", "delta", "lora_a", "lora_b")
 
 
 def check_adapter(backbone: Backbone, tensors: Mapping[str, Tensor]) -> None:
-    """Raise `AdapterError` unless every tensor fits a parameter."""
-    for name, ways in _by_parameter(tensors).items():
+    """Raise `InvalidPackError` (E_ADAPTER) unless every tensor fits a parameter."""
+    for name, parts in _by_parameter(tensors).items():
         parameter = backbone.named_tensors().get(name)
         if parameter is None:
             raise InvalidPackError(
@@ -39,33 +39,35 @@ def check_adapter(backbone: Backbone, tensors: Mapping[str, Tensor]) -> None:
                 code="E_ADAPTER",
                 hint="it was made for another backbone",
             )
-        shape = parameter.shape
-        wide = parameter[0].numel() if parameter.ndim > 1 else 1
-        for way, tensor in ways.items():
-            got = tuple(tensor.shape)
-            fits = {
-                "scale": tensor.numel() == 1 or got == tuple(shape[:1]),
-                "gain": tensor.numel() == 1 or got == tuple(shape[:1]),
-                "delta": got == tuple(shape),
-                "lora_a": tensor.ndim == 2 and got[1] == wide,
-                "lora_b": tensor.ndim == 2 and got[0] == shape[0],
-            }
-            if not fits[way]:
+        for operation, tensor in parts.items():
+            if not _fits(operation, tensor, parameter):
                 raise InvalidPackError(
-                    f"{name}.{way} of shape {got} does not fit {tuple(shape)}", code="E_ADAPTER"
+                    f"{name}.{operation} of shape {tuple(tensor.shape)} does not fit"
+                    f" {tuple(parameter.shape)}",
+                    code="E_ADAPTER",
                 )
-        pair = [ways.get(way) for way in ("lora_a", "lora_b")]
-        if (pair[0] is None) != (pair[1] is None) or (
-            pair[0] is not None and pair[1] is not None and len(pair[0]) != pair[1].shape[1]
-        ):
+        a, b = parts.get("lora_a"), parts.get("lora_b")
+        if (a is None) != (b is None) or (a is not None and b is not None and len(a) != b.shape[1]):
             raise InvalidPackError(
                 f"the low-rank factors of {name} do not belong together", code="E_ADAPTER"
             )
 
 
+def _fits(operation: str, tensor: Tensor, parameter: Tensor) -> bool:
+    shape = tuple(tensor.shape)
+    if operation in ("scale", "gain"):
+        return tensor.numel() == 1 or shape == tuple(parameter.shape[:1])
+    if operation == "delta":
+        return shape == tuple(parameter.shape)
+    inputs = parameter[0].numel() if parameter.ndim > 1 else 1
+    if operation == "lora_a":
+        return len(shape) == 2 and shape[1] == inputs
+    return len(shape) == 2 and shape[0] == parameter.shape[0]
+
+
 @contextmanager
 def apply_adapter(backbone: Backbone, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """The backbone with these tensors put on, for the length of a `with`."""
+    """Tune the backbone for the length of a `with` block."""
     if not tensors:
         yield
         return
@@ -73,10 +75,10 @@ def apply_adapter(backbone: Backbone, tensors: Mapping[str, Tensor]) -> Iterator
     saved: list[tuple[Tensor, Tensor]] = []
     try:
         with torch.no_grad():
-            for name, ways in _by_parameter(tensors).items():
+            for name, parts in _by_parameter(tensors).items():
                 weight = named[name].data
                 saved.append((weight, weight.clone()))
-                weight.copy_(_tuned(weight, ways))
+                weight.copy_(_tuned(weight, parts))
         backbone.changed()
         yield
     finally:
@@ -86,27 +88,29 @@ def apply_adapter(backbone: Backbone, tensors: Mapping[str, Tensor]) -> Iterator
         backbone.changed()
 
 
-def _tuned(weight: Tensor, ways: Mapping[str, Tensor]) -> Tensor:
-    wide = weight.float()
-    put = {way: tensor.to(wide) for way, tensor in ways.items()}
-    if (scale := put.get("scale")) is not None:
-        wide = wide * (scale.reshape(-1, *(1,) * (wide.ndim - 1)) if wide.ndim else scale)
-    if (gain := put.get("gain")) is not None:
-        wide = wide * (1 + (gain.reshape(-1, *(1,) * (wide.ndim - 1)) if wide.ndim else gain))
-    if (delta := put.get("delta")) is not None:
-        wide = wide + delta
-    if "lora_a" in put:
-        wide = wide + (put["lora_b"] @ put["lora_a"]).reshape(wide.shape)
-    return wide
+def _tuned(weight: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+    tuned = weight.float()
+    wide = {operation: tensor.to(tuned) for operation, tensor in parts.items()}
+    rows = (-1, *(1,) * (weight.ndim - 1)) if weight.ndim else ()
+    if (scale := wide.get("scale")) is not None:
+        tuned = tuned * scale.reshape(rows)
+    if (gain := wide.get("gain")) is not None:
+        tuned = tuned * (1 + gain.reshape(rows))
+    if (delta := wide.get("delta")) is not None:
+        tuned = tuned + delta
+    if "lora_a" in wide:
+        tuned = tuned + (wide["lora_b"] @ wide["lora_a"]).reshape(tuned.shape)
+    return tuned
 
 
 def _by_parameter(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    found: dict[str, dict[str, Tensor]] = {}
+    """Return tensors by the name of the parameter and the operation."""
+    parameters: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        parameter, _, way = name.rpartition(".")
-        if way not in _WAYS:
+        parameter, _, operation = name.rpartition(".")
+        if operation not in _OPERATIONS:
             raise InvalidPackError(
-                f"{name} does not end in one of .{', .'.join(_WAYS)}", code="E_ADAPTER"
+                f"{name} does not end in one of .{', .'.join(_OPERATIONS)}", code="E_ADAPTER"
             )
-        found.setdefault(parameter, {})[way] = tensor
-    return found
+        parameters.setdefault(parameter, {})[operation] = tensor
+    return parameters

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from d3pack.backbones.cpu import like_weights
+from d3pack.backbones.kernels import match_memory_format
 from d3pack.backbones.loading import Files, build, number
-from d3pack.errors import BackboneError
+from d3pack.errors import BackboneError, UsageError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-KINDS = ("AutoencoderKL", "AutoencoderTiny")
+CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 
 
 class Autoencoder:
-    """Latents carry the diffusion model's scale: the config's scaling and shift live here."""
+    """An autoencoder whose latents have the diffusion model's scale.
+
+    The scaling and shift of the config are applied here.
+    """
 
     def __init__(self, files: Files, *, device: torch.device, dtype: torch.dtype) -> None:
         stem = "diffusion_pytorch_model"
-        self.model = build(files, "vae", stem, KINDS, device=device, dtype=dtype)
+        self.model = build(files, "vae", stem, CLASSES, device=device, dtype=dtype)
         config = self.model.config
         self.channels = int(config.latent_channels)
         blocks = config.get("block_out_channels") or config["decoder_block_out_channels"]
@@ -33,29 +36,47 @@ class Autoencoder:
         self._dtype = dtype
 
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 or [-1, 1] float images (B, 3, H, W) -> float32 latents; the mode, not a sample."""
+        """Return float32 latents of uint8 or [-1, 1] float images (B, 3, H, W).
+
+        Of a distribution over latents it is the mode, not a sample.
+        """
         pixels = images if images.is_floating_point() else images.float().div(127.5).sub(1)
-        found = self.model.encode(like_weights(pixels.to(self._dtype)))
-        latents = found.latents if hasattr(found, "latents") else found.latent_dist.mode()
+        encoded = self.model.encode(match_memory_format(pixels.to(self._dtype)))
+        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         scaled: Tensor = (latents.float() - self._shift) * self._scale
         return scaled
 
     def decode_float(self, latents: Tensor) -> Tensor:
-        """Float32 latents -> float32 images around [-1, 1]."""
+        """Return float32 images around [-1, 1] of float32 latents."""
         raw = latents / self._scale + self._shift
-        image: Tensor = self.model.decode(like_weights(raw.to(self._dtype))).sample
-        return image.float()
+        images: Tensor = self.model.decode(match_memory_format(raw.to(self._dtype))).sample
+        return images.float()
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """[-1, 1] -> 0..255: clamp, scale, round half to even. The one place where pixels are made."""
+    """Return [-1, 1] images as 0..255: clamp, scale, round half to even.
+
+    All pixels of d3pack are made here.
+    """
     import torch
 
     return images.clamp(-1, 1).mul(127.5).add(127.5).round().to(torch.uint8)
 
 
 def open_autoencoder(path: Path, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
-    """An autoencoder from a directory of its own, not held to any lock."""
+    """Open an autoencoder from a directory of its own, without a lock."""
     names = ("config.json", "diffusion_pytorch_model.safetensors")
     files = Files({f"vae/{name}": path / name for name in names})
     return Autoencoder(files, device=device, dtype=dtype)
+
+
+def replace_autoencoder(backbone: Any, path: Path) -> None:
+    """Let a backbone that nobody else uses decode with another autoencoder of equal latents."""
+    other = open_autoencoder(path, device=backbone.device, dtype=backbone.dtype)
+    own = backbone.autoencoder
+    if (other.channels, other.factor) != (own.channels, own.factor):
+        raise UsageError(
+            f"the autoencoder in {path} has {other.channels} channels at 1/{other.factor} of the"
+            f" size, the backbone's has {own.channels} at 1/{own.factor}"
+        )
+    backbone.autoencoder = other

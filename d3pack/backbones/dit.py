@@ -1,4 +1,4 @@
-"""DiT: class vectors in place of a class table, a transformer, an autoencoder."""
+"""DiT: a transformer that takes learned vectors in place of its class table, an autoencoder."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from d3pack.backbones.autoencoder import Autoencoder, to_uint8
-from d3pack.backbones.layout import Layout, Part
 from d3pack.backbones.levels import Levels, Timesteps
-from d3pack.backbones.loading import Files, build
+from d3pack.backbones.loading import Files, build, config_error
+from d3pack.backbones.lock import Layout, Part
 from d3pack.backbones.protocol import TEMPLATE, Condition
 from d3pack.errors import BackboneError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from d3pack.format.recipe import BackboneRef
+    from d3pack.format import BackboneRef
 
-KIND = "dit"
 LAYOUT = Layout(
     (
         Part("scheduler", "scheduler_config.json"),
@@ -32,7 +31,7 @@ LAYOUT = Layout(
 
 
 class DiT:
-    """One vector for a class, the same for every block; the last table row stands for no class."""
+    """One vector a class, the same in every block. The last row of the table is the null class."""
 
     def __init__(
         self, ref: BackboneRef, files: Files, *, device: torch.device, dtype: torch.dtype
@@ -53,39 +52,36 @@ class DiT:
         config = model.config
         self._channels = int(config.in_channels)
         if config.norm_type != "ada_norm_zero" or not config.num_embeds_ada_norm:
-            raise BackboneError(
-                "transformer/config.json: this is no class-conditional DiT",
-                code="E_BACKBONE_CONFIG",
-            )
+            raise config_error("transformer/config.json: this is not a class-conditional DiT")
         if self._channels != self.autoencoder.channels or model.out_channels < self._channels:
-            raise BackboneError(
-                "transformer and autoencoder disagree about latent channels",
-                code="E_BACKBONE_CONFIG",
-            )
+            raise config_error("transformer and autoencoder have different latent channels")
         side = int(config.sample_size) * self.autoencoder.factor
         self.image_size = (side, side)
         self.prompt_shape = (1, int(model.inner_dim))
         for index, block in enumerate(model.transformer_blocks):
-            block.norm1.emb = _GivenVector(block.norm1.emb, index)
+            block.norm1.emb = _VectorEmbedding(block.norm1.emb, index)
         self._names = _label_names(files)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a latent."""
+        """(C, H, W) of a latent at the native image size."""
         return self.latent_shape_for(self.image_size)
 
     def latent_shape_for(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """(C, H, W) of a latent: positions are learned for one size."""
+        """Return (C, H, W) of a latent; there are positions for the native size only."""
         if tuple(size) != self.image_size:
             raise UsageError(
                 f"this backbone makes {self.image_size[0]}x{self.image_size[1]} images only",
-                hint=f"{size[0]}x{size[1]} wants another backbone, or a resize after decoding",
+                hint=f"for {size[0]}x{size[1]} take another backbone, or resize decoded images",
             )
         side = int(self.denoiser.config.sample_size)
         return (self._channels, side, side)
 
     def condition(self, prompts: Tensor, template: str = TEMPLATE) -> Condition:
-        """Vectors (B, 1, D), tied across the blocks; there is no text for a template to be in."""
+        """Return the condition of vectors (B, 1, D), the same in all blocks.
+
+        This family reads no text, so the template is not used.
+        """
         if tuple(prompts.shape[1:]) != self.prompt_shape:
             raise BackboneError(
                 f"prompts of shape {tuple(prompts.shape)} do not fit: this backbone takes"
@@ -98,22 +94,22 @@ class DiT:
         return Condition({"vector": vector.expand(-1, blocks, -1)})
 
     def unconditional(self) -> Condition:
-        """The row that training put in place of dropped labels."""
+        """Return the condition of the null class, one row."""
         return self.label(int(self.denoiser.config.num_embeds_ada_norm))
 
     def label(self, index: int) -> Condition:
-        """A class of the model's own tables, one row."""
+        """Return the condition of a class of the model's own tables, one row."""
         rows = [b.norm1.emb.table[index] for b in self.denoiser.transformer_blocks]
         return Condition({"vector": torch.stack(rows)[None]})
 
     def denoise(self, x: Tensor, sigma: float, c: Condition) -> Tensor:
-        """x0 from x = x0 + sigma * eps."""
+        """Return x0 from x = x0 + sigma * eps."""
         t = self._timesteps(self.levels.timestep(sigma))[None]
         out = self._forward(x / math.sqrt(sigma**2 + 1), t, c)
         return self.levels.denoised(x, sigma, out)
 
     def predict(self, x_t: Tensor, t: Tensor, c: Condition) -> Tensor:
-        """What the transformer says at timesteps t (B,), without its learned sigma."""
+        """Return the transformer's output at timesteps t (B,), without its learned sigma."""
         return self._forward(x_t, t.to(self.device), c)
 
     def _forward(self, x_t: Tensor, t: Tensor, c: Condition) -> Tensor:
@@ -126,41 +122,41 @@ class DiT:
         return out[:, : self._channels].float()
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images -> latents."""
+        """Return the latents of images."""
         return self.autoencoder.encode(images.to(self.device))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents -> uint8 images."""
+        """Return uint8 images of latents."""
         return to_uint8(self.decode_float(latents))
 
     def decode_float(self, latents: Tensor) -> Tensor:
-        """Latents -> float images around [-1, 1]."""
+        """Return float images around [-1, 1] of latents."""
         return self.autoencoder.decode_float(latents)
 
     def name_vectors(self, name: str, k: int | None = 1) -> Tensor:
-        """The row of a class that the model knows by this name, else the mean of all."""
+        """Return the row of a class that the model knows by this name, else the mean of all."""
         if k not in (None, 1):
             raise BackboneError(
                 f"this backbone takes one vector a class, not {k}", code="E_BACKBONE_PROMPT"
             )
         table: Tensor = self.denoiser.transformer_blocks[0].norm1.emb.table[:-1].float()
-        found = self._names.get(_plain(name))
-        if found is not None and found < len(table):
-            return table[found : found + 1].clone()
+        row = self._names.get(_normalized(name))
+        if row is not None and row < len(table):
+            return table[row : row + 1].clone()
         return table.mean(0, keepdim=True)
 
     def named_tensors(self) -> Mapping[str, torch.nn.Parameter]:
-        """The transformer's parameters."""
+        """Return the transformer's parameters."""
         return dict(self.denoiser.named_parameters())
 
     def changed(self) -> None:
-        """Nothing is remembered from the weights."""
+        """Do nothing: no results are kept."""
 
 
-class _GivenVector(torch.nn.Module):
-    """Stands where a block looks its class up; takes the block's own row of given vectors.
+class _VectorEmbedding(torch.nn.Module):
+    """Replaces the class embedding of a block: takes vectors instead of labels.
 
-    `timestep` may be one for the whole batch: then its embedding is computed once.
+    A `timestep` for the whole batch is embedded once.
     """
 
     def __init__(self, original: Any, index: int) -> None:
@@ -185,7 +181,7 @@ class _GivenVector(torch.nn.Module):
 
 
 def _label_names(files: Files) -> dict[str, int]:
-    """Class names of a repository that lists them; several names of one class are split."""
+    """Return rows by class name, where the repository lists names; synonyms are split at commas."""
     if "model_index.json" not in files:
         return {}
     labels = files.json("model_index.json").get("id2label")
@@ -194,9 +190,9 @@ def _label_names(files: Files) -> dict[str, int]:
         if str(key).isdigit() and isinstance(value, str):
             names[str(key)] = int(key)
             for part in value.split(","):
-                names.setdefault(_plain(part), int(key))
+                names.setdefault(_normalized(part), int(key))
     return names
 
 
-def _plain(name: str) -> str:
+def _normalized(name: str) -> str:
     return name.replace("_", " ").strip().lower()

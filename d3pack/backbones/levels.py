@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _ZERO_SNR = 2.0**-24  # what diffusers puts in place of an alpha of exactly 0
-_NEAR = 1e-5  # a relative distance in sigma below which a table entry is meant
+_CLOSE = 1e-5  # relative distance in sigma below which an entry of the table is meant
 
 
 @dataclass(frozen=True)
@@ -26,33 +26,28 @@ class Levels:
     """Discrete training levels: x_t = sqrt(alpha_t) x0 + sqrt(1 - alpha_t) eps."""
 
     alphas_cumprod: npt.NDArray[np.float64]
-    prediction: str
+    prediction: str  # one of PREDICTIONS
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Levels:
-        """Read a diffusers scheduler config; its class matters little, its betas all."""
+        """Return the levels of a diffusers scheduler config; the scheduler's class is ignored."""
         total = config.get("num_train_timesteps", 1000)
         first, last = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
         prediction = config.get("prediction_type", "epsilon")
         if prediction not in PREDICTIONS:
-            raise BackboneError(
-                f"prediction_type {prediction!r} is not one of {', '.join(PREDICTIONS)}",
-                code="E_BACKBONE_CONFIG",
+            raise _config_error(
+                f"prediction_type {prediction!r} is not one of {', '.join(PREDICTIONS)}"
             )
         if not isinstance(total, int) or not 2 <= total <= 100_000:
-            raise BackboneError(f"num_train_timesteps is {total!r}", code="E_BACKBONE_CONFIG")
+            raise _config_error(f"num_train_timesteps is {total!r}")
         name = config.get("beta_schedule", "linear")
         trained = config.get("trained_betas")
         try:
             betas = _betas(name, total, float(first), float(last), trained)
         except (TypeError, ValueError):
-            raise BackboneError(
-                "the scheduler's betas are not numbers", code="E_BACKBONE_CONFIG"
-            ) from None
+            raise _config_error("the scheduler's betas are not numbers") from None
         if betas.ndim != 1 or len(betas) < 2 or not ((betas > 0) & (betas < 1)).all():
-            raise BackboneError(
-                "the scheduler's betas do not lie between 0 and 1", code="E_BACKBONE_CONFIG"
-            )
+            raise _config_error("the scheduler's betas do not lie between 0 and 1")
         alphas = np.cumprod(1.0 - betas)
         if config.get("rescale_betas_zero_snr"):
             root = np.sqrt(alphas)
@@ -66,15 +61,15 @@ class Levels:
         return np.sqrt((1 - self.alphas_cumprod) / self.alphas_cumprod)
 
     def timestep(self, sigma: float) -> float:
-        """The timestep of a sigma: a whole one where the table has it, else between two."""
+        """Return the timestep of a sigma: a whole one where the table has it, else between two."""
         table = self.sigmas
         nearest = int(np.abs(np.log(table) - math.log(sigma)).argmin())
-        if abs(sigma - table[nearest]) <= _NEAR * table[nearest]:
+        if abs(sigma - table[nearest]) <= _CLOSE * table[nearest]:
             return float(nearest)
         return float(np.interp(math.log(sigma), np.log(table), np.arange(len(table))))
 
     def denoised(self, x: Tensor, sigma: float, out: Tensor) -> Tensor:
-        """x0 from x = x0 + sigma * eps and the model's output there."""
+        """Return x0 from x = x0 + sigma * eps and the model's output there."""
         if self.prediction == "epsilon":
             return x - out * sigma
         if self.prediction == "sample":
@@ -83,30 +78,32 @@ class Levels:
         return x * (scale * scale) - out * (sigma * scale)
 
     def noised(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """x_t of the training scale, for timesteps t (B,)."""
+        """Return x_t of the training scale, for timesteps t (B,)."""
         alpha, beta = self._scales(t, x0)
         return x0 * alpha + eps * beta
 
     def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What the model is trained to say at x_t."""
+        """Return what the model is trained to predict at x_t."""
+        if self.prediction == "epsilon":
+            return eps
+        if self.prediction == "sample":
+            return x0
         alpha, beta = self._scales(t, x0)
-        return {
-            "epsilon": lambda: eps,
-            "sample": lambda: x0,
-            "v_prediction": lambda: eps * alpha - x0 * beta,
-        }[self.prediction]()
+        return eps * alpha - x0 * beta
 
     def target_towards(self, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-        """The same for an x0 that x_t need not come from."""
+        """Return the target at x_t for an x0 that x_t was not made from."""
         alpha, beta = self._scales(t, x_t)
         return self.target(x0, (x_t - x0 * alpha) / beta, t)
 
     def x0(self, x_t: Tensor, t: Tensor, out: Tensor) -> Tensor:
-        """x0 from x_t of the training scale and the model's output, for timesteps t (B,)."""
+        """Return x0 from x_t of the training scale and the model's output, for timesteps t (B,)."""
+        if self.prediction == "sample":
+            return out
         alpha, beta = self._scales(t, x_t)
         if self.prediction == "epsilon":
             return (x_t - out * beta) / alpha
-        return out if self.prediction == "sample" else x_t * alpha - out * beta
+        return x_t * alpha - out * beta
 
     def _scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         alphas = like.new_tensor(np.sqrt(self.alphas_cumprod))[t.to(like.device)]
@@ -116,9 +113,9 @@ class Levels:
 
 
 class Timesteps:
-    """Timesteps on a device, each copied there once: on CUDA a copy waits for all work before it.
+    """Timesteps on a device, each copied there once: on CUDA every copy waits for earlier work.
 
-    float32 whatever torch's default is, and of use with and without gradients.
+    They are float32 whatever torch's default is, and can be used with and without gradients.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -128,12 +125,11 @@ class Timesteps:
     def __call__(self, timestep: float) -> Tensor:
         import torch
 
-        found = self._known.get(timestep)
-        if found is None:
+        if timestep not in self._known:
             with torch.inference_mode(False):
-                found = torch.tensor(timestep, dtype=torch.float32, device=self._device)
-            self._known[timestep] = found
-        return found
+                tensor = torch.tensor(timestep, dtype=torch.float32, device=self._device)
+            self._known[timestep] = tensor
+        return self._known[timestep]
 
 
 def _betas(
@@ -148,4 +144,8 @@ def _betas(
     if name == "squaredcos_cap_v2":
         edges = np.cos((np.arange(total + 1) / total + 0.008) / 1.008 * math.pi / 2) ** 2
         return np.asarray(np.minimum(1 - edges[1:] / edges[:-1], 0.999), dtype=np.float64)
-    raise BackboneError(f"beta_schedule {name!r} is unknown", code="E_BACKBONE_CONFIG")
+    raise _config_error(f"beta_schedule {name!r} is unknown")
+
+
+def _config_error(message: str) -> BackboneError:
+    return BackboneError(message, code="E_BACKBONE_CONFIG")

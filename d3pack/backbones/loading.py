@@ -1,4 +1,4 @@
-"""From verified files to models: configs are distrusted, tensors counted before they are read."""
+"""From verified files to models: configs are bounded, and tensors checked before they are read."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d3pack.backbones.layout import weight_files
-from d3pack.backbones.lock import Checked, changed
+from d3pack.backbones.kernels import optimize_for_cpu
+from d3pack.backbones.lock import VerifiedFile, changed, weight_files
 from d3pack.errors import BackboneError
 from d3pack.system import first_line
 
 if TYPE_CHECKING:
     import torch
 
-# the only classes ever built, whatever a config says
+# the only classes that are ever built, whatever a config says
 CLASSES = {
     "UNet2DConditionModel": "diffusers.models.unets.unet_2d_condition",
     "DiTTransformer2DModel": "diffusers.models.transformers.dit_transformer_2d",
@@ -29,9 +29,12 @@ CLASSES = {
     "AutoencoderTiny": "diffusers.models.autoencoders.autoencoder_tiny",
     "CLIPTextModel": "transformers.models.clip.modeling_clip",
 }
+MAX_FILE = 1 << 24  # bytes of a config or a tokenizer; CLIP's tokenizer.json has under 4 MB
 _FLOATS = ("F32", "F16", "BF16")
-_MOST = 1 << 20  # vocabularies; anything else is far below
-_MOST_BY_NAME = {
+_MAX_WORDS = 1 << 20  # of a vocabulary
+_MAX_WIDTH = 1 << 15  # of anything else: channels, heads, hidden sizes
+_MAX_BY_NAME = {
+    "vocab_size": _MAX_WORDS,
     "num_layers": 256,
     "num_hidden_layers": 256,
     "layers_per_block": 32,
@@ -42,63 +45,86 @@ _MOST_BY_NAME = {
     "max_position_embeddings": 4096,
     "num_train_timesteps": 100_000,
 }
-_CHANNELS = 1 << 15  # any width: channels, heads, hidden sizes
-_LIST = 64
+_MAX_LIST = 64
 # products; SDXL's UNet has 60 layers by this count, a DiT-XL/2 for 512 px 1.2 million values
-_MOST_LAYERS = 512
-_MOST_POSITIONS = 1 << 24
+_MAX_LAYERS = 512
+_MAX_POSITIONS = 1 << 24
+_REAL_MODEL_HINT = "this is not the config of a real model"
+_MISMATCH_HINT = "weights and config do not belong together"
+_CLIP_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "hidden_act",
+    "layer_norm_eps",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+_RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 class Files:
-    """The verified files of one backbone, and the only way to read them."""
+    """The verified files of one backbone, and the only way to read them.
+
+    Args:
+        paths: where each file is, by its name in the lock.
+        verified: how each was verified; left out for a directory that has no lock.
+    """
 
     def __init__(
-        self, paths: Mapping[str, Path], checked: Mapping[str, Checked] | None = None
+        self, paths: Mapping[str, Path], verified: Mapping[str, VerifiedFile] | None = None
     ) -> None:
         self._paths = dict(paths)
-        self._checked = dict(checked or {})  # none: the files of a directory that has no lock
+        self._verified = dict(verified or {})
 
     def __contains__(self, path: str) -> bool:
         return path in self._paths
 
     def read(self, path: str) -> bytes:
-        """All bytes of a small file."""
+        """Return the bytes of a small file."""
         if path not in self._paths:
             raise BackboneError(
                 f"{path} is not among the locked files",
                 code="E_BACKBONE_MISSING",
                 hint="lock the backbone again",
             )
-        data = self._paths[path].read_bytes()
-        known = self._checked.get(path)
+        with self._paths[path].open("rb") as file:
+            data = file.read(MAX_FILE + 1)
+        if len(data) > MAX_FILE:
+            raise config_error(f"{path} has more than {MAX_FILE} bytes")
+        known = self._verified.get(path)
         if known and hashlib.sha256(data).hexdigest() != known.sha256:
             raise changed(path, "it was written to after it was checked")
         return data
 
     def json(self, path: str) -> dict[str, Any]:
-        """A JSON object."""
+        """Return a JSON object."""
         try:
             value = json.loads(self.read(path))
         except (ValueError, RecursionError):
-            raise BackboneError(f"{path} is not JSON", code="E_BACKBONE_CONFIG") from None
+            raise config_error(f"{path} is not JSON") from None
         if not isinstance(value, dict):
-            raise BackboneError(f"{path} is not a JSON object", code="E_BACKBONE_CONFIG")
+            raise config_error(f"{path} is not a JSON object")
         return value
 
     def weights(self, stem: str) -> tuple[Path, ...]:
-        """The safetensors files of one part."""
-        found = tuple(self._paths[path] for path in weight_files(self._paths, stem))
-        if not found:
+        """Return the safetensors files of one part."""
+        paths = tuple(self._paths[path] for path in weight_files(self._paths, stem))
+        if not paths:
             raise BackboneError(
                 f"no weights for {stem} among the locked files", code="E_BACKBONE_MISSING"
             )
-        return found
+        return paths
 
     def confirm(self, stem: str) -> None:
-        """Raise if weights that have been read were written to since they were checked."""
+        """Raise if weights that have been read were written to since they were verified."""
         for path in weight_files(self._paths, stem):
-            known = self._checked.get(path)
-            if known and not known.unchanged():
+            known = self._verified.get(path)
+            if known and not known.is_unchanged():
                 raise changed(path, "it was written to after it was checked")
 
 
@@ -111,37 +137,48 @@ def build(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Any:
-    """One model of a known class, with exactly the weights that its config asks for."""
-    from d3pack.backbones.cpu import quicken
+    """Return one model of an allowed class, with exactly the weights that its config asks for.
 
+    Args:
+        files: of the backbone.
+        folder: of the model, with its config.json.
+        stem: name of the weights file, without variant and suffix.
+        allowed: class names, keys of `CLASSES`.
+        device: where the model runs.
+        dtype: of its parameters and buffers.
+    """
     path = f"{folder}/config.json"
     config = files.json(path)
-    listed = config.get("architectures")
-    name = config.get("_class_name") or (listed[0] if isinstance(listed, list) and listed else None)
-    if not isinstance(name, str):
-        raise BackboneError(f"{path} names no model class", code="E_BACKBONE_CONFIG")
-    if name not in allowed or name not in CLASSES:
-        raise BackboneError(
-            f"{path} asks for {name!r}, which is not one of {', '.join(allowed)}",
-            code="E_BACKBONE_CONFIG",
-        )
+    name = _class_name(path, config, allowed)
     check_config(path, config)
     cls = getattr(import_module(CLASSES[name]), name)
     _check_products(path, cls, config)
     with _without_weights():
         model = _construct(path, cls, config)
-    wanted = dict(model.state_dict())
-    state = _read(files.weights(f"{folder}/{stem}"), folder, wanted, dtype)
+    expected = dict(model.state_dict())
+    state = _read_weights(files.weights(f"{folder}/{stem}"), folder, expected, dtype)
     files.confirm(f"{folder}/{stem}")
-    model.load_state_dict(state, assign=True, strict=False)  # `_read` was the strict one
+    # not strict: `_read_weights` has compared the names
+    model.load_state_dict(state, assign=True, strict=False)
     model = model.eval().requires_grad_(False).to(device)
     for module in model.modules():
         for key, buffer in module.named_buffers(recurse=False):
-            if buffer.is_floating_point():  # anew: other data in the old one would not compile
+            if buffer.is_floating_point():  # a new tensor: changed in place it would not compile
                 setattr(module, key, buffer.to(dtype))
     if device.type == "cpu":
-        quicken(model)
+        optimize_for_cpu(model)
     return model
+
+
+def _class_name(path: str, config: Mapping[str, Any], allowed: tuple[str, ...]) -> str:
+    architectures = config.get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else None
+    name = config.get("_class_name") or first
+    if not isinstance(name, str):
+        raise config_error(f"{path} names no model class")
+    if name not in allowed or name not in CLASSES:
+        raise config_error(f"{path} asks for {name!r}, which is not one of {', '.join(allowed)}")
+    return name
 
 
 @contextmanager
@@ -170,102 +207,86 @@ def check_config(path: str, config: Mapping[str, Any]) -> None:
     for key, value in config.items():
         if key.startswith("_") or key in ("id2label", "label2id"):
             continue
+        limit = _MAX_BY_NAME.get(key, _MAX_WORDS if key.endswith("token_id") else _MAX_WIDTH)
         for item in _numbers(path, key, value):
-            limit = _MOST_BY_NAME.get(key, _MOST if key == "vocab_size" else _CHANNELS)
-            whole = isinstance(item, int) and not isinstance(item, bool)
-            if (whole and item < -1) or (isinstance(item, int | float) and not item <= limit):
-                if key.endswith("token_id") and 0 <= item <= _MOST:
-                    continue
-                raise BackboneError(
-                    f"{path} asks for {key} = {item}, more than {limit}",
-                    code="E_BACKBONE_CONFIG",
-                    hint="this is no config of a real model",
+            is_int = isinstance(item, int) and not isinstance(item, bool)
+            if (is_int and item < -1) or (isinstance(item, int | float) and not item <= limit):
+                raise config_error(
+                    f"{path} asks for {key} = {item}, more than {limit}", hint=_REAL_MODEL_HINT
                 )
 
 
 def _check_products(path: str, cls: Any, config: Mapping[str, Any]) -> None:
-    """The same for numbers that multiply; those that a config leaves out are the class's own."""
-    given = {key: p.default for key, p in inspect.signature(cls).parameters.items()} | {**config}
+    """Refuse numbers whose product no real model has; missing ones are the class's defaults."""
+    defaults = {key: p.default for key, p in inspect.signature(cls).parameters.items()}
+    values = {**defaults, **config}
 
-    def most(*keys: str) -> int:
-        found = [n for key in keys for n in _numbers(path, key, given.get(key))]
-        return max([1, *(math.ceil(n) for n in found if isinstance(n, int | float))])
+    def largest(*keys: str) -> int:
+        numbers = [n for key in keys for n in _numbers(path, key, values.get(key))]
+        return max([1, *(math.ceil(n) for n in numbers if isinstance(n, int | float))])
 
-    blocks = given.get("block_out_channels") or given.get("decoder_block_out_channels")
+    blocks = values.get("block_out_channels") or values.get("decoder_block_out_channels")
     depth = len(blocks) if isinstance(blocks, list | tuple) else 1
-    layers = most("layers_per_block", "num_encoder_blocks", "num_decoder_blocks")
-    inner = most("transformer_layers_per_block", "reverse_transformer_layers_per_block")
-    side = most("sample_size") // most("patch_size")
-    width = most("num_attention_heads") * most("attention_head_dim")
-    # a transformer's positions are computed at once; all else has only shapes until it is read
-    positions = side**2 * width if "patch_size" in given else 0
-    for what, asked, limit in (
-        ("layers", depth * layers * inner, _MOST_LAYERS),
-        ("values of its positions", positions, _MOST_POSITIONS),
+    layers = largest("layers_per_block", "num_encoder_blocks", "num_decoder_blocks")
+    inner = largest("transformer_layers_per_block", "reverse_transformer_layers_per_block")
+    side = largest("sample_size") // largest("patch_size")
+    width = largest("num_attention_heads") * largest("attention_head_dim")
+    # only a transformer's positions are allocated before the weights are read
+    positions = side**2 * width if "patch_size" in values else 0
+    for what, number, limit in (
+        ("layers", depth * layers * inner, _MAX_LAYERS),
+        ("values of its positions", positions, _MAX_POSITIONS),
     ):
-        if asked > limit:
-            raise BackboneError(
-                f"{path} asks for {asked} {what}, more than {limit}",
-                code="E_BACKBONE_CONFIG",
-                hint="this is no config of a real model",
+        if number > limit:
+            raise config_error(
+                f"{path} asks for {number} {what}, more than {limit}", hint=_REAL_MODEL_HINT
             )
 
 
 def number(path: str, config: Mapping[str, Any], key: str, default: float) -> float:
-    """A finite number out of a config, or its default where it says null."""
+    """Return a finite number of a config, or the default where it is missing or null."""
     value = config.get(key)
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BackboneError(f"{path}: {key} is {value!r}, not a number", code="E_BACKBONE_CONFIG")
+        raise config_error(f"{path}: {key} is {value!r}, not a number")
     return float(value)
 
 
+def config_error(message: str, hint: str = "") -> BackboneError:
+    """Return the error for a config or tokenizer that is not accepted."""
+    return BackboneError(message, code="E_BACKBONE_CONFIG", hint=hint)
+
+
 def _numbers(path: str, key: str, value: Any) -> list[Any]:
-    flat = [value]
+    """Return the items of a value, of lists, and of lists in lists."""
+    items = [value]
     for _ in range(3):
-        if any(isinstance(v, list) and len(v) > _LIST for v in flat):
-            raise BackboneError(f"{path}: the list {key} is too long", code="E_BACKBONE_CONFIG")
-        flat = [w for v in flat for w in (v if isinstance(v, list) else [v])]
-    return flat
+        if any(isinstance(item, list) and len(item) > _MAX_LIST for item in items):
+            raise config_error(f"{path}: the list {key} is too long")
+        items = [inner for item in items for inner in (item if isinstance(item, list) else [item])]
+    return items
 
 
 def _construct(path: str, cls: Any, config: Mapping[str, Any]) -> Any:
-    """Any failure of the library to build from a stranger's config is the config's failure."""
+    """Return a model without weights; any failure of the library is blamed on the config."""
     try:
         if cls.__name__ == "CLIPTextModel":
             from transformers.models.clip.configuration_clip import CLIPTextConfig
 
-            known = {k: v for k, v in config.items() if not k.startswith("_") and k in _CLIP}
-            return cls(CLIPTextConfig(**known))
+            return cls(CLIPTextConfig(**{k: v for k, v in config.items() if k in _CLIP_FIELDS}))
         known = {k: v for k, v in config.items() if k in inspect.signature(cls).parameters}
         return cls(**known)
     except Exception as error:
-        reason = first_line(error)
-        raise BackboneError(
-            f"{path} does not describe a {cls.__name__}: {reason}", code="E_BACKBONE_CONFIG"
+        raise config_error(
+            f"{path} does not describe a {cls.__name__}: {first_line(error)}"
         ) from None
 
 
-_CLIP = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
-    "hidden_act",
-    "layer_norm_eps",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-)
-_RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
-def _read(
-    paths: tuple[Path, ...], folder: str, wanted: Mapping[str, torch.Tensor], dtype: torch.dtype
+def _read_weights(
+    paths: tuple[Path, ...], folder: str, expected: Mapping[str, torch.Tensor], dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
+    """Return tensors of exactly the expected names and shapes, all of them finite."""
     import torch
     from safetensors import SafetensorError, safe_open
 
@@ -274,64 +295,54 @@ def _read(
         try:
             with safe_open(path, framework="pt") as file:
                 for stored in file.keys():  # noqa: SIM118 - not a mapping
-                    if stored.endswith("position_ids"):  # a constant that old files carry
+                    if stored.endswith("position_ids"):  # a constant in old files
                         continue
-                    name = _current_name(stored, wanted)
+                    name = _current_name(stored, expected)
                     part = file.get_slice(stored)
-                    _check_tensor(folder, name, part.get_dtype(), part.get_shape(), wanted)
-                    # a copy of its own: aligned like every tensor, and free of the file
+                    _check_tensor(folder, name, part.get_dtype(), part.get_shape(), expected)
+                    # a copy: aligned like every tensor, and independent of the file
                     state[name] = file.get_tensor(stored).to(dtype, copy=True)
         except (SafetensorError, OSError) as error:
-            raise BackboneError(
-                f"{folder}/{path.name} cannot be read: {error}", code="E_BACKBONE_WEIGHTS"
-            ) from None
-    for name in wanted:
+            raise _weights_error(f"{folder}/{path.name} cannot be read: {error}") from None
+    for name in expected:
         if name not in state and not name.endswith("position_ids"):
-            raise BackboneError(
-                f"{folder} has no tensor {name}",
-                code="E_BACKBONE_WEIGHTS",
-                hint="weights and config do not belong together",
-            )
+            raise _weights_error(f"{folder} has no tensor {name}", hint=_MISMATCH_HINT)
     for name, tensor in state.items():
-        # a sum carries any NaN or infinity, in one pass and without a mask of its size
+        # a sum is NaN or infinite if any value is, in one pass and without a mask of its size
         if not torch.isfinite(tensor.sum(dtype=torch.float64)):
-            raise BackboneError(
-                f"{folder}: {name} holds values that are not finite", code="E_BACKBONE_WEIGHTS"
-            )
+            raise _weights_error(f"{folder}: {name} holds values that are not finite")
     return state
 
 
-def _current_name(stored: str, wanted: Mapping[str, torch.Tensor]) -> str:
-    """Names as the installed libraries use them; both sides have renamed theirs over the years."""
-    if stored in wanted:
+def _current_name(stored: str, expected: Mapping[str, torch.Tensor]) -> str:
+    """Return the name that the installed libraries use; both have renamed tensors before."""
+    if stored in expected:
         return stored
-    bare = stored.removeprefix("text_model.")
     parts = stored.split(".")
     if len(parts) > 1 and parts[-2] in _RENAMED:
         parts[-2] = _RENAMED[parts[-2]]
+    bare = stored.removeprefix("text_model.")
     for candidate in (bare, f"text_model.{stored}", ".".join(parts)):
-        if candidate in wanted:
+        if candidate in expected:
             return candidate
     return stored
 
 
 def _check_tensor(
-    folder: str, name: str, dtype: str, shape: list[int], wanted: Mapping[str, torch.Tensor]
+    folder: str, name: str, dtype: str, shape: list[int], expected: Mapping[str, torch.Tensor]
 ) -> None:
-    if name not in wanted:
-        raise BackboneError(
-            f"{folder} has a tensor {name} that its config does not ask for",
-            code="E_BACKBONE_WEIGHTS",
-            hint="weights and config do not belong together",
+    if name not in expected:
+        raise _weights_error(
+            f"{folder} has a tensor {name} that its config does not ask for", hint=_MISMATCH_HINT
         )
     if dtype not in _FLOATS:
-        raise BackboneError(
-            f"{folder}: {name} is {dtype}, not one of {', '.join(_FLOATS)}",
-            code="E_BACKBONE_WEIGHTS",
+        raise _weights_error(f"{folder}: {name} is {dtype}, not one of {', '.join(_FLOATS)}")
+    if tuple(shape) != tuple(expected[name].shape):
+        raise _weights_error(
+            f"{folder}: {name} has shape {tuple(shape)}, not {tuple(expected[name].shape)}",
+            hint=_MISMATCH_HINT,
         )
-    if tuple(shape) != tuple(wanted[name].shape):
-        raise BackboneError(
-            f"{folder}: {name} has shape {tuple(shape)}, not {tuple(wanted[name].shape)}",
-            code="E_BACKBONE_WEIGHTS",
-            hint="weights and config do not belong together",
-        )
+
+
+def _weights_error(message: str, hint: str = "") -> BackboneError:
+    return BackboneError(message, code="E_BACKBONE_WEIGHTS", hint=hint)

@@ -1,10 +1,9 @@
-"""The lock: which files a backbone consists of, and that they are the very ones.
+"""The lock of a backbone: which files it consists of, and that they are unchanged.
 
-Nothing is parsed before its size and sha256 are checked against the `BackboneRef`, and nothing is
-used that was written to between the check and the end of its reading. Hashing gigabytes at every
-start would be no use, so a full verification is remembered by (path, device, inode, size, mtime,
-ctime), unless the file was written to just now; a memory that disagrees is never believed, the file
-is hashed again.
+No file is parsed before its size and SHA-256 are compared with the `BackboneRef`, and none is used
+that was written to between the check and the end of its reading. Because hashing gigabytes takes
+long, a check is remembered by (path, device, inode, size, mtime, ctime), unless the file was
+written to just now. A remembered hash that disagrees is not trusted: the file is hashed again.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from d3pack.errors import BackboneChangedError, BackboneError, D3MError, NotFoundError
-from d3pack.format.recipe import BackboneRef, FileLock
+from d3pack.format import BackboneRef, FileLock
 from d3pack.system import write_text
 
 FileProgress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
@@ -29,12 +28,13 @@ FileProgress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
 SUFFIXES = (".safetensors", ".json", ".txt")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack", ".h5")
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_SHARD = r"-\d{5}-of-\d{5}"
 _CHUNK = 1 << 22
 _TICK = 2_000_000_000  # nanoseconds; the coarsest clock of a file system in use
 
 
 def cache_home() -> Path:
-    """What d3pack may lose: $D3PACK_HOME, $XDG_CACHE_HOME/d3pack or ~/.cache/d3pack."""
+    """Return the folder of all caches: $D3PACK_HOME, $XDG_CACHE_HOME/d3pack or ~/.cache/d3pack."""
     if home := os.environ.get("D3PACK_HOME"):
         return Path(home)
     if base := os.environ.get("XDG_CACHE_HOME"):
@@ -42,8 +42,88 @@ def cache_home() -> Path:
     return Path.home() / ".cache" / "d3pack"
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One folder of a backbone: its config, and its weights or other files."""
+
+    folder: str
+    config: str = "config.json"
+    weights: str = ""  # the name of the weights file, without variant and suffix
+    others: tuple[tuple[str, ...], ...] = ()  # the first of these sets that is complete
+    optional: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The parts of a family in diffusers' layout, and optional files at the top."""
+
+    parts: tuple[Part, ...]
+    optional: tuple[str, ...] = ()
+
+    def matches(self, paths: Iterable[str]) -> bool:
+        """Return whether a listing has the folders of this family."""
+        present = set(paths)
+        return all(f"{p.folder}/{p.config}" in present for p in self.parts if p.weights)
+
+    def needed(self, paths: Iterable[str], variant: str | None = None) -> tuple[str, ...]:
+        """Return the files to lock.
+
+        Without a variant these are the weights of full size, or "fp16" where only those exist.
+        """
+        present = set(paths)
+        chosen = [path for path in self.optional if path in present]
+        for part in self.parts:
+            if part.config:
+                chosen.append(_require(present, f"{part.folder}/{part.config}"))
+            if part.weights:
+                chosen += _weights(present, f"{part.folder}/{part.weights}", variant)
+            if part.others:
+                sets = [[f"{part.folder}/{name}" for name in names] for names in part.others]
+                complete = [paths for paths in sets if present.issuperset(paths)]
+                chosen += complete[0] if complete else [_require(present, sets[0][0])]
+            chosen += [f for o in part.optional if (f := f"{part.folder}/{o}") in present]
+        return tuple(sorted(chosen))
+
+
+def weight_files(paths: Iterable[str], stem: str) -> tuple[str, ...]:
+    """Return the safetensors files of one part among locked paths; shards in order."""
+    pattern = re.compile(re.escape(stem) + rf"(\.[a-z0-9]+)?({_SHARD})?(\.[a-z0-9]+)?\.safetensors")
+    return tuple(sorted(path for path in paths if pattern.fullmatch(path)))
+
+
+def _weights(present: set[str], stem: str, variant: str | None) -> list[str]:
+    variants = [variant] if variant else [None, "fp16"]
+    for name in variants:
+        dot = f".{name}" if name else ""
+        if (single := f"{stem}{dot}.safetensors") in present:
+            return [single]
+        end = rf"({re.escape(dot)}{_SHARD}|{_SHARD}{re.escape(dot)})\.safetensors"
+        shards = [path for path in present if re.fullmatch(re.escape(stem) + end, path)]
+        if shards:
+            return shards
+    if any(p.startswith(stem) and not p.endswith((".safetensors", ".json")) for p in present):
+        raise BackboneError(
+            f"{stem} exists only as a pickle, which can run code",
+            code="E_BACKBONE_REFUSED",
+            hint="convert it with diffusers' save_pretrained(safe_serialization=True)",
+        )
+    return [
+        _require(present, f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors")
+    ]
+
+
+def _require(present: set[str], path: str) -> str:
+    if path not in present:
+        raise BackboneError(
+            f"{path} is missing",
+            code="E_BACKBONE_MISSING",
+            hint="name a directory in diffusers' own layout",
+        )
+    return path
+
+
 def check_path(path: str) -> None:
-    """Refuse every file name that has no business in a backbone."""
+    """Refuse a file name that no backbone needs: of another type, hidden, or leading elsewhere."""
     parts = path.split("/")
     if len(parts) > 4 or not all(_PART.fullmatch(part) for part in parts):
         raise BackboneError(
@@ -56,28 +136,28 @@ def check_path(path: str) -> None:
             hint="use a copy in safetensors",
         )
     if not path.endswith(SUFFIXES):
-        raise BackboneError(f"{path} is not {', '.join(SUFFIXES)}", code="E_BACKBONE_REFUSED")
+        raise BackboneError(
+            f"{path} does not end in {', '.join(SUFFIXES)}", code="E_BACKBONE_REFUSED"
+        )
 
 
-def listing(root: Path) -> tuple[str, ...]:
-    """Relative POSIX paths of the files below a directory, two levels deep: diffusers' layout."""
+def list_files(root: Path) -> tuple[str, ...]:
+    """Return relative POSIX paths of the files in a directory and its folders."""
     if not root.is_dir():
         raise NotFoundError(f"there is no backbone directory {root}")
-    found = [p for pattern in ("*", "*/*") for p in root.glob(pattern) if p.is_file()]
-    return tuple(sorted(p.relative_to(root).as_posix() for p in found))
+    files = [p for pattern in ("*", "*/*") for p in root.glob(pattern) if p.is_file()]
+    return tuple(sorted(p.relative_to(root).as_posix() for p in files))
 
 
 def lock_files(
-    root: Path,
-    paths: Iterable[str],
-    progress: FileProgress | None = None,
+    root: Path, paths: Iterable[str], progress: FileProgress | None = None
 ) -> dict[str, FileLock]:
-    """Hash the files of a directory, as they are."""
+    """Return sizes and hashes of files of a directory, as they are now."""
     locks = {}
     with _Memory() as memory:
         for path in sorted(paths):
             check_path(path)
-            target = _inside(root, path)
+            target = _resolve_inside(root, path)
             known = memory.get(_identity(target, target.stat()))
             digest = known or memory.hash(path, target, progress)[0]
             locks[path] = FileLock(target.stat().st_size, digest)
@@ -85,29 +165,35 @@ def lock_files(
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """A file whose bytes were the locked ones, as it was then."""
+class VerifiedFile:
+    """A file whose bytes were the locked ones when it was checked."""
 
     path: Path
     sha256: str
     identity: str
 
-    def unchanged(self) -> bool:
-        """Whether nobody wrote to it since."""
+    def is_unchanged(self) -> bool:
+        """Return whether nobody wrote to it since."""
         return _identity(self.path, self.path.stat()) == self.identity
 
 
 def verify_files(
     root: Path, ref: BackboneRef, progress: FileProgress | None = None
-) -> dict[str, Checked]:
-    """Check every file of a lock, and say what to read. Raises at the first difference."""
+) -> dict[str, VerifiedFile]:
+    """Check every file of a lock against its size and hash.
+
+    Raises:
+        BackboneChangedError: a file is another one.
+        BackboneError: a file is missing (E_BACKBONE_MISSING) or refused (E_BACKBONE_REFUSED).
+        NotFoundError: the directory does not exist.
+    """
     if not root.is_dir():
         raise NotFoundError(f"there is no backbone directory {root}")
-    found = {}
+    files = {}
     with _Memory() as memory:
         for path, lock in sorted(ref.files.items()):
             check_path(path)
-            target = _inside(root, path)
+            target = _resolve_inside(root, path)
             status = target.stat()
             if status.st_size != lock.size:
                 raise changed(path, f"{status.st_size} bytes instead of {lock.size}")
@@ -116,20 +202,20 @@ def verify_files(
                 digest, identity = memory.hash(path, target, progress)
                 if digest != lock.sha256:
                     raise changed(path, f"sha256 {digest[:12]}, not {lock.sha256[:12]}")
-            found[path] = Checked(target, lock.sha256, identity)
-    return found
+            files[path] = VerifiedFile(target, lock.sha256, identity)
+    return files
 
 
-def changed(path: str, how: str) -> BackboneChangedError:
-    """The error for a file that is not what its lock says."""
+def changed(path: str, difference: str) -> BackboneChangedError:
+    """Return the error for a file that differs from its lock."""
     return BackboneChangedError(
-        f"{path} is not the locked file: {how}",
+        f"{path} is not the locked file: {difference}",
         hint="fetch the locked revision again, or encode anew with this backbone",
     )
 
 
-def _inside(root: Path, path: str) -> Path:
-    """The regular file behind a name. Links may lead about a Hub cache entry, never out of it."""
+def _resolve_inside(root: Path, path: str) -> Path:
+    """Return the regular file behind a name. Links may lead within a Hub cache, not out of it."""
     try:
         target = (root / path).resolve(strict=True)
     except (OSError, RuntimeError):
@@ -151,12 +237,12 @@ def _inside(root: Path, path: str) -> Path:
 
 
 class _Memory:
-    """What was hashed before, in one small JSON file; worthless contents are thrown away."""
+    """Hashes computed before, in one small JSON file; unusable contents are ignored."""
 
     def __init__(self) -> None:
         self._path = cache_home() / "verified.json"
         self._known: dict[str, str] = {}
-        self._news = False
+        self._is_new = False
 
     def __enter__(self) -> _Memory:
         try:
@@ -168,7 +254,7 @@ class _Memory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._news:
+        if not self._is_new:
             return
         with suppress(OSError, D3MError):  # a read-only or full home only costs time
             known = dict(sorted(self._known.items())[-10_000:])
@@ -178,7 +264,7 @@ class _Memory:
         return self._known.get(identity)
 
     def hash(self, path: str, target: Path, progress: FileProgress | None) -> tuple[str, str]:
-        """The sha256 of a file, and the identity that the file had all the while."""
+        """Return the SHA-256 of a file, and the identity that it had while it was read."""
         digest, done, began = hashlib.sha256(), 0, time.time_ns()
         try:
             with target.open("rb", buffering=0) as file:
@@ -195,19 +281,19 @@ class _Memory:
         identity = _identity(target, before)
         if identity != _identity(target, target.stat()):
             raise changed(path, "it was written to while it was read")
-        if _settled(before, began):
+        if _is_settled(before, began):
             self._known[identity] = digest.hexdigest()
-            self._news = True
+            self._is_new = True
         return digest.hexdigest(), identity
 
 
 def _identity(target: Path, status: os.stat_result) -> str:
-    # a program can set the time of modification back, not that of the change
+    # a program can set the time of modification back, but not that of the change
     times = (status.st_mtime_ns, status.st_ctime_ns)
     numbers = (status.st_dev, status.st_ino, status.st_size, *times)
     return "|".join((str(target), *map(str, numbers)))
 
 
-def _settled(status: os.stat_result, now: int) -> bool:
-    """Whether whoever writes to the file from now on gives it other times: clocks tick coarsely."""
+def _is_settled(status: os.stat_result, now: int) -> bool:
+    """Return whether a write from now on would change the file's times: clocks tick coarsely."""
     return all(abs(now - t) >= _TICK for t in (status.st_mtime_ns, status.st_ctime_ns))

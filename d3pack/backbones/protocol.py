@@ -1,4 +1,15 @@
-"""What a backbone is to the rest of d3pack."""
+"""What the rest of d3pack expects of a backbone.
+
+To add a family, write one module with
+
+    LAYOUT = Layout(...)       which files the family needs (`d3pack.backbones.Layout`)
+    class Family:              meets `Backbone`; called with (ref, files, device=, dtype=)
+
+and name it once: a line in `_BUILT_IN` of `resolve.py` ("kind": "module:Family"), or, in a package
+of its own, an entry point of the group "d3pack.backbones". Nothing else changes: a pack's recipe
+names the kind. `files` (`d3pack.backbones.Files`) are the verified files, `build` makes a model of
+them, `Autoencoder` and `Levels` are the usual parts. `examples/custom_backbone.py` is a small one.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +22,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from d3pack.backbones.levels import Levels
-    from d3pack.format.recipe import BackboneRef
+    from d3pack.format import BackboneRef
 
 TEMPLATE = "a photo of a {}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Condition:
-    """What a denoiser takes beside x and sigma: named tensors, the first axis is the batch."""
+    """What a denoiser takes besides x and sigma: named tensors, the first axis is the batch."""
 
     tensors: Mapping[str, Tensor]
 
@@ -29,12 +40,12 @@ class Condition:
         return Condition({name: value[rows] for name, value in self.tensors.items()})
 
     def expand(self, count: int) -> Condition:
-        """The only row, `count` times."""
+        """Return the only row, `count` times."""
         return Condition({n: v.expand(count, *v.shape[1:]) for n, v in self.tensors.items()})
 
     @staticmethod
     def cat(parts: Iterable[Condition]) -> Condition:
-        """Rows of several conditions, one after the other."""
+        """Return the rows of several conditions, one after the other."""
         import torch
 
         rows = list(parts)
@@ -44,8 +55,9 @@ class Condition:
 class Backbone(Protocol):
     """A diffusion model that makes images from learned vectors.
 
-    Two scales of x meet here. Sampling lives in x = x0 + sigma * eps (`denoise`); training in
-    x_t = sqrt(alpha_t) x0 + sqrt(1 - alpha_t) eps (`predict`, and `levels` for noise and targets).
+    There are two scales of x: x = x0 + sigma * eps for sampling (`denoise`), and
+    x_t = sqrt(alpha_t) x0 + sqrt(1 - alpha_t) eps for training (`predict`, and `levels` for noise
+    and targets).
     """
 
     ref: BackboneRef
@@ -61,48 +73,48 @@ class Backbone(Protocol):
         ...
 
     def latent_shape_for(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """(C, H, W) of a latent for images of this height and width; refuses what does not fit."""
+        """Return (C, H, W) of a latent for images of this height and width, or raise UsageError."""
         ...
 
     def condition(self, prompts: Tensor, template: str = TEMPLATE) -> Condition:
-        """Learned vectors (B, k, D) -> what the denoiser takes; gradients pass."""
+        """Return the condition of learned vectors (B, k, D); gradients pass."""
         ...
 
     def unconditional(self) -> Condition:
-        """The condition of no class, one row: the other half of guidance."""
+        """Return the condition of no class, one row, for guidance."""
         ...
 
     def denoise(self, x: Tensor, sigma: float, c: Condition) -> Tensor:
-        """x0 (B, C, H, W) from x = x0 + sigma * eps, one sigma for the batch."""
+        """Return x0 (B, C, H, W) from x = x0 + sigma * eps, one sigma for the batch."""
         ...
 
     def predict(self, x_t: Tensor, t: Tensor, c: Condition) -> Tensor:
-        """The model's own output at timesteps t (B,), learned sigma dropped; gradients pass."""
+        """Return the model's output at timesteps t (B,), without learned sigma; gradients pass."""
         ...
 
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 or [-1, 1] float images (B, 3, H, W) -> latents, without randomness."""
+        """Return the latents of uint8 or [-1, 1] float images (B, 3, H, W), without randomness."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents -> uint8 images (B, 3, H, W): `decode_float`, clamped and rounded."""
+        """Return uint8 images (B, 3, H, W) of latents: `decode_float`, clamped and rounded."""
         ...
 
     def decode_float(self, latents: Tensor) -> Tensor:
-        """Latents -> float images around [-1, 1]; gradients pass."""
+        """Return float images around [-1, 1] of latents; gradients pass."""
         ...
 
     def name_vectors(self, name: str, k: int | None) -> Tensor:
-        """k vectors (k, D) that say the class's name: the start of inversion, the 0-byte prompt.
+        """Return k vectors (k, D) for the name of a class: a start for learning prompts.
 
         With k None as many as the name has tokens.
         """
         ...
 
     def named_tensors(self) -> Mapping[str, torch.nn.Parameter]:
-        """The denoiser's parameters by name: what an adapter may tune."""
+        """Return the denoiser's parameters by name: what an adapter may tune."""
         ...
 
     def changed(self) -> None:
-        """Forget everything remembered from the weights: they were edited."""
+        """Drop everything that was computed from the weights, because they were edited."""
         ...

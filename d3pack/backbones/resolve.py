@@ -2,62 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module, resources
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from d3pack.backbones import hub_files
 from d3pack.backbones.loading import Files
-from d3pack.backbones.lock import Checked, FileProgress, listing, lock_files, verify_files
-from d3pack.errors import BackboneChangedError, BackboneError, NotFoundError
-from d3pack.format.recipe import BackboneRef, directory_revision
+from d3pack.backbones.lock import (
+    FileProgress,
+    VerifiedFile,
+    list_files,
+    lock_files,
+    verify_files,
+)
+from d3pack.errors import BackboneChangedError, BackboneError, NoSpaceError, NotFoundError
+from d3pack.format import BackboneRef, directory_revision
+from d3pack.system import first_line, is_disk_full
 
 if TYPE_CHECKING:
     from d3pack.backbones.protocol import Backbone
 
+T = TypeVar("T")
+
 MINI = "mini"
+MINI_GUIDANCE = 2.5  # of images that nobody picks
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 _BUILT_IN = {
     "stable-diffusion": "d3pack.backbones.stable_diffusion:StableDiffusion",
     "dit": "d3pack.backbones.dit:DiT",
 }
+_MIRROR_HINT = "give a directory that holds the locked files"
+_log = logging.getLogger(__name__)
 
 
 @cache
 def kinds() -> Mapping[str, str]:
-    """Families by kind, as "module:class": ours and those of the group "d3pack.backbones".
+    """Return the families by kind, as "module:class": ours, and plugins of "d3pack.backbones".
 
-    A family's module has KIND, LAYOUT and the class; the class is called with a `BackboneRef`,
-    `Files`, and device= and dtype=.
+    See `d3pack.backbones.protocol` for how to write one.
     """
-    found = {e.name: e.value for e in entry_points(group="d3pack.backbones")}
-    # ours first: a directory that fits one of ours is ours, whatever is installed beside it
-    return {**_BUILT_IN, **{kind: at for kind, at in found.items() if kind not in _BUILT_IN}}
+    plugins = {entry.name: entry.value for entry in entry_points(group="d3pack.backbones")}
+    # ours come first and cannot be replaced: a pack must mean the same everywhere
+    return {**_BUILT_IN, **{kind: at for kind, at in plugins.items() if kind not in _BUILT_IN}}
 
 
 def _family(kind: str) -> tuple[Any, Any]:
-    """The module and the class of a kind."""
+    """Return the layout and the class of a kind."""
     if kind not in kinds():
         raise BackboneError(
-            f"backbones of the kind {kind!r} are unknown here",
-            hint=f"known: {', '.join(sorted(kinds()))}; others come with a plugin",
+            f"unknown kind of backbone {kind!r}",
+            hint=f"known: {', '.join(sorted(kinds()))}; plugins add others",
         )
     module_name, _, class_name = kinds()[kind].partition(":")
     module = import_module(module_name)
-    return module, getattr(module, class_name)
+    return module.LAYOUT, getattr(module, class_name)
 
 
 def default_backbone(device: str) -> str:
-    """The backbone when nobody names one: small without a GPU, Stable Diffusion 1.5 with one."""
+    """Return the backbone to use when none is named: "mini" on a CPU, else Stable Diffusion 1.5."""
     return MINI if device.startswith("cpu") else STABLE_DIFFUSION
 
 
+def default_guidance(ref: BackboneRef) -> float:
+    """Return the guidance for prompts whose images nobody picks."""
+    if ref.repo == MINI:
+        return MINI_GUIDANCE
+    return 4.0 if ref.kind == "dit" else 5.0
+
+
 def mini_directory() -> Path:
-    """Where the embedded backbone lies."""
+    """Return the directory of the embedded backbone."""
     path = Path(str(resources.files("d3pack.backbones"))) / MINI
     if not (path / "unet" / "config.json").is_file():
         raise BackboneError(
@@ -78,29 +96,37 @@ def lock_directory(
     variant: str | None = None,
     progress: FileProgress | None = None,
 ) -> BackboneRef:
-    """Lock a directory in diffusers' layout: find its kind, hash what that kind needs."""
+    """Return the lock of a directory in diffusers' layout.
+
+    Args:
+        path: the directory.
+        kind: the family; by default the first whose layout fits.
+        repo: where the files are published: "org/name", or "".
+        revision: commit of the repository; by default a hash over all files.
+        licence: of the weights.
+        variant: of the weights, such as "fp16".
+        progress: called with (file, bytes done, bytes in all) while files are hashed.
+    """
     root = Path(path)
-    paths = listing(root)
-    found = kind or _detect(paths, str(root))
-    layout = _family(found)[0].LAYOUT
-    files = lock_files(root, layout.needed(paths, variant), progress)
-    return BackboneRef(found, repo, revision or directory_revision(files), files, licence)
+    paths = list_files(root)
+    kind = kind or _detect_kind(paths, str(root))
+    files = lock_files(root, _family(kind)[0].needed(paths, variant), progress)
+    return BackboneRef(kind, repo, revision or directory_revision(files), files, licence)
 
 
-def _detect(paths: tuple[str, ...], where: str) -> str:
+def _detect_kind(paths: tuple[str, ...], name: str) -> str:
     for kind in kinds():
-        if _family(kind)[0].LAYOUT.matches(paths):
+        if _family(kind)[0].matches(paths):
             return kind
-    there = set(paths)
-    if "unet/config.json" in there or "transformer/config.json" in there:
+    if not {"unet/config.json", "transformer/config.json"}.isdisjoint(paths):
         raise BackboneError(
-            f"{where} lacks parts of every known family",
+            f"{name} lacks parts of every known family",
             code="E_BACKBONE_MISSING",
             hint="Stable Diffusion needs unet, vae, text_encoder, tokenizer, scheduler;"
             " DiT needs transformer, vae, scheduler",
         )
     raise BackboneError(
-        f"{where} is no backbone in diffusers' layout",
+        f"{name} is not a backbone in diffusers' layout",
         code="E_BACKBONE_CONFIG",
         hint="expected unet/ or transformer/",
     )
@@ -113,7 +139,7 @@ def lock_backbone(
     variant: str | None = None,
     progress: FileProgress | None = None,
 ) -> tuple[BackboneRef, Path]:
-    """Lock "mini", a directory or a Hub repository, and say where its files are."""
+    """Return the lock of "mini", a directory or a Hub repository, and where its files are."""
     if name == MINI:
         root = mini_directory()
         licence = _mini_licence(root)
@@ -124,28 +150,25 @@ def lock_backbone(
         raise NotFoundError(
             f"there is no backbone {name!r}", hint='use "mini", a directory, or org/name'
         )
-    info = hub_files.describe(name, revision)
-    kind = _detect(info.paths, name)
-    wanted = _family(kind)[0].LAYOUT.needed(info.paths, variant)
-    root = hub_files.fetch(info.repo, info.revision, wanted)
-    return (
-        lock_directory(
-            root,
-            kind=kind,
-            repo=info.repo,
-            revision=info.revision,
-            licence=info.licence,
-            variant=variant,
-            progress=progress,
-        ),
+    repository = _describe(name, revision)
+    kind = _detect_kind(repository.paths, name)
+    needed = _family(kind)[0].needed(repository.paths, variant)
+    root = _fetch(repository.name, repository.revision, needed)
+    ref = lock_directory(
         root,
+        kind=kind,
+        repo=repository.name,
+        revision=repository.revision,
+        licence=repository.licence,
+        variant=variant,
+        progress=progress,
     )
+    return ref, root
 
 
 def _mini_licence(root: Path) -> str:
-    files = Files({"lock.json": root / "lock.json"})
     if (root / "lock.json").is_file():
-        licence = files.json("lock.json").get("licence")
+        licence = Files({"lock.json": root / "lock.json"}).json("lock.json").get("licence")
         if isinstance(licence, str):
             return licence
     return "unknown"
@@ -160,38 +183,16 @@ def fetch_backbone(ref: BackboneRef) -> Path:
 
 
 def locate_files(ref: BackboneRef) -> Path:
-    """Where the files of a lock are, fetched if need be; not yet verified."""
+    """Return where the files of a lock are, fetched if necessary; they are not verified here."""
     if ref.repo == MINI:
         return mini_directory()
     if not ref.repo:
         raise BackboneError(
             "the pack's backbone was a directory without a public home",
             code="E_BACKBONE_MISSING",
-            hint="put it beside the pack as NAME.backbone, or point to it with --backbone PATH",
+            hint="put it next to the pack as NAME.backbone, or give its directory",
         )
-    return hub_files.fetch(ref.repo, ref.revision, tuple(ref.files))
-
-
-def _verified(
-    root: Path, ref: BackboneRef, progress: FileProgress | None, *, ours: bool
-) -> Mapping[str, Checked]:
-    """Check every file; one that we downloaded and that is not the locked one is fetched again."""
-    try:
-        return verify_files(root, ref, progress)
-    except BackboneChangedError as error:
-        if not ours:
-            raise
-        for path, lock in ref.files.items():
-            try:
-                verify_files(root, replace(ref, files={path: lock}))
-            except BackboneChangedError:
-                try:
-                    hub_files.fetch_again(ref.repo, ref.revision, path)
-                except BackboneError as failure:
-                    if failure.code != "E_BACKBONE_OFFLINE":
-                        raise
-                    raise error from None
-        return verify_files(root, ref, progress)
+    return _fetch(ref.repo, ref.revision, tuple(ref.files))
 
 
 def open_backbone(
@@ -202,9 +203,19 @@ def open_backbone(
     dtype: Any = None,
     progress: FileProgress | None = None,
 ) -> Backbone:
-    """Open a backbone. A `BackboneRef` is held to its hashes, wherever the files come from.
+    """Open a backbone.
 
-    A name ("mini", a directory, org/name) is locked as it is now; `.ref` is that lock.
+    Args:
+        ref: a lock, whose hashes every file must have, or a name ("mini", a directory, org/name),
+            which is locked as it is now; `.ref` of the backbone is that lock.
+        path: a directory that holds the locked files; by default they come from the Hub's cache.
+        device: where the models run.
+        dtype: of the models; by default float32.
+        progress: called with (file, bytes done, bytes in all) while files are hashed.
+
+    Raises:
+        BackboneError: files are missing, changed or refused; `code` says which.
+        NotFoundError: there is no such directory or name.
     """
     import torch
 
@@ -212,11 +223,123 @@ def open_backbone(
         ref, root = lock_backbone(ref, progress=progress)
     else:
         root = Path(path) if path is not None else locate_files(ref)
-    found = _verified(root, ref, progress, ours=path is None and ref.repo not in ("", MINI))
-    files = Files({name: file.path for name, file in found.items()}, found)
-    # by its whole name: "cuda" may mean another device in another thread
-    whole = torch.empty(0, device=device).device
-    backbone: Backbone = _family(ref.kind)[1](
-        ref, files, device=whole, dtype=dtype or torch.float32
-    )
+    is_cached = path is None and ref.repo not in ("", MINI)
+    verified = _verify_or_repair(root, ref, progress, is_cached=is_cached)
+    files = Files({name: file.path for name, file in verified.items()}, verified)
+    # with its index: "cuda" may mean another device in another thread
+    device = torch.empty(0, device=device).device
+    dtype = dtype or torch.float32
+    backbone: Backbone = _family(ref.kind)[1](ref, files, device=device, dtype=dtype)
     return backbone
+
+
+def _verify_or_repair(
+    root: Path, ref: BackboneRef, progress: FileProgress | None, *, is_cached: bool
+) -> Mapping[str, VerifiedFile]:
+    """Verify every file; damaged files of the Hub's cache are downloaded again."""
+    try:
+        return verify_files(root, ref, progress)
+    except BackboneChangedError as error:
+        if not is_cached:
+            raise
+        for path, lock in ref.files.items():
+            try:
+                verify_files(root, replace(ref, files={path: lock}))
+            except BackboneChangedError:
+                try:
+                    _fetch_again(ref.repo, ref.revision, path)
+                except BackboneError as failure:
+                    if failure.code != "E_BACKBONE_OFFLINE":
+                        raise
+                    raise error from None
+        return verify_files(root, ref, progress)
+
+
+@dataclass(frozen=True, slots=True)
+class _Repository:
+    """What the Hub says about a repository at one revision."""
+
+    name: str  # its name today: the Hub follows a repository that was renamed
+    revision: str
+    licence: str
+    paths: tuple[str, ...]
+
+
+def _describe(repo: str, revision: str | None) -> _Repository:
+    """Resolve a branch or tag to a commit, and list its files."""
+    from huggingface_hub import HfApi
+
+    info = _ask_hub(repo, revision, lambda: HfApi().model_info(repo, revision=revision))
+    licence = info.card_data.get("license") if info.card_data else None
+    paths = tuple(sorted(s.rfilename for s in info.siblings or ()))
+    if not info.sha:
+        raise BackboneError(f"the Hub names no commit for {repo}")
+    if info.id != repo:
+        _log.info("%s is now called %s on the Hub", repo, info.id)
+    return _Repository(info.id, info.sha, str(licence or "unknown"), paths)
+
+
+def _fetch(repo: str, revision: str, paths: Sequence[str]) -> Path:
+    """Return a local snapshot that has these files; from the cache alone if it has them all."""
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+
+    cached = [try_to_load_from_cache(repo, path, revision=revision) for path in paths]
+    if cached and all(isinstance(path, str) for path in cached):
+        return Path(str(cached[0])).parents[len(Path(paths[0]).parts) - 1]
+    _describe(repo, revision)  # logs a new name; the cache uses the name in the lock
+    patterns = list(paths)
+    download = lambda: snapshot_download(repo, revision=revision, allow_patterns=patterns)  # noqa: E731
+    return Path(_ask_hub(repo, revision, download))
+
+
+def _fetch_again(repo: str, revision: str, path: str) -> None:
+    """Replace one file of the cache, whose bytes were damaged in transfer or on the disk."""
+    from huggingface_hub import hf_hub_download
+
+    download = lambda: hf_hub_download(repo, path, revision=revision, force_download=True)  # noqa: E731
+    _ask_hub(repo, revision, download)
+
+
+def _ask_hub(repo: str, revision: str | None, call: Callable[[], T]) -> T:
+    """Call the Hub; each way to fail has its own error."""
+    from huggingface_hub import errors as hub
+
+    at = f" at {revision[:12]}" if revision else ""
+    offline = BackboneError(
+        f"{repo}{at} is not on this machine, and the Hub cannot be reached",
+        code="E_BACKBONE_OFFLINE",
+        hint=f"connect once to download it, or {_MIRROR_HINT}",
+    )
+    try:
+        return call()
+    except BackboneError:
+        raise
+    except hub.GatedRepoError:
+        raise BackboneError(
+            f"{repo} is gated",
+            code="E_BACKBONE_GATED",
+            hint=f"accept its licence at huggingface.co/{repo} and log in with `hf auth login`",
+        ) from None
+    except hub.RevisionNotFoundError:
+        raise _gone(f"{repo} no longer has the revision{at}") from None
+    except (hub.RepositoryNotFoundError, hub.HFValidationError):
+        raise _gone(f"{repo} is not on the Hub, or not visible with your token") from None
+    except hub.LocalEntryNotFoundError:
+        raise offline from None
+    except hub.EntryNotFoundError:
+        raise _gone(f"{repo}{at} no longer has a file of the lock") from None
+    except hub.HfHubHTTPError as error:
+        raise BackboneError(
+            f"the Hub refused {repo}: {first_line(error)}", hint="try again later"
+        ) from None
+    except Exception as error:
+        if is_disk_full(error):
+            raise NoSpaceError(
+                "no space left in the Hub cache", hint="free some, or set HF_HOME to another disk"
+            ) from error
+        # the rest comes from the HTTP library, which huggingface_hub has changed twice
+        raise offline from error
+
+
+def _gone(message: str) -> BackboneError:
+    return BackboneError(message, code="E_BACKBONE_GONE", hint=_MIRROR_HINT)

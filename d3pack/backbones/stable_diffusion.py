@@ -1,11 +1,10 @@
 """Stable Diffusion 1.x and 2.x, and everything in their layout: text, UNet, autoencoder.
 
-Another text-to-image family is one more file like this. SDXL: a second `TextEncoder` and its pooled
-output, `added_cond_kwargs` built from a `Condition` with the tensors "hidden", "pooled" and
-"time_ids"; vectors as wide as both encoders together, split at the look-up. A flow-matching
-transformer: `Levels` for x_t = (1 - s) x0 + s eps (in our scale sigma = s / (1 - s), and x_t is
-x * (1 - s)), its own text encoders, and the same four calls. Either registers its loader under the
-entry point group "d3pack.backbones"; nothing else in d3pack changes.
+Another text-to-image family is one more module like this, see `d3pack.backbones.protocol`. SDXL
+would have a second `TextEncoder` and its pooled output, `added_cond_kwargs` made from a `Condition`
+with the tensors "hidden", "pooled" and "time_ids", and vectors as wide as both encoders together. A
+flow-matching transformer would have `Levels` for x_t = (1 - s) x0 + s eps (in our scale
+sigma = s / (1 - s), and x_t is x * (1 - s)) and its own text encoders.
 """
 
 from __future__ import annotations
@@ -18,20 +17,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from d3pack.backbones.autoencoder import Autoencoder, to_uint8
-from d3pack.backbones.cpu import like_weights
-from d3pack.backbones.layout import Layout, Part
+from d3pack.backbones.kernels import match_memory_format
 from d3pack.backbones.levels import Levels, Timesteps
-from d3pack.backbones.loading import Files, build, number
+from d3pack.backbones.loading import Files, build, config_error, number
+from d3pack.backbones.lock import Layout, Part
 from d3pack.backbones.protocol import TEMPLATE, Condition
 from d3pack.backbones.text import TextEncoder
-from d3pack.errors import BackboneError, UsageError
+from d3pack.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from d3pack.format.recipe import BackboneRef
+    from d3pack.format import BackboneRef
 
-KIND = "stable-diffusion"
 LAYOUT = Layout(
     (
         Part("scheduler", "scheduler_config.json"),
@@ -46,8 +44,8 @@ LAYOUT = Layout(
         Part("vae", weights="diffusion_pytorch_model"),
     )
 )
-# inputs that this family does not have
-_FOREIGN = (
+# settings of other families, which ask for more inputs
+_UNSUPPORTED = (
     "addition_embed_type",
     "class_embed_type",
     "encoder_hid_dim_type",
@@ -57,7 +55,7 @@ _FOREIGN = (
 
 
 class StableDiffusion:
-    """Learned vectors in a sentence, a UNet, an autoencoder."""
+    """Learned vectors in a prompt, a UNet, an autoencoder."""
 
     def __init__(
         self, ref: BackboneRef, files: Files, *, device: torch.device, dtype: torch.dtype
@@ -77,34 +75,30 @@ class StableDiffusion:
         self.image_size = (side, side)
         self.prompt_shape = (self.text.positions - 2, self.text.width)
         self._step = 2 ** (len(config.block_out_channels) - 1)
-        self._attention = _RememberedCondition()
-        self._hook(self._attention)
+        self._attention = _CachedAttention()
+        self._install(self._attention)
 
     def _check(self, config: Any) -> None:
-        for key in _FOREIGN:
-            # "text" pools the hidden states that are there anyway; other kinds ask for more inputs
+        for key in _UNSUPPORTED:
+            # "text" pools the hidden states, and so asks for no other input
             if config.get(key) not in ((None, "text") if key == "addition_embed_type" else (None,)):
-                raise BackboneError(
-                    f"unet/config.json sets {key}, which Stable Diffusion 1.x and 2.x do not",
-                    code="E_BACKBONE_CONFIG",
+                raise config_error(
+                    f"unet/config.json sets {key}, which Stable Diffusion 1.x and 2.x do not"
                 )
         if config.cross_attention_dim != self.text.width:
-            raise BackboneError(
-                f"the UNet attends to {config.cross_attention_dim} wide states, the text encoder"
-                f" makes {self.text.width} wide ones",
-                code="E_BACKBONE_CONFIG",
+            raise config_error(
+                f"the UNet takes states of width {config.cross_attention_dim}, the text encoder"
+                f" returns width {self.text.width}"
             )
         if not config.in_channels == config.out_channels == self.autoencoder.channels:
-            raise BackboneError(
-                "UNet and autoencoder disagree about the latent channels", code="E_BACKBONE_CONFIG"
-            )
+            raise config_error("UNet and autoencoder have different latent channels")
 
-    def _hook(self, processor: _RememberedCondition) -> None:
+    def _install(self, processor: _CachedAttention) -> None:
         for name, module in self.denoiser.named_modules():
-            if name.endswith(".attn2") and _plain(module):
+            if name.endswith(".attn2") and _is_plain(module):
                 module.set_processor(processor)
             elif name == "add_embedding":
-                module.forward = processor.once(module.forward)
+                module.forward = processor.cached(module.forward)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -112,60 +106,62 @@ class StableDiffusion:
         return self.latent_shape_for(self.image_size)
 
     def latent_shape_for(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """(C, H, W) of a latent; any size that the UNet can halve often enough."""
+        """Return (C, H, W) of a latent, for sizes that the UNet can halve often enough."""
         unit = self.autoencoder.factor * self._step
         if any(side < unit or side % unit for side in size):
             raise UsageError(
-                f"images of {size[0]}x{size[1]} do not fit this backbone",
-                hint=f"use multiples of {unit}",
+                f"invalid image size {size[0]}x{size[1]}: this backbone takes multiples of {unit}"
             )
         factor = self.autoencoder.factor
         return (self.autoencoder.channels, size[0] // factor, size[1] // factor)
 
     def condition(self, prompts: Tensor, template: str = TEMPLATE) -> Condition:
-        """Vectors (B, k, D) spliced into the template, through the text encoder."""
+        """Return the encoded template with vectors (B, k, D) in it."""
         spliced = self.text.splice(prompts.to(self.device), template)
         return Condition({"hidden": self.text.encode(spliced)})
 
     def unconditional(self) -> Condition:
-        """The empty prompt."""
+        """Return the condition of the empty prompt, one row."""
         return self.sentence("")
 
     def sentence(self, text: str) -> Condition:
-        """An ordinary prompt, one row."""
+        """Return the condition of an ordinary prompt, one row."""
         return Condition({"hidden": self.text.encode(self.text.embed(self.text.ids(text))[None])})
 
     def denoise(self, x: Tensor, sigma: float, c: Condition) -> Tensor:
-        """x0 from x = x0 + sigma * eps."""
+        """Return x0 from x = x0 + sigma * eps."""
         t = self._timesteps(self.levels.timestep(sigma))
         out = self._forward(x / math.sqrt(sigma**2 + 1), t, c)
         return self.levels.denoised(x, sigma, out)
 
     def predict(self, x_t: Tensor, t: Tensor, c: Condition) -> Tensor:
-        """What the UNet says at timesteps t (B,)."""
+        """Return the UNet's output at timesteps t (B,)."""
         return self._forward(x_t, t.to(self.device), c)
 
     def _forward(self, x_t: Tensor, t: Tensor, c: Condition) -> Tensor:
         hidden = c.tensors["hidden"]
         out: Tensor = self.denoiser(
-            like_weights(x_t.to(self.dtype)), t, encoder_hidden_states=hidden, return_dict=False
+            match_memory_format(x_t.to(self.dtype)),
+            t,
+            encoder_hidden_states=hidden,
+            return_dict=False,
         )[0]
         return out.float()
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images -> latents."""
+        """Return the latents of images."""
         return self.autoencoder.encode(images.to(self.device))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents -> uint8 images."""
+        """Return uint8 images of latents."""
         return to_uint8(self.decode_float(latents))
 
     def decode_float(self, latents: Tensor) -> Tensor:
-        """Latents -> float images around [-1, 1]."""
+        """Return float images around [-1, 1] of latents."""
         return self.autoencoder.decode_float(latents)
 
     def name_vectors(self, name: str, k: int | None = None) -> Tensor:
-        """The name's own token embeddings: repeated in turn up to k, or averaged down to k."""
+        """Return the token embeddings of a name, repeated in turn or averaged to be k."""
         words = name.replace("_", " ").strip()
         tokens = self.text.embed(self.text.words.ids(words) or [self.text.words.end]).float()
         if k is None:
@@ -175,28 +171,28 @@ class StableDiffusion:
         return torch.stack([part.mean(0) for part in torch.tensor_split(tokens, k)])
 
     def named_tensors(self) -> Mapping[str, nn.Parameter]:
-        """The UNet's parameters."""
+        """Return the UNet's parameters."""
         return dict(self.denoiser.named_parameters())
 
     def changed(self) -> None:
-        """Forget what was projected with other weights."""
-        self._attention.forget()
+        """Drop what was computed with other weights."""
+        self._attention.clear()
 
 
-class _RememberedCondition:
-    """Cross-attention that projects a condition once for all steps that share it.
+class _CachedAttention:
+    """Cross-attention that computes keys and values of a condition once for all steps.
 
-    A condition is the same tensor at every step of a sampler, and its keys and values depend on
-    nothing else; nor does its pooled embedding. With gradients on, everything is computed anew;
-    in compiled code too, which would be compiled again for each state of the memory.
+    A condition is the same tensor at every step of a sampler, and its keys, values and pooled
+    embedding depend on nothing else. With gradients everything is computed again, and in compiled
+    code too, which would otherwise be compiled for each state of the cache.
     """
 
     def __init__(self) -> None:
-        self._now = threading.local()  # groups run side by side
-        self._age = 0
+        self._local = threading.local()  # groups run in parallel threads
+        self._version = 0
 
-    def forget(self) -> None:
-        self._age += 1
+    def clear(self) -> None:
+        self._version += 1
 
     def __call__(
         self,
@@ -209,38 +205,39 @@ class _RememberedCondition:
         assert encoder_hidden_states is not None
         assert attention_mask is None
         query = self._heads(attn, attn.to_q(hidden_states))
-        if _anew():
-            key, value = self._project(attn, encoder_hidden_states)
+        if _is_caching():
+            results = self._results(encoder_hidden_states)
+            if id(attn) not in results:
+                results[id(attn)] = self._project(attn, encoder_hidden_states)
+            key, value = results[id(attn)]
         else:
-            known = self._known(encoder_hidden_states)
-            if id(attn) not in known:
-                known[id(attn)] = self._project(attn, encoder_hidden_states)
-            key, value = known[id(attn)]
+            key, value = self._project(attn, encoder_hidden_states)
         mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value)
         mixed = mixed.transpose(1, 2).flatten(2)
         out: Tensor = attn.to_out[0](mixed)
         return out
 
-    def once(self, plain: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """A function of the condition alone, remembered like keys and values."""
+    def cached(self, embed: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """Return a function of the condition alone, whose result is kept like keys and values."""
 
-        def remembered(hidden: Tensor) -> Tensor:
-            if _anew():
-                return plain(hidden)
-            known = self._known(hidden)
-            if 0 not in known:
-                known[0] = plain(hidden)
-            pooled: Tensor = known[0]
+        def call(hidden: Tensor) -> Tensor:
+            if not _is_caching():
+                return embed(hidden)
+            results = self._results(hidden)
+            if 0 not in results:
+                results[0] = embed(hidden)
+            pooled: Tensor = results[0]
             return pooled
 
-        return remembered
+        return call
 
-    def _known(self, hidden: Tensor) -> dict[int, Any]:
-        now = self._now
-        if getattr(now, "hidden", None) is not hidden or now.age != self._age:
-            now.hidden, now.age, now.known = hidden, self._age, {}
-        known: dict[int, Any] = now.known
-        return known
+    def _results(self, hidden: Tensor) -> dict[int, Any]:
+        """Return what was computed from this condition, by the id of the layer."""
+        local = self._local
+        if getattr(local, "hidden", None) is not hidden or local.version != self._version:
+            local.hidden, local.version, local.results = hidden, self._version, {}
+        results: dict[int, Any] = local.results
+        return results
 
     def _project(self, attn: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
         return self._heads(attn, attn.to_k(hidden)), self._heads(attn, attn.to_v(hidden))
@@ -250,14 +247,14 @@ class _RememberedCondition:
         return x.reshape(*x.shape[:2], attn.heads, -1).transpose(1, 2)
 
 
-def _anew() -> bool:
-    return torch.is_grad_enabled() or torch.compiler.is_compiling()
+def _is_caching() -> bool:
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def _plain(attn: Any) -> bool:
-    """Whether this attention is projections and a product, and nothing in between.
+def _is_plain(attn: Any) -> bool:
+    """Return whether this attention is projections and a product, with nothing in between.
 
-    Others keep diffusers' own processor, which projects a condition at every step.
+    Others keep diffusers' own processor, which computes keys and values at every step.
     """
     extras = ("norm_cross", "group_norm", "spatial_norm", "norm_q", "norm_k", "add_k_proj")
     return (

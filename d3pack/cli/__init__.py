@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from collections.abc import Sequence
 
 from d3pack.cli import _out
 from d3pack.errors import D3MError, NotFoundError
@@ -12,13 +12,21 @@ from d3pack.errors import D3MError, NotFoundError
 INTERRUPTED = 130  # what a shell calls a command that Ctrl-C ended
 
 
-def __getattr__(name: str) -> Any:
-    """`app`, the typer application, is built when somebody asks for it."""
-    if name == "app":
-        from d3pack.cli._app import app
+def run(args: Sequence[str]) -> int:
+    """Run the command with these arguments and return its exit code.
 
-        return app
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    Raises:
+        D3MError: if it fails; `main` prints it.
+    """
+    match args:
+        case ["info", pack] if pack[:1] not in "-~":  # click would add a fifth to its time
+            from d3pack.cli.info import Info
+
+            Info(pack).run()
+            return 0
+    from d3pack.cli._command import execute
+
+    return execute(args)
 
 
 def main() -> None:
@@ -30,15 +38,14 @@ def main() -> None:
     sys.exit(_status(sys.argv[1:]))
 
 
-def _status(args: list[str]) -> Any:
+def _status(args: Sequence[str]) -> int:
     try:
-        code = 0 if _at_once(args) else _parsed()
+        code = run(args)
         sys.stdout.flush()
     except D3MError as error:
         _out.fail(error)
         return error.exit_code
-    except BrokenPipeError:
-        # Whoever read has seen enough.
+    except BrokenPipeError:  # whoever reads has seen enough
         _silence()
         return 1
     except OSError as error:
@@ -58,39 +65,8 @@ def _silence() -> None:
 
 
 def _failure(error: OSError) -> D3MError:
-    """What the system refused and no verb has said better: a full disk, a folder of another's."""
-    what = error.strerror or str(error) or type(error).__name__
-    text = f"{error.filename}: {what}" if error.filename is not None else what
+    """What the system refused and no verb has put into better words."""
+    reason = error.strerror or str(error) or type(error).__name__
+    text = f"{error.filename}: {reason}" if error.filename is not None else reason
     missing = isinstance(error, FileNotFoundError | NotADirectoryError)
     return NotFoundError(text) if missing else D3MError(text)
-
-
-def _parsed() -> Any:
-    """The verbs by typer, which answers to Ctrl-C with a code and no word."""
-    from d3pack.cli._app import app
-
-    try:
-        app()
-    except SystemExit as leave:
-        if leave.code == INTERRUPTED:
-            raise KeyboardInterrupt from None
-        return leave.code
-    return 0
-
-
-def _at_once(args: list[str]) -> bool:
-    """`info FILE`, asked plainly, without typer: its parser takes as long as all the rest."""
-    format: Any = "human"
-    match args:
-        case ["info", file]:
-            pass
-        case ["info", file, "--format", ("human" | "json" | "quiet") as format]:
-            pass
-        case _:
-            return False
-    if file.startswith("-"):
-        return False
-    from d3pack.cli.describe import show
-
-    show(file, format)
-    return True

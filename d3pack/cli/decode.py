@@ -2,117 +2,131 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from d3pack.cli import _out
+from d3pack.cli._fields import (
+    Format,
+    backbone_option,
+    device_option,
+    format_option,
+    pack_argument,
+)
+from d3pack.decode import ExportSettings
+from d3pack.errors import NotFoundError, UsageError
+from d3pack.system import REQUIRED, nested, option, progress_bar
+
+if TYPE_CHECKING:
+    from d3pack.decode import Decoder
+    from d3pack.format import Pack
 
 _LARGE, _CHUNK = 400_000_000, 1 << 22
 
 
-def register(app: typer.Typer) -> None:
-    """Add this family's verb."""
-    app.command("decode")(decode)
-
-
-def decode(
-    pack: Annotated[str, typer.Argument(help="A .d3m file, or an hf:// address.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write to.")],
-    to: Annotated[
-        str, typer.Option("--to", help="folder (ImageFolder), webdataset, parquet or npz.")
-    ] = "folder",
-    image: Annotated[str, typer.Option("--image", help="png or webp.")] = "png",
-    quality: Annotated[
-        int | None, typer.Option("--quality", help="Lossy webp, 1 to 100; without it: lossless.")
-    ] = None,
-    shard: Annotated[int, typer.Option("--shard", help="Images of one shard.")] = 1024,
-    classes: Annotated[
-        str | None, typer.Option("--classes", help='Names or numbers: "cat,dog", "0,5", "3-7".')
-    ] = None,
-    ipc: Annotated[
-        int | None, typer.Option("--ipc", help="Images per class: the first (best) so many.")
-    ] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 ...")] = "cpu",
-    fast: Annotated[
-        str | None,
-        typer.Option(
-            "--fast",
-            help="Faster, other pixels: a list of bf16, channels_last, fused_attention, compile,"
-            " tiny_vae; or all for the first three.",
-        ),
-    ] = None,
-    tiny_vae: Annotated[
-        Path | None, typer.Option("--tiny-vae", help="Folder of a small autoencoder, for --fast.")
-    ] = None,
-    backbone: Annotated[
-        Path | None,
-        typer.Option("--backbone", help="Folder of the locked backbone (mirror, air gap)."),
-    ] = None,
-    format: Annotated[
-        _out.Format, typer.Option("--format", help="human, json or quiet.")
-    ] = "human",
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Decode:
     """Rebuild the images of a pack. An interrupted call goes on where it stopped.
 
     Example: d3pack decode imnet.d3m -o imnet/
     """
-    from d3pack.decode import Decoder, ExportSettings, export_images, local_backbone, select_classes
-    from d3pack.errors import NotFoundError, UsageError
-    from d3pack.hub import load
 
-    plan = ExportSettings(to, image, quality, shard)
-    plan.check()
-    opened = load(pack)
-    wanted = select_classes(opened.classes, classes)
-    count = opened.images_per_class if ipc is None else ipc
-    if not 1 <= count <= opened.images_per_class:
-        raise UsageError(f"--ipc {count}: the pack has {opened.images_per_class} images per class")
-    if tiny_vae is not None and not tiny_vae.is_dir():
-        raise NotFoundError(f"there is no directory {tiny_vae}", hint="--tiny-vae names one")
-    exact = fast is None and tiny_vae is None
-    switches = None if fast in (None, "all") else [part.strip() for part in fast.split(",")]
-    _out.if_interrupted("run the same command again and it goes on")
-    decoder = Decoder(
-        opened,
-        device=device,
-        numerics="exact" if exact else "fast",
-        switches=switches,
-        tiny_vae=tiny_vae,
-        path=backbone or local_backbone(pack, opened),
-        progress=None if format == "quiet" else _checking,
+    pack: str = pack_argument()
+    output: Path = option(REQUIRED, "Folder to write to.", short="-o")
+    settings: ExportSettings = nested(ExportSettings)
+    classes: str | None = option(None, 'Names or numbers: "cat,dog", "0,5", "3-7".')
+    images_per_class: int | None = option(
+        None, "Images per class: the first, which are the best.", flag="--ipc"
     )
-    how = decoder.describe()
-    if format != "quiet":
-        switched = f" ({', '.join(how['switches'])})" if how["switches"] else ""
-        _out.say(
-            _out.printable(
-                f"{how['numerics']}{switched} on {how['device']}, {how['dtype']}, backbone"
-                f" {how['backbone']}, {how['sampler']} {how['steps']} steps"
+    device: str | None = device_option()
+    fast: str | None = option(
+        None,
+        "Faster, other pixels: a list of bf16, channels_last, fused_attention, compile,"
+        " tiny_vae; or all for the first three.",
+    )
+    tiny_vae: Path | None = option(None, "Folder of a small autoencoder, for --fast.")
+    backbone: str | None = backbone_option()
+    format: Format = format_option()
+
+    def run(self) -> None:
+        """Write the images and say how many there are."""
+        from d3pack.decode import export_images, select_classes
+        from d3pack.hub import load
+
+        pack = load(self.pack)
+        classes = select_classes(pack.classes, self.classes)
+        most = pack.images_per_class
+        count = most if self.images_per_class is None else self.images_per_class
+        if not 1 <= count <= most:
+            raise UsageError(
+                f"invalid --ipc {count}: expected 1 to {most}",
+                hint=f"the pack has {most} images per class",
             )
+        if self.tiny_vae is not None and not self.tiny_vae.is_dir():
+            raise NotFoundError(
+                f"there is no directory {self.tiny_vae}", hint="--tiny-vae names one"
+            )
+        _out.if_interrupted("run the same command again and it goes on")
+        decoder = self._decoder(pack)
+        numerics = decoder.describe()
+        if self.format != "quiet":
+            _out.say(_sentence(numerics))
+        with progress_bar("decoding", quiet=self.format == "quiet") as progress:
+            written = export_images(
+                decoder,
+                self.output,
+                self.settings,
+                classes=classes,
+                images_per_class=count,
+                progress=progress,
+            )
+        if self.format == "json":
+            _out.emit(
+                {
+                    "images": written.images,
+                    "made": written.decoded,
+                    "seconds": round(written.seconds, 3),
+                    "images_per_second": round(written.rate, 2),
+                    "out": str(self.output),
+                    "root": pack.root,
+                    "decoder": numerics,
+                }
+            )
+        elif self.format == "human":
+            before = written.images - written.decoded
+            kept = f", {before:,} existed already" if before else ""
+            text = f"{written.images:,} images in {self.output} ({written.rate:.1f} a second{kept})"
+            _out.show(text)
+
+    def _decoder(self, pack: Pack) -> Decoder:
+        from d3pack.decode import Decoder, local_backbone
+
+        exact = self.fast is None and self.tiny_vae is None
+        switches = None
+        if self.fast is not None and self.fast != "all":
+            switches = [part.strip() for part in self.fast.split(",")]
+        return Decoder(
+            pack,
+            device=self.device,
+            numerics="exact" if exact else "fast",
+            switches=switches,
+            tiny_vae=self.tiny_vae,
+            path=self.backbone or local_backbone(self.pack, pack),
+            progress=None if self.format == "quiet" else _checking,
         )
-    with _out.progress("decoding", quiet=format == "quiet") as progress:
-        done = export_images(decoder, out, wanted, count, plan, progress)
-    if format == "json":
-        _out.emit(
-            {
-                "images": done.images,
-                "made": done.made,
-                "seconds": round(done.seconds, 3),
-                "images_per_second": round(done.rate, 2),
-                "out": str(out),
-                "root": opened.root,
-                "decoder": how,
-            }
-        )
-    elif format == "human":
-        kept = f", {done.images - done.made:,} were there" if done.made < done.images else ""
-        print(_out.printable(f"{done.images:,} images in {out} ({done.rate:.1f} a second{kept})"))
+
+
+def _sentence(numerics: dict[str, Any]) -> str:
+    switches = f" ({', '.join(numerics['switches'])})" if numerics["switches"] else ""
+    return (
+        f"{numerics['numerics']}{switches} on {numerics['device']}, {numerics['dtype']}, backbone"
+        f" {numerics['backbone']}, {numerics['sampler']} {numerics['steps']} steps"
+    )
 
 
 def _checking(path: str, done: int, size: int) -> None:
-    """Hashing gigabytes takes a while, once: say so."""
+    """Say that a large file is hashed, which happens once."""
     if size >= _LARGE and (done == size or done <= _CHUNK):
-        what = "checked" if done == size else "checking"
-        _out.say(_out.printable(f"{what} {path}, {size / 1e9:.1f} GB"))
+        verb = "checked" if done == size else "checking"
+        _out.say(f"{verb} {path}, {size / 1e9:.1f} GB")

@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from d3pack.cli import _out
+from d3pack.cli._fields import Format, format_option
+from d3pack.system import option
 
 
-def register(app: typer.Typer) -> None:
-    """Add `demo`."""
-    app.command("demo")(demo)
-
-
-def demo(
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder for pack, sheet and report.")
-    ] = Path("d3pack-demo"),
-    form: Annotated[_out.Format, typer.Option("--format", help="human, json or quiet.")] = "human",
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Demo:
     """Encode real digits with the embedded backbone, and see what the pack is worth.
 
     Needs no network and no GPU; takes a few minutes on two cores.
 
     Example: d3pack demo
     """
-    from contextlib import nullcontext
 
-    from d3pack.demo import run_demo
-    from d3pack.system.live import live_view
+    output: Path = option(Path("d3pack-demo"), "Folder for pack, sheet and report.", short="-o")
+    format: Format = format_option()
 
-    _out.if_interrupted("run it again and it goes on")
-    human = form == "human"
-    done = run_demo(
-        output,
-        view=live_view if human else lambda: nullcontext(lambda event: None),
-        say=_out.say if human else lambda text: None,
-    )
-    if form == "json":
-        _out.emit(done.to_json())
-    elif human:
-        print(done.sentence())
-        _out.say(f"{done.seconds:.0f} s; look at {output / 'report.html'}, {output / 'sheet.png'}")
+    def run(self) -> None:
+        """Run the demo, step by step."""
+        from contextlib import nullcontext
+
+        from d3pack.demo import run_demo
+        from d3pack.system import live_view
+
+        _out.if_interrupted("run it again and it goes on")
+        human = self.format == "human"
+        demo = run_demo(
+            self.output,
+            view=live_view if human else lambda: nullcontext(lambda event: None),
+            say=_out.say if human else lambda text: None,
+        )
+        if self.format == "json":
+            _out.emit(demo.to_json())
+        elif human:
+            print(demo.sentence())
+            report, sheet = self.output / "report.html", self.output / "sheet.png"
+            _out.say(f"{demo.seconds:.0f} s; look at {report}, {sheet}")

@@ -3,273 +3,107 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import typer
+from typing import TYPE_CHECKING, Any, Literal
 
 from d3pack.cli import _out
+from d3pack.cli._command import chosen
+from d3pack.cli._fields import Format, format_option, overwrite_option, source_argument
+from d3pack.encode import EncodeSettings, method_settings
 from d3pack.errors import UsageError
-from d3pack.system.text import count, duration, parse_duration
+from d3pack.system import count, duration, json_lines, live_view, nested, option
 
-OnError = Literal["skip", "fail"]
-Sampler = Literal["ddim", "dpmpp-2m", "euler", "lcm"]
-Codec = Literal["f16", "i8", "i4", "pq"]
+if TYPE_CHECKING:
+    from d3pack.sources import Source
+    from d3pack.system import Listener
 
-
-def register(app: typer.Typer) -> None:
-    """Add this family's verbs."""
-    app.command("encode")(encode)
+_LISTED = 20  # classes that --dry-run lists
 
 
-def encode(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="Class-folder tree, tar, zip, WebDataset shards, parquet, hf://datasets/..."
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="The pack to write (.d3m)."),
-    ] = None,
-    ipc: Annotated[int, typer.Option("--ipc", help="Images per class.")] = 10,
-    budget: Annotated[
-        str | None,
-        typer.Option(help="Bytes of the pack, as 20KB: chooses the dials."),
-    ] = None,
-    modes: Annotated[
-        int | None,
-        typer.Option(help="Prompts per class, each for a cluster of its images."),
-    ] = None,
-    vectors: Annotated[int | None, typer.Option(help="Learned vectors per prompt.")] = None,
-    codec: Annotated[Codec | None, typer.Option(help="How vectors are stored.")] = None,
-    candidates: Annotated[
-        int | None,
-        typer.Option(help="Images made for each one kept; 1: derived seeds."),
-    ] = None,
-    labels: Annotated[
-        str | None,
-        typer.Option(help="Soft labels: none, top1, top5, ..., dense."),
-    ] = None,
-    temperature: Annotated[float, typer.Option(help="Of the soft labels.")] = 1.0,
-    probes: Annotated[
-        int | None,
-        typer.Option(help="Small reference images for verify --decode."),
-    ] = None,
-    backbone: Annotated[
-        str,
-        typer.Option(help="mini, a directory in diffusers' layout, or org/name."),
-    ] = "",
-    size: Annotated[int | None, typer.Option(help="Side of the images in pixels.")] = None,
-    template: Annotated[
-        str | None,
-        typer.Option(help="Sentence around the vectors, with one {}."),
-    ] = None,
-    sampler: Annotated[Sampler | None, typer.Option(help="How noise becomes an image.")] = None,
-    sampler_steps: Annotated[int | None, typer.Option(help="Steps of the sampler.")] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="Weight of the prompt; measured where a teacher picks.")
-    ] = None,
-    group: Annotated[
-        int | None,
-        typer.Option(help="Images of one forward; part of the recipe."),
-    ] = None,
-    class_names: Annotated[
-        Path | None,
-        typer.Option(help="CSV or JSON: folder to name."),
-    ] = None,
-    split: Annotated[str, typer.Option(help="Which split of the source.")] = "train",
-    first_classes: Annotated[
-        int | None, typer.Option(help="Only the first N classes: a trial.")
-    ] = None,
-    on_error: Annotated[
-        OnError, typer.Option(help="Bad files: skip (and count) or fail.")
-    ] = "skip",
-    teacher: Annotated[
-        str,
-        typer.Option(help="train, a directory or org/name of a classifier."),
-    ] = "train",
-    teacher_map: Annotated[
-        Path | None,
-        typer.Option(help="CSV or JSON: class to the teacher's label."),
-    ] = None,
-    teacher_samples: Annotated[
-        int, typer.Option(help="Length of the training of a small teacher.")
-    ] = 250_000,
-    factor: Annotated[int | None, typer.Option(help="Collages of 1, 2x2 or 4x4 patches.")] = None,
-    crops: Annotated[int | None, typer.Option(help="Trial crops per image.")] = None,
-    crop_scale: Annotated[
-        tuple[float, float] | None,
-        typer.Option(help="Share of an image's area in a crop: least, most."),
-    ] = None,
-    pool: Annotated[int, typer.Option(help="Real images per class that are looked at.")] = 512,
-    collages: Annotated[int, typer.Option(help="Collages per class, at most.")] = 256,
-    lr: Annotated[float, typer.Option(help="Length of a step, in Newton's damped ones.")] = 3.0,
-    steps: Annotated[int, typer.Option(help="At most, before cooling.")] = 40,
-    cool: Annotated[int, typer.Option(help="Last steps: falling rate, under the codec.")] = 250,
-    batch: Annotated[int, typer.Option(help="Samples per step, all classes.")] = 40,
-    slots: Annotated[int, typer.Option(help="Prompts fitted at the same time.")] = 10,
-    patience: Annotated[int, typer.Option(help="Judgements without gain before cooling.")] = 2,
-    method: Annotated[
-        str, typer.Option(help="d3m, classcond, minimax, or one that a plugin brings.")
-    ] = "d3m",
-    setting: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A setting of the method, as epochs=8. May be given again."),
-    ] = None,
-    vae: Annotated[
-        Path | None,
-        typer.Option(help="classcond: directory of the autoencoder; else that of mini."),
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="classcond: small, base, or tiny for a trial.")
-    ] = None,
-    time_budget: Annotated[
-        str | None, typer.Option(help="classcond: time to train for, as 90m.")
-    ] = None,
-    decode_seconds: Annotated[
-        float | None,
-        typer.Option(help="classcond: all images of the pack must be made in this time here."),
-    ] = None,
-    embed_backbone: Annotated[
-        bool,
-        typer.Option("--embed-backbone", help="classcond: carry the backbone inside the pack."),
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Decides about everything random.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "",
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Print classes, plan, time and bytes; do nothing."),
-    ] = False,
-    restart: Annotated[
-        bool,
-        typer.Option("--restart", help="Throw away what an earlier run left."),
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
-    form: Annotated[
-        _out.Format, typer.Option("--format", help="human, json (events as lines) or quiet.")
-    ] = "human",
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Encode:
     """Learn a prompt for every class of a source of real images, and write a pack.
 
     An interrupted run goes on when the same command is given again, and ends with the same bytes.
+    What a method takes beside the shared options is shown by --help behind --method NAME.
 
     Example: d3pack encode imagenet/ --ipc 50 -o imnet.d3m
     """
-    from d3pack.encode.options import EncodeOptions, parse_size
 
-    if output is None and not dry_run:
-        raise UsageError("no output", hint="name one with -o out.d3m, or pass --dry-run")
-    options = EncodeOptions(
-        images_per_class=ipc,
-        backbone=backbone,
-        method=method,
-        device=device,
-        seed=seed,
-        modes=modes,
-        vectors=vectors,
-        codec=codec,
-        candidates=candidates,
-        labels=labels,
-        label_temperature=temperature,
-        budget=None if budget is None else parse_size(budget),
-        probes=probes,
-        size=None if size is None else (size, size),
-        template=template,
-        sampler=sampler,
-        sampler_steps=sampler_steps,
-        guidance=guidance,
-        group=group,
-        factor=factor,
-        pool=pool,
-        crops=crops,
-        crop_scale=crop_scale,
-        collages=collages,
-        teacher=teacher,
-        teacher_map=None if teacher_map is None else str(teacher_map),
-        teacher_samples=teacher_samples,
-        lr=lr,
-        steps=steps,
-        cool=cool,
-        batch=batch,
-        slots=slots,
-        patience=patience,
-        extra=_extra(
-            setting or (),
-            vae=None if vae is None else str(vae),
-            preset=preset,
-            train_seconds=None if time_budget is None else parse_duration(time_budget),
-            decode_seconds=decode_seconds,
-            embed=embed_backbone or None,
-        ),
+    source: str = source_argument()
+    output: Path | None = option(None, "The pack to write (.d3m).", short="-o")
+    settings: EncodeSettings = nested(EncodeSettings)
+    method_settings: Any = chosen("method", method_settings)
+    class_names: Path | None = option(None, "CSV or JSON: folder to name.", group="source")
+    split: str = option("train", "Which split of the source.", group="source")
+    first_classes: int | None = option(None, "Only the first N classes: a trial.", group="source")
+    on_error: Literal["skip", "fail"] = option(
+        "skip", "Bad files: skip (and count) or fail.", group="source"
     )
-    from d3pack.sources import open_source
+    dry_run: bool = option(False, "Print classes, plan, time and bytes; do nothing.")
+    restart: bool = option(False, "Discard what an earlier run left.")
+    overwrite: bool = overwrite_option()
+    format: Format = format_option("How progress is printed; json: events as lines.")
 
-    opened = open_source(
-        source,
-        class_names=class_names,
-        split=split,
-        on_error=on_error,
-        first=first_classes,
-    )
-    if dry_run:
-        _dry(opened, options, form)
-    else:
-        assert output is not None
-        _encode(opened, options, output, form, restart=restart, overwrite=overwrite)
+    def run(self) -> None:
+        """Encode, or print what encoding would take."""
+        from d3pack.sources import open_source
 
-
-def _extra(pairs: Sequence[str], **flags: Any) -> dict[str, Any]:
-    """The method's own settings: named flags, and whatever --set says."""
-    found = {name: value for name, value in flags.items() if value is not None}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not (name and equals):
-            raise UsageError(f"--set {pair!r} is no setting", hint="write --set name=value")
-        found[name.replace("-", "_")] = value
-    return found
-
-
-def _dry(source: Any, options: Any, form: _out.Format) -> None:
-    from d3pack.encode import dry_run
-
-    found = dry_run(source, options)
-    lines = found.pop("lines")
-    if form == "json":
-        _out.emit(found)
-        return
-    for name, images in zip(found["classes"][:20], found["counts"], strict=False):
-        print(f"{images:8d}  {_out.printable(name)}")
-    if len(found["classes"]) > 20:
-        print(f"     ...  and {len(found['classes']) - 20} more classes")
-    print("\n".join(map(_out.printable, lines)))
-    parts = ", ".join(f"{name} {duration(value)}" for name, value in found["seconds"].items())
-    print(f"about {duration(found['seconds_total'])} on this machine ({parts})")
-    print(f"about {found['bytes']:,} bytes")
-
-
-def _encode(
-    source: Any, options: Any, output: Path, form: _out.Format, *, restart: bool, overwrite: bool
-) -> None:
-    from contextlib import AbstractContextManager, nullcontext
-
-    from d3pack.encode import encode
-    from d3pack.system.events import Listener, json_lines
-    from d3pack.system.live import live_view
-
-    view: AbstractContextManager[Listener] = nullcontext(lambda event: None)
-    if form != "quiet":
-        view = live_view() if form == "human" else nullcontext(json_lines(sys.stdout))
-    _out.if_interrupted(f"run the same command again and it goes on ({output.name}.work)")
-    with view as listener:
-        pack = encode(
-            source, options, output, listeners=[listener], restart=restart, overwrite=overwrite
+        if self.output is None and not self.dry_run:
+            raise UsageError("no output", hint="name one with -o out.d3m, or pass --dry-run")
+        settings = replace(self.settings, method_settings=self.method_settings)
+        source = open_source(
+            self.source,
+            class_names=self.class_names,
+            split=self.split,
+            on_error=self.on_error,
+            first=self.first_classes,
         )
-    if form == "human":
-        bad = len(source.skipped)
-        size, classes = output.stat().st_size, len(pack.classes)
-        print(f"{output}: {size:,} bytes, {len(pack):,} images of {classes:,} classes")
-        if bad:
-            _out.say(f"skipped {count(bad, 'file')}: {output.name}.work/skipped.txt names them")
+        if self.output is None or self.dry_run:
+            self._estimate(source, settings)
+        else:
+            self._encode(source, self.output, settings)
+
+    def _estimate(self, source: Source, settings: EncodeSettings) -> None:
+        from d3pack.encode import estimate_encode
+
+        estimate = estimate_encode(source, settings)
+        lines = estimate.pop("lines")
+        if self.format == "json":
+            _out.emit(estimate)
+            return
+        classes, counts = estimate["classes"], estimate["counts"]
+        for name, images in zip(classes[:_LISTED], counts, strict=False):
+            _out.show(f"{images:8d}  {name}")
+        if len(classes) > _LISTED:
+            _out.show(f"     ...  and {len(classes) - _LISTED} more classes")
+        for line in lines:
+            _out.show(line)
+        parts = ", ".join(f"{name} {duration(s)}" for name, s in estimate["seconds"].items())
+        _out.show(f"about {duration(estimate['seconds_total'])} on this machine ({parts})")
+        _out.show(f"about {estimate['bytes']:,} bytes")
+
+    def _encode(self, source: Source, output: Path, settings: EncodeSettings) -> None:
+        from d3pack.encode import encode
+
+        view: AbstractContextManager[Listener] = nullcontext(lambda event: None)
+        if self.format != "quiet":
+            view = live_view() if self.format == "human" else nullcontext(json_lines(sys.stdout))
+        _out.if_interrupted(f"run the same command again and it goes on ({output.name}.work)")
+        with view as listener:
+            pack = encode(
+                source,
+                output,
+                settings,
+                listeners=[listener],
+                restart=self.restart,
+                overwrite=self.overwrite,
+            )
+        if self.format == "human":
+            nbytes, classes = output.stat().st_size, len(pack.classes)
+            _out.show(f"{output}: {nbytes:,} bytes, {len(pack):,} images of {classes:,} classes")
+            if source.skipped:
+                skipped = count(len(source.skipped), "file")
+                _out.say(f"skipped {skipped}: {output.name}.work/skipped.txt names them")

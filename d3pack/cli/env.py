@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Any
 
-import typer
-
-import d3pack
 from d3pack.cli import _out
+from d3pack.cli._fields import Format, format_option
 
 PACKAGES = (
     "torch",
@@ -21,7 +20,7 @@ PACKAGES = (
     "huggingface_hub",
     "numpy",
     "pillow",
-    "typer",
+    "click",
     "rich",
     "torchvision",
     "datasets",
@@ -40,37 +39,38 @@ SETTINGS = (
 )
 
 
-def register(app: typer.Typer) -> None:
-    """Add `env`."""
-    app.command("env")(env)
-
-
-def env(
-    form: Annotated[_out.Format, typer.Option("--format", help="human, json or quiet.")] = "human",
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Env:
     """Print versions and settings for a bug report. No path and no token is shown.
 
     Example: d3pack env
     """
-    facts = collect()
-    if form == "json":
-        _out.emit(facts)
-    elif form == "human":
-        for group, values in facts.items():
-            if not isinstance(values, dict):
-                print(f"{group:<16} {values}")
-                continue
-            print(group)
-            for name, value in values.items():
-                print(f"  {name:<22} {value}")
+
+    format: Format = format_option()
+
+    def run(self) -> None:
+        """Collect the facts and print them."""
+        facts = collect()
+        if self.format == "json":
+            _out.emit(facts)
+        elif self.format == "human":
+            for group, values in facts.items():
+                if not isinstance(values, dict):
+                    _out.show(f"{group:<16} {values}")
+                    continue
+                print(group)
+                for name, value in values.items():
+                    _out.show(f"  {name:<22} {value}")
 
 
 def collect() -> dict[str, Any]:
-    """Gather the facts; torch is asked for its devices, so this takes a second."""
+    """Return the facts; torch is asked for its devices, so this takes a second."""
     import torch
 
+    from d3pack import __version__
+
     return {
-        "d3pack": d3pack.__version__,
+        "d3pack": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "packages": {name: version(name) for name in PACKAGES},
@@ -86,7 +86,7 @@ def collect() -> dict[str, Any]:
 
 
 def version(package: str) -> str:
-    """The installed version, or that there is none."""
+    """Return the installed version, or that there is none."""
     from importlib import metadata  # a tenth of the command's start-up
 
     try:
@@ -96,7 +96,7 @@ def version(package: str) -> str:
 
 
 def setting(name: str) -> str:
-    """Whether a variable is set; values that name a place stay private."""
+    """Return a variable of the environment; values that name a place stay private."""
     value = os.environ.get(name)
     if value is None:
         return "unset"

@@ -2,69 +2,82 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from d3pack.cli import _out
+from d3pack.cli._fields import (
+    Format,
+    backbone_option,
+    device_option,
+    format_option,
+    pack_argument,
+)
+from d3pack.errors import NotFoundError, UsageError
+from d3pack.system import REQUIRED, option, progress_bar
+
+if TYPE_CHECKING:
+    from d3pack.format import Pack
+
+PICTURES, PAGES = {".png", ".webp"}, {".html", ".htm"}
 
 
-def register(app: typer.Typer) -> None:
-    """Add `preview`."""
-    app.command("preview")(preview)
-
-
-def preview(
-    pack: Annotated[str, typer.Argument(help="A .d3m file or an hf:// address.")],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="A .png or .webp sheet, or a whole .html page.")
-    ],
-    classes: Annotated[int, typer.Option(min=1, help="Classes shown, spread over the pack.")] = 20,
-    images: Annotated[int, typer.Option(min=1, help="Images of each class.")] = 8,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="Directory that holds the backbone, checked by its lock.")
-    ] = None,
-    form: Annotated[_out.Format, typer.Option("--format", help="human, json or quiet.")] = "human",
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Preview:
     """Draw a contact sheet, or a page with images, labels, ledger and recipe.
 
     Example: d3pack preview cifar10.d3m -o page.html
     """
-    from d3pack.errors import NotFoundError, UsageError
 
-    kind = output.suffix.lower()
-    if kind not in {".png", ".webp", ".html", ".htm"}:
-        raise UsageError(
-            f"cannot make a preview of kind {kind or '(none)'!r}", hint="write .png, .webp or .html"
-        )
-    if not output.parent.is_dir():
-        raise NotFoundError(f"{output.parent} is not a directory", hint="create it first")
-    import io
+    pack: str = pack_argument()
+    output: Path = option(REQUIRED, "A .png or .webp sheet, or an .html page.", short="-o")
+    classes: int = option(20, "Classes shown, spread over the pack.", ge=1)
+    images: int = option(8, "Images of each class.", ge=1)
+    device: str | None = device_option()
+    backbone: str | None = backbone_option()
+    format: Format = format_option()
 
-    from d3pack import read
-    from d3pack.decode import Decoder, local_backbone, verify_probes
-    from d3pack.hub import local_path
-    from d3pack.preview import render_page, render_sheet, sample
-    from d3pack.system import replace_file
+    def run(self) -> None:
+        """Decode a few images and write the sheet or the page."""
+        from d3pack.format import read
+        from d3pack.hub import local_path
+        from d3pack.system import replace_file
 
-    file = local_path(pack)
-    opened = read(file)
-    home = backbone or local_backbone(file, opened)
-    decoder = Decoder(opened, device=device or "cpu", path=home)
-    with _out.progress("decoding", quiet=form == "quiet") as progress:
-        shown = sample(opened, decoder, classes=classes, images=images, progress=progress)
-    name = pack.rsplit("/", 1)[-1]
-    if kind in {".png", ".webp"}:
-        buffer = io.BytesIO()
-        render_sheet(opened, shown, title=name).save(buffer, kind[1:], quality=85)
-        data = buffer.getvalue()
-    else:
-        verdict = "" if opened.probes is None else verify_probes(opened, decoder).verdict
-        data = render_page(opened, shown, name=name, verdict=verdict).encode()
-    replace_file(output, data)
-    if form == "json":
-        _out.emit({"output": output.name, "bytes": len(data), "root": opened.root})
-    elif form == "human":
-        _out.say(f"wrote {output} ({len(data):,} bytes)")
+        kind = self.output.suffix.lower()
+        if kind not in PICTURES | PAGES:
+            raise UsageError(
+                f"invalid --output {self.output.name!r}: expected .png, .webp or .html"
+            )
+        if not self.output.parent.is_dir():
+            raise NotFoundError(f"{self.output.parent} is not a directory", hint="create it first")
+        file = local_path(self.pack)
+        pack = read(file)
+        data = self._drawn(pack, file)
+        replace_file(self.output, data)
+        if self.format == "json":
+            _out.emit({"output": self.output.name, "bytes": len(data), "root": pack.root})
+        elif self.format == "human":
+            _out.say(f"wrote {self.output} ({len(data):,} bytes)")
+
+    def _drawn(self, pack: Pack, file: Path) -> bytes:
+        """The bytes of the sheet or the page."""
+        import io
+
+        from d3pack.decode import Decoder, local_backbone, verify_probes
+        from d3pack.preview import render_page, render_sheet, sample
+
+        path = self.backbone or local_backbone(file, pack)
+        decoder = Decoder(pack, device=self.device, path=path)
+        with progress_bar("decoding", quiet=self.format == "quiet") as progress:
+            samples = sample(
+                pack, decoder, classes=self.classes, images=self.images, progress=progress
+            )
+        name = self.pack.rsplit("/", 1)[-1]
+        kind = self.output.suffix.lower()
+        if kind in PICTURES:
+            picture = io.BytesIO()
+            render_sheet(pack, samples, title=name).save(picture, kind[1:], quality=85)
+            return picture.getvalue()
+        verdict = "" if pack.probes is None else verify_probes(pack, decoder).verdict
+        return render_page(pack, samples, name=name, verdict=verdict).encode()

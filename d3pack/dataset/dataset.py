@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ class LabelTeacher(Protocol):
 
 
 class IndexOutOfRangeError(UsageError, IndexError):
-    """There is no such image. Also an IndexError, which ends a plain iteration."""
+    """There is no such image. Also an IndexError, as sequences raise it."""
 
 
 class D3MDataset(Dataset[Any]):
@@ -150,7 +150,7 @@ class D3MDataset(Dataset[Any]):
         self._epoch: Tensor | None = None
         if fresh:
             self._epoch = torch.zeros((), dtype=torch.int64)
-            self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+            self._epoch.share_memory_()
         if backbone is None and not isinstance(pack, Pack):
             backbone = local_backbone(fspath(pack), self.pack)
         directory = None if cache_dir is None else Path(cache_dir).expanduser().absolute()
@@ -209,6 +209,10 @@ class D3MDataset(Dataset[Any]):
         """Return the number of images."""
         return len(self.classes) * self._per_class
 
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        """Yield every image with its label, in order."""
+        return (self[index] for index in range(len(self)))
+
     def __repr__(self) -> str:
         height, width = self.pack.recipe.size
         return (
@@ -263,7 +267,7 @@ class D3MDataset(Dataset[Any]):
 
     # Images and labels
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
+    def __getitem__(self, index: SupportsIndex) -> tuple[Any, Any]:
         """Return an image and its label.
 
         Raises:
@@ -271,7 +275,7 @@ class D3MDataset(Dataset[Any]):
         """
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, Any]]:
+    def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[tuple[Any, Any]]:
         """Return many images with their labels, decoded together: DataLoader calls this."""
         chosen = np.array([self._checked(index) for index in indices], dtype=np.int64)
         if not chosen.size:
@@ -279,7 +283,7 @@ class D3MDataset(Dataset[Any]):
         images, labels = self._samples(chosen, self.images.get(self.numbers(chosen), self.epoch))
         return list(zip(images, labels if self.probabilities else labels.tolist(), strict=True))
 
-    def _checked(self, index: int) -> int:
+    def _checked(self, index: SupportsIndex) -> int:
         number = operator.index(index)
         if not -len(self) <= number < len(self):
             raise IndexOutOfRangeError(f"no image {number}: the dataset has {len(self)}")

@@ -168,7 +168,7 @@ class Background:
     def _run(self) -> None:
         cuda = self._device.type == "cuda"
         # a stream of its own, so that decoding and training overlap on the device
-        stream: Any = torch.cuda.Stream(self._device) if cuda else None  # type: ignore[no-untyped-call]
+        stream: Any = torch.cuda.Stream(self._device) if cuda else None
         try:
             with torch.cuda.stream(stream):  # does nothing without a stream
                 for item in self._source:

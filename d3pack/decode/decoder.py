@@ -1,9 +1,11 @@
-"""The decoder: (class, index) -> the same uint8 image, however it is asked for."""
+"""The decoder: (class, index) to one uint8 image, the same whichever way it is asked for."""
 
 from __future__ import annotations
 
 import operator
 import os
+import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import torch
 
 from d3pack.backbones import (
@@ -21,12 +22,12 @@ from d3pack.backbones import (
     check_adapter,
     enable_fast_kernels,
     open_backbone,
+    replace_autoencoder,
     to_uint8,
 )
 from d3pack.decode import noise, samplers
-from d3pack.decode.embedded import unpack_backbone
-from d3pack.decode.locks import lock_of
-from d3pack.decode.modes import Numerics, choose_numerics, exact_numerics
+from d3pack.decode.carried import unpack_backbone
+from d3pack.decode.numerics import Numerics, choose_numerics, exact_numerics
 from d3pack.errors import BackboneChangedError, BackboneError, UsageError
 from d3pack.format.codecs import decode_adapter, decode_prompts
 from d3pack.system import resolve_device
@@ -35,19 +36,56 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from d3pack.backbones import Backbone, FileProgress
-    from d3pack.format.pack import Pack
+    from d3pack.format import Pack
 
-Made = TypeVar("Made")
-Pair = tuple[int, int]
-_MOST_SMALL, _MOST_LARGE, _SMALL = 32, 4, 100_000_000  # groups at once, by parameters
-_KEPT = 256 << 20  # bytes of conditions kept: SD 1.5 in float32 has room for 1100 classes
+T = TypeVar("T")
+Pair = tuple[int, int]  # class, index within the class
+# groups decoded in parallel, for backbones below and above this many parameters
+_MAX_SMALL, _MAX_LARGE, _SMALL = 32, 4, 100_000_000
+_MAX_CONDITIONS = 256 << 20  # bytes kept: of SD 1.5 in float32, 1100 classes
 
 
 class Decoder:
-    """Rebuilds the images of a pack.
+    """Makes the images of a pack.
 
-    Every forward runs at one shape, `recipe.group` images, padded; so an image is a function of
-    pack, class and index alone. `numerics="fast"` gives that up for speed; `describe()` says so.
+    Every forward pass has one shape, `recipe.group` images with padding, so an image is a function
+    of pack, class and index alone. `numerics="fast"` gives that up for speed; `describe()` tells.
+
+    A decoder is a context manager, `close` frees its backbone. It may be used by several threads.
+
+    Args:
+        pack: what to decode.
+        device: "cpu", "cuda", "cuda:1", ...; by default that of `backbone`, else CUDA where there
+            is one.
+        numerics: "exact" for the same images everywhere, or "fast" for other images sooner.
+        switches: of fast numerics, from "bf16", "channels_last", "fused_attention", "compile" and
+            "tiny_vae"; by default the first three.
+        tiny_vae: directory of a small autoencoder, for the switch of that name.
+        group: images of one forward pass, for fast numerics; by default that of the recipe.
+        workers: groups decoded in parallel on a CPU; by default as many as torch has threads.
+        backbone: an open backbone to share, which must be the one that the pack names.
+        path: directory of the backbone's files; by default they are carried by the pack, embedded
+            in d3pack, or come from the Hub.
+        progress: called with (file, bytes done, bytes in all) while files are hashed.
+
+    Attributes:
+        pack: the pack.
+        device: where the models run.
+        numerics: `Numerics`: name, dtype and switches.
+        group: images of one forward pass.
+        backbone: the open backbone.
+
+    Raises:
+        BackboneError: the backbone is missing, changed, refused, or does not fit the pack.
+        UsageError: arguments contradict each other.
+
+    Example:
+        >>> import d3pack
+        >>> pack = d3pack.read("cifar10.d3m")
+        >>> with d3pack.Decoder(pack, device="cpu") as decoder:
+        ...     images = decoder.images([(3, 0), (3, 1)])  # the best two cats
+        >>> images.shape, images.dtype
+        (torch.Size([2, 3, 32, 32]), torch.uint8)
     """
 
     def __init__(
@@ -66,7 +104,7 @@ class Decoder:
     ) -> None:
         self.pack = pack
         if device is None and backbone is not None:
-            device = next(iter(backbone.named_tensors().values())).device
+            device = _device_of(backbone)
         self.device = resolve_device(device)
         recipe = pack.recipe
         if backbone is not None and numerics == "fast":
@@ -80,27 +118,27 @@ class Decoder:
         if group is not None and group != recipe.group and not self.numerics.fast:
             raise UsageError(
                 f"exact images need the recipe's group of {recipe.group}",
-                hint='another group is a switch of numerics="fast"',
+                hint='only numerics="fast" takes another group',
             )
         for name, value in (("group", group), ("workers", workers)):
             if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}", hint="at least 1, or leave it out")
+                raise UsageError(f"invalid {name} {value}: expected at least 1")
         self.group = group or recipe.group
-        self.workers = workers  # groups at once on a CPU; None: as many as torch has threads
+        self.workers = workers
         self._steps = samplers.plan(recipe.sampler, recipe.sigmas, recipe.extra)
         self._prompts = torch.from_numpy(decode_prompts(pack.prompts).copy())  # (C, m, k, D)
-        self._open = ExitStack()
-        self._with_room("the backbone", partial(self._enter, backbone, path, progress))
+        self._resources = ExitStack()
+        self._allocate("the backbone", partial(self._open, backbone, path, progress))
         self._conditions: OrderedDict[Pair, Condition] = OrderedDict()
-        self._kept = 0
-        self._nothing: Condition | None = None
+        self._conditions_nbytes = 0
+        self._unconditional: Condition | None = None
         self._lock = lock_of(self.backbone)
         self._pool: tuple[tuple[int, int], ThreadPoolExecutor] | None = None
 
-    def _enter(
+    def _open(
         self, backbone: Backbone | None, path: str | Path | None, progress: FileProgress | None
     ) -> None:
-        """The backbone and what the pack puts on it, on the device."""
+        """Open the backbone, and put the pack's adapter on the device."""
         pack = self.pack
         self.backbone = backbone or open_backbone(
             pack.recipe.backbone,
@@ -109,41 +147,42 @@ class Decoder:
             dtype=self.numerics.dtype,
             progress=progress,
         )
-        self._check()
-        tuned = decode_adapter(pack.adapter) if pack.adapter is not None else {}
-        self._adapter = {n: torch.from_numpy(v.copy()).to(self.device) for n, v in tuned.items()}
-        self._tuned = len(self._adapter)
+        self._check_backbone()
+        tensors = decode_adapter(pack.adapter) if pack.adapter is not None else {}
+        self._adapter = {n: torch.from_numpy(v.copy()).to(self.device) for n, v in tensors.items()}
+        self._adapter_size = len(self._adapter)
         check_adapter(self.backbone, self._adapter)
         if self.numerics.fast and backbone is None:
-            # for good, and before attention is fused: nobody else sees this backbone
-            self._open.enter_context(apply_adapter(self.backbone, self._adapter))
+            # for good, and before attention is fused: nobody else uses this backbone
+            self._resources.enter_context(apply_adapter(self.backbone, self._adapter))
             self._adapter = {}
-            enable_fast_kernels(self.backbone, self.numerics.switches, self.numerics.tiny_vae)
+            if self.numerics.tiny_vae is not None:
+                replace_autoencoder(self.backbone, self.numerics.tiny_vae)
+            enable_fast_kernels(self.backbone, self.numerics.switches)
 
-    def _check(self) -> None:
+    def _check_backbone(self) -> None:
         recipe, backbone = self.pack.recipe, self.backbone
         if dict(backbone.ref.files) != dict(recipe.backbone.files):
             raise BackboneChangedError("the open backbone is not the one that the pack names")
-        # of the weights: a backbone may have been opened on "cuda", which names no device for good
-        there = next(iter(backbone.named_tensors().values())).device
-        if backbone.dtype != self.numerics.dtype or there != self.device:
+        device = _device_of(backbone)
+        if backbone.dtype != self.numerics.dtype or device != self.device:
             raise UsageError(
-                f"the open backbone is {backbone.dtype} on {there}",
-                hint=f"this pack and mode want {self.numerics.dtype} on {self.device}",
+                f"the open backbone is {backbone.dtype} on {device}",
+                hint=f"this pack and numerics need {self.numerics.dtype} on {self.device}",
             )
         self.latent_shape = backbone.latent_shape_for(recipe.size)
-        most, width = backbone.prompt_shape
+        max_vectors, width = backbone.prompt_shape
         k, d = self._prompts.shape[2:]
-        if d != width or k > most:
+        if d != width or k > max_vectors:
             raise BackboneError(
-                f"the pack holds {k} vectors of {d} a prompt, the backbone takes up to {most}"
-                f" of {width}",
+                f"the pack holds {k} vectors of {d} a prompt, the backbone takes up to"
+                f" {max_vectors} of {width}",
                 code="E_BACKBONE_PROMPT",
                 hint="the pack was made for another backbone",
             )
 
     def __len__(self) -> int:
-        return len(self.pack.classes) * self.pack.images_per_class
+        return len(self.pack)
 
     def __enter__(self) -> Decoder:
         return self
@@ -152,18 +191,18 @@ class Decoder:
         self.close()
 
     def close(self) -> None:
-        """Let go of the backbone and everything computed from it."""
+        """Free the backbone and everything computed with it. Closing twice is allowed."""
         self._conditions.clear()
-        self._nothing = None
-        self._kept = 0
+        self._unconditional = None
+        self._conditions_nbytes = 0
         if self._pool is not None:
             self._pool[1].shutdown()
             self._pool = None
-        self._open.close()
-        self.__dict__.pop("backbone", None)  # a second time there is none
+        self._resources.close()
+        self.__dict__.pop("backbone", None)
 
     def describe(self) -> dict[str, Any]:
-        """How the images are made: what a log should say."""
+        """Return how the images are made, as plain values for a log."""
         recipe = self.pack.recipe
         return {
             "numerics": self.numerics.name,
@@ -177,100 +216,112 @@ class Decoder:
             "steps": len(self._steps),
             "guidance": recipe.guidance,
             "size": list(recipe.size),
-            "adapter": self._tuned,
+            "adapter": self._adapter_size,
         }
 
-    def pairs(self, wanted: Iterable[int | Pair]) -> list[Pair]:
-        """(class, index) pairs; a plain number counts through the dataset, class after class."""
+    def pairs(self, items: Iterable[int | Pair]) -> list[Pair]:
+        """Return (class, index) pairs; a number counts through the dataset, class after class."""
         classes, count = len(self.pack.classes), self.pack.images_per_class
-        found = []
-        for item in wanted:
-            words = _whole_numbers(item)
-            if len(words) == 1:
-                if not 0 <= words[0] < classes * count:
+        pairs = []
+        for item in items:
+            numbers = _to_integers(item)
+            if len(numbers) == 1:
+                if not 0 <= numbers[0] < classes * count:
                     raise UsageError(
-                        f"image {words[0]} is out of range", hint=f"there are {classes * count}"
+                        f"image {numbers[0]} is out of range", hint=f"there are {classes * count}"
                     )
-                found.append(divmod(words[0], count))
+                pairs.append(divmod(numbers[0], count))
                 continue
-            c, i = words
+            c, i = numbers
             if not 0 <= c < classes:
                 raise UsageError(f"class {c} is out of range", hint=f"there are {classes}")
             if not 0 <= i < count:
                 raise UsageError(f"index {i} is out of range", hint=f"there are {count} a class")
-            found.append((c, i))
-        return found
+            pairs.append((c, i))
+        return pairs
 
-    def images(self, wanted: Sequence[int | Pair] | Iterable[int | Pair], epoch: int = 0) -> Tensor:
-        """uint8 (N, 3, H, W) on the device, in the order asked. `epoch` > 0: fresh noise."""
-        pairs = self.pairs(wanted)
+    def images(self, items: Sequence[int | Pair] | Iterable[int | Pair], epoch: int = 0) -> Tensor:
+        """Return images as uint8 (N, 3, H, W) on the device, in the given order.
+
+        Args:
+            items: numbers of images, or (class, index) pairs.
+            epoch: above 0, other images of the same prompts: each epoch has its own noise.
+
+        Raises:
+            UsageError: an item is out of range.
+            BackboneError: no memory (E_BACKBONE_MEMORY), or the images are not finite.
+        """
+        pairs = self.pairs(items)
         height, width = self.pack.recipe.size
         shape = (len(pairs), 3, height, width)
-        out = self._with_room(
+        out = self._allocate(
             f"{len(pairs)} images of {height}x{width} at once",
             partial(torch.empty, shape, dtype=torch.uint8, device=self.device),
         )
-        for positions, made in self.stream(pairs, epoch):
-            out[positions[0] : positions[-1] + 1] = made
+        for positions, images in self.stream(pairs, epoch):
+            out[positions[0] : positions[-1] + 1] = images
         return out
 
-    def stream(
-        self, wanted: Iterable[int | Pair], epoch: int = 0
-    ) -> Iterator[tuple[range, Tensor]]:
-        """(positions, images) group by group: memory does not grow with the number of images."""
-        pairs = self.pairs(wanted)
+    def stream(self, items: Iterable[int | Pair], epoch: int = 0) -> Iterator[tuple[range, Tensor]]:
+        """Yield (positions, images) group by group, in memory that does not grow with the items.
+
+        Args:
+            items: numbers of images, or (class, index) pairs.
+            epoch: see `images`.
+        """
+        pairs = self.pairs(items)
         height, width = self.pack.recipe.size
         what = f"a group of {self.group} images of {height}x{width}"
         starts = range(0, len(pairs), self.group)
-        side_by_side = self.workers or self._side_by_side()
-        for round_start in range(0, len(starts), side_by_side):
-            now = starts[round_start : round_start + side_by_side]
-            parts = [pairs[first : first + self.group] for first in now]
-            padded = [part + part[-1:] * (self.group - len(part)) for part in parts]
-            made = self._with_room(what, partial(self._made, padded, epoch, side_by_side))
-            for first, part, images in zip(now, parts, made, strict=True):
-                # a copy: what inference mode made could not be changed in place outside
-                whole = images[: len(part)].clone(memory_format=torch.contiguous_format)
-                yield range(first, first + len(part)), whole
+        parallel = self.workers or self._parallel_groups()
+        for first_start in range(0, len(starts), parallel):
+            batch = starts[first_start : first_start + parallel]
+            groups = [pairs[start : start + self.group] for start in batch]
+            padded = [group + group[-1:] * (self.group - len(group)) for group in groups]
+            results = self._allocate(what, partial(self._decode, padded, epoch, parallel))
+            for start, group, images in zip(batch, groups, results, strict=True):
+                # a copy: tensors of inference mode cannot be changed in place outside of it
+                copy = images[: len(group)].clone(memory_format=torch.contiguous_format)
+                yield range(start, start + len(group)), copy
 
-    def _side_by_side(self) -> int:
-        """Groups at once. An exact forward keeps to one core, so every core gets a group."""
+    def _parallel_groups(self) -> int:
+        """Return how many groups to decode at once: an exact forward pass uses one core."""
         if self.device.type != "cpu" or self.numerics.fast:
             return 1
-        weights = sum(p.numel() for p in self.backbone.named_tensors().values())
-        return min(torch.get_num_threads(), _MOST_SMALL if weights < _SMALL else _MOST_LARGE)
+        parameters = sum(p.numel() for p in self.backbone.named_tensors().values())
+        return min(torch.get_num_threads(), _MAX_SMALL if parameters < _SMALL else _MAX_LARGE)
 
-    def _made(self, groups: list[list[Pair]], epoch: int, side_by_side: int) -> list[Tensor]:
-        """Groups of one size. Never another size: a smaller one would give other bits."""
+    def _decode(self, groups: list[list[Pair]], epoch: int, parallel: int) -> list[Tensor]:
+        """Return the images of full groups: another size would give other bits."""
         with (
             self._lock,
-            torch.autocast(self.device.type, enabled=False),  # a caller's would round our sums
+            torch.autocast(self.device.type, enabled=False),  # a caller's would round sums
             exact_numerics(self.device, self.numerics),
             apply_adapter(self.backbone, self._adapter),
         ):
             models = [self._model(pairs) for pairs in groups]
             if len(groups) == 1:
-                return [self._images(groups[0], models[0], epoch)]
-            run = self._threads(side_by_side).map
-            return list(run(self._images, groups, models, [epoch] * len(groups)))
+                return [self._decode_group(groups[0], models[0], epoch)]
+            run = self._threads(parallel).map
+            return list(run(self._decode_group, groups, models, [epoch] * len(groups)))
 
     def _threads(self, count: int) -> ThreadPoolExecutor:
-        """At least this many, kept between calls: each has compiled kernels of its own.
+        """Return at least `count` threads, which are kept: each has compiled kernels of its own.
 
         A forked child has none of its parent's threads and makes its own.
         """
         if self._pool is None or self._pool[0][0] != os.getpid() or self._pool[0][1] < count:
-            # a thread is told once: telling it again would throw its compiled kernels away
-            start = lambda: torch.set_num_threads(1)  # noqa: E731
-            self._pool = ((os.getpid(), count), ThreadPoolExecutor(count, initializer=start))
+            # once a thread: setting it again would drop its compiled kernels
+            pool = ThreadPoolExecutor(count, initializer=partial(torch.set_num_threads, 1))
+            self._pool = ((os.getpid(), count), pool)
         return self._pool[1]
 
     @torch.inference_mode()
-    def _images(self, pairs: list[Pair], model: samplers.Model, epoch: int) -> Tensor:
+    def _decode_group(self, pairs: list[Pair], model: samplers.Model, epoch: int) -> Tensor:
         latents = self._latents(pairs, model, epoch)
         images = self.backbone.decode_float(latents)
-        # one look at both: on CUDA it waits for the device; and a pixel that is no number would
-        # become some colour
+        # one test of both, because on CUDA it waits for the device; a pixel that is not a number
+        # would become an arbitrary colour
         if not torch.isfinite(latents.sum() + images.sum()):
             what = "pixels" if torch.isfinite(latents.sum()) else "latents"
             raise BackboneError(
@@ -282,11 +333,9 @@ class Decoder:
 
     def _latents(self, pairs: list[Pair], model: samplers.Model, epoch: int) -> Tensor:
         recipe, pack = self.pack.recipe, self.pack
-        c = np.array([c for c, _ in pairs])
-        i = np.array([i for _, i in pairs])
-        words, candidates = pack.counters(c, i)
+        words, candidates = pack.counters([c for c, _ in pairs], [i for _, i in pairs])
 
-        def fresh(step: int) -> Tensor:
+        def draw(step: int) -> Tensor:
             return noise.normal_torch(
                 pack.seed,
                 words,
@@ -296,20 +345,20 @@ class Decoder:
                 device=self.device,
             )
 
-        x = samplers.start(fresh(0), recipe.sigmas)
-        return samplers.sample(recipe.sampler, model, x, recipe.sigmas, fresh, recipe.extra)
+        x = samplers.start(draw(0), recipe.sigmas)
+        return samplers.sample(recipe.sampler, model, x, recipe.sigmas, draw, recipe.extra)
 
     @torch.inference_mode()
     def _model(self, pairs: list[Pair]) -> samplers.Model:
-        """The denoiser with its conditions, guided in one forward of twice the group."""
+        """Return the denoiser with its conditions; guidance takes one pass of twice the group."""
         recipe, backbone = self.pack.recipe, self.backbone
         modes = self._prompts.shape[1]
-        given = Condition.cat(self._condition(c, i % modes) for c, i in pairs)
+        conditions = Condition.cat(self._condition(c, i % modes) for c, i in pairs)
         if recipe.guidance == 1.0:
-            return lambda x, sigma: backbone.denoise(x, sigma, given)
-        if self._nothing is None:
-            self._nothing = backbone.unconditional()
-        both = Condition.cat([self._nothing.expand(len(pairs)), given])
+            return lambda x, sigma: backbone.denoise(x, sigma, conditions)
+        if self._unconditional is None:
+            self._unconditional = backbone.unconditional()
+        both = Condition.cat([self._unconditional.expand(len(pairs)), conditions])
         channels = recipe.guided_channels or self.latent_shape[0]
 
         def guided(x: Tensor, sigma: float) -> Tensor:
@@ -322,36 +371,67 @@ class Decoder:
         return guided
 
     def _condition(self, c: int, mode: int) -> Condition:
-        """Computed alone, so that no neighbour can change a bit; kept, the oldest dropped first."""
-        key = (c, mode)
-        found = self._conditions.get(key)
-        if found is None:
-            prompt = self._prompts[c, mode][None].to(self.device)
-            found = self.backbone.condition(prompt, self.pack.recipe.template)
-            self._conditions[key] = found
-            self._kept += _bytes(found)
-            while self._kept > _KEPT and len(self._conditions) > 1:
-                self._kept -= _bytes(self._conditions.popitem(last=False)[1])
-        self._conditions.move_to_end(key)
-        return found
+        """Return the condition of a prompt; it is computed alone, so no other can change its bits.
 
-    def _with_room(self, what: str, make: Callable[[], Made]) -> Made:
+        Conditions are kept, and the one that was not used for longest is dropped first.
+        """
+        key = (c, mode)
+        condition = self._conditions.get(key)
+        if condition is None:
+            prompt = self._prompts[c, mode][None].to(self.device)
+            condition = self.backbone.condition(prompt, self.pack.recipe.template)
+            self._conditions[key] = condition
+            self._conditions_nbytes += _nbytes(condition)
+            while self._conditions_nbytes > _MAX_CONDITIONS and len(self._conditions) > 1:
+                self._conditions_nbytes -= _nbytes(self._conditions.popitem(last=False)[1])
+        self._conditions.move_to_end(key)
+        return condition
+
+    def _allocate(self, what: str, make: Callable[[], T]) -> T:
+        """Call a function that needs device memory for `what`."""
         try:
             return make()
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not _is_out_of_memory(error):
                 raise
-        # out here nothing refers to what was made so far, and its memory is free again
+        # outside of the handler nothing refers to the tensors made so far: their memory is free
         raise BackboneError(
-            f"{self.device} has no room for {what}",
+            f"{self.device} has no memory for {what}",
             code="E_BACKBONE_MEMORY",
             hint="free memory, use a larger device, or encode the pack with a smaller group;"
             ' numerics="fast" also takes group= (other pixels)',
         )
 
 
-def _whole_numbers(item: Any) -> tuple[int, ...]:
-    """(number,) or (class, index), of Python, numpy or torch."""
+# One lock for all decoders of an open backbone, because each applies its own adapter to it.
+_locks: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+_locks_access = threading.Lock()
+
+
+def lock_of(backbone: Backbone) -> Any:
+    """Return the lock of an open backbone. Keep it as long as the backbone: the key is its id."""
+    with _locks_access:
+        return _locks.setdefault(id(backbone), threading.Lock())
+
+
+def _reset_locks() -> None:
+    """Let a forked child not wait for threads that it does not have."""
+    global _locks_access
+    _locks.clear()
+    _locks_access = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_locks)
+
+
+def _device_of(backbone: Backbone) -> torch.device:
+    """Return the device of the weights: a backbone may have been opened on "cuda", of no index."""
+    return next(iter(backbone.named_tensors().values())).device
+
+
+def _to_integers(item: Any) -> tuple[int, ...]:
+    """Return (number,) or (class, index) of integers of Python, NumPy or torch."""
     try:
         return (operator.index(item),)
     except TypeError:
@@ -359,19 +439,19 @@ def _whole_numbers(item: Any) -> tuple[int, ...]:
     try:
         c, i = (operator.index(part) for part in item)
     except (TypeError, ValueError):
-        shown = " ".join(repr(item).split())
+        text = " ".join(repr(item).split())
         raise UsageError(
-            f"{shown:.40} is no image", hint="give a number, or a pair (class, index)"
+            f"invalid image {text:.40}: expected a number or a pair (class, index)"
         ) from None
     return c, i
 
 
-def _bytes(condition: Condition) -> int:
+def _nbytes(condition: Condition) -> int:
     return sum(t.numel() * t.element_size() for t in condition.tensors.values())
 
 
-# how allocators, CUDA and its libraries put it
-_NO_ROOM = (
+# messages of allocators, CUDA and its libraries
+_OUT_OF_MEMORY = (
     "out of memory",
     "not enough memory",
     "can't allocate memory",
@@ -380,6 +460,6 @@ _NO_ROOM = (
 )
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    words = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or any(w in words for w in _NO_ROOM)
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(m in text for m in _OUT_OF_MEMORY)

@@ -1,8 +1,8 @@
-"""Noise that is part of the format: integers and one table, so every device gives equal bits.
+"""The noise of the format: integers and one table, so that every device makes equal bits.
 
-Philox4x32-10 keyed by the pack's seed turns the counter (draw, class, image, block) into eight
-16-bit words, and each word picks one of 65,536 quantiles of the normal distribution. No function
-of a real number is evaluated, so nothing can round otherwise on another machine.
+Philox4x32-10 with the pack's seed as key turns the counter (draw, class, image, block) into eight
+16-bit words, and each word picks one of 65,536 quantiles of the normal distribution. No function of
+a real number is evaluated, so nothing can round differently on another machine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from d3pack.errors import D3MError, UsageError
-from d3pack.format.coded import Array
+from d3pack.format import Array
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,12 +28,12 @@ ROUNDS = 10
 WORDS = 8  # normals out of one block
 STEPS = 256  # draws of one epoch: 0 starts the image, 1, 2, ... are noise added on the way
 TABLE_SHA256 = "1cfbba1e07e34386a57626f82aeb43e6ed54ba70a3ea6b7d964dc66a841074a8"
-CHUNK = 1 << 14  # blocks at a time: what stays in a core's cache
-CHUNK_DEVICE = 1 << 20  # and what keeps an accelerator busy
+CHUNK = 1 << 14  # blocks at a time on a CPU, which stay in a core's cache
+CHUNK_DEVICE = 1 << 20  # and on an accelerator, which keep it busy
 
 
 def draw_number(step: int, epoch: int = 0) -> int:
-    """The draw word of the counter: a fresh epoch has noise of its own."""
+    """Return the draw word of the counter: every epoch has its own noise."""
     if not 0 <= step < STEPS or not 0 <= epoch < 2**32 // STEPS:
         raise UsageError(
             f"step {step} of epoch {epoch} has no noise", hint="256 steps, 2**24 epochs"
@@ -42,7 +42,7 @@ def draw_number(step: int, epoch: int = 0) -> int:
 
 
 def normal(seed: int, classes: Any, images: Any, shape: tuple[int, ...], draw: int = 0) -> Array:
-    """Standard normal noise, float32 (B, *shape); row b is for image images[b] of classes[b]."""
+    """Return standard normal float32 (B, *shape); row b is for image images[b] of classes[b]."""
     rows, columns = _pairs(seed, classes, images, draw)
     size = math.prod(shape)
     blocks = -(-size // WORDS)
@@ -51,7 +51,7 @@ def normal(seed: int, classes: Any, images: Any, shape: tuple[int, ...], draw: i
     step = max(1, CHUNK // max(blocks, 1))
     for at in range(0, len(rows), step):
         part = slice(at, at + step)
-        # Broadcasting keeps the first two rounds, where rows and blocks have not met yet, cheap.
+        # broadcast, because the first two rounds do not combine rows with blocks yet
         counter = (start, rows[part, None], columns[part, None], block)
         words = np.stack(philox(counter, seed), axis=-1, dtype="<u4", casting="unsafe").view("<u2")
         out[at : at + step] = table()[words.reshape(words.shape[0], -1)]
@@ -61,15 +61,15 @@ def normal(seed: int, classes: Any, images: Any, shape: tuple[int, ...], draw: i
 def normal_torch(
     seed: int, classes: Any, images: Any, shape: tuple[int, ...], draw: int = 0, device: Any = "cpu"
 ) -> Tensor:
-    """The same noise, made on a torch device: equal bits to `normal`."""
+    """Return the same noise as `normal`, bit for bit, made on a torch device."""
     import torch
 
     rows, columns = _pairs(seed, classes, images, draw)
     size = math.prod(shape)
     blocks = -(-size // WORDS)
     start = torch.full((1,), draw, dtype=torch.int64, device=device)
-    device = start.device  # "cuda" has become "cuda:0" or another
-    # one copy, since on CUDA each waits for all work before it
+    device = start.device  # with its index
+    # one copy, because on CUDA each waits for earlier work
     words = torch.from_numpy(np.stack([rows, columns]).astype(np.int64)).to(device)
     quantiles = _table_torch(str(device))
     block = torch.arange(blocks, dtype=torch.int64, device=device)
@@ -91,7 +91,7 @@ def normal_torch(
 
 
 def philox(counter: Sequence[Array], seed: int) -> tuple[Array, Array, Array, Array]:
-    """Philox4x32-10 on uint64 arrays of 32-bit words; the key is the seed, low word first."""
+    """Return Philox4x32-10 of 32-bit words in uint64; the key is the seed, low word first."""
     mask, half = np.uint64(0xFFFFFFFF), np.uint64(32)
     x0, x1, x2, x3 = counter
     k0, k1 = seed & 0xFFFFFFFF, seed >> 32
@@ -106,14 +106,14 @@ def philox(counter: Sequence[Array], seed: int) -> tuple[Array, Array, Array, Ar
 
 @lru_cache(maxsize=1)
 def table() -> Array:
-    """The quantiles at (i + 1/2) / 65536, float32; the file holds the upper half, lowest first."""
+    """Return the quantiles at (i + 1/2) / 65536, float32; the file holds the upper half of them."""
     stored = resources.files("d3pack.decode").joinpath("normal16.f32").read_bytes()
     upper = np.frombuffer(stored, "<f4")
-    whole = np.concatenate([-upper[::-1], upper])
-    if hashlib.sha256(whole.astype("<f4").tobytes()).hexdigest() != TABLE_SHA256:
+    quantiles = np.concatenate([-upper[::-1], upper])
+    if hashlib.sha256(quantiles.astype("<f4").tobytes()).hexdigest() != TABLE_SHA256:
         raise D3MError("the table of normal quantiles is damaged", hint="install d3pack again")
-    whole.flags.writeable = False
-    return whole
+    quantiles.flags.writeable = False
+    return quantiles
 
 
 @lru_cache(maxsize=8)
@@ -135,7 +135,7 @@ def _philox_torch(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> 
 
 
 def _multiply(x: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """High and low words of a 32 by 32 bit product; torch has no uint64, so in 16-bit halves."""
+    """Return high and low words of a product of 32-bit words; torch has no uint64."""
     low = (x & 0xFFFF) * factor
     high = (x >> 16) * factor + (low >> 16)
     return high >> 16, (high & 0xFFFF) << 16 | low & 0xFFFF

@@ -1,13 +1,13 @@
-"""Sigma schedules and samplers: a model, a start, sigmas and noise go in, x0 comes out.
+"""Sigma schedules and samplers, which turn noise into x0 by calls of a model.
 
-Everything lives in the variance-exploding scale x = x0 + sigma * eps, where a model is a function
-(x, sigma) -> x0. There, each sampler is a linear multistep rule
+The scale is x = x0 + sigma * eps (variance exploding), where a model is a function (x, sigma) -> x0
+and each sampler is a linear multistep rule
 
     x[i+1] = a * x[i] + sum_j b[j] * x0[i-j] + c * noise[i+1]
 
-whose coefficients depend on the sigmas alone. So a sampler is a table of `Step`s, computed on the
-host in double precision, and one loop follows any table. Multiplications and additions are kept
-apart: a fused one rounds differently, and not every device and not every slot of a vector fuses.
+with coefficients that depend on the sigmas alone. So a sampler is a table of `Step`s, computed on
+the host in double precision, and one loop applies any table. Multiplications and additions are
+separate operations: a fused one rounds differently, and not every device fuses everywhere.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import numpy as np
 import numpy.typing as npt
 
 from d3pack.errors import InvalidPackError, UsageError
-from d3pack.format.recipe import SAMPLERS, table_rows
+from d3pack.format import SAMPLERS, table_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Model = Callable[["Tensor", float], "Tensor"]
 Noise = Callable[[int], "Tensor"]
-_LCM_STEPS = 50  # the teacher's step count in latent consistency distillation, as diffusers has it
+_LCM_STEPS = 50  # steps of the teacher in latent consistency distillation, as in diffusers
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,36 +42,37 @@ class Step:
 
 
 def timesteps(total: int, sampler: str, steps: int, spacing: str = "trailing") -> tuple[int, ...]:
-    """Descending training timesteps, spaced as the diffusers scheduler of that name does.
+    """Return descending training timesteps, spaced as by the diffusers scheduler of that name.
 
     "trailing" starts at the last training step (arXiv 2305.08891); "linspace" and "leading" are
-    older habits. "lcm" has its own: every (total/50)-th, thinned evenly (arXiv 2310.04378).
+    older. "lcm" has its own: of every (total/50)-th timestep, some at even distances (arXiv
+    2310.04378).
     """
-    _known(sampler)
-    most = min(total, _LCM_STEPS) if sampler == "lcm" else total
-    if not 1 <= steps <= most:
-        raise UsageError(f"{steps} steps asked of {sampler}", hint=f"choose 1 to {most}")
+    _check_sampler(sampler)
+    limit = min(total, _LCM_STEPS) if sampler == "lcm" else total
+    if not 1 <= steps <= limit:
+        raise UsageError(f"invalid steps {steps} of {sampler}: expected 1 to {limit}")
     if sampler == "lcm":
-        grid = np.arange(1, most + 1)[::-1] * (total // most) - 1
-        found = grid[np.floor(np.linspace(0, most, steps, endpoint=False)).astype(np.int64)]
+        grid = np.arange(1, limit + 1)[::-1] * (total // limit) - 1
+        chosen = grid[np.floor(np.linspace(0, limit, steps, endpoint=False)).astype(np.int64)]
     elif spacing == "trailing":
-        found = np.round(np.arange(total, 0, -total / steps))[:steps].astype(np.int64) - 1
+        chosen = np.round(np.arange(total, 0, -total / steps))[:steps].astype(np.int64) - 1
     elif spacing == "linspace" and sampler == "dpmpp-2m":  # its scheduler leaves out timestep 0
-        found = np.linspace(0, total - 1, steps + 1).round()[::-1][:-1].astype(np.int64)
+        chosen = np.linspace(0, total - 1, steps + 1).round()[::-1][:-1].astype(np.int64)
     elif spacing == "linspace":
-        found = np.linspace(0, total - 1, steps).round()[::-1].astype(np.int64)
+        chosen = np.linspace(0, total - 1, steps).round()[::-1].astype(np.int64)
     elif spacing == "leading":
         parts = steps + 1 if sampler == "dpmpp-2m" else steps
-        found = (np.arange(parts) * (total // parts))[::-1][:steps].astype(np.int64)
+        chosen = (np.arange(parts) * (total // parts))[::-1][:steps].astype(np.int64)
     else:
-        raise UsageError(f"unknown spacing {spacing!r}", hint="trailing, linspace or leading")
-    return tuple(int(t) for t in found)
+        raise UsageError(f"unknown spacing {spacing!r}: expected trailing, linspace or leading")
+    return tuple(int(t) for t in chosen)
 
 
 def schedule(
     alphas_cumprod: npt.ArrayLike, sampler: str, steps: int, spacing: str = "trailing"
 ) -> tuple[float, ...]:
-    """The sigmas of a recipe: exact table entries, descending, and a final 0."""
+    """Return the sigmas of a recipe: entries of the training table, descending, and a final 0."""
     table = np.asarray(alphas_cumprod, dtype=np.float64)
     chosen = table[list(timesteps(len(table), sampler, steps, spacing))]
     return (*np.sqrt((1 - chosen) / chosen).tolist(), 0.0)
@@ -80,11 +81,11 @@ def schedule(
 def plan(
     sampler: str, sigmas: Sequence[float], extra: Mapping[str, Any] | None = None
 ) -> tuple[Step, ...]:
-    """The coefficients of a sampler over these sigmas; "table" reads them from `extra["table"]`."""
-    _known(sampler)
+    """Return the steps of a sampler over these sigmas; "table" reads them from `extra["table"]`."""
+    _check_sampler(sampler)
     levels = [float(s) for s in sigmas]
-    falling = all(a > b for a, b in pairwise(levels))
-    if len(levels) < 2 or not falling or levels[-1] != 0.0 or not math.isfinite(levels[0]):
+    descending = all(a > b for a, b in pairwise(levels))
+    if len(levels) < 2 or not descending or levels[-1] != 0.0 or not math.isfinite(levels[0]):
         raise InvalidPackError(
             "sigmas must be finite, strictly descending, and end in 0", code="E_RECIPE"
         )
@@ -101,7 +102,7 @@ def plan(
 
 
 def _second_order(levels: list[float], i: int) -> Step:
-    """DPM-Solver++(2M), arXiv 2211.01095: midpoint in -log sigma; first and last are plain."""
+    """Return a step of DPM-Solver++(2M), arXiv 2211.01095; first and last are of first order."""
     high, low = levels[i], levels[i + 1]
     gain = 1 - low / high
     if i == 0 or low == 0.0:
@@ -111,7 +112,7 @@ def _second_order(levels: list[float], i: int) -> Step:
 
 
 def start(noise: Tensor, sigmas: Sequence[float]) -> Tensor:
-    """The first x: unit variance in the variance-preserving scale, as in training."""
+    """Return the first x: as in training, of unit variance in the variance-preserving scale."""
     return noise * math.sqrt(sigmas[0] ** 2 + 1)
 
 
@@ -123,7 +124,7 @@ def sample(
     noise: Noise | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    """Follow a sampler from x to x0. `noise(i)`, i from 1, is fresh noise; only "lcm" asks."""
+    """Return x0 by a sampler from x. `noise(i)`, i from 1, is fresh noise, which "lcm" needs."""
     steps = plan(sampler, sigmas, extra)
     reach = max(len(step.b) for step in steps)
     calls: list[Tensor] = []  # newest first
@@ -143,7 +144,7 @@ def sample(
     return x
 
 
-def _known(sampler: str) -> None:
+def _check_sampler(sampler: str) -> None:
     if sampler not in SAMPLERS:
         raise InvalidPackError(
             f"unknown sampler {sampler!r}", code="E_RECIPE", hint=f"one of {', '.join(SAMPLERS)}"

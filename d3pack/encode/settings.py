@@ -1,41 +1,259 @@
-"""A method's own settings: out of `EncodeOptions.extra`, into a frozen dataclass of its own."""
+"""What a user chooses about `encode`: settings of every run, and those of each method alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 from d3pack.errors import UsageError
+from d3pack.system import (
+    SettingError,
+    check,
+    from_plain,
+    option,
+    options_of,
+    parse_duration,
+    parse_size,
+    plain,
+)
 
-T = TypeVar("T")
-_YES = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+Codec = Literal["f16", "i8", "i4", "pq"]
+Sampler = Literal["ddim", "dpmpp-2m", "euler", "lcm"]
+LabelKind = Literal["none", "topk", "dense"]
 
 
-def read_settings(kind: type[T], method: str, extra: Mapping[str, Any]) -> T:
-    """`extra` as a `kind`; words (out of --set) become what the defaults are."""
-    known = {f.name: f.default for f in fields(kind) if f.default is not MISSING}  # type: ignore[arg-type]
-    values = {}
-    for name, value in extra.items():
-        if name not in known:
+def parse_side(text: str) -> tuple[int, int]:
+    """Return (height, width) of `64` or `48x64`."""
+    height, _, width = text.partition("x")
+    return int(height), int(width or height)
+
+
+def parse_labels(text: str) -> tuple[LabelKind, int]:
+    """Return kind and k of `none`, `dense` or `top5`."""
+    if text in {"none", "dense"}:
+        return ("none", 0) if text == "none" else ("dense", 0)
+    if text.startswith("top") and text[3:].isdecimal() and int(text[3:]) >= 1:
+        return "topk", int(text[3:])
+    raise SettingError("labels", text, "none, dense, or top1, top2, ...")
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeSettings:
+    """Settings that every method reads. None means: chosen by the method, for source and budget."""
+
+    images_per_class: int = option(10, "Images per class.", flag="--ipc", ge=1, le=2**20)
+    budget: int | None = option(
+        None,
+        "Bytes of the whole pack, as 20KB; what is not set is chosen to fit.",
+        parse=parse_size,
+    )
+    method: str = option("d3m", "d3m, classcond, minimax, or one that a plugin brings.")
+    backbone: str | None = option(
+        None, "Diffusion model: mini, a directory in diffusers' layout, or org/name.", private=True
+    )
+    device: str | None = option(None, "cpu, cuda, cuda:1, ...; CUDA if there is one.", private=True)
+    seed: int = option(0, "Decides everything that is random.", ge=0, lt=2**63)
+    codec: Codec | None = option(None, "How vectors are stored.", group="contents of the pack")
+    candidates: int | None = option(
+        None,
+        "Images made for each one that is kept; 1: seeds are derived and cost no bytes.",
+        ge=1,
+        group="contents of the pack",
+    )
+    labels: str | None = option(
+        None, "Soft labels: none, top1, top2, ... or dense.", group="contents of the pack"
+    )
+    label_temperature: float = option(
+        1.0,
+        "Temperature of the soft labels.",
+        flag="--temperature",
+        gt=0,
+        le=100,
+        group="contents of the pack",
+    )
+    probes: int | None = option(
+        None,
+        "Small reference images for verify --decode.",
+        ge=0,
+        le=64,
+        group="contents of the pack",
+    )
+    size: tuple[int, int] | None = option(
+        None,
+        "Size of the images in pixels.",
+        ge=1,
+        parse=parse_side,
+        expected="an integer or HEIGHTxWIDTH",
+        metavar="SIZE",
+        group="images",
+    )
+    sampler: Sampler | None = option(None, "How noise becomes an image.", group="images")
+    sampler_steps: int | None = option(None, "Steps of the sampler.", ge=1, group="images")
+    guidance: float | None = option(
+        None, "Weight of the prompt; measured where a teacher picks.", ge=0, le=100, group="images"
+    )
+    group: int | None = option(
+        None, "Images that one forward pass makes; part of the recipe.", ge=1, group="images"
+    )
+    teacher: str = option(
+        "train",
+        "Classifier that chooses and labels: train, a directory or org/name.",
+        private=True,
+        group="teacher",
+    )
+    teacher_map: Path | None = option(
+        None, "CSV or JSON: class to the teacher's label.", private=True, group="teacher"
+    )
+    teacher_samples: int = option(
+        250_000, "Images that the training of a small teacher sees.", ge=0, group="teacher"
+    )
+    method_settings: Any = None  # an instance of the method's `settings`; None: its defaults
+
+    def __post_init__(self) -> None:
+        check(self)
+        parse_labels(self.labels or "none")
+
+
+@dataclass(frozen=True, slots=True)
+class D3MSettings:
+    """Settings of `d3m` alone."""
+
+    modes: int | None = option(None, "Prompts per class, each for a cluster of images.", ge=1)
+    vectors: int | None = option(None, "Learned vectors per prompt.", ge=1)
+    template: str | None = option(None, "Sentence around the vectors, with one {}.")
+    factor: int | None = option(
+        None, "Side of a collage in patches: 1, 2 or 4.", choices=(1, 2, 4), group="collages"
+    )
+    pool: int = option(512, "Real images per class that are looked at.", ge=1, group="collages")
+    crops: int | None = option(None, "Trial crops per image.", ge=1, group="collages")
+    crop_scale: tuple[float, float] | None = option(
+        None,
+        "Share of an image's area that a crop shows: least and most.",
+        gt=0,
+        le=1,
+        group="collages",
+    )
+    collages: int = option(256, "Collages per class, at most.", ge=1, group="collages")
+    lr: float = option(
+        3.0, "Length of a step, in damped Newton steps.", gt=0, le=10, group="inversion"
+    )
+    steps: int = option(40, "Steps before the last phase, at most.", ge=0, group="inversion")
+    cool: int = option(
+        250, "Steps of the last phase: falling rate, under the codec.", ge=0, group="inversion"
+    )
+    batch: int = option(40, "Samples per step, of all prompts.", ge=1, group="inversion")
+    slots: int = option(10, "Prompts that are fitted at the same time.", ge=1, group="inversion")
+    validate_every: int = option(20, "Steps between validations.", ge=1, group="inversion")
+    triples: int = option(
+        96, "Fixed (latent, time, noise) that validate a prompt.", ge=1, group="inversion"
+    )
+    patience: int = option(
+        2, "Validations without gain before the last phase.", ge=1, group="inversion"
+    )
+    tolerance: float = option(5e-4, "The least relative gain that counts.", group="inversion")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.template is not None and self.template.count("{}") != 1:
+            raise SettingError("template", self.template, "a sentence with one {}")
+        if self.crop_scale is not None and self.crop_scale[0] > self.crop_scale[1]:
+            raise SettingError("crop_scale", self.crop_scale, "the smaller share first")
+
+
+@dataclass(frozen=True, slots=True)
+class ClassCondSettings:
+    """Settings of `classcond` alone."""
+
+    vae: Path | None = option(
+        None, "Directory of an autoencoder with config.json and weights; else mini's.", private=True
+    )
+    model: Literal["small", "base", "tiny"] | None = option(
+        None, "Size of the model: small or base, by the device; tiny for a trial."
+    )
+    train_steps: int = option(0, "Steps of the training; 0: as many as the model has.", ge=0)
+    train_seconds: float = option(
+        0.0,
+        "Time to train for, as 90m; turned into steps by a short trial.",
+        flag="--time-budget",
+        ge=0,
+        parse=parse_duration,
+        metavar="TIME",
+    )
+    decode_seconds: float = option(
+        0.0, "Seconds in which this machine must make all images; 0: no limit.", ge=0
+    )
+    embed: bool = option(False, "Carry the backbone inside the pack.", flag="--embed-backbone")
+    search_images: int = option(200, "Images made to judge each setting of the sampler.", ge=0)
+    licence: str = option("unknown", "Licence of the trained weights.")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, slots=True)
+class MinimaxSettings:
+    """Settings of `minimax` alone; the defaults are those of the paper."""
+
+    epochs: int = option(8, "Passes over the images.", ge=1)
+    batch: int = option(8, "Images per step.", ge=1)
+    lr: float = option(1e-3, "Learning rate of AdamW, without decay.", gt=0, le=1)
+    ema: float = option(0.9999, "Decay of the average that is stored.", ge=0, lt=1)
+    drop: float = option(0.1, "Share of labels left out.", ge=0, le=1)
+    memory: int = option(64, "Latents of each class in each memory.", ge=1)
+    representative: float = option(0.002, "Weight of nearness to real images.", ge=0, le=1000)
+    diverse: float = option(0.008, "Weight of distance from earlier images.", ge=0, le=1000)
+    train_steps: int = option(0, "Steps of the training; 0: all epochs.", ge=0)
+    adapter: Literal["f16", "i8"] | None = option(
+        None, "How the adapter is stored: f16, or i8 where a budget needs it."
+    )
+    search_images: int = option(
+        0, "Images made to judge each setting of the sampler; 0: no search.", ge=0
+    )
+    decode_seconds: float = option(
+        0.0, "Seconds in which this machine must make all images; 0: no limit.", ge=0
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.decode_seconds and not self.search_images:
             raise UsageError(
-                f"{method} has no setting {name!r}", hint=f"it has {', '.join(sorted(known))}"
+                "decode_seconds limits the search for a sampler, and minimax makes none by itself",
+                hint="set search_images as well, for instance to 200",
             )
-        wanted = type(known[name])
-        try:
-            values[name] = _YES[str(value).lower()] if wanted is bool else wanted(value)
-        except (KeyError, ValueError, TypeError):
-            raise UsageError(f"{name} is {value!r}, not {_article(wanted)}") from None
-    return kind(**values)
 
 
-def need_between(settings: object, low: float, high: float, *names: str) -> None:
-    """Refuse settings outside of a range, and what is no number at all."""
-    for name in names:
-        value = getattr(settings, name)
-        if not low <= value <= high:
-            raise UsageError(f"{name} is {value}", hint=f"it lies between {low:g} and {high:g}")
+# How packs record settings. The spelling is part of a pack's bytes: renaming a setting must not
+# change it, and readers of packs rely on it. The settings of d3m stand among the shared ones, those
+# of other methods under "extra", there as text but for a few.
+_RECORDED_AS = {"model": "preset"}
+_NOT_TEXT = frozenset({"train_seconds", "decode_seconds", "embed"})
 
 
-def _article(kind: type[Any]) -> str:
-    return {int: "a whole number", float: "a number", bool: "yes or no"}.get(kind, "a word")
+def recorded_settings(settings: EncodeSettings, method: str) -> dict[str, Any]:
+    """Return the settings that a pack records: what differs from the defaults, without places."""
+    record = {k: v for k, v in plain(settings, private=False).items() if k != "method"}
+    own = settings.method_settings
+    if own is None or not plain(own):
+        return record
+    values = plain(own, private=False)
+    if method == "d3m":
+        return {**record, **values}
+    record["extra"] = {
+        _RECORDED_AS.get(name, name): value if name in _NOT_TEXT else str(value)
+        for name, value in values.items()
+    }
+    return record
+
+
+def d3m_settings(record: Mapping[str, Any]) -> EncodeSettings:
+    """Return the settings that a pack made by d3m records.
+
+    Raises:
+        UsageError: if this version does not know one of them.
+    """
+    names = {entry.name for entry in options_of(D3MSettings)}
+    own = from_plain(D3MSettings, {k: v for k, v in record.items() if k in names})
+    shared = from_plain(EncodeSettings, {k: v for k, v in record.items() if k not in names})
+    return replace(shared, method_settings=own)

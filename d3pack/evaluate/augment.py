@@ -1,30 +1,48 @@
-"""Augmentations of whole batches, on the device the batch lives on.
+"""Augmentations of a protocol applied to batches, on the device that the batch is on.
 
-Each is a frozen value called with a batch (N, 3, H, W) of floats and a CPU generator: the draws are
-the same on every device. `CutMix` also mixes the labels.
+`apply` takes an operation, a batch (N, 3, H, W) of floats and a CPU generator, so that the draws
+are the same on every device. To add an operation, add its values to `protocols.py` and a function
+with `@apply.register` here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
+from functools import singledispatch
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from d3pack.evaluate.protocols import (
+    DSA,
+    BatchOp,
+    ColorJitter,
+    CutMix,
+    Flip,
+    Lighting,
+    RandomResizedCrop,
+    ShufflePatches,
+)
 
-class BatchOp(Protocol):
-    """Anything that turns a batch into an augmented batch of the same shape."""
 
-    def __call__(self, x: Tensor, rng: Generator) -> Tensor: ...
+def apply_all(ops: tuple[BatchOp, ...], x: Tensor, rng: Generator) -> Tensor:
+    """Apply operations one after the other."""
+    for op in ops:
+        x = apply(op, x, rng)
+    return x
+
+
+@singledispatch
+def apply(op: BatchOp, x: Tensor, rng: Generator) -> Tensor:
+    """Return the augmented batch, of the same shape."""
+    raise TypeError(f"{op!r} is not an augmentation")
 
 
 def _uniform(x: Tensor, rng: Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """One number an image, shaped to broadcast."""
+    """One number per image, shaped to broadcast."""
     draws = torch.rand(len(x), 1, 1, 1, generator=rng)
     return (draws * (high - low) + low).to(x.device, x.dtype)
 
@@ -43,117 +61,81 @@ def _sample(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _warp(x: Tensor, theta: Tensor) -> Tensor:
-    """An affine map an image; what comes from outside is 0, the mean of normalised images."""
+    """An affine map per image; pixels from outside are 0, the mean of normalised images."""
     grid = F.affine_grid(theta.to(x.device, x.dtype), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, align_corners=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Flip:
-    """Mirror left-right with probability p."""
-
-    p: float = 0.5
-
-    def __call__(self, x: Tensor, rng: Generator) -> Tensor:
-        return torch.where(_uniform(x, rng) < self.p, x.flip(3), x)
+@apply.register
+def _flip(op: Flip, x: Tensor, rng: Generator) -> Tensor:
+    return torch.where(_uniform(x, rng) < op.p, x.flip(3), x)
 
 
-@dataclass(frozen=True, slots=True)
-class RandomResizedCrop:
-    """A random window resized to the full size, drawn as torchvision does."""
-
-    scale: tuple[float, float]
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    tries: int = 10
-
-    def __call__(self, x: Tensor, rng: Generator) -> Tensor:
-        count, _, height, width = x.shape
-        draws = torch.rand(2, count, self.tries, generator=rng)
-        area = height * width * (self.scale[0] + draws[0] * (self.scale[1] - self.scale[0]))
-        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
-        aspect = torch.exp(low + draws[1] * (high - low))
-        w, h = torch.sqrt(area * aspect).round(), torch.sqrt(area / aspect).round()
-        fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-        first = fits.int().argmax(1, keepdim=True)  # 0 too where nothing fits, replaced below
-        found = fits.any(1, keepdim=True)
-        w = torch.where(found, w.gather(1, first), float(width))
-        h = torch.where(found, h.gather(1, first), float(height))
-        place = torch.rand(2, count, 1, generator=rng)
-        left, top = (place[0] * (width - w + 1)).floor(), (place[1] * (height - h + 1)).floor()
-        # Stay between the centres of the window's own border pixels, as resizing a crop does.
-        columns = left + ((torch.arange(width) + 0.5) * w / width - 0.5).clamp(min=0)
-        rows = top + ((torch.arange(height) + 0.5) * h / height - 0.5).clamp(min=0)
-        columns, rows = torch.minimum(columns, left + w - 1), torch.minimum(rows, top + h - 1)
-        return _sample(x, rows.to(x.device), columns.to(x.device))
+@apply.register
+def _random_resized_crop(op: RandomResizedCrop, x: Tensor, rng: Generator) -> Tensor:
+    count, _, height, width = x.shape
+    draws = torch.rand(2, count, op.tries, generator=rng)
+    area = height * width * (op.scale[0] + draws[0] * (op.scale[1] - op.scale[0]))
+    low, high = math.log(op.ratio[0]), math.log(op.ratio[1])
+    aspect = torch.exp(low + draws[1] * (high - low))
+    w, h = torch.sqrt(area * aspect).round(), torch.sqrt(area / aspect).round()
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first = fits.int().argmax(1, keepdim=True)  # 0 too where nothing fits, replaced below
+    any_fits = fits.any(1, keepdim=True)
+    w = torch.where(any_fits, w.gather(1, first), float(width))
+    h = torch.where(any_fits, h.gather(1, first), float(height))
+    place = torch.rand(2, count, 1, generator=rng)
+    left, top = (place[0] * (width - w + 1)).floor(), (place[1] * (height - h + 1)).floor()
+    # Stay between the centres of the window's own border pixels, as resizing a crop does.
+    columns = left + ((torch.arange(width) + 0.5) * w / width - 0.5).clamp(min=0)
+    rows = top + ((torch.arange(height) + 0.5) * h / height - 0.5).clamp(min=0)
+    columns, rows = torch.minimum(columns, left + w - 1), torch.minimum(rows, top + h - 1)
+    return _sample(x, rows.to(x.device), columns.to(x.device))
 
 
-def _grey(x: Tensor) -> Tensor:
+@apply.register
+def _color_jitter(op: ColorJitter, x: Tensor, rng: Generator) -> Tensor:
+    order = torch.rand(len(x), 3, generator=rng).argsort(1).to(x.device)
+    amounts = [_uniform(x, rng, -op.strength, op.strength) for _ in range(3)]
     weights = x.new_tensor([0.299, 0.587, 0.114])[:, None, None]
-    return (x * weights).sum(1, keepdim=True)
+    for turn in range(3):
+        which = order[:, turn, None, None, None]
+        grey = (x * weights).sum(1, keepdim=True)
+        targets = (torch.zeros_like(grey), grey.mean((2, 3), keepdim=True), grey)
+        moved = x
+        for number, (target, amount) in enumerate(zip(targets, amounts, strict=True)):
+            moved = torch.where(which == number, x + (target - x) * amount, moved)
+        x = moved
+    return x
 
 
-@dataclass(frozen=True, slots=True)
-class ColorJitter:
-    """Brightness, contrast and saturation each moved by up to `strength`, in random order."""
-
-    strength: float = 0.4
-
-    def __call__(self, x: Tensor, rng: Generator) -> Tensor:
-        order = torch.rand(len(x), 3, generator=rng).argsort(1).to(x.device)
-        amounts = [_uniform(x, rng, -self.strength, self.strength) for _ in range(3)]
-        for turn in range(3):
-            which = order[:, turn, None, None, None]
-            grey = _grey(x)
-            targets = (torch.zeros_like(grey), grey.mean((2, 3), keepdim=True), grey)
-            moved = x
-            for op, (target, amount) in enumerate(zip(targets, amounts, strict=True)):
-                moved = torch.where(which == op, x + (target - x) * amount, moved)
-            x = moved
-        return x
+@apply.register
+def _lighting(op: Lighting, x: Tensor, rng: Generator) -> Tensor:
+    values = torch.tensor([0.2175, 0.0188, 0.0045])
+    vectors = torch.tensor(
+        [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
+    )
+    alpha = torch.randn(len(x), 3, generator=rng) * op.std
+    return x + ((alpha * values) @ vectors.T)[:, :, None, None].to(x.device, x.dtype)
 
 
-@dataclass(frozen=True, slots=True)
-class Lighting:
-    """AlexNet's noise along the principal colour axes of ImageNet."""
-
-    std: float = 0.1
-
-    def __call__(self, x: Tensor, rng: Generator) -> Tensor:
-        values = torch.tensor([0.2175, 0.0188, 0.0045])
-        vectors = torch.tensor(
-            [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
-        )
-        alpha = torch.randn(len(x), 3, generator=rng) * self.std
-        return x + ((alpha * values) @ vectors.T)[:, :, None, None].to(x.device, x.dtype)
+@apply.register
+def _shuffle_patches(op: ShufflePatches, x: Tensor, rng: Generator) -> Tensor:
+    for axis in (3, 2):
+        side = x.shape[axis]
+        tile = (torch.arange(side) // (side // op.factor)).clamp(max=op.factor - 1)
+        rank = torch.rand(len(x), op.factor, generator=rng).argsort(1)
+        order = rank[:, tile].argsort(dim=1, stable=True).to(x.device)
+        shape = [len(x), 1, 1, 1]
+        shape[axis] = side
+        x = x.gather(axis, order.view(shape).expand_as(x))
+    return x
 
 
-@dataclass(frozen=True, slots=True)
-class ShufflePatches:
-    """Cut into factor x factor tiles, shuffle columns and rows of tiles (RDED)."""
-
-    factor: int
-
-    def __call__(self, x: Tensor, rng: Generator) -> Tensor:
-        for axis in (3, 2):
-            side = x.shape[axis]
-            tile = (torch.arange(side) // (side // self.factor)).clamp(max=self.factor - 1)
-            rank = torch.rand(len(x), self.factor, generator=rng).argsort(1)
-            order = rank[:, tile].argsort(dim=1, stable=True).to(x.device)
-            shape = [len(x), 1, 1, 1]
-            shape[axis] = side
-            x = x.gather(axis, order.view(shape).expand_as(x))
-        return x
-
-
-@dataclass(frozen=True, slots=True)
-class DSA:
-    """Differentiable siamese augmentation (arXiv 2102.08259): one operation a batch, drawn anew."""
-
-    strategy: tuple[str, ...] = ("color", "crop", "cutout", "flip", "scale", "rotate")
-
-    def __call__(self, x: Tensor, rng: Generator) -> Tensor:
-        pick = int(torch.randint(len(self.strategy), (1,), generator=rng))
-        return _DSA_OPS[self.strategy[pick]](x, rng)
+@apply.register
+def _dsa(op: DSA, x: Tensor, rng: Generator) -> Tensor:
+    number = int(torch.randint(len(op.strategy), (1,), generator=rng))
+    return _DSA_OPS[op.strategy[number]](x, rng)
 
 
 def _dsa_color(x: Tensor, rng: Generator) -> Tensor:
@@ -178,7 +160,7 @@ def _dsa_crop(x: Tensor, rng: Generator) -> Tensor:
 
 
 def _dsa_cutout(x: Tensor, rng: Generator) -> Tensor:
-    """A square of half the side becomes 0; it may hang over the border."""
+    """Set a square of half the side to 0; it may hang over the border."""
     masks = []
     for axis in (2, 3):
         side = x.shape[axis]
@@ -187,6 +169,10 @@ def _dsa_cutout(x: Tensor, rng: Generator) -> Tensor:
         place = torch.arange(side, device=x.device)
         masks.append((place >= start) & (place < start + hole))
     return x * ~(masks[0][:, None, :, None] & masks[1][:, None, None, :])
+
+
+def _dsa_flip(x: Tensor, rng: Generator) -> Tensor:
+    return apply(Flip(), x, rng)
 
 
 def _dsa_scale(x: Tensor, rng: Generator) -> Tensor:
@@ -207,40 +193,26 @@ _DSA_OPS: dict[str, Callable[[Tensor, Generator], Tensor]] = {
     "color": _dsa_color,
     "crop": _dsa_crop,
     "cutout": _dsa_cutout,
-    "flip": Flip(),
+    "flip": _dsa_flip,
     "scale": _dsa_scale,
     "rotate": _dsa_rotate,
 }
 
 
-@dataclass(frozen=True, slots=True)
-class CutMix:
-    """Paste one rectangle of a shuffled batch over the batch (arXiv 1905.04899)."""
-
-    p: float = 1.0
-    beta: float = 1.0
-
-    def __call__(self, x: Tensor, targets: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
-        """Images and the label distributions (N, classes), mixed by the area that was kept."""
-        if float(torch.rand(1, generator=rng)) >= self.p:
-            return x, targets
-        seed = int(torch.randint(2**31, (1,), generator=rng))
-        share = np.random.default_rng(seed).beta(self.beta, self.beta)
-        spans = []
-        for side in x.shape[2:]:
-            cut = int(side * math.sqrt(1.0 - share))
-            centre = int(torch.randint(side, (1,), generator=rng))
-            spans.append((max(centre - cut // 2, 0), min(centre + cut // 2, side)))
-        (top, bottom), (left, right) = spans
-        order = torch.randperm(len(x), generator=rng).to(x.device)
-        mixed = x.clone()
-        mixed[:, :, top:bottom, left:right] = x[order, :, top:bottom, left:right]
-        kept = 1.0 - (bottom - top) * (right - left) / (x.shape[2] * x.shape[3])
-        return mixed, targets * kept + targets[order] * (1.0 - kept)
-
-
-def apply(ops: Sequence[BatchOp], x: Tensor, rng: Generator) -> Tensor:
-    """One operation after the other."""
-    for op in ops:
-        x = op(x, rng)
-    return x
+def cutmix(op: CutMix, x: Tensor, targets: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
+    """Return images, and label distributions (N, classes) mixed by the area that was kept."""
+    if float(torch.rand(1, generator=rng)) >= op.p:
+        return x, targets
+    seed = int(torch.randint(2**31, (1,), generator=rng))
+    share = np.random.default_rng(seed).beta(op.beta, op.beta)
+    spans = []
+    for side in x.shape[2:]:
+        cut = int(side * math.sqrt(1.0 - share))
+        centre = int(torch.randint(side, (1,), generator=rng))
+        spans.append((max(centre - cut // 2, 0), min(centre + cut // 2, side)))
+    (top, bottom), (left, right) = spans
+    order = torch.randperm(len(x), generator=rng).to(x.device)
+    mixed = x.clone()
+    mixed[:, :, top:bottom, left:right] = x[order, :, top:bottom, left:right]
+    kept = 1.0 - (bottom - top) * (right - left) / (x.shape[2] * x.shape[3])
+    return mixed, targets * kept + targets[order] * (1.0 - kept)

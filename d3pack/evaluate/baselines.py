@@ -1,215 +1,244 @@
-"""What a student can be trained on: the pack, and what it must be compared with."""
+"""Baselines: what a pack is compared with. To add one, add it here.
+
+A baseline is a function of the bench and the pack that returns an `Entry`, registered by
+`@baseline`; photographs in another format are a `PayloadFormat` more in `PAYLOADS`. The settings,
+the command line, its help and the documentation are made from `BASELINES`. Rows of an evaluation
+have its order.
+
+Torch is imported where it is needed: the help of the command line reads this module.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import Tensor
+from d3pack.evaluate.entries import Entry, PayloadFormat, PayloadSettings, TrainingSet
 
-from d3pack.encode.methods.d3m.plan import UNPICKED
-from d3pack.evaluate.payload import SMALLEST, Form, Layout, Payload, Squeeze, candidates, largest
-from d3pack.evaluate.real import Labelled, RealImages
-from d3pack.format.codecs import decode_prompts, encode_prompts
-from d3pack.format.pack import Pack
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Pilot = Callable[[Labelled, Labelled], float]  # train briefly on the first, accuracy on the second
+    from d3pack.evaluate.bench import Bench
+    from d3pack.evaluate.real import RealImages
+    from d3pack.format import Pack
 
-
-@dataclass(frozen=True, slots=True)
-class TrainingSet:
-    """What one student is trained on, and what it costs to send."""
-
-    images: Tensor
-    labels: Tensor  # int64 (N,) or probabilities (N, C)
-    nbytes: int | None  # what travels; None where nobody would send it
-    note: str = ""
+Make = Callable[["Bench", "Pack"], Entry | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
-    """One row of a comparison. `identity` decides whether a finished student may be reused."""
+class Baseline:
+    """An entry to compare a pack with.
 
-    key: str
-    title: str
-    identity: Mapping[str, Any]
-    build: Callable[[int], TrainingSet]  # by seed: random arms draw anew for each student
-    detail: Mapping[str, Any] = field(default_factory=dict)
-    needs_backbone: bool = False
-    hard: bool = False  # train on the classes alone even where the pack has soft labels
+    Attributes:
+        name: how a user chooses it.
+        help: what students are trained on, in a few words.
+        make: returns the entry, or None where it does not apply; then it has noted why.
+        payload: format whose settings pilots choose before the entry can be made.
+        needs_teacher: whether it needs a teacher.
+        default: whether it belongs to every evaluation.
+    """
+
+    name: str
+    help: str
+    make: Make
+    payload: PayloadFormat | None = None
+    needs_teacher: bool = False
+    default: bool = True
 
 
-def random_images(real: RealImages, per_class: int) -> Arm:
-    """Random real images, as many of each class as the pack has, without loss."""
+BASELINES: dict[str, Baseline] = {}
+
+
+def baseline(
+    name: str,
+    help: str,
+    *,
+    payload: PayloadFormat | None = None,
+    needs_teacher: bool = False,
+    default: bool = True,
+) -> Callable[[Make], Make]:
+    """Register a function as the baseline of a name; see `Baseline`."""
+
+    def register(make: Make) -> Make:
+        BASELINES[name] = Baseline(name, help, make, payload, needs_teacher, default)
+        return make
+
+    return register
+
+
+@baseline("random", "as many real images, drawn at random")
+def _random(bench: Bench, pack: Pack) -> Entry:
+    return random_entry(bench.train, pack.images_per_class)
+
+
+def random_entry(real: RealImages, per_class: int) -> Entry:
+    """Return the entry of so many real images of each class, without loss."""
 
     def build(seed: int) -> TrainingSet:
         drawn = real.draw(per_class, seed)
-        return TrainingSet(drawn.images, drawn.labels, None)
+        return TrainingSet(drawn.images, drawn.labels)
 
-    return Arm(
+    return Entry(
         f"random-{per_class}",
         f"random real images, {per_class} a class",
-        {"arm": "random", "per_class": per_class, "real": real.fingerprint()},
+        {"entry": "random", "per_class": per_class, "real": real.fingerprint()},
         build,
     )
 
 
-def whole_set(real: RealImages) -> Arm:
-    """All real images: the upper bound."""
-
-    def build(seed: int) -> TrainingSet:
-        everything = real.all()
-        return TrainingSet(everything.images, everything.labels, None)
-
-    return Arm("whole", "the whole real set", {"arm": "whole", "real": real.fingerprint()}, build)
-
-
-def _split(real: RealImages, limit: int, seed: int) -> list[Tensor]:
-    drawn = real.draw(limit, seed)
-    return [drawn.images[drawn.labels == c] for c in range(len(real.counts))]
+# Real images in equal bytes. Progressive scans pay for large JPEG files only: both are tried.
+_JPEG = ({"optimize": True, "progressive": False}, {"optimize": True, "progressive": True})
+JPEG_FILES = PayloadFormat("jpeg", "JPEG", "files", (10, 25, 60), _JPEG)
+WEBP_SHEET = PayloadFormat("sheet", "WEBP", "sheet", (5, 20, 60), ({"method": 6},))
+PAYLOADS = (
+    JPEG_FILES,
+    PayloadFormat("webp", "WEBP", "files", (5, 20, 60), ({"method": 6},)),
+    WEBP_SHEET,
+    PayloadFormat("avif", "AVIF", "sheet", (10, 25, 60), ({"speed": 4},)),
+)
 
 
-def _labelled(classes: list[Tensor]) -> Labelled:
-    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(c) for c in classes]))
-    return Labelled(torch.cat(classes), labels)
+def _add_payload(format: PayloadFormat) -> None:
+    @baseline(format.name, f"real images in equal bytes, as {format.title}", payload=format)
+    def make(bench: Bench, pack: Pack) -> Entry | None:
+        return payload_entry(bench, format, sent_bytes(pack))
 
 
-def _limit(real: RealImages, budget: int, layout: Layout) -> int:
-    """More images of a class than can fit; what small classes lack, the larger ones may give."""
-    left = budget // SMALLEST[layout]
-    counts = sorted(real.counts)
-    for place, count in enumerate(counts):
-        share = left // (len(counts) - place) + 1
-        if count >= share:
-            return share
-        left -= count
-    return counts[-1]
+for _format in PAYLOADS:
+    _add_payload(_format)
 
 
-HELD = 100  # images of each class on which the trade-off is chosen; never test images
+def sent_bytes(pack: Pack) -> int:
+    """Return the bytes that must travel: the pack, and a backbone that cannot be had elsewhere."""
+    ledger = pack.ledger()
+    return ledger.total + (0 if pack.recipe.backbone.repo else ledger.backbone)
 
 
-def _held(count: int, found: int) -> int:
-    """How many of a class's images only judge: a fifth at most, and never its last one."""
-    return min(HELD, max(1, count // 5), found - 1)
+def payload_entry(bench: Bench, format: PayloadFormat, budget: int) -> Entry | None:
+    """Return the entry of random real images in so many bytes; None where not one image fits."""
+    settings, scores = bench.payload_settings(format, budget)
+    if settings is None:
+        return None
+    return equal_bytes(bench.train, settings, budget, scores)
 
 
-def choose_squeeze(
-    real: RealImages,
-    budget: int,
-    form: Form,
-    layout: Layout,
-    pilot: Pilot,
-    report: Callable[[str], None],
-) -> tuple[Squeeze | None, dict[str, float]]:
-    """The trade-off whose images teach a short-lived student best; None when nothing fits.
+def equal_bytes(
+    real: RealImages, settings: PayloadSettings, budget: int, scores: dict[str, float]
+) -> Entry:
+    """Return the entry of random real images, compressed by these settings.
 
-    Judged on real training images that the payload does not contain.
+    Args:
+        real: the training images.
+        settings: how they are compressed.
+        budget: bytes.
+        scores: accuracies of the pilots that chose the settings.
     """
-    limit = _limit(real, budget, layout)
-    drawn = _split(real, limit + HELD, 0)
-    held = [_held(real.counts[c], len(images)) for c, images in enumerate(drawn)]
-    if not any(held):  # one image a class: there is nothing else to judge on
-        judge, classes = _labelled(drawn), drawn
-    else:
-        judge = _labelled([images[:n] for images, n in zip(drawn, held, strict=True)])
-        classes = [images[n : n + limit] for images, n in zip(drawn, held, strict=True)]
-    scores: dict[str, float] = {}
-    best: tuple[float, Squeeze | None] = (-1.0, None)
-    for squeeze in candidates(form, layout, real.size):
-        payload = largest(classes, squeeze, budget)
-        if payload is None:
-            continue
-        accuracy = pilot(payload.content, judge)
-        scores[str(payload)] = round(accuracy, 4)
-        report(f"pilot: {payload}, {100 * accuracy:.1f} %")
-        best = max(best, (accuracy, squeeze), key=lambda pair: pair[0])
-    return best[1], scores
-
-
-def _filled(classes: list[Tensor], squeeze: Squeeze, budget: int) -> Payload:
-    """The budget's images; one image where this draw is larger than the one of the pilot."""
-    found = largest(classes, squeeze, budget)
-    if found is None:
-        found = largest([images[:1] for images in classes[:1]], squeeze, 1 << 40)
-    assert found is not None
-    return found
-
-
-def equal_bytes(real: RealImages, budget: int, squeeze: Squeeze, pilot: dict[str, float]) -> Arm:
-    """Random real images that fit into the pack's own bytes."""
+    from d3pack.evaluate.payload import fill, most_per_class
 
     def build(seed: int) -> TrainingSet:
-        found = _filled(_split(real, _limit(real, budget, squeeze.layout), seed), squeeze, budget)
-        return TrainingSet(found.content.images, found.content.labels, found.nbytes, str(found))
+        limit = most_per_class(real.counts, budget, settings.format)
+        payload = fill(real.by_class(limit, seed), settings, budget)
+        content = payload.content
+        return TrainingSet(content.images, content.labels, payload.nbytes, str(payload))
 
-    sheet = squeeze.layout == "sheet"
-    form = f"one {squeeze.form} sheet" if sheet else f"{squeeze.form} files"
-    return Arm(
-        f"{'sheet' if squeeze.form == 'WEBP' and sheet else squeeze.form.lower()}-{budget}",
-        f"real images in equal bytes, as {form}",
+    return Entry(
+        f"{settings.format.name}-{budget}",
+        f"real images in equal bytes, as {settings.format.title}",
         {
-            "arm": "equal-bytes",
+            "entry": "equal-bytes",
             "budget": budget,
-            "squeeze": asdict(squeeze),
+            "payload": settings.to_json(),
             "real": real.fingerprint(),
         },
         build,
-        {"pilot": pilot, "squeeze": str(squeeze)},
+        {"pilot": scores, "payload": str(settings)},
     )
 
 
-def collages(
-    patches: Callable[[int], list[Tensor]],
-    real: RealImages,
-    budget: int,
-    squeeze: Squeeze,
-    teacher: str,
-) -> Arm:
-    """The patches a teacher finds most real (RDED), in the pack's own bytes.
+@baseline(
+    "collages",
+    "real images that a teacher chooses (RDED), in equal bytes",
+    payload=WEBP_SHEET,
+    needs_teacher=True,
+    default=False,
+)
+def _collages(bench: Bench, pack: Pack) -> Entry | None:
+    return collages_entry(bench, WEBP_SHEET, sent_bytes(pack))
 
-    `patches(n)` gives up to n of each class, best first; it is asked only when a student is due.
+
+def collages_entry(bench: Bench, format: PayloadFormat, budget: int) -> Entry | None:
+    """Return the entry of the patches that a teacher finds most typical, in so many bytes (RDED).
+
+    None where not one image fits.
     """
+    from d3pack.evaluate.payload import fill, most_per_class
+
+    settings, _ = bench.payload_settings(format, budget)
+    teacher, real = bench.teacher, bench.train
+    if settings is None or teacher is None:
+        return None
 
     def build(seed: int) -> TrainingSet:
-        found = _filled(patches(_limit(real, budget, squeeze.layout)), squeeze, budget)
-        return TrainingSet(found.content.images, found.content.labels, found.nbytes, str(found))
+        patches = teacher.patches(most_per_class(real.counts, budget, settings.format))
+        payload = fill(patches, settings, budget)
+        content = payload.content
+        return TrainingSet(content.images, content.labels, payload.nbytes, str(payload))
 
-    return Arm(
+    return Entry(
         f"collages-{budget}",
         "collages chosen by a teacher (RDED) in equal bytes",
         {
-            "arm": "collages",
+            "entry": "collages",
             "budget": budget,
-            "squeeze": asdict(squeeze),
-            "teacher": teacher,
+            "payload": settings.to_json(),
+            "teacher": teacher.identity,
             "real": real.fingerprint(),
         },
         build,
-        {"squeeze": str(squeeze)},
+        {"payload": str(settings)},
     )
 
 
-def names_pack(pack: Pack, vectors: Callable[[str, int | None], Tensor], most: int) -> Pack:
-    """The same recipe, seed and number of images, prompted by the classes' own names.
+@baseline("names", "images of the same backbone, prompted by class names")
+def _names(bench: Bench, pack: Pack) -> Entry | None:
+    backbone = bench.open_backbone(pack)
+    twin = names_pack(pack, backbone.name_vectors, backbone.prompt_shape[0])
+    if prompted_by_names(pack, twin):
+        bench.note("names: left out, the prompts of this pack are its backbone's own class table")
+        return None
+    return names_entry(bench, twin)
 
-    `vectors(name, k)` are the token embeddings of a name, `most` is how many a prompt may have.
-    A pack that picks its seeds may do without guidance; names are given what suits derived ones.
+
+def names_entry(bench: Bench, twin: Pack) -> Entry:
+    """Return the entry of a pack that is prompted by class names: its prompts cost no bytes."""
+    free = twin.ledger().total - prompt_bytes(twin)
+    return pack_entry(bench, "names", "class names as prompts, same backbone", twin, free)
+
+
+def names_pack(pack: Pack, vectors: Callable[[str, int | None], Tensor], most: int) -> Pack:
+    """Return the same recipe, seed and number of images, prompted by the classes' own names.
+
+    Args:
+        pack: the pack.
+        vectors: returns the token embeddings of a name, at most so many.
+        most: how many vectors a prompt may have.
     """
-    lengths = [len(vectors(name, None)) for name in pack.classes]
-    count = min(max(lengths), most)
-    prompts = torch.stack([vectors(name, count) for name in pack.classes])
-    coded = encode_prompts(prompts[:, None].float().cpu().numpy(), "f16")
+    import torch
+
+    from d3pack.backbones import MINI_GUIDANCE
+    from d3pack.format.codecs import encode_prompts
+
+    longest = max(len(vectors(name, None)) for name in pack.classes)
+    prompts = torch.stack([vectors(name, min(longest, most)) for name in pack.classes])
     recipe = pack.recipe
     if pack.picks is not None:
-        recipe = replace(recipe, guidance=max(recipe.guidance, UNPICKED))
+        # picked seeds may do with no guidance at all; derived ones get what suits them
+        recipe = replace(recipe, guidance=max(recipe.guidance, MINI_GUIDANCE))
     return replace(
         pack,
         recipe=recipe,
-        prompts=coded,
+        prompts=encode_prompts(prompts[:, None].float().cpu().numpy(), "f16"),
         picks=None,
         labels=None,
         adapter=None,
@@ -221,7 +250,16 @@ def names_pack(pack: Pack, vectors: Callable[[str, int | None], Tensor], most: i
 
 
 def prompted_by_names(pack: Pack, twin: Pack) -> bool:
-    """Whether the pack's prompts are what its backbone has for the names: its own class table."""
+    """Return whether a pack's prompts are its backbone's own for the names, as `classcond` makes.
+
+    Args:
+        pack: the pack.
+        twin: what `names_pack` made of it.
+    """
+    import numpy as np
+
+    from d3pack.format.codecs import decode_prompts
+
     own, names = decode_prompts(pack.prompts), decode_prompts(twin.prompts)
     if pack.adapter is not None or own.shape != names.shape:
         return False
@@ -229,26 +267,48 @@ def prompted_by_names(pack: Pack, twin: Pack) -> bool:
     return bool(off <= pack.prompts.params["error"]["rms"] + 1e-3)  # the twin is rounded too
 
 
-def pack_arm(
-    key: str,
-    title: str,
-    pack: Pack,
-    decode: Callable[[Pack], tuple[Tensor, Tensor]],
-    nbytes: int,
-    *,
-    hard: bool = False,
-) -> Arm:
-    """A pack as D3MDataset gives it; every seed trains on the same images."""
-
-    def build(seed: int) -> TrainingSet:
-        images, labels = decode(pack)
-        return TrainingSet(images, labels, nbytes)
-
-    identity = {"arm": "pack", "root": pack.root, "hard": hard}
-    return Arm(key, title, identity, build, needs_backbone=True, hard=hard)
-
-
 def prompt_bytes(pack: Pack) -> int:
-    """Bytes of the prompts and of what was learned beside them."""
+    """Return the bytes of the prompts and of all that was learned with them."""
     sections = pack.ledger().sections
     return sum(sections.get(name, 0) for name in ("prompts", "picks", "adapter"))
+
+
+@baseline("whole", "all real images", default=False)
+def _whole(bench: Bench, pack: Pack) -> Entry:
+    return whole_entry(bench.train)
+
+
+def whole_entry(real: RealImages) -> Entry:
+    """Return the entry of all real images: the upper bound."""
+
+    def build(seed: int) -> TrainingSet:
+        everything = real.all()
+        return TrainingSet(everything.images, everything.labels)
+
+    return Entry(
+        "whole", "the whole real set", {"entry": "whole", "real": real.fingerprint()}, build
+    )
+
+
+def pack_entries(bench: Bench, pack: Pack) -> list[Entry]:
+    """Return the entry of the pack and, if it has soft labels, the one of hard labels alone."""
+    ledger = pack.ledger()
+    entries = [pack_entry(bench, "pack", "this pack", pack, ledger.total)]
+    if pack.labels is not None:
+        bare = ledger.total - ledger.sections["labels"]
+        title = "this pack, hard labels alone"
+        entries.append(pack_entry(bench, "hard", title, pack, bare, hard=True))
+    return entries
+
+
+def pack_entry(
+    bench: Bench, key: str, title: str, pack: Pack, nbytes: int, *, hard: bool = False
+) -> Entry:
+    """Return the entry of a pack: every seed trains on the images that D3MDataset decodes."""
+
+    def build(seed: int) -> TrainingSet:
+        decoded = bench.decode(pack)
+        return TrainingSet(decoded.images, decoded.labels, nbytes)
+
+    identity = {"entry": "pack", "root": pack.root, "hard": hard}
+    return Entry(key, title, identity, build, pack=pack, hard=hard)

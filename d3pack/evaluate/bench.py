@@ -1,60 +1,89 @@
-"""The bench: every training set meets the same students, the same steps and the same test."""
+"""The bench: students of every entry, under one protocol, with the same steps and the same test."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from d3pack.backbones import Backbone, open_backbone
 from d3pack.dataset import D3MDataset
-from d3pack.evaluate.baselines import Arm
-from d3pack.evaluate.presets import Preset
-from d3pack.evaluate.real import Labelled
-from d3pack.evaluate.scores import Spread
-from d3pack.evaluate.training import History, Teach, plan, seconds_needed, train_student
-from d3pack.evaluate.workdir import Workdir, protocol
-from d3pack.format.pack import Pack
-from d3pack.system.text import count, duration
+from d3pack.decode import unpack_backbone
+from d3pack.evaluate import training
+from d3pack.evaluate.entries import Entry, PayloadFormat, PayloadSettings
+from d3pack.evaluate.payload import choose_settings
+from d3pack.evaluate.protocols import Intervals, Protocol, Updates
+from d3pack.evaluate.real import RealImages
+from d3pack.evaluate.teacher import OrderedTeacher
+from d3pack.evaluate.training import History, Labelled, lengths, seconds_needed, train_student
+from d3pack.format import Pack
+from d3pack.system import Events, count, duration, resolve_device, write_json
 
 PILOT_SHARE = 4  # a pilot has a quarter of the updates
-Report = Callable[[str], None]
-Progress = Callable[[int, int], None]
+FORMAT = 2  # raised when a change of the code makes older students incomparable
+_STATISTICS = 100  # real images of each class for mean and deviation
 
 
 @dataclass(frozen=True, slots=True)
-class ArmResult:
-    """One row of a comparison, trained and tested."""
+class Spread:
+    """Mean and sample standard deviation over seeds; 0 for one seed."""
 
-    arm: Arm
+    mean: float
+    std: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Summarise one value per seed."""
+        std = statistics.stdev(values) if len(values) > 1 else 0.0
+        return cls(statistics.fmean(values), std)
+
+
+@dataclass(frozen=True, slots=True)
+class EntryResult:
+    """An entry with its students, trained and tested."""
+
+    entry: Entry
     histories: tuple[History, ...]
     nbytes: tuple[int | None, ...]  # by seed
     notes: tuple[str, ...]
 
     @property
     def last(self) -> Spread:
+        """Accuracy at the end of training."""
         return Spread.of([history.last for history in self.histories])
 
     @property
     def best(self) -> Spread:
+        """The best accuracy during training."""
         return Spread.of([history.best for history in self.histories])
 
     @property
     def mean_bytes(self) -> float | None:
+        """Bytes to send, without backbone; None where nobody would send the images."""
         known = [n for n in self.nbytes if n is not None]
         return sum(known) / len(known) if known else None
 
+    @property
+    def needs_backbone(self) -> bool:
+        """Whether a backbone has to make the images."""
+        return self.entry.pack is not None
+
     def to_json(self) -> dict[str, Any]:
+        """Return all figures, ready for JSON."""
         return {
-            "key": self.arm.key,
-            "title": self.arm.title,
-            "hard_labels": self.arm.hard,
-            "needs_backbone": self.arm.needs_backbone,
-            "detail": dict(self.arm.detail),
+            "key": self.entry.key,
+            "title": self.entry.title,
+            "hard_labels": self.entry.hard,
+            "needs_backbone": self.needs_backbone,
+            "detail": dict(self.entry.detail),
             "bytes": self.mean_bytes,
             "notes": sorted(set(filter(None, self.notes))),
             "last": {"mean": self.last.mean, "std": self.last.std},
@@ -72,45 +101,95 @@ class Decoded:
     seconds: float
 
 
+class Workdir:
+    """A directory with a JSON file for every finished student, so that none is trained twice."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def place(self, key: str, identity: Mapping[str, Any], seed: int) -> Path:
+        """Return the file of a student.
+
+        Args:
+            key: key of its entry.
+            identity: all that decides about its accuracy, beside the seed.
+            seed: its seed.
+        """
+        text = json.dumps({"format": FORMAT, **identity}, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return self.path / f"{key}-{digest}-seed{seed}.json"
+
+    def load(self, place: Path) -> Any:
+        """Return what a file holds; None where it is missing or damaged."""
+        try:
+            return json.loads(place.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+
 class Bench:
-    """Trains students under one protocol and remembers the finished ones."""
+    """Trains the students of entries under one protocol, and keeps the finished ones.
+
+    Args:
+        train: real training images.
+        test: real test images.
+        images: images in the pack: they set the number of steps, which holds for every entry.
+        protocol: how students are trained and tested.
+        workdir: where finished students are kept.
+        device: where students are trained and packs decoded; None: CUDA where there is one.
+        backbone: diffusion model of the packs, where it is not the one that they name.
+        teacher: chooses collages, and labels where the protocol asks for it.
+        events: what to report to.
+    """
 
     def __init__(
         self,
-        preset: Preset,
-        classes: Sequence[str],
-        test: Labelled,
-        test_id: str,
+        train: RealImages,
+        test: RealImages,
+        images: int,
+        protocol: Protocol,
         workdir: Workdir,
         *,
-        mean_std: tuple[tuple[float, ...], tuple[float, ...]],
-        student: str | None = None,
-        updates: int | None = None,
-        device: str = "cpu",
+        device: str | None = None,
         backbone: str | Path | None = None,
-        teacher: Teach | None = None,
-        report: Report = lambda text: None,
-        progress: Progress | None = None,
+        teacher: OrderedTeacher | None = None,
+        events: Events | None = None,
     ) -> None:
-        self.preset = preset
-        self.classes = tuple(classes)
-        self.test = test
-        self.workdir = workdir
-        self.student = student or preset.student
-        self.updates = updates
-        self.device = device
-        self.report = report
-        self._mean_std = mean_std
+        self.train, self.test = train, test.all()
+        self.workdir, self.teacher, self.events = workdir, teacher, events or Events()
+        self.device = str(resolve_device(device))
+        self.updates: int | None = None
+        if not isinstance(protocol.length, Updates):
+            self.updates = lengths(protocol, images, len(train.classes)).updates
+        if protocol.normalise == "data":
+            sample = train.draw(min(_STATISTICS, max(train.counts)), 0)
+            protocol = replace(protocol, normalise=training.statistics(sample.images))
+        self.protocol = protocol
+        self.identity = self._identity(f"{test.fingerprint()}@{test.size}")
         self._backbone = backbone
-        self._teacher = teacher
-        self._progress = progress
-        self._protocol = protocol(preset, self.student, updates, test_id)
         self._decoded: dict[str, Decoded] = {}
         self._expected = self._trained = 0
-        self._spent = 0.0
+        self._seconds = 0.0
+
+    def _identity(self, test: str) -> dict[str, Any]:
+        """All that decides about accuracies beside the training set."""
+        described = {"name", "source", "seeds"}
+        values = {
+            field.name: repr(getattr(self.protocol, field.name))
+            for field in fields(Protocol)
+            if field.name not in described
+        }
+        if self.protocol.labels == "teacher" and self.teacher is not None:
+            values["teacher"] = self.teacher.identity
+        return {"protocol": values, "updates": self.updates, "test": test}
+
+    def note(self, text: str) -> None:
+        """Report one line for a person."""
+        self.events.note(text)
 
     def decode(self, pack: Pack) -> Decoded:
-        """All images of a pack, through D3MDataset, with its soft labels where it has some."""
+        """Return all images of a pack, with its soft labels where it has some."""
         if pack.root not in self._decoded:
             data = D3MDataset(
                 pack,
@@ -127,108 +206,145 @@ class Bench:
             self._decoded[pack.root] = Decoded(images, labels, seconds)
         return self._decoded[pack.root]
 
+    def decode_seconds(self, pack: Pack) -> float:
+        """Return the seconds to decode all of a pack here: measured once, then remembered."""
+        place = self.workdir.path / f"decode-{pack.root[:12]}.json"
+        known = self.workdir.load(place)
+        if isinstance(known, dict) and "seconds" in known:
+            return float(known["seconds"])
+        seconds = self.decode(pack).seconds
+        write_json(place, {"seconds": seconds, "images": len(pack)})
+        return seconds
+
     def first(self, pack: Pack, count: int) -> Tensor:
-        """The first images of each class, (C, count, 3, H, W); the rest is not decoded for them."""
-        whole = self._decoded.get(pack.root)
-        images = whole.images if whole else self.decode(pack.first(count)).images
+        """Return the first images of each class, (C, count, 3, H, W), decoding no others."""
+        decoded = self._decoded.get(pack.root) or self.decode(pack.first(count))
+        images = decoded.images
         return images.view(len(pack.classes), -1, *images.shape[1:])[:, :count]
 
-    def training_set(self, pack: Pack) -> tuple[Tensor, Tensor]:
-        """Images and labels of a pack."""
-        found = self.decode(pack)
-        return found.images, found.labels
+    def open_backbone(self, pack: Pack) -> Backbone:
+        """Open the backbone of a pack."""
+        place = self._backbone or unpack_backbone(pack)
+        return open_backbone(pack.recipe.backbone, path=place, device=self.device)
 
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """What decides about accuracies beside the training set."""
-        return self._protocol
+    def finished(self, entry: Entry, seed: int) -> bool:
+        """Return whether a student need not be trained any more."""
+        return self._load(self._place(entry, seed)) is not None
 
-    def finished(self, arm: Arm, seed: int) -> bool:
-        """Whether this student is there already."""
-        return self.workdir.load(self._place(arm, seed)) is not None
+    def _place(self, entry: Entry, seed: int) -> Path:
+        return self.workdir.place(entry.key, {**entry.identity, **self.identity}, seed)
 
-    def _place(self, arm: Arm, seed: int) -> Path:
-        return self.workdir.place(arm.key, {**arm.identity, **self._protocol}, seed)
+    def _load(self, place: Path) -> tuple[History, dict[str, Any]] | None:
+        """A finished student, and the facts about its training set."""
+        try:
+            data = self.workdir.load(place)
+            return History.from_json(data["history"]), data["set"]
+        except (KeyError, TypeError, ValueError):
+            return None
 
-    def run(self, arm: Arm, seeds: int) -> ArmResult:
-        """The students of an arm, those that are missing trained now."""
+    def run(self, entry: Entry, seeds: int) -> EntryResult:
+        """Return an entry with its students; those that are missing are trained now."""
         histories, sizes, notes = [], [], []
         for seed in range(seeds):
-            place = self._place(arm, seed)
-            found = self.workdir.load(place)
-            if found is None:
-                found = self._train(arm, seed, place)
-            history, about = found
+            place = self._place(entry, seed)
+            history, facts = self._load(place) or self._train(entry, seed, place)
             histories.append(history)
-            sizes.append(about["bytes"])
-            notes.append(about["note"])
-        return ArmResult(arm, tuple(histories), tuple(sizes), tuple(notes))
+            sizes.append(facts["bytes"])
+            notes.append(facts["note"])
+        return EntryResult(entry, tuple(histories), tuple(sizes), tuple(notes))
 
-    def _train(self, arm: Arm, seed: int, place: Path) -> tuple[History, dict[str, Any]]:
-        content = arm.build(seed)
-        preset = replace(self.preset, labels="hard") if arm.hard else self.preset
+    def _train(self, entry: Entry, seed: int, place: Path) -> tuple[History, dict[str, Any]]:
+        content = entry.build(seed)
+        protocol = replace(self.protocol, labels="hard") if entry.hard else self.protocol
         checkpoint = place.with_suffix(".safetensors")
-        history = train_student(
-            content.images,
-            content.labels,
-            self.test.images,
-            self.test.labels,
-            preset,
-            seed,
-            student=self.student,
-            classes=len(self.classes),
-            updates=self.updates,
-            statistics_of=self._mean_std,
-            teacher=self._teacher,
-            device=self.device,
-            checkpoint=checkpoint,
-            progress=self._progress,
-        )
-        about = {"bytes": content.nbytes, "note": content.note, "title": arm.title}
-        self.workdir.save(place, history, about)
+        title = f"{entry.title}, seed {seed}"
+        images = len(content.images)
+        steps = lengths(protocol, images, len(self.train.classes), self.updates).updates
+        with self.events.stage(title, steps, "updates"):
+            history = train_student(
+                Labelled(content.images, content.labels),
+                self.test,
+                protocol,
+                seed,
+                classes=len(self.train.classes),
+                updates=self.updates,
+                teacher=self.teacher.logits if self.teacher is not None else None,
+                device=self.device,
+                checkpoint=checkpoint,
+                progress=lambda done, total: self.events.step(done),
+            )
+        facts = {"bytes": content.nbytes, "note": content.note, "title": entry.title}
+        write_json(place, {"history": history.to_json(), "set": facts})
         checkpoint.unlink(missing_ok=True)
         self._trained += 1
-        self._spent += history.seconds
+        self._seconds += history.seconds
         left = ""
         if self._expected > self._trained:
-            each = self._spent / self._trained
             more = self._expected - self._trained
-            left = f"; {count(more, 'student')} left, about {duration(each * more)}"
-        self.report(
-            f"{arm.title}, seed {seed}: {100 * history.last:.1f} % in {history.seconds:.0f} s{left}"
-        )
-        return history, about
+            time_left = duration(self._seconds / self._trained * more)
+            left = f"; {count(more, 'student')} left, about {time_left}"
+        self.note(f"{title}: {100 * history.last:.1f} % in {history.seconds:.0f} s{left}")
+        return history, facts
 
     def expect(self, students: int) -> None:
-        """So many students are still to come: for the time that is left."""
+        """Set how many students are still to come, for the time that is left."""
         self._expected = self._trained + students
 
-    def pilot(self, content: Labelled, judge: Labelled) -> float:
+    def payload_settings(
+        self, format: PayloadFormat, budget: int
+    ) -> tuple[PayloadSettings | None, dict[str, float]]:
+        """Return how photographs are compressed into so many bytes, as `choose_settings` does.
+
+        Pilots decide, once; the work directory remembers their choice.
+        """
+        known = self._chosen_before(format, budget)
+        if known is None:
+            settings, scores = choose_settings(self.train, budget, format, self._pilot, self.note)
+            chosen = {"quality": settings.quality, "side": settings.side} if settings else None
+            known = {"settings": chosen, "pilot": scores}
+            write_json(self._pilot_place(format, budget), known)
+        if known["settings"] is None:
+            self.note(f"{format.title}: not one image fits into {count(budget, 'byte')}")
+            return None, known["pilot"]
+        return PayloadSettings(format, **known["settings"]), known["pilot"]
+
+    def needs_pilots(self, format: PayloadFormat, budget: int) -> bool:
+        """Return whether pilots must still choose how photographs are compressed."""
+        return self._chosen_before(format, budget) is None
+
+    def _chosen_before(self, format: PayloadFormat, budget: int) -> dict[str, Any] | None:
+        known = self.workdir.load(self._pilot_place(format, budget))
+        complete = isinstance(known, dict) and known.keys() >= {"settings", "pilot"}
+        return known if complete else None
+
+    def _pilot_place(self, format: PayloadFormat, budget: int) -> Path:
+        identity = {**self.identity, "real": self.train.fingerprint(), "format": repr(format)}
+        return self.workdir.place(f"pilot-{format.name}-{budget}", identity, 0)
+
+    def _pilot(self, content: Labelled, test: Labelled) -> float:
         """Accuracy of a student with a quarter of the updates, tested once on other images."""
-        lengths = plan(self.preset, len(content.images), len(self.classes), self.updates)
-        preset = replace(self.preset, labels="hard", mix=None, exams=type(self.preset.exams)())
-        return train_student(
-            content.images,
-            content.labels,
-            judge.images,
-            judge.labels,
-            preset,
-            0,
-            student=self.student,
-            classes=len(self.classes),
-            updates=max(1, lengths.updates // PILOT_SHARE),
-            statistics_of=self._mean_std,
-            device=self.device,
-        ).last
+        classes = len(self.train.classes)
+        length = lengths(self.protocol, len(content.images), classes, self.updates)
+        protocol = replace(self.protocol, labels="hard", mix=None, tests=Intervals())
+        updates = max(1, length.updates // PILOT_SHARE)
+        with self.events.stage("pilot", updates, "updates"):
+            return train_student(
+                content,
+                test,
+                protocol,
+                0,
+                classes=classes,
+                updates=updates,
+                device=self.device,
+                progress=lambda done, total: self.events.step(done),
+            ).last
 
     def seconds_each(self, images: int) -> float:
-        """How long one student of this protocol takes on this machine."""
-        size = min(self.test.images.shape[2:])
+        """Return how long one student of this protocol takes on this machine."""
         return seconds_needed(
-            self.preset,
-            self.student,
-            len(self.classes),
-            size,
+            self.protocol,
+            len(self.train.classes),
+            min(self.test.images.shape[2:]),
             images,
             len(self.test.images),
             device=self.device,

@@ -1,4 +1,4 @@
-"""Charts as SVG text that follows the page: lines and letters take the colour of the text."""
+"""Charts as SVG: lines and letters take the text colour of the page, dark or light."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from d3pack.system.text import size
+from d3pack.system import size
 
-_INK = "#010203"  # replaced by currentColor: dark on paper, light in dark mode
+_INK = "#010203"  # replaced by currentColor
 _FAINT = "#040506"
 _WIDE, _HIGH = 8.4, 4.2  # inches
-# Okabe and Ito's colours, told apart by people who see colours differently; shapes differ as well;
-# the eighth is Tol's wine.
+# Okabe and Ito's colours, which colour-blind people can tell apart, and Tol's wine as the eighth;
+# the shapes differ as well.
 COLOURS = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#882255",
 )  # fmt: skip
@@ -29,7 +29,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Points of one kind: bytes, accuracy, spread. Accuracies as shares of 1."""
+    """Points of one kind: bytes, accuracies and their deviations, as shares of 1."""
 
     name: str
     nbytes: Sequence[float]
@@ -39,7 +39,7 @@ class Series:
 
 
 def _svg(figure: Any, title: str, salt: str) -> str:
-    """The figure as an `svg` element with a title for those who do not see it."""
+    """The figure as an `svg` element; screen readers say its title."""
     import matplotlib
 
     buffer = io.StringIO()
@@ -47,8 +47,8 @@ def _svg(figure: Any, title: str, salt: str) -> str:
         matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}),
         warnings.catch_warnings(),
     ):
-        # Letters stay letters in the file: whoever looks at it has a font, even if this machine
-        # has none to measure them with.
+        # Letters stay letters in the file: readers may have a font for those that this machine
+        # has none to measure with.
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         figure.savefig(
             buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None}
@@ -61,7 +61,7 @@ def _svg(figure: Any, title: str, salt: str) -> str:
 
 
 def _families(names: Sequence[str]) -> list[str]:
-    """The usual font, then those found here that have the letters it lacks."""
+    """The usual font, then installed ones that have the letters it lacks."""
     from matplotlib import font_manager, rcParams
 
     families = list(rcParams["font.family"])
@@ -70,9 +70,9 @@ def _families(names: Sequence[str]) -> list[str]:
     for entry in font_manager.fontManager.ttflist:
         if not lacking:
             break
-        if entry.name.startswith("Last Resort"):  # a box for every letter there is
+        if entry.name.startswith("Last Resort"):  # draws a box for every letter
             continue
-        with contextlib.suppress(OSError, RuntimeError):  # a font that is gone or broken
+        with contextlib.suppress(OSError, RuntimeError):  # the file is gone or damaged
             has = lacking & set(font_manager.get_font(entry.fname).get_charmap())
             families += [entry.name] if has else []
             lacking -= has
@@ -103,50 +103,23 @@ def accuracy_per_byte(
     salt: str = "curve",
     front: Sequence[tuple[float, float]] = (),
 ) -> str:
-    """Accuracy against bytes (log scale); `levels` are horizontal lines with a name."""
+    """Draw accuracy against bytes (log scale).
+
+    Args:
+        series: points, one colour and shape each.
+        levels: accuracies that have no bytes, by name: horizontal lines.
+        chance: accuracy of guessing.
+        title: what screen readers say.
+        salt: makes identifiers unlike those of other charts of a page.
+        front: (bytes, accuracy) of the points that nothing smaller equals.
+    """
     figure, axes = _axes(_WIDE, _HIGH)
-    for number, one in enumerate(series):
-        colour, marker = COLOURS[number % 7], MARKERS[number % 7]
-        order = np.argsort(one.nbytes)
-        axes.errorbar(
-            np.asarray(one.nbytes)[order],
-            100 * np.asarray(one.mean)[order],
-            100 * np.asarray(one.std)[order],
-            color=colour,
-            marker=marker,
-            markersize=6,
-            linestyle="-" if one.line and len(order) > 1 else "none",
-            linewidth=1.6,
-            capsize=2.5,
-            label=one.name,
-        )
+    _draw_series(axes, series)
     if front:
-        where, height = np.array(sorted(front)).T
-        axes.step(where, 100 * height, where="post", color=_FAINT, linestyle=":", label="front")
-    for name, value in levels.items():
-        axes.axhline(100 * value, color=_FAINT, linewidth=1, linestyle="--", alpha=0.7)
-        axes.annotate(
-            f"{name}, {100 * value:.1f} %",
-            (0.005, 100 * value),  # few bytes, low accuracies: the left is where room is
-            xycoords=("axes fraction", "data"),
-            ha="left",
-            va="bottom",
-            fontsize=8,
-            color=_FAINT,
-            parse_math=False,
-        )
-    if chance is not None:
-        axes.axhline(100 * chance, color=_FAINT, linewidth=0.8, linestyle=":")
-        axes.annotate(
-            "chance",
-            (0, 100 * chance),
-            xycoords=("axes fraction", "data"),
-            xytext=(3, 1),
-            textcoords="offset points",
-            fontsize=8,
-            color=_FAINT,
-        )
-    if any(value > 0 for one in series for value in one.nbytes):
+        nbytes, height = np.array(sorted(front)).T
+        axes.step(nbytes, 100 * height, where="post", color=_FAINT, linestyle=":", label="front")
+    _draw_levels(axes, levels, chance)
+    if any(value > 0 for points in series for value in points.nbytes):
         from matplotlib.ticker import LogLocator, NullFormatter
 
         axes.set_xscale("log")
@@ -166,10 +139,52 @@ def accuracy_per_byte(
     return _svg(figure, title, salt)
 
 
+def _draw_series(axes: Any, series: Sequence[Series]) -> None:
+    for number, points in enumerate(series):
+        kind = number % len(COLOURS)
+        order = np.argsort(points.nbytes)
+        axes.errorbar(
+            np.asarray(points.nbytes)[order],
+            100 * np.asarray(points.mean)[order],
+            100 * np.asarray(points.std)[order],
+            color=COLOURS[kind],
+            marker=MARKERS[kind],
+            markersize=6,
+            linestyle="-" if points.line and len(order) > 1 else "none",
+            linewidth=1.6,
+            capsize=2.5,
+            label=points.name,
+        )
+
+
+def _draw_levels(axes: Any, levels: Mapping[str, float], chance: float | None) -> None:
+    label: dict[str, Any] = {"fontsize": 8, "color": _FAINT, "parse_math": False}
+    for name, value in levels.items():
+        axes.axhline(100 * value, color=_FAINT, linewidth=1, linestyle="--", alpha=0.7)
+        axes.annotate(
+            f"{name}, {100 * value:.1f} %",
+            (0.005, 100 * value),  # few bytes, low accuracies: the left is where room is
+            xycoords=("axes fraction", "data"),
+            ha="left",
+            va="bottom",
+            **label,
+        )
+    if chance is not None:
+        axes.axhline(100 * chance, color=_FAINT, linewidth=0.8, linestyle=":")
+        axes.annotate(
+            "chance",
+            (0, 100 * chance),
+            xycoords=("axes fraction", "data"),
+            xytext=(3, 1),
+            textcoords="offset points",
+            **label,
+        )
+
+
 def confusion(
     counts: npt.NDArray[np.int64], classes: Sequence[str], *, title: str, salt: str = "confusion"
 ) -> str:
-    """Rows are the truth, columns the answers, as shares of each row."""
+    """Draw a confusion matrix: rows are the truth, columns the answers, as shares of a row."""
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = max(3.6, min(8.0, 0.42 * len(classes) + 1.6))
     figure, axes = _axes(side, side)

@@ -1,8 +1,9 @@
-"""A whole evaluation: the pack, its baselines, the ledger beside each, in one result."""
+"""A whole evaluation: a pack, what it is compared with, and the bytes of each, in one result."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,107 +13,124 @@ import torch
 from torch import Tensor
 
 from d3pack import __version__
-from d3pack.backbones import open_backbone
-from d3pack.decode import unpack_backbone
-from d3pack.errors import UsageError
-from d3pack.evaluate import baselines, scores
-from d3pack.evaluate import sweep as sweeps
-from d3pack.evaluate.baselines import Arm
-from d3pack.evaluate.bench import ArmResult, Bench, Progress, Report
-from d3pack.evaluate.ledger import LedgerView, sent, view
-from d3pack.evaluate.patience import check_patience
-from d3pack.evaluate.payload import Form, Layout, Squeeze, candidates, file_bytes
-from d3pack.evaluate.presets import Preset, Updates
-from d3pack.evaluate.real import Labelled, RealImages, common_size
-from d3pack.evaluate.teacher import Judge, open_judge
-from d3pack.evaluate.training import plan, statistics
-from d3pack.evaluate.workdir import Workdir, write_json
-from d3pack.format.pack import Pack
-from d3pack.sources import Source
+from d3pack.decode import local_backbone
+from d3pack.errors import SourceError, UsageError
+from d3pack.evaluate.baselines import BASELINES, JPEG_FILES, Baseline, pack_entries, sent_bytes
+from d3pack.evaluate.bench import PILOT_SHARE, Bench, EntryResult, Workdir
+from d3pack.evaluate.entries import Entry, PayloadSettings
+from d3pack.evaluate.payload import candidates, file_bytes
+from d3pack.evaluate.protocols import Protocol, find_protocol
+from d3pack.evaluate.real import RealImages, common_size
+from d3pack.evaluate.settings import EvalSettings
+from d3pack.evaluate.sweep import learner, parse_sweep, run_sweep, sweep_entry, variants
+from d3pack.evaluate.teacher import open_teacher
+from d3pack.format import Pack, read
+from d3pack.hub import local_path
+from d3pack.sources import Source, open_source
+from d3pack.system import Events, Listener, count, duration, resolve_device, write_json
 
-# Real images in equal bytes: as files of two formats, and as one sheet of two.
-PAYLOADS: dict[str, tuple[Form, Layout]] = {
-    "jpeg": ("JPEG", "files"),
-    "webp": ("WEBP", "files"),
-    "sheet": ("WEBP", "sheet"),
-    "avif": ("AVIF", "sheet"),
-}
-BASELINES = ("random", *PAYLOADS, "names", "collages", "whole")
-DEFAULT_BASELINES = ("random", *PAYLOADS, "names")
-_SHOWN = 8  # images of each class on a contact sheet
-_STATISTICS = 100  # real images of each class for mean and deviation
+LONG = 3600.0  # seconds: what takes longer needs `allow_long`
+_SPLITS = ("test", "val", "dev")  # names of the part to test on
+_SHOWN = 8  # images of each class in the report
+_WEIGHT = 0.5  # of both parts of the label-robust score
 
 
 @dataclass(frozen=True, slots=True)
-class EvalOptions:
-    """What is compared, and how."""
+class LedgerView:
+    """The bytes of a pack, beside those of real images."""
 
-    preset: Preset
-    seeds: int = 3
-    student: str | None = None
-    size: int | None = None
-    baselines: tuple[str, ...] = DEFAULT_BASELINES
-    device: str = "cpu"
-    backbone: str | Path | None = None
-    teacher: str | None = None  # "train" or a transformers classifier
-    agreed: bool = False  # to a run of hours
+    pack: int  # the file
+    sections: Mapping[str, int]
+    labels: int
+    adapter: int
+    teacher: int | None
+    backbone: int
+    marginal: int  # for somebody who has the backbone
+    sent: int  # the file, and its backbone where it cannot be had elsewhere
+    everything: int  # for somebody who has nothing: file, backbone and teacher
+    jpeg: float  # mean bytes of one real image as a JPEG file of quality 75
+    break_even_marginal: int  # JPEG files that weigh as much as the pack
+    break_even_everything: int
 
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.baselines) - set(BASELINES))
-        if unknown:
-            raise UsageError(
-                f"no baseline named {unknown[0]!r}", hint=f"some of {', '.join(BASELINES)}"
-            )
-        if self.seeds < 1:
-            raise UsageError("an evaluation needs at least one seed")
-        if "collages" in self.baselines and self.teacher is None:
-            raise UsageError(
-                "collages are chosen by a teacher",
-                hint="give --teacher train, or a transformers classifier",
-            )
+    @classmethod
+    def of(cls, pack: Pack, jpeg: float) -> LedgerView:
+        """Return the ledger of a pack beside real images of `jpeg` bytes each."""
+        ledger = pack.ledger()
+        return cls(
+            pack=ledger.total,
+            sections=dict(ledger.sections),
+            labels=ledger.sections.get("labels", 0),
+            adapter=ledger.sections.get("adapter", 0),
+            teacher=ledger.teacher,
+            backbone=ledger.backbone,
+            marginal=ledger.total,
+            sent=sent_bytes(pack),
+            everything=ledger.everything,
+            jpeg=jpeg,
+            break_even_marginal=math.ceil(ledger.total / jpeg),
+            break_even_everything=math.ceil(ledger.everything / jpeg),
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class Sheets:
-    """A few images of each kind, class by class, for the report."""
+def label_robust_score(recovery: float, improvement: float, weight: float = _WEIGHT) -> float:
+    """Return DD-Ranking's LRS, from 0 to 1; larger is better (NUS-HPC-AI-Lab/DD-Ranking).
 
-    real: Tensor  # uint8 (C, n, 3, s, s)
-    pack: Tensor
-    names: Tensor | None
+    Args:
+        recovery: HLR, what hard labels lose against the whole real set, as a share of 1.
+        improvement: IOR, the gain over as many random real images, as a share of 1.
+        weight: of the improvement; the recovery has the rest.
+    """
+    alpha = weight * improvement - (1 - weight) * recovery
+    return (math.exp(alpha) - math.exp(-1)) / (math.e - math.exp(-1))
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Everything that was found."""
+    """The result of `evaluate`.
 
+    Attributes:
+        name: name of the pack's file.
+        work: the work directory; it holds `evaluation.json`.
+        pack: the pack.
+        protocol: how students were trained and tested.
+        results: an entry each; the pack is the first.
+        ledger: the bytes of the pack.
+        decode_seconds: how long this machine took to decode it.
+        facts: what was the same for all entries: student, size, seeds, updates, ...
+        images: a few images of each class, (C, n, 3, s, s), by title; for the report.
+        sweep: variants of the pack, where a sweep was asked for.
+    """
+
+    name: str
+    work: Path
     pack: Pack
-    preset: Preset
-    results: tuple[ArmResult, ...]
+    protocol: Protocol
+    results: tuple[EntryResult, ...]
     ledger: LedgerView
     decode_seconds: float
     facts: Mapping[str, Any]
-    sheets: Sheets
+    images: Mapping[str, Tensor]
     sweep: tuple[Mapping[str, Any], ...] = field(default=())
 
-    def get(self, key: str) -> ArmResult | None:
-        """The result whose key begins so."""
-        return next((r for r in self.results if r.arm.key.split("-")[0] == key), None)
+    def get(self, key: str) -> EntryResult | None:
+        """Return the result of an entry, by the first word of its key: pack, webp, names, ..."""
+        return next((r for r in self.results if r.entry.key.split("-")[0] == key), None)
 
     def scores(self) -> dict[str, float]:
-        """DD-Ranking's scores, those that the runs allow."""
-        found: dict[str, float] = {}
+        """Return the scores of DD-Ranking for which there are entries: IOR, HLR and LRS."""
+        scores: dict[str, float] = {}
         pack, hard = self.get("pack"), self.get("hard") or self.get("pack")
         random, whole = self.get("random"), self.get("whole")
         if pack is not None and random is not None:
-            found["IOR"] = scores.improvement_over_random(pack.last.mean, random.last.mean)
+            scores["IOR"] = pack.last.mean - random.last.mean
         if hard is not None and whole is not None:
-            found["HLR"] = scores.hard_label_recovery(whole.last.mean, hard.last.mean)
-        if len(found) == 2:
-            found["LRS"] = scores.label_robust_score(found["HLR"], found["IOR"])
-        return found
+            scores["HLR"] = whole.last.mean - hard.last.mean
+        if len(scores) == 2:
+            scores["LRS"] = label_robust_score(scores["HLR"], scores["IOR"])
+        return scores
 
     def to_json(self) -> dict[str, Any]:
-        preset = json.loads(json.dumps(asdict(self.preset), default=str))
+        """Return all figures, ready for JSON."""
         return {
             "d3pack": __version__,
             "pack": {
@@ -121,256 +139,248 @@ class Evaluation:
                 "images_per_class": self.pack.images_per_class,
                 "recipe": self.pack.manifest["recipe"],
             },
-            "preset": preset,
+            "protocol": json.loads(json.dumps(asdict(self.protocol))),
             "facts": dict(self.facts),
-            "ledger": self.ledger.to_json(),
+            "ledger": asdict(self.ledger),
             "decode_seconds": self.decode_seconds,
             "scores": self.scores(),
-            "arms": [result.to_json() for result in self.results],
+            "entries": [result.to_json() for result in self.results],
             "sweep": [dict(point) for point in self.sweep],
         }
 
 
-def choose_size(preset: Preset, wanted: int | None, test: Source) -> int:
-    """The side at which students train and test."""
-    if wanted is not None and preset.size not in (None, wanted):
-        raise UsageError(
-            f"preset {preset.name} is published at {preset.size} px, not {wanted}",
-            hint="drop --size, or use quick or eccv24",
-        )
-    if wanted is not None and not 8 <= wanted <= 1024:
-        raise UsageError(f"--size {wanted} is no image size", hint="between 8 and 1024")
-    return preset.size or wanted or common_size(test)
-
-
-def make_bench(
-    classes: Sequence[str],
-    images: int,
-    train: RealImages,
-    test: RealImages,
-    workdir: Workdir,
-    options: EvalOptions,
-    *,
-    judge: Judge | None = None,
-    report: Report = lambda text: None,
-    progress: Progress | None = None,
-) -> Bench:
-    """The bench for a pack of so many images: its number of steps holds for every baseline."""
-    preset = options.preset
-    updates = None
-    if not isinstance(preset.length, Updates):
-        updates = plan(preset, images, len(classes)).updates
-    several = train.draw(min(_STATISTICS, max(train.counts)), 0)
-    relabel = judge.logits if judge is not None and preset.labels == "teacher" else None
-    return Bench(
-        preset,
-        classes,
-        test.all(),
-        f"{test.fingerprint()}@{test.size}",
-        workdir,
-        mean_std=statistics(several.images),
-        student=options.student,
-        updates=updates,
-        device=options.device,
-        backbone=options.backbone,
-        teacher=relabel,
-        report=report,
-        progress=progress,
-    )
-
-
-def pack_arms(pack: Pack, bench: Bench) -> list[Arm]:
-    """The pack, and with soft labels also the pack on hard labels alone."""
-    total = pack.ledger().total
-    arms = [baselines.pack_arm("pack", "this pack", pack, bench.training_set, total)]
-    if pack.labels is not None:
-        bare = total - pack.ledger().sections["labels"]
-        title = "this pack, hard labels alone"
-        arms.append(baselines.pack_arm("hard", title, pack, bench.training_set, bare, hard=True))
-    return arms
-
-
-def names_of(pack: Pack, options: EvalOptions) -> Pack | None:
-    """The pack's twin that is prompted by class names; None where the pack is that already."""
-    place = options.backbone or unpack_backbone(pack)
-    opened = open_backbone(pack.recipe.backbone, path=place, device=options.device)
-    twin = baselines.names_pack(pack, opened.name_vectors, opened.prompt_shape[0])
-    return None if baselines.prompted_by_names(pack, twin) else twin
-
-
-def baseline_arms(
-    pack: Pack,
-    train: RealImages,
-    bench: Bench,
-    options: EvalOptions,
-    workdir: Workdir,
-    judge: Judge | None = None,
-    twin: Pack | None = None,
-) -> list[Arm]:
-    """The baselines that were asked for, their trade-offs chosen; `twin` is the names' pack."""
-    wanted = options.baselines
-    arms: list[Arm] = []
-    if "random" in wanted:
-        arms.append(baselines.random_images(train, pack.images_per_class))
-    budget = sent(pack)
-    chosen: dict[str, Squeeze] = {}
-    for payload in needed_payloads(wanted):
-        squeeze, pilot = squeeze_for(train, budget, bench, payload, workdir)
-        if squeeze is None:
-            bench.report(f"{payload}: not one image fits into {budget} bytes")
-            continue
-        chosen[payload] = squeeze
-        if payload in wanted:
-            arms.append(baselines.equal_bytes(train, budget, squeeze, pilot))
-    if "collages" in wanted and "sheet" in chosen and judge is not None:
-        squeeze = chosen["sheet"]
-        arms.append(baselines.collages(judge.patches, train, budget, squeeze, judge.identity))
-    if twin is not None:
-        free = twin.ledger().total - baselines.prompt_bytes(twin)
-        title = "class names as prompts, same backbone"
-        arms.append(baselines.pack_arm("names", title, twin, bench.training_set, free))
-    if "whole" in wanted:
-        arms.append(baselines.whole_set(train))
-    return arms
-
-
-def needed_payloads(wanted: Sequence[str]) -> list[str]:
-    """The payloads whose trade-off must be chosen; collages travel as a sheet."""
-    return [p for p in PAYLOADS if p in wanted or (p == "sheet" and "collages" in wanted)]
-
-
-def pilot_place(
-    train: RealImages, budget: int, bench: Bench, payload: str, workdir: Workdir
-) -> Path:
-    """Where the choice of a trade-off is remembered."""
-    identity = {**bench.identity, "real": train.fingerprint()}
-    return workdir.place(f"pilot-{payload}-{budget}", identity, 0)
-
-
-def squeeze_for(
-    train: RealImages, budget: int, bench: Bench, payload: str, workdir: Workdir
-) -> tuple[Squeeze | None, dict[str, float]]:
-    """The trade-off of a budget, remembered between runs."""
-    place = pilot_place(train, budget, bench, payload, workdir)
-    try:
-        data = json.loads(place.read_text(encoding="utf-8"))
-        found = data["squeeze"]
-        return (Squeeze(**found) if found else None), data["pilot"]
-    except (OSError, ValueError, KeyError, TypeError):
-        form, layout = PAYLOADS[payload]
-        squeeze, pilot = baselines.choose_squeeze(
-            train, budget, form, layout, bench.pilot, bench.report
-        )
-        write_json(place, {"squeeze": asdict(squeeze) if squeeze else None, "pilot": pilot})
-        return squeeze, pilot
-
-
 def evaluate(
-    pack: Pack,
-    train: RealImages,
-    test: RealImages,
-    options: EvalOptions,
-    workdir: Workdir,
+    pack: str | Path | Pack,
+    real: str | Path | Source,
+    settings: EvalSettings | None = None,
     *,
-    sweep: Mapping[str, Sequence[str]] = {},
-    report: Report = lambda text: None,
-    progress: Progress | None = None,
+    test: str | Path | Source | None = None,
+    work: str | Path | None = None,
+    class_names: str | Path | Mapping[str, str] | None = None,
+    protocol: Protocol | None = None,
+    listeners: Sequence[Listener] = (),
 ) -> Evaluation:
-    """Train everything that is missing, and put it side by side."""
-    judge = None
-    if options.teacher is not None:
-        judge = open_judge(options.teacher, train, workdir, options.device, report)
-    bench = make_bench(
-        pack.classes,
-        len(pack),
+    """Train students on a pack and on real images of equal bytes, and compare them.
+
+    Finished students are kept in the work directory: after an interruption the same call goes on,
+    and another baseline trains its own students only. All figures are written to `evaluation.json`
+    there; `write_report` makes a page of them.
+
+    Args:
+        pack: a `.d3m` file, an `hf://` address or a pack.
+        real: real images with a train and a test part (also called val or dev): a folder, archive,
+            or whatever else `open_source` reads; or the training images, as a source.
+        settings: what to compare, and how; None for the defaults.
+        test: real test images, where `real` does not have them.
+        work: directory of finished students; None: the name of the pack with `.eval`, in the
+            current directory.
+        class_names: table from folder names to class names, or its file.
+        protocol: a protocol of your own, in place of the one that the settings name.
+        listeners: receive the events of the run.
+
+    Returns:
+        The accuracy of every entry, with its bytes.
+
+    Raises:
+        UsageError: if settings contradict each other, the test images are the training images, or
+            the students would take hours and `allow_long` is not set (code `E_LONG`).
+        SourceError: if the real images cannot be used, or have other classes (code `E_CLASSES`).
+        InvalidPackError: if the file is not a valid pack.
+        BackboneError: if the pack cannot be decoded.
+
+    Example:
+        >>> from d3pack.evaluate import EvalSettings, evaluate, write_report
+        >>> settings = EvalSettings(baselines=("webp", "names"), seeds=1)
+        >>> evaluation = evaluate("cifar10.d3m", "cifar10/", settings)  # doctest: +SKIP
+        >>> evaluation.get("pack").last.mean  # doctest: +SKIP
+        0.431
+        >>> write_report(evaluation, "report.html")  # doctest: +SKIP
+    """
+    settings = settings or EvalSettings()
+    protocol = protocol or find_protocol(settings.protocol)
+    axes = parse_sweep(settings.sweep)
+    name, pack, settings = _open_pack(pack, settings)
+    train_source, test_source = _open_real(real, test, class_names)
+    size = choose_size(protocol, settings.size, test_source)
+    train = RealImages(train_source, pack.classes, size, "training")
+    test_size = round(size * protocol.test_resize)
+    test_images = RealImages(test_source, pack.classes, test_size, "test")
+    events = Events(list(listeners))
+    workdir = Workdir(work or f"{Path(name).stem}.eval")
+    teacher = None
+    if settings.teacher is not None:
+        device = resolve_device(settings.device)
+        teacher = open_teacher(settings.teacher, train, workdir.path, device, events)
+    bench = Bench(
         train,
-        test,
-        workdir,
-        options,
-        judge=judge,
-        report=report,
-        progress=progress,
-    )
-    first = pack_arms(pack, bench)
-    learn = sweeps.learner(
-        pack, train.source, workdir, backbone=options.backbone, teacher=options.teacher
-    )
-    swept = sweeps.variants(pack, sweep, learn)
-    twin = names_of(pack, options) if "names" in options.baselines else None
-    if "names" in options.baselines and twin is None:
-        report("names: left out, the prompts of this pack are its backbone's own class table")
-
-    def arms_of(wanted: tuple[str, ...]) -> list[Arm]:
-        chosen = replace(options, baselines=wanted)
-        return first + baseline_arms(pack, train, bench, chosen, workdir, judge, twin)
-
-    # Whether images fit at all is known only after the pilots: such baselines are counted one each.
-    unknown = [
-        name
-        for name in needed_payloads(options.baselines)
-        if not pilot_place(train, sent(pack), bench, name, workdir).exists()
-    ]
-    certain = tuple(
-        name
-        for name in options.baselines
-        if name not in unknown and not (name == "collages" and "sheet" in unknown)
-    )
-    arms = arms_of(certain)
-    check_patience(
-        bench,
-        [*arms, *(sweeps.arm(variant, bench) for variant in swept[1:])],
-        options,
+        test_images,
         len(pack),
-        later=len(options.baselines) - len(certain),
-        pilots=sum(len(candidates(*PAYLOADS[name], train.size)) for name in unknown),
+        replace(protocol, student=settings.student or protocol.student),
+        workdir,
+        device=settings.device,
+        backbone=settings.backbone,
+        teacher=teacher,
+        events=events,
     )
-    if unknown:
-        arms = arms_of(options.baselines)
-    results = tuple(bench.run(arm, options.seeds) for arm in arms)
-    points = sweeps.run(swept, bench, options.seeds) if sweep else []
-    shown = min(_SHOWN, pack.images_per_class)
-    sheets = make_sheets(pack, train, bench, twin, shown)
-    jpeg = file_bytes(
-        train.draw(min(10, min(train.counts)), 0).images, Squeeze("JPEG", "files", 75, train.size)
-    )
+    evaluation = _compare(name, pack, bench, protocol, settings, axes)
+    write_json(workdir.path / "evaluation.json", evaluation.to_json())
+    return evaluation
+
+
+def _open_pack(pack: str | Path | Pack, settings: EvalSettings) -> tuple[str, Pack, EvalSettings]:
+    """Name, pack, and settings that name the backbone beside its file."""
+    if isinstance(pack, Pack):
+        return pack.root[:12], pack, settings
+    path = local_path(pack)
+    opened = read(path)
+    folder = None if settings.backbone else local_backbone(path, opened)
+    if folder is not None:
+        settings = replace(settings, backbone=str(folder))
+    return path.name, opened, settings
+
+
+def _open_real(
+    real: str | Path | Source,
+    test: str | Path | Source | None,
+    class_names: str | Path | Mapping[str, str] | None,
+) -> tuple[Source, Source]:
+    """The training images and the test images, which must not be the same."""
+    if isinstance(real, Source) and test is None:
+        raise UsageError("missing test images: expected test=, as real is a source")
+    if isinstance(real, Source):
+        training = real
+    else:
+        training = open_source(real, class_names=class_names, split="train")
+    testing = test if test is not None else real
+    if not isinstance(testing, Source):
+        testing = _open_test(testing, class_names)
+    if training.fingerprint() == testing.fingerprint():
+        raise UsageError(
+            "the training images and the test images are the same files",
+            hint="give a folder with train/ and test/, or other images as test=",
+        )
+    return training, testing
+
+
+def _open_test(address: str | Path, class_names: str | Path | Mapping[str, str] | None) -> Source:
+    """The part of a source to test on, whatever its name; all of a source without parts."""
+    errors = []
+    for split in _SPLITS:
+        try:
+            return open_source(address, class_names=class_names, split=split)
+        except SourceError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def choose_size(protocol: Protocol, size: int | None, test: Source) -> int:
+    """Return the side at which students train and test.
+
+    Args:
+        protocol: may prescribe it.
+        size: what the user chose.
+        test: images whose common size it is otherwise.
+    """
+    if size is not None and protocol.size not in (None, size):
+        raise UsageError(
+            f"protocol {protocol.name} is published at {protocol.size} px, not {size}",
+            hint="leave the size out, or choose protocol quick or eccv24",
+        )
+    return protocol.size or size or common_size(test)
+
+
+def _compare(
+    name: str,
+    pack: Pack,
+    bench: Bench,
+    protocol: Protocol,
+    settings: EvalSettings,
+    axes: Mapping[str, Sequence[str]],
+) -> Evaluation:
+    """Train the students that are missing, and put everything side by side."""
+    chosen = [baseline for name, baseline in BASELINES.items() if name in settings.baselines]
+    budget = sent_bytes(pack)
+    learn = learner(pack, bench.train.source, bench.workdir.path, settings)
+    swept = variants(pack, axes, learn)
+    first = pack_entries(bench, pack)
+    # Whether images fit at all is known only after the pilots: such baselines count as one entry.
+    later = [b for b in chosen if b.payload and bench.needs_pilots(b.payload, budget)]
+    by_name = {b.name: b.make(bench, pack) for b in chosen if b not in later}
+    certain = [*first, *filter(None, by_name.values()), *(sweep_entry(v, bench) for v in swept[1:])]
+    _check_time(bench, certain, later, settings, len(pack))
+    by_name |= {b.name: b.make(bench, pack) for b in later}
+    entries = [*first, *filter(None, (by_name[b.name] for b in chosen))]
+    results = tuple(bench.run(entry, settings.seeds) for entry in entries)
+    sweep = run_sweep(swept, bench, settings.seeds) if axes else []
+    history = results[0].histories[0]
     return Evaluation(
+        name,
+        bench.workdir.path,
         pack,
-        options.preset,
+        protocol,
         results,
-        view(pack, jpeg),
-        decode_seconds(pack, bench, workdir),
+        LedgerView.of(pack, jpeg_bytes(bench.train)),
+        bench.decode_seconds(pack),
         {
-            "student": bench.student,
-            "size": test.size,
-            "seeds": options.seeds,
-            "updates": results[0].histories[0].updates,
-            "batch": results[0].histories[0].batch,
+            "student": bench.protocol.student,
+            "size": bench.train.size,
+            "seeds": settings.seeds,
+            "updates": history.updates,
+            "batch": history.batch,
             "test_images": len(bench.test.images),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
-            "device": options.device,
+            "device": bench.device,
         },
-        sheets,
-        tuple(points),
+        _sample_images(pack, bench, entries),
+        tuple(sweep),
     )
 
 
-def decode_seconds(pack: Pack, bench: Bench, workdir: Workdir) -> float:
-    """Seconds to decode the whole pack here: measured once, then remembered."""
-    place = workdir.path / f"decode-{pack.root[:12]}.json"
-    try:
-        return float(json.loads(place.read_text(encoding="utf-8"))["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        seconds = bench.decode(pack).seconds
-        write_json(place, {"seconds": seconds, "images": len(pack)})
-        return seconds
+def _check_time(
+    bench: Bench,
+    entries: Sequence[Entry],
+    later: Sequence[Baseline],
+    settings: EvalSettings,
+    images: int,
+) -> None:
+    """Note how long the missing students take; refuse hours that the user has not allowed.
+
+    `later` are the baselines that pilots come before: none of their students is finished.
+    """
+    seeds = range(settings.seeds)
+    missing = sum(not bench.finished(entry, seed) for entry in entries for seed in seeds)
+    missing += len(later) * settings.seeds
+    bench.expect(missing)
+    if missing == 0:
+        return
+    formats = {b.payload.name: b.payload for b in later if b.payload}
+    pilots = sum(len(candidates(format, bench.train.size)) for format in formats.values())
+    each = bench.seconds_each(images)
+    total = each * (missing + pilots / PILOT_SHARE)
+    work = count(missing, "student") + (f" and {count(pilots, 'pilot')}" if pilots else "")
+    bench.note(f"{work} to train, about {duration(each)} a student: {duration(total)}")
+    if total > LONG and not settings.allow_long:
+        raise UsageError(
+            f"{work} of protocol {bench.protocol.name}: about {duration(total)} on this machine",
+            code="E_LONG",
+            hint="start it with allow_long=True (it can be stopped and resumed), or choose"
+            " protocol quick",
+        )
 
 
-def make_sheets(
-    pack: Pack, train: RealImages, bench: Bench, twin: Pack | None, shown: int
-) -> Sheets:
-    """The first images of each class: real ones, the pack's, and those of bare class names."""
-    drawn: Labelled = train.draw(min(shown, min(train.counts)), 0)
-    real = torch.stack([drawn.images[drawn.labels == c] for c in range(len(pack.classes))])
-    names = None if twin is None else bench.first(twin, shown)
-    return Sheets(real, bench.first(pack, shown), names)
+def jpeg_bytes(train: RealImages) -> float:
+    """Return the mean bytes of a real image as a JPEG file of quality 75."""
+    sample = train.draw(min(10, min(train.counts)), 0)
+    return file_bytes(sample.images, PayloadSettings(JPEG_FILES, 75, train.size))
+
+
+def _sample_images(pack: Pack, bench: Bench, entries: Sequence[Entry]) -> dict[str, Tensor]:
+    """The first images of each class, by title: real ones, and those of every pack."""
+    shown = min(_SHOWN, pack.images_per_class)
+    real = bench.train.by_class(min(shown, min(bench.train.counts)), 0)
+    images = {"real images": torch.stack(real)}
+    for entry in entries:
+        if entry.pack is not None and not entry.hard:
+            images[entry.title] = bench.first(entry.pack, shown)
+    return images

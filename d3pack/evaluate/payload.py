@@ -1,84 +1,75 @@
-"""How many real images fit into so many bytes: the baseline that a pack has to beat.
+"""Payloads: how many photographs fit into so many bytes, the baseline that a pack has to beat.
 
-Two layouts. `files`: one file an image, as datasets travel. `sheet`: all images as tiles of one
-picture, whose tables and headers are paid once; nobody ships a dataset so, but it holds far more
-real images in as many bytes. Labels cost nothing in either: the order tells them.
+Two layouts. `files`: one file per image, as datasets are usually sent. `sheet`: all images as tiles
+of one picture, whose tables and headers are paid once; nobody sends a dataset so, but it holds far
+more images in as many bytes. Labels cost nothing in either: the order of the images tells them.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from d3pack.evaluate.real import Labelled
-from d3pack.evaluate.training import fit
+from d3pack.evaluate.entries import PayloadFormat, PayloadSettings
+from d3pack.evaluate.real import RealImages
+from d3pack.evaluate.training import Labelled, fit
 
-Form = Literal["JPEG", "WEBP", "AVIF"]
-Layout = Literal["files", "sheet"]
+Pilot = Callable[[Labelled, Labelled], float]  # train briefly on the first, accuracy on the second
+HELD_BACK = 100  # images of each class, at most, that only judge settings; never test images
 _WIDEST = 8192  # pixels of a sheet's side: WebP and Pillow's guard against bombs both allow it
-SMALLEST = {"files": 40, "sheet": 8}  # bytes below which no image gets
+_SMALLEST = {"files": 40, "sheet": 8}  # bytes that every image takes at least
 
 
 @dataclass(frozen=True, slots=True)
-class Squeeze:
-    """One trade-off: how small and how coarse the tiles are."""
+class Payload:
+    """Photographs that fit into a budget, as a student gets them: coded and decoded."""
 
-    form: Form
-    layout: Layout
-    quality: int
-    side: int
+    settings: PayloadSettings
+    nbytes: int
+    content: Labelled
 
     def __str__(self) -> str:
-        return f"{self.form} {self.layout} q{self.quality} {self.side} px"
+        return f"{len(self.content.images)} images, {self.settings}"
 
 
-def candidates(form: Form, layout: Layout, size: int) -> list[Squeeze]:
-    """The trade-offs that are tried: three qualities, and two smaller sizes at the middle one."""
-    low, middle, high = {"JPEG": (10, 25, 60), "WEBP": (5, 20, 60), "AVIF": (10, 25, 60)}[form]
+def candidates(format: PayloadFormat, size: int) -> list[PayloadSettings]:
+    """Return the settings to try: three qualities, and the middle one at two smaller sizes."""
     sides = sorted({max(8, size * 3 // 4 // 8 * 8), max(8, size // 2 // 8 * 8)} - {size})
-    full = [Squeeze(form, layout, quality, size) for quality in (low, middle, high)]
-    return full + [Squeeze(form, layout, middle, side) for side in sides]
+    full = [PayloadSettings(format, quality, size) for quality in format.qualities]
+    return full + [PayloadSettings(format, format.qualities[1], side) for side in sides]
 
 
-def _save(picture: Image.Image, squeeze: Squeeze) -> bytes:
-    if squeeze.form == "JPEG":  # progressive scans pay for large pictures only
-        settings: list[dict[str, Any]] = [{"progressive": False}, {"progressive": True}]
-        settings = [{"quality": squeeze.quality, "optimize": True, **more} for more in settings]
-    elif squeeze.form == "AVIF":
-        settings = [{"quality": squeeze.quality, "speed": 4}]
-    else:
-        settings = [{"quality": squeeze.quality, "method": 6}]
-    found = []
-    for chosen in settings:
+def _save(picture: Image.Image, settings: PayloadSettings) -> bytes:
+    results = []
+    for arguments in settings.format.encoders:
         buffer = io.BytesIO()
-        picture.save(buffer, squeeze.form, **chosen)
-        found.append(buffer.getvalue())
-    return min(found, key=len)
+        picture.save(buffer, settings.format.codec, quality=settings.quality, **arguments)
+        results.append(buffer.getvalue())
+    return min(results, key=len)
 
 
-def pack_tiles(images: Tensor, squeeze: Squeeze) -> bytes:
-    """All images (N, 3, S, S) as one picture."""
-    tiles = fit(images, squeeze.side).permute(0, 2, 3, 1).numpy()
+def pack_tiles(images: Tensor, settings: PayloadSettings) -> bytes:
+    """Return all images (N, 3, S, S) as one picture."""
+    tiles = fit(images, settings.side).permute(0, 2, 3, 1).numpy()
     columns = math.ceil(math.sqrt(len(tiles)))
     rows = math.ceil(len(tiles) / columns)
-    side = squeeze.side
+    side = settings.side
     sheet = np.zeros((rows * columns, side, side, 3), dtype=np.uint8)
     sheet[: len(tiles)] = tiles
     sheet[len(tiles) :] = tiles[-1]  # a repeated tile costs least
     sheet = sheet.reshape(rows, columns, side, side, 3).swapaxes(1, 2)
-    return _save(Image.fromarray(sheet.reshape(rows * side, columns * side, 3)), squeeze)
+    return _save(Image.fromarray(sheet.reshape(rows * side, columns * side, 3)), settings)
 
 
 def unpack_tiles(data: bytes, count: int, side: int) -> Tensor:
-    """The tiles as they come out of the file, uint8 (N, 3, side, side)."""
+    """Return the tiles as they come out of the file, uint8 (N, 3, side, side)."""
     with Image.open(io.BytesIO(data)) as picture:
         sheet = np.asarray(picture.convert("RGB"))
     rows, columns = sheet.shape[0] // side, sheet.shape[1] // side
@@ -87,67 +78,122 @@ def unpack_tiles(data: bytes, count: int, side: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(flat))
 
 
-def as_files(images: Tensor, squeeze: Squeeze) -> Iterator[bytes]:
-    """Each image (N, 3, S, S) as a file of its own."""
+def as_files(images: Tensor, settings: PayloadSettings) -> Iterator[bytes]:
+    """Yield each image (N, 3, S, S) as a file of its own."""
     for image in images:
-        tile = fit(image[None], squeeze.side)[0].permute(1, 2, 0).numpy()
-        yield _save(Image.fromarray(tile), squeeze)
+        tile = fit(image[None], settings.side)[0].permute(1, 2, 0).numpy()
+        yield _save(Image.fromarray(tile), settings)
 
 
-def file_bytes(images: Tensor, squeeze: Squeeze) -> float:
-    """Mean size of one image in a file of its own: what a folder of images costs."""
-    return float(np.mean([len(data) for data in as_files(images, squeeze)]))
+def file_bytes(images: Tensor, settings: PayloadSettings) -> float:
+    """Return the mean size of one image in a file of its own."""
+    return float(np.mean([len(data) for data in as_files(images, settings)]))
 
 
-@dataclass(frozen=True, slots=True)
-class Payload:
-    """Real images that fit into a budget, as a student gets them."""
+def largest(classes: Sequence[Tensor], settings: PayloadSettings, budget: int) -> Payload | None:
+    """Return as many images as fit into a budget, the classes in turn; None where none fits.
 
-    squeeze: Squeeze
-    nbytes: int
-    content: Labelled
-
-    def __str__(self) -> str:
-        return f"{len(self.content.images)} images, {self.squeeze}"
-
-
-def largest(classes: Sequence[Tensor], squeeze: Squeeze, budget: int) -> Payload | None:
-    """As many images as fit into `budget` bytes, the classes in turn; None when not even one does.
-
-    `classes` holds the images of each class in the order in which they are wanted.
+    Args:
+        classes: images of each class, in the order in which they are wanted.
+        settings: how they are compressed.
+        budget: bytes.
     """
     depth = max(len(images) for images in classes)
     turns = [(c, i) for i in range(depth) for c in range(len(classes)) if i < len(classes[c])]
     images = torch.stack([classes[c][i] for c, i in turns])
     labels = torch.tensor([c for c, _ in turns])
-    if squeeze.layout == "files":
-        tiles, nbytes = _first_files(images, squeeze, budget)
-    else:
-        tiles, nbytes = _first_tiles(images, squeeze, budget)
+    first = _first_files if settings.format.layout == "files" else _first_tiles
+    tiles, nbytes = first(images, settings, budget)
     if len(tiles) == 0:
         return None
-    return Payload(squeeze, nbytes, Labelled(tiles, labels[: len(tiles)]))
+    return Payload(settings, nbytes, Labelled(tiles, labels[: len(tiles)]))
 
 
-def _first_files(images: Tensor, squeeze: Squeeze, budget: int) -> tuple[Tensor, int]:
-    kept, spent = [], 0
-    for data in as_files(images, squeeze):
-        if spent + len(data) > budget:
+def _first_files(images: Tensor, settings: PayloadSettings, budget: int) -> tuple[Tensor, int]:
+    kept, nbytes = [], 0
+    for data in as_files(images, settings):
+        if nbytes + len(data) > budget:
             break
-        spent += len(data)
-        kept.append(unpack_tiles(data, 1, squeeze.side)[0])
-    return (torch.stack(kept) if kept else images[:0]), spent
+        nbytes += len(data)
+        kept.append(unpack_tiles(data, 1, settings.side)[0])
+    return (torch.stack(kept) if kept else images[:0]), nbytes
 
 
-def _first_tiles(images: Tensor, squeeze: Squeeze, budget: int) -> tuple[Tensor, int]:
-    low, high, best = 0, min(len(images), (_WIDEST // squeeze.side) ** 2) + 1, b""
+def _first_tiles(images: Tensor, settings: PayloadSettings, budget: int) -> tuple[Tensor, int]:
+    low, high, best = 0, min(len(images), (_WIDEST // settings.side) ** 2) + 1, b""
     guess = 1
     while high - low > 1:
-        data = pack_tiles(images[:guess], squeeze)
+        data = pack_tiles(images[:guess], settings)
         if len(data) <= budget:
             low, best = guess, data
         else:
             high = guess
-        # Sizes grow almost in proportion: aim there, inside what is left.
+        # Sizes grow almost in proportion: aim there, within what is left.
         guess = min(max(round(guess * budget / len(data)), low + 1), high - 1)
-    return (unpack_tiles(best, low, squeeze.side) if low else images[:0]), len(best)
+    return (unpack_tiles(best, low, settings.side) if low else images[:0]), len(best)
+
+
+def most_per_class(counts: Sequence[int], budget: int, format: PayloadFormat) -> int:
+    """Return more images of a class than can fit; large classes fill up what small ones lack."""
+    left = budget // _SMALLEST[format.layout]
+    ascending = sorted(counts)
+    for place, count in enumerate(ascending):
+        share = left // (len(ascending) - place) + 1
+        if count >= share:
+            return share
+        left -= count
+    return ascending[-1]
+
+
+def fill(classes: list[Tensor], settings: PayloadSettings, budget: int) -> Payload:
+    """Return the payload of a budget; a single image where even the first one is larger than it.
+
+    Settings are chosen with other images, which may have been a little smaller.
+    """
+    payload = largest(classes, settings, budget)
+    if payload is None:
+        payload = largest([images[:1] for images in classes[:1]], settings, 1 << 40)
+    assert payload is not None
+    return payload
+
+
+def choose_settings(
+    real: RealImages,
+    budget: int,
+    format: PayloadFormat,
+    pilot: Pilot,
+    note: Callable[[str], None],
+) -> tuple[PayloadSettings | None, dict[str, float]]:
+    """Return the settings whose images teach a pilot best, and the accuracy of each pilot.
+
+    They are judged on real training images that the payload does not contain. None where not even
+    one image fits into the budget.
+    """
+    limit = most_per_class(real.counts, budget, format)
+    drawn = real.by_class(limit + HELD_BACK, 0)
+    # a fifth at most, and never the last image of a class
+    held = [
+        min(HELD_BACK, max(1, count // 5), len(images) - 1)
+        for count, images in zip(real.counts, drawn, strict=True)
+    ]
+    if any(held):
+        test = _labelled([images[:n] for images, n in zip(drawn, held, strict=True)])
+        classes = [images[n : n + limit] for images, n in zip(drawn, held, strict=True)]
+    else:  # one image of each class: there are no others to judge on
+        test, classes = _labelled(drawn), drawn
+    scores: dict[str, float] = {}
+    best: tuple[float, PayloadSettings | None] = (-1.0, None)
+    for settings in candidates(format, real.size):
+        payload = largest(classes, settings, budget)
+        if payload is None:
+            continue
+        accuracy = pilot(payload.content, test)
+        scores[str(payload)] = round(accuracy, 4)
+        note(f"pilot: {payload}, {100 * accuracy:.1f} %")
+        best = max(best, (accuracy, settings), key=lambda pair: pair[0])
+    return best[1], scores
+
+
+def _labelled(classes: list[Tensor]) -> Labelled:
+    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(c) for c in classes]))
+    return Labelled(torch.cat(classes), labels)

@@ -1,21 +1,21 @@
-"""The networks that are trained on a pack: the ones the literature on dataset distillation uses.
+"""Students: the networks that the literature on dataset distillation trains on small sets.
 
-Every student takes normalised float images (N, 3, S, S) and gives logits (N, classes).
+Every student takes normalised float images (N, 3, S, S) and returns logits (N, classes). To add
+one, add a function of (classes, size, norm) to `STUDENTS`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d3pack.errors import NotFoundError, UsageError
-
-Norm = Literal["instance", "batch"]
+from d3pack.evaluate.protocols import Norm
 
 
 def _norm(kind: Norm, channels: int) -> nn.Module:
@@ -28,9 +28,9 @@ def _conv(inner: int, outer: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d
 
 
 class _FusedReluPool(torch.autograd.Function):
-    """ReLU and 2x2 average pooling in channels-last order, where processors are fast at it.
+    """ReLU and 2x2 average pooling in channels-last order, in which processors are fast.
 
-    Bit for bit what the two operations give; pooling in the ordinary order takes a third of a
+    The bits are those of the two operations; pooling in the ordinary order takes a third of a
     ConvNet's time on a processor.
     """
 
@@ -68,7 +68,7 @@ class ConvNet(nn.Module):
         side = size >> depth
         if side < 1:
             raise UsageError(
-                f"convnet{depth} halves {size} px {depth} times and nothing is left",
+                f"convnet{depth} halves images {depth} times: {size} px are too small",
                 hint=f"use images of at least {1 << depth} px, or a shallower student",
             )
         layers: list[nn.Module] = []
@@ -86,7 +86,7 @@ class ConvNet(nn.Module):
 
 
 class _Block(nn.Module):
-    """Two 3x3 convolutions around a shortcut; `pooled` halves by average pooling, not by stride."""
+    """Two 3x3 convolutions beside a shortcut; `pooled` halves by average pooling, not by stride."""
 
     def __init__(self, inner: int, outer: int, stride: int, norm: Norm, pooled: bool) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class _Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Basic-block residual network; the stem and the kind of downsampling make the variants."""
+    """Residual network of basic blocks; variants differ in stem and downsampling."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ def _resnet18_imagenet(classes: int, size: int, norm: Norm) -> nn.Module:
 
 
 class _Transformers(nn.Module):
-    """An image classifier of `transformers`, reduced to images in, logits out."""
+    """An image classifier of `transformers` that takes images and returns logits."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -187,8 +187,8 @@ def _transformers(name: str, classes: int, size: int) -> nn.Module:
             config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise NotFoundError(
-            f"no transformers config named {name!r}",
-            hint="name a model type such as vit, a directory with config.json, or a repository",
+            f"there is no transformers config {name!r}",
+            hint="give a model type such as vit, a directory with config.json, or a repository",
         ) from error
     config.num_labels = classes
     if hasattr(config, "image_size"):
@@ -197,7 +197,7 @@ def _transformers(name: str, classes: int, size: int) -> nn.Module:
         return _Transformers(AutoModelForImageClassification.from_config(config))
     except (ValueError, ZeroDivisionError, RuntimeError) as error:
         raise UsageError(
-            f"the transformers config {name!r} makes no image classifier for {size} px: {error}",
+            f"transformers config {name!r} makes no image classifier for {size} px: {error}",
             hint="choose an image-classification config whose patches fit the images",
         ) from error
 
@@ -215,14 +215,21 @@ STUDENTS: dict[str, Callable[[int, int, Norm], nn.Module]] = {
 TRANSFORMERS = "hf:"
 
 
-def build(
+def build_student(
     name: str, classes: int, size: int, *, norm: Norm = "instance", seed: int = 0
 ) -> nn.Module:
-    """A fresh student with weights drawn from `seed`; `hf:NAME` takes a transformers config."""
+    """Return a fresh student with weights drawn from `seed`.
+
+    Args:
+        name: one of `STUDENTS`, or `hf:CONFIG` for a transformers config.
+        classes: number of classes.
+        size: pixels of an image's side.
+        norm: kind of normalisation layer, where the student has a choice.
+        seed: decides the first weights.
+    """
     if not name.startswith(TRANSFORMERS) and name not in STUDENTS:
-        raise UsageError(
-            f"no student named {name!r}", hint=f"one of {', '.join(STUDENTS)}, or hf:CONFIG"
-        )
+        names = ", ".join(STUDENTS)
+        raise UsageError(f"invalid student {name!r}: expected one of {names}, or hf:CONFIG")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name.startswith(TRANSFORMERS):

@@ -1,4 +1,4 @@
-"""Variants of a pack along its dials, and which of them no other beats."""
+"""Variants of a pack, and which of them no smaller one equals."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from d3pack.errors import UsageError
-from d3pack.evaluate import baselines
-from d3pack.evaluate.baselines import Arm
+from d3pack.encode import d3m_settings, encode
+from d3pack.errors import InvalidPackError, UsageError
+from d3pack.evaluate.baselines import pack_entry
 from d3pack.evaluate.bench import Bench
-from d3pack.evaluate.workdir import Workdir
-from d3pack.format import to_plain
+from d3pack.evaluate.entries import Entry
+from d3pack.evaluate.settings import EvalSettings
+from d3pack.format import Pack, to_plain
 from d3pack.format.codecs import decode_labels, decode_prompts, encode_labels, encode_prompts
-from d3pack.format.pack import Pack
 from d3pack.sources import Source
 
-AXES = ("ipc", "codec", "labels", "vectors")
 Encode = Callable[[int], Pack]  # vectors -> a pack, learned anew
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One setting of one dial."""
+    """A pack with one property changed; the first variant of a sweep is the pack itself."""
 
     axis: str
     value: str
@@ -31,111 +30,127 @@ class Variant:
 
     @property
     def title(self) -> str:
+        """What readers see."""
         return f"{self.axis} {self.value}"
 
 
-def parse(texts: Sequence[str]) -> dict[str, list[str]]:
-    """`ipc=1,5,10` and the like, one axis each."""
-    found: dict[str, list[str]] = {}
+def parse_sweep(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Return the values of each axis: `ipc=1,5,10`, `codec=f16,i4`, ..."""
+    axes: dict[str, list[str]] = {}
     for text in texts:
-        axis, equals, values = text.partition("=")
-        if axis not in AXES or not equals or not all(values.split(",")):
-            raise UsageError(
-                f"--sweep {text!r} says nothing",
-                hint="write ipc=1,5,10 or codec=f16,i8,i4 or labels=none,top2,dense"
-                " or vectors=1,2,4",
-            )
-        found[axis] = values.split(",")
-    return found
+        axis, _, values = text.partition("=")
+        if axis not in _AXES:
+            expected = ", ".join(f"{axis}={example}" for axis, (_, example) in _AXES.items())
+            raise UsageError(f"invalid sweep {text!r}: expected one of {expected}")
+        axes[axis] = values.split(",")
+        for value in axes[axis]:
+            check, example = _AXES[axis]
+            if not check(value):
+                raise UsageError(f"invalid sweep {text!r}: expected values as in {axis}={example}")
+    return axes
 
 
-def variants(pack: Pack, axes: Mapping[str, Sequence[str]], encode: Encode | None) -> list[Variant]:
-    """The pack itself, then each setting of each axis; cheap dials need no learning."""
-    found = [Variant("pack", "as it is", pack)]
+def _is_count(value: str) -> bool:
+    return value.isdecimal() and int(value) >= 1
+
+
+def _is_labels(value: str) -> bool:
+    return value in {"none", "dense"} or (value.startswith("top") and _is_count(value[3:]))
+
+
+_AXES: dict[str, tuple[Callable[[str], bool], str]] = {
+    "ipc": (_is_count, "1,5,10"),
+    "codec": (str.isalnum, "f16,i8,i4"),
+    "labels": (_is_labels, "none,top2,dense"),
+    "vectors": (_is_count, "1,2,4"),
+}
+
+
+def variants(pack: Pack, axes: Mapping[str, Sequence[str]], learn: Encode) -> list[Variant]:
+    """Return the pack itself, then one variant for each value of each axis.
+
+    Args:
+        pack: the pack.
+        axes: what `parse_sweep` returned.
+        learn: makes the pack of a number of vectors; all other values change what is stored.
+    """
+    swept = [Variant("pack", "as it is", pack)]
     for axis, values in axes.items():
         for value in values:
-            made = _variant(pack, axis, value, encode)
-            if made.root not in {variant.pack.root for variant in found}:
-                found.append(Variant(axis, value, made))
-    return found
+            changed = learn(int(value)) if axis == "vectors" else _change(pack, axis, value)
+            if changed.root not in {variant.pack.root for variant in swept}:
+                swept.append(Variant(axis, value, changed))
+    return swept
 
 
-def learner(
-    pack: Pack,
-    source: Source,
-    workdir: Workdir,
-    *,
-    backbone: str | Path | None = None,
-    teacher: str | None = None,
-) -> Encode | None:
-    """Encode the source again with another number of vectors and all else as recorded."""
-    recorded = pack.provenance.get("options")
-    if pack.provenance.get("method") != "d3m" or not isinstance(recorded, Mapping):
-        return None
-    options: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, tuple | list) else to_plain(value)
-        for key, value in recorded.items()
-        if key != "budget"
-    }
-
-    def encode_again(vectors: int) -> Pack:
-        from d3pack.encode import EncodeOptions, encode
-
-        settings = {
-            **options,
-            "vectors": vectors,
-            "images_per_class": pack.images_per_class,
-            "backbone": str(backbone or pack.recipe.backbone.repo),
-            "teacher": teacher or "train",
-        }
-        name = f"vectors-{vectors}-{pack.root[:12]}.d3m"
-        return encode(source, EncodeOptions(**settings), workdir.path / name)
-
-    return encode_again
-
-
-def _variant(pack: Pack, axis: str, value: str, encode: Encode | None) -> Pack:
+def _change(pack: Pack, axis: str, value: str) -> Pack:
     if axis == "ipc":
-        return pack.first(_whole(axis, value))
-    if axis == "codec" and value == pack.prompts.codec:
-        return pack
+        return pack.first(int(value))
     if axis == "codec":
-        return replace(pack, prompts=encode_prompts(decode_prompts(pack.prompts), value))
-    if axis == "vectors":
-        if encode is None:
+        if value == pack.prompts.codec:
+            return pack
+        try:
+            return replace(pack, prompts=encode_prompts(decode_prompts(pack.prompts), value))
+        except InvalidPackError as error:
             raise UsageError(
-                "a sweep over vectors learns prompts anew",
-                hint="give real training images, and a pack that the d3m method made",
-            )
-        return encode(_whole(axis, value))
+                f"invalid sweep codec={value}: {error.args[0]}", hint=error.hint
+            ) from error
     if value == "none":
         return replace(pack, labels=None)
     if pack.labels is None:
-        raise UsageError("the pack has no soft labels to sweep over", hint="drop labels=")
+        raise UsageError(f"invalid sweep labels={value}: the pack has no soft labels")
     probs = decode_labels(pack.labels)
     if value == "dense":
         return replace(pack, labels=encode_labels(probs, "dense"))
-    return replace(pack, labels=encode_labels(probs, "topk", k=_whole(axis, value[3:])))
+    return replace(pack, labels=encode_labels(probs, "topk", k=int(value[3:])))
 
 
-def _whole(axis: str, value: str) -> int:
-    if not value.isdecimal() or int(value) < 1:
-        raise UsageError(f"--sweep {axis}: {value!r} is no count", hint="whole numbers from 1")
-    return int(value)
+def learner(pack: Pack, source: Source, folder: Path, settings: EvalSettings) -> Encode:
+    """Return a function that encodes the source with other vectors, and else as recorded.
+
+    Args:
+        pack: its provenance records the settings.
+        source: real training images.
+        folder: where the packs are written.
+        settings: name the backbone and the teacher, where the pack cannot.
+    """
+    return lambda vectors: _encode_again(pack, vectors, source, folder, settings)
 
 
-def arm(variant: Variant, bench: Bench) -> Arm:
-    """A variant as a row of a comparison; the pack itself is the row that is there already."""
+def _encode_again(
+    pack: Pack, vectors: int, source: Source, folder: Path, settings: EvalSettings
+) -> Pack:
+    recorded = pack.provenance.get("options")
+    if pack.provenance.get("method") != "d3m" or not isinstance(recorded, Mapping):
+        raise UsageError(
+            f"invalid sweep vectors={vectors}: the pack was not made by method d3m, which learns"
+            " vectors"
+        )
+    record = {name: to_plain(value) for name, value in recorded.items() if name != "budget"}
+    try:
+        learned = d3m_settings({**record, "vectors": vectors})
+    except UsageError as error:
+        raise UsageError(f"invalid sweep vectors={vectors}: {error.args[0]}") from error
+    again = replace(
+        learned,
+        images_per_class=pack.images_per_class,
+        backbone=str(settings.backbone or pack.recipe.backbone.repo),
+        teacher=settings.teacher or "train",
+    )
+    return encode(source, folder / f"vectors-{vectors}-{pack.root[:12]}.d3m", again)
+
+
+def sweep_entry(variant: Variant, bench: Bench) -> Entry:
+    """Return a variant as an entry; the pack itself is the entry that an evaluation has already."""
     key = "pack" if variant.axis == "pack" else f"sweep-{variant.axis}-{variant.value}"
-    total = variant.pack.ledger().total
-    return baselines.pack_arm(key, variant.title, variant.pack, bench.training_set, total)
+    return pack_entry(bench, key, variant.title, variant.pack, variant.pack.ledger().total)
 
 
-def run(found: Sequence[Variant], bench: Bench, seeds: int) -> list[dict[str, Any]]:
-    """Students for every variant; `front` marks those that nothing cheaper equals."""
+def run_sweep(swept: Sequence[Variant], bench: Bench, seeds: int) -> list[dict[str, Any]]:
+    """Train students on every variant; `front` marks those that nothing smaller equals."""
     points: list[dict[str, Any]] = []
-    for variant in found:
-        result = bench.run(arm(variant, bench), seeds)
+    for variant in swept:
+        result = bench.run(sweep_entry(variant, bench), seeds)
         points.append(
             {
                 "axis": variant.axis,
@@ -155,7 +170,7 @@ def run(found: Sequence[Variant], bench: Bench, seeds: int) -> list[dict[str, An
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """For each (bytes, accuracy): whether no other point is as small and as good, and better."""
+    """Return for each (bytes, accuracy) whether no other is as small, as good, and better."""
     return [
         not any(
             other != point and other[0] <= point[0] and other[1] >= point[1] for other in points

@@ -1,23 +1,24 @@
-"""The teacher of an evaluation: chooses collages, and relabels where a preset asks for it."""
+"""The teacher of an evaluation: chooses collages, and labels where a protocol asks for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from d3pack.encode.methods.d3m.collages import CollageOptions, best_patches
-from d3pack.encode.options import EncodeOptions
+from d3pack.encode import EncodeSettings
 from d3pack.evaluate.real import RealImages
-from d3pack.evaluate.workdir import Workdir
-from d3pack.system.events import Events
-from d3pack.system.journal import Journal
+from d3pack.system import Events, Journal
 from d3pack.teachers import (
+    Cut,
     Teacher,
     TransformersTeacher,
+    best_patches,
     teacher_cache,
     teacher_config,
     train_teacher,
@@ -27,70 +28,63 @@ POOL = 300  # images of each class that are looked at, as RDED does
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
-    """A teacher in the class order of its source, and how a pack's classes lie in it."""
+class OrderedTeacher:
+    """A teacher that answers in the class order of a pack, not of its source."""
 
     teacher: Teacher
     real: RealImages
-    _found: dict[int, list[Tensor]] = field(default_factory=dict)
+    _patches: dict[int, list[Tensor]] = field(default_factory=dict)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Uint8 images -> logits in the pack's class order."""
+        """Return logits of uint8 images, in the pack's class order."""
         return self.teacher.logits(images)[:, list(self.real.order)]
 
     @property
     def identity(self) -> str:
+        """Hash of the weights."""
         return str(self.teacher.record.get("sha256", self.teacher.record))
 
     def patches(self, per_class: int) -> list[Tensor]:
-        """For each class of the pack the images it finds most real, best first.
+        """Return for each class of the pack the images that are most typical of it, best first.
 
-        One whole image a patch: where images are small this is RDED's own setting (factor 1), and a
+        A patch is a whole image: for small images that is RDED's own setting (factor 1), and a
         sheet of tiles is the cheaper form of a collage of the same patches.
         """
-        if per_class in self._found:
-            return self._found[per_class]
-        options = CollageOptions(
-            size=(self.real.size, self.real.size),
-            factor=1,
-            pool=max(per_class, POOL),
-            crops=1,
-            scale=(1.0, 1.0),
-            count=per_class,
-            seed=0,
-        )
-        found = []
-        for place in self.real.order:
-            patches, costs, _ = best_patches(self.real.source, place, self.teacher, options)
-            order = np.argsort(costs, kind="stable")[:per_class]
-            found.append(torch.from_numpy(patches[order]))
-        self._found[per_class] = found
-        return found
+        if per_class not in self._patches:
+            cut = Cut(size=(self.real.size, self.real.size), pool=max(per_class, POOL))
+            chosen = []
+            for place in self.real.order:
+                patches = best_patches(self.real.source, place, self.teacher, cut)
+                order = np.argsort(patches.costs, kind="stable")[:per_class]
+                chosen.append(torch.from_numpy(patches.pixels[order]))
+            self._patches[per_class] = chosen
+        return self._patches[per_class]
 
 
-def open_judge(
-    name: str,
-    real: RealImages,
-    workdir: Workdir,
-    device: str,
-    report: Callable[[str], None],
-) -> Judge:
-    """`train`: the small network that encode would fit to these images; else a transformers one."""
+def open_teacher(
+    name: str, real: RealImages, folder: Path, device: torch.device, events: Events
+) -> OrderedTeacher:
+    """Open a transformers classifier, or train the small network that encode trains.
+
+    Args:
+        name: "train", a directory or org/name.
+        real: the training images.
+        folder: where a training that was interrupted goes on.
+        device: where the teacher runs.
+        events: what to report to.
+    """
     source = real.source
     if name != "train":
-        return Judge(TransformersTeacher(name, source.classes, device=device), real)
-
-    def listen(event: dict[str, object]) -> None:
-        if event["event"] == "note":
-            report(str(event["text"]))
-
-    lesson = teacher_config(real.size, EncodeOptions().teacher_samples, 0)
-    folder = workdir.path / f"teacher-{source.fingerprint()[:12]}"
-    journal = Journal(folder, {"source": source.fingerprint(), "lesson": repr(lesson)})
+        return OrderedTeacher(TransformersTeacher(name, source.classes, device=str(device)), real)
+    config = teacher_config(real.size, EncodeSettings().teacher_samples, 0, str(device))
+    key = {"source": source.fingerprint(), "config": asdict(config)}
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    work = folder / f"teacher-{digest[:12]}"
+    journal = Journal(work, key, start_over=f"delete {work}")
     try:
         teacher = train_teacher(
-            source, lesson, journal, Events([listen]), cache=teacher_cache(), device=device
+            source, config, journal, events, cache=teacher_cache(), device=str(device)
         )
     finally:
         journal.close()
-    return Judge(teacher, real)
+    return OrderedTeacher(teacher, real)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -11,15 +12,26 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from d3pack.decode.numerics import reproducible_cuda
+from d3pack.decode import reproducible_cuda
 from d3pack.errors import UsageError
-from d3pack.evaluate import augment, students
-from d3pack.evaluate.checkpoint import load_checkpoint, save_checkpoint
-from d3pack.evaluate.presets import AdamW, Exams, Preset, Steps, Updates, by_images
+from d3pack.evaluate.augment import apply_all, cutmix
+from d3pack.evaluate.protocols import (
+    AdamW,
+    Intervals,
+    MeanStd,
+    Protocol,
+    Steps,
+    Updates,
+    by_images,
+)
+from d3pack.evaluate.students import build_student
+from d3pack.system import resolve_device, writing
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET: MeanStd = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CPU_CHUNK = 16  # so few images that a layer's activations stay in the processor's cache
 _TEST_CHUNK = 64
 _PROBE = 8  # images of the batch that tells how long a student takes
@@ -30,10 +42,18 @@ Progress = Callable[[int, int], None]  # updates done, updates in all
 
 
 @dataclass(frozen=True, slots=True)
-class History:
-    """What became of one student."""
+class Labelled:
+    """Images with a class each, or with soft labels."""
 
-    preset: str
+    images: Tensor  # uint8 (N, 3, H, W)
+    labels: Tensor  # int64 (N,) or probabilities (N, C)
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """How one student was trained, and its accuracy."""
+
+    protocol: str
     student: str
     seed: int
     images: int
@@ -46,18 +66,20 @@ class History:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields, ready for JSON."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> History:
+        """Return the history that `to_json` gave."""
         curve = tuple((int(step), float(accuracy)) for step, accuracy in data["curve"])
         confusion = tuple(tuple(int(n) for n in row) for row in data["confusion"])
         return cls(**{**data, "curve": curve, "confusion": confusion})
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """The lengths that a preset takes for one set of images."""
+class Lengths:
+    """How long a protocol trains on one set of images."""
 
     batch: int
     updates: int
@@ -65,20 +87,28 @@ class Plan:
     per_unit: int  # updates in a unit
 
     def unit(self, update: int) -> int:
+        """Return the unit that an update belongs to."""
         return min(update // self.per_unit, self.units - 1)
 
 
-def plan(preset: Preset, images: int, classes: int, updates: int | None = None) -> Plan:
-    """Lengths for `images` in all; `updates` fixes the budget of steps, as baselines need it."""
+def lengths(protocol: Protocol, images: int, classes: int, updates: int | None = None) -> Lengths:
+    """Return the lengths for `images` in all.
+
+    Args:
+        protocol: the protocol.
+        images: number of images in the training set.
+        classes: number of classes.
+        updates: number of steps in place of the protocol's own: baselines get the pack's.
+    """
     per_class = max(1, images // classes)
-    batch = by_images(preset.batch, per_class)
-    if isinstance(preset.length, Updates):
-        count = updates or preset.length.count
-        return Plan(batch, count, count, 1)
+    batch = by_images(protocol.batch, per_class)
+    if isinstance(protocol.length, Updates):
+        count = updates or protocol.length.count
+        return Lengths(batch, count, count, 1)
     batch = min(batch, images)
     per_epoch = math.ceil(images / batch)
-    total = updates or preset.units(per_class) * per_epoch
-    return Plan(batch, total, math.ceil(total / per_epoch), per_epoch)
+    total = updates or protocol.units(per_class) * per_epoch
+    return Lengths(batch, total, math.ceil(total / per_epoch), per_epoch)
 
 
 def _rng(seed: int, stream: int, position: int) -> torch.Generator:
@@ -86,34 +116,34 @@ def _rng(seed: int, stream: int, position: int) -> torch.Generator:
     return torch.Generator().manual_seed(((seed << 2 | stream) << 40 | position) % (1 << 63))
 
 
-def _indices(plan: Plan, images: int, seed: int, start: int) -> Iterator[Tensor]:
+def _indices(length: Lengths, images: int, seed: int, start: int) -> Iterator[Tensor]:
     """The images of each update: epochs are cut into batches, or run on from one to the next."""
-    if plan.per_unit == 1 and plan.updates == plan.units:
-        stream, epoch = torch.empty(0, dtype=torch.long), start * plan.batch // images
-        skip = start * plan.batch - epoch * images
-        for _ in range(start, plan.updates):
-            while len(stream) < plan.batch + skip:
+    if length.per_unit == 1 and length.updates == length.units:
+        stream, epoch = torch.empty(0, dtype=torch.long), start * length.batch // images
+        skip = start * length.batch - epoch * images
+        for _ in range(start, length.updates):
+            while len(stream) < length.batch + skip:
                 stream = torch.cat([stream, torch.randperm(images, generator=_rng(seed, 0, epoch))])
                 epoch += 1
             stream, skip = stream[skip:], 0
-            yield stream[: plan.batch]
-            stream = stream[plan.batch :]
+            yield stream[: length.batch]
+            stream = stream[length.batch :]
         return
-    for update in range(start, plan.updates):
-        epoch, place = divmod(update, plan.per_unit)
+    for update in range(start, length.updates):
+        epoch, place = divmod(update, length.per_unit)
         order = torch.randperm(images, generator=_rng(seed, 0, epoch))
-        yield order[place * plan.batch : (place + 1) * plan.batch]
+        yield order[place * length.batch : (place + 1) * length.batch]
 
 
-def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of uint8 images, in 0..1."""
+def statistics(images: Tensor) -> MeanStd:
+    """Return mean and standard deviation of each channel of uint8 images, in 0..1."""
     values = images.to(torch.float64) / 255
     mean, std = values.mean((0, 2, 3)), values.std((0, 2, 3)).clamp(min=1e-3)
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def fit(images: Tensor, size: int, *, resize: float = 1.0) -> Tensor:
-    """Uint8 images of any one shape -> (N, 3, size, size): shorter side, then centre crop."""
+    """Return uint8 images as (N, 3, size, size): shorter side resized, then the centre cropped."""
     height, width = images.shape[2:]
     side = round(size * resize)
     if (height, width) != (side, side):
@@ -131,8 +161,8 @@ def fit(images: Tensor, size: int, *, resize: float = 1.0) -> Tensor:
     return images[:, :, top : top + size, left : left + size].contiguous()
 
 
-def _optimizer(preset: Preset, model: nn.Module) -> torch.optim.Optimizer:
-    choice = preset.optimizer
+def _optimizer(protocol: Protocol, model: nn.Module) -> torch.optim.Optimizer:
+    choice = protocol.optimizer
     if isinstance(choice, AdamW):
         decayed = [p for p in model.parameters() if p.ndim > 1]
         spared = [p for p in model.parameters() if p.ndim <= 1]
@@ -152,219 +182,304 @@ def _optimizer(preset: Preset, model: nn.Module) -> torch.optim.Optimizer:
     )
 
 
-class _Images:
-    """Uint8 images on the device -> normalised floats."""
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device):
-        self.mean = torch.tensor(mean, device=device)[:, None, None]
-        self.std = torch.tensor(std, device=device)[:, None, None]
-
-    def normalise(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
-
-    def to_uint8(self, x: Tensor) -> Tensor:
-        return ((x * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)
-
-
 def _has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
 
 
-def _step(
-    preset: Preset,
-    model: nn.Module,
-    x: Tensor,
-    targets: Tensor,
-    chunk: int,
-) -> None:
-    """Gradients of the mean loss of a batch, in chunks (exact: nothing couples the images)."""
-    temperature = preset.temperature
-    for part, wanted in zip(torch.split(x, chunk), torch.split(targets, chunk), strict=True):
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=preset.precision == "bfloat16"):
-            logits = model(part)
-        logits = logits.float()
-        if preset.labels == "teacher":
-            loss = F.kl_div(F.log_softmax(logits / temperature, 1), wanted, reduction="sum")
-        else:
-            loss = F.cross_entropy(logits, wanted, reduction="sum")
-        (loss / len(x)).backward()  # type: ignore[no-untyped-call]
-
-
-@torch.no_grad()
-def _test(
-    preset: Preset, model: nn.Module, images: Tensor, labels: Tensor, scaler: _Images, classes: int
-) -> Tensor:
-    """The confusion matrix (truth, answer)."""
-    model.eval()
-    answers = []
-    for part in torch.split(images, _TEST_CHUNK):
-        x = scaler.normalise(part.to(scaler.mean.device).float() / 255)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=preset.precision == "bfloat16"):
-            answers.append(model(x).argmax(1).cpu())
-    model.train()
-    flat = labels.cpu() * classes + torch.cat(answers)
-    return torch.bincount(flat, minlength=classes * classes).view(classes, classes)
-
-
 def train_student(
-    images: Tensor,
-    labels: Tensor,
-    test_images: Tensor,
-    test_labels: Tensor,
-    preset: Preset,
+    train: Labelled,
+    test: Labelled,
+    protocol: Protocol,
     seed: int,
     *,
-    student: str | None = None,
     classes: int | None = None,
     updates: int | None = None,
-    statistics_of: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     teacher: Teach | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
 ) -> History:
-    """Train on uint8 images (N, 3, H, W) and integer or soft (N, C) labels, then test.
+    """Train a fresh student, and test it.
 
-    The same seed, machine and number of threads give the same student: CUDA's settings are held as
-    for exact images, whatever the program around has set. `updates` replaces the
-    preset's own length, `checkpoint` makes a long run resumable.
+    The same seed, machine and number of threads give the same student: CUDA's settings are fixed
+    as for exact images, whatever the program around has set.
+
+    Args:
+        train: images of any one size.
+        test: real images; square, where the protocol has no size of its own.
+        protocol: how to train and test.
+        seed: decides the first weights, the order and the augmentations.
+        classes: number of classes; None: as many as the training labels show.
+        updates: number of steps in place of the protocol's own.
+        teacher: labels what the student sees, where the protocol asks for that.
+        device: where to train; None: CUDA where there is one.
+        checkpoint: file from which a stopped run goes on.
+        progress: called after every update.
+
+    Raises:
+        UsageError: if there are no images, or the protocol cannot be followed with them.
     """
-    device = torch.device(device)
-    if len(images) == 0 or len(test_images) == 0:
-        which = "training" if len(images) == 0 else "test"
-        raise UsageError(f"no {which} images", hint="check the folders and the class names")
+    _check(train, test, protocol, teacher)
+    labels = train.labels
     classes = classes or (labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1)
-    size = preset.size or min(test_images.shape[2:])
-    if preset.size is None and test_images.shape[2] != test_images.shape[3]:
+    run = _Run(train, test, protocol, seed, classes, updates, teacher, resolve_device(device))
+    if checkpoint is not None and checkpoint.exists():
+        run.done, run.curve, run.seconds = load_checkpoint(checkpoint, run.model, run.optimizer)
+    began = saved = time.monotonic()
+    before = run.seconds
+    with reproducible_cuda():
+        for chosen in _indices(run.lengths, len(train.images), seed, run.done):
+            run.update(chosen)
+            if progress is not None:
+                progress(run.done, run.lengths.updates)
+            now = time.monotonic()
+            late = now - saved > _SAVE_EVERY and run.done < run.lengths.updates
+            if checkpoint is not None and late:
+                saved = now
+                seconds = before + saved - began
+                save_checkpoint(checkpoint, run.model, run.optimizer, run.done, run.curve, seconds)
+    run.seconds = before + time.monotonic() - began
+    return run.history()
+
+
+def _check(train: Labelled, test: Labelled, protocol: Protocol, teacher: Teach | None) -> None:
+    if len(train.images) == 0 or len(test.images) == 0:
+        which = "training" if len(train.images) == 0 else "test"
+        raise UsageError(f"no {which} images", hint="check the folders and the class names")
+    height, width = test.images.shape[2:]
+    if protocol.size is None and height != width:
         raise UsageError(
-            f"preset {preset.name} wants square test images, these are"
-            f" {test_images.shape[3]}x{test_images.shape[2]}",
+            f"invalid test images of {width}x{height} px: protocol {protocol.name} needs square"
+            " ones",
             hint="give a size",
         )
-    if preset.labels == "teacher" and teacher is None:
+    if protocol.labels == "teacher" and teacher is None:
         raise UsageError(
-            f"preset {preset.name} relabels every augmented image by a teacher",
-            hint="give --teacher, or a preset with stored or hard labels",
+            f"protocol {protocol.name} needs a teacher, which labels every augmented image",
+            hint="give a teacher, or choose a protocol with stored or hard labels",
         )
-    images = fit(images, size).to(device)
-    test_images = fit(test_images, size, resize=preset.test_resize)
-    targets = labels.to(device)
-    if targets.ndim == 2 and preset.labels == "hard":
-        targets = targets.argmax(1)
-    if targets.ndim == 1:
-        targets = F.one_hot(targets.long(), classes)
-    targets = targets.float()
 
-    if preset.normalise == "imagenet":
-        mean_std: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
-    else:
-        mean_std = statistics_of or statistics(images)
-    scaler = _Images(*mean_std, device)
-    name = student or preset.student
-    model = students.build(name, classes, size, norm=preset.norm, seed=seed).to(device)
-    model.train()
-    optimizer = _optimizer(preset, model)
-    lengths = plan(preset, len(images), classes, updates)
-    whole = device.type != "cpu" or _has_batch_norm(model)
-    chunk = lengths.batch if whole else _CPU_CHUNK
 
-    curve: list[tuple[int, float]] = []
-    start, seconds = 0, 0.0
-    if checkpoint is not None and checkpoint.exists():
-        start, curve, seconds = load_checkpoint(checkpoint, model, optimizer)
-    began = saved = time.monotonic()
-    confusion = torch.zeros(classes, classes, dtype=torch.long)
-    with reproducible_cuda():
-        indices = _indices(lengths, len(images), seed, start)
-        for update, chosen in enumerate(indices, start):
-            rng, unit = _rng(seed, 1, update), lengths.unit(update)
-            if isinstance(preset.schedule, Steps) and preset.schedule.fresh_momentum:
-                turn = preset.schedule.passed(unit, lengths.units)
-                before = preset.schedule.passed(lengths.unit(max(update - 1, 0)), lengths.units)
-                if turn != before:
-                    optimizer = _optimizer(preset, model)
-            for group in optimizer.param_groups:
-                group["lr"] = preset.optimizer.lr * preset.schedule.factor(unit, lengths.units)
-            chosen = chosen.to(device)
-            x = augment.apply(preset.pixel_ops, images[chosen].float() / 255, rng)
-            x = augment.apply(preset.batch_ops, scaler.normalise(x), rng)
-            wanted = targets[chosen]
-            if preset.mix is not None:
-                x, wanted = preset.mix(x, wanted, rng)
-            if preset.labels == "teacher" and teacher is not None:
-                with torch.no_grad():
-                    wanted = teacher(scaler.to_uint8(x)).to(device)
-                    wanted = F.softmax(wanted.float() / preset.temperature, 1)
-            optimizer.zero_grad()
-            _step(preset, model, x, wanted, chunk)
-            optimizer.step()
+class _Run:
+    """A student in training: its images, its weights, and how far it has come."""
 
-            done = update + 1
-            ends_unit = done % lengths.per_unit == 0 or done == lengths.updates
-            if ends_unit and preset.exams.due(unit, lengths.units):
-                confusion = _test(preset, model, test_images, test_labels, scaler, classes)
-                curve.append((done, float(confusion.trace() / confusion.sum())))
-            if progress is not None:
-                progress(done, lengths.updates)
-            late = time.monotonic() - saved > _SAVE_EVERY
-            if checkpoint is not None and late and done < lengths.updates:
-                saved = time.monotonic()
-                save_checkpoint(checkpoint, model, optimizer, done, curve, seconds + saved - began)
-    return History(
-        preset=preset.name,
-        student=name,
-        seed=seed,
-        images=len(images),
-        updates=lengths.updates,
-        batch=lengths.batch,
-        last=curve[-1][1],
-        best=max(accuracy for _, accuracy in curve),
-        curve=tuple(curve),
-        confusion=tuple(tuple(row) for row in confusion.tolist()),
-        seconds=seconds + time.monotonic() - began,
-    )
+    def __init__(
+        self,
+        train: Labelled,
+        test: Labelled,
+        protocol: Protocol,
+        seed: int,
+        classes: int,
+        updates: int | None,
+        teacher: Teach | None,
+        device: torch.device,
+    ) -> None:
+        size = protocol.size or min(test.images.shape[2:])
+        self.protocol, self.seed, self.classes, self.teacher = protocol, seed, classes, teacher
+        self.images = fit(train.images, size).to(device)
+        self.targets = _targets(train.labels.to(device), classes, hard=protocol.labels == "hard")
+        self.test_images = fit(test.images, size, resize=protocol.test_resize)
+        self.test_labels = test.labels
+        mean, std = self._mean_std()
+        self.mean = torch.tensor(mean, device=device)[:, None, None]
+        self.std = torch.tensor(std, device=device)[:, None, None]
+        student = build_student(protocol.student, classes, size, norm=protocol.norm, seed=seed)
+        self.model = student.to(device).train()
+        self.optimizer = _optimizer(protocol, self.model)
+        self.lengths = lengths(protocol, len(train.images), classes, updates)
+        undivided = device.type != "cpu" or _has_batch_norm(self.model)
+        self.chunk = self.lengths.batch if undivided else _CPU_CHUNK
+        self.precise = protocol.precision != "bfloat16"
+        self.done, self.seconds = 0, 0.0
+        self.curve: list[tuple[int, float]] = []
+        self.confusion = torch.zeros(classes, classes, dtype=torch.long)
+
+    def _mean_std(self) -> MeanStd:
+        if self.protocol.normalise == "imagenet":
+            return IMAGENET
+        return statistics(self.images) if self.protocol.normalise == "data" else (
+            self.protocol.normalise
+        )  # fmt: skip
+
+    def update(self, chosen: Tensor) -> None:
+        """Take one step on the chosen images, and test where it is time."""
+        rng, unit = _rng(self.seed, 1, self.done), self.lengths.unit(self.done)
+        self._set_rate(unit)
+        x, targets = self._batch(chosen.to(self.images.device), rng)
+        self.optimizer.zero_grad()
+        self._backward(x, targets)
+        self.optimizer.step()
+        self.done += 1
+        ends_unit = self.done % self.lengths.per_unit == 0 or self.done == self.lengths.updates
+        if ends_unit and self.protocol.tests.due(unit, self.lengths.units):
+            self.confusion = self._test()
+            self.curve.append((self.done, float(self.confusion.trace() / self.confusion.sum())))
+
+    def _set_rate(self, unit: int) -> None:
+        schedule, total = self.protocol.schedule, self.lengths.units
+        if isinstance(schedule, Steps) and schedule.fresh_momentum:
+            before = schedule.passed(self.lengths.unit(max(self.done - 1, 0)), total)
+            if schedule.passed(unit, total) != before:
+                self.optimizer = _optimizer(self.protocol, self.model)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.protocol.optimizer.lr * schedule.factor(unit, total)
+
+    def _batch(self, chosen: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Augmented images, and the labels that the student is to give them."""
+        protocol, targets = self.protocol, self.targets[chosen]
+        x = apply_all(protocol.pixel_ops, self.images[chosen].float() / 255, rng)
+        x = apply_all(protocol.batch_ops, (x - self.mean) / self.std, rng)
+        if protocol.mix is not None:
+            x, targets = cutmix(protocol.mix, x, targets, rng)
+        if protocol.labels == "teacher" and self.teacher is not None:
+            pixels = ((x * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)
+            with torch.no_grad():
+                logits = self.teacher(pixels).to(x.device)
+                targets = F.softmax(logits.float() / protocol.temperature, 1)
+        return x, targets
+
+    def _backward(self, x: Tensor, targets: Tensor) -> None:
+        """Gradients of the mean loss of a batch, in chunks (exact: nothing couples the images)."""
+        temperature = self.protocol.temperature
+        parts = zip(torch.split(x, self.chunk), torch.split(targets, self.chunk), strict=True)
+        for part, target in parts:
+            logits = self._logits(part).float()
+            if self.protocol.labels == "teacher":
+                loss = F.kl_div(F.log_softmax(logits / temperature, 1), target, reduction="sum")
+            else:
+                loss = F.cross_entropy(logits, target, reduction="sum")
+            (loss / len(x)).backward()
+
+    def _logits(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=not self.precise):
+            logits: Tensor = self.model(x)
+            return logits
+
+    @torch.no_grad()
+    def _test(self) -> Tensor:
+        """The confusion matrix (truth, answer)."""
+        self.model.eval()
+        answers = []
+        for part in torch.split(self.test_images, _TEST_CHUNK):
+            x = (part.to(self.mean.device).float() / 255 - self.mean) / self.std
+            answers.append(self._logits(x).argmax(1).cpu())
+        self.model.train()
+        flat = self.test_labels.cpu() * self.classes + torch.cat(answers)
+        matrix = torch.bincount(flat, minlength=self.classes**2)
+        return matrix.view(self.classes, self.classes)
+
+    def history(self) -> History:
+        """What there is to say when all updates are done."""
+        return History(
+            protocol=self.protocol.name,
+            student=self.protocol.student,
+            seed=self.seed,
+            images=len(self.images),
+            updates=self.lengths.updates,
+            batch=self.lengths.batch,
+            last=self.curve[-1][1],
+            best=max(accuracy for _, accuracy in self.curve),
+            curve=tuple(self.curve),
+            confusion=tuple(tuple(row) for row in self.confusion.tolist()),
+            seconds=self.seconds,
+        )
+
+
+def _targets(labels: Tensor, classes: int, *, hard: bool) -> Tensor:
+    """Labels as distributions over the classes."""
+    if labels.ndim == 2 and hard:
+        labels = labels.argmax(1)
+    if labels.ndim == 1:
+        labels = F.one_hot(labels.long(), classes)
+    return labels.float()
+
+
+def save_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    done: int,
+    curve: list[tuple[int, float]],
+    seconds: float,
+) -> None:
+    """Write weights, buffers, the optimiser's tensors, and how far the run has come."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            if value is not None:
+                tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value)
+    meta = {"done": str(done), "curve": json.dumps(curve), "seconds": repr(seconds)}
+    with writing(path) as temporary:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, meta)
+
+
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, list[tuple[int, float]], float]:
+    """Restore the stored state; return the updates done, the curve so far and the seconds spent.
+
+    A file that is damaged, or of another version, is ignored: the student starts at update 0.
+    """
+    state: dict[int, dict[str, Tensor]] = {}
+    weights = {}
+    try:
+        with safe_open(path, "pt") as file:
+            meta = file.metadata()
+            for name in file.keys():  # noqa: SIM118  (a handle, not a mapping)
+                kind, _, rest = name.partition(".")
+                if kind == "model":
+                    weights[rest] = file.get_tensor(name)
+                else:
+                    index, _, key = rest.partition(".")
+                    state.setdefault(int(index), {})[key] = file.get_tensor(name)
+        curve = [(int(step), float(accuracy)) for step, accuracy in json.loads(meta["curve"])]
+        done, seconds = int(meta["done"]), float(meta["seconds"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return 0, [], 0.0
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    if shapes != {name: value.shape for name, value in weights.items()}:
+        return 0, [], 0.0
+    model.load_state_dict(weights)
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    return done, curve, seconds
 
 
 def seconds_needed(
-    preset: Preset,
-    student: str | None,
+    protocol: Protocol,
     classes: int,
     size: int,
     images: int,
     tests: int,
     *,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
 ) -> float:
-    """How long one student takes on this machine, from one timed step and one timed test."""
-    lengths = plan(preset, images, classes)
-    size = preset.size or size
-    count = min(lengths.batch, _PROBE)  # a whole batch of large images would take minutes by itself
-    probe = replace(preset, size=size, batch=((1, count),), length=Updates(1), exams=Exams())
-    if preset.labels == "teacher":  # its own forward is the small part
-        probe = replace(probe, labels="hard")
+    """Return how long one student takes on this machine, from one timed step and one timed test."""
+    length = lengths(protocol, images, classes)
+    size = protocol.size or size
+    count = min(length.batch, _PROBE)  # a whole batch of large images would take minutes by itself
+    probe = replace(
+        protocol,
+        size=size,
+        batch=((1, count),),
+        length=Updates(1),
+        tests=Intervals(),
+        # the teacher's own forward is the small part
+        labels="hard" if protocol.labels == "teacher" else protocol.labels,
+    )
     sample = torch.randint(256, (count, 3, size, size), dtype=torch.uint8)
-    labels = torch.arange(count) % classes
+    train = Labelled(sample, torch.arange(count) % classes)
 
     def timed(updates: int, tested: int) -> float:
+        labels = torch.zeros(tested, dtype=torch.long)
+        test = Labelled(sample[:1].expand(tested, -1, -1, -1), labels)
         began = time.monotonic()
-        train_student(
-            sample,
-            labels,
-            sample[:1].expand(tested, -1, -1, -1),
-            torch.zeros(tested, dtype=torch.long),
-            probe,
-            0,
-            student=student,
-            classes=classes,
-            updates=updates,
-            device=device,
-        )
+        train_student(train, test, probe, 0, classes=classes, updates=updates, device=device)
         return time.monotonic() - began
 
     timed(1, 1)
     one = timed(1, 1)
     step = max(timed(3, 1) - one, 1e-4) / 2
-    test = max(timed(1, 1 + _PROBE) - one, 1e-4) / _PROBE
-    return step * lengths.batch / count * lengths.updates + test * tests * preset.exams.count(
-        lengths.units
-    )
+    each_test = max(timed(1, 1 + _PROBE) - one, 1e-4) / _PROBE
+    number = protocol.tests.count(length.units)
+    return step * length.batch / count * length.updates + each_test * tests * number

@@ -346,7 +346,7 @@ def carried_files(pack: Pack) -> dict[str, bytes] | None:
     for path, data in files.items():
         if hashlib.sha256(data).hexdigest() != locks[path].sha256:
             raise BackboneChangedError(
-                f"{path} of the carried backbone is not the file that the recipe names",
+                f"{path} of the carried backbone is not the one that the recipe names",
                 hint="the pack was not made correctly: ask its maker for another",
             )
     return files

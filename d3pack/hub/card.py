@@ -189,7 +189,7 @@ def _accuracy(facts: Facts) -> str:
     measured = record["facts"]
     return (
         f"## Accuracy\n\nStudents ({escape(str(measured['student']))}) trained from scratch under"
-        f" the preset {code(record['preset']['name'])}: {measured['updates']:,} updates,"
+        f" the protocol {code(record['protocol']['name'])}: {measured['updates']:,} updates,"
         f" {count(measured['seeds'], 'seed')}, tested on {measured['test_images']:,} real"
         " images.\n\n" + table(("trained on", "bytes", "accuracy, %"), accuracy_rows(record))
     )
@@ -198,11 +198,11 @@ def _accuracy(facts: Facts) -> str:
 def accuracy_rows(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return what students reached, from a record of `d3pack eval`."""
     rows = []
-    for arm in record["arms"]:
-        nbytes = "-" if arm["bytes"] is None else f"{arm['bytes']:,.0f}"
-        last = arm["last"]
-        spread = f" ± {100 * last['std']:.1f}" if len(arm["runs"]) > 1 else ""
-        rows.append((escape(arm["title"]), nbytes, f"{100 * last['mean']:.1f}{spread}"))
+    for entry in record["entries"]:
+        nbytes = "-" if entry["bytes"] is None else f"{entry['bytes']:,.0f}"
+        last = entry["last"]
+        spread = f" ± {100 * last['std']:.1f}" if len(entry["runs"]) > 1 else ""
+        rows.append((escape(entry["title"]), nbytes, f"{100 * last['mean']:.1f}{spread}"))
     return rows
 
 

@@ -185,12 +185,12 @@ def read_classes(value: PathOrAddress, classes: Sequence[int | str]) -> Pack:
     window = _Window(address)
     header = window.header
     rows = _rows(window.names(), classes)
-    reads = class_ranges(header, rows)
-    most = 2 * sum(one.stop - one.start for one in reads) > header.size
+    ranges = class_ranges(header, rows)
+    most = 2 * sum(one.stop - one.start for one in ranges) > header.size
     if most or sorted(rows) == list(range(header.classes)):
         return _selected(download(window.address).pack, rows)
     # the part is checked by every rule of a whole file
-    pack = read(pack_bytes(read_class_ranges(header, rows, window.parts(reads))))
+    pack = read(pack_bytes(read_class_ranges(header, rows, window.parts(ranges))))
     _log.info("%s: read %d of %d bytes", window.address, window.file.received, window.file.size)
     return pack
 
@@ -226,10 +226,10 @@ class _Window:
         self.address = self.file.address.at(str(self.file.address.revision), root=self.header.root)
         self._parts: list[tuple[int, bytes]] = [(0, first)]
 
-    def parts(self, reads: Sequence[ByteRange]) -> list[bytes]:
+    def parts(self, ranges: Sequence[ByteRange]) -> list[bytes]:
         """Return the bytes of ranges; what is missing is read, neighbours by one request."""
         spans: list[list[int]] = []
-        for start, stop in sorted((one.start, one.stop) for one in reads):
+        for start, stop in sorted((one.start, one.stop) for one in ranges):
             if self._find(start, stop) is not None:
                 continue
             if spans and start - spans[-1][1] <= JOIN:
@@ -238,7 +238,7 @@ class _Window:
                 spans.append([start, stop])
         for start, stop in spans:
             self._parts.append((start, self.file.read(start, stop - start)))
-        return [self._find(one.start, one.stop) or b"" for one in reads]
+        return [self._find(one.start, one.stop) or b"" for one in ranges]
 
     def names(self) -> tuple[str, ...]:
         """Return the class names, checked by their hash."""

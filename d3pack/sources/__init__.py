@@ -1,4 +1,4 @@
-"""Real images with class names: folders, archives, shards, parquet, the Hub."""
+"""Real images with class names: from folders, archives, shards, parquet, the Hub."""
 
 from __future__ import annotations
 
@@ -10,12 +10,20 @@ from d3pack.sources.archive import TAR_SUFFIXES, TarStore, ZipStore
 from d3pack.sources.base import OnError, Skip, Source, Store
 from d3pack.sources.folder import FolderStore, holds_classes
 from d3pack.sources.images import BadImageError
-from d3pack.sources.names import neighbour_table, read_table
+from d3pack.sources.names import neighbour_table, read_table, tidy
 from d3pack.sources.shards import ShardStore, expand, looks_like_shards
 from d3pack.sources.splits import pick_files
 from d3pack.sources.table import ADDRESS, open_hub, open_parquet
 
-__all__ = ["BadImageError", "Skip", "Source", "open_source"]
+__all__ = [
+    "BadImageError",
+    "Skip",
+    "Source",
+    "Store",
+    "open_source",
+    "read_table",
+    "tidy",
+]
 
 
 def open_source(
@@ -26,9 +34,27 @@ def open_source(
     on_error: OnError = "skip",
     first: int | None = None,
 ) -> Source:
-    """Open real images: a folder, tar, zip, WebDataset shards, parquet, or `hf://datasets/...`.
+    """Open real images.
 
-    `first` keeps only that many classes, for a trial.
+    Args:
+        address: a directory with a folder for each class, a tar or zip of one, WebDataset shards,
+            a parquet file or a directory of them, or `hf://datasets/org/name[@revision]`.
+        class_names: names by class key (name of the folder, WordNet id, label), or a file of them.
+            None: a table that lies beside folders of WordNet ids, else the keys.
+        split: the part to use, where the source has several.
+        on_error: "skip" to leave bad images out and record them, "fail" to raise.
+        first: use only so many classes, for a trial.
+
+    Raises:
+        NotFoundError: there is no such file, directory or dataset.
+        SourceError: it is not a source of at least two classes with images.
+        HubError: the dataset cannot be loaded from the Hub.
+
+    Example:
+        >>> from d3pack.sources import open_source
+        >>> source = open_source("photos/")  # doctest: +SKIP
+        >>> source.classes, source.counts  # doctest: +SKIP
+        (('cat', 'dog'), (120, 118))
     """
     path = Path(address)
     store = _store(str(address), path, split)
@@ -57,7 +83,7 @@ def _store(address: str, path: Path, split: str) -> Store:
         return FolderStore(path, split)
     if not path.is_file():
         raise NotFoundError(
-            f"no source at {path.name}", hint="give a folder, archive or hf://datasets/..."
+            f"there is no source {path.name}", hint="give a folder, archive or hf://datasets/..."
         )
     suffix = path.suffix.lower()
     if suffix in TAR_SUFFIXES:
@@ -67,6 +93,7 @@ def _store(address: str, path: Path, split: str) -> Store:
     if suffix == ".parquet":
         return open_parquet(path, split)
     raise SourceError(
-        f"{path.name} is no source that d3pack reads",
-        hint="give a class-folder tree, .tar, .zip, WebDataset shards, .parquet or hf://datasets/...",
+        f"{path.name} is not a source that d3pack reads",
+        hint="give a folder of class folders, .tar, .zip, WebDataset shards, .parquet or"
+        " hf://datasets/...",
     )

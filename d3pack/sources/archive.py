@@ -1,4 +1,4 @@
-"""A tar or zip of a class-folder tree, read in place: nothing is unpacked."""
+"""A tar or zip of class folders, read in place: nothing is unpacked."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from d3pack.errors import SourceError
-from d3pack.sources.base import Skip, edges
+from d3pack.sources.base import Skip, edge_stamp
 from d3pack.sources.images import EXTENSIONS, MAX_BYTES, BadImageError
-from d3pack.sources.splits import hidden, pick_folder
+from d3pack.sources.splits import is_hidden, pick_folder
+from d3pack.system import first_line
 
-MAX_RATIO = 200  # a tar that grows more than this when uncompressed is a bomb, not a dataset
+MAX_RATIO = 200  # a tar that grows by more when it is uncompressed is a bomb, not a dataset
 SLACK = 1 << 30
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 DAMAGE = (tarfile.TarError, EOFError, OSError, ValueError, lzma.LZMAError, zlib.error)
@@ -32,7 +33,7 @@ TAR_SUFFIXES = frozenset({".tar", *_OPENERS})
 
 @dataclass(slots=True)
 class _Rows:
-    """The files of one class: names beside two flat arrays, so that a million fit in memory."""
+    """The files of one class: names and two flat arrays, so that a million fit in memory."""
 
     names: list[str] = field(default_factory=list)
     places: array[int] = field(default_factory=lambda: array("Q"))
@@ -45,16 +46,16 @@ class _Rows:
 
     def sort(self) -> None:
         order = sorted(range(len(self.names)), key=self.names.__getitem__)
-        # a member that is there twice: the later one holds, as when the archive is unpacked
-        after = [*(self.names[i] for i in order[1:]), None]
-        order = [i for i, name in zip(order, after, strict=True) if self.names[i] != name]
+        # of two members of one name the later one counts, as when the archive is unpacked
+        following = [*(self.names[i] for i in order[1:]), None]
+        order = [i for i, name in zip(order, following, strict=True) if self.names[i] != name]
         self.names = [self.names[i] for i in order]
         self.places = array("Q", (self.places[i] for i in order))
         self.sizes = array("Q", (self.sizes[i] for i in order))
 
 
 class TarBytes:
-    """The bytes of a plain tar by offset: read in place, or from a spool when it is compressed."""
+    """The bytes of a tar by offset: of the file, or of a temporary one if it is compressed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -72,6 +73,7 @@ class TarBytes:
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
+        """Yield the uncompressed tar as a file."""
         if self._spool is not None:
             self._spool.seek(0)
             yield cast(IO[bytes], self._spool)
@@ -80,13 +82,14 @@ class TarBytes:
                 yield file
 
     def members(self) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]]:
-        """Members in file order, each with a way to read it; tarfile itself would keep them all."""
+        """Yield members in their order, each with a function to read it; none is kept."""
         with self.open() as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 yield member, lambda m=member: self.read_at(m.offset_data, m.size)  # type: ignore[misc]
                 tar.members = []  # type: ignore[attr-defined]
 
     def read_at(self, offset: int, length: int) -> bytes:
+        """Return bytes of the uncompressed tar."""
         if self._spool is not None:
             return self._spool[offset : offset + length]
         with open(self._path, "rb") as file:
@@ -95,7 +98,7 @@ class TarBytes:
 
 
 class _TreeIndex:
-    """Sorts the members of an archive into classes by their folders."""
+    """Collects the members of an archive into classes, by their folders."""
 
     def __init__(self, split: str) -> None:
         self._split = split
@@ -103,20 +106,21 @@ class _TreeIndex:
         self.refused: list[Skip] = []
 
     def add(self, name: str, place: int, size: int) -> None:
+        """Add a member; hidden ones, and files that are no images, are left out."""
         path = PurePosixPath(name)
         parts = tuple(part for part in path.parts if part != ".")
         if path.is_absolute() or ".." in parts:
             self.refused.append(Skip("", name, "its path leads out of the archive"))
-        elif len(parts) < 2 or any(map(hidden, parts)):
+        elif len(parts) < 2 or any(map(is_hidden, parts)):
             return
         elif path.suffix.lower() in EXTENSIONS:
             self._folders.setdefault(parts[:-1], _Rows()).add(parts[-1], place, size)
 
     def classes(self) -> dict[str, _Rows]:
-        """Class key -> rows, below whatever folders all members share."""
+        """Return rows by class key, below the folders that all members have in common."""
         folders = self._folders
         while folders and len({f[0] for f in folders}) == 1 and all(len(f) > 1 for f in folders):
-            pick_folder({f[0] for f in folders}, self._split)  # refuses a lone other split
+            pick_folder({f[0] for f in folders}, self._split)  # raises if it is another split
             folders = {f[1:]: rows for f, rows in folders.items()}
         part = pick_folder({f[0] for f in folders}, self._split)
         if part is not None:
@@ -134,6 +138,8 @@ class _TreeIndex:
 
 
 class _ArchiveStore:
+    """What tar and zip have in common: classes and names."""
+
     def __init__(self, index: _TreeIndex) -> None:
         classes = index.classes()
         self.keys = tuple(classes)
@@ -142,10 +148,13 @@ class _ArchiveStore:
         self.refused = index.refused
 
     def names(self, c: int) -> Sequence[str]:
+        """Return the sorted names of the files of class c."""
         return self._rows[c].names
 
 
 class TarStore(_ArchiveStore):
+    """A tar of class folders, compressed or not."""
+
     kind = "tar"
 
     def __init__(self, path: Path, split: str = "train") -> None:
@@ -162,16 +171,20 @@ class TarStore(_ArchiveStore):
         super().__init__(index)
 
     def read(self, c: int, i: int) -> bytes:
+        """Return the bytes of file i of class c."""
         rows = self._rows[c]
         return self._bytes.read_at(rows.places[i], min(rows.sizes[i], MAX_BYTES + 1))
 
     def stamp(self, c: int, i: int) -> bytes:
+        """Return bytes that change when file i of class c changes."""
         rows = self._rows[c]
         start, size, name = rows.places[i], rows.sizes[i], rows.names[i]
-        return edges(size, lambda at, n: self._bytes.read_at(start + at, n), name)
+        return edge_stamp(size, lambda at, n: self._bytes.read_at(start + at, n), name)
 
 
 class ZipStore(_ArchiveStore):
+    """A zip of class folders."""
+
     kind = "zip"
 
     def __init__(self, path: Path, split: str = "train") -> None:
@@ -191,14 +204,16 @@ class ZipStore(_ArchiveStore):
         super().__init__(index)
 
     def read(self, c: int, i: int) -> bytes:
+        """Return the bytes of file i of class c."""
         info = self._infos[self._rows[c].places[i]]
         try:
             with self._zip.open(info) as file:
                 return file.read(min(info.file_size, MAX_BYTES) + 1)
-        # zipfile names its complaints in many ways (bad CRC, unknown method, truncated stream)
+        # zipfile raises many types (bad CRC, unknown method, truncated stream)
         except Exception as error:
-            raise BadImageError(f"cannot be unpacked: {error}") from error
+            raise BadImageError(f"cannot be unpacked: {first_line(error)}") from error
 
     def stamp(self, c: int, i: int) -> bytes:
+        """Return bytes that change when file i of class c changes."""
         info = self._infos[self._rows[c].places[i]]
         return info.file_size.to_bytes(8, "little") + info.CRC.to_bytes(4, "little")

@@ -1,4 +1,4 @@
-"""Source: real images with class names, whatever they lie in."""
+"""Source: real images with class names, whatever contains them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from d3pack.sources.names import name_classes
 
 OnError = Literal["skip", "fail"]
 BLOCK = 1 << 22
-PLAIN = frozenset({".bmp", ".ppm", ".pgm", ".tif", ".tiff"})  # pixels lie there as they are
-EDGE = 4096  # bytes hashed at both ends of a file: all of a small one, enough of a large one
+UNCOMPRESSED = frozenset({".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
+EDGE = 4096  # bytes that are hashed at each end of a file
 
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """One file that was left out, and why."""
+    """A file that was left out, and why."""
 
     class_name: str
     key: str
@@ -30,28 +30,28 @@ class Skip:
 
 
 class Store(Protocol):
-    """Where the files lie. A new kind of source implements these five and is done."""
+    """Where the files are. A new kind of source implements these attributes and methods."""
 
     kind: str
-    keys: tuple[str, ...]  # class keys as stored: folder names, WordNet ids, label names
-    counts: tuple[int, ...]
+    keys: tuple[str, ...]  # of the classes, as stored: folder names, WordNet ids, label names
+    counts: tuple[int, ...]  # files of each class
 
     @property
     def refused(self) -> Sequence[Skip]:
         """Files that were left out before any was opened."""
 
     def names(self, c: int) -> Sequence[str]:
-        """Sorted names of the files of class c."""
+        """Return the sorted names of the files of class c."""
 
     def read(self, c: int, i: int) -> bytes:
-        """The bytes of file i of class c."""
+        """Return the bytes of file i of class c."""
 
     def stamp(self, c: int, i: int) -> bytes:
-        """Changes when the file changes; the same on every machine."""
+        """Return bytes that change when the file changes, and are the same on every machine."""
 
 
 def _no_image(keys: Sequence[str], store: Store) -> SourceError:
-    """For classes without an image: what is left to do depends on where they come from."""
+    """Return the error for classes without an image; the hint depends on the kind of source."""
     reasons = [skip.reason for skip in store.refused if skip.class_name == keys[0]]
     more = f" (and {len(keys) - 1} more)" * (len(keys) > 1)
     if reasons:
@@ -65,23 +65,37 @@ def _no_image(keys: Sequence[str], store: Store) -> SourceError:
     return SourceError(f"class {keys[0]!r} holds no image{more}{left_out}", hint=hint)
 
 
-def edges(size: int, read_at: Callable[[int, int], bytes], name: str = "") -> bytes:
-    """Stamp of a file from its size and both ends. `read_at(offset, length)`.
+def edge_stamp(size: int, read_at: Callable[[int, int], bytes], name: str = "") -> bytes:
+    """Return the stamp of a file from its size and both ends.
 
-    Compressed images change at their ends too; of uncompressed ones, by their `name`, all counts.
+    Of uncompressed images all bytes count: a change in the middle leaves their ends as they were.
+
+    Args:
+        size: bytes of the file.
+        read_at: function of (offset, length).
+        name: its name, by whose suffix uncompressed images are known.
     """
-    if size > 2 * EDGE and os.path.splitext(name)[1].lower() in PLAIN:
-        whole = hashlib.sha256()
+    if size > 2 * EDGE and os.path.splitext(name)[1].lower() in UNCOMPRESSED:
+        contents = hashlib.sha256()
         for at in range(0, size, BLOCK):
-            whole.update(read_at(at, min(BLOCK, size - at)))
-        return size.to_bytes(8, "little") + whole.digest()
+            contents.update(read_at(at, min(BLOCK, size - at)))
+        return size.to_bytes(8, "little") + contents.digest()
     head = read_at(0, min(size, EDGE))
     tail = read_at(max(size - EDGE, EDGE), EDGE) if size > EDGE else b""
     return size.to_bytes(8, "little") + head + tail
 
 
 class Source:
-    """Classes with names, and their images one at a time: memory holds a listing, never the set."""
+    """Classes with names, and their images one at a time: only a listing is kept in memory.
+
+    Attributes:
+        kind: where the images are: "folder", "tar", "zip", "webdataset", "parquet" or "hub".
+        keys: keys of the classes, as stored.
+        classes: their names.
+        counts: images of each class.
+        refused: how many files were left out before any was opened.
+        skipped: files that were left out until now, and why.
+    """
 
     def __init__(
         self,
@@ -116,18 +130,22 @@ class Source:
         if self._on_error == "fail":
             raise BadImageError(
                 f"{skip.class_name}/{skip.key}: {skip.reason}",
-                hint="mend or remove it, or pass --on-error skip",
+                hint="repair or remove it, or skip bad images",
             )
         if skip not in self._seen:
             self._seen.add(skip)
             self.skipped.append(skip)
 
     def names(self, c: int) -> Sequence[str]:
-        """Names of the files of class c, sorted."""
+        """Return the sorted names of the files of class c."""
         return self._store.names(c)
 
     def load(self, c: int, i: int) -> Image.Image:
-        """Image i of class c as RGB; BadImageError when it cannot be used."""
+        """Return image i of class c as RGB.
+
+        Raises:
+            BadImageError: it cannot be used.
+        """
         try:
             data = self._store.read(c, i)
         except OSError as error:
@@ -135,7 +153,7 @@ class Source:
         return decode(data)
 
     def get(self, c: int, i: int) -> Image.Image | None:
-        """Like `load`; a bad image is None and recorded, or an error under `on_error="fail"`."""
+        """Return image i of class c, or None if it is bad; raise with `on_error="fail"`."""
         try:
             return self.load(c, i)
         except BadImageError as error:
@@ -143,19 +161,20 @@ class Source:
             return None
 
     def iter_class(self, c: int) -> Iterator[tuple[str, Image.Image]]:
-        """(name, image) of every usable file of class c."""
+        """Yield name and image of every usable file of class c."""
         for i, name in enumerate(self.names(c)):
             image = self.get(c, i)
             if image is not None:
                 yield name, image
 
-    def fingerprint(self, tell: Callable[[int], None] | None = None) -> str:
-        """Hex sha256 over class names, file names and contents (size and ends of each).
+    def fingerprint(self, progress: Callable[[int], None] | None = None) -> str:
+        """Return the SHA-256, in hex, of class names, file names and contents.
 
-        `tell` hears how many classes are done.
+        Args:
+            progress: function of the number of classes that are done.
         """
         if not self._fingerprint:
-            whole = hashlib.sha256(b"d3pack source 1")
+            total = hashlib.sha256(b"d3pack source 1")
             for c, name in enumerate(self.classes):
                 part = hashlib.sha256()
                 for i, key in enumerate(self.names(c)):
@@ -163,10 +182,10 @@ class Source:
                     part.update(
                         hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest() + stamp
                     )
-                whole.update(hashlib.sha256(name.encode()).digest() + part.digest())
-                if tell is not None:
-                    tell(c + 1)
-            self._fingerprint = whole.hexdigest()
+                total.update(hashlib.sha256(name.encode()).digest() + part.digest())
+                if progress is not None:
+                    progress(c + 1)
+            self._fingerprint = total.hexdigest()
         return self._fingerprint
 
     def _stamp(self, c: int, i: int) -> bytes:

@@ -1,4 +1,4 @@
-"""A tree with one folder a class."""
+"""A directory with a folder for each class."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from functools import lru_cache
 from pathlib import Path
 
 from d3pack.errors import NotFoundError, SourceError
-from d3pack.sources.base import Skip, edges
+from d3pack.sources.base import Skip, edge_stamp
 from d3pack.sources.images import EXTENSIONS, MAX_BYTES, BadImageError
-from d3pack.sources.splits import SPLITS, hidden, pick_folder
+from d3pack.sources.splits import SPLITS, is_hidden, pick_folder
 
-DEPTH = 4  # Tiny-ImageNet keeps its files in <class>/images/
+DEPTH = 4  # of folders in a class: Tiny-ImageNet has <class>/images/
 
 
 class FolderStore:
-    """Class folders on disk. One class is listed at a time; symlinks are not followed out."""
+    """Class folders on disk. Classes are listed one at a time; links that lead out are refused."""
 
     kind = "folder"
 
@@ -29,13 +29,13 @@ class FolderStore:
             if not self._inside(self._root / name):
                 raise SourceError(
                     f"class folder {name!r} is a link that leads out of the source",
-                    hint="copy the images in, or name the folder it points to",
+                    hint="copy the images, or give the folder that it points to",
                 )
         if not folders:
             loose = any(Path(name).suffix.lower() in EXTENSIONS for name in os.listdir(self._root))
             raise SourceError(
                 "no class folders" + (", only loose images" if loose else ""),
-                hint="make one folder for each class",
+                hint="make a folder for each class",
             )
         self.keys = tuple(folders)
         self.counts = tuple(sum(1 for _ in self._files(name, refuse=True)) for name in self.keys)
@@ -45,7 +45,7 @@ class FolderStore:
         return Path(os.path.realpath(path)).is_relative_to(self._real)
 
     def _files(self, key: str, *, refuse: bool = False) -> Iterator[str]:
-        """Relative names of the image files of a class, unsorted."""
+        """Yield the relative names of the image files of a class, unsorted."""
         waiting = [("", 0)]
         while waiting:
             prefix, depth = waiting.pop()
@@ -69,6 +69,7 @@ class FolderStore:
         return tuple(sorted(self._files(self.keys[c])))
 
     def names(self, c: int) -> Sequence[str]:
+        """Return the sorted names of the files of class c."""
         return self._listing(c)
 
     def _path(self, c: int, i: int) -> Path:
@@ -78,11 +79,13 @@ class FolderStore:
         return path
 
     def read(self, c: int, i: int) -> bytes:
+        """Return the bytes of file i of class c."""
         with open(self._path(c, i), "rb") as file:
             # never more than the file holds: read() allocates what it is asked for
             return file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES + 1))
 
     def stamp(self, c: int, i: int) -> bytes:
+        """Return bytes that change when file i of class c changes."""
         path = self._root / self.keys[c] / self.names(c)[i]
         if not path.is_file():
             raise OSError("not a regular file")  # opening a pipe would wait for ever
@@ -92,37 +95,37 @@ class FolderStore:
                 file.seek(offset)
                 return file.read(length)
 
-            return edges(os.fstat(file.fileno()).st_size, read_at, path.name)
+            return edge_stamp(os.fstat(file.fileno()).st_size, read_at, path.name)
 
 
 def holds_classes(root: Path) -> bool:
-    """Whether two folders hold images: a class tree, whatever archive or table lies beside them."""
+    """Return whether two folders hold images, whatever archives or tables lie beside them."""
     tops = _folders(root)
     if all(name.casefold() in SPLITS for name in tops):
         return any(holds_classes(root / name) for name in tops)
-    found = 0
+    with_images = 0
     for name in tops:
-        found += _holds_image(root / name)
-        if found == 2:
+        with_images += _holds_image(root / name)
+        if with_images == 2:
             return True
     return False
 
 
 def _holds_image(folder: Path) -> bool:
     for _, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not hidden(name)]
+        folders[:] = [name for name in folders if not is_hidden(name)]
         if any(os.path.splitext(name)[1].lower() in EXTENSIONS for name in files if name[0] != "."):
             return True
     return False
 
 
 def _class_root(root: Path, split: str) -> Path:
-    """The folder that holds the class folders: `root` itself, or its `train/`."""
+    """Return the directory of the class folders: `root` itself, or the one of a split."""
     if not root.is_dir():
-        raise NotFoundError(f"no such folder: {root.name}")
+        raise NotFoundError(f"there is no directory {root.name}")
     part = pick_folder(_folders(root), split)
     return root if part is None else root / part
 
 
 def _folders(root: Path) -> list[str]:
-    return [e.name for e in os.scandir(root) if e.is_dir() and not hidden(e.name)]
+    return [e.name for e in os.scandir(root) if e.is_dir() and not is_hidden(e.name)]

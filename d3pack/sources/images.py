@@ -1,4 +1,4 @@
-"""From the bytes of one file to an RGB image, or to one line that says why not."""
+"""From the bytes of a file to an RGB image, or to an error that says why not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_BYTES = 256 * 1024 * 1024
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 )
-# Only formats that photographs come in: every other decoder of Pillow stays out of reach.
+# formats of photographs; a damaged or hostile file never reaches Pillow's other decoders
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 
@@ -27,12 +27,16 @@ class BadImageError(SourceError):
 
 
 def decode(data: bytes) -> Image.Image:
-    """RGB image of a file's bytes: first frame, upright, 8 bits, transparency on white."""
+    """Return the RGB image of a file: first frame, upright, 8 bits, transparency on white.
+
+    Raises:
+        BadImageError: the file is too large, damaged, or not an image.
+    """
     if len(data) > MAX_BYTES:
         raise BadImageError(f"file of {len(data)} bytes is over the limit of {MAX_BYTES}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the size is judged below, damage by the decoder
+            warnings.simplefilter("ignore")  # the size is checked below, damage by the decoder
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
@@ -46,7 +50,7 @@ def decode(data: bytes) -> Image.Image:
         raise
     except Image.DecompressionBombError as error:
         raise BadImageError(f"over the limit of {MAX_PIXELS} pixels") from error
-    # Pillow's decoders raise nearly anything on damaged bytes; a bad file is never our crash.
+    # Pillow's decoders raise nearly any type for damaged bytes
     except Exception as error:
         reason = first_line(error)
         if "BytesIO" in reason:
@@ -56,7 +60,7 @@ def decode(data: bytes) -> Image.Image:
 
 def _rgb(image: Image.Image, form: str | None) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        # 32 bits of a TIFF tell no scale; all else has 16, as has a PGM by the time it is here
+        # a TIFF of 32 bits has no known scale; all others, also PGM in Pillow, have 16
         return _from_wide(image, form == "TIFF" and image.mode in {"I", "F"}).convert("RGB")
     if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
         rgba = image.convert("RGBA")
@@ -66,13 +70,13 @@ def _rgb(image: Image.Image, form: str | None) -> Image.Image:
 
 
 def _from_wide(image: Image.Image, guess: bool) -> Image.Image:
-    """16- and 32-bit greys: Pillow's own conversion clips at 255 and gives white.
+    """Return an 8-bit image of 16- or 32-bit greys, which Pillow itself would clip to white.
 
-    With `guess`, values that would all be black on a scale of 16 bits are on one of 8.
+    With `guess`, values up to 255 are taken as 8 bits; on a scale of 16 they would be black.
     """
     values = np.asarray(image, dtype=np.float64)
     if not np.isfinite(values).all():
-        raise BadImageError("holds values that are no numbers")
+        raise BadImageError("holds values that are not finite")
     low, high = float(values.min()), float(values.max())
     if image.mode == "F" and low >= 0.0 and high <= 1.0:
         top = 1.0

@@ -13,14 +13,19 @@ from d3pack.errors import NotFoundError, SourceError
 
 MAX_TABLE = 16 * 1024 * 1024
 WORDNET = re.compile(r"n\d{8}")
-# Tables that usually lie beside a tree of WordNet ids.
+# tables that often lie beside folders of WordNet ids
 NEIGHBOURS = ("class_names.json", "class_names.csv", "LOC_synset_mapping.txt", "words.txt")
 
 
 def read_table(path: Path) -> dict[str, str]:
-    """Class key (folder name, or index as text) -> name, from a `.json`, `.csv` or `.txt` file."""
+    """Return names by class key (folder name, or number as text) from a .json, .csv or .txt file.
+
+    Raises:
+        NotFoundError: there is no such file.
+        SourceError: it is not a table of names.
+    """
     if not path.is_file():
-        raise NotFoundError(f"no table of class names at {path.name}")
+        raise NotFoundError(f"there is no table of class names {path.name}")
     if path.stat().st_size > MAX_TABLE:
         raise SourceError(f"{path.name} is too large for a table of class names")
     try:
@@ -41,7 +46,7 @@ def _from_json(value: object) -> dict[str, str]:
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
         return {str(index): name for index, name in enumerate(value)}
     if isinstance(value, dict):
-        # {"0": ["n01440764", "tench"]}, the class index that Keras made common
+        # {"0": ["n01440764", "tench"]}, the class index of Keras
         if value and all(isinstance(v, list) and len(v) == 2 for v in value.values()):
             return {str(key): str(name) for key, name in value.values()}
         if all(isinstance(v, str) for v in value.values()):
@@ -76,12 +81,12 @@ def _unique(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
 
 
 def tidy(name: str) -> str:
-    """One spelling per name: composed Unicode, spaces for underscores, no outer blanks."""
+    """Return a name in one spelling: composed Unicode, single spaces for blanks and underscores."""
     return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").split())
 
 
 def neighbour_table(keys: Sequence[str], *folders: Path) -> Mapping[str, str] | None:
-    """The table that lies beside a tree of WordNet ids, if there is one."""
+    """Return the table that lies beside folders of WordNet ids, if there is one."""
     if not all(WORDNET.fullmatch(key) for key in keys):
         return None
     for folder in folders:
@@ -92,7 +97,11 @@ def neighbour_table(keys: Sequence[str], *folders: Path) -> Mapping[str, str] | 
 
 
 def name_classes(keys: Sequence[str], table: Mapping[str, str] | None) -> tuple[str, ...]:
-    """The names of all classes, in the order of their keys; a name that occurs twice is refused."""
+    """Return the names of all classes in the order of their keys.
+
+    Raises:
+        SourceError: a class has no name, or two have the same.
+    """
     if table is None:
         raw = list(keys)
     else:
@@ -107,11 +116,13 @@ def name_classes(keys: Sequence[str], table: Mapping[str, str] | None) -> tuple[
     seen: dict[str, str] = {}
     for key, name in zip(keys, names, strict=True):
         if not name or not name.isprintable() or len(name) > 200:
-            raise SourceError(f"class {key!r} has no usable name", hint="name it in --class-names")
+            raise SourceError(
+                f"class {key!r} has no usable name", hint="give a table of class names"
+            )
         if name in seen:
             raise SourceError(
                 f"two classes have the name {name!r}: {seen[name]!r} and {key!r}",
-                hint="give them different names with --class-names",
+                hint="give them different names in a table of class names",
             )
         seen[name] = key
     return tuple(names)

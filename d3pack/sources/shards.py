@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files whose members `000042.jpg` and `000042.cls` belong together."""
+"""WebDataset shards: tar files in which `000042.jpg` and `000042.cls` belong together."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path, PurePosixPath
 
 from d3pack.errors import NotFoundError, SourceError
 from d3pack.sources.archive import DAMAGE, TAR_SUFFIXES, TarBytes
-from d3pack.sources.base import Skip, edges
+from d3pack.sources.base import Skip, edge_stamp
 from d3pack.sources.images import EXTENSIONS, MAX_BYTES
 from d3pack.sources.names import read_table
 
 NAME_TABLES = ("classnames.txt", "classes.txt", "class_names.json", "classnames.json")
-MAX_SIDE = 1 << 20  # label members are small; a large one is not read
+MAX_LABEL = 1 << 20  # bytes; larger label members are not read
 _BRACES = re.compile(r"^(.*)\{(\d+)\.\.(\d+)\}(.*)$")
 
 
 def expand(address: str) -> list[Path]:
-    """`train-{0000..0012}.tar`, a folder of tars, or one tar -> the shards in order."""
+    """Return the shards of `train-{0000..0012}.tar`, of a directory, or one tar, in order."""
     braces = _BRACES.match(address)
     if braces:
         head, low, high, tail = braces.groups()
@@ -40,7 +40,7 @@ def expand(address: str) -> list[Path]:
 
 
 def looks_like_shards(path: Path) -> bool:
-    """Whether the first members of a tar are samples with a label beside the image."""
+    """Return whether the first members of a tar are images with labels, and not a tree."""
     images: set[str] = set()
     labels: set[str] = set()
     try:
@@ -49,11 +49,11 @@ def looks_like_shards(path: Path) -> bool:
             base, _, ext = name.name.partition(".")
             if ext == "cls":
                 return True
-            # in a tree a .json may lie beside any image; where there are no folders it is a label
+            # in a tree a .json may lie beside an image; without folders it is a label
             if len(name.parts) == 1 and member.isreg():
                 if f".{ext.lower()}" in EXTENSIONS:
                     images.add(base)
-                elif ext == "json" and member.size <= MAX_SIDE and _label(ext, content()):
+                elif ext == "json" and member.size <= MAX_LABEL and _label(ext, content()):
                     labels.add(base)
                 if images & labels:
                     return True
@@ -65,7 +65,7 @@ def looks_like_shards(path: Path) -> bool:
 
 
 class ShardStore:
-    """An index of (shard, offset, size) a file; the images stay where they are."""
+    """Shards by an index of (shard, offset, size) of each image."""
 
     kind = "webdataset"
 
@@ -89,22 +89,22 @@ class ShardStore:
         self.counts = tuple(len(names) for names in self._names)
 
     def _samples(self, shard: str, tar: TarBytes) -> Iterator[tuple[str, str, int, int]]:
-        """(label, name, offset, size) of every labelled image of one shard."""
+        """Yield label, name, offset and size of every labelled image of a shard."""
         stem, image, label = "", None, None
         for member, content in tar.members():
             if not member.isreg():
                 continue
             path = PurePosixPath(member.name)
             base, _, ext = path.name.partition(".")
-            here = str(path.with_name(base))
-            if here != stem:
+            sample = str(path.with_name(base))
+            if sample != stem:
                 if image:
                     self.refused.append(Skip("", f"{shard}:{stem}", "no label beside it"))
-                stem, image, label = here, None, None
+                stem, image, label = sample, None, None
             if f".{ext.lower()}" in EXTENSIONS:
                 image = (f"{shard}:{member.name}", member.offset_data, member.size)
-            elif ext in {"cls", "json"} and member.size <= MAX_SIDE:
-                label = _label(ext, content()) or label  # a .json may say other things
+            elif ext in {"cls", "json"} and member.size <= MAX_LABEL:
+                label = _label(ext, content()) or label  # a .json may have no label
             if image and label is not None:
                 yield (label, *image)
                 image = None
@@ -112,6 +112,7 @@ class ShardStore:
             self.refused.append(Skip("", f"{shard}:{stem}", "no label beside it"))
 
     def names(self, c: int) -> Sequence[str]:
+        """Return the sorted names of the files of class c."""
         return self._names[c]
 
     def _place(self, c: int, i: int) -> tuple[int, int, int]:
@@ -119,13 +120,15 @@ class ShardStore:
         return shard, offset, size
 
     def read(self, c: int, i: int) -> bytes:
+        """Return the bytes of file i of class c."""
         shard, offset, size = self._place(c, i)
         return self._shards[shard].read_at(offset, min(size, MAX_BYTES + 1))
 
     def stamp(self, c: int, i: int) -> bytes:
+        """Return bytes that change when file i of class c changes."""
         shard, offset, size = self._place(c, i)
         name = self._names[c][i]
-        return edges(size, lambda at, n: self._shards[shard].read_at(offset + at, n), name)
+        return edge_stamp(size, lambda at, n: self._shards[shard].read_at(offset + at, n), name)
 
 
 def _label(ext: str, data: bytes) -> str | None:
@@ -133,12 +136,12 @@ def _label(ext: str, data: bytes) -> str | None:
         text = data.decode("utf-8").strip()
         if ext == "cls":
             return text or None
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return None
     for key in ("label", "class", "cls", "class_name"):
-        if isinstance(found, dict) and isinstance(found.get(key), int | str):
-            return str(found[key])
+        if isinstance(value, dict) and isinstance(value.get(key), int | str):
+            return str(value[key])
     return None
 
 

@@ -1,4 +1,4 @@
-"""Which part of a source is meant, however its folders or files spell train, val and test."""
+"""The part of a source that is meant, however folders or files spell train, val and test."""
 
 from __future__ import annotations
 
@@ -21,47 +21,54 @@ SPLITS = {
 _WORD = re.compile(rf"(?<![a-z])({'|'.join(SPLITS)})(?:set|data)?(?![a-z])")
 
 
-def hidden(name: str) -> bool:
-    """Whether a file or folder is some program's own, not the person's."""
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder belongs to a program and not to the images."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def pick_folder(names: Iterable[str], split: str) -> str | None:
-    """The folder of `split`; None where the folders are classes.
+    """Return the folder of a split, or None if the folders are classes.
 
-    "train" is also a vehicle: folders are splits only where all of them are named like one.
+    A class may be called "train": folders are splits only if all of them are named like one.
+
+    Raises:
+        SourceError: they are splits, but none is the one that is meant.
     """
     names = sorted(names)
     if not names or not all(name.casefold() in SPLITS for name in names):
         return None
     if split in names:
         return split
-    found = [name for name in names if SPLITS[name.casefold()] == _plain(split)]
-    if not found:
+    matching = [name for name in names if SPLITS[name.casefold()] == _normal(split)]
+    if not matching:
         raise _missing(split, names)
-    return found[0]
+    return matching[0]
 
 
 def pick_files(paths: Sequence[Path], root: Path, split: str) -> list[Path]:
-    """The files of `split`; all of them only where no name tells of a split."""
-    told = [_told(path.relative_to(root)) for path in paths]
-    own = split.casefold() not in SPLITS  # a name that only this data set knows: "extra"
-    found = [
+    """Return the files of a split, or all of them if no name contains a split.
+
+    Raises:
+        SourceError: there are splits, but not the one that is meant.
+    """
+    splits = [_split_of(path.relative_to(root)) for path in paths]
+    special = split.casefold() not in SPLITS  # a split of this dataset only, such as "extra"
+    matching = [
         path
-        for path, part in zip(paths, told, strict=True)
-        if (path.name.startswith(split) if own or part is None else part == _plain(split))
+        for path, part in zip(paths, splits, strict=True)
+        if (path.name.startswith(split) if special or part is None else part == _normal(split))
     ]
-    if not found and any(told):
-        raise _missing(split, sorted({part for part in told if part}))
-    return found or list(paths)
+    if not matching and any(splits):
+        raise _missing(split, sorted({part for part in splits if part}))
+    return matching or list(paths)
 
 
-def _plain(split: str) -> str:
+def _normal(split: str) -> str:
     return SPLITS.get(split.casefold(), split)
 
 
-def _told(path: Path) -> str | None:
-    """The split that a file's name tells, or else the nearest folder's."""
+def _split_of(path: Path) -> str | None:
+    """Return the split in the name of a file, or else in that of the nearest folder."""
     for part in reversed(path.parts):
         if word := _WORD.search(part.casefold()):
             return SPLITS[word[1]]
@@ -71,5 +78,5 @@ def _told(path: Path) -> str | None:
 def _missing(split: str, names: Sequence[str]) -> SourceError:
     return SourceError(
         f"no split {split!r}; there are {', '.join(names)}",
-        hint="choose one with --split, or give that part alone as the source",
+        hint="choose one of these, or give only that part as the source",
     )

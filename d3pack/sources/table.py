@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from d3pack.errors import HubError, NotFoundError, SourceError
-from d3pack.sources.base import Skip, edges
+from d3pack.sources.base import Skip, edge_stamp
 from d3pack.sources.images import MAX_BYTES, BadImageError
-from d3pack.sources.splits import hidden, pick_files
-from d3pack.system import require
+from d3pack.sources.splits import is_hidden, pick_files
+from d3pack.system import first_line, require
 
 LABELS = ("label", "labels", "fine_label", "class", "cls", "target", "y")
 IMAGES = ("image", "img", "pixel_values", "picture")
@@ -30,45 +30,44 @@ def _library() -> Any:
 
 
 def open_parquet(path: Path, split: str = "train") -> TableStore:
-    """One parquet file, or the files of a folder (those of `split`, if any name tells)."""
+    """Open one parquet file, or those of a directory (of `split`, if their names have splits)."""
     datasets = _library()
     files = [path]
     if path.is_dir():
-        found = sorted(path.rglob("*.parquet"))
-        seen = [file for file in found if not any(map(hidden, file.relative_to(path).parts))]
-        files = pick_files(seen, path, split)
+        files = sorted(path.rglob("*.parquet"))
+        files = [f for f in files if not any(map(is_hidden, f.relative_to(path).parts))]
+        files = pick_files(files, path, split)
     try:
         table = datasets.Dataset.from_parquet([str(file) for file in files])
-    # pyarrow and datasets name a damaged file in many ways
+    # pyarrow and datasets raise many types for a damaged file
     except Exception as error:
-        raise SourceError(f"{path.name} is not readable parquet: {_line(error)}") from error
+        raise SourceError(f"{path.name} is not readable parquet: {first_line(error)}") from error
     return TableStore(table, "parquet")
 
 
 def open_hub(address: str, split: str = "train") -> TableStore:
-    """`hf://datasets/org/name[@revision]`; label names come from the dataset's own features."""
+    """Open `hf://datasets/org/name[@revision]`; the dataset's features have the label names."""
     repo, _, revision = address.removeprefix(ADDRESS).partition("@")
     if repo.count("/") > 1 or not repo:
-        raise SourceError(f"{address} names no dataset", hint=f"write {ADDRESS}org/name[@revision]")
+        raise SourceError(f"invalid address {address!r}: expected {ADDRESS}org/name[@revision]")
     datasets = _library()
     try:
         table = datasets.load_dataset(repo, split=split, revision=revision or None)
     except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError) as error:
-        raise NotFoundError(f"no dataset {repo} on the Hub: {_line(error)}") from error
-    # whatever the network, the Hub or the dataset's own layout did
+        raise NotFoundError(
+            f"there is no dataset {repo} on the Hub: {first_line(error)}"
+        ) from error
+    # of the network, the Hub, or the layout of the dataset
     except Exception as error:
         raise HubError(
-            f"cannot load {repo}: {_line(error)}", hint="check the name, the split and the network"
+            f"cannot load {repo}: {first_line(error)}",
+            hint="check the name, the split and the network",
         ) from error
     return TableStore(table, "hub")
 
 
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
 def _known(values: Sequence[Any], named: bool) -> npt.NDArray[np.bool_]:
-    """Which rows have a label. Where labels are named, the Hub writes -1 for none."""
+    """Return which rows have a label; where labels have names, the Hub writes -1 for none."""
     known = [
         value is not None and value == value and not (named and value < 0)  # NaN is not itself
         for value in values
@@ -77,7 +76,7 @@ def _known(values: Sequence[Any], named: bool) -> npt.NDArray[np.bool_]:
 
 
 class TableStore:
-    """Rows with an image column and a label column; only row numbers are kept in memory."""
+    """Rows with a column of images and one of labels; only row numbers are kept in memory."""
 
     def __init__(self, table: Any, kind: str) -> None:
         datasets = _library()
@@ -107,24 +106,26 @@ class TableStore:
             Skip("", f"{row:09d}", "no label in its row") for row in np.flatnonzero(~known)
         ]
         places = np.flatnonzero(known)
-        if self.refused:  # a missing label would turn whole numbers into fractions
+        if self.refused:  # a missing label would turn integers into floats
             table = table.select(places)
         values = table.with_format("numpy")[label][:]
         if named:
             self.keys = tuple(features[label].names)
             codes = np.asarray(values, dtype=np.int64)
         else:
-            found, codes = np.unique(np.asarray(values), return_inverse=True)
-            self.keys = tuple(str(value) for value in found)
+            distinct, codes = np.unique(np.asarray(values), return_inverse=True)
+            self.keys = tuple(str(value) for value in distinct)
         order = np.argsort(codes, kind="stable")
         ends = np.searchsorted(codes[order], np.arange(len(self.keys) + 1))
         self._rows = [places[order[a:b]] for a, b in pairwise(ends)]
         self.counts = tuple(len(rows) for rows in self._rows)
 
     def names(self, c: int) -> Sequence[str]:
+        """Return the sorted names of the rows of class c."""
         return [f"{row:09d}" for row in self._rows[c]]
 
     def read(self, c: int, i: int) -> bytes:
+        """Return the bytes of image i of class c."""
         value = self._table[int(self._rows[c][i])][self._image]
         if isinstance(value, dict):
             data, path = value.get("bytes"), value.get("path")
@@ -137,8 +138,9 @@ class TableStore:
         return value
 
     def stamp(self, c: int, i: int) -> bytes:
+        """Return bytes that change when image i of class c changes."""
         try:
             data = self.read(c, i)
         except BadImageError:
             return hashlib.sha256(b"none").digest()
-        return edges(len(data), lambda at, length: data[at : at + length])
+        return edge_stamp(len(data), lambda at, length: data[at : at + length])

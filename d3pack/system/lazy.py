@@ -1,29 +1,55 @@
-"""Packages whose public names are imported on first use (PEP 562)."""
+"""Packages whose public names are imported on first use (PEP 562).
+
+A room lists its public names in `__init__.pyi`, as ordinary imports: type checkers and editors read
+them there, and `attach` makes the same names available at run time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import ast
+from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from d3pack.system.extras import missing_extra
 
 
-def lazy_names(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
-    """Return a module `__getattr__` that imports each public name from its module when asked.
+def attach(package: str, file: str) -> tuple[list[str], Callable[[str], Any]]:
+    """Return `__all__` and a `__getattr__` for a package with an `__init__.pyi` beside it.
 
     Args:
         package: `__name__` of the package.
-        modules: public names by the module of the package that defines them.
+        file: `__file__` of the package.
     """
-    homes = {name: module for module, names in modules.items() for name in names}
+    stub = Path(file).with_name("__init__.pyi").read_text(encoding="utf-8")
+    homes = {
+        alias.name: node.module
+        for node in ast.parse(stub).body
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
 
     def find(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         try:
-            return getattr(import_module(f"{package}.{homes[name]}"), name)
+            if homes[name] == package:  # a module of the room
+                return import_module(f"{package}.{name}")
+            return getattr(import_module(homes[name]), name)
         except ModuleNotFoundError as error:  # a package of an extra, named in one line
             raise missing_extra(error, f"{package}.{name}") or error from None
+
+    return sorted(homes), find
+
+
+def lazy_names(package: str, modules: Any) -> Callable[[str], Any]:
+    """Return a module `__getattr__`, from names listed by module."""
+    homes = {name: module for module, names in modules.items() for name in names}
+
+    def find(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f"{package}.{homes[name]}"), name)
 
     return find

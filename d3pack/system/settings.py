@@ -17,13 +17,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass
-from difflib import get_close_matches
+from dataclasses import MISSING
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from d3pack.errors import UsageError
 
@@ -44,8 +43,8 @@ class SettingError(UsageError):
         self.name, self.value, self.expected = name, value, expected
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+# NamedTuple and not dataclass below: every call of the command imports this module
+class Kind(NamedTuple):
     """What an annotation allows."""
 
     base: type  # tuple for both forms of a tuple
@@ -65,7 +64,7 @@ class Kind:
         if origin in (Union, UnionType):
             others = [arg for arg in args if arg is not NoneType]
             if len(others) == 1 and len(args) == 2:
-                return dataclasses.replace(cls.of(others[0]), optional=True)
+                return cls.of(others[0])._replace(optional=True)
         elif origin is Literal:
             return cls(type(args[0]), choices=args)
         elif origin is tuple:
@@ -77,8 +76,7 @@ class Kind:
         raise TypeError(f"settings cannot be of type {annotation!r}")
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
+class Bounds(NamedTuple):
     """The least and the greatest value of a number; of a tuple's, of each."""
 
     ge: float | None = None
@@ -95,18 +93,19 @@ class Bounds:
             and (self.lt is None or value < self.lt)
         )
 
-    def __str__(self) -> str:
+    @property
+    def text(self) -> str:
+        """The bounds in words, as "from 1 to 5"; "" if there are none."""
         if self.ge is not None and self.le is not None:
-            return f" from {self.ge} to {self.le}"
+            return f"from {self.ge} to {self.le}"
         words = {"at least": self.ge, "above": self.gt, "at most": self.le, "below": self.lt}
         parts = [f"{word} {bound}" for word, bound in words.items() if bound is not None]
         if not parts:
             return ""
-        return f" {'of ' * parts[0].startswith('at ')}{', '.join(parts)}"
+        return f"{'of ' * parts[0].startswith('at ')}{', '.join(parts)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """One setting: its type, default, bounds and help."""
 
     name: str
@@ -362,6 +361,8 @@ def from_plain(kind: type[T], values: Mapping[str, Any]) -> T:
     known = {entry.name: entry for entry in options_of(kind)}
     for name in values:
         if name not in known:
+            from difflib import get_close_matches
+
             near = get_close_matches(name, known, 1)
             raise UsageError(
                 f"unknown setting {name!r}: expected {_one_of(sorted(known))}",
@@ -477,7 +478,8 @@ def _expected(kind: Kind, choices: tuple[Any, ...], bounds: Bounds) -> str:
         return f"{len(parts)} values: {', '.join(parts)}"
     if kind.choices or choices:
         return _one_of(list(map(str, kind.choices or choices)))
-    return _NOUNS.get(kind.base, f"a {kind.base.__name__}") + str(bounds)
+    noun = _NOUNS.get(kind.base, f"a {kind.base.__name__}")
+    return f"{noun} {bounds.text}".rstrip()
 
 
 def _one_of(names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from d3pack.errors import D3MError, UsageError
-from d3pack.sources.names import read_table, tidy
+from d3pack.sources import read_table, tidy
 
 
 class TeacherError(D3MError):

@@ -196,7 +196,7 @@ def test_numbers_that_multiply_are_refused_before_anything_is_built(
 def test_published_configs_are_far_inside(
     name: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for limit in ("_MOST_LAYERS", "_MOST_POSITIONS"):
+    for limit in ("_MAX_LAYERS", "_MAX_POSITIONS"):
         value = getattr(loading, limit)
         monkeypatch.setattr(loading, limit, value // 8)
     cls = getattr(import_module(loading.CLASSES[name]), name)

@@ -20,10 +20,11 @@ from d3pack.backbones import (
     lock_backbone,
     lock_directory,
     open_backbone,
+    verify_files,
 )
-from d3pack.backbones.lock import check_path, verify_files
+from d3pack.backbones.lock import check_path
 from d3pack.errors import BackboneChangedError, BackboneError, NotFoundError
-from d3pack.format.recipe import BackboneRef, FileLock, directory_revision
+from d3pack.format import BackboneRef, FileLock, directory_revision
 from d3pack.testing import raises_code
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -310,7 +311,7 @@ def test_directories_that_are_no_backbone(tmp_path: Path, sd: Path) -> None:
 
 def test_unknown_kinds_and_defaults() -> None:
     assert {"stable-diffusion", "dit"} <= set(kinds())
-    with pytest.raises(BackboneError, match="unknown here"):
+    with pytest.raises(BackboneError, match="unknown kind"):
         open_backbone(replace(_ref({}), kind="gan"), path=".")
     assert default_backbone("cpu") == "mini"
     assert default_backbone("cuda:0") == "stable-diffusion-v1-5/stable-diffusion-v1-5"

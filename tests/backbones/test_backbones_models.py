@@ -365,13 +365,13 @@ def test_other_dtypes(folders: dict[str, Path]) -> None:
 def test_linear_layers_keep_their_meaning_and_their_gradients() -> None:
     from torch import nn
 
-    from d3pack.backbones.cpu import _OneDnnLinear, quicken
+    from d3pack.backbones.kernels import _OneDnnLinear, optimize_for_cpu
 
     for bias in (True, False):
         plain = nn.Linear(37, 20, bias=bias)
         quick = nn.Sequential(nn.Linear(37, 20, bias=bias))
         quick[0].load_state_dict(plain.state_dict())
-        quicken(quick)
+        optimize_for_cpu(quick)
         assert type(quick[0]) is _OneDnnLinear
         x = torch.randn(3, 5, 37)
         with torch.no_grad():

@@ -116,13 +116,13 @@ def test_decode_to_shards(forks: Forks, world: Path, tmp_path: Path) -> None:
                       "--backbone", world / "sd", cwd=tmp_path)  # fmt: skip
     run.until(lambda: [p for p in tmp_path.rglob("part-*") if p.stat().st_size])
     ended(run, AGAIN)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["classes.json", "export.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".d3pack-export.json"]
 
 
 def test_eval(forks: Forks, world: Path, tmp_path: Path) -> None:
     run = forks.start(
         "eval", world / "large.d3m", "--real", world / "real", "--backbone", world / "sd",
-        "--preset", "quick", "--yes", "--work", "w", "--report", "r.html", cwd=tmp_path,
+        "--protocol", "quick", "--yes", "--work", "w", "--report", "r.html", cwd=tmp_path,
     )  # fmt: skip
     run.until(lambda: run.err)
     ended(run, AGAIN)

@@ -9,15 +9,14 @@ from typing import Any
 
 import jsonschema
 import pytest
+from cli import invoke
 from dataset_packs import tiny_pack
 from encode_world import make_tree
 from places import ROOT, load
 from test_cli import verbs
 from tiny_backbones import tiny_sd
-from typer.testing import CliRunner
 
 import d3pack
-from d3pack.cli import app
 from d3pack.dataset import StoreIdentity
 from d3pack.dataset.disk import open_disk_store
 from d3pack.decode import Decoder, make_probes
@@ -83,7 +82,7 @@ def test_output_fits_the_schema(
         store = open_disk_store(world / "home", identity, 1 << 20)
         assert store is not None
         store.close()
-    done = CliRunner().invoke(app, [*call.split(), "--format", "json"])
+    done = invoke(*call.split(), "--format", "json")
     assert done.exit_code == code, done.exception
     check(verb, json.loads(done.stdout))
 
@@ -93,7 +92,7 @@ def test_encode_tells_an_event_a_line(world: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("D3PACK_HOME", str(world / "home"))
     few = "--steps 2 --cool 1 --ipc 1 --teacher-samples 60 --sampler-steps 2 --probes 1"
     words = f"encode photos -o made.d3m --backbone sd {few} --format json".split()
-    done = CliRunner().invoke(app, words)
+    done = invoke(*words)
     assert done.exit_code == 0, done.exception
     events = [json.loads(line) for line in done.stdout.splitlines()]
     for event in events:

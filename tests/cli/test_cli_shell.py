@@ -81,18 +81,19 @@ def test_completion_is_installed_and_completes(tmp_path: Path) -> None:
 def test_colours_are_for_terminals_that_want_them(tmp_path: Path) -> None:
     """rich draws the table of `eval` and the bars; help is plain text anyway."""
     program = """
-from d3pack.cli import _out
-with _out.progress("decoding", quiet=False) as progress:
+from d3pack.system import progress_bar
+with progress_bar("decoding") as progress:
     progress(1, 2)
 print("the end")
 """
     command = [sys.executable, "-c", program]
     with Terminal(command, TERM="xterm") as coloured:
-        assert f"{ESCAPE}38" in coloured.see("the end") or "\x1b[3" in coloured.screen
+        coloured.see("the end")
+        assert re.search(r"\x1b\[(3[0-8]|9[0-7])[;m]", coloured.screen)
     with Terminal(command, TERM="xterm", NO_COLOR="1") as plain:
         screen = plain.see("the end")
         assert "50%" in screen or "1/2" in screen
-        for colour in range(30, 50):
+        for colour in (*range(30, 50), *range(90, 98)):
             assert f"{ESCAPE}{colour}" not in screen
     piped = subprocess.run(command, capture_output=True, text=True, check=True)
     assert ESCAPE not in piped.stdout + piped.stderr
@@ -114,7 +115,7 @@ def test_a_slip_of_the_finger_is_answered_with_the_near_name(args: list[str], ne
     )
     assert done.returncode == 2
     last = done.stderr.rstrip().splitlines()[-1]
-    hint = re.search(r"(?:Did you mean|Possible options:)(.*)", last)
+    hint = re.search(r"did you mean(.*)", last)
     assert hint is not None, done.stderr
     assert near in hint[1]
     assert done.stdout == ""
@@ -122,7 +123,7 @@ def test_a_slip_of_the_finger_is_answered_with_the_near_name(args: list[str], ne
 
 @pytest.mark.parametrize("form", ["human", "json", "quiet"])
 def test_info_says_the_same_with_and_without_the_parser(form: str) -> None:
-    """`info FILE --format X` is answered without typer; `--format=X` goes through it."""
+    """`info FILE` is answered without click; with a format it goes through it."""
     plain, parsed = (
         subprocess.run(
             [sys.executable, "-m", "d3pack", "info", str(PACK), *how],
@@ -130,7 +131,7 @@ def test_info_says_the_same_with_and_without_the_parser(form: str) -> None:
             text=True,
             check=True,
         )
-        for how in (["--format", form], [f"--format={form}"])
+        for how in ([] if form == "human" else ["--format", form], [f"--format={form}"])
     )
     assert plain.stdout == parsed.stdout
     assert plain.stdout

@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli import invoke
 from encode_world import make_tree
-from typer.testing import CliRunner
 
 from d3pack.backbones import open_backbone
-from d3pack.cli import app
 from d3pack.errors import D3MError, UsageError
-from d3pack.system.text import parse_duration
+from d3pack.system import parse_duration
 
 
 def call(*args: Any) -> Any:
-    return CliRunner().invoke(app, ["train", *map(str, args)])
+    return invoke("train", *args)
 
 
 def test_photos_become_a_backbone_and_a_second_call_adds_nothing(tmp_path: Path) -> None:
@@ -62,7 +61,7 @@ def test_people_are_told_rates_losses_and_the_time_left(
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
-        (("--preset", "huge"), "E_USAGE", "no preset 'huge'"),
+        (("--preset", "huge"), "E_USAGE", "invalid --preset 'huge'"),
         (("--time-budget", "soon"), "E_USAGE", "invalid duration 'soon'"),
         (("--time-budget", "0m"), "E_USAGE", "invalid duration '0m'"),
         (("--init-from", "nowhere"), "E_USAGE", "nowhere holds no backbone"),

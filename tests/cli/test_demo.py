@@ -7,25 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli import invoke
 from PIL import Image
-from typer.testing import CliRunner
 
 import d3pack
-from d3pack.cli import app
-from d3pack.demo import NAMES, OPTIONS, Demo, run_demo
+from d3pack.demo import NAMES, SETTINGS, Demo, run_demo
+from d3pack.encode import D3MSettings
 from d3pack.sources import open_source
 
 SHORT = replace(
-    OPTIONS,
+    SETTINGS,
     images_per_class=2,
-    steps=2,
-    cool=1,
-    batch=20,
-    triples=2,
     sampler_steps=2,
     probes=1,
     teacher_samples=200,
-    pool=24,
+    method_settings=D3MSettings(vectors=4, steps=2, cool=1, batch=20, triples=2, pool=24),
 )
 
 
@@ -36,11 +32,11 @@ def test_demo_leaves_a_pack_a_sheet_and_a_report(
     kept: list[Demo] = []
 
     def shorter(folder: Path, **how: Any) -> Demo:
-        kept.append(run_demo(folder, options=SHORT, updates=3, **how))
+        kept.append(run_demo(folder, settings=SHORT, updates=3, **how))
         return kept[0]
 
     monkeypatch.setattr("d3pack.demo.run_demo", shorter)
-    done = CliRunner().invoke(app, ["demo", "-o", str(tmp_path / "out"), "--format", "human"])
+    done = invoke("demo", "-o", str(tmp_path / "out"), "--format", "human")
     assert done.exit_code == 0, done.exception
     digits = tmp_path / "out" / "digits"
     train, test = open_source(digits), open_source(digits, split="test")

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from cli import invoke
 
-from d3pack.cli import app
 from d3pack.dataset import D3MDataset, list_stores
 from d3pack.format import Pack
 
@@ -76,7 +75,7 @@ def test_cache_verify_drops_damaged_images(
     (entry,) = list_stores(Path(os.environ["D3PACK_HOME"]))
     assert cache("verify").returncode == 0
     with open(entry.path / "pixels", "r+b") as file:
-        file.seek(4 * entry.identity.row + 100)
+        file.seek(4 * dataset.images.identity.row + 100)
         byte = file.read(1)
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte[0] ^ 1]))
@@ -119,10 +118,10 @@ def test_cache_leaves_stores_of_another_user_alone(
         return real(path, flags, *more, **others)
 
     monkeypatch.setattr(os, "open", refusing)
-    gone = CliRunner().invoke(app, ["cache", "rm", "--all"])
+    gone = invoke("cache", "rm", "--all")
     assert gone.exit_code == 1
     assert "in use, left alone" in gone.stdout
-    checked = CliRunner().invoke(app, ["cache", "verify"])
+    checked = invoke("cache", "verify")
     assert checked.exit_code == 1
     assert "of another user, left alone" in checked.stderr
 
@@ -135,9 +134,9 @@ def test_cache_lists_and_removes_unusable_stores(dataset: D3MDataset, text: str)
     photos = home / "images" / "holidays"
     photos.mkdir()
     (photos / "meta.json").touch()
-    shown = CliRunner().invoke(app, ["cache", "ls"])
+    shown = invoke("cache", "ls")
     assert "not of this version" in shown.stdout
     assert "1 stores" in shown.stderr
-    assert CliRunner().invoke(app, ["cache", "verify"]).exit_code == 0
-    assert CliRunner().invoke(app, ["cache", "rm", "--all"]).exit_code == 0
+    assert invoke("cache", "verify").exit_code == 0
+    assert invoke("cache", "rm", "--all").exit_code == 0
     assert [p.name for p in (home / "images").iterdir() if p.is_dir()] == ["holidays"]

@@ -56,7 +56,7 @@ def test_damaged_image_is_decoded_again(pack: Pack, backbone: Path, expected: Te
     list(first)
     first.close()
     (entry,) = list_stores(Path(os.environ["D3PACK_HOME"]))
-    flip(entry.path / "pixels", 13 * entry.identity.row + 77)
+    flip(entry.path / "pixels", 13 * first.images.identity.row + 77)
     second = use(pack, backbone)
     with pytest.warns(RuntimeWarning, match="checksum"):
         assert torch.equal(torch.stack([image for image, _ in second]), expected)
@@ -77,7 +77,7 @@ def test_full_disk_is_one_warning_and_training_continues(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(handle, data, offset)
 
-    monkeypatch.setattr("os.pwrite", full)
+    monkeypatch.setattr(os, "pwrite", full)
     dataset = use(pack, backbone)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -221,7 +221,7 @@ def test_existing_store_is_used_on_a_full_disk(
     list(first)
     first.close()
     usage = shutil.disk_usage("/")._replace(free=100_000)  # the store takes 258 kB
-    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr("d3pack.dataset.images.Decoder", None)
     assert len(list(use(pack, backbone))) == 21
 

@@ -89,7 +89,9 @@ def test_samplers_subsets_and_splits_work(make: Make, expected: Tensor) -> None:
         assert isinstance(part, Subset)
         images = torch.cat([images for images, _ in DataLoader(part, 4)])
         assert same(images, expected[list(part.indices)])
-    ranks = [DistributedSampler(dataset, num_replicas=2, rank=rank) for rank in range(2)]
+    ranks: list[DistributedSampler[Any]] = [
+        DistributedSampler(dataset, num_replicas=2, rank=rank) for rank in range(2)
+    ]
     got = [label for s in ranks for _, label in DataLoader(dataset, None, sampler=s)]
     assert sorted(got)[:7] == [0] * 7
 
@@ -130,7 +132,7 @@ def test_dataset_is_an_ordinary_sequence(make: Make, expected: Tensor) -> None:
         with pytest.raises(UsageError):
             dataset.__getitems__([0, index])
     with pytest.raises(TypeError):
-        dataset["0"]
+        dataset["0"]  # type: ignore[index]
     assert same(dataset[torch.tensor(4)][0], expected[4])
     assert same(dataset[np.int64(4)][0], expected[4])
 

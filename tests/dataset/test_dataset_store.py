@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def opened(home: Path, images: StoreIdentity, limit: int = 1 << 30) -> DiskStore
     return store
 
 
-def pictures(numbers: list[int] | np.ndarray) -> Tensor:
+def pictures(numbers: Iterable[int]) -> Tensor:
     """Images by which their number can be told."""
     images = [torch.full(SHAPE, int(n) + 1, dtype=torch.uint8) for n in numbers]
     return torch.stack(images)
@@ -104,14 +104,12 @@ def test_disk_store_is_shared_by_equal_identities_only(tmp_path: Path) -> None:
     opened(tmp_path, identity()).write(ids(1), pictures([1]))
     assert torch.equal(opened(tmp_path, identity()).read(ids(1)), pictures([1]))
     keys = {identity().key}
-    others: tuple[dict[str, Any], ...] = (
-        {"root": "b"},
-        {"numerics": "fast"},
-        {"device": "cuda X"},
-        {"software": "torch 3"},
-    )
-    for other in others:
-        images = identity(**other)
+    for images in (
+        identity(root="b"),
+        identity(numerics="fast"),
+        identity(device="cuda X"),
+        identity(software="torch 3"),
+    ):
         keys.add(images.key)
         assert opened(tmp_path, images).missing(ids(1)).tolist() == [1]
     assert len(keys) == 5
@@ -188,7 +186,7 @@ def test_eviction_removes_the_longest_unused_store_and_keeps_those_in_use(tmp_pa
     stores["a"].close()
     stores["b"].close()
     stores["d"] = opened(tmp_path, identity(root="d"), limit=3 * size)
-    left = {entry.identity.root for entry in list_stores(tmp_path) if entry.identity}
+    left = {entry.identity and entry.identity.root for entry in list_stores(tmp_path)}
     assert left == {"b", "c", "d"}, "c is in use, so a goes"
     assert open_disk_store(tmp_path, identity(root="e"), 2 * size) is None, "b alone is not enough"
     assert open_disk_store(tmp_path, identity(root="e"), size - 1) is None
@@ -198,7 +196,7 @@ def test_eviction_removes_the_longest_unused_store_and_keeps_those_in_use(tmp_pa
 def test_eviction_counts_stores_of_another_version_and_removes_them_first(tmp_path: Path) -> None:
     for root in "ab":
         store = opened(tmp_path, identity(root=root))
-        store.write(ids(*range(10)), pictures(list(range(10))))
+        store.write(ids(*range(10)), pictures(range(10)))
         store.close()
     meta = store.path / "meta.json"
     meta.write_text(meta.read_text().replace(f'"format": {disk.FORMAT}', '"format": 99'))
@@ -380,7 +378,7 @@ def test_store_is_removed_where_open_folders_cannot_be_renamed(
             raise PermissionError(errno.EACCES, "in use", str(source))
         real(source, target)
 
-    monkeypatch.setattr("os.rename", rename)
+    monkeypatch.setattr(os, "rename", rename)
     assert remove_store(path)
     assert list_stores(tmp_path) == []
 

@@ -296,7 +296,7 @@ def test_a_full_condition_cache_changes_nothing(
     folders: dict[str, Path], packs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = Decoder(packs["sd"], path=folders["sd"]).images(range(COUNT))
-    monkeypatch.setattr("d3pack.decode.decoder._KEPT", 1)
+    monkeypatch.setattr("d3pack.decode.decoder._MAX_CONDITIONS", 1)
     small = Decoder(packs["sd"], path=folders["sd"])
     assert torch.equal(small.images(range(COUNT)), wanted)
     assert len(small._conditions) == 1

@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cli import invoke
 from tiny_backbones import tiny_dit, tiny_pack, tiny_sd
-from typer.testing import CliRunner
 
 import d3pack
 from d3pack.backbones import open_backbone
-from d3pack.cli import app
-from d3pack.decode import Decoder, make_probes, verify_probes
-from d3pack.decode.modes import exact_numerics
+from d3pack.decode import Decoder, exact_numerics, make_probes, verify_probes
 from d3pack.decode.probes import shrink
 from d3pack.errors import BackboneChangedError, UsageError
 from d3pack.format.codecs import encode_adapter, encode_prompts
@@ -324,18 +322,18 @@ def test_verify_decode_on_the_command_line(
 ) -> None:
     d3pack.write(probed, tmp_path / "good.d3m")
     words = ["verify", str(tmp_path / "good.d3m"), "--decode", "--backbone", str(folders["sd"])]
-    good = CliRunner().invoke(app, [*words, "--format", "json"])
+    good = invoke(*words, "--format", "json")
     assert good.exit_code == 0, good.output
     assert json.loads(good.stdout)[0]["decode"]["verdict"] == "exact"
-    assert "exact: 3 probes" in CliRunner().invoke(app, words).stdout
+    assert "exact: 3 probes" in invoke(*words).stdout
     images = 255 - np.array(probed.probes.images)
     wrong = replace(probed, probes=replace(probed.probes, images=images))
     d3pack.write(wrong, tmp_path / "good.d3m")
-    bad = CliRunner().invoke(app, words)
+    bad = invoke(*words)
     assert bad.exit_code == 4
     assert "wrong backbone" in bad.stdout
     moved = Path(shutil.copytree(folders["sd"], tmp_path / "moved"))
     (moved / "vae/config.json").unlink()
-    gone = CliRunner().invoke(app, [*words[:-1], str(moved)])
+    gone = invoke(*words[:-1], str(moved))
     assert gone.exit_code == 4
     assert "E_BACKBONE_MISSING" in gone.stderr

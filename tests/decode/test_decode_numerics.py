@@ -16,9 +16,8 @@ import torch
 from tiny_backbones import tiny_dit, tiny_pack, tiny_sd
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from d3pack.decode import Decoder
-from d3pack.decode.locks import lock_of
-from d3pack.decode.modes import Numerics, exact_numerics
+from d3pack.decode import Decoder, Numerics, exact_numerics
+from d3pack.decode.decoder import lock_of
 
 # a child looks at flags and does nothing else
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")

@@ -7,41 +7,43 @@ import re
 import shutil
 import signal
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from encode_world import CLASSES, make_tree
+from cli import Result, invoke
+from encode_world import CLASSES, make_tree, settings_of
 from places import ROOT
 from test_encode_resume import Server
-from typer.testing import CliRunner, Result
 
 from d3pack.backbones.dit import DiT
-from d3pack.cli import app
 from d3pack.dataset import D3MDataset
 from d3pack.decode import Decoder, backbone_path, local_backbone
-from d3pack.encode import EncodeOptions, dry_run, encode
-from d3pack.encode.methods.classcond.method import ClassCond, ClassSettings
-from d3pack.encode.methods.minimax.method import MinimaxSettings
-from d3pack.encode.search import Setting, Speed, Trial, choose, energy_distance, grid
-from d3pack.encode.settings import read_settings
+from d3pack.encode import (
+    ClassCondSettings,
+    D3MSettings,
+    EncodeSettings,
+    MinimaxSettings,
+    encode,
+    estimate_encode,
+)
+from d3pack.encode.sampler_search import Sampling, Speed, Trial, choose, energy_distance, grid
 from d3pack.errors import BackboneChangedError, UsageError
 from d3pack.format import read
 from d3pack.format.codecs import decode_prompts
 from d3pack.sources import open_source
+from d3pack.system import options_of
 from d3pack.testing import raises_code
 from d3pack.train.dit import DIT_MODELS, ClassConditioner, build_dit
 
-TINY = {"preset": "tiny", "search_images": 12}
+TINY: dict[str, Any] = {"model": "tiny", "search_images": 12}
 CHANGES: dict[str, Any] = {
     "method": "classcond",
-    "modes": None,
     "size": [16, 16],
     "guidance": 1.5,
-    "extra": TINY,
+    **TINY,
 }
 
 
@@ -104,9 +106,12 @@ def test_images_are_read_and_encoded_once(server: Server, undisturbed: bytes) ->
 def test_minimax_goes_on_to_the_same_bytes(server: Server, undisturbed: bytes) -> None:
     """On the backbone that classcond has just made."""
     changes = {
-        **CHANGES,
         "method": "minimax",
-        "extra": {"train_steps": 25, "ema": 0.9, "adapter": "i8"},
+        "size": [16, 16],
+        "guidance": 1.5,
+        "train_steps": 25,
+        "ema": 0.9,
+        "adapter": "i8",
     }
     backbone = str(server.folder / "undisturbed.backbone")
     answer = server.run("whole.d3m", backbone=backbone, changes=changes)
@@ -161,11 +166,11 @@ def test_a_backbone_beside_the_pack_is_found_and_held_to_its_lock(
     shutil.copytree(backbone_path(server.folder / "undisturbed.d3m"), backbone_path(file))
     images = Decoder(read(file), path=backbone_path(file)).images(range(12))
     assert torch.equal(dataset()[7][0], images[7])
-    verified = CliRunner().invoke(app, ["verify", "--decode", str(file)])
+    verified = invoke("verify", "--decode", str(file))
     assert verified.exit_code == 0
     assert "exact" in verified.output
     words = ["decode", str(file), "-o", str(tmp_path / "images"), "--ipc", "1"]
-    assert CliRunner().invoke(app, words).exit_code == 0
+    assert invoke(*words).exit_code == 0
     weights = backbone_path(file) / "transformer" / "diffusion_pytorch_model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
@@ -177,17 +182,17 @@ def test_a_backbone_beside_the_pack_is_found_and_held_to_its_lock(
 def test_a_backbone_of_another_run_is_not_replaced(tmp_path: Path) -> None:
     make_tree(tmp_path / "source", 6)
     (tmp_path / "out.backbone").mkdir()
-    options = EncodeOptions(method="classcond", size=(16, 16), extra=dict(TINY))
+    settings = settings_of(method="classcond", size=(16, 16), **TINY)
     with pytest.raises(UsageError, match=r"out\.backbone exists"):
-        encode(open_source(str(tmp_path / "source")), options, tmp_path / "out.d3m")
+        encode(tmp_path / "source", tmp_path / "out.d3m", settings)
     shutil.rmtree(tmp_path / "out.backbone")
 
 
 def trial(steps: int, guidance: float, distance: float) -> Trial:
-    return Trial(Setting("dpmpp-2m", steps, guidance), 0.5, distance)
+    return Trial(Sampling("dpmpp-2m", steps, guidance), 0.5, distance)
 
 
-def test_the_cheapest_of_the_best_that_is_quick_enough() -> None:
+def test_search_takes_the_cheapest_of_the_best_that_are_fast_enough() -> None:
     speed = Speed(forward=0.01, rest=0.02)
     trials = [
         trial(4, 1.0, 0.9),
@@ -202,13 +207,12 @@ def test_the_cheapest_of_the_best_that_is_quick_enough() -> None:
         choose(trials, speed, 0.05)
 
 
-def test_the_grid_keeps_what_was_chosen_by_hand() -> None:
-    assert len(grid(EncodeOptions())) == 20
-    assert [str(s) for s in grid(EncodeOptions(sampler="ddim", sampler_steps=5, guidance=2.0))] == [
-        "ddim 5 steps, guidance 2"
-    ]
-    assert Setting("ddim", 5, 2.0).forwards == 10
-    assert Setting("ddim", 5, 1.0).forwards == 5
+def test_grid_keeps_what_the_user_has_set() -> None:
+    assert len(grid(EncodeSettings())) == 20
+    fixed = EncodeSettings(sampler="ddim", sampler_steps=5, guidance=2.0)
+    assert [str(sampling) for sampling in grid(fixed)] == ["ddim 5 steps, guidance 2"]
+    assert Sampling("ddim", 5, 2.0).forwards == 10
+    assert Sampling("ddim", 5, 1.0).forwards == 5
 
 
 def test_energy_distance_is_the_slow_formula() -> None:
@@ -251,74 +255,75 @@ def test_dropped_labels_are_a_function_of_the_step() -> None:
     assert 16 < given[0].count(3) < 48
 
 
-def test_what_it_refuses(tmp_path: Path) -> None:
-    source = open_source(str(make_tree(tmp_path / "source", 4)))
-    for options, words in (
-        (EncodeOptions(backbone="mini"), "trains its own"),
-        (EncodeOptions(modes=2), "one vector a class"),
-        (EncodeOptions(extra={"preset": "huge"}), "no preset 'huge'"),
-        (EncodeOptions(extra={"vae": str(tmp_path)}), "no config.json"),
-        (EncodeOptions(size=(20, 20)), "multiple of 8"),
-        (EncodeOptions(extra={"colour": "red"}), "no setting 'colour'"),
-    ):
-        with pytest.raises(UsageError, match=words):
-            ClassCond().plan(source, options, "cpu")
-    with pytest.raises(UsageError, match="d3m has no setting 'preset'"):
-        dry_run(source, EncodeOptions(extra={"preset": "tiny"}))
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"backbone": "mini"}, "trains its own"),
+        ({"method_settings": D3MSettings(modes=2)}, "classcond takes ClassCondSettings"),
+        ({"method_settings": ClassCondSettings(vae=Path(__file__).parent)}, "no config.json"),
+        ({"size": (20, 20)}, "invalid size 20x20: expected a square .* multiple of 8"),
+    ],
+)
+def test_classcond_refuses(tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    source = make_tree(tmp_path / "source", 4)
+    with pytest.raises(UsageError, match=message):
+        estimate_encode(source, EncodeSettings(method="classcond", **values))
 
 
-def test_settings_are_read_as_their_defaults_are() -> None:
-    found = read_settings(ClassSettings, "classcond", {"train_steps": "40", "train_seconds": "1.5"})
-    assert found == ClassSettings(train_steps=40, train_seconds=1.5)
+def test_settings_of_another_method_are_refused(tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "source", 4)
+    settings = EncodeSettings(method_settings=ClassCondSettings(model="tiny"))
+    with pytest.raises(UsageError, match="the method d3m takes D3MSettings"):
+        estimate_encode(source, settings)
 
 
-def test_a_dry_run_measures(tmp_path: Path) -> None:
+def test_settings_are_read_from_text() -> None:
+    read = {entry.name: entry.read for entry in options_of(ClassCondSettings)}
+    assert (read["train_steps"]("40"), read["train_seconds"]("90m")) == (40, 5400.0)
+
+
+def test_estimate_measures_classcond(tmp_path: Path) -> None:
     source = open_source(str(make_tree(tmp_path / "source", 6)))
-    found = dry_run(source, EncodeOptions(method="classcond", extra=dict(TINY)))
-    assert found["plan"]["size"] == (16, 16)
-    assert 3000 < found["bytes"] < 6000
-    assert found["seconds"]["train"] > 0
-    whole = dry_run(source, EncodeOptions(method="classcond", extra={**TINY, "embed": True}))
-    assert whole["bytes"] > found["bytes"] + 1_500_000  # the autoencoder of mini, halved
+    estimate = estimate_encode(source, settings_of(method="classcond", **TINY))
+    assert estimate["plan"]["size"] == (16, 16)
+    assert 3000 < estimate["bytes"] < 6000
+    assert estimate["seconds"]["train"] > 0
+    embedded = estimate_encode(source, settings_of(method="classcond", embed=True, **TINY))
+    # the autoencoder of mini, halved
+    assert embedded["bytes"] > estimate["bytes"] + 1_500_000
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("classcond", ClassSettings), ("minimax", MinimaxSettings)]
+    ("name", "kind"),
+    [("d3m", D3MSettings), ("classcond", ClassCondSettings), ("minimax", MinimaxSettings)],
 )
 def test_every_setting_is_on_the_page(name: str, kind: type[Any]) -> None:
     page = (ROOT / "spec" / "methods.md").read_text(encoding="utf-8")
     section = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| `(\w+)` \| *(\S*) *\|", section, re.MULTILINE)
-    assert rows == [(field.name, str(field.default)) for field in fields(kind)]
+    rows = re.findall(r"^\| `(\w+)` \| *(\S*) *\| (.*) \|$", section, re.MULTILINE)
+    assert rows == [
+        (entry.name, "" if entry.default is None else str(entry.default), entry.help)
+        for entry in options_of(kind)
+    ]
 
 
-def test_the_command_takes_settings_of_the_method(tmp_path: Path) -> None:
+def test_command_takes_settings_of_the_method(tmp_path: Path) -> None:
     make_tree(tmp_path / "source", 4)
 
     def run(*words: str) -> Result:
         line = ["encode", str(tmp_path / "source"), "--dry-run", "--format", "json", *words]
-        return CliRunner().invoke(app, line)
+        return invoke(*line)
 
-    done = run(
-        *[
-            "--method",
-            "classcond",
-            "--preset",
-            "tiny",
-            "--time-budget",
-            "2m",
-            "--set",
-            "licence=mit",
-        ]
-    )
+    own = ["--preset", "tiny", "--time-budget", "2m", "--set", "licence=mit"]
+    done = run("--method", "classcond", *own)
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["seconds"]["train"] == 120.0
-    assert found["plan"]["preset"]["name"] == "tiny"
+    assert found["plan"]["model"]["name"] == "tiny"
     for words, said in (
         (("--set", "licence"), "no setting"),
-        (("--method", "classcond", "--set", "layers=3"), "no setting 'layers'"),
-        (("--preset", "tiny"), "d3m has no setting 'preset'"),
+        (("--method", "classcond", "--set", "layers=3"), "unknown setting 'layers'"),
+        (("--preset", "tiny"), "unknown setting 'model'"),
     ):
         done = run(*words)
         assert done.exit_code != 0

@@ -14,18 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from d3pack.encode.generate import Judged, probabilities
-from d3pack.encode.methods.d3m.collages import (
-    CollageOptions,
-    best_patches,
-    clusters,
-    crop_box,
-    make_collages,
-    tile,
+from d3pack.encode.candidates import (
+    Answers,
+    candidates_of,
+    lanes_of,
+    pick_order,
+    probabilities,
 )
-from d3pack.encode.seeds import candidates_of, choose_order, lanes_of
+from d3pack.encode.methods.d3m.collages import Collages, clusters, make_collages, tile
 from d3pack.errors import SourceError
-from d3pack.sources import open_source
+from d3pack.sources import Source, open_source
+from d3pack.teachers import Cut, best_patches
+from d3pack.teachers.patches import crop_box
 
 # -- collages ---------------------------------------------------------------------------------
 
@@ -43,17 +43,21 @@ class Brightness:
         return images.float().mean(3).flatten(1)
 
 
-def cut(**changes: object) -> CollageOptions:
-    settings: dict[str, object] = {
-        "size": (16, 16),
-        "factor": 2,
+def cut(factor: int = 2, **changes: object) -> Cut:
+    values: dict[str, object] = {
+        "size": (16 // factor, 16 // factor),
         "pool": 100,
         "crops": 3,
         "scale": (0.2, 0.8),
-        "count": 10,
         "seed": 3,
     }
-    return CollageOptions(**{**settings, **changes})  # type: ignore[arg-type]
+    return Cut(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def collages(
+    source: Source, c: int, factor: int = 2, most: int = 10, **changes: object
+) -> Collages:
+    return make_collages(source, c, Brightness(), cut(factor, **changes), factor, most)
 
 
 @settings(max_examples=200, deadline=None)
@@ -64,13 +68,15 @@ def cut(**changes: object) -> CollageOptions:
     st.floats(0.01, 1),
     st.integers(0, 2**32),
 )
-def test_crops_lie_inside(width: int, height: int, aspect: float, low: float, seed: int) -> None:
+def test_crop_boxes_lie_inside_the_image(
+    width: int, height: int, aspect: float, low: float, seed: int
+) -> None:
     x0, y0, x1, y1 = crop_box(width, height, aspect, (low, 1.0), np.random.default_rng(seed))
     assert 0 <= x0 < x1 <= width
     assert 0 <= y0 < y1 <= height
 
 
-def test_a_crop_of_everything_is_the_middle() -> None:
+def test_crop_of_the_whole_area_is_centred() -> None:
     assert crop_box(30, 10, 1.0, (1.0, 1.0), np.random.default_rng(0)) == (10, 0, 20, 10)
 
 
@@ -85,47 +91,47 @@ def test_tiles_go_row_by_row() -> None:
     assert np.array_equal(tile(patches, 1), patches)
 
 
-def test_collages_take_the_most_believed_patches(tmp_path: Path) -> None:
+def test_collages_take_the_patches_of_least_cross_entropy(tmp_path: Path) -> None:
     source = open_source(make_tree(tmp_path / "s", 24))
-    patches, costs, bad = best_patches(source, 1, Brightness(), cut())
-    assert patches.shape == (24, 3, 8, 8)
-    assert bad == 0
-    made = make_collages(source, 1, Brightness(), cut(count=3))
+    patches = best_patches(source, 1, Brightness(), cut())
+    assert patches.pixels.shape == (24, 3, 8, 8)
+    assert patches.bad == 0
+    made = collages(source, 1, most=3)
     assert made.images.shape == (3, 3, 16, 16)
-    best = patches[np.argsort(costs, kind="stable")[:12]]
+    best = patches.pixels[np.argsort(patches.costs, kind="stable")[:12]]
     assert np.array_equal(made.images.numpy(), tile(best, 2))
-    assert made.realism < float(costs.mean())
-    again = make_collages(source, 1, Brightness(), cut(count=3))
+    assert made.realism < float(patches.costs.mean())
+    again = collages(source, 1, most=3)
     assert torch.equal(made.images, again.images)
-    other = make_collages(source, 1, Brightness(), cut(count=3, seed=4))
+    other = collages(source, 1, most=3, seed=4)
     assert not torch.equal(made.images, other.images)
 
 
 def test_more_crops_find_better_patches(tmp_path: Path) -> None:
     source = open_source(make_tree(tmp_path / "s", 12))
-    one = best_patches(source, 0, Brightness(), cut(crops=1))[1]
-    many = best_patches(source, 0, Brightness(), cut(crops=9))[1]
+    one = best_patches(source, 0, Brightness(), cut(crops=1)).costs
+    many = best_patches(source, 0, Brightness(), cut(crops=9)).costs
     assert many.mean() < one.mean()
 
 
-def test_one_image_still_fills_a_collage(tmp_path: Path) -> None:
+def test_one_image_fills_a_collage(tmp_path: Path) -> None:
     source = open_source(make_tree(tmp_path / "s", 1))
-    made = make_collages(source, 0, Brightness(), cut(factor=4))
+    made = collages(source, 0, factor=4)
     assert made.images.shape == (1, 3, 16, 16)
     assert made.seen == 1
 
 
-def test_bad_images_are_replaced_by_others(tmp_path: Path) -> None:
+def test_bad_images_are_replaced_by_others_of_the_pool(tmp_path: Path) -> None:
     root = make_tree(tmp_path / "s", 10)
     for i in range(0, 10, 2):
         (root / "lemon" / f"{i:03d}.png").write_bytes(b"junk")
-    made = make_collages(open_source(root), 1, Brightness(), cut(factor=1, pool=4))
+    made = collages(open_source(root), 1, factor=1, pool=4)
     assert made.seen == 4
     assert 0 <= made.bad <= 5
     for i in range(1, 10, 2):
         (root / "lemon" / f"{i:03d}.png").write_bytes(b"junk")
     with pytest.raises(SourceError, match="no image of class 'lemon' can be read"):
-        make_collages(open_source(root), 1, Brightness(), cut())
+        collages(open_source(root), 1)
 
 
 @pytest.mark.parametrize(("rows", "count"), [(9, 4), (10, 3), (12, 4), (7, 7), (40, 1)])
@@ -136,7 +142,7 @@ def test_clusters_are_equal_in_size(rows: int, count: int) -> None:
     assert sizes.max() - sizes.min() <= 1
 
 
-def test_clusters_find_what_belongs_together() -> None:
+def test_clusters_keep_near_points_together() -> None:
     rng = np.random.default_rng(0)
     truth = rng.permutation(np.repeat(np.arange(3), 20))
     points = torch.from_numpy(np.eye(3)[truth] * 10 + rng.standard_normal((60, 3)))
@@ -144,29 +150,29 @@ def test_clusters_find_what_belongs_together() -> None:
     assert len({(a, b) for a, b in zip(truth.tolist(), found.tolist(), strict=True)}) == 3
 
 
-def test_fewer_images_than_clusters() -> None:
+def test_fewer_images_than_clusters_have_one_each() -> None:
     assert clusters(torch.zeros(2, 4), 5, 0).tolist() == [0, 1]
 
 
 # -- seeds and labels -------------------------------------------------------------------------
 
 
-def judged(count: int = 24, seed: int = 0) -> Judged:
+def answers(count: int = 24, seed: int = 0) -> Answers:
     rng = np.random.default_rng(seed)
     features = rng.standard_normal((count, 6))
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    return Judged(
+    return Answers(
         rng.standard_normal((count, 3)).astype(np.float32) * 3, features.astype(np.float32)
     )
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 3, 12])
-def test_the_first_k_are_what_is_chosen_for_k(lanes: int) -> None:
-    whole = choose_order(judged(), 1, 12, lanes)
+def test_first_k_picks_are_those_chosen_for_k(lanes: int) -> None:
+    whole = pick_order(answers(), 1, 12, lanes)
     assert len(set(whole.tolist())) == 12
     assert (whole % lanes == np.arange(12) % lanes).all()
     for k in (1, 5, 8):
-        assert np.array_equal(choose_order(judged(), 1, k, lanes), whole[:k])
+        assert np.array_equal(pick_order(answers(), 1, k, lanes), whole[:k])
 
 
 def test_every_mode_has_candidates_of_its_own() -> None:
@@ -180,14 +186,14 @@ def test_every_mode_has_candidates_of_its_own() -> None:
         assert every // lanes <= 8 * share
 
 
-def test_picks_are_believed_and_unlike() -> None:
-    found = judged()
+def test_picks_are_believed_by_the_teacher_and_unlike_each_other() -> None:
+    found = answers()
     logp = np.log(probabilities(found.logits, 1.0))[:, 1]
-    order = choose_order(found, 1, 8, 1)
+    order = pick_order(found, 1, 8, 1)
     assert order[0] == logp.argmax()
     assert logp[order].mean() > np.sort(logp)[-12:].mean() - 1.0
-    twins = Judged(np.zeros((4, 2), np.float32), np.eye(2, dtype=np.float32)[[0, 0, 0, 1]])
-    assert set(choose_order(twins, 0, 2, 1).tolist()) == {0, 3}
+    twins = Answers(np.zeros((4, 2), np.float32), np.eye(2, dtype=np.float32)[[0, 0, 0, 1]])
+    assert set(pick_order(twins, 0, 2, 1).tolist()) == {0, 3}
 
 
 def test_probabilities_soften_with_temperature() -> None:

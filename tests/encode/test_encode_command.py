@@ -6,10 +6,11 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from encode_world import CLASSES, SHORT, call, picture, quick
+from encode_world import CLASSES, SHORT, call, picture, quick, settings_of
 from PIL import Image
 from places import ROOT
 from tiny_backbones import tiny_dit
@@ -17,27 +18,29 @@ from tiny_backbones import tiny_dit
 import d3pack
 from d3pack.backbones import open_backbone
 from d3pack.decode import Decoder, verify_probes
-from d3pack.encode import EncodeOptions, dry_run, encode
-from d3pack.encode.methods.d3m.plan import make_plan, make_recipe
+from d3pack.encode import EncodeSettings, contract, encode, estimate_encode
+from d3pack.encode.methods.d3m.method import D3MJob, prepare
 from d3pack.format import pack_bytes
 from d3pack.format.codecs import decode_labels, decode_picks, decode_prompts
 from d3pack.sources import open_source
 
 
 @pytest.fixture(scope="module")
-def made(home: Path) -> tuple[d3pack.Pack, EncodeOptions]:
-    options = quick(home / "sd", labels="top2", modes=2, candidates=2, codec="i8")
-    return encode(open_source(home / "source"), options, home / "made.d3m"), options
+def made(home: Path) -> tuple[d3pack.Pack, EncodeSettings]:
+    settings = quick(home / "sd", labels="top2", modes=2, candidates=2, codec="i8")
+    return encode(home / "source", home / "made.d3m", settings), settings
 
 
 # -- what comes out ---------------------------------------------------------------------------
 
 
-def test_the_file_is_the_pack(home: Path, made: tuple[d3pack.Pack, EncodeOptions]) -> None:
+def test_file_holds_the_pack_that_is_returned(
+    home: Path, made: tuple[d3pack.Pack, EncodeSettings]
+) -> None:
     assert d3pack.read(home / "made.d3m").root == made[0].root
 
 
-def test_the_pack_is_what_was_asked_for(made: tuple[d3pack.Pack, EncodeOptions]) -> None:
+def test_pack_has_what_the_settings_say(made: tuple[d3pack.Pack, EncodeSettings]) -> None:
     pack = made[0]
     assert pack.classes == CLASSES
     assert decode_prompts(pack.prompts).shape == (3, 2, 1, 32)
@@ -52,8 +55,8 @@ def test_the_pack_is_what_was_asked_for(made: tuple[d3pack.Pack, EncodeOptions])
     assert np.allclose(labels.sum(2), 1, atol=1e-5)
 
 
-def test_labels_answer_for_the_very_images(
-    home: Path, made: tuple[d3pack.Pack, EncodeOptions]
+def test_labels_are_the_answers_on_the_decoded_images(
+    home: Path, made: tuple[d3pack.Pack, EncodeSettings]
 ) -> None:
     from safetensors.torch import load_file
 
@@ -75,14 +78,12 @@ def test_labels_answer_for_the_very_images(
     assert np.abs(decode_labels(pack.labels) - exact).max() < 0.05
 
 
-def test_probes_rebuild(home: Path, made: tuple[d3pack.Pack, EncodeOptions]) -> None:
+def test_probes_verify_as_exact(home: Path, made: tuple[d3pack.Pack, EncodeSettings]) -> None:
     pack = made[0]
     assert verify_probes(pack, Decoder(pack, path=home / "sd")).verdict == "exact"
 
 
-def test_provenance_says_what_and_not_where(
-    home: Path, made: tuple[d3pack.Pack, EncodeOptions]
-) -> None:
+def test_provenance_names_no_places(home: Path, made: tuple[d3pack.Pack, EncodeSettings]) -> None:
     pack = made[0]
     record = pack.provenance
     assert record["method"] == "d3m"
@@ -100,7 +101,9 @@ def test_provenance_says_what_and_not_where(
         assert secret not in text
 
 
-def test_contact_sheet_and_log(home: Path, made: tuple[d3pack.Pack, EncodeOptions]) -> None:
+def test_run_leaves_contact_sheet_and_log(
+    home: Path, made: tuple[d3pack.Pack, EncodeSettings]
+) -> None:
     work = home / "made.d3m.work"
     with Image.open(work / "sheets" / "000000.png") as sheet:
         assert sheet.width > 8 * 72
@@ -108,47 +111,49 @@ def test_contact_sheet_and_log(home: Path, made: tuple[d3pack.Pack, EncodeOption
     assert not (work / "classes").exists()  # what is done needs no latents
 
 
-def test_collages_are_kept_smaller_than_large_images(home: Path) -> None:
+def test_sheet_shows_thumbnails_of_large_collages(home: Path) -> None:
     """The sheet shows both: thumbnails of real collages, and images as they are made."""
-    options = EncodeOptions(
+    settings = settings_of(
         images_per_class=1, backbone=str(home / "sd"), size=(256, 256), steps=0, cool=0,
         triples=1, collages=1, sampler_steps=1, group=1, probes=0, teacher_samples=100,
     )  # fmt: skip
-    pack = encode(open_source(home / "source"), options, home / "large.d3m")
+    pack = encode(home / "source", home / "large.d3m", settings)
     assert pack.recipe.size == (256, 256)
     with Image.open(home / "large.d3m.work" / "sheets" / "000000.png") as sheet:
         assert sheet.height > 3 * 72
 
 
-def test_the_size_was_foreseen(home: Path, made: tuple[d3pack.Pack, EncodeOptions]) -> None:
-    pack, options = made
-    found = dry_run(open_source(home / "source"), options)
-    assert abs(found["bytes"] - len(pack_bytes(pack))) < 300
-    assert found["seconds_total"] == pytest.approx(sum(found["seconds"].values()), abs=0.5)
+def test_estimate_has_the_bytes_of_the_pack(
+    home: Path, made: tuple[d3pack.Pack, EncodeSettings]
+) -> None:
+    pack, settings = made
+    estimate = estimate_encode(home / "source", settings)
+    assert abs(estimate["bytes"] - len(pack_bytes(pack))) < 300
+    assert estimate["seconds_total"] == pytest.approx(sum(estimate["seconds"].values()), abs=0.5)
 
 
-def test_a_budget_is_kept(home: Path) -> None:
+def test_budget_is_spent_but_not_exceeded(home: Path) -> None:
     source = open_source(home / "source")
     for budget in (6_500, 12_000):
-        options = quick(
+        settings = quick(
             home / "sd", budget=budget, modes=None, candidates=None, labels=None, steps=2, cool=2
         )
-        pack = encode(source, options, home / f"budget{budget}.d3m")
+        pack = encode(source, home / f"budget{budget}.d3m", settings)
         assert len(pack_bytes(pack)) <= budget
     small, large = (d3pack.read(home / f"budget{b}.d3m") for b in (6_500, 12_000))
     assert decode_prompts(large.prompts).size > decode_prompts(small.prompts).size
     assert "budget 12,000 bytes: " in (home / "budget12000.d3m.work" / "log.txt").read_text()
 
 
-def test_a_class_conditional_backbone(home: Path) -> None:
-    options = quick(tiny_dit(home / "dit"), modes=1, candidates=1, labels="none", codec="f16")
-    pack = encode(open_source(home / "source"), options, home / "dit.d3m")
+def test_d3m_on_a_class_conditional_backbone(home: Path) -> None:
+    settings = quick(tiny_dit(home / "dit"), modes=1, candidates=1, labels="none", codec="f16")
+    pack = encode(home / "source", home / "dit.d3m", settings)
     assert pack.picks is None
     assert pack.labels is None
     assert Decoder(pack, path=home / "dit").images([0, 11]).shape == (2, 3, 64, 64)
 
 
-def test_json_events(home: Path) -> None:
+def test_command_prints_events_as_json_lines(home: Path) -> None:
     out = home / "events.d3m"
     done = call(home / "source", "-o", out, "--backbone", home / "sd", "--format", "json", *SHORT)
     assert done.exit_code == 0, done.exception
@@ -183,16 +188,21 @@ def test_defaults_follow_the_resolution(home: Path, tmp_path: Path) -> None:
     for c, name in enumerate(("1", "2")):
         (tmp_path / "large" / name).mkdir(parents=True)
         picture(c, 0, 150).save(tmp_path / "large" / name / "0.png")
-    small = make_plan(open_source(home / "source"), EncodeOptions(), backbone)
+
+    def job(source: Path, **values: Any) -> D3MJob:
+        settings = settings_of(**values)
+        return prepare(open_source(source), settings, settings.method_settings, backbone)
+
+    small = job(home / "source").details
     assert (small.factor, small.crops, small.template) == (1, 1, "a photo of a {}")
-    large = open_source(tmp_path / "large")
-    plan = make_plan(large, EncodeOptions(size=(128, 128)), backbone)
-    assert (plan.typical, plan.factor, plan.crops) == (150, 2, 5)
-    assert plan.template == "a 2x2 collage of {}"
-    assert "--class-names" in plan.notes[0]
-    chosen = make_plan(large, EncodeOptions(size=(128, 128), factor=1, template="{}"), backbone)
-    assert (chosen.factor, chosen.template) == (1, "{}")
-    sigmas = make_recipe(plan, backbone).sigmas
+    large = job(tmp_path / "large", size=(128, 128))
+    details = large.details
+    assert (large.plan.typical, details.factor, details.crops) == (150, 2, 5)
+    assert details.template == "a 2x2 collage of {}"
+    assert "class_names" in large.plan.lines()[-1]
+    own = job(tmp_path / "large", size=(128, 128), factor=1, template="{}").details
+    assert (own.factor, own.template) == (1, "{}")
+    sigmas = large.recipe().sigmas
     levels = [backbone.levels.timestep(sigma) for sigma in sigmas[:-1]]
     assert all(level == int(level) for level in levels)  # rounded, they still name exact levels
 
@@ -200,7 +210,7 @@ def test_defaults_follow_the_resolution(home: Path, tmp_path: Path) -> None:
 # -- plugins ----------------------------------------------------------------------------------
 
 
-def test_the_example_of_a_method_works(home: Path, tmp_path: Path) -> None:
+def test_example_of_a_method_makes_a_valid_pack(home: Path, tmp_path: Path) -> None:
     example = ROOT / "examples" / "custom_method.py"
     spec = importlib.util.spec_from_file_location("custom_method", example)
     assert spec is not None
@@ -218,16 +228,15 @@ def test_the_example_of_a_method_works(home: Path, tmp_path: Path) -> None:
     assert verify_probes(pack, Decoder(pack, path=home / "sd")).verdict == "exact"
 
 
-def test_an_installed_method_is_found(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_method_of_a_plugin_is_found(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib.metadata import EntryPoint
 
-    from d3pack.encode import method
-
-    entry = EntryPoint("mine", "d3pack.encode.methods.d3m.method:D3M", method.GROUP)
-    monkeypatch.setattr(method, "entry_points", lambda group: [entry])
-    method.methods.cache_clear()
+    entry = EntryPoint("mine", "d3pack.encode.methods.d3m.method:D3M", contract.GROUP)
+    monkeypatch.setattr(contract, "entry_points", lambda group: [entry])
+    contract._plugins.cache_clear()
     try:
-        assert method.open_method("mine").name == "d3m"
-        assert "d3m" in method.methods()
+        assert contract.open_method("mine").name == "d3m"
+        assert contract.method_settings("mine").__name__ == "D3MSettings"
+        assert {"d3m", "mine"} <= set(contract.available_methods())
     finally:
-        method.methods.cache_clear()
+        contract._plugins.cache_clear()

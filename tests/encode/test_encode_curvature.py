@@ -40,7 +40,9 @@ def learned(line: Line, rows: int, at: np.ndarray) -> Curvature:
 
 
 @pytest.mark.parametrize("away", [0.0, 0.2])
-def test_it_is_the_hessian_of_the_mean_error(monkeypatch: pytest.MonkeyPatch, away: float) -> None:
+def test_curvature_is_the_hessian_of_the_mean_error(
+    monkeypatch: pytest.MonkeyPatch, away: float
+) -> None:
     """Also away from the best vectors, where all samples pull one way."""
     monkeypatch.setattr(curvature, "MEMORY", 1e9)
     line = Line(0)
@@ -50,14 +52,14 @@ def test_it_is_the_hessian_of_the_mean_error(monkeypatch: pytest.MonkeyPatch, aw
     assert np.linalg.norm(off) < 0.1 * np.linalg.norm(line.hessian)
 
 
-def test_single_samples_of_rows_will_do() -> None:
+def test_single_samples_of_many_rows_are_enough() -> None:
     line, found = Line(0), Curvature.unknown(1, DIM)
     found.learn(*line.samples(100, 1, line.best), np.ones((100, 1)), VALUES)
     off = found.matrices[0] / found.seen - line.hessian
     assert np.linalg.norm(off) < 0.5 * np.linalg.norm(line.hessian)
 
 
-def test_a_sample_counts_as_its_weight() -> None:
+def test_sample_counts_by_its_weight() -> None:
     """Rare samples that stand for many beside many that stand for few."""
     line = Line(1)
     gradients, losses = line.samples(2000, 10, line.best)
@@ -71,7 +73,7 @@ def test_a_sample_counts_as_its_weight() -> None:
     assert found == pytest.approx(expected, rel=0.1)
 
 
-def test_few_steps_reach_what_plain_descent_does_not() -> None:
+def test_few_steps_reach_more_than_plain_descent() -> None:
     line = Line(2)
     start = np.zeros(DIM)
     found = learned(line, 20, start)
@@ -106,7 +108,7 @@ def damped_inverse(found: Curvature, damping: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("each", [1, 4])
-def test_a_step_is_newtons_damped_by_the_samples_behind_it(each: int) -> None:
+def test_step_is_newtons_damped_by_its_samples(each: int) -> None:
     """The same one for rows that agree, and less than that for what each has of its own."""
     line = Line(4)
     found = learned(line, 50, line.best)
@@ -120,7 +122,7 @@ def test_a_step_is_newtons_damped_by_the_samples_behind_it(each: int) -> None:
     assert np.allclose(found.steps(agreed + own, each)[:, 0], together + alone)
 
 
-def test_rows_find_what_they_have_in_common_sooner_together() -> None:
+def test_rows_learn_what_they_share_faster_together() -> None:
     """Ten rows that all want the same, from a sample each and step, beside a row by itself."""
     left = {}
     for rows in (1, 10):
@@ -133,7 +135,7 @@ def test_rows_find_what_they_have_in_common_sooner_together() -> None:
     assert left[10] < 0.5 * left[1]
 
 
-def test_old_samples_fade() -> None:
+def test_old_samples_are_forgotten() -> None:
     line, found = Line(5), Curvature.unknown(1, DIM)
     rows = 4 * MEMORY * DIM
     gradients, losses = line.samples(rows, 10, line.best)
@@ -146,7 +148,7 @@ def test_old_samples_fade() -> None:
     assert off == pytest.approx(1, abs=0.3)  # with nothing forgotten it would be 5,000
 
 
-def test_places_have_their_own_curvature_and_share_the_step() -> None:
+def test_each_vector_has_its_own_curvature() -> None:
     line, twice = Line(6), Curvature.unknown(2, DIM)
     gradients, losses = line.samples(30, 10, line.best)
     both = np.concatenate([gradients, 2 * gradients], 2)
@@ -159,7 +161,7 @@ def test_places_have_their_own_curvature_and_share_the_step() -> None:
     assert np.allclose(found[:, 1], found[:, 0] / 4)
 
 
-def test_nothing_known_moves_nothing() -> None:
+def test_unknown_curvature_gives_no_step() -> None:
     found = Curvature.unknown(2, DIM)
     gradient = np.ones((3, 2, DIM))
     assert not found.steps(gradient, 4).any()

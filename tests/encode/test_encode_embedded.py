@@ -12,18 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from encode_world import make_tree
+from encode_world import make_tree, settings_of
 from safetensors.numpy import load, save
 
 from d3pack.dataset import D3MDataset
-from d3pack.decode import Decoder, backbone_path, embedded, unpack_backbone, verify_probes
-from d3pack.encode import EncodeOptions, encode
+from d3pack.decode import Decoder, backbone_path, carried, unpack_backbone, verify_probes
+from d3pack.encode import encode
 from d3pack.errors import BackboneChangedError, D3MError
 from d3pack.format import read, write
 from d3pack.format.codecs import decode_files, encode_files
 from d3pack.format.coded import Coded
 from d3pack.format.pack import EMBEDDED, Pack
-from d3pack.sources import open_source
 from d3pack.testing import raises_code
 
 
@@ -31,16 +30,19 @@ from d3pack.testing import raises_code
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("embedded")
     make_tree(root / "source", 8)
-    options = EncodeOptions(
+    settings = settings_of(
         images_per_class=3,
         method="classcond",
         sampler_steps=3,
         guidance=2.0,
         group=4,
         teacher_samples=200,
-        extra={"preset": "tiny", "embed": True, "search_images": 12, "licence": "cc0-1.0"},
+        model="tiny",
+        embed=True,
+        search_images=12,
+        licence="cc0-1.0",
     )
-    encode(open_source(str(root / "source")), options, root / "all.d3m", cache=root / "teachers")
+    encode(root / "source", root / "all.d3m", settings, teachers=root / "teachers")
     return root / "all.d3m"
 
 
@@ -51,7 +53,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def test_one_file_is_enough(packed: Path, tmp_path: Path, home: Path) -> None:
+def test_pack_with_its_backbone_decodes_alone(packed: Path, tmp_path: Path, home: Path) -> None:
     assert not backbone_path(packed).exists()
     shutil.copy(packed, tmp_path / "alone.d3m")
     pack = read(tmp_path / "alone.d3m")
@@ -63,7 +65,7 @@ def test_one_file_is_enough(packed: Path, tmp_path: Path, home: Path) -> None:
     assert torch.equal(dataset[4][0], images[4])
 
 
-def test_its_bytes_are_counted(packed: Path) -> None:
+def test_bytes_of_the_backbone_are_in_the_ledger(packed: Path) -> None:
     pack = read(packed)
     ledger = pack.ledger()
     assert ledger.total == packed.stat().st_size
@@ -73,7 +75,7 @@ def test_its_bytes_are_counted(packed: Path) -> None:
     assert pack.recipe.backbone.licence == "cc0-1.0"
 
 
-def test_a_part_of_the_pack_carries_it_too(packed: Path, tmp_path: Path) -> None:
+def test_selection_of_a_pack_keeps_the_backbone(packed: Path, tmp_path: Path) -> None:
     pack = read(packed)
     part = pack.select(["lemon"]).first(2)
     write(part, tmp_path / "part.d3m")
@@ -82,7 +84,7 @@ def test_a_part_of_the_pack_carries_it_too(packed: Path, tmp_path: Path) -> None
     assert torch.equal(images, Decoder(pack).images([(row, 0), (row, 1)]))
 
 
-def test_another_backbone_inside_is_refused(packed: Path, home: Path) -> None:
+def test_embedded_backbone_of_another_hash_is_refused(packed: Path, home: Path) -> None:
     pack = read(packed)
     coded = pack.extensions[EMBEDDED]
     codes = coded.tensors["codes"].copy()
@@ -94,7 +96,7 @@ def test_another_backbone_inside_is_refused(packed: Path, home: Path) -> None:
     assert not (home / "embedded").exists()
 
 
-def test_a_damaged_copy_is_made_anew(packed: Path) -> None:
+def test_damaged_copy_is_unpacked_again(packed: Path) -> None:
     pack = read(packed)
     folder = unpack_backbone(pack)
     assert folder is not None
@@ -117,13 +119,13 @@ def test_a_slower_process_leaves_the_copy_of_a_faster_one(
         weights.write_bytes(weights.read_bytes()[:-1])
     else:
         shutil.rmtree(folder)
-    real, both = embedded.carried_files, threading.Barrier(2, timeout=60)
+    real, both = carried.carried_files, threading.Barrier(2, timeout=60)
 
-    def carried(pack: Any) -> Any:
+    def delayed(pack: Any) -> Any:
         both.wait()
         return real(pack)
 
-    monkeypatch.setattr(embedded, "carried_files", carried)
+    monkeypatch.setattr(carried, "carried_files", delayed)
 
     def copy(_: int) -> tuple[int, int]:
         made = unpack_backbone(pack)
@@ -147,7 +149,7 @@ def files() -> dict[str, bytes]:
     return {"a/config.json": b'{"x": 1}', "a/w.safetensors": save(tensors), "empty": b""}
 
 
-def test_files_come_back_but_for_the_last_bits_of_matrices() -> None:
+def test_files_round_trip_but_for_the_last_bits_of_matrices() -> None:
     before = files()
     coded = encode_files(before)
     after = decode_files(coded)
@@ -162,7 +164,7 @@ def test_files_come_back_but_for_the_last_bits_of_matrices() -> None:
     assert coded.nbytes < 0.9 * sum(map(len, before.values()))
 
 
-def test_what_does_not_fit_together_is_said() -> None:
+def test_inconsistent_sections_are_refused() -> None:
     coded = encode_files(files())
 
     def other(**changes: np.ndarray) -> Coded:
@@ -182,7 +184,7 @@ def test_what_does_not_fit_together_is_said() -> None:
             decode_files(bad)
 
 
-def test_a_flipped_byte_never_gets_to_the_models(packed: Path, tmp_path: Path) -> None:
+def test_flipped_byte_is_found_before_a_model_is_opened(packed: Path, tmp_path: Path) -> None:
     data = bytearray(packed.read_bytes())
     pack: Pack = read(packed)
     data[len(data) - pack.extensions[EMBEDDED].nbytes // 2] ^= 16

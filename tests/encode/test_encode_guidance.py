@@ -11,21 +11,19 @@ import pytest
 from encode_world import make_tree, quick
 from safetensors.torch import load_file
 
+from d3pack.backbones import MINI_GUIDANCE
 from d3pack.decode import Decoder
 from d3pack.encode import encode
-from d3pack.encode.generate import Judged
-from d3pack.encode.methods.d3m.collages import CollageOptions, make_collages
+from d3pack.encode.candidates import Answers, pick_order
+from d3pack.encode.methods.d3m.collages import make_collages
 from d3pack.encode.methods.d3m.guidance import KEPT
-from d3pack.encode.methods.d3m.plan import UNPICKED
-from d3pack.encode.search import GUIDANCES, energy_distance
-from d3pack.encode.seeds import choose_order
+from d3pack.encode.sampler_search import GUIDANCES, energy_distance
 from d3pack.format import pack_bytes
 from d3pack.sources import Source, open_source
-from d3pack.teachers.resnet import SmallResNet, TrainedTeacher, teacher_config
-from d3pack.teachers.teacher import batched
+from d3pack.teachers import Cut, SmallResNet, TrainedTeacher, batched, teacher_config
 
 CANDIDATES = 2
-OPTIONS = quick(
+SETTINGS = quick(
     Path("mini"), modes=1, candidates=CANDIDATES, labels="none", steps=0, cool=0, images_per_class=2
 )
 
@@ -43,7 +41,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 @pytest.fixture(scope="module")
 def made(source: Source, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     folder = tmp_path_factory.mktemp("made")
-    pack = encode(source, OPTIONS, folder / "made.d3m", cache=folder / "cache")
+    pack = encode(source, folder / "made.d3m", SETTINGS, teachers=folder / "cache")
     return pack, folder / "made.d3m.work"
 
 
@@ -52,7 +50,7 @@ def facts(work: Path) -> dict[str, Any]:
     return found
 
 
-def test_the_nearest_is_taken(made: tuple[Any, Path]) -> None:
+def test_guidance_with_the_nearest_images_is_chosen(made: tuple[Any, Path]) -> None:
     pack, work = made
     distances = facts(work)["guidance"]
     assert set(distances) == {str(weight) for weight in GUIDANCES}
@@ -63,14 +61,14 @@ def test_the_nearest_is_taken(made: tuple[Any, Path]) -> None:
     ).read_text(encoding="utf-8")
 
 
-def test_distances_are_those_of_the_images_a_teacher_would_keep(
+def test_distances_are_of_the_images_that_the_teacher_would_pick(
     source: Source, made: tuple[Any, Path]
 ) -> None:
     """One weight again, class by class, with the teacher that is left."""
     pack, work = made
     weight, each = 2.5, KEPT * CANDIDATES
     (stored,) = (work.parent / "cache").glob("*.safetensors")
-    lesson = teacher_config(16, OPTIONS.teacher_samples, OPTIONS.seed)
+    lesson = teacher_config(16, SETTINGS.teacher_samples, SETTINGS.seed)
     net = SmallResNet(2, lesson.widths)
     net.load_state_dict(load_file(stored))
     teacher = TrainedTeacher(net, lesson, pack.classes, {})
@@ -87,16 +85,18 @@ def test_distances_are_those_of_the_images_a_teacher_would_keep(
     for c in range(2):
         own = images[c * each : (c + 1) * each]
         logits, features = batched(teacher, own)
-        kept = choose_order(Judged(logits.numpy(), features.numpy()), c, KEPT, 1)
-        cut = CollageOptions(pack.recipe.size, 1, 512, 1, (1.0, 1.0), 256, 0)
-        real = teacher.features(make_collages(source, c, teacher, cut).usual)
+        kept = pick_order(Answers(logits.numpy(), features.numpy()), c, KEPT, 1)
+        collages = make_collages(source, c, teacher, Cut(pack.recipe.size, 512), 1, 256)
+        real = teacher.features(collages.unchosen)
         assert len(real) == 12
         distances.append(energy_distance(teacher.features(own[kept]).double(), real.double()))
     wanted = facts(work)["guidance"][str(weight)]
     assert sum(distances) / 2 == pytest.approx(wanted, abs=1e-4)
 
 
-def test_a_killed_trial_goes_on(source: Source, made: tuple[Any, Path], tmp_path: Path) -> None:
+def test_stopped_measurement_continues_to_the_same_pack(
+    source: Source, made: tuple[Any, Path], tmp_path: Path
+) -> None:
     pack, work = made
 
     def stop(event: dict[str, Any]) -> None:
@@ -105,25 +105,25 @@ def test_a_killed_trial_goes_on(source: Source, made: tuple[Any, Path], tmp_path
 
     output = tmp_path / "made.d3m"
     with pytest.raises(StopError):
-        encode(source, OPTIONS, output, listeners=[stop], cache=work.parent / "cache")
+        encode(source, output, SETTINGS, listeners=[stop], teachers=work.parent / "cache")
     assert set(facts(tmp_path / "made.d3m.work")["guidance"]) == {str(GUIDANCES[0])}
-    again = encode(source, OPTIONS, output, cache=work.parent / "cache")
+    again = encode(source, output, SETTINGS, teachers=work.parent / "cache")
     assert pack_bytes(again) == pack_bytes(pack)
 
 
-def test_a_weight_that_is_given_is_not_measured(
+def test_guidance_that_is_set_is_not_measured(
     source: Source, made: tuple[Any, Path], tmp_path: Path
 ) -> None:
-    options = replace(OPTIONS, guidance=3.0)
-    pack = encode(source, options, tmp_path / "given.d3m", cache=made[1].parent / "cache")
+    settings = replace(SETTINGS, guidance=3.0)
+    pack = encode(source, tmp_path / "given.d3m", settings, teachers=made[1].parent / "cache")
     assert pack.recipe.guidance == 3.0
     assert "guidance" not in facts(tmp_path / "given.d3m.work")
 
 
-def test_one_image_a_class_measures_nothing(tmp_path: Path) -> None:
+def test_one_image_a_class_gives_the_default_guidance(tmp_path: Path) -> None:
     lonely = open_source(make_tree(tmp_path / "lonely", 1, ("lemon", "school bus")))
-    options = replace(OPTIONS, images_per_class=1)
-    pack = encode(lonely, options, tmp_path / "lonely.d3m", cache=tmp_path / "cache")
-    assert pack.recipe.guidance == UNPICKED
+    settings = replace(SETTINGS, images_per_class=1)
+    pack = encode(lonely, tmp_path / "lonely.d3m", settings, teachers=tmp_path / "cache")
+    assert pack.recipe.guidance == MINI_GUIDANCE
     log = (tmp_path / "lonely.d3m.work" / "log.txt").read_text(encoding="utf-8")
     assert "too few real images" in log

@@ -19,7 +19,7 @@ from d3pack.errors import NoSpaceError
 from d3pack.sources import open_source
 
 
-def test_images_of_every_sort(home: Path, tmp_path: Path) -> None:
+def test_source_with_images_of_every_format(home: Path, tmp_path: Path) -> None:
     root = make_tree(tmp_path / "s", 8)
     odd = root / "lemon"
     Image.fromarray(np.full((9, 9), 40_000, np.uint16)).save(odd / "wide.png")
@@ -38,7 +38,7 @@ def test_images_of_every_sort(home: Path, tmp_path: Path) -> None:
     assert (error.code, error.exit_code) == ("E_SOURCE_IMAGE", 7)
 
 
-def test_a_class_with_one_image(home: Path, tmp_path: Path) -> None:
+def test_class_with_one_image_is_encoded(home: Path, tmp_path: Path) -> None:
     root = make_tree(tmp_path / "s", 4)
     for i in range(1, 4):
         (root / "lemon" / f"{i:03d}.png").unlink()
@@ -48,7 +48,7 @@ def test_a_class_with_one_image(home: Path, tmp_path: Path) -> None:
     assert len(d3pack.read(tmp_path / "o.d3m")) == 9
 
 
-def test_one_line_for_every_bad_input(home: Path, tmp_path: Path) -> None:
+def test_bad_input_is_refused_in_one_line(home: Path, tmp_path: Path) -> None:
     sd = home / "sd"
     good = make_tree(tmp_path / "good", 2)
     empty = make_tree(tmp_path / "empty", 2)
@@ -74,11 +74,15 @@ def test_one_line_for_every_bad_input(home: Path, tmp_path: Path) -> None:
         ((good, "--vectors", "99", *common), "E_USAGE", "at most 14 vectors"),
         ((good, "--size", "33", *common), "E_USAGE", "do not fit this backbone"),
         ((good, "--budget", "1KB", *common), "E_USAGE", "1000 bytes are too few"),
-        ((good, "--budget", "lots", *common), "E_USAGE", "is no size"),
-        ((good, "--method", "magic", *common), "E_USAGE", "there is no method 'magic'"),
-        ((good, "--labels", "some", *common), "E_USAGE", "labels 'some' are not none"),
-        ((good, "-o", tmp_path / "o.zip", "--backbone", sd), "E_USAGE", "must end in .d3m"),
-        ((good, "-o", tmp_path / "a" / "o.d3m", "--backbone", sd), "E_USAGE", "no folder a"),
+        ((good, "--budget", "lots", *common), "E_USAGE", "invalid size 'lots'"),
+        ((good, "--method", "magic", *common), "E_USAGE", "unknown method 'magic'"),
+        ((good, "--labels", "some", *common), "E_USAGE", "invalid labels 'some'"),
+        ((good, "-o", tmp_path / "o.zip", "--backbone", sd), "E_USAGE", "ends in .d3m"),
+        (
+            (good, "-o", tmp_path / "a" / "o.d3m", "--backbone", sd),
+            "E_NOT_FOUND",
+            f"directory {tmp_path / 'a'} of",
+        ),
         ((good, "--backbone", sd), "E_USAGE", "no output"),
     ]
     for arguments, code, text in cases:
@@ -88,7 +92,7 @@ def test_one_line_for_every_bad_input(home: Path, tmp_path: Path) -> None:
         assert not out.exists()
 
 
-def test_one_line_where_nothing_can_be_written(home: Path, tmp_path: Path) -> None:
+def test_output_that_cannot_be_written_is_refused_in_one_line(home: Path, tmp_path: Path) -> None:
     def refused(output: Path, *more: str) -> str:
         error = fails(home / "source", "-o", output, "--backbone", home / "sd", *more, *SHORT)
         assert error.code in {"E_JOURNAL", "E_USAGE"}
@@ -102,11 +106,13 @@ def test_one_line_where_nothing_can_be_written(home: Path, tmp_path: Path) -> No
     if Path("/sys").is_dir():  # where nobody makes a folder, root neither
         assert "cannot work in x.d3m.work" in refused(Path("/sys/x.d3m"))
     (tmp_path / "folder.d3m").mkdir()
-    assert "folder.d3m is a folder" in refused(tmp_path / "folder.d3m", "--overwrite")
+    assert "folder.d3m is a directory" in refused(tmp_path / "folder.d3m", "--overwrite")
     assert not (tmp_path / "folder.d3m.work").exists()
 
 
-def test_a_full_disk(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_continues_after_a_full_disk(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The disk fills while collages are kept; with room again the same call ends the work."""
     real = os.fsync
     writes = 0
@@ -119,17 +125,17 @@ def test_a_full_disk(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         real(fd)
 
     source = open_source(home / "source")
-    options = quick(home / "sd", steps=2, cool=2)
+    settings = quick(home / "sd", steps=2, cool=2)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(NoSpaceError, match="free some and run the same command"):
-        encode(source, options, tmp_path / "o.d3m")
+        encode(source, tmp_path / "o.d3m", settings)
     assert not (tmp_path / "o.d3m").exists()
     monkeypatch.undo()
-    resumed = encode(source, options, tmp_path / "o.d3m")
-    assert encode(source, options, tmp_path / "p.d3m").root == resumed.root
+    resumed = encode(source, tmp_path / "o.d3m", settings)
+    assert encode(source, tmp_path / "p.d3m", settings).root == resumed.root
 
 
-def test_a_thousand_classes_plan_and_stream(home: Path, tmp_path: Path) -> None:
+def test_thousand_classes_are_planned_in_bounded_memory(home: Path, tmp_path: Path) -> None:
     """1000 x 1300 files: planned in bounded memory, the first classes encoded for real."""
     classes, count = 1000, 1300
     seeds = [tmp_path / f"seed{i}.png" for i in range(4)]
@@ -158,19 +164,20 @@ def test_a_thousand_classes_plan_and_stream(home: Path, tmp_path: Path) -> None:
 MEASURE = """
 import json, resource, sys
 from pathlib import Path
-from d3pack.encode import EncodeOptions, dry_run, encode
+from d3pack.encode import D3MSettings, EncodeSettings, encode, estimate_encode
 from d3pack.sources import open_source
 import torch, diffusers, transformers
 from d3pack.backbones import open_backbone
 open_backbone(sys.argv[3])
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-options = EncodeOptions(images_per_class=4, backbone=sys.argv[3], steps=2, cool=2, batch=4, pool=64,
-                        sampler_steps=2, teacher_samples=500, candidates=1)
+settings = EncodeSettings(images_per_class=4, backbone=sys.argv[3], sampler_steps=2,
+                          teacher_samples=500, candidates=1,
+                          method_settings=D3MSettings(steps=2, cool=2, batch=4, pool=64))
 before = peak()
-plan = dry_run(open_source(sys.argv[1]), options)
+plan = estimate_encode(sys.argv[1], settings)
 growth = peak() - before
 first = open_source(sys.argv[1], first=3)
-pack = encode(first, options, sys.argv[2], cache=Path(sys.argv[2]).parent)
+pack = encode(first, sys.argv[2], settings, teachers=Path(sys.argv[2]).parent)
 found = {"classes": len(plan["classes"]), "images": sum(plan["counts"]), "bytes": plan["bytes"]}
 print(json.dumps({**found, "plan_growth": growth, "encoded": len(pack)}))
 """

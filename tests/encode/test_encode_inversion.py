@@ -12,19 +12,19 @@ from tiny_backbones import tiny_dit, tiny_sd
 
 from d3pack.backbones import Backbone, open_backbone
 from d3pack.decode import noise
-from d3pack.encode.methods.d3m import draws, inversion
+from d3pack.encode import D3MSettings
+from d3pack.encode.methods.d3m import inversion, samples
 from d3pack.encode.methods.d3m.curvature import Curvature
-from d3pack.encode.methods.d3m.density import BINS, Density
-from d3pack.encode.methods.d3m.draws import judge_latents, pick
-from d3pack.encode.methods.d3m.inversion import Inversion, InversionOptions
+from d3pack.encode.methods.d3m.inversion import Inversion
 from d3pack.encode.methods.d3m.method import round_trip
+from d3pack.encode.methods.d3m.samples import BINS, Density, pick, split_latents
 from d3pack.system.events import Events
 
 NAMES = ("goldfish", "lemon", "school bus", "penguin", "castle")
 
 
-class Shelf:
-    """A keeper in memory that can be told to fail at a save."""
+class MemoryKeeper:
+    """Keeps the state in memory, and fails at a given save."""
 
     def __init__(self, state: dict[str, Any] | None = None, fail_at: int = 0) -> None:
         self.state, self.fail_at, self.saves = state, fail_at, 0
@@ -71,9 +71,8 @@ def expected(backbone: Backbone, x_t: torch.Tensor, t: torch.Tensor, x: torch.Te
     return torch.stack(found).float()
 
 
-def settings(**changes: Any) -> InversionOptions:
+def settings(**changes: Any) -> D3MSettings:
     values: dict[str, Any] = {
-        "template": "a photo of a {}",
         "lr": 1.0,
         "steps": 12,
         "cool": 4,
@@ -83,38 +82,57 @@ def settings(**changes: Any) -> InversionOptions:
         "triples": 4,
         "patience": 5,
         "tolerance": 0.0,
-        "seed": 7,
     }
-    return InversionOptions(**{**values, **changes})
+    return D3MSettings(**{**values, **changes})
+
+
+def inversion_of(
+    backbone: Backbone,
+    start: np.ndarray,
+    options: D3MSettings,
+    *,
+    codec: Any = lambda rows: rows,
+    keeper: MemoryKeeper | None = None,
+    source: Any = None,
+) -> Inversion:
+    return Inversion(
+        backbone,
+        start,
+        source or latents,
+        codec,
+        options,
+        template="a photo of a {}",
+        seed=7,
+        keeper=keeper or MemoryKeeper(),
+        events=Events(),
+    )
 
 
 def fit(
     backbone: Backbone,
-    options: InversionOptions,
+    options: D3MSettings,
     rows: int = 3,
-    shelf: Shelf | None = None,
+    keeper: MemoryKeeper | None = None,
     codec: str = "f16",
 ) -> inversion.Fitted:
     start = start_vectors(backbone, rows)
-    return Inversion(
-        backbone, start, latents, round_trip(codec), options, shelf or Shelf(), Events()
-    ).run()
+    return inversion_of(backbone, start, options, codec=round_trip(codec), keeper=keeper).run()
 
 
-def test_steps_are_newtons_on_single_gradients(backbone: Backbone) -> None:
+def test_steps_are_newton_steps_on_single_gradients(backbone: Backbone) -> None:
     """One row, the slow way: a backward pass a sample, and the curvature that they tell."""
     options = settings(steps=6, cool=0, validate_every=6, slots=1, batch=4, triples=1)
     start = start_vectors(backbone, 1)
     unit = float(np.sqrt((start**2).mean()))
-    shelf = Shelf()
-    trained = Inversion(backbone, start, latents, lambda r: r, options, shelf, Events())
+    keeper = MemoryKeeper()
+    trained = inversion_of(backbone, start, options, keeper=keeper)
     active = np.array([0])
     trained._seat(1)
     density = Density(trained._state["density"])
     assert density.shares.max() > 1.2 * density.shares.min()
     known = Curvature(trained._state["curvature"].copy(), trained._state["seen"].copy())
     assert inversion.PILOT / 2 < known.seen[0] < inversion.PILOT  # of the pilot; the first fade
-    train = judge_latents(10)[0]
+    train = split_latents(10)[0]
     x = torch.from_numpy(latents(0).astype(np.float32))
     for step in range(6):
         rng = np.random.Generator(np.random.Philox(key=[7, 0], counter=step))
@@ -147,10 +165,10 @@ def test_steps_are_newtons_on_single_gradients(backbone: Backbone) -> None:
     assert np.abs(trained._state["vectors"] - start).max() > 0.05 * unit
 
 
-def test_a_step_is_never_longer_than_trusted(backbone: Backbone) -> None:
+def test_step_is_no_longer_than_trusted(backbone: Backbone) -> None:
     """A backbone that hardly listens asks for steps without end."""
     start = start_vectors(backbone, 2)
-    trained = Inversion(backbone, start, latents, lambda r: r, settings(lr=9.0), Shelf(), Events())
+    trained = inversion_of(backbone, start, settings(lr=9.0))
     trained._seat(2)
     trained._state["curvature"] *= 1e-9
     trained._curvature = Curvature(trained._state["curvature"], np.ones(1))
@@ -160,14 +178,14 @@ def test_a_step_is_never_longer_than_trusted(backbone: Backbone) -> None:
     assert np.allclose(np.sqrt((moved**2).mean((1, 2))), inversion.TRUST * units, rtol=1e-4)
 
 
-def test_a_sample_that_overflows_says_nothing(backbone: Backbone) -> None:
+def test_sample_that_overflows_does_not_count(backbone: Backbone) -> None:
     start = start_vectors(backbone, 2)
-    trained = Inversion(backbone, start, latents, lambda r: r, settings(), Shelf(), Events())
+    trained = inversion_of(backbone, start, settings())
     trained._seat(2)
-    samples = trained._samples(np.arange(2), 4)
-    whole, losses = trained._gradients(start, samples)
-    samples.x_t[5] = float("inf")
-    found, left = trained._gradients(start, samples)
+    drawn = trained._samples(np.arange(2), 4)
+    whole, losses = trained._gradients(start, drawn)
+    drawn.x_t[5] = float("inf")
+    found, left = trained._gradients(start, drawn)
     assert not found[1, 1].any()
     assert np.isfinite(left).all()
     others = np.arange(8) != 5
@@ -178,7 +196,7 @@ def test_a_sample_that_overflows_says_nothing(backbone: Backbone) -> None:
 def test_the_loss_falls_and_is_never_worse_than_the_name(backbone: Backbone) -> None:
     options, start = settings(steps=40, batch=16, triples=8), start_vectors(backbone, 3)
     codec = round_trip("f16")
-    trained = Inversion(backbone, start, latents, codec, options, Shelf(), Events())
+    trained = inversion_of(backbone, start, options, codec=codec)
     fitted = trained.run()
     for row in range(3):
         trained._draws.seat(row)
@@ -188,15 +206,15 @@ def test_the_loss_falls_and_is_never_worse_than_the_name(backbone: Backbone) -> 
     assert fitted.loss.mean() < fitted.start_loss.mean()
 
 
-def test_a_rate_that_only_harms_gives_the_name_back(backbone: Backbone) -> None:
+def test_harmful_rate_leaves_the_class_name(backbone: Backbone) -> None:
     fitted = fit(backbone, settings(lr=9.0, steps=8), rows=2)
     assert (fitted.loss <= fitted.start_loss * 1.001).all()
 
 
-def test_the_reported_loss_is_that_of_the_stored_vectors(backbone: Backbone) -> None:
+def test_reported_loss_is_of_the_stored_vectors(backbone: Backbone) -> None:
     options = settings(steps=8, cool=4)
     start = start_vectors(backbone, 2)
-    trained = Inversion(backbone, start, latents, round_trip("i4"), options, Shelf(), Events())
+    trained = inversion_of(backbone, start, options, codec=round_trip("i4"))
     fitted = trained.run()
     stored = round_trip("i4")(fitted.vectors)
     assert not np.array_equal(stored, fitted.vectors)
@@ -213,9 +231,9 @@ def test_waiting_rows_take_freed_slots(backbone: Backbone) -> None:
         return latents(row)
 
     options = settings(steps=8, cool=4, slots=2, patience=1, tolerance=0.5)
-    shelf = Shelf()
-    trained = Inversion(
-        backbone, start_vectors(backbone, 5), watch, lambda r: r, options, shelf, Events()
+    keeper = MemoryKeeper()
+    trained = inversion_of(
+        backbone, start_vectors(backbone, 5), options, keeper=keeper, source=watch
     )
     fitted = trained.run()
     assert loaded == [0, 1, 2, 3, 4]
@@ -223,11 +241,11 @@ def test_waiting_rows_take_freed_slots(backbone: Backbone) -> None:
     # nothing gains half of its loss: each row explores for one stretch, cools, and leaves
     pilot = inversion.PILOT // 2  # of the two rows that come first
     assert fitted.samples.tolist() == [(4 + 4) * 4 + pilot] * 2 + [(4 + 4) * 4] * 3
-    assert shelf.state is not None
-    assert (shelf.state["status"] == inversion.DONE).all()
+    assert keeper.state is not None
+    assert (keeper.state["status"] == inversion.DONE).all()
 
 
-def test_patience_gives_rows_that_gain_more_steps(backbone: Backbone) -> None:
+def test_patience_gives_more_steps_to_rows_that_gain(backbone: Backbone) -> None:
     hasty = fit(backbone, settings(steps=40, patience=1, tolerance=0.2), rows=2)
     patient = fit(backbone, settings(steps=40, patience=50), rows=2)
     assert hasty.samples.sum() < patient.samples.sum()
@@ -235,54 +253,50 @@ def test_patience_gives_rows_that_gain_more_steps(backbone: Backbone) -> None:
 
 
 @pytest.mark.parametrize("codec", ["i8", "pq"])
-def test_going_on_after_any_judgement(backbone: Backbone, codec: str) -> None:
+def test_run_continues_after_any_validation(backbone: Backbone, codec: str) -> None:
     options = settings(steps=4, cool=4, slots=2, batch=4, triples=2)
-    whole = Shelf()
+    whole = MemoryKeeper()
     expected = fit(backbone, options, 3, whole, codec)
     for stop in range(1, whole.saves):
-        shelf = Shelf(fail_at=stop)
+        keeper = MemoryKeeper(fail_at=stop)
         with pytest.raises(InterruptedError):
-            fit(backbone, options, 3, shelf, codec)
-        found = fit(backbone, options, 3, Shelf(shelf.state), codec)
-        for name in ("vectors", "samples", "judged", "loss", "start_loss"):
+            fit(backbone, options, 3, keeper, codec)
+        found = fit(backbone, options, 3, MemoryKeeper(keeper.state), codec)
+        for name in ("vectors", "samples", "validated", "loss", "start_loss"):
             assert np.array_equal(getattr(found, name), getattr(expected, name)), (stop, name)
 
 
-def test_several_vectors(backbone: Backbone) -> None:
+def test_several_vectors_are_fitted_together(backbone: Backbone) -> None:
     start = start_vectors(backbone, 2, k=3)
-    fitted = Inversion(
-        backbone, start, latents, round_trip("i8"), settings(steps=8), Shelf(), Events()
-    ).run()
+    fitted = inversion_of(backbone, start, settings(steps=8), codec=round_trip("i8")).run()
     assert fitted.vectors.shape == start.shape
     assert not np.array_equal(fitted.vectors, start)
 
 
-def test_a_class_conditional_backbone(tmp_path: Path) -> None:
+def test_inversion_on_a_class_conditional_backbone(tmp_path: Path) -> None:
     """DiT: the learned vector stands in for a row of the class table."""
     dit = open_backbone(str(tiny_dit(tmp_path / "dit")))
     start = np.stack([dit.name_vectors(name, 1).detach().numpy() for name in NAMES[:2]])
     options = settings(steps=16, batch=16, triples=8)
-    fitted = Inversion(dit, start, latents, round_trip("i8"), options, Shelf(), Events()).run()
+    fitted = inversion_of(dit, start, options, codec=round_trip("i8")).run()
     assert np.isfinite(fitted.vectors).all()
     assert (fitted.loss <= fitted.start_loss * 1.001).all()
 
 
-def test_the_density_is_that_of_single_gradients(backbone: Backbone) -> None:
+def test_density_is_measured_on_single_gradients(backbone: Backbone) -> None:
     """Against the slow way: one backward pass a sample."""
     options = settings(slots=1)
-    trained = Inversion(
-        backbone, start_vectors(backbone, 1), latents, lambda r: r, options, Shelf(), Events()
-    )
+    trained = inversion_of(backbone, start_vectors(backbone, 1), options)
     trained._seat(1)
     count = inversion.PILOT
     assert trained._state["samples"].tolist() == [count]
     squares = np.zeros(BINS)
     x = torch.from_numpy(latents(0).astype(np.float32))
-    train = judge_latents(10)[0]
+    train = split_latents(10)[0]
     for i in range(count):
         t = torch.tensor([int((i + 0.5) / count * 1000)])
         x0 = x[[int(train[i % len(train)])]]
-        eps = torch.from_numpy(noise.normal(7, 0, np.array([i]), (4, 8, 8), draws.PILOT_DRAW))
+        eps = torch.from_numpy(noise.normal(7, 0, np.array([i]), (4, 8, 8), samples.PILOT_DRAW))
         leaf = torch.from_numpy(start_vectors(backbone, 1)).requires_grad_()
         x_t = backbone.levels.noised(x0, eps, t)
         out = backbone.predict(x_t, t, backbone.condition(leaf))
@@ -293,9 +307,9 @@ def test_the_density_is_that_of_single_gradients(backbone: Backbone) -> None:
 
 
 @pytest.mark.parametrize(("steps", "taken"), [(2, 5), (7, 10)])
-def test_steps_are_at_most(backbone: Backbone, steps: int, taken: int) -> None:
+def test_steps_do_not_exceed_the_limits(backbone: Backbone, steps: int, taken: int) -> None:
     """Also where judgements come less often, or not when the steps end."""
-    shelf = Shelf()
-    fit(backbone, settings(steps=steps, cool=3, validate_every=5, patience=9), shelf=shelf)
-    assert shelf.state is not None
-    assert shelf.state["step"].tolist() == [taken] * 3
+    keeper = MemoryKeeper()
+    fit(backbone, settings(steps=steps, cool=3, validate_every=5, patience=9), keeper=keeper)
+    assert keeper.state is not None
+    assert keeper.state["step"].tolist() == [taken] * 3

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from encode_world import CLASSES, make_tree
+from encode_world import CLASSES, make_tree, settings_of
 from tiny_backbones import tiny_dit, tiny_sd
 from torch.distributions import Normal, kl_divergence
 
@@ -17,11 +17,10 @@ from d3pack.backbones import apply_adapter, check_adapter, open_backbone
 from d3pack.backbones.dit import DiT
 from d3pack.backbones.levels import Levels
 from d3pack.decode import Decoder
-from d3pack.encode import EncodeOptions, dry_run
+from d3pack.encode import D3MSettings, EncodeSettings, MinimaxSettings, estimate_encode
 from d3pack.encode.methods.minimax.criteria import Memories, criteria
 from d3pack.encode.methods.minimax.difffit import NULL, ROWS, DiffFit, fitted, learned
 from d3pack.encode.methods.minimax.finetune import FineTuning
-from d3pack.encode.methods.minimax.method import Minimax, MinimaxSettings
 from d3pack.encode.methods.minimax.variational import Posterior
 from d3pack.errors import UsageError
 from d3pack.format import pack_bytes
@@ -29,9 +28,7 @@ from d3pack.format.codecs import decode_adapter, encode_adapter, encode_prompts
 from d3pack.format.pack import Pack
 from d3pack.format.recipe import BackboneRef, FileLock, Recipe
 from d3pack.sources import open_source
-from d3pack.system.events import Events
-from d3pack.system.journal import Journal
-from d3pack.system.keeper import JournalKeeper
+from d3pack.system import Checkpoint, Events, Journal, from_plain
 from d3pack.train.data import Latents
 
 KNOWN = ("tabby", "cat", "unheard-of")  # two of the tiny DiT's own names, and a stranger
@@ -71,7 +68,7 @@ def latents(count: int = 12, classes: int = 3, seed: int = 0) -> Latents:
 def tuned(fit: DiffFit, folder: Path, steps: int = 8, **settings: float) -> FineTuning:
     tuning = FineTuning(fit, latents(), MinimaxSettings(ema=0.5, batch=4, **settings), steps, 3)  # type: ignore[arg-type]
     journal = Journal(folder, {})
-    tuning.run(JournalKeeper(journal, "state"), Events())
+    tuning.run(Checkpoint(journal, "state"), Events())
     journal.close()
     return tuning
 
@@ -91,7 +88,7 @@ def test_criteria_are_the_slow_formula() -> None:
     for c in (0, 2):  # class 1 has no memory yet: it counts in the mean and adds nothing
         mine = [predicted[i].numpy().ravel() for i in range(6) if labels[i] == c]
         real = [m.numpy() for m in memories.real[c]]
-        made = [m.numpy() for m in memories.made[c]]
+        made = [m.numpy() for m in memories.predicted[c]]
         slow_near += 0.002 * (1 - min(cosine(x, z) for x in mine for z in real)) / 3
         slow_far += 0.008 * max(cosine(x, z) for x in mine for z in made) / 3
     assert float(near) == pytest.approx(slow_near, rel=1e-5)
@@ -104,12 +101,12 @@ def test_memories_drop_the_oldest_first() -> None:
         batch = torch.arange(first, first + 2).float().reshape(2, 1, 1, 1)
         memories.add(1, batch, 10 + batch)
     assert [float(m) for m in memories.real[1]] == [3, 4, 5]
-    assert [float(m) for m in memories.made[1]] == [13, 14, 15]
+    assert [float(m) for m in memories.predicted[1]] == [13, 14, 15]
     assert not memories.real[0]
     other = Memories(2, 3)
     other.restore(memories.state(), torch.device("cpu"))
-    assert [float(m) for m in other.made[1]] == [13, 14, 15]
-    assert not other.made[0]
+    assert [float(m) for m in other.predicted[1]] == [13, 14, 15]
+    assert not other.predicted[0]
 
 
 def test_a_batch_is_judged_before_it_is_remembered(dit: DiT) -> None:
@@ -117,13 +114,13 @@ def test_a_batch_is_judged_before_it_is_remembered(dit: DiT) -> None:
         tuning = FineTuning(fit, latents(), MinimaxSettings(batch=4), 9, 3)
         first = tuning._losses(0)
         assert first.near.item() == first.far.item() == 0.0
-        held = {c: [m.clone() for m in tuning.memories.made[c]] for c in range(3)}
+        held = {c: [m.clone() for m in tuning.memories.predicted[c]] for c in range(3)}
         seen = [c for c in range(3) if held[c]]
         second = tuning._losses(1)
         labels = tuning.latents.labels[tuning.rows(1)]
         again = Memories(3, 64)
         for c in seen:
-            again.made[c] = held[c]
+            again.predicted[c] = held[c]
             again.real[c] = tuning.memories.real[c][: len(held[c])]
         near, far = criteria(second.predicted, torch.from_numpy(labels), again, 0.002, 0.008)
         assert second.near.item() == near.item()
@@ -235,15 +232,15 @@ def test_a_short_run_is_averaged_without_its_start(dit: DiT, tmp_path: Path) -> 
     passed: list[torch.Tensor] = []
 
     class Watched(FineTuning):
-        def _follow(self) -> None:
-            super()._follow()
+        def _update_average(self) -> None:
+            super()._update_average()
             passed.append(self.fit.values[ROWS].detach().clone())
 
     with fitted(dit, KNOWN) as fit:
         start = fit.values[ROWS].detach().clone()
         tuning = Watched(fit, latents(), MinimaxSettings(batch=4), 8, 3)
         journal = Journal(tmp_path / "work", {})
-        tuning.run(JournalKeeper(journal, "state"), Events())
+        tuning.run(Checkpoint(journal, "state"), Events())
         journal.close()
         found = tuning.average[ROWS]
     mean = torch.stack(passed).mean(0)
@@ -352,37 +349,43 @@ def test_a_size_that_stays_small_on_the_published_model() -> None:
     assert sizes["i8"] <= 700_000
 
 
-def test_what_it_refuses(world: Path) -> None:
+def test_minimax_refuses(world: Path) -> None:
     source = open_source(str(world / "source"))
     tiny_sd(world / "sd")
-    for options, words in (
-        (EncodeOptions(method="minimax"), "tunes a class-conditional DiT"),
-        (EncodeOptions(method="minimax", backbone=str(world / "sd")), "this is a stable-diffusion"),
-        (EncodeOptions(method="minimax", backbone=str(world / "dit"), modes=2), "one vector"),
+    dit = str(world / "dit")
+    for settings, message in (
+        (EncodeSettings(method="minimax"), "tunes a class-conditional DiT"),
         (
-            EncodeOptions(method="minimax", backbone=str(world / "dit"), extra={"epoch": 2}),
-            "no setting 'epoch'",
+            EncodeSettings(method="minimax", backbone=str(world / "sd")),
+            "this is a stable-diffusion",
         ),
         (
-            EncodeOptions(method="minimax", backbone=str(world / "dit"), extra={"memory": "few"}),
-            "not a whole number",
-        ),
-        (
-            EncodeOptions(method="minimax", backbone=str(world / "dit"), extra={"adapter": "i4"}),
-            "adapter is 'i4'",
+            EncodeSettings(method="minimax", backbone=dit, method_settings=D3MSettings(modes=2)),
+            "the method minimax takes MinimaxSettings",
         ),
     ):
-        with pytest.raises(UsageError, match=words):
-            Minimax().plan(source, options, "cpu")
+        with pytest.raises(UsageError, match=message):
+            estimate_encode(source, settings)
 
 
-def test_a_dry_run_knows_the_bytes(world: Path) -> None:
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epoch": 2}, "unknown setting 'epoch'.*did you mean 'epochs'"),
+        ({"memory": "few"}, "invalid memory 'few': expected an integer"),
+        ({"adapter": "i4"}, "invalid adapter 'i4': expected f16 or i8"),
+    ],
+)
+def test_settings_of_minimax_are_checked(values: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        from_plain(MinimaxSettings, values)
+
+
+def test_estimate_of_minimax_has_the_bytes(world: Path) -> None:
     source = open_source(str(world / "source"))
-    options = EncodeOptions(
-        method="minimax", backbone=str(world / "dit"), extra={"epochs": "2", "batch": 8}
-    )
-    found = dry_run(source, options)
-    assert found["classes"] == sorted(CLASSES)
-    assert found["plan"]["settings"]["epochs"] == 2
-    assert 8_000 < found["bytes"] < 14_000
-    assert found["seconds_total"] > 0
+    settings = settings_of(method="minimax", backbone=str(world / "dit"), epochs=2, batch=8)
+    estimate = estimate_encode(source, settings)
+    assert estimate["classes"] == sorted(CLASSES)
+    assert estimate["plan"]["settings"]["epochs"] == 2
+    assert 8_000 < estimate["bytes"] < 14_000
+    assert estimate["seconds_total"] > 0

@@ -1,49 +1,46 @@
-"""What a person asks for, what a budget buys, and what is shown meanwhile."""
+"""Settings of encode: their checks, what packs record of them, and what a budget is spent on."""
 
 from __future__ import annotations
 
-import inspect
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from encode_world import settings_of
 from PIL import Image
 
-from d3pack.cli.encode import encode
-from d3pack.encode import EncodeOptions, budget, method, open_method
-from d3pack.encode.complete import spread
+from d3pack.encode import (
+    Allocation,
+    ClassCondSettings,
+    D3MSettings,
+    EncodeContext,
+    EncodeSettings,
+    MinimaxSettings,
+    allocation,
+    available_methods,
+    d3m_settings,
+    open_method,
+)
+from d3pack.encode.allocation import PICKY, SHARE, SMALLEST
+from d3pack.encode.finish import spread
 from d3pack.encode.methods.d3m.method import D3M
-from d3pack.encode.options import label_kind, parse_size
-from d3pack.encode.plan import PICKY, SHARE, Dials
+from d3pack.encode.settings import parse_labels, recorded_settings
 from d3pack.errors import D3MError, NoSpaceError, UsageError
 from d3pack.sources import open_source
-from d3pack.system.journal import JournalError
+from d3pack.system import JournalError, SettingError, all_plain, from_plain, options_of
 
-# -- options ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "value"), [("20KB", 20_000), ("6000", 6000), ("1.5MB", 1_500_000), ("4 KiB", 4096)]
-)
-def test_sizes(text: str, value: int) -> None:
-    assert parse_size(text) == value
+# -- settings ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["", "KB", "-3KB", "0", "5 potatoes", "1e400", "nanKB"])
-def test_sizes_that_are_none(text: str) -> None:
-    with pytest.raises(UsageError, match="is no size"):
-        parse_size(text)
-
-
-def test_labels() -> None:
-    assert label_kind("none") == ("none", 0)
-    assert label_kind("dense") == ("dense", 0)
-    assert label_kind("top5") == ("topk", 5)
+def test_labels_are_parsed_to_kind_and_k() -> None:
+    assert parse_labels("none") == ("none", 0)
+    assert parse_labels("dense") == ("dense", 0)
+    assert parse_labels("top5") == ("topk", 5)
     for text in ("top", "top0", "topx", "all"):
-        with pytest.raises(UsageError):
-            label_kind(text)
+        with pytest.raises(UsageError, match=f"invalid labels '{text}'"):
+            parse_labels(text)
 
 
 @pytest.mark.parametrize(
@@ -67,33 +64,92 @@ def test_labels() -> None:
     ],
     ids=str,
 )
-def test_options_that_cannot_be_meant(bad: dict[str, object]) -> None:
-    with pytest.raises(UsageError):
-        EncodeOptions(**bad)  # type: ignore[arg-type]
+def test_wrong_settings_are_refused_by_name(bad: dict[str, object]) -> None:
+    (name,) = bad
+    with pytest.raises(SettingError, match=f"invalid {name} "):
+        settings_of(**bad)
 
 
-def test_both_limits_are_said() -> None:
-    with pytest.raises(UsageError, match="--ipc lies between 1 and 1048576"):
-        EncodeOptions(images_per_class=2_000_000)
+def test_error_names_both_limits() -> None:
+    with pytest.raises(UsageError, match=r"invalid images_per_class 2000000: .* from 1 to 1048576"):
+        EncodeSettings(images_per_class=2_000_000)
 
 
-def test_the_command_has_the_defaults_of_the_options() -> None:
-    said = {name: p.default for name, p in inspect.signature(encode).parameters.items()}
-    said["images_per_class"], said["label_temperature"] = said["ipc"], said["temperature"]
-    both = [field for field in fields(EncodeOptions) if field.name in said]
-    assert len(both) > 30
-    assert {f.name: said[f.name] for f in both} == {f.name: f.default for f in both}
+@pytest.mark.parametrize("own", [D3MSettings, ClassCondSettings, MinimaxSettings])
+def test_settings_of_a_method_share_no_name_or_flag_with_the_others(own: type) -> None:
+    entries = [*options_of(EncodeSettings), *options_of(own)]
+    for values in (
+        [entry.name for entry in entries],
+        [entry.flag or f"--{entry.name.replace('_', '-')}" for entry in entries],
+    ):
+        assert len(values) == len(set(values))
+    assert all(entry.help.endswith(".") for entry in entries)
+
+
+def test_settings_come_back_from_json() -> None:
+    settings = EncodeSettings(size=(16, 8), labels="top3", budget=9000)
+    assert from_plain(EncodeSettings, all_plain(settings)) == settings
+
+
+# -- provenance -------------------------------------------------------------------------------
 
 
 def test_only_what_was_chosen_is_recorded() -> None:
-    assert EncodeOptions().plain() == {}
-    assert EncodeOptions(modes=2, lr=0.05).plain() == {"modes": 2, "lr": 0.05}
+    assert recorded_settings(EncodeSettings(), "d3m") == {}
+    chosen = settings_of(modes=2, lr=0.05)
+    assert recorded_settings(chosen, "d3m") == {"modes": 2, "lr": 0.05}
 
 
-def test_unknown_method() -> None:
-    with pytest.raises(UsageError, match=r"there is no method 'magic'; known: .*d3m"):
+def test_places_on_this_machine_are_not_recorded() -> None:
+    private = settings_of(backbone="/b", teacher="/t", teacher_map="/m", device="cpu", seed=3)
+    assert recorded_settings(private, "d3m") == {"seed": 3}
+    autoencoder = settings_of(method="classcond", vae="/v")
+    assert recorded_settings(autoencoder, "classcond") == {"extra": {}}
+
+
+def test_spelling_of_recorded_settings_stays() -> None:
+    """It is part of a pack's bytes."""
+    classcond = settings_of(
+        method="classcond",
+        seed=3,
+        model="tiny",
+        train_steps=5,
+        train_seconds=60,
+        decode_seconds=2.5,
+        embed=True,
+        licence="mit",
+    )
+    assert recorded_settings(classcond, "classcond") == {
+        "seed": 3,
+        "extra": {
+            "preset": "tiny",
+            "train_steps": "5",
+            "train_seconds": 60.0,
+            "decode_seconds": 2.5,
+            "embed": True,
+            "licence": "mit",
+        },
+    }
+    minimax = settings_of(method="minimax", epochs=2, ema=0.9, adapter="i8")
+    assert recorded_settings(minimax, "minimax") == {
+        "extra": {"epochs": "2", "ema": "0.9", "adapter": "i8"}
+    }
+
+
+def test_recorded_settings_of_d3m_are_read_back() -> None:
+    settings = settings_of(images_per_class=3, size=(16, 8), crop_scale=(0.2, 0.8), vectors=2)
+    assert d3m_settings(recorded_settings(settings, "d3m")) == settings
+    with pytest.raises(UsageError, match="unknown setting 'colour'"):
+        d3m_settings({"colour": "red"})
+
+
+# -- methods ----------------------------------------------------------------------------------
+
+
+def test_unknown_method_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"unknown method 'magic': expected .*d3m"):
         open_method("magic")
-    assert "d3m" in method.methods()
+    assert "d3m" in available_methods()
 
 
 # -- probes ------------------------------------------------------------------------------------
@@ -102,7 +158,7 @@ def test_unknown_method() -> None:
 @pytest.mark.parametrize(
     ("classes", "count"), [(2, 6), (3, 16), (10, 8), (10, 10), (10, 12), (64, 1)]
 )
-def test_probes_are_as_many_as_asked(classes: int, count: int) -> None:
+def test_probes_are_spread_over_the_classes(classes: int, count: int) -> None:
     pairs = spread(classes, count)
     assert len(set(pairs)) == count
     of_classes = np.bincount([c for c, _ in pairs], minlength=classes)
@@ -113,7 +169,7 @@ def test_probes_are_as_many_as_asked(classes: int, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "dials", "said"),
+    ("images", "parts", "text"),
     [
         (3, {}, "best 3 of 24"),
         (10, {}, "best 5 of 40"),
@@ -123,46 +179,47 @@ def test_probes_are_as_many_as_asked(classes: int, count: int) -> None:
         (50, {"candidates": 1}, "derived"),
     ],
 )
-def test_seeds_are_said_as_they_are_drawn(images: int, dials: dict[str, int], said: str) -> None:
-    chosen = Dials(**{"candidates": 8, "share": 8, **dials})  # type: ignore[arg-type]
-    assert chosen.seeds(images) == f"seeds {said}"
+def test_seeds_in_words(images: int, parts: dict[str, int], text: str) -> None:
+    allocated = Allocation(**{"candidates": 8, "share": 8, **parts})  # type: ignore[arg-type]
+    assert allocated.seeds(images) == f"seeds {text}"
 
 
 # -- budget -----------------------------------------------------------------------------------
 
 
-def toy_size(dials: Dials) -> int:
+def toy_size(part: Allocation) -> int:
     """A pack of ten classes and ten images, by hand."""
-    bits = {"i4": 4, "i8": 8, "f16": 16}[dials.codec]
-    labels = {"none": 0, "top3": 400, "top5": 700, "top10": 1300, "dense": 2000}[dials.labels]
-    prompts = 10 * dials.modes * dials.vectors * 192 * bits // 8
-    return 4000 + prompts + (100 if dials.candidates > 1 else 0) + 250 * dials.probes + labels
+    bits = {"i4": 4, "i8": 8, "f16": 16}[part.codec]
+    labels = {"none": 0, "top3": 400, "top5": 700, "top10": 1300, "dense": 2000}[part.labels]
+    prompts = 10 * part.modes * part.vectors * 192 * bits // 8
+    return 4000 + prompts + (100 if part.candidates > 1 else 0) + 250 * part.probes + labels
 
 
 def test_budget_is_spent_but_not_exceeded() -> None:
     sizes = []
     for total in range(6_000, 60_000, 2_000):
-        dials, size = budget.spend(total, EncodeOptions(), 16, toy_size)
-        assert size == toy_size(dials) <= total - budget.MARGIN
+        bought, size = allocation.spend(total, {}, 16, toy_size)
+        assert size == toy_size(bought) <= total - allocation.MARGIN
         sizes.append(size)
     assert sizes == sorted(sizes)
     assert sizes[-1] > 4 * sizes[0]
 
 
-def test_budget_keeps_what_was_set_by_hand() -> None:
-    dials, _ = budget.spend(50_000, EncodeOptions(modes=3, labels="none"), 16, toy_size)
-    assert (dials.modes, dials.labels) == (3, "none")
-    assert dials.vectors > 1
+def test_budget_keeps_what_the_user_has_set() -> None:
+    fixed = {"modes": 3, "labels": "none", "codec": None}
+    bought, _ = allocation.spend(50_000, fixed, 16, toy_size)
+    assert (bought.modes, bought.labels) == (3, "none")
+    assert bought.vectors > 1
 
 
-def test_budget_respects_the_backbone() -> None:
-    dials, _ = budget.spend(10**6, EncodeOptions(), 2, toy_size)
-    assert dials.vectors == 2
+def test_budget_buys_no_more_vectors_than_the_backbone_takes() -> None:
+    bought, _ = allocation.spend(10**6, {}, 2, toy_size)
+    assert bought.vectors == 2
 
 
-def test_budget_that_is_too_small() -> None:
+def test_budget_that_is_too_small_is_refused() -> None:
     with pytest.raises(UsageError, match="300 bytes are too few: the smallest pack"):
-        budget.spend(300, EncodeOptions(), 16, toy_size)
+        allocation.spend(300, {}, 16, toy_size)
 
 
 def test_errors_have_codes_of_their_own() -> None:
@@ -171,11 +228,11 @@ def test_errors_have_codes_of_their_own() -> None:
     assert D3MError.code not in codes
 
 
-# -- what nobody chose ------------------------------------------------------------------------
+# -- defaults ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("asked", "candidates", "guidance"),
+    ("values", "candidates", "guidance"),
     [
         ({"images_per_class": 50}, PICKY, None),
         ({"images_per_class": 10}, 1, 2.5),
@@ -187,17 +244,18 @@ def test_errors_have_codes_of_their_own() -> None:
         ({"images_per_class": 10, "budget": 20_000, "candidates": 1}, 1, 2.5),
     ],
 )
-def test_where_a_teacher_picks_guidance_is_measured(
-    tmp_path: Path, asked: dict[str, Any], candidates: int, guidance: float | None
+def test_guidance_is_measured_where_a_teacher_picks(
+    tmp_path: Path, values: dict[str, Any], candidates: int, guidance: float | None
 ) -> None:
     for name in ("red", "green"):
         (tmp_path / name).mkdir()
         for i in range(2):
             Image.new("RGB", (32, 32), name).save(tmp_path / name / f"{i}.png")
-    options = EncodeOptions(backbone="mini", **asked)
-    plan = D3M().plan(open_source(tmp_path), options, "cpu")
-    assert plan.dials.candidates == candidates
-    assert plan.guidance == guidance
+    context = EncodeContext("cpu", tmp_path)
+    settings = EncodeSettings(backbone="mini", **values)
+    job = D3M().prepare(open_source(tmp_path), settings, D3MSettings(), context)
+    assert job.plan.allocation.candidates == candidates
+    assert job.details.guidance == guidance
 
 
 @pytest.mark.parametrize(
@@ -210,9 +268,9 @@ def test_where_a_teacher_picks_guidance_is_measured(
         (1500, {"candidates": PICKY, "share": SHARE}),
     ],
 )
-def test_a_budget_buys_bits_of_picks_that_fit(more: int, bought: dict[str, int]) -> None:
-    def size_of(dials: Dials) -> int:
-        bare = replace(dials, candidates=1, share=1)
+def test_budget_buys_the_bits_of_picks_that_fit(more: int, bought: dict[str, int]) -> None:
+    def size_of(part: Allocation) -> int:
+        bare = replace(part, candidates=1, share=1)
         picks = {
             (1, 1): 0,
             (1, SHARE): 0,
@@ -221,8 +279,8 @@ def test_a_budget_buys_bits_of_picks_that_fit(more: int, bought: dict[str, int])
             (PICKY, 1): 750,
             (PICKY, SHARE): 1500,
         }
-        return 4000 + picks[dials.candidates, dials.share] + (bare != budget.BARE) * 9999
+        return 4000 + picks[part.candidates, part.share] + (bare != SMALLEST) * 9999
 
-    dials, size = budget.spend(4000 + budget.MARGIN + more, EncodeOptions(), 16, size_of)
-    assert dials == replace(budget.BARE, **bought)
+    part, size = allocation.spend(4000 + allocation.MARGIN + more, {}, 16, size_of)
+    assert part == replace(SMALLEST, **bought)  # type: ignore[arg-type]
     assert size <= 4000 + more

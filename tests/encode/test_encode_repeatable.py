@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from encode_world import make_tree
 
-from d3pack import encode as room
-from d3pack.encode import EncodeOptions, _repeatable
+from d3pack.encode import EncodeSettings, NoSettings, driver
+from d3pack.encode.driver import _deterministic
 
 
 @pytest.mark.parametrize("warned", [False, True])
 @pytest.mark.parametrize("before", [False, True])
-def test_settings_are_held_and_given_back(before: bool, warned: bool) -> None:
+def test_torch_settings_are_restored_after_a_deterministic_run(before: bool, warned: bool) -> None:
     cudnn = torch.backends.cudnn
 
     def now() -> tuple[bool, ...]:
@@ -29,7 +30,7 @@ def test_settings_are_held_and_given_back(before: bool, warned: bool) -> None:
     torch.use_deterministic_algorithms(before, warn_only=warned)
     try:
         outside = now()
-        with _repeatable("cuda"):
+        with _deterministic("cuda"):
             assert now() == (True, True, True, False)
             assert cudnn.conv.fp32_precision == "ieee"
         assert now() == outside
@@ -37,16 +38,18 @@ def test_settings_are_held_and_given_back(before: bool, warned: bool) -> None:
         torch.use_deterministic_algorithms(False)
 
 
-def test_cublas_is_told_before_a_method_opens_anything(
+def test_cublas_is_configured_before_a_method_prepares(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Method:
-        def plan(self, *_: Any) -> None:
+        name, settings = "mine", NoSettings
+
+        def prepare(self, *_: Any) -> Any:
             raise RuntimeError(os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
 
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
-    monkeypatch.setattr(room, "open_method", lambda _: Method())
-    source: Any = None
+    monkeypatch.setattr(driver, "resolve_device", torch.device)
+    source = make_tree(tmp_path / "source", 1)
     with pytest.raises(RuntimeError, match=":4096:8"):
-        room.encode(source, EncodeOptions(device="cuda"), tmp_path / "x.d3m")
+        driver.encode(source, tmp_path / "x.d3m", EncodeSettings(device="cuda"), method=Method())

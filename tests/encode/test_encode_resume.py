@@ -21,16 +21,17 @@ import json, os, signal, sys, threading
 import torch, diffusers, transformers
 from pathlib import Path
 from encode_world import quick
-import d3pack.encode as encoding
-from d3pack.encode import encode, keeper, generate, estimate
-from d3pack.encode.dit import classcond, minimax
-from d3pack.encode.d3m import method
-from d3pack.encode.teachers import resnet
+from d3pack.encode import driver, encode
+from d3pack.encode.methods.classcond import method
+from d3pack.encode.methods.d3m import method
+from d3pack.encode.methods.minimax import method
 from d3pack.sources import open_source
+from d3pack.system import journal
+from d3pack.teachers import resnet
 import diffusers.models.unets.unet_2d_condition, transformers.models.clip.modeling_clip
 import diffusers.models.autoencoders.autoencoder_tiny
 torch.set_num_threads(1)
-keeper.EVERY = 0.0
+journal.CHECKPOINT_SECONDS = 0.0
 
 def work(job):
     seen = []
@@ -40,19 +41,19 @@ def work(job):
         if job.get("kill_at") == [event["event"], stage, seen.count(seen[-1])]:
             os.kill(os.getpid(), signal.SIGKILL)
     if job.get("kill_at") == "written":
-        real = encoding.write
+        real = driver.write
         def write(pack, output):
             real(pack, output)
             os.kill(os.getpid(), signal.SIGKILL)
-        encoding.write = write
+        driver.write = write
     if "threads" in job:
         torch.get_num_threads = lambda: job["threads"]
     if "kill_after" in job:
         threading.Timer(job["kill_after"], os.kill, (os.getpid(), signal.SIGKILL)).start()
     out = Path(job["output"])
     source = open_source(job["source"], on_error=job.get("on_error", "skip"))
-    encode(source, quick(job["backbone"], **job.get("changes", {})), out, listeners=[listen],
-           cache=out.parent / (out.name + ".teachers"))
+    encode(source, out, quick(job["backbone"], **job.get("changes", {})), listeners=[listen],
+           teachers=out.parent / (out.name + ".teachers"))
     return seen
 
 for line in sys.stdin:
@@ -212,7 +213,7 @@ def test_changed_options_and_sources_are_said(server: Server, undisturbed: bytes
     answer = server.run("changed.d3m")
     picture.write_bytes(before)
     assert "the source has changed since this work began" in answer["error"]
-    assert "--restart" in answer["error"]
+    assert "restart to begin anew" in answer["error"]
     answer = server.run("changed.d3m")
     assert "error" not in answer, answer
     assert server.bytes_of("changed.d3m") == undisturbed
@@ -267,10 +268,10 @@ def test_skipped_files_are_not_forgotten(server: Server, tmp_path: Path, method:
     if method == "minimax":
         dit = tmp_path / "dit"
         tiny_dit(dit)
-        plain = {"modes": None, "candidates": None, "labels": None}
+        plain = {"candidates": None, "labels": None}
         job |= {
             "backbone": str(dit),
-            "changes": {"method": method, "extra": {"epochs": 1}, **plain},
+            "changes": {"method": method, "epochs": 1, **plain},
         }
         kill = ["stage", "tune the backbone", 1]
     name = f"skipped-{method}.d3m"

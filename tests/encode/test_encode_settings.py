@@ -1,11 +1,10 @@
-"""A method's own settings: what cannot be meant is refused before the work begins."""
+"""Settings of encode and of its methods: wrong values are refused before the work begins."""
 
 from __future__ import annotations
 
 import pytest
 
-from d3pack.encode.methods.classcond.method import ClassSettings
-from d3pack.encode.methods.minimax.method import MinimaxSettings
+from d3pack.encode import ClassCondSettings, MinimaxSettings
 from d3pack.errors import UsageError
 
 
@@ -16,9 +15,9 @@ from d3pack.errors import UsageError
         ("decode_seconds", -5.0), ("search_images", -3),
     ],
 )  # fmt: skip
-def test_classcond_refuses(name: str, value: float) -> None:
-    with pytest.raises(UsageError, match=f"{name} is .*; it lies between 0 and"):
-        ClassSettings(**{name: value})  # type: ignore[arg-type]
+def test_classcond_settings_refuse(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"invalid {name} .*: expected .* of at least 0"):
+        ClassCondSettings(**{name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -30,12 +29,14 @@ def test_classcond_refuses(name: str, value: float) -> None:
         ("search_images", -3), ("decode_seconds", -5.0),
     ],
 )  # fmt: skip
-def test_minimax_refuses(name: str, value: float) -> None:
-    with pytest.raises(UsageError, match=name):
+def test_minimax_settings_refuse(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"invalid {name} "):
         MinimaxSettings(**{name: value})  # type: ignore[arg-type]
 
 
-def test_a_limit_of_the_search_needs_one() -> None:
-    with pytest.raises(UsageError, match=r"decode_seconds limits the search .*search_images=200"):
+def test_time_limit_of_a_search_needs_the_search() -> None:
+    with pytest.raises(
+        UsageError, match=r"decode_seconds limits the search .*search_images as well"
+    ):
         MinimaxSettings(decode_seconds=5.0)
     assert MinimaxSettings(decode_seconds=5.0, search_images=12).decode_seconds == 5.0

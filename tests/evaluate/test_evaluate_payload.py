@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,24 +13,25 @@ from PIL import Image
 from torch import Tensor
 
 from d3pack.errors import SourceError
-from d3pack.evaluate import baselines
-from d3pack.evaluate.evaluation import PAYLOADS
+from d3pack.evaluate import baselines, payload
+from d3pack.evaluate.baselines import PAYLOADS
+from d3pack.evaluate.entries import Layout, PayloadFormat, PayloadSettings
 from d3pack.evaluate.payload import (
-    Form,
-    Layout,
-    Squeeze,
     as_files,
     candidates,
+    choose_settings,
     file_bytes,
     largest,
     pack_tiles,
     unpack_tiles,
 )
-from d3pack.evaluate.real import Labelled, RealImages, common_size, match_classes
+from d3pack.evaluate.real import RealImages, common_size, match_classes
+from d3pack.evaluate.training import Labelled
 from d3pack.sources import open_source
 from d3pack.testing import raises_code
 
-FORMS: tuple[Form, ...] = ("JPEG", "WEBP", "AVIF")
+FORMATS = {format.codec: format for format in PAYLOADS}
+CODECS = tuple(FORMATS)
 NAMES = ("goldfish", "penguin", "lemon")
 
 
@@ -38,6 +40,10 @@ def pictures(count: int, seed: int = 0, size: int = 16) -> Tensor:
     coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
     fine = torch.nn.functional.interpolate(coarse, (size, size), mode="bicubic")
     return (fine.clamp(0, 1) * 255).to(torch.uint8)
+
+
+def squeeze(codec: str, layout: Layout, quality: int, side: int) -> PayloadSettings:
+    return PayloadSettings(replace(FORMATS[codec], layout=layout), quality, side)
 
 
 def tree(root: Path, counts: dict[str, int], *, size: int = 16, seed: int = 0) -> Path:
@@ -55,11 +61,11 @@ def real(tmp_path: Path) -> RealImages:
     return RealImages(source, NAMES, 16, "training")
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("count", [1, 2, 5, 9, 10])
-def test_tiles_come_back_in_order(form: Form, count: int) -> None:
+def test_tiles_come_back_in_order(codec: str, count: int) -> None:
     images = pictures(count)
-    data = pack_tiles(images, Squeeze(form, "sheet", 95, 16))
+    data = pack_tiles(images, squeeze(codec, "sheet", 95, 16))
     back = unpack_tiles(data, count, 16)
     assert back.shape == images.shape
     off = (back.float() - images.float()).abs().mean((1, 2, 3))
@@ -68,19 +74,18 @@ def test_tiles_come_back_in_order(form: Form, count: int) -> None:
     assert count == 1 or float(shuffled.min()) > 20
 
 
-@pytest.mark.parametrize("payload", PAYLOADS)
+@pytest.mark.parametrize("format", PAYLOADS, ids=lambda format: format.name)
 @pytest.mark.parametrize("budget", [50, 400, 700, 1500, 4000])
-def test_the_largest_payload_fits_and_one_more_does_not(payload: str, budget: int) -> None:
+def test_the_largest_payload_fits_and_one_more_does_not(format: PayloadFormat, budget: int) -> None:
     classes = [pictures(count, seed) for seed, count in enumerate((20, 18, 20))]
-    form, layout = PAYLOADS[payload]
-    squeeze = Squeeze(form, layout, 30, 16)
+    settings = PayloadSettings(format, 30, 16)
     turns = [(c, i) for i in range(20) for c in range(3) if i < len(classes[c])]
     images = torch.stack([classes[c][i] for c, i in turns])
-    if layout == "files":
-        sizes = np.cumsum([len(data) for data in as_files(images, squeeze)]).tolist()
+    if format.layout == "files":
+        sizes = np.cumsum([len(data) for data in as_files(images, settings)]).tolist()
     else:
-        sizes = [len(pack_tiles(images[: n + 1], squeeze)) for n in range(len(images))]
-    found = largest(classes, squeeze, budget)
+        sizes = [len(pack_tiles(images[: n + 1], settings)) for n in range(len(images))]
+    found = largest(classes, settings, budget)
     if found is None:
         assert sizes[0] > budget
         return
@@ -94,7 +99,7 @@ def test_the_largest_payload_fits_and_one_more_does_not(payload: str, budget: in
 
 def test_a_sheet_stays_within_what_a_picture_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("d3pack.evaluate.payload._WIDEST", 50)
-    found = largest([pictures(20)], Squeeze("WEBP", "sheet", 30, 16), 10**6)
+    found = largest([pictures(20)], squeeze("WEBP", "sheet", 30, 16), 10**6)
     assert found is not None
     assert len(found.content.images) == 9
 
@@ -103,7 +108,7 @@ def test_a_jpeg_is_the_smaller_of_its_two_orders() -> None:
     """A baseline that wastes bytes would flatter packs."""
     for size in (16, 256):
         image = pictures(1, size=size)
-        (data,) = as_files(image, Squeeze("JPEG", "files", 50, size))
+        (data,) = as_files(image, squeeze("JPEG", "files", 50, size))
         picture = Image.fromarray(np.ascontiguousarray(image[0].permute(1, 2, 0).numpy()))
         for progressive in (False, True):
             buffer = io.BytesIO()
@@ -113,21 +118,22 @@ def test_a_jpeg_is_the_smaller_of_its_two_orders() -> None:
 
 def test_a_sheet_is_smaller_than_files_and_coarser_is_smaller_still() -> None:
     images = pictures(25)
-    for form in FORMS:
-        sheet = len(pack_tiles(images, Squeeze(form, "sheet", 30, 16)))
-        assert sheet < 25 * file_bytes(images, Squeeze(form, "files", 30, 16))
-        assert len(pack_tiles(images, Squeeze(form, "sheet", 5, 16))) < sheet
-        assert len(pack_tiles(images, Squeeze(form, "sheet", 30, 8))) < sheet
+    for codec in CODECS:
+        sheet = len(pack_tiles(images, squeeze(codec, "sheet", 30, 16)))
+        assert sheet < 25 * file_bytes(images, squeeze(codec, "files", 30, 16))
+        assert len(pack_tiles(images, squeeze(codec, "sheet", 5, 16))) < sheet
+        assert len(pack_tiles(images, squeeze(codec, "sheet", 30, 8))) < sheet
 
 
 @pytest.mark.parametrize("layout", ["files", "sheet"])
 def test_candidates_cover_quality_and_size(layout: Layout) -> None:
-    for form in FORMS:
-        found = candidates(form, layout, 32)
+    for codec in CODECS:
+        format = replace(FORMATS[codec], layout=layout)
+        found = candidates(format, 32)
         assert len({s.quality for s in found}) == 3
         assert {s.side for s in found} == {32, 24, 16}
-        assert {s.layout for s in found} == {layout}
-    assert {s.side for s in candidates("WEBP", layout, 8)} == {8}
+        assert {s.format for s in found} == {format}
+    assert {s.side for s in candidates(replace(FORMATS["WEBP"], layout=layout), 8)} == {8}
 
 
 def test_the_trade_off_is_chosen_by_accuracy_on_other_images(real: RealImages) -> None:
@@ -137,37 +143,35 @@ def test_the_trade_off_is_chosen_by_accuracy_on_other_images(real: RealImages) -
         judged.append(len(judge.images))  # type: ignore[attr-defined]
         return len(judged) / 10  # the last candidate is the best
 
-    squeeze, scores = baselines.choose_squeeze(real, 5000, "WEBP", "sheet", pilot, print)
-    assert squeeze == candidates("WEBP", "sheet", 16)[-1]
-    assert len(scores) == len(candidates("WEBP", "sheet", 16))
+    chosen, scores = choose_settings(real, 5000, baselines.WEBP_SHEET, pilot, print)
+    assert chosen == candidates(baselines.WEBP_SHEET, 16)[-1]
+    assert len(scores) == len(candidates(baselines.WEBP_SHEET, 16))
     assert set(judged) == {3 * 2}  # a fifth of twelve images of each class
-    none, empty = baselines.choose_squeeze(real, 30, "JPEG", "files", pilot, print)
+    none, empty = choose_settings(real, 30, baselines.JPEG_FILES, pilot, print)
     assert (none, empty) == (None, {})
 
 
-def test_the_pilot_never_sees_what_it_is_judged_on(real: RealImages) -> None:
+def test_the_pilot_never_sees_what_it_is_judged_on(
+    real: RealImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def pilot(content: object, judge: object) -> float:
         for image in judge.images:  # type: ignore[attr-defined]
             off = (content.images.float() - image.float()).abs().mean((1, 2, 3))  # type: ignore[attr-defined]
             assert float(off.min()) > 3  # decoded copies of an image lie far closer
         return 0.5
 
-    squeezes = [Squeeze("WEBP", "sheet", 90, 16)]
-    original = baselines.candidates
-    baselines.candidates = lambda form, layout, size: squeezes  # type: ignore[assignment]
-    try:
-        found, _ = baselines.choose_squeeze(real, 10**6, "WEBP", "sheet", pilot, print)
-    finally:
-        baselines.candidates = original
-    assert found == squeezes[0]
+    only = squeeze("WEBP", "sheet", 90, 16)
+    monkeypatch.setattr(payload, "candidates", lambda format, size: [only])
+    chosen, _ = choose_settings(real, 10**6, baselines.WEBP_SHEET, pilot, print)
+    assert chosen == only
 
 
-def test_an_arm_stays_within_its_budget_for_every_seed(real: RealImages) -> None:
-    arm = baselines.equal_bytes(real, 900, Squeeze("WEBP", "files", 20, 16), {})
-    sets = [arm.build(seed) for seed in range(3)]
+def test_an_entry_stays_within_its_budget_for_every_seed(real: RealImages) -> None:
+    entry = baselines.equal_bytes(real, squeeze("WEBP", "files", 20, 16), 900, {})
+    sets = [entry.build(seed) for seed in range(3)]
     assert all(s.nbytes is not None and s.nbytes <= 900 for s in sets)
     assert not torch.equal(sets[0].images[0], sets[1].images[0])
-    again = arm.build(0)
+    again = entry.build(0)
     assert torch.equal(again.images, sets[0].images)
 
 
@@ -180,8 +184,8 @@ def test_equal_bytes_are_equal_or_all_there_is(
     source = open_source(tree(tmp_path / "t", dict(zip(NAMES, counts, strict=True))))
     real = RealImages(source, NAMES, 16, "training")
     for budget in (3000, 20_000, 10**6):
-        arm = baselines.equal_bytes(real, budget, Squeeze("WEBP", layout, 20, 16), {})
-        found = arm.build(0)
+        entry = baselines.equal_bytes(real, squeeze("WEBP", layout, 20, 16), budget, {})
+        found = entry.build(0)
         assert found.nbytes is not None
         assert found.nbytes <= budget
         assert found.nbytes > 0.9 * budget or len(found.images) == sum(counts)
@@ -198,19 +202,20 @@ def test_few_images_of_a_class_still_make_a_choice(tmp_path: Path, counts: tuple
         seen.append((len(content.images), len(judge.images)))
         return 0.5
 
-    squeeze, _ = baselines.choose_squeeze(real, 10**5, "WEBP", "files", pilot, print)
-    assert squeeze is not None
+    webp = replace(baselines.WEBP_SHEET, layout="files")
+    chosen, _ = choose_settings(real, 10**5, webp, pilot, print)
+    assert chosen is not None
     expected = {(1, 12, 30): (1 + 10 + 24, 2 + 6), (1, 1, 1): (3, 3), (2, 2, 2): (3, 3)}
     assert set(seen) == {expected[counts]}
 
 
 def test_random_images_are_drawn_anew_for_each_seed(real: RealImages) -> None:
-    arm = baselines.random_images(real, 4)
-    one, same, other = arm.build(0), arm.build(0), arm.build(1)
+    entry = baselines.random_entry(real, 4)
+    one, same, other = entry.build(0), entry.build(0), entry.build(1)
     assert one.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert torch.equal(one.images, same.images)
     assert not torch.equal(one.images, other.images)
-    assert len(baselines.whole_set(real).build(0).images) == 36
+    assert len(baselines.whole_entry(real).build(0).images) == 36
 
 
 def test_a_longer_draw_begins_with_the_shorter_one(real: RealImages) -> None:
@@ -250,7 +255,7 @@ def test_sizes_that_differ_ask_for_one(tmp_path: Path) -> None:
     tree(tmp_path / "t", {"goldfish": 2}, size=16)
     tree(tmp_path / "t", {"penguin": 2}, size=24)
     source = open_source(tmp_path / "t")
-    with pytest.raises(SourceError, match=r"16x16, 24x24.*--size"):
+    with pytest.raises(SourceError, match=r"16x16, 24x24.*size=64"):
         common_size(source)
     resized = RealImages(source, ("goldfish", "penguin"), 16, "test")
     assert resized.all().images.shape == (4, 3, 16, 16)

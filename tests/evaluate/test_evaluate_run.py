@@ -8,7 +8,6 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +17,16 @@ from tiny_backbones import tiny_dit, tiny_pack, tiny_sd
 
 import d3pack
 from d3pack.cli import main
-from d3pack.evaluate import evaluation, presets, sweep
-from d3pack.evaluate.presets import Exams, Updates
+from d3pack.evaluate import Bench, EvalSettings, Workdir, baselines, sweep
+from d3pack.evaluate.bench import Spread
+from d3pack.evaluate.evaluation import label_robust_score
+from d3pack.evaluate.protocols import PROTOCOLS, QUICK, Epochs, Intervals, Updates
+from d3pack.evaluate.real import RealImages
 from d3pack.format.codecs import encode_labels
+from d3pack.sources import open_source
 
 BLINK = replace(
-    presets.QUICK, name="blink", batch=((1 << 60, 8),), length=Updates(4), exams=Exams(parts=2)
+    QUICK, name="blink", batch=((1 << 60, 8),), length=Updates(4), tests=Intervals(parts=2)
 )
 
 
@@ -57,7 +60,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
-    monkeypatch.setitem(presets.PRESETS, "blink", BLINK)
+    monkeypatch.setitem(PROTOCOLS, "quick", BLINK)
 
 
 def command(world: Path, monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
@@ -75,26 +78,26 @@ def test_the_whole_comparison(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = (
-        *(str(world / "pack.d3m"), "--real", str(world / "real"), "--preset", "blink"),
+        *(str(world / "pack.d3m"), "--real", str(world / "real")),
         *("--seeds", "2", "--whole", "--work", str(tmp_path / "work"), "--format", "json"),
         *("--report", str(tmp_path / "out.html"), "--sweep", "ipc=2,6", "--sweep", "labels=none"),
     )
     assert command(world, monkeypatch, *args) == 0
     first = capsys.readouterr()
     data = json.loads(first.out)
-    arms = {arm["key"].split("-")[0]: arm for arm in data["arms"]}
+    entries = {entry["key"].split("-")[0]: entry for entry in data["entries"]}
     kinds = {"jpeg", "webp", "sheet", "avif"}
-    assert set(arms) == {"pack", "hard", "random", *kinds, "names", "whole"}
+    assert set(entries) == {"pack", "hard", "random", *kinds, "names", "whole"}
     size = (world / "pack.d3m").stat().st_size
-    assert arms["pack"]["bytes"] == data["ledger"]["pack"] == size
-    assert arms["hard"]["bytes"] == size - data["ledger"]["labels"]
-    assert arms["names"]["bytes"] < size
-    assert 0 < arms["webp"]["bytes"] <= size
-    assert arms["random"]["bytes"] is None
-    assert {run["updates"] for arm in data["arms"] for run in arm["runs"]} == {4}
-    assert {len(arm["runs"]) for arm in data["arms"]} == {2}
-    for arm in data["arms"]:
-        for run in arm["runs"]:
+    assert entries["pack"]["bytes"] == data["ledger"]["pack"] == size
+    assert entries["hard"]["bytes"] == size - data["ledger"]["labels"]
+    assert entries["names"]["bytes"] < size
+    assert 0 < entries["webp"]["bytes"] <= size
+    assert entries["random"]["bytes"] is None
+    assert {run["updates"] for entry in data["entries"] for run in entry["runs"]} == {4}
+    assert {len(entry["runs"]) for entry in data["entries"]} == {2}
+    for entry in data["entries"]:
+        for run in entry["runs"]:
             assert np.sum(run["confusion"]) == 15
     backbone = sum(f.stat().st_size for f in (world / "backbone").rglob("*") if f.is_file())
     assert 0 < data["ledger"]["backbone"] <= backbone
@@ -129,7 +132,7 @@ def test_a_table_for_people(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = (
-        *(str(world / "plain.d3m"), "--real", str(world / "real"), "--preset", "blink"),
+        *(str(world / "plain.d3m"), "--real", str(world / "real")),
         *("--seeds", "1", "--work", str(tmp_path / "work"), "--baseline", "none"),
     )
     assert command(world, monkeypatch, *args) == 0
@@ -148,7 +151,7 @@ def test_a_tree_may_call_its_test_part_val(
     (real / "train").symlink_to(world / "real" / "train")
     (real / "val").symlink_to(world / "real" / "test")
     args = (
-        *(str(world / "plain.d3m"), "--real", str(real), "--preset", "blink", "--seeds", "1"),
+        *(str(world / "plain.d3m"), "--real", str(real), "--seeds", "1"),
         *("--work", str(tmp_path / "work"), "--baseline", "none", "--format", "json"),
     )
     assert command(world, monkeypatch, *args) == 0
@@ -158,16 +161,17 @@ def test_a_tree_may_call_its_test_part_val(
 def test_a_row_of_smaller_batches_says_so(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    epochs = replace(BLINK, length=presets.Epochs(((1 << 60, 2),)), batch=((1 << 60, 12),))
-    monkeypatch.setitem(presets.PRESETS, "blink", epochs)
-    monkeypatch.setattr("d3pack.evaluate.evaluation.sent", lambda pack: 500)  # a few images
+    epochs = replace(BLINK, length=Epochs(((1 << 60, 2),)), batch=((1 << 60, 12),))
+    monkeypatch.setitem(PROTOCOLS, "quick", epochs)
+    for module in ("baselines", "evaluation"):  # room for a few images
+        monkeypatch.setattr(f"d3pack.evaluate.{module}.sent_bytes", lambda pack: 500)
     args = (
-        *(str(world / "plain.d3m"), "--real", str(world / "real"), "--preset", "blink"),
+        *(str(world / "plain.d3m"), "--real", str(world / "real")),
         *("--seeds", "1", "--work", str(tmp_path / "work"), "--baseline", "jpeg"),
         *("--report", str(tmp_path / "out.html"), "--format", "json"),
     )
     assert command(world, monkeypatch, *args) == 0
-    pack, jpeg = json.loads(capsys.readouterr().out)["arms"]
+    pack, jpeg = json.loads(capsys.readouterr().out)["entries"]
     assert (pack["runs"][0]["batch"], jpeg["runs"][0]["batch"]) == (12, jpeg["runs"][0]["images"])
     page = (tmp_path / "out.html").read_text(encoding="utf-8")
     assert page.count("batches of") == 1
@@ -177,7 +181,7 @@ def test_hours_of_pilots_and_of_rows_to_come_are_not_overlooked(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = (
-        *(str(world / "plain.d3m"), "--real", str(world / "real"), "--preset", "blink"),
+        *(str(world / "plain.d3m"), "--real", str(world / "real")),
         *("--seeds", "1", "--work", str(tmp_path / "work"), "--baseline", "random"),
     )
     assert command(world, monkeypatch, *args) == 0
@@ -198,11 +202,11 @@ def test_hours_of_pilots_and_of_rows_to_come_are_not_overlooked(
         ("same", ["same files", "--test"]),
         ("hours", ["E_LONG", "--yes"]),
         ("size", ["--size"]),
-        ("preset", ["no preset named"]),
-        ("student", ["no student named"]),
-        ("baseline", ["no baseline named"]),
+        ("protocol", ["invalid protocol 'best'", "minimax-hard"]),
+        ("student", ["invalid student 'vgg'", "convnet3"]),
+        ("baseline", ["invalid baselines", "png", "jpeg"]),
         ("published", ["published at 224 px"]),
-        ("sweep", ["says nothing"]),
+        ("sweep", ["invalid sweep 'colour=red'"]),
         ("collages", ["--teacher"]),
         ("report", [".html"]),
     ],
@@ -215,7 +219,7 @@ def test_bad_input_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    real, args = world / "real", ["--preset", "blink", "--work", str(tmp_path / "work")]
+    real, args = world / "real", ["--work", str(tmp_path / "work")]
     if case in {"classes", "empty", "size"}:
         other = tmp_path / "other"
         for c, name in enumerate(tiny_names(world)):
@@ -229,16 +233,15 @@ def test_bad_input_is_one_line(
         real = world / "real" / "train"
     elif case == "hours":
         eternal = replace(BLINK, length=Updates(10**9))
-        monkeypatch.setitem(presets.PRESETS, "eternal", eternal)
-        args += ["--preset", "eternal"]
-    elif case == "preset":
-        args += ["--preset", "best"]
+        monkeypatch.setitem(PROTOCOLS, "quick", eternal)
+    elif case == "protocol":
+        args += ["--protocol", "best"]
     elif case == "student":
         args += ["--student", "vgg"]
     elif case == "baseline":
         args += ["--baseline", "png"]
     elif case == "published":
-        args += ["--preset", "minimax-hard", "--size", "32"]
+        args += ["--protocol", "minimax-hard", "--size", "32"]
     elif case == "sweep":
         args += ["--sweep", "colour=red"]
     elif case == "collages":
@@ -262,32 +265,31 @@ def tiny_names(world: Path) -> list[str]:
 
 def test_codecs_and_labels_sweep_without_learning(world: Path) -> None:
     pack = d3pack.read(world / "pack.d3m")
-    axes = sweep.parse(["codec=f16,i4", "labels=none,dense,top1"])
-    found = sweep.variants(pack, axes, None)
+    axes = sweep.parse_sweep(["codec=f16,i4", "labels=none,dense,top1"])
+    learn = sweep.learner(pack, None, world, EvalSettings())  # type: ignore[arg-type]
+    found = sweep.variants(pack, axes, learn)
     prompts = {v.title: v.pack.ledger().sections["prompts"] for v in found}
     assert prompts["codec i4"] < prompts["pack as it is"]
     sizes = {v.title: v.pack.ledger().total for v in found}
     assert sizes["labels none"] < sizes["labels top1"] < sizes["labels dense"]
     assert "codec f16" not in sizes  # the pack is that already
-    with pytest.raises(d3pack.errors.UsageError, match="learns prompts anew"):
-        sweep.variants(pack, {"vectors": ["2"]}, None)
+    with pytest.raises(d3pack.errors.UsageError, match="not made by method d3m"):
+        sweep.variants(pack, {"vectors": ["2"]}, learn)
     with pytest.raises(d3pack.errors.UsageError, match="no soft labels"):
-        sweep.variants(d3pack.read(world / "plain.d3m"), {"labels": ["top1"]}, None)
+        sweep.variants(d3pack.read(world / "plain.d3m"), {"labels": ["top1"]}, learn)
 
 
 def test_vectors_are_learned_anew_as_recorded(world: Path, tmp_path: Path) -> None:
     from encode_world import make_tree, quick
 
     from d3pack.encode import encode
-    from d3pack.evaluate.workdir import Workdir
-    from d3pack.sources import open_source
 
     source = open_source(make_tree(tmp_path / "real", 12))
     options = quick(world / "backbone", modes=1, vectors=1, labels="none", candidates=1)
-    pack = encode(source, options, tmp_path / "one.d3m", cache=tmp_path / "cache")
-    work = Workdir(tmp_path / "work")
-    learn = sweep.learner(pack, source, work, backbone=world / "backbone")
-    found = sweep.variants(pack, sweep.parse(["vectors=1,3"]), learn)
+    pack = encode(source, tmp_path / "one.d3m", options, teachers=tmp_path / "cache")
+    settings = EvalSettings(backbone=str(world / "backbone"))
+    learn = sweep.learner(pack, source, tmp_path, settings)
+    found = sweep.variants(pack, sweep.parse_sweep(["vectors=1,3"]), learn)
     assert [variant.title for variant in found] == ["pack as it is", "vectors 3"]
     learned = found[1].pack
     assert learned.prompts.params["shape"][1] == 3
@@ -302,12 +304,16 @@ def test_pareto_front() -> None:
     assert sweep.pareto([(1, 0.5), (1, 0.5)]) == [True, True]
 
 
-def test_class_names_cost_nothing_a_class(world: Path) -> None:
-    from d3pack.evaluate import baselines
+def test_class_names_cost_nothing_a_class(world: Path, tmp_path: Path) -> None:
 
     pack = d3pack.read(world / "pack.d3m")
-    options: Any = evaluation.EvalOptions(BLINK, backbone=world / "backbone")
-    twin = evaluation.names_of(pack, options)
+    source = open_source(world / "real")
+    train, test = (RealImages(source, pack.classes, 16, what) for what in ("training", "test"))
+    work = Workdir(tmp_path)
+    bench = Bench(train, test, len(pack), BLINK, work, backbone=world / "backbone")
+    entry = baselines.BASELINES["names"].make(bench, pack)
+    assert entry is not None
+    twin = entry.pack
     assert twin is not None
     assert twin.labels is None
     assert twin.recipe == pack.recipe
@@ -319,7 +325,9 @@ def test_class_names_cost_nothing_a_class(world: Path) -> None:
     values = torch.from_numpy(decode_prompts(twin.prompts))
     tokens = opened.name_vectors(pack.classes[0], values.shape[2])
     torch.testing.assert_close(values[0, 0], tokens.float(), rtol=1e-3, atol=1e-3)
-    assert baselines.prompt_bytes(twin) == twin.ledger().sections["prompts"]
+    prompts = twin.ledger().sections["prompts"]
+    assert baselines.prompt_bytes(twin) == prompts
+    assert entry.build(0).nbytes == twin.ledger().total - prompts
 
 
 def test_a_private_backbone_counts_and_its_class_table_is_no_baseline(
@@ -327,7 +335,6 @@ def test_a_private_backbone_counts_and_its_class_table_is_no_baseline(
 ) -> None:
     """What `--method classcond` makes: the model must travel, and names are the pack's prompts."""
     from d3pack.backbones import open_backbone
-    from d3pack.evaluate import baselines
     from d3pack.format.codecs import encode_prompts
 
     folder = tiny_dit(tmp_path / "backbone")
@@ -347,7 +354,7 @@ def test_a_private_backbone_counts_and_its_class_table_is_no_baseline(
         assert not baselines.prompted_by_names(other, twin)
     d3pack.write(pack, tmp_path / "pack.d3m")
     args = (
-        *(str(tmp_path / "pack.d3m"), "--real", str(real), "--preset", "blink", "--seeds", "1"),
+        *(str(tmp_path / "pack.d3m"), "--real", str(real), "--seeds", "1"),
         *("--baseline", "names", "--baseline", "webp", "--work", str(tmp_path / "work")),
         *("--report", str(tmp_path / "out.html"), "--format", "json"),
     )
@@ -357,17 +364,15 @@ def test_a_private_backbone_counts_and_its_class_table_is_no_baseline(
     data = json.loads(out)
     ledger = data["ledger"]
     assert ledger["sent"] == ledger["pack"] + ledger["backbone"]
-    arms = {arm["key"]: arm for arm in data["arms"]}
-    assert set(arms) == {"pack", f"webp-{ledger['sent']}"}
-    assert arms[f"webp-{ledger['sent']}"]["runs"][0]["images"] == 36  # all that there are
+    entries = {entry["key"]: entry for entry in data["entries"]}
+    assert set(entries) == {"pack", f"webp-{ledger['sent']}"}
+    assert entries[f"webp-{ledger['sent']}"]["runs"][0]["images"] == 36  # all that there are
     page = (tmp_path / "out.html").read_text(encoding="utf-8")
-    assert "has no public home" in page
+    assert "is not public" in page
     assert "shared by all packs" not in page
 
 
 def test_scores() -> None:
-    from d3pack.evaluate.scores import Spread, label_robust_score
-
     assert label_robust_score(recovery=-1, improvement=1) == pytest.approx(1)
     assert label_robust_score(recovery=1, improvement=-1) == pytest.approx(0)
     # DD-Ranking's own form: (e^a - e^-1) / (e - e^-1), a = 0.5 IOR - 0.5 HLR

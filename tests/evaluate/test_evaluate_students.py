@@ -10,6 +10,7 @@ import torch
 
 from d3pack.errors import NotFoundError, UsageError
 from d3pack.evaluate import students
+from d3pack.evaluate.students import build_student
 
 
 def parameters(model: torch.nn.Module) -> int:
@@ -27,22 +28,22 @@ def convnet_parameters(depth: int, classes: int, size: int) -> int:
     ("depth", "classes", "size"), [(3, 10, 32), (3, 100, 32), (4, 200, 64), (6, 10, 224)]
 )
 def test_convnet_has_the_published_size(depth: int, classes: int, size: int) -> None:
-    model = students.build(f"convnet{depth}", classes, size)
+    model = build_student(f"convnet{depth}", classes, size)
     assert parameters(model) == convnet_parameters(depth, classes, size)
 
 
 def test_convnet3_on_cifar_is_the_320010_parameter_net_of_the_literature() -> None:
-    assert parameters(students.build("convnet3", 10, 32)) == 320_010
+    assert parameters(build_student("convnet3", 10, 32)) == 320_010
 
 
 def test_resnet18_imagenet_matches_torchvision_count() -> None:
     # torchvision's resnet18 has 11,689,512 parameters for 1000 classes.
-    model = students.build("resnet18-imagenet", 1000, 224, norm="batch")
+    model = build_student("resnet18-imagenet", 1000, 224, norm="batch")
     assert parameters(model) == 11_689_512
 
 
 def test_resnet18_cifar_stem() -> None:
-    model = students.build("resnet18", 10, 32, norm="batch")
+    model = build_student("resnet18", 10, 32, norm="batch")
     stem = 3 * 64 * (49 - 9)  # 3x3 in place of 7x7
     head = 512 * 990 + 990
     assert parameters(model) == 11_689_512 - stem - head
@@ -51,14 +52,14 @@ def test_resnet18_cifar_stem() -> None:
 
 @pytest.mark.parametrize(("size", "side"), [(32, 32), (64, 64), (128, 64), (224, 56)])
 def test_resnetap10_stem_follows_the_size(size: int, side: int) -> None:
-    model = students.build("resnetap10", 10, size)
+    model = build_student("resnetap10", 10, size)
     assert model.stem(torch.zeros(1, 3, size, size)).shape[-1] == side
     assert not any(m.stride != (1, 1) for m in model.modules() if isinstance(m, torch.nn.Conv2d))
 
 
 @pytest.mark.parametrize("name", ["convnet3", "convnet4", "resnetap10", "resnet18"])
 def test_logits_and_gradients(name: str) -> None:
-    model = students.build(name, 7, 32)
+    model = build_student(name, 7, 32)
     logits = model(torch.randn(2, 3, 32, 32))
     assert logits.shape == (2, 7)
     logits.sum().backward()
@@ -85,7 +86,7 @@ def test_relu_and_pool_are_fused_without_a_difference(
 
 
 def test_instance_norm_does_not_couple_images() -> None:
-    model = students.build("convnet3", 5, 32)
+    model = build_student("convnet3", 5, 32)
     x = torch.randn(4, 3, 32, 32)
     alone = torch.cat([model(one[None]) for one in x])
     torch.testing.assert_close(model(x), alone, rtol=1e-4, atol=1e-4)
@@ -94,8 +95,8 @@ def test_instance_norm_does_not_couple_images() -> None:
 def test_the_seed_decides_the_weights_and_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    one, same = (students.build("convnet3", 4, 16, seed=3) for _ in range(2))
-    other = students.build("convnet3", 4, 16, seed=4)
+    one, same = (build_student("convnet3", 4, 16, seed=3) for _ in range(2))
+    other = build_student("convnet3", 4, 16, seed=4)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(one.classifier.weight, same.classifier.weight)
     assert not torch.equal(one.classifier.weight, other.classifier.weight)
@@ -112,25 +113,25 @@ def test_transformers_by_type_and_by_directory(tmp_path: Path) -> None:
         "image_size": 224,
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    model = students.build(f"hf:{tmp_path}", 6, 32)
+    model = build_student(f"hf:{tmp_path}", 6, 32)
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 6)
-    resnet = students.build("hf:resnet", 3, 32)
+    resnet = build_student("hf:resnet", 3, 32)
     resnet.eval()
     assert resnet(torch.randn(1, 3, 32, 32)).shape == (1, 3)
 
 
 def test_unknown_names_say_what_there_is() -> None:
     with pytest.raises(UsageError, match="resnetap10"):
-        students.build("convnet9", 10, 32)
+        build_student("convnet9", 10, 32)
     with pytest.raises(NotFoundError, match="no-such-net"):
-        students.build("hf:./no-such-net", 10, 32)
+        build_student("hf:./no-such-net", 10, 32)
 
 
 def test_a_text_model_is_no_student() -> None:
     with pytest.raises(UsageError, match="no image classifier"):
-        students.build("hf:bert", 10, 32)
+        build_student("hf:bert", 10, 32)
 
 
 def test_too_small_images_are_refused() -> None:
     with pytest.raises(UsageError, match="at least 64 px"):
-        students.build("convnet6", 10, 32)
+        build_student("convnet6", 10, 32)

@@ -12,12 +12,12 @@ import torch
 from encode_world import CLASSES, make_tree, save_classifier
 from torch import Tensor
 
-from d3pack.encode.options import EncodeOptions
+from d3pack.encode import EncodeSettings
 from d3pack.evaluate import teacher as room
 from d3pack.evaluate.real import RealImages
-from d3pack.evaluate.teacher import Judge, open_judge
-from d3pack.evaluate.workdir import Workdir
+from d3pack.evaluate.teacher import OrderedTeacher, open_teacher
 from d3pack.sources import Source, open_source
+from d3pack.system import Events
 from d3pack.teachers.teacher import TransformersTeacher
 
 ORDER = ("school bus", "goldfish", "lemon")  # of the pack; the source has its own
@@ -42,17 +42,17 @@ def source(tmp_path: Path) -> Source:
 
 
 def test_logits_come_in_the_packs_order(source: Source) -> None:
-    judge = Judge(Brightness(), RealImages(source, ORDER, 16, "training"))
+    teacher = OrderedTeacher(Brightness(), RealImages(source, ORDER, 16, "training"))
     images = torch.randint(0, 255, (5, 3, 16, 16), dtype=torch.uint8)
     expected = Brightness().logits(images)[:, [CLASSES.index(name) for name in ORDER]]
-    assert torch.equal(judge.logits(images), expected)
-    assert judge.identity == "ab" * 32
+    assert torch.equal(teacher.logits(images), expected)
+    assert teacher.identity == "ab" * 32
 
 
 def test_patches_are_the_images_the_teacher_believes_most(source: Source) -> None:
     real = RealImages(source, ORDER, 16, "training")
-    judge = Judge(Brightness(), real)
-    found = judge.patches(4)
+    teacher = OrderedTeacher(Brightness(), real)
+    found = teacher.patches(4)
     assert [tuple(part.shape) for part in found] == [(4, 3, 16, 16)] * 3
     for place, part in zip(real.order, found, strict=True):
         belief = Brightness().logits(part).log_softmax(1)[:, place]
@@ -61,18 +61,17 @@ def test_patches_are_the_images_the_teacher_believes_most(source: Source) -> Non
         images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
         best = Brightness().logits(images).log_softmax(1)[:, place].topk(4).values
         assert torch.allclose(belief, best, atol=0.05), "and none better was left"
-    assert judge.patches(4) is found, "asked again, nothing is looked at again"
+    assert teacher.patches(4) is found, "asked again, nothing is looked at again"
 
 
 def test_a_classifier_of_ones_own(source: Source, tmp_path: Path) -> None:
     net = save_classifier(tmp_path / "net", ["lemon", "goldfish", "school bus"])
     real = RealImages(source, ORDER, 16, "training")
-    said: list[str] = []
-    judge = open_judge(str(net), real, Workdir(tmp_path / "w"), "cpu", said.append)
-    assert isinstance(judge.teacher, TransformersTeacher)
+    teacher = open_teacher(str(net), real, tmp_path / "w", torch.device("cpu"), Events())
+    assert isinstance(teacher.teacher, TransformersTeacher)
     images = torch.randint(0, 255, (2, 3, 16, 16), dtype=torch.uint8)
-    by_source = judge.teacher.logits(images)
-    assert torch.equal(judge.logits(images), by_source[:, [CLASSES.index(n) for n in ORDER]])
+    by_source = teacher.teacher.logits(images)
+    assert torch.equal(teacher.logits(images), by_source[:, [CLASSES.index(n) for n in ORDER]])
 
 
 def test_a_teacher_trained_for_the_evaluation_is_kept(
@@ -80,11 +79,10 @@ def test_a_teacher_trained_for_the_evaluation_is_kept(
 ) -> None:
     monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
     real = RealImages(source, ORDER, 16, "training")
-    short = replace(EncodeOptions(), teacher_samples=300)
-    monkeypatch.setattr(room, "EncodeOptions", lambda: short)
-    said: list[str] = []
-    first = open_judge("train", real, Workdir(tmp_path / "w"), "cpu", said.append)
+    short = replace(EncodeSettings(), teacher_samples=300)
+    monkeypatch.setattr(room, "EncodeSettings", lambda: short)
+    first = open_teacher("train", real, tmp_path / "w", torch.device("cpu"), Events())
     images = torch.randint(0, 255, (4, 3, 16, 16), dtype=torch.uint8)
-    again = open_judge("train", real, Workdir(tmp_path / "w"), "cpu", said.append)
+    again = open_teacher("train", real, tmp_path / "w", torch.device("cpu"), Events())
     assert torch.equal(first.logits(images), again.logits(images))
     assert first.identity == again.identity

@@ -10,33 +10,38 @@ import torch
 from torch import Tensor
 
 from d3pack.errors import UsageError
-from d3pack.evaluate import presets, training
-from d3pack.evaluate.augment import CutMix, Flip
-from d3pack.evaluate.presets import Epochs, Exams, Preset, Updates
-from d3pack.evaluate.training import History, fit, plan, seconds_needed, statistics, train_student
+from d3pack.evaluate import protocols, training
+from d3pack.evaluate.protocols import CutMix, Epochs, Flip, Intervals, Protocol, Updates
+from d3pack.evaluate.training import (
+    History,
+    Labelled,
+    fit,
+    lengths,
+    seconds_needed,
+    statistics,
+    train_student,
+)
 
 SMALL = replace(
-    presets.QUICK,
+    protocols.QUICK,
     batch=((1 << 60, 8),),
     length=Updates(6),
-    exams=Exams(parts=3),
+    tests=Intervals(parts=3),
     precision="float32",
 )
 
 
-def coloured(per_class: int, seed: int, size: int = 8) -> tuple[Tensor, Tensor]:
+def coloured(per_class: int, seed: int, size: int = 8) -> Labelled:
     """Three classes that a student can tell by colour."""
     rng = torch.Generator().manual_seed(seed)
     labels = torch.arange(3).repeat_interleave(per_class)
     images = torch.randint(0, 120, (len(labels), 3, size, size), generator=rng)
     images[torch.arange(len(labels)), labels] += 100
-    return images.to(torch.uint8), labels
+    return Labelled(images.to(torch.uint8), labels)
 
 
-def train(preset: Preset, seed: int = 0, **options: object) -> History:
-    images, labels = coloured(5, 1)
-    tests, truth = coloured(20, 2)
-    return train_student(images, labels, tests, truth, preset, seed, **options)  # type: ignore[arg-type]
+def train(protocol: Protocol, seed: int = 0, **options: object) -> History:
+    return train_student(coloured(5, 1), coloured(20, 2), protocol, seed, **options)  # type: ignore[arg-type]
 
 
 def test_a_student_learns() -> None:
@@ -72,22 +77,24 @@ def test_cudnn_is_held_while_a_student_learns() -> None:
 
 
 # Plain gradient descent: AdamW would blow the last bit of a tiny gradient up to a whole step.
-GENTLE = replace(SMALL, optimizer=presets.SGD(0.02))
+GENTLE = replace(SMALL, optimizer=protocols.SGD(0.02))
 
 
-@pytest.mark.parametrize("preset", [GENTLE, replace(GENTLE, length=Epochs(((1 << 60, 3),)))])
-def test_chunks_do_not_change_the_student(preset: Preset, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("protocol", [GENTLE, replace(GENTLE, length=Epochs(((1 << 60, 3),)))])
+def test_chunks_do_not_change_the_student(
+    protocol: Protocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
     models = []
-    build = training.students.build
+    build = training.build_student
 
     def remember(*args: object, **kwargs: object) -> torch.nn.Module:
         models.append(build(*args, **kwargs))  # type: ignore[arg-type]
         return models[-1]
 
-    monkeypatch.setattr(training.students, "build", remember)
+    monkeypatch.setattr(training, "build_student", remember)
     for chunk in (8, 3, 1):
         monkeypatch.setattr(training, "_CPU_CHUNK", chunk)
-        train(preset)
+        train(protocol)
     whole, *chunked = [torch.cat([p.flatten() for p in m.parameters()]) for m in models]
     for other in chunked:
         torch.testing.assert_close(other, whole, rtol=1e-3, atol=1e-5)
@@ -97,9 +104,9 @@ def test_chunks_do_not_change_the_student(preset: Preset, monkeypatch: pytest.Mo
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    optimizer = presets.SGD(0.02) if name == "sgd" else presets.AdamW()
-    preset = replace(SMALL, length=Updates(12), optimizer=optimizer, mix=CutMix(0.5))
-    unbroken = train(preset)
+    optimizer = protocols.SGD(0.02) if name == "sgd" else protocols.AdamW()
+    protocol = replace(SMALL, length=Updates(12), optimizer=optimizer, mix=CutMix(0.5))
+    unbroken = train(protocol)
 
     place = tmp_path / "student.safetensors"
     monkeypatch.setattr(training, "_SAVE_EVERY", -1.0)
@@ -112,10 +119,10 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
             raise StopError
 
     with pytest.raises(StopError):
-        train(preset, checkpoint=place, progress=stop)
+        train(protocol, checkpoint=place, progress=stop)
     assert place.exists()
     seen: list[int] = []
-    resumed = train(preset, checkpoint=place, progress=lambda done, total: seen.append(done))
+    resumed = train(protocol, checkpoint=place, progress=lambda done, total: seen.append(done))
     assert seen == [7, 8, 9, 10, 11, 12]  # the interrupted step had not been kept
     assert resumed.curve == unbroken.curve
     assert resumed.confusion == unbroken.confusion
@@ -126,7 +133,7 @@ def test_a_checkpoint_that_does_not_fit_is_left_alone(tmp_path: Path) -> None:
     place = tmp_path / "student.safetensors"
     place.write_bytes(b"not a checkpoint")
     assert train(SMALL, checkpoint=place).confusion == unbroken.confusion
-    other = training.students.build("convnet3", 7, 8)
+    other = training.build_student("convnet3", 7, 8)
     optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
     training.save_checkpoint(place, other, optimizer, 3, [], 0.0)
     assert train(SMALL, checkpoint=place).confusion == unbroken.confusion
@@ -140,16 +147,16 @@ def test_history_survives_json() -> None:
 
 
 def test_soft_labels_are_followed_and_hard_ones_on_request() -> None:
-    images, labels = coloured(5, 1)
-    tests, truth = coloured(20, 2)
+    known, tests = coloured(5, 1), coloured(20, 2)
+    images, labels = known.images, known.labels
     # Soft labels that call class 0 mostly class 1: a student that follows them says so.
     soft = torch.eye(3)[labels]
     soft[labels == 0] = torch.tensor([0.1, 0.9, 0.0])
-    preset = replace(SMALL, length=Updates(40), batch_ops=())
-    followed = train_student(images, soft, tests, truth, preset, 0)
+    protocol = replace(SMALL, length=Updates(40), batch_ops=())
+    followed = train_student(Labelled(images, soft), tests, protocol, 0)
     assert followed.confusion[0][1] > followed.confusion[0][0]
     hard = torch.eye(3)[labels] * 0.6 + 0.4 / 3
-    strict = train_student(images, hard, tests, truth, replace(preset, labels="hard"), 0)
+    strict = train_student(Labelled(images, hard), tests, replace(protocol, labels="hard"), 0)
     assert strict.last > 0.9
 
 
@@ -161,50 +168,50 @@ def test_a_teacher_labels_what_the_student_sees() -> None:
         brightest = images.float().mean((2, 3)).argmax(1)
         return torch.eye(3)[brightest] * 10
 
-    preset = replace(
-        presets.find("rded-soft-small"),
+    protocol = replace(
+        protocols.find_protocol("rded-soft-small"),
         student="convnet3",
         norm="instance",
         length=Epochs(((1 << 60, 60),)),
         temperature=1.0,
     )
-    images, labels = coloured(5, 1)
-    tests, truth = coloured(20, 2)
+    known, tests = coloured(5, 1), coloured(20, 2)
+    images, labels = known.images, known.labels
     wrong = (labels + 1) % 3  # the stored labels do not matter
-    history = train_student(images, wrong, tests, truth, preset, 0, teacher=teach)
+    history = train_student(Labelled(images, wrong), tests, protocol, 0, teacher=teach)
     assert history.last > 0.8
     assert seen[0].dtype == torch.uint8
-    with pytest.raises(UsageError, match="--teacher"):
-        train_student(images, labels, tests, truth, preset, 0)
+    with pytest.raises(UsageError, match="needs a teacher"):
+        train_student(known, tests, protocol, 0)
 
 
 def test_batch_norm_students_train_on_whole_batches() -> None:
-    preset = replace(SMALL, student="resnet18", norm="batch", length=Updates(2))
-    assert 0 <= train(preset).last <= 1
+    protocol = replace(SMALL, student="resnet18", norm="batch", length=Updates(2))
+    assert 0 <= train(protocol).last <= 1
 
 
 def test_epochs_cover_every_image_once() -> None:
-    preset = replace(SMALL, length=Epochs(((1 << 60, 4),)))
-    lengths = plan(preset, 15, 3)
-    chosen = list(training._indices(lengths, 15, 3, 0))
+    protocol = replace(SMALL, length=Epochs(((1 << 60, 4),)))
+    length = lengths(protocol, 15, 3)
+    chosen = list(training._indices(length, 15, 3, 0))
     assert [len(c) for c in chosen] == [8, 7] * 4
     for epoch in range(4):
         assert sorted(torch.cat(chosen[2 * epoch : 2 * epoch + 2]).tolist()) == list(range(15))
     assert all(
         torch.equal(a, b)
-        for a, b in zip(chosen[3:], training._indices(lengths, 15, 3, 3), strict=True)
+        for a, b in zip(chosen[3:], training._indices(length, 15, 3, 3), strict=True)
     )
 
 
 def test_updates_run_on_from_epoch_to_epoch() -> None:
-    lengths = plan(SMALL, 15, 3)
-    chosen = list(training._indices(lengths, 15, 3, 0))
+    length = lengths(SMALL, 15, 3)
+    chosen = list(training._indices(length, 15, 3, 0))
     assert [len(c) for c in chosen] == [8] * 6
     stream = torch.cat(chosen)
     for epoch in range(3):
         assert sorted(stream[15 * epoch : 15 * epoch + 15].tolist()) == list(range(15))
     for start in range(6):
-        again = list(training._indices(lengths, 15, 3, start))
+        again = list(training._indices(length, 15, 3, start))
         assert all(torch.equal(a, b) for a, b in zip(chosen[start:], again, strict=True))
 
 
@@ -227,18 +234,19 @@ def test_statistics() -> None:
 
 
 def test_nothing_to_learn_or_to_test() -> None:
-    images, labels = coloured(2, 1)
-    none = images[:0]
+    known = coloured(2, 1)
+    none = Labelled(known.images[:0], known.labels[:0])
     with pytest.raises(UsageError, match="no training images"):
-        train_student(none, labels[:0], images, labels, SMALL, 0, classes=3)
+        train_student(none, known, SMALL, 0, classes=3)
     with pytest.raises(UsageError, match="no test images"):
-        train_student(images, labels, none, labels[:0], SMALL, 0)
+        train_student(known, none, SMALL, 0)
+    oblong = Labelled(known.images[:, :, :4], known.labels)
     with pytest.raises(UsageError, match="square"):
-        train_student(images, labels, images[:, :, :4], labels, SMALL, 0)
+        train_student(known, oblong, SMALL, 0)
 
 
 def test_time_needed_grows_with_the_work() -> None:
-    brief = seconds_needed(SMALL, None, 3, 16, 30, 10)
-    long = seconds_needed(replace(SMALL, length=Updates(60_000)), None, 3, 16, 30, 10)
+    brief = seconds_needed(SMALL, 3, 16, 30, 10)
+    long = seconds_needed(replace(SMALL, length=Updates(60_000)), 3, 16, 30, 10)
     assert 0 < brief < 60
     assert long > 100 * brief

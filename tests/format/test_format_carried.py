@@ -8,12 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from cli import invoke
 from draft import Draft
 from format_packs import VECTORS
-from typer.testing import CliRunner
 
 import d3pack
-from d3pack.cli import app
 from d3pack.decode import unpack_backbone
 from d3pack.format import carried_files
 from d3pack.testing import raises_code
@@ -84,7 +83,7 @@ def test_a_carried_backbone_that_is_not_the_locked_one(
     monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
     with raises_code(code):
         unpack_backbone(pack)
-    done = CliRunner().invoke(app, ["verify", str(path), "--format", "json"])
+    done = invoke("verify", str(path), "--format", "json")
     assert json.loads(done.stdout)[0]["code"] == code
 
 

@@ -1,19 +1,19 @@
-"""What the encode tests share: a small source of coloured pictures, and quick options."""
+"""What the encode tests share: a small source of coloured pictures, and quick settings."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from cli import invoke
 from PIL import Image
-from typer.testing import CliRunner
 
-from d3pack.cli import app
-from d3pack.encode import EncodeOptions
+from d3pack.encode import EncodeSettings, method_settings
 from d3pack.errors import D3MError
 
 CLASSES = ("goldfish", "lemon", "school bus")
@@ -41,29 +41,46 @@ def make_tree(root: Path, count: int = 20, classes: tuple[str, ...] = CLASSES) -
     return root
 
 
-def quick(backbone: Path, **changes: Any) -> EncodeOptions:
-    """Options under which every stage is real and short."""
-    settings: dict[str, Any] = {
+def settings_of(**values: Any) -> EncodeSettings:
+    """Return settings from names and values, those of the method among the shared ones."""
+    kind = method_settings(values.get("method", "d3m"))
+    names = {field.name for field in fields(kind)}
+    own = kind(**{name: value for name, value in values.items() if name in names})
+    shared = {name: value for name, value in values.items() if name not in names}
+    return EncodeSettings(**shared, method_settings=own)
+
+
+def changed(settings: EncodeSettings, **values: Any) -> EncodeSettings:
+    """Return settings with other values of the method's own."""
+    return replace(settings, method_settings=replace(settings.method_settings, **values))
+
+
+def quick(backbone: Path | str, **changes: Any) -> EncodeSettings:
+    """Return settings under which every stage is real and short."""
+    values: dict[str, Any] = {
         "images_per_class": 4,
-        "backbone": str(backbone),
+        "backbone": str(backbone) or None,
         "sampler_steps": 3,
         "group": 4,
-        "modes": 2,
         "candidates": 2,
         "labels": "top2",
-        "steps": 12,
-        "cool": 6,
-        "validate_every": 4,
-        "batch": 12,
-        "slots": 3,
-        "triples": 4,
         "teacher_samples": 400,
     }
-    return EncodeOptions(**{**settings, **changes})
+    if changes.get("method", "d3m") == "d3m":
+        values |= {
+            "modes": 2,
+            "steps": 12,
+            "cool": 6,
+            "validate_every": 4,
+            "batch": 12,
+            "slots": 3,
+            "triples": 4,
+        }
+    return settings_of(**{**values, **changes})
 
 
 def call(*args: Any) -> Any:
-    return CliRunner().invoke(app, ["encode", *map(str, args)])
+    return invoke("encode", *args)
 
 
 def fails(*args: Any) -> D3MError:

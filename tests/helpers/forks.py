@@ -23,7 +23,7 @@ from typing import Any
 SERVER = """
 import json, os, signal, sys, threading
 import torch
-import d3pack.demo, d3pack.train.run, d3pack.encode.d3m.method, d3pack.hub
+import d3pack.demo, d3pack.train.run, d3pack.encode.methods.d3m.method, d3pack.hub
 import diffusers.models.unets.unet_2d_condition, transformers.models.clip.modeling_clip
 import diffusers.models.autoencoders.autoencoder_tiny
 from d3pack.cli import main

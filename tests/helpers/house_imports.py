@@ -63,7 +63,10 @@ def _walk(node: ast.AST, path: Path, *, typing_only: bool) -> Iterator[Import]:
 
 @cache
 def exported(name: str) -> frozenset[str]:
-    """Return the names that a room gives to other rooms: its `__all__`, or its public names."""
+    """Return the names that a room gives to other rooms: its stub's, `__all__`, or public ones."""
+    stub = PACKAGE / name / "__init__.pyi"
+    if stub.is_file():
+        return frozenset(entry.name for entry in imports(stub))
     path = PACKAGE / name / "__init__.py"
     path = path if path.is_file() else PACKAGE / f"{name}.py"
     names: set[str] = set()
@@ -83,17 +86,17 @@ def graph() -> Mapping[str, frozenset[str]]:
     """Return, for each module, the modules of d3pack that it needs to run.
 
     Imports inside functions count, those for the type checker do not. A name that a package
-    imports on first use (`lazy_names`) counts as an import of the module that defines it, known
-    from the package's type-checking block. The packages that a module lies in do not count:
-    Python imports them before any module of theirs.
+    imports on first use counts as an import of the module that defines it, known from the
+    package's stub. The packages that a module lies in do not count: Python imports them before any
+    module of theirs.
     """
     files = {dotted(path): path for path in modules()}
     homes = {
         (package, entry.name): entry.module
         for package, path in files.items()
-        if path.name == "__init__.py"
-        for entry in imports(path)
-        if entry.typing_only and entry.module in files
+        if (stub := path.with_name("__init__.pyi")).is_file() and path.name == "__init__.py"
+        for entry in imports(stub)
+        if entry.module in files
     }
     edges: dict[str, frozenset[str]] = {}
     for module, path in files.items():

@@ -204,22 +204,22 @@ class Handler(WriteCalls, BaseHTTPRequestHandler):
     # -- who may -------------------------------------------------------------------------------
 
     @property
-    def user(self) -> str:
+    def account(self) -> str:
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         return self.hub.tokens.get(token, "") if token else ""
 
     def open_repo(self, kind: str, name: str) -> Repo | None:
         """The repository if this caller may see it; otherwise the answer is sent."""
         repo = self.hub.repos.get(f"{kind}/{name}")
-        if self.headers.get("Authorization") and not self.user:
+        if self.headers.get("Authorization") and not self.account:
             self.reply(
                 401,
                 {"error": "Invalid credentials in Authorization header"},
                 {"X-Error-Message": "Invalid credentials in Authorization header"},
             )
             return None
-        if repo is None or (repo.private and not self.user):
-            self.error(404 if self.user else 401, "RepoNotFound", "Repository not found")
+        if repo is None or (repo.private and not self.account):
+            self.error(404 if self.account else 401, "RepoNotFound", "Repository not found")
             return None
         if repo.moved_to:
             target = self.path.replace(f"/{name}", f"/{repo.moved_to}", 1)
@@ -283,7 +283,7 @@ class Handler(WriteCalls, BaseHTTPRequestHandler):
         if repo is None:
             return
         if repo.gated and name not in self.hub.granted:
-            self.error(403 if self.user else 401, "GatedRepo", f"Access to {name} is restricted")
+            self.error(403 if self.account else 401, "GatedRepo", f"Access to {name} is restricted")
             return
         found = self.files_at(repo, revision)
         if found is None:

@@ -24,28 +24,29 @@ class WriteCalls:
     """Mixed into the handler, which answers with `reply` and `error`."""
 
     hub: LoopbackHub
+
+    @property
+    def account(self) -> str:
+        """Whose token the request has; "" for nobody."""
+        raise NotImplementedError
+
     body: bytes
     query: dict[str, list[str]]
     reply: Any
     error: Any
     files_at: Any
 
-    @property
-    def user(self) -> str:
-        """The user of the call's token, or ""."""
-        raise NotImplementedError
-
     def may_write(self) -> bool:
-        if not self.user:
+        if not self.account:
             self.reply(401, {"error": "Invalid username or password."})
-        return bool(self.user)
+        return bool(self.account)
 
     def create_repo(self, wish: dict[str, Any]) -> None:
         if not self.may_write():
             return
-        organisation = wish.get("organization") or self.user
+        organisation = wish.get("organization") or self.account
         kind, name = wish.get("type", "model") + "s", f"{organisation}/{wish['name']}"
-        if organisation != self.user:
+        if organisation != self.account:
             self.reply(403, {"error": f"You don't have the rights to create under {organisation}"})
             return
         url = f"{self.hub.url}/{kind}/{name}"

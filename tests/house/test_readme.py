@@ -10,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli import invoke
 from encode_world import make_tree
 from PIL import Image
 from places import ROOT
-from typer.testing import CliRunner
 
 import d3pack
-from d3pack.cli import app
-from d3pack.evaluate.presets import PRESETS, QUICK, Updates
+from d3pack.evaluate.protocols import PROTOCOLS, QUICK, Updates
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # What the README leaves to the defaults takes minutes; the same verbs, with less to do.
@@ -52,13 +51,13 @@ def test_commands_in_order_then_the_python_lines(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
-    monkeypatch.setitem(PRESETS, "quick", replace(QUICK, length=Updates(3)))
+    monkeypatch.setitem(PROTOCOLS, "quick", replace(QUICK, length=Updates(3)))
     make_tree(tmp_path / "photos" / "train", count=12)
     make_tree(tmp_path / "photos" / "test", count=4)
     for line in commands()[2:]:
         program, verb, *words = shlex.split(line)
         assert program == "d3pack", line
-        done = CliRunner().invoke(app, [verb, *words, *SHORTER.get(verb, "").split()])
+        done = invoke(verb, *words, *SHORTER.get(verb, "").split())
         assert done.exit_code == 0, f"{line}: {done.exception} {done.stderr}"
     assert (tmp_path / "worth.html").stat().st_size > 10_000
     assert "<img" in (tmp_path / "photos.html").read_text(encoding="utf-8")

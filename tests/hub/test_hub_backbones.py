@@ -98,13 +98,13 @@ def test_renamed_repository_opens_with_a_warning(
 def test_rewritten_history_is_an_error(hub: LoopbackHub, ref: BackboneRef, files: Files) -> None:
     del hub.repos[f"models/{REPO}"]
     hub.put(REPO, {**files, "README.md": b"anew"}, kind="models")
-    with raises_code("E_BACKBONE_GONE", match=r"no longer has the revision .* --backbone PATH"):
+    with raises_code("E_BACKBONE_GONE", match=r"no longer has the revision .* the locked files"):
         open_backbone(ref)
 
 
 def test_deleted_repository_is_an_error(hub: LoopbackHub, ref: BackboneRef) -> None:
     del hub.repos[f"models/{REPO}"]
-    with raises_code("E_BACKBONE_GONE", match=r"is not on the Hub.* --backbone PATH"):
+    with raises_code("E_BACKBONE_GONE", match=r"is not on the Hub.* that holds the locked files"):
         open_backbone(ref)
 
 
@@ -219,7 +219,9 @@ def test_pull_downloads_the_backbone(
     pack = replace(pack, recipe=replace(pack.recipe, backbone=ref, group=2))
     hub.put("org/set", {"a.d3m": pack_bytes(pack)})
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["d3pack", "pull", "org/set", "--cache-only", "--backbone"])
+    monkeypatch.setattr(
+        sys, "argv", ["d3pack", "pull", "org/set", "--cache-only", "--with-backbone"]
+    )
     with contextlib.suppress(SystemExit):
         main()
     assert "verified" in capsys.readouterr().out

@@ -66,7 +66,7 @@ def d3pack(
 
 
 def test_push_then_pull(d3pack: Shell, hub: LoopbackHub, login: None) -> None:
-    sent = d3pack.json("push", "a.d3m", "org/set", "--preview", "probes", "--license", "cc0-1.0")
+    sent = d3pack.json("push", "a.d3m", "org/set", "--preview", "probes", "--licence", "cc0-1.0")
     commit = hub.repo("org/set").refs["main"]
     assert sent == {
         "address": f"hf://datasets/org/set@{commit}/a.d3m#sha256={PACK.root}",
@@ -103,7 +103,7 @@ def test_pull_writes_the_output(d3pack: Shell, hub: LoopbackHub, cache: Path) ->
     code, _, err = d3pack("pull", "org/set")
     assert (code, Path("b.d3m").read_bytes()) == (2, b"mine")
     assert "E_USAGE" in err
-    d3pack.json("pull", "org/set", "--force")
+    d3pack.json("pull", "org/set", "--overwrite")
     assert Path("b.d3m").read_bytes() == DATA
     assert sorted(p.name for p in Path().iterdir()) == ["a.d3m", "b.d3m", "c.d3m", "folder"]
 

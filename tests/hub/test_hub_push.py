@@ -24,7 +24,7 @@ from d3pack import hub as d3hub
 from d3pack.backbones import lock_backbone
 from d3pack.dataset import D3MDataset
 from d3pack.errors import HubError, HubOfflineError, InvalidPackError, NotFoundError, UsageError
-from d3pack.format.pack import Pack
+from d3pack.format import Pack
 from d3pack.hub import Parcel, Pushed, PushSettings, prepare_push, send_push
 from d3pack.hub.publish import ATTRIBUTES
 from d3pack.hub.viewer import preview_pairs
@@ -164,13 +164,13 @@ def test_preview_and_croissant_agree_with_the_pack(hub: LoopbackHub, file: Path)
 
 
 def test_card_has_the_evaluation_of_this_pack_only(hub: LoopbackHub, file: Path) -> None:
-    arm = {"title": "pack | 10", "bytes": 45064.0, "last": {"mean": 0.4321, "std": 0.01},
+    entry = {"title": "pack | 10", "bytes": 45064.0, "last": {"mean": 0.4321, "std": 0.01},
            "runs": [{}, {}, {}]}  # fmt: skip
     record = {
         "pack": {"root": make_pack().root},
         "facts": {"student": "convnet3", "updates": 600, "seeds": 3, "test_images": 10000},
-        "preset": {"name": "quick"},
-        "arms": [arm, {**arm, "title": "real", "bytes": None, "runs": [{}]}],
+        "protocol": {"name": "quick"},
+        "entries": [entry, {**entry, "title": "real", "bytes": None, "runs": [{}]}],
     }
     place = file.with_suffix(".eval") / "evaluation.json"
     place.parent.mkdir()
@@ -178,7 +178,7 @@ def test_card_has_the_evaluation_of_this_pack_only(hub: LoopbackHub, file: Path)
     readme = prepare_push(file, "org/set", PROBES).files["README.md"].decode()
     assert r"| pack \| 10 | 45,064 | 43.2 ± 1.0 |" in readme
     assert "| real | - | 43.2 |" in readme
-    assert "preset `quick`: 600 updates, 3 seeds, tested on 10,000 real images" in readme
+    assert "protocol `quick`: 600 updates, 3 seeds, tested on 10,000 real images" in readme
     record["pack"] = {"root": "0" * 64}
     place.write_text(json.dumps(record))
     parcel = prepare_push(file, "org/set", PROBES)
@@ -249,7 +249,11 @@ def test_card_shows_hostile_text_as_text(tmp_path: Path, kind: str, place: str) 
         backbone = replace(recipe.backbone, licence=text)
         pack = replace(pack, recipe=replace(recipe, backbone=backbone))
     else:
-        values = {"key": {text: 1}, "nested key": {"a": {text: {"b": "c"}}}, "value": {"a": text}}
+        values: dict[str, Any] = {
+            "key": {text: 1},
+            "nested key": {"a": {text: {"b": "c"}}},
+            "value": {"a": text},
+        }
         pack = replace(pack, provenance=values[place])
     card = card_of(pack, tmp_path)
     assert elements(card) == expected

@@ -16,7 +16,7 @@ from d3pack.errors import NotFoundError, SourceError
 from d3pack.sources import open_source
 
 
-def test_bad_files_are_skipped_and_recorded(tree: Path) -> None:
+def test_source_skips_and_records_bad_files(tree: Path) -> None:
     (tree / "lemon" / "000.png").write_bytes(b"junk")
     (tree / "lemon" / "notes.txt").write_text("not an image, not counted")
     source = open_source(tree)
@@ -27,14 +27,14 @@ def test_bad_files_are_skipped_and_recorded(tree: Path) -> None:
     assert len(source.skipped) == 1
 
 
-def test_bad_files_fail_on_demand(tree: Path) -> None:
+def test_source_raises_for_bad_files_on_demand(tree: Path) -> None:
     (tree / "lemon" / "000.png").write_bytes(b"junk")
     source = open_source(tree, on_error="fail")
-    with pytest.raises(SourceError, match=r"lemon/000\.png.*--on-error skip"):
+    with pytest.raises(SourceError, match=r"lemon/000\.png.*or skip bad images"):
         list(source.iter_class(1))
 
 
-def test_unreadable_file(tree: Path) -> None:
+def test_source_skips_an_unreadable_file(tree: Path) -> None:
     path = tree / "lemon" / "001.png"
     path.unlink()
     path.mkdir()  # a folder of an image's name: root may read any file, so modes prove nothing
@@ -49,7 +49,7 @@ def test_unreadable_file(tree: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(tree)], check=True, timeout=60)
 
 
-def test_a_file_that_vanishes(tree: Path) -> None:
+def test_source_skips_a_file_that_was_deleted(tree: Path) -> None:
     source = open_source(tree)
     assert len(source.names(1)) == 4
     (tree / "lemon" / "002.png").unlink()
@@ -58,32 +58,34 @@ def test_a_file_that_vanishes(tree: Path) -> None:
 
 
 @pytest.mark.parametrize("empty", ["aardvark", "zebra"])
-def test_empty_class(tree: Path, empty: str) -> None:
+def test_empty_class_is_refused(tree: Path, empty: str) -> None:
     (tree / empty).mkdir()
     with pytest.raises(SourceError, match=f"class '{empty}' holds no image"):
         open_source(tree)
 
 
-def test_one_class(tmp_path: Path) -> None:
+def test_single_class_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "0.png").write_bytes(png(pixels(0, 0)))
     with pytest.raises(SourceError, match="has 1 class;"):
         open_source(tmp_path)
 
 
-def test_loose_images(tmp_path: Path) -> None:
+def test_loose_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(png(pixels(0, 0)))
     with pytest.raises(SourceError, match="only loose images"):
         open_source(tmp_path)
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_missing_source_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         open_source(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("name", ["set.tar", "set.tar.gz", "set.zip", "set.parquet", "set.rar"])
-def test_damaged_containers(tmp_path: Path, name: str, request: pytest.FixtureRequest) -> None:
+def test_damaged_container_is_refused(
+    tmp_path: Path, name: str, request: pytest.FixtureRequest
+) -> None:
     if name.endswith("parquet"):
         request.getfixturevalue("hub_cache")
     (tmp_path / name).write_bytes(b"this is no archive" * 100)
@@ -91,14 +93,14 @@ def test_damaged_containers(tmp_path: Path, name: str, request: pytest.FixtureRe
         open_source(tmp_path / name)
 
 
-def test_truncated_tar(tmp_path: Path) -> None:
+def test_truncated_tar_is_refused(tmp_path: Path) -> None:
     path = make_tar(tmp_path / "set.tar")
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(SourceError):
         open_source(path)
 
 
-def test_links_out_of_the_source(tree: Path, tmp_path: Path) -> None:
+def test_links_that_lead_out_are_skipped(tree: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret.png"
     secret.write_bytes(png(pixels(9, 9)))
     (tree / "lemon" / "link.png").symlink_to(secret)
@@ -110,7 +112,7 @@ def test_links_out_of_the_source(tree: Path, tmp_path: Path) -> None:
         open_source(tree, on_error="fail")
 
 
-def test_a_class_of_links_only_says_why(tree: Path, tmp_path: Path) -> None:
+def test_class_of_links_only_is_refused_with_the_reason(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(png(pixels(9, 9)))
     (tree / "zebra").mkdir()
     for i in range(2):
@@ -120,7 +122,7 @@ def test_a_class_of_links_only_says_why(tree: Path, tmp_path: Path) -> None:
         open_source(tree)
 
 
-def test_class_folder_that_links_out(tree: Path, tmp_path: Path) -> None:
+def test_class_folder_that_leads_out_is_refused(tree: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (tree / "zebra").symlink_to(outside)
@@ -128,7 +130,7 @@ def test_class_folder_that_links_out(tree: Path, tmp_path: Path) -> None:
         open_source(tree)
 
 
-def test_archive_paths_that_lead_out(tmp_path: Path) -> None:
+def test_archive_paths_that_lead_out_are_skipped(tmp_path: Path) -> None:
     path = make_tar(tmp_path / "set.tar")
     with tarfile.open(path, "a") as tar:
         for name in ("../evil/0.png", "/etc/evil/0.png"):
@@ -143,7 +145,7 @@ def test_archive_paths_that_lead_out(tmp_path: Path) -> None:
     assert len(source.skipped) == 3
 
 
-def test_tar_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tar_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from d3pack.sources import archive
 
     path = tmp_path / "set.tar.gz"

@@ -34,7 +34,7 @@ def test_sixteen_bit_grey_keeps_its_range() -> None:
     assert np.array_equal(np.asarray(image)[..., 0], expected)
 
 
-def test_sixteen_bit_tiff() -> None:
+def test_sixteen_bit_tiff_keeps_its_range() -> None:
     found = np.asarray(decode(saved(Image.fromarray(grey_ramp()), "TIFF")))
     assert found.max() == 251
     assert found.min() == 0
@@ -42,7 +42,7 @@ def test_sixteen_bit_tiff() -> None:
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
 @pytest.mark.parametrize(("top", "scale"), [(1, 1.0), (255, 1.0), (65535, 1 / 257)])
-def test_32_bit_tiff_keeps_the_scale_it_has(kind: type, top: int, scale: float) -> None:
+def test_32_bit_tiff_keeps_its_scale(kind: type, top: int, scale: float) -> None:
     values: Any = np.linspace(0, top, 64).reshape(8, 8).astype(kind)
     found = np.asarray(decode(saved(Image.fromarray(values), "TIFF")))[..., 0]
     if kind is np.float32 and top == 1:
@@ -51,13 +51,13 @@ def test_32_bit_tiff_keeps_the_scale_it_has(kind: type, top: int, scale: float) 
 
 
 @pytest.mark.parametrize("value", [-1, 65536])
-def test_32_bit_values_of_no_known_scale(value: int) -> None:
+def test_32_bit_values_without_a_known_scale_are_refused(value: int) -> None:
     values = np.full((8, 8), value, np.int32)
     with pytest.raises(BadImageError, match="have no known scale"):
         decode(saved(Image.fromarray(values), "TIFF"))
 
 
-def test_a_dark_16_bit_image_stays_dark() -> None:
+def test_dark_16_bit_image_stays_dark() -> None:
     for data in (
         saved(Image.fromarray(np.full((8, 8), 200, np.uint16)), "PNG"),
         saved(Image.fromarray(np.full((8, 8), 200, np.uint16)), "TIFF"),
@@ -66,19 +66,19 @@ def test_a_dark_16_bit_image_stays_dark() -> None:
         assert np.asarray(decode(data)).max() == 1
 
 
-def test_cmyk() -> None:
+def test_cmyk_becomes_rgb() -> None:
     red = Image.new("RGB", (8, 8), (250, 10, 10))
     found = np.asarray(decode(saved(red.convert("CMYK"), "JPEG", quality=95))).astype(int)
     assert np.abs(found - [250, 10, 10]).max() < 12
 
 
-def test_grey_and_palette() -> None:
+def test_grey_and_palette_become_rgb() -> None:
     grey = Image.fromarray(pixels(0, 0)[..., 0])
     assert np.array_equal(np.asarray(decode(saved(grey, "PNG")))[..., 1], np.asarray(grey))
     assert decode(saved(Image.fromarray(pixels(0, 0)).quantize(16), "PNG")).mode == "RGB"
 
 
-def test_transparency_lies_on_white() -> None:
+def test_transparency_becomes_white() -> None:
     clear = Image.new("RGBA", (4, 4), (200, 0, 0, 0))
     assert np.asarray(decode(saved(clear, "PNG"))).min() == 255
 
@@ -89,7 +89,7 @@ def test_animation_gives_its_first_frame() -> None:
     assert np.asarray(decode(data))[0, 0].tolist() == [255, 0, 0]
 
 
-def test_exif_orientation() -> None:
+def test_exif_orientation_is_applied() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     assert decode(saved(Image.new("RGB", (4, 8)), "JPEG", exif=exif)).size == (8, 4)
@@ -114,12 +114,12 @@ def huge_png(width: int, height: int) -> bytes:
     ],
     ids=["empty", "text", "truncated", "bomb", "postscript"],
 )
-def test_bad_bytes(data: bytes, reason: str) -> None:
+def test_bad_bytes_are_refused_with_a_reason(data: bytes, reason: str) -> None:
     with pytest.raises(BadImageError, match=reason):
         decode(data)
 
 
-def test_a_file_over_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images_module, "MAX_BYTES", 10)
     with pytest.raises(BadImageError, match="over the limit of 10"):
         decode(png(pixels(0, 0)))

@@ -44,7 +44,7 @@ def check_contents(source: Source, *, ordered: bool = True) -> None:
     assert source.skipped == []
 
 
-def test_folder(tree: Path) -> None:
+def test_folder_source_has_the_images(tree: Path) -> None:
     check_contents(open_source(tree))
 
 
@@ -59,7 +59,7 @@ def test_folder_with_splits_takes_train(tree: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stray", ["photos.tar.gz", "log.xz", "metadata.parquet", "old.tar"])
 @pytest.mark.parametrize("below", ["", "train"])
-def test_class_folders_win_over_what_lies_beside_them(
+def test_class_folders_are_preferred_to_other_files(
     tree: Path, tmp_path: Path, stray: str, below: str
 ) -> None:
     root = tree
@@ -71,14 +71,14 @@ def test_class_folders_win_over_what_lies_beside_them(
     check_contents(open_source(root))
 
 
-def test_a_folder_beside_shards_is_no_class(tmp_path: Path) -> None:
+def test_folder_beside_shards_is_not_a_class(tmp_path: Path) -> None:
     folder = make_shards(tmp_path / "wds")
     (folder / "previews").mkdir()
     (folder / "previews" / "0.png").write_bytes(png(pixels(0, 0)))
     check_contents(open_source(folder), ordered=False)
 
 
-def test_train_is_also_a_vehicle(tree: Path) -> None:
+def test_class_may_be_called_train(tree: Path) -> None:
     (tree / "train").mkdir()
     (tree / "train" / "a.png").write_bytes(png(pixels(0, 0)))
     assert open_source(tree).classes == ("golden retriever", "lemon", "school bus", "train")
@@ -87,50 +87,52 @@ def test_train_is_also_a_vehicle(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("suffix", "mode"), [(".tar", "w"), (".tar.gz", "w:gz"), (".tar.xz", "w:xz")]
 )
-def test_tar(tmp_path: Path, suffix: str, mode: str) -> None:
+def test_tar_source_has_the_images(tmp_path: Path, suffix: str, mode: str) -> None:
     check_contents(open_source(make_tar(tmp_path / f"set{suffix}", mode)))
 
 
-def test_tar_below_common_folders(tmp_path: Path) -> None:
+def test_tar_source_ignores_common_folders(tmp_path: Path) -> None:
     check_contents(open_source(make_tar(tmp_path / "set.tar", prefix="./some/set/train/")))
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
-def test_hidden_members_are_none_and_the_later_of_two_holds(tmp_path: Path, kind: str) -> None:
+def test_archive_ignores_hidden_members_and_keeps_the_later_of_two(
+    tmp_path: Path, kind: str
+) -> None:
     late = "lemon/001.png"
     stray = ("d/.ipynb_checkpoints/1.png", "lemon/.thumbs/x.png", ".cache/c/0.png")
-    told = [(name, b"junk" if name == late else data) for name, data in members()]
-    told += [(name, png(pixels(9, 9))) for name in (*stray, "__MACOSX/lemon/0.png")]
-    told += [(f"./{late}" if kind == "tar" else late, dict(members())[late])]
+    files = [(name, b"junk" if name == late else data) for name, data in members()]
+    files += [(name, png(pixels(9, 9))) for name in (*stray, "__MACOSX/lemon/0.png")]
+    files += [(f"./{late}" if kind == "tar" else late, dict(members())[late])]
     path = tmp_path / f"set.{kind}"
     if kind == "tar":
         with tarfile.open(path, "w") as tar:
-            for name, data in told:
+            for name, data in files:
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     else:
         with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # zipfile tells of the name that is there twice
-            for name, data in told:
+            for name, data in files:
                 archive.writestr(name, data)
     check_contents(open_source(path))
 
 
-def test_zip(tmp_path: Path) -> None:
+def test_zip_source_has_the_images(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "set.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in members():
             archive.writestr(f"set/{name}", data)
     check_contents(open_source(tmp_path / "set.zip"))
 
 
-def test_webdataset_folder_and_pattern(tmp_path: Path) -> None:
+def test_webdataset_is_read_from_a_folder_and_a_pattern(tmp_path: Path) -> None:
     folder = make_shards(tmp_path / "wds")
     check_contents(open_source(folder), ordered=False)
     check_contents(open_source(f"{folder}/train-{{0000..0001}}.tar"), ordered=False)
 
 
-def test_one_webdataset_shard_is_recognised(tmp_path: Path) -> None:
+def test_single_webdataset_shard_is_recognised(tmp_path: Path) -> None:
     folder = make_shards(tmp_path / "wds")
     source = open_source(folder / "train-0000.tar")
     assert source.kind == "webdataset"
@@ -139,7 +141,7 @@ def test_one_webdataset_shard_is_recognised(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # the library leaves its files open
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_webdataset_is_what_the_library_reads(tmp_path: Path) -> None:
+def test_webdataset_labels_equal_those_of_the_library(tmp_path: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
     folder = make_shards(tmp_path / "wds")
     theirs = webdataset.WebDataset(
@@ -151,21 +153,19 @@ def test_webdataset_is_what_the_library_reads(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("hub_cache")
-def test_parquet(tmp_path: Path) -> None:
+def test_parquet_source_has_the_images(tmp_path: Path) -> None:
     check_contents(open_source(make_parquet(tmp_path / "train-00000-of-00001.parquet")))
 
 
 @pytest.mark.usefixtures("hub_cache")
-def test_parquet_folder(tmp_path: Path) -> None:
+def test_parquet_folder_source_has_the_images(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     make_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
     check_contents(open_source(tmp_path))
 
 
 @pytest.mark.usefixtures("hub_cache")
-def test_hub_address_goes_through_load_dataset(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hub_address_is_loaded_by_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     local = make_parquet(tmp_path / "x.parquet")
@@ -193,7 +193,7 @@ def test_hub_address_goes_through_load_dataset(
         ("words.txt", "n00000001\ttench, Tinca tinca\nn00000002\tgoldfish, Carassius auratus\n"),
     ],
 )
-def test_wordnet_names(tmp_path: Path, name: str, text: str) -> None:
+def test_wordnet_ids_are_named_by_a_table(tmp_path: Path, name: str, text: str) -> None:
     for wnid in ("n00000001", "n00000002"):
         (tmp_path / "set" / wnid).mkdir(parents=True)
         (tmp_path / "set" / wnid / "0.png").write_bytes(png(pixels(0, 0)))
@@ -202,7 +202,7 @@ def test_wordnet_names(tmp_path: Path, name: str, text: str) -> None:
     assert open_source(tmp_path / "set", class_names=table).classes == ("tench", "goldfish")
 
 
-def test_a_table_beside_the_tree_is_found(tmp_path: Path) -> None:
+def test_table_beside_the_folders_is_used(tmp_path: Path) -> None:
     for wnid in ("n00000001", "n00000002"):
         (tmp_path / "set" / wnid).mkdir(parents=True)
         (tmp_path / "set" / wnid / "0.png").write_bytes(png(pixels(0, 0)))
@@ -210,19 +210,19 @@ def test_a_table_beside_the_tree_is_found(tmp_path: Path) -> None:
     assert open_source(tmp_path / "set").classes == ("tench", "goldfish")
 
 
-def test_two_classes_of_one_name(tree: Path) -> None:
+def test_two_classes_of_one_name_are_refused(tree: Path) -> None:
     table = {"golden_retriever": "crane", "lemon": "crane", "school_bus": "bus"}
     with pytest.raises(SourceError, match="two classes have the name 'crane'"):
         open_source(tree, class_names=table)
 
 
-def test_a_class_without_a_name(tree: Path) -> None:
+def test_class_without_a_name_is_refused(tree: Path) -> None:
     with pytest.raises(SourceError, match="2 classes have no name in the table"):
         open_source(tree, class_names={"lemon": "lemon"})
 
 
 @pytest.mark.parametrize("text", ["{", "[1, 2]", '{"a": 3}', "5"])
-def test_a_broken_table(tree: Path, tmp_path: Path, text: str) -> None:
+def test_invalid_table_is_refused(tree: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "names.json").write_text(text)
     with pytest.raises(SourceError, match=r"names\.json is not a table"):
         open_source(tree, class_names=tmp_path / "names.json")
@@ -231,7 +231,7 @@ def test_a_broken_table(tree: Path, tmp_path: Path, text: str) -> None:
 # -- fingerprint ------------------------------------------------------------------------------
 
 
-def test_fingerprint_follows_the_contents(tree: Path) -> None:
+def test_fingerprint_depends_on_contents_and_names(tree: Path) -> None:
     first = open_source(tree).fingerprint()
     os.utime(tree / "lemon" / "000.png", (1, 1))
     assert open_source(tree).fingerprint() == first
@@ -300,7 +300,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-def test_memory_of_a_folder_source_does_not_grow_with_the_set(tmp_path: Path) -> None:
+def test_folder_source_uses_constant_memory(tmp_path: Path) -> None:
     seed = tmp_path / "seed.png"
     seed.write_bytes(png(pixels(0, 0)))
     for c in range(40):

@@ -45,7 +45,7 @@ def other_shard(path: Path) -> Path:
         (("train", "test", "__MACOSX", ".cache"), "train", "train"),
     ],
 )
-def test_folders_of_splits(
+def test_split_is_chosen_among_folders(
     tmp_path: Path, folders: tuple[str, ...], split: str, found: str
 ) -> None:
     fill(tmp_path / "set", *folders)
@@ -54,7 +54,7 @@ def test_folders_of_splits(
 
 @pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
 @pytest.mark.parametrize("folders", [("train", "val"), ("Training", "Valid"), ("train",)])
-def test_a_split_that_is_not_there(tmp_path: Path, kind: str, folders: tuple[str, ...]) -> None:
+def test_missing_split_is_refused(tmp_path: Path, kind: str, folders: tuple[str, ...]) -> None:
     root = fill(tmp_path / "set", *folders)
     where = root
     if kind == "tar":
@@ -71,12 +71,12 @@ def test_a_split_that_is_not_there(tmp_path: Path, kind: str, folders: tuple[str
     assert open_source(where, split="train").classes == (f"{folders[0]}-a", f"{folders[0]}-b")
 
 
-def test_the_systems_own_folder_is_no_class(tree: Path) -> None:
+def test_hidden_folder_is_not_a_class(tree: Path) -> None:
     (tree / "__MACOSX" / "lemon").mkdir(parents=True)
     assert open_source(tree).classes == CLASSES
 
 
-def test_shards_of_another_split_stay_out(tmp_path: Path) -> None:
+def test_shards_of_another_split_are_left_out(tmp_path: Path) -> None:
     folder = make_shards(tmp_path / "wds")
     (folder / "classnames.txt").unlink()
     first = open_source(folder).fingerprint()
@@ -87,7 +87,7 @@ def test_shards_of_another_split_stay_out(tmp_path: Path) -> None:
         open_source(folder, split="test")
 
 
-def test_shards_that_tell_no_split_are_all_used(tmp_path: Path) -> None:
+def test_shards_without_a_split_are_all_used(tmp_path: Path) -> None:
     other_shard(tmp_path / "0000.tar")
     other_shard(tmp_path / "constraints-0001.tar")
     for split in ("train", "test"):
@@ -103,7 +103,7 @@ def test_shards_that_tell_no_split_are_all_used(tmp_path: Path) -> None:
         ("data/Training_00.parquet", "data/my.testset.parquet"),
     ],
 )
-def test_parquet_files_of_splits(tmp_path: Path, train: str, test: str) -> None:
+def test_split_is_chosen_among_parquet_files(tmp_path: Path, train: str, test: str) -> None:
     for name in (train, test):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         make_parquet(tmp_path / name)
@@ -117,7 +117,7 @@ def test_parquet_files_of_splits(tmp_path: Path, train: str, test: str) -> None:
 
 
 @pytest.mark.usefixtures("hub_cache")
-def test_a_parquet_folder_without_the_split(tmp_path: Path) -> None:
+def test_parquet_folder_without_the_split_is_refused(tmp_path: Path) -> None:
     make_parquet(tmp_path / "train-0.parquet")
     with pytest.raises(SourceError, match="no split 'test'; there are train"):
         open_source(tmp_path, split="test")
@@ -127,6 +127,6 @@ def test_a_parquet_folder_without_the_split(tmp_path: Path) -> None:
     assert open_source(tmp_path).counts == (8, 8, 8)
 
 
-def test_a_tar_below_folders_that_are_no_split(tmp_path: Path) -> None:
+def test_tar_below_folders_that_are_not_splits(tmp_path: Path) -> None:
     path = make_tar(tmp_path / "a.tar", prefix="x/tests/")
     assert open_source(path).classes == CLASSES

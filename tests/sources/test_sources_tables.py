@@ -35,7 +35,7 @@ def shard(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-def test_words_as_labels_and_other_column_names(tmp_path: Path) -> None:
+def test_table_with_words_as_labels_and_other_column_names(tmp_path: Path) -> None:
     rows = {"img": [png(pixels(c, 0)) for c in (1, 0, 1)], "target": ["pear", "fig", "pear"]}
     source = open_source(save(tmp_path / "a.parquet", rows))
     assert source.classes == ("fig", "pear")
@@ -43,7 +43,7 @@ def test_words_as_labels_and_other_column_names(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(next(iter(source.iter_class(0)))[1]), pixels(0, 0))
 
 
-def test_rows_that_name_a_file_and_rows_that_hold_nothing(tmp_path: Path) -> None:
+def test_table_rows_name_a_file_or_hold_nothing(tmp_path: Path) -> None:
     file = tmp_path / "one.png"
     file.write_bytes(png(pixels(0, 0)))
     rows = {
@@ -75,7 +75,7 @@ def test_rows_that_name_a_file_and_rows_that_hold_nothing(tmp_path: Path) -> Non
         ([0.5, 1.5, float("nan"), 1.5], ("0.5", "1.5")),
     ],
 )
-def test_rows_without_a_label_are_counted(
+def test_table_counts_rows_without_a_label(
     tmp_path: Path, labels: list[Any], classes: tuple[str, ...]
 ) -> None:
     rows = {"image": [png(pixels(0, i)) for i in range(4)], "label": labels}
@@ -88,7 +88,7 @@ def test_rows_without_a_label_are_counted(
     assert np.array_equal(np.asarray(source.load(1, 1)), pixels(0, 3))
 
 
-def test_named_labels_that_are_missing_or_never_used(tmp_path: Path) -> None:
+def test_table_with_missing_or_unused_label_names(tmp_path: Path) -> None:
     rows = {"image": [png(pixels(0, i)) for i in range(5)], "label": [0, -1, 1, None, 1]}
     path = save(tmp_path / "a.parquet", rows,
                 image=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"]))  # fmt: skip
@@ -101,13 +101,13 @@ def test_named_labels_that_are_missing_or_never_used(tmp_path: Path) -> None:
         open_source(path)
 
 
-def test_labels_that_are_lists(tmp_path: Path) -> None:
+def test_table_refuses_labels_that_are_lists(tmp_path: Path) -> None:
     rows = {"image": [png(pixels(0, i)) for i in range(3)], "label": [[0], [1], [0, 1]]}
     with pytest.raises(SourceError, match="'label' does not hold one label for each image"):
         open_source(save(tmp_path / "a.parquet", rows))
 
 
-def test_a_split_is_told_by_the_names_of_the_files(tmp_path: Path) -> None:
+def test_table_split_is_chosen_by_file_names(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     make_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
     save(tmp_path / "data" / "test-00000-of-00001.parquet",
@@ -120,7 +120,7 @@ def test_a_split_is_told_by_the_names_of_the_files(tmp_path: Path) -> None:
     ("columns", "missing"),
     [({"image": [b"x"], "words": ["a"]}, "label"), ({"audio": [b"x"], "label": ["a"]}, "image")],
 )
-def test_a_table_without_images_or_labels(
+def test_table_without_images_or_labels_is_refused(
     tmp_path: Path, columns: dict[str, list[Any]], missing: str
 ) -> None:
     with pytest.raises(SourceError, match=f"no {missing} column among"):
@@ -135,7 +135,7 @@ def test_a_table_without_images_or_labels(
         (ValueError(), HubError, "cannot load org/pets: ValueError"),
     ],
 )
-def test_what_the_hub_answers(
+def test_hub_failure_is_one_line_of_error(
     monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[D3MError], words: str
 ) -> None:
     def load_dataset(*_: object, **__: object) -> None:
@@ -147,13 +147,13 @@ def test_what_the_hub_answers(
     assert "\n" not in str(caught.value)
 
 
-def test_an_address_that_names_no_dataset() -> None:
+def test_invalid_hub_address_is_refused() -> None:
     for address in ("hf://datasets/", "hf://datasets/a/b/c"):
-        with pytest.raises(SourceError, match="names no dataset"):
+        with pytest.raises(SourceError, match="expected hf://datasets/org/name"):
             open_source(address)
 
 
-def test_labels_in_json_and_names_in_a_table(tmp_path: Path) -> None:
+def test_shards_with_labels_in_json_and_names_in_a_table(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     folder.mkdir()
     keys = ("label", "class", "cls", "class_name")
@@ -168,7 +168,7 @@ def test_labels_in_json_and_names_in_a_table(tmp_path: Path) -> None:
     assert (named.classes, named.counts) == (("fig", "pear"), (2, 2))
 
 
-def test_one_shard_with_its_labels_in_json(tmp_path: Path) -> None:
+def test_single_shard_with_labels_in_json(tmp_path: Path) -> None:
     flat: dict[str, bytes] = {}
     tree: dict[str, bytes] = {}
     for i in range(4):
@@ -180,7 +180,7 @@ def test_one_shard_with_its_labels_in_json(tmp_path: Path) -> None:
     assert open_source(shard(tmp_path / "tree.tar", tree)).classes == ("class 0", "class 1")
 
 
-def test_a_json_without_a_label_leaves_the_label_there_was(tmp_path: Path) -> None:
+def test_json_without_a_label_keeps_the_label(tmp_path: Path) -> None:
     members = {
         "0.cls": b"0", "0.json": b'{"width": 3}', "0.png": png(pixels(0, 0)),
         "1.cls": b"1", "1.json": b"{broken", "1.png": png(pixels(1, 0)),
@@ -189,7 +189,7 @@ def test_a_json_without_a_label_leaves_the_label_there_was(tmp_path: Path) -> No
     assert (source.classes, source.counts, source.skipped) == (("0", "1"), (1, 1), [])
 
 
-def test_images_without_a_label_are_counted_not_guessed(tmp_path: Path) -> None:
+def test_shard_images_without_a_label_are_skipped(tmp_path: Path) -> None:
     members = {
         "a/000.png": png(pixels(0, 0)), "a/000.cls": b"0",
         "a/001.png": png(pixels(0, 1)),
@@ -204,7 +204,7 @@ def test_images_without_a_label_are_counted_not_guessed(tmp_path: Path) -> None:
     assert {skip.reason for skip in source.skipped} == {"no label beside it"}
 
 
-def test_shards_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_shards_are_refused(tmp_path: Path) -> None:
     folder = make_shards(tmp_path / "wds")
     with pytest.raises(NotFoundError, match=r"1 shards are missing, first train-0002\.tar"):
         open_source(f"{folder}/train-{{0000..0002}}.tar")
@@ -215,7 +215,7 @@ def test_shards_that_are_not_there(tmp_path: Path) -> None:
         open_source(folder)
 
 
-def test_shards_without_any_label(tmp_path: Path) -> None:
+def test_shards_without_any_label_are_refused(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     shard(tmp_path / "s" / "a.tar", {"000.png": png(pixels(0, 0)), "000.txt": b"a fig"})
     with pytest.raises(SourceError, match=r"no image with a \.cls or \.json label"):

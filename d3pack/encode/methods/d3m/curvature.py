@@ -1,15 +1,15 @@
 """How far to move along a gradient: Newton's step, from the gradients of single samples.
 
 The values of a prompt matter very unequally to the backbone, and not along their own axes, so steps
-of one length for all of them spend most samples on directions that hardly count. What is left of
-the error under a prompt is noise of the images, and under such noise the outer products of single
-gradients add up to the curvature of the mean error (Amari, "Natural gradient works efficiently in
-learning", 1998; for squared errors it is Gauss and Newton's). A row alone draws too few samples to
-know a matrix, so all rows add to one, for each place among the vectors of a prompt.
+of equal length spend most samples on directions that hardly count. The error that is left under a
+prompt is noise of the images, and under such noise the outer products of single gradients add up to
+the curvature of the mean error (Amari, "Natural gradient works efficiently in learning", 1998; for
+squared errors this is the method of Gauss and Newton). One row draws too few samples to know a
+matrix, so all rows add to one, for each place among the vectors of a prompt.
 
 Rows also share part of their way: what the captions of a backbone leave out of one class, they
-leave out of all. The mean gradient is known from the samples of every row, so it may be followed
-into directions where a row's own gradient is little but noise.
+leave out of all. The mean gradient comes from the samples of every row, so it may be followed into
+directions where a row's own gradient is mostly noise.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class Curvature:
 
     @classmethod
     def unknown(cls, k: int, dim: int) -> Curvature:
-        """Before the first sample."""
+        """Return the curvature before the first sample."""
         return cls(np.zeros((k, dim, dim)), np.zeros(1))
 
     def learn(self, gradients: Array, losses: Array, weights: Array, values: int) -> None:
-        """Gradients (R, S, k, D) of S samples a row; a loss is a mean over so many values."""
+        """Add gradients (R, S, k, D) of S samples a row; a loss is a mean over so many values."""
         rows, each, k, dim = gradients.shape
         count = rows * each
-        # what all samples of a row agree on is no noise, and would pass for a steep direction
+        # what all samples of a row agree on is no noise, and would look like a steep direction
         shares = weights / weights.sum(1, keepdims=True)
         scale = weights * values / (2 * np.maximum(losses, 1e-12))
         apart = gradients
@@ -58,13 +58,13 @@ class Curvature:
         self.seen += count
 
     def steps(self, gradients: Array, each: int) -> Array:
-        """Where rows (R, k, D) should go, against gradients that are means over `each` samples.
+        """Return steps of rows (R, k, D) against gradients that are means over `each` samples.
 
-        Damping stands for the noise of a gradient: what all rows agree on has so much less of it.
+        Damping accounts for the noise of a gradient; what all rows agree on has less of it.
         """
         rows, k, dim = gradients.shape
-        found = self.matrices / max(1.0, float(self.seen[0]))
-        mean = np.trace(found, axis1=1, axis2=2) / dim
+        matrices = self.matrices / max(1.0, float(self.seen[0]))
+        mean = np.trace(matrices, axis1=1, axis2=2) / dim
         if not (mean > 0).all():  # nothing matters, or nothing is known
             return np.zeros_like(gradients)
         shared = gradients.mean(0, keepdims=True)
@@ -73,10 +73,10 @@ class Curvature:
             (gradients - shared, OWN / each),
             (shared, SHARED / (each * rows)),
         ):
-            # before a sample for each value is in, the mean over all directions is known best
+            # until there is a sample for each value, the mean over all directions is known best
             ridge = mean * (damping + dim / float(self.seen[0]))
-            damped = found + ridge[:, None, None] * np.eye(dim)
+            damped = matrices + ridge[:, None, None] * np.eye(dim)
             moves += np.linalg.solve(damped, part.transpose(1, 2, 0)).transpose(2, 0, 1)
-        # each place steps as if it were alone; k of them may all aim at the same
+        # each place steps as if it were alone; k of them may all have the same aim
         steps: Array = -moves / k
         return steps

@@ -2,9 +2,9 @@
 
 A row is one mode of one class: k vectors and its own latents. The rows in the slots share each
 forward and backward pass of the frozen backbone, and what the passes tell about the curvature of
-the loss (`curvature`); a row that stops gaining leaves its slot to a waiting one. What a row looks
-at (`draws`) depends on the row, its own step count and the density of timesteps that the first rows
-in the slots have measured for all. The whole state is a few arrays, so a run that was killed goes
+the loss (`curvature`); a row that stops gaining leaves its slot to a waiting one. What a row is
+fitted to (`samples`) depends on the row, its own step count and the density of noise levels that
+the first rows have measured for all. The whole state is a few arrays, so a run that was killed goes
 on as if it had not been.
 """
 
@@ -22,39 +22,20 @@ from torch import Tensor
 
 from d3pack.backbones import Backbone, Condition
 from d3pack.encode.methods.d3m.curvature import TRUST, Curvature
-from d3pack.encode.methods.d3m.density import BINS, Density
-from d3pack.encode.methods.d3m.draws import Draws, Latents, Samples
-from d3pack.system.events import Events
+from d3pack.encode.methods.d3m.samples import BINS, Density, Draws, Latents, Samples
+from d3pack.encode.settings import D3MSettings
+from d3pack.system import Events
 
 Array = npt.NDArray[Any]
-RoundTrip = Callable[
-    [Array], Array
-]  # (rows, k, D) -> the same as the pack's codec will give it back
+RoundTrip = Callable[[Array], Array]  # (rows, k, D) -> what the pack's codec makes of it
 
 WAITING, EXPLORING, COOLING, DONE = 0, 1, 2, 3
-AVERAGE = 0.9  # of the running mean of a row's vectors, on which it is judged while it explores
-PILOT = 200  # samples, over the first rows, that measure the density of timesteps and curvature
-
-
-@dataclass(frozen=True, slots=True)
-class InversionOptions:
-    """How rows are fitted."""
-
-    template: str
-    lr: float  # in units of Newton's steps
-    steps: int
-    cool: int
-    batch: int
-    slots: int
-    validate_every: int
-    triples: int
-    patience: int
-    tolerance: float
-    seed: int
+AVERAGE = 0.9  # decay of the running mean of a row's vectors, which is validated on the way
+PILOT = 200  # samples, over the first rows, that measure density and curvature
 
 
 class Keeper(Protocol):
-    """Where the state is kept between processes."""
+    """Keeps the state between processes."""
 
     def load(self) -> dict[str, Array] | None: ...
 
@@ -63,21 +44,21 @@ class Keeper(Protocol):
 
 @dataclass(slots=True)
 class Fitted:
-    """What inversion gives back, a row each."""
+    """The result, a row each."""
 
     vectors: Array  # (R, k, D); the codec was in the loop, but has not rounded them
     samples: Array  # forward and backward passes
-    judged: Array  # forward passes
+    validated: Array  # forward passes
     start_loss: Array  # of the start vectors, on the row's triples
     loss: Array  # of the final ones
 
 
 def fresh_state(start: Array) -> dict[str, Array]:
-    """The state before the first step."""
+    """Return the state before the first step."""
     rows = len(start)
     state = {name: start.copy() for name in ("vectors", "mean", "best")}
     state |= {name: np.zeros(rows, np.int64) for name in ("status", "step", "cooled", "stall")}
-    state |= {name: np.zeros(rows, np.int64) for name in ("samples", "judged")}
+    state |= {name: np.zeros(rows, np.int64) for name in ("samples", "validated")}
     state |= {name: np.full(rows, np.inf) for name in ("start_loss", "best_loss", "loss")}
     state["density"] = Density.even().shares
     unknown = Curvature.unknown(*start.shape[1:])
@@ -86,7 +67,19 @@ def fresh_state(start: Array) -> dict[str, Array]:
 
 
 class Inversion:
-    """Fits all rows; `run` goes on from the keeper's state."""
+    """Fits all rows.
+
+    Args:
+        backbone: the frozen model.
+        start: vectors (R, k, D) that rows start at.
+        latents: latents of a row.
+        round_trip: what the codec of the pack makes of vectors.
+        settings: lengths and sizes of the fit.
+        template: sentence around the vectors.
+        seed: decides what is drawn.
+        keeper: where the state is; `run` goes on from it.
+        events: whom to report to.
+    """
 
     def __init__(
         self,
@@ -94,64 +87,65 @@ class Inversion:
         start: Array,
         latents: Latents,
         round_trip: RoundTrip,
-        options: InversionOptions,
+        settings: D3MSettings,
+        *,
+        template: str,
+        seed: int,
         keeper: Keeper,
         events: Events,
     ) -> None:
-        self._backbone, self._options = backbone, options
+        self._backbone, self._settings, self._template = backbone, settings, template
         self._round_trip, self._keeper, self._events = round_trip, keeper, events
         self._start = start.astype(np.float32)
         self._unit = np.sqrt((self._start**2).mean((1, 2))).clip(1e-4)
-        self._draws = Draws(backbone, latents, options.seed, options.triples)
+        self._draws = Draws(backbone, latents, seed, settings.triples)
         self._state = keeper.load() or fresh_state(self._start)
         self._curvature = Curvature(self._state["curvature"], self._state["seen"])
 
     def run(self) -> Fitted:
-        state, options = self._state, self._options
+        """Fit all rows, from where the keeper's state is."""
+        state, settings = self._state, self._settings
         rows = len(self._start)
-        width = min(options.slots, rows)
-        each = max(1, options.batch // width)
+        width = min(settings.slots, rows)
+        each = max(1, settings.batch // width)
         # numpy on one thread: its pool and torch's would wait for each other at every step
         with threadpool_limits(1, user_api="blas"), self._events.stage("invert", rows, "rows"):
-            while True:
-                if not self._seat(width):
-                    break
+            while self._seat(width):
                 active = np.flatnonzero(
                     (state["status"] == EXPLORING) | (state["status"] == COOLING)
                 )
                 for _ in range(self._stretch(active)):
                     self._step(active, each)
-                self._judge(active)
+                self._validate(active)
                 self._keeper.save(state)
                 done = int((state["status"] == DONE).sum())
-                good = np.isfinite(state["start_loss"]) & np.isfinite(state["best_loss"])
+                known = np.isfinite(state["start_loss"]) & np.isfinite(state["best_loss"])
                 self._events.step(
                     done,
                     samples=int(state["samples"].sum()),
-                    start_loss=round(float(state["start_loss"][good].mean()), 5),
-                    loss=round(float(state["best_loss"][good].mean()), 5),
+                    start_loss=round(float(state["start_loss"][known].mean()), 5),
+                    loss=round(float(state["best_loss"][known].mean()), 5),
                 )
         self._keeper.save(state, last=True)
         return Fitted(
             state["vectors"],
             state["samples"],
-            state["judged"],
+            state["validated"],
             state["start_loss"],
             state["loss"],
         )
 
     def _seat(self, width: int) -> bool:
-        """Fill free slots with waiting rows, in order; False when nobody is left."""
+        """Fill free slots with waiting rows, in order; return False when no row is left."""
         status = self._state["status"]
         free = width - int(((status == EXPLORING) | (status == COOLING)).sum())
         fresh = np.flatnonzero(status == WAITING)[:free]
-        for row in fresh:
-            status[row] = EXPLORING if self._options.steps else COOLING
+        status[fresh] = EXPLORING if self._settings.steps else COOLING
         for row in np.flatnonzero(status == DONE):
             self._draws.leave(int(row))
         for row in np.flatnonzero((status == EXPLORING) | (status == COOLING)):
             self._draws.seat(int(row))
-        learns = self._options.steps + self._options.cool > 0
+        learns = self._settings.steps + self._settings.cool > 0
         if len(fresh):
             if learns and not self._state["samples"].any():
                 self._measure(fresh)
@@ -164,13 +158,13 @@ class Inversion:
         )
 
     def _stretch(self, active: Array) -> int:
-        """Steps until the next judgement: no row may run past its end."""
-        state, options = self._state, self._options
+        """Steps until the next validation: no row may run past its end."""
+        state, settings = self._state, self._settings
         exploring = active[state["status"][active] == EXPLORING]
         cooling = active[state["status"][active] == COOLING]
-        left = [*(options.steps - state["step"][exploring])]
-        left += [*(options.cool - state["cooled"][cooling])]
-        return int(min([options.validate_every, *left])) if len(active) else 0
+        left = [*(settings.steps - state["step"][exploring])]
+        left += [*(settings.cool - state["cooled"][cooling])]
+        return int(min([settings.validate_every, *left])) if len(active) else 0
 
     # -- one step ------------------------------------------------------------------------------
 
@@ -197,20 +191,21 @@ class Inversion:
         )
 
     def _gradients(self, vectors: Array, samples: Samples) -> tuple[Array, Array]:
-        """Of each sample of each row, (R, S, k, D) and (R, S); one that overflows says nothing."""
+        """Of the samples of rows, (R, S, k, D) and (R, S); one that overflows does not count."""
         each = len(samples) // len(vectors)
         leaf = torch.from_numpy(vectors.repeat(each, 0)).to(self._backbone.device).requires_grad_()
-        found = self._loss(leaf, samples)
-        (slopes,) = torch.autograd.grad(found.sum(), [leaf])
-        gradients, losses = slopes.double().cpu().numpy(), found.detach().double().cpu().numpy()
-        good = np.isfinite(gradients).all((1, 2)) & np.isfinite(losses)
-        gradients, losses = np.where(good[:, None, None], gradients, 0), np.where(good, losses, 1)
+        loss = self._loss(leaf, samples)
+        (gradient,) = torch.autograd.grad(loss.sum(), [leaf])
+        gradients, losses = gradient.double().cpu().numpy(), loss.detach().double().cpu().numpy()
+        finite = np.isfinite(gradients).all((1, 2)) & np.isfinite(losses)
+        gradients = np.where(finite[:, None, None], gradients, 0)
+        losses = np.where(finite, losses, 1)
         return gradients.reshape(-1, each, *vectors.shape[1:]), losses.reshape(-1, each)
 
     def _loss(self, vectors: Tensor, samples: Samples) -> Tensor:
         """Squared error of each sample in the backbone's own training space; samples row by row."""
         each = len(samples) // len(vectors)
-        condition = self._backbone.condition(vectors, self._options.template)
+        condition = self._backbone.condition(vectors, self._template)
         # expanded, not indexed: the backward pass is then a plain sum, in one order
         spread = Condition(
             {
@@ -222,24 +217,24 @@ class Inversion:
         return (out.float() - samples.target).square().mean((1, 2, 3))
 
     def _measure(self, rows: Array) -> None:
-        """The density of timesteps, and curvature, from single samples at the start vectors."""
+        """Measure the density of noise levels, and curvature, at the start vectors."""
         times = -(-PILOT // (BINS * len(rows)))  # in each bin, of each row
         squares = np.zeros(BINS)
         for row in rows:
-            found = []
-            for part in self._draws.pilot(int(row), times).split(self._options.batch):
+            loudness = []
+            for part in self._draws.pilot(int(row), times).split(self._settings.batch):
                 gradients, losses = self._gradients(self._start[[row]], part)
                 self._curvature.learn(gradients, losses, part.weights[None], part.values)
-                found.append(np.square(gradients[0]).sum((1, 2)))
-            of_bins = np.concatenate(found).reshape(BINS, times).mean(1)
+                loudness.append(np.square(gradients[0]).sum((1, 2)))
+            of_bins = np.concatenate(loudness).reshape(BINS, times).mean(1)
             squares += of_bins / max(of_bins.sum(), 1e-30)
         self._state["density"] = Density.of_squares(squares).shares
         self._state["samples"][rows] += BINS * times
 
     def _move(self, active: Array, gradients: Array, each: int, cooling: Array) -> None:
-        state, options = self._state, self._options
-        left = 1 - state["cooled"][active] / max(1, options.cool)
-        rate = options.lr * np.where(cooling, left, 1.0)
+        state, settings = self._state, self._settings
+        left = 1 - state["cooled"][active] / max(1, settings.cool)
+        rate = settings.lr * np.where(cooling, left, 1.0)
         moves = rate[:, None, None] * self._curvature.steps(gradients, each)
         length = np.sqrt(np.square(moves).mean((1, 2))).clip(1e-30)
         moves *= np.minimum(1, TRUST * self._unit[active] / length)[:, None, None]
@@ -247,50 +242,50 @@ class Inversion:
         mean = state["mean"]
         mean[active] = AVERAGE * mean[active] + (1 - AVERAGE) * state["vectors"][active]
 
-    # -- judgement -----------------------------------------------------------------------------
+    # -- validation ----------------------------------------------------------------------------
 
     @torch.no_grad()
     def _losses(self, rows: Array, vectors: Array) -> Array:
         """Loss of each row's vectors on its triples."""
-        found, density = [], Density(self._state["density"])
-        at_once = max(1, self._options.batch // self._options.triples)
+        means, density = [], Density(self._state["density"])
+        at_once = max(1, self._settings.batch // self._settings.triples)
         for start in range(0, len(rows), at_once):
             part = [self._draws.triples(int(row), density) for row in rows[start : start + at_once]]
             samples = Samples.joined(part)
             values = torch.from_numpy(vectors[start : start + at_once]).to(self._backbone.device)
             losses = self._loss(values, samples).double().cpu()
-            weighed = losses * torch.from_numpy(samples.weights)
-            found.append(weighed.reshape(len(part), -1).mean(1).numpy())
-        self._state["judged"][rows] += self._options.triples
-        return np.concatenate(found)
+            weighted = losses * torch.from_numpy(samples.weights)
+            means.append(weighted.reshape(len(part), -1).mean(1).numpy())
+        self._state["validated"][rows] += self._settings.triples
+        return np.concatenate(means)
 
-    def _judge(self, active: Array) -> None:
+    def _validate(self, active: Array) -> None:
         """Note gains; rows without one begin to cool, rows that have cooled are done."""
-        state, options = self._state, self._options
+        state, settings = self._state, self._settings
         exploring = active[state["status"][active] == EXPLORING]
         if len(exploring):
             losses = self._losses(exploring, state["mean"][exploring])
-            gained = losses < state["best_loss"][exploring] * (1 - options.tolerance)
+            gained = losses < state["best_loss"][exploring] * (1 - settings.tolerance)
             state["stall"][exploring] = np.where(gained, 0, state["stall"][exploring] + 1)
             ahead = exploring[losses < state["best_loss"][exploring]]
             state["best"][ahead] = state["mean"][ahead]
             state["best_loss"][exploring] = np.minimum(losses, state["best_loss"][exploring])
-            over = (state["stall"][exploring] >= options.patience) | (
-                state["step"][exploring] >= options.steps
+            over = (state["stall"][exploring] >= settings.patience) | (
+                state["step"][exploring] >= settings.steps
             )
             turning = exploring[over]
             state["status"][turning] = COOLING
             # a mean is the better start: it lies in the middle of the noise ball
             state["vectors"][turning] = state["best"][turning]
         cooling = active[state["status"][active] == COOLING]
-        ended = cooling[state["cooled"][cooling] >= options.cool]
+        ended = cooling[state["cooled"][cooling] >= settings.cool]
         if len(ended):
             self._finish(ended)
 
     def _finish(self, rows: Array) -> None:
-        """The last judgement, of what the pack will hold: never worse than the class name."""
+        """Keep the best of what the pack could hold: it is never worse than the class name."""
         state = self._state
-        # cooled, averaged while cooling, the best before, the name: whatever the codec leaves best
+        # cooled, averaged while cooling, the best before, the name: the best after the codec
         trials = [state[name][rows].copy() for name in ("vectors", "mean", "best")]
         for trial in (*trials, self._start[rows]):
             losses = self._losses(rows, self._round_trip(trial))

@@ -1,194 +1,390 @@
-"""The method of D3M (arXiv 2403.07142): one learned prompt a category, seeds, soft labels."""
+"""The method of D3M (arXiv 2403.07142): one learned prompt a class, seeds, soft labels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from d3pack.backbones import Backbone, default_backbone, open_backbone
-from d3pack.encode import budget, skipped
-from d3pack.encode.complete import Told, finish, sample_record
-from d3pack.encode.generate import SHOWN
-from d3pack.encode.method import Plan, Run
-from d3pack.encode.methods.d3m.collages import CollageOptions, clusters, make_collages
-from d3pack.encode.methods.d3m.estimate import estimate
-from d3pack.encode.methods.d3m.guidance import best_guided
-from d3pack.encode.methods.d3m.inversion import Fitted, Inversion, InversionOptions
-from d3pack.encode.methods.d3m.plan import (
-    D3MPlan,
+from d3pack.backbones import Backbone, default_backbone, default_guidance, open_backbone
+from d3pack.decode import Decoder
+from d3pack.encode.allocation import (
+    PICKY,
+    SHARE,
+    Allocation,
+    budget_line,
     expected_bytes,
-    make_plan,
-    make_recipe,
-    with_dials,
+    fixed_by,
+    spend,
 )
-from d3pack.encode.options import EncodeOptions, no_settings
-from d3pack.encode.plan import dtype_for
+from d3pack.encode.candidates import stored_arrays
+from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate
+from d3pack.encode.estimate import seconds_of, teacher_seconds
+from d3pack.encode.finish import SHEET_IMAGES, sample_provenance
+from d3pack.encode.methods.d3m.collages import clusters, make_collages
+from d3pack.encode.methods.d3m.guidance import MOST_CLASSES, best_guidance, trial_images
+from d3pack.encode.methods.d3m.inversion import Fitted, Inversion
+from d3pack.encode.plan import (
+    SMALL,
+    EncodePlan,
+    backbone_json,
+    dtype_for,
+    sigmas_of,
+    typical_side,
+)
+from d3pack.encode.sampler_search import GUIDANCES
+from d3pack.encode.settings import D3MSettings, EncodeSettings
 from d3pack.encode.teaching import open_teacher
-from d3pack.format.codecs import decode_prompts, encode_prompts
-from d3pack.format.pack import Pack
+from d3pack.errors import UsageError
+from d3pack.format import BackboneRef, Pack, Recipe, Sampler, decode_prompts, encode_prompts
 from d3pack.sources import Source
-from d3pack.system.keeper import JournalKeeper
-from d3pack.teachers import Teacher
+from d3pack.system import Checkpoint
+from d3pack.teachers import Cut, Teacher
 
 Array = npt.NDArray[Any]
-THUMB = 128  # pixels, of the collages kept for the contact sheet
+TEMPLATES = {1: "a photo of a {}", 2: "a 2x2 collage of {}", 4: "a 4x4 collage of {}"}
+WORTH_PICKING = 20  # images a class, from which on the manifest's entry of picks is a small share
+THUMBNAIL = 128  # pixels, of the collages kept for the contact sheet
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What D3M adds to a plan."""
+
+    backbone: BackboneRef
+    width: int  # of one vector
+    factor: int
+    crops: int
+    crop_scale: tuple[float, float]
+    template: str
+    sampler: Sampler
+    sampler_steps: int
+    guidance: float | None  # None: by measurement, when the prompts are learned
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "backbone": backbone_json(self.backbone)}
 
 
 class D3M:
-    """Teacher, collages, inversion, seeds, labels."""
+    """Teacher, collages, inversion."""
 
     name = "d3m"
+    settings = D3MSettings
 
-    def __init__(self) -> None:
-        self._backbone: Backbone | None = None
-
-    def plan(self, source: Source, options: EncodeOptions, device: str) -> D3MPlan:
-        """Settle every setting; with a budget, choose the dials."""
-        no_settings(self.name, options)
-        self._backbone = open_backbone(
-            options.backbone or default_backbone(device),
-            device=device,
-            dtype=getattr(torch, dtype_for(device)),
+    def prepare(
+        self, source: Source, settings: EncodeSettings, own: D3MSettings, context: EncodeContext
+    ) -> D3MJob:
+        """Settle every setting; with a budget, choose what to spend it on."""
+        backbone = open_backbone(
+            settings.backbone or default_backbone(context.device),
+            device=context.device,
+            dtype=getattr(torch, dtype_for(context.device)),
         )
-        plan = make_plan(source, options, self._backbone)
-        if options.budget is None:
-            return plan
-        dials, size = budget.spend(
-            options.budget,
-            options,
-            self._backbone.prompt_shape[0],
-            lambda trial: expected_bytes(plan, _sample_record(source, options), trial),
-        )
-        note = budget.describe(dials, size, options)
-        return with_dials(plan, dials, options.guidance, note)
+        return prepare(source, settings, own, backbone)
 
-    def estimate(self, source: Source, plan: Plan, options: EncodeOptions) -> Mapping[str, Any]:
-        """Measure a little of everything on this machine."""
-        assert isinstance(plan, D3MPlan)
-        assert self._backbone is not None
-        size = expected_bytes(plan, _sample_record(source, options))
-        return {"bytes": size, **estimate(source, plan, self._backbone, options)}
 
-    def encode(self, run: Run) -> Pack:
-        """All stages; each goes on where it was stopped."""
-        plan, backbone = run.plan, self._backbone
-        assert isinstance(plan, D3MPlan)
-        assert backbone is not None
-        teacher = open_teacher(run, plan.typical)
-        collages = self._collages(run, plan, teacher)
-        fitted = self._invert(run, plan)
-        dials = plan.dials
-        rows = fitted.vectors.reshape(len(plan.classes), dials.modes, dials.vectors, plan.width)
-        pack = Pack(
-            classes=plan.classes,
-            images_per_class=plan.images_per_class,
-            recipe=make_recipe(plan, backbone),
-            prompts=encode_prompts(rows, dials.codec),
-            seed=plan.seed,
+def prepare(
+    source: Source, settings: EncodeSettings, own: D3MSettings, backbone: Backbone
+) -> D3MJob:
+    """Return the job of learning prompts for a backbone that is open."""
+    typical = typical_side(source)
+    allocation = _default_allocation(settings, own, backbone)
+    details = _details(settings, own, backbone, typical, allocation)
+    plan = EncodePlan.of(
+        source,
+        settings,
+        size=settings.size or backbone.image_size,
+        dtype=dtype_for(backbone.device.type),
+        allocation=allocation,
+        typical=typical,
+    )
+    job = D3MJob(source, settings, own, backbone, plan, details)
+    notes = []
+    if all(name.isdecimal() or name[1:].isdecimal() for name in source.classes):
+        notes.append("class names are numbers or ids: class_names give inversion a better start")
+    if settings.budget is not None:
+        fixed = {"modes": own.modes, "vectors": own.vectors, **fixed_by(settings)}
+        allocation, size = spend(
+            settings.budget, fixed, backbone.prompt_shape[0], job.expected_bytes
         )
-        if plan.guidance is None:
-            pack = best_guided(run, pack, dials, backbone, teacher, partial(_features, run))
-        metrics: dict[str, Any] = {
-            "start_loss": _figure(fitted.start_loss),
-            "loss": _figure(fitted.loss),
-            "samples": int(fitted.samples.sum()),
-        }
-        return finish(
-            run,
-            pack,
-            dials,
-            backbone,
-            teacher,
-            Told(
-                self.name,
-                metrics,
-                seen=collages["seen"],
-                bad=collages["bad"],
-                shown=lambda c: _thumbs(run, c),
-                title="Collages of real patches, and what the pack makes",
-            ),
-        )
+        if settings.guidance is None:
+            details = replace(details, guidance=guidance_for(backbone.ref, allocation))
+        notes.append(budget_line(allocation, size, settings))
+    text = (*_text(plan, details, allocation), *notes)
+    plan = replace(plan, allocation=allocation, details=details.to_json(), text=text)
+    return replace(job, plan=plan, details=details)
 
-    def _collages(self, run: Run, plan: D3MPlan, teacher: Teacher) -> dict[str, Any]:
-        """Collages of each class as latents in the journal; what was seen on the way."""
-        backbone, options = self._backbone, run.options
-        assert backbone is not None
-        cut = CollageOptions(
+
+def _default_allocation(
+    settings: EncodeSettings, own: D3MSettings, backbone: Backbone
+) -> Allocation:
+    picks = backbone.ref.repo == "mini" and settings.images_per_class >= WORTH_PICKING
+    allocation = Allocation(
+        modes=own.modes or 1,
+        vectors=own.vectors or 1,
+        codec=settings.codec or "i4",
+        candidates=settings.candidates or (PICKY if picks else 1),
+        share=SHARE,
+        labels=settings.labels or "none",
+        probes=1 if settings.probes is None else settings.probes,
+    )
+    most = backbone.prompt_shape[0]
+    if allocation.vectors > most:
+        raise UsageError(
+            f"invalid vectors {allocation.vectors}: this backbone takes at most {most} vectors"
+        )
+    if allocation.candidates > 2**16 // SHARE:
+        raise UsageError(
+            f"invalid candidates {allocation.candidates}: expected at most {2**16 // SHARE}"
+        )
+    return allocation
+
+
+def _details(
+    settings: EncodeSettings,
+    own: D3MSettings,
+    backbone: Backbone,
+    typical: int,
+    allocation: Allocation,
+) -> Details:
+    """Fill in every default."""
+    size = settings.size or backbone.image_size
+    backbone.latent_shape_for(size)  # refuses sizes that do not fit
+    factor = own.factor or (1 if min(typical, *size) <= SMALL else 2)
+    return Details(
+        backbone=backbone.ref,
+        width=backbone.prompt_shape[1],
+        factor=factor,
+        crops=own.crops or (1 if factor == 1 else 5),
+        crop_scale=own.crop_scale or ((1.0, 1.0) if factor == 1 else (0.25, 1.0)),
+        template=own.template or TEMPLATES[factor],
+        sampler=settings.sampler or "dpmpp-2m",
+        sampler_steps=settings.sampler_steps or (12 if backbone.ref.repo == "mini" else 20),
+        guidance=(
+            guidance_for(backbone.ref, allocation)
+            if settings.guidance is None
+            else settings.guidance
+        ),
+    )
+
+
+def guidance_for(ref: BackboneRef, allocation: Allocation) -> float | None:
+    """Return the guidance where none is set; None, measured, where a teacher picks from mini's."""
+    if ref.repo == "mini" and allocation.candidates > 1:
+        return None
+    return default_guidance(ref)
+
+
+def _text(plan: EncodePlan, details: Details, allocation: Allocation) -> tuple[str, ...]:
+    name = details.backbone.repo or details.backbone.revision[:12]
+    guidance = "by measurement" if details.guidance is None else f"{details.guidance:g}"
+    return (
+        f"backbone {name}, {plan.size[0]}x{plan.size[1]}, {plan.dtype}; {details.sampler} "
+        f"{details.sampler_steps} steps, guidance {guidance}, {details.template!r}",
+        f"{allocation.prompts}, {allocation.seeds(plan.images_per_class)}, "
+        f"labels {allocation.labels}, collages {details.factor}x{details.factor}",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class D3MJob:
+    """Prompts to be learned for a backbone."""
+
+    source: Source
+    settings: EncodeSettings
+    own: D3MSettings
+    backbone: Backbone
+    plan: EncodePlan
+    details: Details
+
+    def describe(self) -> EncodePlan:
+        """Return the resolved settings."""
+        return self.plan
+
+    def recipe(self) -> Recipe:
+        """Return how the images are made; guidance that is to be measured is the default's."""
+        details, plan = self.details, self.plan
+        guidance = details.guidance
+        return Recipe(
+            backbone=details.backbone,
             size=plan.size,
-            factor=plan.factor,
-            pool=options.pool,
-            crops=plan.crops,
-            scale=plan.crop_scale,
-            count=options.collages,
+            sampler=details.sampler,
+            sigmas=sigmas_of(self.backbone, details.sampler, details.sampler_steps),
+            guidance=default_guidance(details.backbone) if guidance is None else guidance,
+            template=details.template,
+            dtype=plan.dtype,
+            group=plan.group,
+        )
+
+    def expected_bytes(self, allocation: Allocation) -> int:
+        """Return the bytes of the pack with that allocation."""
+        figures, counts = ("start_loss", "loss"), {"samples": 123456}
+        seen = sum(min(count, self.own.pool) for count in self.source.counts)
+        return expected_bytes(
+            self.plan.classes,
+            self.plan.images_per_class,
+            self.recipe(),
+            self.details.width,
+            allocation,
+            sample_provenance(D3M.name, self.source, self.settings, figures, counts, seen),
+            self.plan.seed,
+        )
+
+    def estimate(self) -> Estimate:
+        """Measure a little of every stage on this machine."""
+        plan, own, details = self.plan, self.own, self.details
+        classes, allocation = len(plan.classes), plan.allocation
+        rows = classes * allocation.modes
+        each = max(1, own.batch // min(own.slots, rows))
+        few = min(8, self.source.counts[0])
+        read = seconds_of(lambda: [self.source.get(0, i) for i in range(few)]) / few
+        looked = sum(min(count, own.pool) for count in self.source.counts)
+        kept = min(own.collages, -(-looked // classes // details.factor**2)) * classes
+        step, latents, image = self._seconds()
+        stages = {
+            "collages": looked * (read + 2e-4 * details.crops) + kept * latents,
+            # about three quarters of the steps are used before a row stops gaining
+            "inversion": rows * each * (0.75 * own.steps + own.cool) * step,
+        }
+        if self.settings.teacher == "train":
+            stages["teacher"] = (
+                teacher_seconds(self.source, plan.typical, self.settings, str(self.backbone.device))
+                + sum(self.source.counts) * read
+            )
+        if details.guidance is None:
+            images = trial_images(allocation) * min(classes, MOST_CLASSES)
+            stages["guidance"] = image * images * len(GUIDANCES)
+        made = (allocation.candidates if allocation.candidates > 1 else 0) + (
+            allocation.labels != "none"
+        )
+        stages["images"] = image * plan.images_per_class * classes * made
+        return Estimate(self.expected_bytes(allocation), stages)
+
+    def _seconds(self) -> tuple[float, float, float]:
+        """Of a sample of inversion, of the latents of a collage, and of a generated image."""
+        plan, backbone, template = self.plan, self.backbone, self.details.template
+        vectors = backbone.name_vectors(plan.classes[0], plan.allocation.vectors).float()[None]
+        picture = torch.zeros((8, 3, *plan.size), dtype=torch.uint8)
+        x = torch.zeros((8, *backbone.latent_shape_for(plan.size)), device=backbone.device)
+        t = torch.full((8,), 500, device=backbone.device)
+
+        def fit() -> None:
+            leaf = vectors.expand(8, -1, -1).clone().requires_grad_()
+            out = backbone.predict(x, t, backbone.condition(leaf, template))
+            torch.autograd.grad(out.square().mean(), [leaf])
+
+        with torch.no_grad():
+            latents = seconds_of(lambda: backbone.encode(picture)) / 8
+        short = replace(self, details=replace(self.details, sampler_steps=2)).recipe()
+        prompts = encode_prompts(np.zeros((1, 1, 1, self.details.width), np.float32), "f16")
+        pack = Pack(("one",), plan.group, short, prompts, seed=0)
+        decoder = Decoder(pack, device=backbone.device, backbone=backbone)
+        image = seconds_of(lambda: decoder.images(range(plan.group))) / plan.group
+        return seconds_of(fit) / 8, latents, image * self.details.sampler_steps / 2
+
+    def run(self, run: EncodeRun) -> Draft:
+        """Train a teacher, make collages, learn prompts, measure guidance."""
+        plan, journal = self.plan, run.journal
+        teacher = open_teacher(run, plan.typical)
+        seen, bad = self._make_collages(run, teacher)
+        fitted = self._learn_prompts(run)
+        allocation = plan.allocation
+        shape = (len(plan.classes), allocation.modes, allocation.vectors, self.details.width)
+        draft = Draft(
+            recipe=self.recipe(),
+            prompts=fitted.vectors.reshape(shape),
+            backbone=self.backbone,
+            teacher=teacher,
+            metrics={
+                "start_loss": _figure(fitted.start_loss),
+                "loss": _figure(fitted.loss),
+                "samples": int(fitted.samples.sum()),
+            },
+            seen=seen,
+            bad=bad,
+            real=lambda c: stored_arrays(journal, _name(c))["thumbs"],
+            title="Collages of real patches, and what the pack makes",
+        )
+        if self.details.guidance is not None:
+            return draft
+
+        def real(c: int) -> torch.Tensor:
+            return torch.from_numpy(stored_arrays(journal, _name(c))["features"])
+
+        pack = draft.pack(plan)
+        guidance = best_guidance(run, pack, allocation, self.backbone, teacher, real)
+        return replace(draft, recipe=replace(draft.recipe, guidance=guidance))
+
+    def _make_collages(self, run: EncodeRun, teacher: Teacher) -> tuple[int, int]:
+        """Keep the collages of each class as latents in the journal; return images seen and bad."""
+        count = len(self.plan.classes)
+        seen = bad = 0
+        realism = 0.0
+        with run.events.stage("collages", count, "classes"):
+            for c in range(count):
+                stored = run.journal.load(_name(c))
+                facts = self._collages_of(run, teacher, c) if stored is None else stored[1]
+                seen, bad = seen + facts["seen"], bad + facts["bad"]
+                realism += facts["realism"] / count
+                run.events.step(c + 1, samples=seen)
+        run.events.note(f"patches: cross-entropy {realism:.3f} under the teacher")
+        return seen, bad
+
+    def _collages_of(self, run: EncodeRun, teacher: Teacher, c: int) -> Mapping[str, Any]:
+        plan, details = self.plan, self.details
+        height, width = plan.size
+        cut = Cut(
+            size=(height // details.factor, width // details.factor),
+            pool=self.own.pool,
+            crops=details.crops,
+            scale=details.crop_scale,
             seed=plan.seed,
         )
-        total: dict[str, Any] = {"seen": 0, "bad": 0, "realism": 0.0}
-        with run.events.stage("collages", len(plan.classes), "classes"):
-            for c in range(len(plan.classes)):
-                name = f"classes/{c:06d}"
-                found = run.journal.load(name) if _exists(run, name) else None
-                if found is None:
-                    made = make_collages(run.source, c, teacher, cut)
-                    with torch.no_grad():
-                        latents = [backbone.encode(p).cpu() for p in torch.split(made.images, 32)]
-                    arrays: dict[str, Array] = {
-                        "latents": torch.cat(latents).half().numpy(),
-                        "modes": clusters(made.features, plan.dials.modes, plan.seed),
-                        "thumbs": _shrink(made.images[:SHOWN]),
-                    }
-                    if plan.guidance is None:
-                        arrays["features"] = teacher.features(made.usual).numpy()
-                    facts = {"seen": made.seen, "bad": made.bad, "realism": made.realism}
-                    skipped.remember(run.journal, run.source)
-                    run.journal.save(name, arrays, facts)
-                else:
-                    facts = found[1]
-                total["seen"] += facts["seen"]
-                total["bad"] += facts["bad"]
-                total["realism"] += facts["realism"] / len(plan.classes)
-                run.events.step(c + 1, samples=total["seen"])
-        run.events.note(f"patches: cross-entropy {total['realism']:.3f} under the teacher")
-        return total
+        made = make_collages(self.source, c, teacher, cut, details.factor, self.own.collages)
+        with torch.no_grad():
+            latents = [self.backbone.encode(p).cpu() for p in torch.split(made.images, 32)]
+        arrays: dict[str, Array] = {
+            "latents": torch.cat(latents).half().numpy(),
+            "modes": clusters(made.features, plan.allocation.modes, plan.seed),
+            "thumbs": _shrunk(made.images[:SHEET_IMAGES]),
+        }
+        if details.guidance is None:
+            arrays["features"] = teacher.features(made.unchosen).numpy()
+        facts = {"seen": made.seen, "bad": made.bad, "realism": made.realism}
+        run.remember_skipped()
+        run.journal.save(_name(c), arrays, facts)
+        return facts
 
-    def _invert(self, run: Run, plan: D3MPlan) -> Fitted:
-        backbone, options, dials = self._backbone, run.options, plan.dials
-        assert backbone is not None
-        start = [
-            backbone.name_vectors(name, dials.vectors).detach().float().cpu().numpy()
+    def _learn_prompts(self, run: EncodeRun) -> Fitted:
+        """Fit a prompt to each mode of each class, from the class name on."""
+        backbone, plan, allocation = self.backbone, self.plan, self.plan.allocation
+        names = [
+            backbone.name_vectors(name, allocation.vectors).detach().float().cpu().numpy()
             for name in plan.classes
         ]
-        rows = np.repeat(np.stack(start), dials.modes, axis=0)
 
         def latents(row: int) -> Array:
-            found = run.journal.load(f"classes/{row // dials.modes:06d}")
-            assert found is not None
-            groups = found[0]["modes"]
+            arrays = stored_arrays(run.journal, _name(row // allocation.modes))
+            groups = arrays["modes"]
             # a class with fewer collages than modes: modes share them
-            chosen = groups == row % dials.modes % (int(groups.max()) + 1)
-            values: Array = found[0]["latents"][chosen]
+            group = row % allocation.modes % (int(groups.max()) + 1)
+            values: Array = arrays["latents"][groups == group]
             return values
 
-        settings = InversionOptions(
-            template=plan.template,
-            lr=options.lr,
-            steps=options.steps,
-            cool=options.cool,
-            batch=options.batch,
-            slots=options.slots,
-            validate_every=options.validate_every,
-            triples=options.triples,
-            patience=options.patience,
-            tolerance=options.tolerance,
-            seed=plan.seed,
-        )
-        keeper = JournalKeeper(run.journal, "prompts")
         fitted = Inversion(
-            backbone, rows, latents, round_trip(dials.codec), settings, keeper, run.events
+            backbone,
+            np.repeat(np.stack(names), allocation.modes, axis=0),
+            latents,
+            round_trip(allocation.codec),
+            self.own,
+            template=self.details.template,
+            seed=plan.seed,
+            keeper=Checkpoint(run.journal, "prompts"),
+            events=run.events,
         ).run()
         run.events.note(
             f"loss {_figure(fitted.start_loss)} with class names, "
@@ -197,15 +393,8 @@ class D3M:
         return fitted
 
 
-def _sample_record(source: Source, options: EncodeOptions) -> dict[str, Any]:
-    """Provenance as long as the real one will be, without hashing the source for it."""
-    figures = ("start_loss", "loss", *(["agreement"] if options.labels else []))
-    seen = sum(min(count, options.pool) for count in source.counts)
-    return sample_record(D3M.name, source, options, figures, {"samples": 123456}, seen)
-
-
-def round_trip(codec: str) -> Any:
-    """What the codec makes of rows of vectors; one whose codebook all rows share stays outside."""
+def round_trip(codec: str) -> Callable[[Array], Array]:
+    """Return what a codec makes of rows of vectors; `pq`, which needs all rows, is left out."""
     if codec == "pq":
         return lambda rows: rows
 
@@ -215,25 +404,13 @@ def round_trip(codec: str) -> Any:
     return through
 
 
-def _exists(run: Run, name: str) -> bool:
-    return (run.journal.folder / f"{name}.safetensors").exists()
+def _name(c: int) -> str:
+    """Where the journal keeps the collages of a class."""
+    return f"classes/{c:06d}"
 
 
-def _features(run: Run, c: int) -> torch.Tensor:
-    """The teacher's, of collages of a class that nobody chose."""
-    found = run.journal.load(f"classes/{c:06d}")
-    assert found is not None
-    return torch.from_numpy(found[0]["features"])
-
-
-def _thumbs(run: Run, c: int) -> npt.NDArray[np.uint8]:
-    found = run.journal.load(f"classes/{c:06d}")
-    assert found is not None
-    return found[0]["thumbs"]
-
-
-def _shrink(images: torch.Tensor) -> npt.NDArray[np.uint8]:
-    step = max(1, images.shape[-1] // THUMB)
+def _shrunk(images: torch.Tensor) -> npt.NDArray[np.uint8]:
+    step = max(1, images.shape[-1] // THUMBNAIL)
     return images[:, :, ::step, ::step].contiguous().numpy()
 
 

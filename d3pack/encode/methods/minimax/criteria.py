@@ -27,44 +27,44 @@ class Memories:
     def __init__(self, classes: int, size: int) -> None:
         self.size = size
         self.real: list[list[Tensor]] = [[] for _ in range(classes)]
-        self.made: list[list[Tensor]] = [[] for _ in range(classes)]
+        self.predicted: list[list[Tensor]] = [[] for _ in range(classes)]
 
-    def add(self, c: int, real: Tensor, made: Tensor) -> None:
-        """Latents of one class, in the order of the batch."""
-        for memory, latents in ((self.real[c], real), (self.made[c], made)):
+    def add(self, c: int, real: Tensor, predicted: Tensor) -> None:
+        """Add latents of one class, in the order of the batch."""
+        for memory, latents in ((self.real[c], real), (self.predicted[c], predicted)):
             memory.extend(latents.detach().flatten(1).unbind())
             del memory[: max(0, len(memory) - self.size)]
 
     def state(self) -> dict[str, Array]:
-        """As arrays, for the journal."""
+        """Return the memories as arrays, for the journal."""
         return {
             f"{kind}.{c}": torch.stack(memory).cpu().numpy()
-            for kind, memories in (("real", self.real), ("made", self.made))
+            for kind, memories in (("real", self.real), ("predicted", self.predicted))
             for c, memory in enumerate(memories)
             if memory
         }
 
     def restore(self, state: Mapping[str, npt.NDArray[np.generic]], device: torch.device) -> None:
-        """The reverse of `state`."""
-        for kind, memories in (("real", self.real), ("made", self.made)):
+        """Take over what `state` has returned."""
+        for kind, memories in (("real", self.real), ("predicted", self.predicted)):
             for c in range(len(memories)):
-                found = state.get(f"{kind}.{c}")
-                rows = [] if found is None else torch.from_numpy(found).to(device).unbind()
+                stored = state.get(f"{kind}.{c}")
+                rows = [] if stored is None else torch.from_numpy(stored).to(device).unbind()
                 memories[c] = list(rows)
 
 
 def criteria(
     predicted: Tensor, labels: Tensor, memories: Memories, representative: float, diverse: float
 ) -> tuple[Tensor, Tensor]:
-    """Both terms, weighted; a class whose memory is empty adds nothing."""
+    """Return both terms, weighted; a class whose memory is empty adds nothing."""
     near = far = predicted.new_zeros(())
     present = sorted(set(labels.tolist()))
     for c in present:
-        if not memories.made[c]:
+        if not memories.predicted[c]:
             continue
-        mine = functional.normalize(predicted[labels == c].flatten(1), dim=1)
+        x = functional.normalize(predicted[labels == c].flatten(1), dim=1)
         real = functional.normalize(torch.stack(memories.real[c]), dim=1)
-        made = functional.normalize(torch.stack(memories.made[c]), dim=1)
-        near = near + representative * (1 - (mine @ real.T).min()) / len(present)
-        far = far + diverse * (mine @ made.T).max() / len(present)
+        earlier = functional.normalize(torch.stack(memories.predicted[c]), dim=1)
+        near = near + representative * (1 - (x @ real.T).min()) / len(present)
+        far = far + diverse * (x @ earlier.T).max() / len(present)
     return near, far

@@ -1,4 +1,4 @@
-"""DiffFit on a DiT: biases, scale factors and class rows learn, every other value stays.
+"""DiffFit on a DiT: biases, scale factors and class rows are trained, every other value is frozen.
 
 As in the code of minimax diffusion (vimar-gu/MinimaxDiffusion, arXiv 2311.15529): all biases; in
 the first half of the blocks factors on queries, keys and values, on attention's output and on both
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from d3pack.backbones.dit import DiT
+from d3pack.backbones import DiT
 from d3pack.errors import UsageError
 
 NULL = "null"
@@ -58,55 +58,56 @@ class DiffFit:
         }
 
     def vectors(self, labels: Tensor) -> Tensor:
-        """(B,) rows of the pack's classes, the number of classes for none -> what blocks take."""
+        """Return what blocks take for (B,) classes; the number of classes stands for none."""
         table = torch.cat([self.values[ROWS], self.values[NULL][None]])
         blocks = len(self.backbone.denoiser.transformer_blocks)
         return table[labels][:, None].expand(-1, blocks, -1)
 
     def denoise(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """Everything the transformer says, its learned sigma too."""
+        """Return the whole output of the transformer, with its learned sigma."""
         out: Tensor = self.backbone.denoiser(
             x_t, timestep=t, class_labels=self.vectors(labels), return_dict=False
         )[0]
         return out
 
     def factor(self, layer: str) -> Tensor | None:
-        """The product of the factors behind a layer, or None where there is none."""
-        found = [self.values[n] for w in ("inner", "outer") if (n := f"{layer}.{w}") in self.values]
-        return torch.stack(list(found)).prod(0) if found else None
+        """Return the product of the factors behind a layer, or None where there is none."""
+        names = [f"{layer}.inner", f"{layer}.outer"]
+        factors = [self.values[name] for name in names if name in self.values]
+        return torch.stack(list(factors)).prod(0) if factors else None
 
     @torch.no_grad()
     def put(self, values: dict[str, Tensor]) -> None:
-        """Take over values, for instance a moving average."""
+        """Replace values, for instance by a moving average."""
         for name, value in values.items():
             self.values[name].copy_(value)
 
     @torch.no_grad()
     def adapter(self) -> dict[str, Tensor]:
-        """What the frozen backbone needs to be this one; call it inside `fitted`."""
+        """Return what turns the frozen backbone into this one; call it inside `fitted`."""
         shift = self.values[NULL] - self.backbone.denoiser.transformer_blocks[0].norm1.emb.table[-1]
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for name, bias in self.biases.items():
             layer = name.removesuffix(".bias")
             value, factor = bias.float(), self.factor(layer)
             if factor is not None:
-                found[f"{layer}.weight.gain"] = factor - 1
+                tensors[f"{layer}.weight.gain"] = factor - 1
                 value = value * factor
             if name.endswith(_LAST_TIME_BIAS):
                 value = value + shift
-            found[f"{name}.delta"] = value - self.original[name].float()
-        return {name: tensor.cpu() for name, tensor in found.items() if tensor.any()}
+            tensors[f"{name}.delta"] = value - self.original[name].float()
+        return {name: tensor.cpu() for name, tensor in tensors.items() if tensor.any()}
 
     @torch.no_grad()
     def prompts(self) -> Tensor:
-        """(C, D): the rows, less the move of the row of no class, which is in the adapter."""
+        """Return the rows (C, D) less the move of the row of no class, which is in the adapter."""
         table = self.backbone.denoiser.transformer_blocks[0].norm1.emb.table
         rows: Tensor = self.values[ROWS] - (self.values[NULL] - table[-1])
         return rows.cpu()
 
 
 def learned(model: Any) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all that an adapter of this model can hold."""
+    """Return names and shapes of all that an adapter of this model can hold."""
     gains = {f"{layer}.weight.gain": (width,) for layer, _, width in _factors(model)}
     biases = {f"{n}.delta": tuple(p.shape) for n, p in _biases(model).items()}
     return gains | biases
@@ -118,7 +119,7 @@ def _biases(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def fitted(backbone: DiT, names: Sequence[str]) -> Iterator[DiffFit]:
-    """A backbone that learns; afterwards it is what it was, bit for bit."""
+    """Yield the trainable values of a backbone; afterwards it is what it was, bit for bit."""
     if backbone.dtype != torch.float32:
         raise UsageError("DiffFit trains in float32", hint="open the backbone so")
     fit = DiffFit(backbone, names)
@@ -145,12 +146,12 @@ def fitted(backbone: DiT, names: Sequence[str]) -> Iterator[DiffFit]:
 
 
 class _Scale:
-    """Multiplies what a layer gives by its factors."""
+    """A hook that multiplies the output of a layer by its factors."""
 
     def __init__(self, fit: DiffFit, layer: str) -> None:
         self._fit, self._layer = fit, layer
 
-    def __call__(self, module: nn.Module, given: Any, out: Tensor) -> Tensor:
+    def __call__(self, module: nn.Module, inputs: Any, out: Tensor) -> Tensor:
         factor = self._fit.factor(self._layer)
         assert factor is not None
         return out * factor
@@ -163,17 +164,17 @@ def _replace(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
 
 def _factors(model: Any) -> list[tuple[str, str, int]]:
     """(layer, which of its factors, width): attention's own, and those of the residual branches."""
-    found = []
+    factors = []
     for i in range(len(model.transformer_blocks) // 2):
         at, width = f"transformer_blocks.{i}", int(model.inner_dim)
-        found += [(f"{at}.attn1.to_{part}", "inner", width) for part in "qkv"]
-        found += [(f"{at}.attn1.to_out.0", which, width) for which in ("inner", "outer")]
-        found.append((f"{at}.ff.net.2", "outer", width))
-    return found
+        factors += [(f"{at}.attn1.to_{part}", "inner", width) for part in "qkv"]
+        factors += [(f"{at}.attn1.to_out.0", which, width) for which in ("inner", "outer")]
+        factors.append((f"{at}.ff.net.2", "outer", width))
+    return factors
 
 
 def _groups(model: nn.Module, biases: dict[str, nn.Parameter]) -> list[list[str]]:
-    """Names of biases that are one: the time embedding is shared, diffusers copies it per block."""
+    """Names of biases that are one: DiT shares the time embedding, diffusers has it per block."""
     groups: dict[str, list[str]] = {}
     first: dict[str, str] = {}
     for name, bias in biases.items():

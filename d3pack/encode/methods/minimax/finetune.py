@@ -4,50 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from d3pack.backbones.dit import DiT
+from d3pack.backbones import DiT
 from d3pack.encode.estimate import seconds_of
 from d3pack.encode.methods.minimax.criteria import Memories, criteria
 from d3pack.encode.methods.minimax.difffit import DiffFit, fitted
 from d3pack.encode.methods.minimax.variational import Posterior
-from d3pack.system.events import Events
-from d3pack.system.journal import Arrays
-from d3pack.system.keeper import JournalKeeper
-from d3pack.train.data import Latents
+from d3pack.encode.settings import MinimaxSettings
+from d3pack.system import Arrays, Checkpoint, Events
+from d3pack.train import Latents
 
 SAVE_EVERY = 10  # steps; the keeper decides whether the disk is worth it
-_SHOWN = 100  # steps whose mean is the figure
-
-
-class Settings(Protocol):
-    """What the loop reads of the method's settings."""
-
-    @property
-    def batch(self) -> int: ...
-
-    @property
-    def lr(self) -> float: ...
-
-    @property
-    def ema(self) -> float: ...
-
-    @property
-    def drop(self) -> float: ...
-
-    @property
-    def memory(self) -> int: ...
-
-    @property
-    def representative(self) -> float: ...
-
-    @property
-    def diverse(self) -> float: ...
+_AVERAGED = 100  # last steps, whose mean loss is reported
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +51,10 @@ class FineTuning:
     """AdamW on the values of a `DiffFit`, and their moving average."""
 
     def __init__(
-        self, fit: DiffFit, latents: Latents, settings: Settings, steps: int, seed: int
+        self, fit: DiffFit, latents: Latents, settings: MinimaxSettings, steps: int, seed: int
     ) -> None:
-        self.fit, self.latents, self.settings, self.steps, self.seed = (
-            fit,
-            latents,
-            settings,
-            steps,
-            seed,
-        )
+        self.fit, self.latents, self.settings = fit, latents, settings
+        self.steps, self.seed = steps, seed
         self.levels = fit.backbone.levels
         self.posterior = Posterior.of(self.levels)
         self.classes = len(fit.values["rows"])
@@ -95,11 +64,11 @@ class FineTuning:
         self.step = 0
         self.recent: list[list[float]] = []
 
-    def run(self, keeper: JournalKeeper, events: Events) -> Tuned:
-        """To the last step; goes on from what the keeper has."""
-        found = keeper.load()
-        if found is not None:
-            self._restore(found)
+    def run(self, keeper: Checkpoint, events: Events) -> Tuned:
+        """Train to the last step, from what the keeper has."""
+        state = keeper.load()
+        if state is not None:
+            self._restore(state)
         with events.stage("tune the backbone", self.steps, "steps"):
             while self.step < self.steps:
                 losses = self._losses(self.step)
@@ -107,9 +76,9 @@ class FineTuning:
                 torch.autograd.backward([losses.total])
                 self.optimizer.step()
                 self.step += 1
-                self._follow()
+                self._update_average()
                 parts = (losses.diffusion, losses.near, losses.far)
-                self.recent = [*self.recent, [float(p.detach()) for p in parts]][-_SHOWN:]
+                self.recent = [*self.recent, [float(p.detach()) for p in parts]][-_AVERAGED:]
                 last = self.step == self.steps
                 if self.step % SAVE_EVERY == 0 or last:
                     keeper.save(self._state(), last=last)
@@ -131,7 +100,7 @@ class FineTuning:
         )
 
     def rows(self, step: int) -> npt.NDArray[np.int64]:
-        """Images of a step: each once a pass, in an order of its own; the last few are left out."""
+        """Return the images of a step: each once a pass; what fills no batch is left out."""
         # latents hold every image and then, in the same order, its mirror image
         images = len(self.latents.labels) // 2
         batch = min(self.settings.batch, images)
@@ -151,18 +120,21 @@ class FineTuning:
         dropped = torch.from_numpy(rng.random(len(rows)) < self.settings.drop).to(device)
         losses = self.losses(x0, labels, t, noise, dropped)
         for c in sorted(set(labels.tolist())):
-            mine = labels == c
-            self.memories.add(c, x0[mine], losses.predicted[mine])
+            in_class = labels == c
+            self.memories.add(c, x0[in_class], losses.predicted[in_class])
         return losses
 
     def losses(
         self, x0: Tensor, labels: Tensor, t: Tensor, noise: Tensor, dropped: Tensor
     ) -> Losses:
-        """Of one batch, with the memories as they are; dropped labels still count as theirs."""
+        """Return the losses of a batch, with the memories as they are.
+
+        An image whose label is dropped still counts for its class.
+        """
         x_t = self.levels.noised(x0, noise, t)
-        given = torch.where(dropped, torch.full_like(labels, self.classes), labels)
-        said = self.fit.denoise(x_t, t, given)
-        out, variance = said[:, : x0.shape[1]], said[:, x0.shape[1] :]
+        conditions = torch.where(dropped, torch.full_like(labels, self.classes), labels)
+        output = self.fit.denoise(x_t, t, conditions)
+        out, variance = output[:, : x0.shape[1]], output[:, x0.shape[1] :]
         diffusion = (out - self.levels.target(x0, noise, t)).square().flatten(1).mean(1)
         predicted = self.levels.x0(x_t, t, out)
         if variance.shape[1] == x0.shape[1]:
@@ -173,7 +145,7 @@ class FineTuning:
         return Losses(diffusion.mean(), near, far, predicted)
 
     @torch.no_grad()
-    def _follow(self) -> None:
+    def _update_average(self) -> None:
         # the start does not count: in a short run a plain average would be little else
         ema = self.settings.ema
         weight = (1 - ema) / (1 - ema**self.step)
@@ -214,7 +186,7 @@ class FineTuning:
 
 
 def full_adapter(backbone: DiT, classes: Sequence[str]) -> Mapping[str, Tensor]:
-    """An adapter with every tensor that fine-tuning may move."""
+    """Return an adapter with every tensor that fine-tuning may move."""
     with fitted(backbone, classes) as fit, torch.no_grad():
         for value in fit.values.values():
             value.add_(0.01)
@@ -222,7 +194,7 @@ def full_adapter(backbone: DiT, classes: Sequence[str]) -> Mapping[str, Tensor]:
 
 
 def tuning_seconds(backbone: DiT, classes: Sequence[str], batch: int) -> float:
-    """Of a step, on this machine."""
+    """Return the seconds of a step on this machine."""
     shape = backbone.latent_shape
     with fitted(backbone, classes) as fit:
         x = torch.zeros((batch, *shape), device=backbone.device)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from d3pack.backbones.levels import Levels
+from d3pack.backbones import Levels
 
 Array = npt.NDArray[np.float64]
 
@@ -24,8 +24,8 @@ class Posterior:
 
     from_x0: Array
     from_xt: Array
-    least: Array  # log variance of the posterior: what a model may say at least
-    most: Array  # log beta: at most
+    least: Array  # log variance of the posterior: the least that a model can predict
+    most: Array  # log beta: the most
 
     @classmethod
     def of(cls, levels: Levels) -> Posterior:
@@ -40,15 +40,20 @@ class Posterior:
             most=np.log(betas),
         )
 
-    def bound(self, x0: Tensor, x_t: Tensor, t: Tensor, predicted: Tensor, says: Tensor) -> Tensor:
-        """Bits a value, (B,): KL of the model's step from the true one; at t = 0 the likelihood."""
+    def bound(
+        self, x0: Tensor, x_t: Tensor, t: Tensor, predicted: Tensor, variance: Tensor
+    ) -> Tensor:
+        """Return bits a value, (B,): KL of the model's step from the true one.
+
+        At t = 0 they are the likelihood.
+        """
 
         def at(values: Array) -> Tensor:
             return x0.new_tensor(values)[t].reshape(-1, 1, 1, 1)
 
         a, b = at(self.from_x0), at(self.from_xt)
         true, mean = a * x0 + b * x_t, a * predicted.detach() + b * x_t
-        share = (says + 1) / 2
+        share = (variance + 1) / 2
         wide, narrow = at(self.most), at(self.least)
         log_variance = share * wide + (1 - share) * narrow
         kl = 0.5 * (
@@ -64,7 +69,7 @@ class Posterior:
 
 
 def _log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """Of values that stand for bins of 2/255 between -1 and 1, under a normal distribution."""
+    """Log likelihood of bins of 2/255 between -1 and 1 under a normal distribution."""
     centred, inverse = x - mean, torch.exp(-log_scale)
 
     def below(value: Tensor) -> Tensor:

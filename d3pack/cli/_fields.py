@@ -1,0 +1,49 @@
+"""Fields that several verbs have, each declared once: the same flag means the same everywhere."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+from d3pack.system import argument, option
+
+Format = Literal["human", "json", "quiet"]
+
+
+def expand(text: str) -> str:
+    """Return a path with `~` replaced; an address or a name stays as it is."""
+    return os.path.expanduser(text) if text.startswith("~") else text
+
+
+def pack_argument(help: str = "A .d3m file or an hf:// address.") -> Any:
+    """Declare a pack to read."""
+    return argument(help, parse=expand)
+
+
+def source_argument() -> Any:
+    """Declare a source of real images."""
+    return argument(
+        "Class-folder tree, tar, zip, WebDataset shards, parquet, hf://datasets/...", parse=expand
+    )
+
+
+def backbone_option(
+    help: str = "Backbone to use: name, Hub id or directory; checked by its lock.",
+) -> Any:
+    """Declare the backbone to use, where it is not the one that the pack names."""
+    return option(None, help, parse=expand, private=True)
+
+
+def device_option() -> Any:
+    """Declare the device to work on."""
+    return option(None, "cpu, cuda, cuda:1, ...; without it, CUDA where there is one.")
+
+
+def format_option(help: str = "How the result is printed.") -> Any:
+    """Declare the form of the result."""
+    return option("human", help)
+
+
+def overwrite_option(help: str = "Replace existing output.") -> Any:
+    """Declare whether existing output may be replaced."""
+    return option(False, help)

@@ -1,0 +1,157 @@
+"""`d3pack info`: what a pack is, and where its bytes are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from d3pack.cli import _out
+from d3pack.cli._fields import Format, format_option, pack_argument
+from d3pack.system import count, printable, size
+
+if TYPE_CHECKING:
+    from d3pack.format import Ledger, Pack
+
+WIDTH = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """Print what a pack is: identity, classes, backbone, recipe, and where its bytes are.
+
+    Example: d3pack info flowers.d3m
+    """
+
+    pack: str = pack_argument()
+    format: Format = format_option()
+
+    def run(self) -> None:
+        """Print a table that fits 80 columns, JSON, or the identity alone."""
+        pack = _outline(self.pack)
+        if self.format == "json":
+            _out.emit(_summary(pack))
+        elif self.format == "quiet":
+            print(pack.root)
+        else:
+            for line in (*_describe(pack, self.pack), "", *_ledger(pack.ledger())):
+                print(line)
+
+
+def _outline(file: str) -> Pack:
+    """A pack with everything that is printed; of a remote one only the first bytes are read."""
+    from d3pack.format import read
+
+    if os.path.exists(file):  # no Path: it stumbles over a name that is too long
+        return read(file)
+    from d3pack.hub import is_address, remote_info
+
+    return remote_info(file).outline if is_address(file) else read(file)
+
+
+def _summary(pack: Pack) -> dict[str, Any]:
+    from d3pack.format import to_plain
+
+    ledger = pack.ledger()
+    manifest: dict[str, Any] = to_plain(pack.manifest)
+    sections = {entry.pop("name"): entry for entry in manifest.pop("sections")}
+    return {
+        **manifest,
+        "classes": list(pack.classes),
+        "images": len(pack),
+        "sections": sections,
+        "ledger": {
+            "sections": dict(ledger.sections),
+            "total": ledger.total,
+            "per_class": ledger.per_class,
+            "per_image": ledger.per_image,
+            "backbone": ledger.backbone,
+            "teacher": ledger.teacher,
+            "everything": ledger.everything,
+        },
+    }
+
+
+def _describe(pack: Pack, file: str) -> Iterator[str]:
+    from d3pack.format import EMBEDDED
+
+    recipe, backbone, prompts = pack.recipe, pack.recipe.backbone, pack.prompts
+    modes, vectors, width = prompts.params["shape"]
+    yield _clip(f"{printable(file)}  d3m 1.{pack.minor}")
+    yield _row("root", pack.root)
+    yield _row("classes", f"{len(pack.classes):,}: " + ", ".join(pack.classes[:20]))
+    height, breadth = recipe.size
+    yield _row(
+        "images", f"{len(pack):,}, {pack.images_per_class:,} a class, {height} x {breadth} pixels"
+    )
+    place = "carried in this file" if EMBEDDED in pack.extensions else backbone.repo
+    yield _row("backbone", f"{backbone.kind}, {place or 'a directory'}")
+    yield _row("", f"revision {backbone.revision}")
+    yield _row(
+        "",
+        f"{count(len(backbone.files), 'file')}, {size(backbone.nbytes)},"
+        f" licence {backbone.licence}",
+    )
+    yield _row(
+        "recipe",
+        f"{recipe.sampler}, {len(recipe.sigmas) - 1} steps from sigma {recipe.sigmas[0]:.4g}, "
+        f"guidance {recipe.guidance:g}",
+    )
+    yield _row("", f"{recipe.dtype}, groups of {recipe.group}, {recipe.noise} noise")
+    yield _row("", f"template {recipe.template!r}")
+    yield _row(
+        "prompts",
+        f"{prompts.codec}, {count(modes, 'mode')} of {count(vectors, 'vector')}"
+        f" of {width} values, error {prompts.params['error']['rms']:.2%}",
+    )
+    how = (
+        "derived"
+        if pack.picks is None
+        else f"curated, {count(pack.picks.params['bits'], 'bit')} an image"
+    )
+    yield _row("seeds", f"{how}, from {pack.seed:016x}")
+    if pack.labels is not None:
+        params = pack.labels.params
+        text = f"{pack.labels.codec}, error {params['error']['mean']:.2g}"
+        if pack.labels.codec == "topk":
+            text += f", top {params['k']} at {params['bits']} bits, "
+            text += f"kept mass {params['kept']['mean']:.2%}, at least {params['kept']['min']:.2%}"
+        yield _row("labels", text)
+    if pack.adapter is not None:
+        table = pack.adapter.params["table"]
+        yield _row("adapter", f"{pack.adapter.codec}, {count(len(table), 'tensor')}")
+    if pack.probes is not None:
+        entries = next(s for s in pack.manifest["sections"] if s["name"] == "probes")["tensors"]
+        images, _, height, breadth = next(entry[2] for entry in entries if entry[0] == "images")
+        yield _row("probes", f"{count(images, 'image')} of {height} x {breadth} pixels")
+    if pack.optional:
+        labels = {EMBEDDED: "backbone (carried in this file)"}
+        names = (labels.get(name, f"{name} (unknown here, preserved)") for name in pack.optional)
+        yield _row("optional", ", ".join(sorted(names)))
+    if pack.provenance:
+        yield _row("provenance", ", ".join(sorted(pack.provenance)))
+
+
+def _ledger(ledger: Ledger) -> Iterator[str]:
+    yield _clip(f"{'bytes':<12}{'':>22}{'a class':>16}{'an image':>16}")
+    for name, nbytes in sorted(ledger.sections.items(), key=lambda item: (-item[1], item[0])):
+        yield _bytes(printable(name), nbytes, ledger)
+    yield _bytes("file", ledger.total, ledger)
+    yield f"{'+ backbone':<12}{ledger.backbone:>22,}"
+    if ledger.teacher is not None:
+        yield f"{'+ teacher':<12}{ledger.teacher:>22,}"
+    yield f"{'everything':<12}{ledger.everything:>22,}"
+
+
+def _bytes(name: str, nbytes: int, ledger: Ledger) -> str:
+    a_class, an_image = nbytes / ledger.classes, nbytes / ledger.images
+    return _clip(f"{name:<12}{nbytes:>22,}{a_class:>16,.1f}{an_image:>16,.2f}")
+
+
+def _row(name: str, text: str) -> str:
+    return _clip(f"  {name:<12}{printable(text)}")
+
+
+def _clip(line: str) -> str:
+    return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."

@@ -1,0 +1,64 @@
+"""The backbone that comes with a pack: inside the file, or in a directory next to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from d3pack.backbones import cache_home, verify_files
+from d3pack.errors import BackboneError
+from d3pack.format import EMBEDDED, carried_files, directory_revision
+from d3pack.system import disk_full_as_error, lock, remove_leftovers, replace_folder
+
+if TYPE_CHECKING:
+    from d3pack.format import BackboneRef, Pack
+
+
+def backbone_path(file: str | Path) -> Path:
+    """Return where the backbone of a pack `name.d3m` lies if it is published nowhere else."""
+    return Path(file).with_suffix(".backbone")
+
+
+def local_backbone(file: str | Path, pack: Pack) -> Path | None:
+    """Return the directory next to the file, for a pack whose backbone is published nowhere."""
+    folder = backbone_path(file)
+    return folder if not pack.recipe.backbone.repo and folder.is_dir() else None
+
+
+def unpack_backbone(pack: Pack) -> Path | None:
+    """Return a directory with the backbone that a pack carries; None when it carries none.
+
+    It is unpacked once, into the cache. A damaged copy is replaced.
+    """
+    if EMBEDDED not in pack.extensions:
+        return None
+    ref = pack.recipe.backbone
+    home = cache_home() / "embedded"
+    folder = home / directory_revision(ref.files)
+    if _is_intact(folder, ref):
+        return folder
+    files = carried_files(pack)
+    assert files is not None
+    home.mkdir(parents=True, exist_ok=True)
+    # one process at a time: another may be about to open what is there
+    with disk_full_as_error(), lock(home.with_name("embedded.lock"), wait=True) as locked:
+        if _is_intact(folder, ref):  # another process was faster
+            return folder
+        if locked.held:
+            remove_leftovers(home)
+        with replace_folder(folder) as temporary:
+            for path, data in files.items():  # the recipe's paths, which are checked
+                (temporary / path).parent.mkdir(parents=True, exist_ok=True)
+                (temporary / path).write_bytes(data)
+    return folder
+
+
+def _is_intact(folder: Path, ref: BackboneRef) -> bool:
+    """Return whether a directory has the locked files; `verify_files` remembers their hashes."""
+    if not folder.is_dir():
+        return False
+    try:
+        verify_files(folder, ref)
+    except BackboneError:
+        return False
+    return True

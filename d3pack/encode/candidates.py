@@ -1,0 +1,112 @@
+"""Candidates for the images of a pack: how many, what the teacher says of them, which are picked.
+
+The candidates of a class lie in lanes: image i is one of the candidates i, i + lanes,
+i + 2 lanes, ... so that a pick needs few bits, and every mode has candidates of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from d3pack.backbones import Backbone
+from d3pack.decode import Decoder
+from d3pack.format import Pack
+from d3pack.system import Arrays, Events, Journal
+from d3pack.teachers import Teacher, batched
+
+Array = npt.NDArray[np.float32]
+LIKENESS_COST = 1.0  # of an image like one that is picked already, in nats of the teacher's belief
+
+
+def lanes_of(count: int, modes: int, share: int = 1) -> int:
+    """Return the number of lanes of candidates, each for `share` images of one mode."""
+    return -(-count // (modes * share)) * modes
+
+
+def candidates_of(count: int, modes: int, candidates: int, share: int) -> int:
+    """Return the candidates of a class: `candidates` per image, equally many in every lane."""
+    lanes = lanes_of(count, modes, share)
+    return -(-candidates * count // lanes) * lanes
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What the teacher says about images of one class."""
+
+    logits: Array  # (N, C)
+    features: Array  # (N, F), unit vectors
+
+
+def ask_teacher(
+    pack: Pack, backbone: Backbone, teacher: Teacher, journal: Journal, events: Events, folder: str
+) -> Callable[[int], Answers]:
+    """Make every image of a pack and keep the teacher's answers in `folder` of the journal.
+
+    Returns:
+        A function that reads the answers for a class.
+    """
+    names = [f"{folder}/{c:06d}" for c in range(len(pack.classes))]
+    missing = [c for c, name in enumerate(names) if not is_stored(journal, name)]
+    with events.stage(f"make and judge {folder}", len(names), "classes"):
+        decoder = Decoder(pack, device=backbone.device, backbone=backbone)
+        for done, c in enumerate(missing, len(names) - len(missing) + 1):
+            images = decoder.images([(c, i) for i in range(pack.images_per_class)]).cpu()
+            logits, features = batched(teacher, images)
+            journal.save(names[c], {"logits": logits.numpy(), "features": features.numpy()}, {})
+            events.step(done, samples=done * pack.images_per_class)
+
+    def answers(c: int) -> Answers:
+        arrays = stored_arrays(journal, names[c])
+        return Answers(arrays["logits"], arrays["features"])
+
+    return answers
+
+
+def is_stored(journal: Journal, name: str) -> bool:
+    """Return whether the journal has arrays of that name."""
+    return (journal.folder / f"{name}.safetensors").exists()
+
+
+def stored_arrays(journal: Journal, name: str) -> Arrays:
+    """Return arrays that an earlier stage has stored."""
+    stored = journal.load(name)
+    assert stored is not None, name
+    return stored[0]
+
+
+def pick_order(answers: Answers, c: int, count: int, lanes: int) -> npt.NDArray[np.int64]:
+    """Return numbers of candidates, greedily: the most believed that are least like earlier ones.
+
+    Because the choice is greedy, the first k are those that would be chosen for k in these lanes.
+    """
+    logits = answers.logits.astype(np.float64)
+    shifted = logits - logits.max(1, keepdims=True)
+    belief = shifted[:, c] - np.log(np.exp(shifted).sum(1))
+    features = answers.features.astype(np.float64)
+    nearest = np.zeros(len(belief))
+    free = np.ones(len(belief), dtype=bool)
+    picks = []
+    for i in range(count):
+        in_lane = free & (np.arange(len(belief)) % lanes == i % lanes)
+        score = np.where(in_lane, belief - LIKENESS_COST * nearest, -np.inf)
+        best = int(score.argmax())
+        picks.append(best)
+        free[best] = False
+        nearest = np.maximum(nearest, features @ features[best])
+    return np.asarray(picks)
+
+
+def agreement(answers: Callable[[int], Answers], classes: int) -> float:
+    """Return the share of images that the teacher assigns to their own class."""
+    right = [float((answers(c).logits.argmax(1) == c).mean()) for c in range(classes)]
+    return round(float(np.mean(right)), 4)
+
+
+def probabilities(logits: Array, temperature: float) -> Array:
+    """Return the softmax of logits at a temperature."""
+    return torch.softmax(torch.from_numpy(logits).double() / temperature, dim=1).float().numpy()

@@ -1,0 +1,220 @@
+"""What a method of encoding is: `prepare` gives a job, the job's `run` gives a draft of a pack.
+
+A method learns; what all packs have in common is the work of `encode`: seeds, soft labels, probes,
+provenance, contact sheets and writing. Other packages bring methods by entry points of the group
+"d3pack.methods".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from d3pack.encode.settings import (
+    ClassCondSettings,
+    D3MSettings,
+    EncodeSettings,
+    MinimaxSettings,
+)
+from d3pack.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from d3pack.backbones import Backbone
+    from d3pack.encode.plan import EncodePlan
+    from d3pack.format import Coded, Pack, Recipe
+    from d3pack.sources import Source
+    from d3pack.system import Events, Journal
+    from d3pack.teachers import Teacher
+
+GROUP = "d3pack.methods"
+_BUILT_IN: Mapping[str, tuple[str, type]] = {
+    "d3m": ("d3pack.encode.methods.d3m.method:D3M", D3MSettings),
+    "classcond": ("d3pack.encode.methods.classcond.method:ClassCond", ClassCondSettings),
+    "minimax": ("d3pack.encode.methods.minimax.method:Minimax", MinimaxSettings),
+}
+_SKIPPED = "skipped"  # in the journal
+
+
+@dataclass(frozen=True, slots=True)
+class NoSettings:
+    """Settings of a method that has none of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeContext:
+    """Where a job is to work."""
+
+    device: str
+    teachers: Path  # directory of trained teachers, which runs share
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeRun:
+    """One run of a job: what it reads, where it keeps its state, and whom it reports to."""
+
+    source: Source
+    settings: EncodeSettings
+    context: EncodeContext
+    journal: Journal
+    events: Events
+
+    def remember_skipped(self) -> None:
+        """Record the files that were left out, before a stage that has opened files is done.
+
+        A run that goes on does not open them again, and must still list them.
+        """
+        names = [[skip.class_name, skip.key, skip.reason] for skip in self.source.skipped]
+        if names and (_SKIPPED not in self.journal or self.journal[_SKIPPED] != names):
+            self.journal.record(_SKIPPED, names)
+
+    def recall_skipped(self) -> None:
+        """Open the recorded files again: they are listed, or an error where none may be bad."""
+        if _SKIPPED not in self.journal:
+            return
+        for class_name, key, _ in self.journal[_SKIPPED]:
+            if class_name not in self.source.classes:
+                continue  # left out by its name: the source has listed it already
+            c = self.source.classes.index(class_name)
+            keys = list(self.source.names(c))
+            if key in keys:
+                self.source.get(c, keys.index(key))
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a job will cost on this machine."""
+
+    nbytes: int  # of the pack
+    seconds: Mapping[str, float]  # by stage
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a method has learned. `encode` turns it into a pack."""
+
+    recipe: Recipe
+    prompts: npt.NDArray[np.float32]  # (classes, modes, vectors, width)
+    backbone: Backbone  # open, as the recipe names it
+    teacher: Teacher | None = None  # needed where images are picked or labelled
+    adapter: Coded | None = None
+    embedded: Coded | None = None  # files of the backbone, which the pack carries
+    trained: Path | None = None  # directory of a backbone to be put beside the pack
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    seen: int = 0  # real images that were used
+    bad: int = 0  # real images that could not be read
+    real: Callable[[int], npt.NDArray[np.uint8]] | None = None  # of a class, for contact sheets
+    title: str = "Real images, and what the pack makes"
+
+    def pack(self, plan: EncodePlan) -> Pack:
+        """Return the pack without picks, labels, probes and provenance."""
+        from d3pack.format import EMBEDDED, Pack, encode_prompts
+
+        return Pack(
+            classes=plan.classes,
+            images_per_class=plan.images_per_class,
+            recipe=self.recipe,
+            prompts=encode_prompts(self.prompts, plan.allocation.codec),
+            seed=plan.seed,
+            adapter=self.adapter,
+            optional={} if self.embedded is None else {EMBEDDED: {}},
+            extensions={} if self.embedded is None else {EMBEDDED: self.embedded},
+        )
+
+
+class Job(Protocol):
+    """Prepared work: every setting is definite, nothing costly has been done."""
+
+    def describe(self) -> EncodePlan:
+        """Return the resolved settings."""
+        ...
+
+    def estimate(self) -> Estimate:
+        """Return bytes of the pack and seconds by stage, from a little work on this machine."""
+        ...
+
+    def run(self, run: EncodeRun) -> Draft:
+        """Do the work; what is finished goes into the journal, and is not done again."""
+        ...
+
+
+class Method(Protocol):
+    """A way to encode. It keeps no state: all of it is in the job."""
+
+    name: str
+    settings: type  # dataclass of the settings that this method alone has
+
+    def prepare(
+        self, source: Source, settings: EncodeSettings, own: Any, context: EncodeContext
+    ) -> Job:
+        """Return a job, or refuse what cannot work.
+
+        Args:
+            source: the real images.
+            settings: what every method reads.
+            own: an instance of `self.settings`.
+            context: device and directories.
+        """
+        ...
+
+
+@cache
+def _plugins() -> Mapping[str, str]:
+    return {entry.name: entry.value for entry in entry_points(group=GROUP)}
+
+
+def available_methods() -> tuple[str, ...]:
+    """Return the names of all methods: the built-in ones and those of plugins."""
+    return tuple(sorted({**_plugins(), **_BUILT_IN}))
+
+
+def open_method(name: str) -> Method:
+    """Return the method of that name.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    if name in _BUILT_IN:
+        place = _BUILT_IN[name][0]
+    elif name in _plugins():
+        place = _plugins()[name]
+    else:
+        raise UsageError(
+            f"unknown method {name!r}: expected {', '.join(available_methods())}",
+            hint="other methods come with plugins",
+        )
+    module, _, attribute = place.partition(":")
+    return cast(Method, getattr(import_module(module), attribute)())
+
+
+def method_settings(name: str) -> type:
+    """Return the dataclass of a method's own settings; for built-in ones this imports no torch.
+
+    Raises:
+        UsageError: if there is no such method.
+    """
+    return _BUILT_IN[name][1] if name in _BUILT_IN else open_method(name).settings
+
+
+def own_settings(method: Method, settings: EncodeSettings) -> Any:
+    """Return `settings.method_settings`, or the method's defaults where they are None.
+
+    Raises:
+        UsageError: if they belong to another method.
+    """
+    own = settings.method_settings
+    if own is None:
+        return method.settings()
+    if not isinstance(own, method.settings):
+        raise UsageError(
+            f"invalid method_settings of {type(own).__name__}: the method {method.name} takes "
+            f"{method.settings.__name__}"
+        )
+    return own

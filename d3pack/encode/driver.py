@@ -1,0 +1,262 @@
+"""`encode`: prepare a job, run it in a work directory, and write the pack of its draft."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from d3pack.encode.contract import (
+    EncodeContext,
+    EncodeRun,
+    Job,
+    Method,
+    open_method,
+    own_settings,
+)
+from d3pack.encode.finish import finish
+from d3pack.encode.plan import EncodePlan
+from d3pack.encode.settings import EncodeSettings
+from d3pack.errors import InvalidPackError, NotFoundError, UsageError
+from d3pack.format import Pack, read, write
+from d3pack.sources import Source, open_source
+from d3pack.system import (
+    Events,
+    Journal,
+    Listener,
+    all_plain,
+    digest,
+    disk_full_as_error,
+    log_file,
+    replace_folder,
+    resolve_device,
+)
+from d3pack.teachers import teacher_cache
+
+# folders of the journal that nobody needs when the pack is written
+_TEMPORARY = ("classes", "candidates", "labels", "teacher", "training", "tuning")
+_ROOT = "root"  # in the journal: identity of the pack that the run has led to
+_BACKBONE = "backbone"  # in the journal: digest of the lock of a trained backbone
+
+
+def estimate_encode(
+    source: Source | str | Path,
+    settings: EncodeSettings | None = None,
+    *,
+    method: Method | None = None,
+) -> dict[str, Any]:
+    """Return what `encode` would do and what it would cost here, without doing it.
+
+    Args:
+        source: as for `encode`.
+        settings: as for `encode`.
+        method: as for `encode`.
+
+    Returns:
+        `classes`, `counts` of their images, the `plan` as JSON, its `lines` for a person, the
+        `bytes` of the pack, `seconds` by stage and `seconds_total` on this machine.
+    """
+    source, settings = _opened(source), settings or EncodeSettings()
+    job = _prepare(method or open_method(settings.method), source, settings, None)[0]
+    plan, estimate = job.describe(), job.estimate()
+    return {
+        "classes": list(source.classes),
+        "counts": list(source.counts),
+        "plan": plan.to_json(),
+        "lines": plan.lines(),
+        "bytes": estimate.nbytes,
+        "seconds": {name: round(value, 3) for name, value in estimate.seconds.items()},
+        "seconds_total": round(sum(estimate.seconds.values()), 3),
+    }
+
+
+@disk_full_as_error()
+def encode(
+    source: Source | str | Path,
+    output: str | Path,
+    settings: EncodeSettings | None = None,
+    *,
+    method: Method | None = None,
+    listeners: Sequence[Listener] = (),
+    restart: bool = False,
+    overwrite: bool = False,
+    teachers: Path | None = None,
+) -> Pack:
+    """Make a pack of real images and write it.
+
+    All work is kept in `<output>.work`. After an interruption the same call goes on, and the file
+    it ends with is byte for byte the one that an undisturbed run writes.
+
+    Args:
+        source: real images with class names: a directory of classes, an archive, shards, parquet,
+            `hf://datasets/...`, or a `Source` from `open_source`.
+        output: the file to write; its name ends in `.d3m`.
+        settings: what the pack should be; by default ten images per class by `d3m`.
+        method: an object to use in place of the method that the settings name.
+        listeners: functions that receive the events of the run, such as those of `live_view`.
+        restart: discard what an earlier run left in the work directory.
+        overwrite: replace an output that exists.
+        teachers: directory of trained teachers; by default one in the cache that all runs share.
+
+    Returns:
+        The pack that was written.
+
+    Raises:
+        UsageError: if settings contradict each other, or differ from those of the run to go on.
+        NotFoundError: if the source or the directory of the output does not exist.
+        SourceError: if the real images cannot be used.
+        BackboneError: if the backbone cannot be used.
+        NoSpaceError: if the disk is full; the same call goes on once there is room.
+
+    Example:
+        >>> from d3pack.encode import EncodeSettings, encode
+        >>> settings = EncodeSettings(images_per_class=50, labels="top3")
+        >>> pack = encode("photos/", "photos.d3m", settings)  # doctest: +SKIP
+    """
+    output = _checked(output)
+    source, settings = _opened(source), settings or EncodeSettings()
+    method = method or open_method(settings.method)
+    job, context = _prepare(method, source, settings, teachers)
+    plan = job.describe()
+    events = Events(list(listeners))
+    events.emit("plan", lines=plan.lines())
+    with events.stage("look through the source", len(source.classes), "classes"):
+        source.fingerprint(events.step)
+    work = output.with_name(output.name + ".work")
+    key = _journal_key(source, settings, own_settings(method, settings), plan)
+    with closing(Journal(work, key, restart=restart, start_over="set restart")) as journal:
+        if (finished := _finished(journal, output)) is not None:
+            _remove_temporary(journal)
+            return finished
+        _check_free(output, overwrite, journal)
+        log = log_file(work / "log.txt")
+        log({"event": "plan", "lines": plan.lines()})
+        events.listeners.append(log)
+        run = EncodeRun(source, settings, context, journal, events)
+        if journal.begun:
+            events.note("going on where the last run stopped")
+            run.recall_skipped()
+        with _deterministic(context.device):
+            draft = job.run(run)
+            pack = finish(run, plan, draft, method.name)
+        _list_skipped(source, work)
+        if draft.trained is not None:
+            _put_beside(draft.trained, output, journal)
+        journal.record(_ROOT, pack.root)  # first: a file with that root is ours, and complete
+        write(pack, output)
+        _remove_temporary(journal)
+        events.emit("done", root=pack.root, bytes=output.stat().st_size)
+        return pack
+
+
+def _checked(output: str | Path) -> Path:
+    output = Path(output)
+    if output.suffix != ".d3m":
+        raise UsageError(f"invalid output {output.name!r}: expected a name that ends in .d3m")
+    if not output.parent.is_dir():
+        raise NotFoundError(
+            f"the directory {output.parent} of the output does not exist", hint="create it first"
+        )
+    if os.path.isdir(output):  # unlike Path.is_dir, no error where the name is too long
+        raise UsageError(f"the output {output.name} is a directory", hint="name another")
+    return output
+
+
+def _opened(source: Source | str | Path) -> Source:
+    return source if isinstance(source, Source) else open_source(source)
+
+
+def _prepare(
+    method: Method, source: Source, settings: EncodeSettings, teachers: Path | None
+) -> tuple[Job, EncodeContext]:
+    context = EncodeContext(_device(settings.device), teachers or teacher_cache())
+    return method.prepare(source, settings, own_settings(method, settings), context), context
+
+
+def _device(name: str | None) -> str:
+    device = resolve_device(name)
+    if device.type != "cpu":
+        # cuBLAS gives equal sums only with this; it looks once, before the first product
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return str(device)
+
+
+@contextmanager
+def _deterministic(device: str) -> Iterator[None]:
+    """On an accelerator use only kernels that give the same sums twice, as a CPU does anyway."""
+    if device.startswith("cpu"):
+        yield
+        return
+    import torch
+
+    from d3pack.decode import reproducible_cuda
+
+    before = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with reproducible_cuda():
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned)
+
+
+def _journal_key(
+    source: Source, settings: EncodeSettings, own: Any, plan: EncodePlan
+) -> Mapping[str, Any]:
+    """Return what must be the same for a run to go on."""
+    planned = {f"plan {name}": value for name, value in plan.to_json().items()}
+    chosen = {**all_plain(settings), **all_plain(own)}
+    return {"source": source.fingerprint(), **chosen, **planned}
+
+
+def _finished(journal: Journal, output: Path) -> Pack | None:
+    """Return the pack if this very work has led to it."""
+    if _ROOT not in journal or not output.exists():
+        return None
+    try:
+        pack = read(output)
+    except InvalidPackError:
+        return None  # another file, which was there before
+    return pack if pack.root == journal[_ROOT] else None
+
+
+def _check_free(output: Path, overwrite: bool, journal: Journal) -> None:
+    """Refuse to replace a pack, or a backbone beside it, that this run has not made."""
+    from d3pack.decode import backbone_path
+
+    beside = backbone_path(output)
+    # a run that was killed at its very end may have put its own backbone there
+    ours = _BACKBONE in journal and journal[_BACKBONE] == _lock_digest(beside)
+    for path in (output, *([] if ours else [beside])):
+        if path.exists() and not overwrite:
+            raise UsageError(f"{path.name} exists", hint="name another output, or set overwrite")
+
+
+def _lock_digest(directory: Path) -> str | None:
+    lock = directory / "lock.json"
+    return digest(lock) if lock.is_file() else None
+
+
+def _put_beside(trained: Path, output: Path, journal: Journal) -> None:
+    """Copy a trained backbone to where decoders look for it; all of it or nothing."""
+    from d3pack.decode import backbone_path
+
+    beside = backbone_path(output)
+    journal.record(_BACKBONE, _lock_digest(trained))
+    with replace_folder(beside) as temporary:
+        shutil.copytree(trained, temporary, dirs_exist_ok=True)
+
+
+def _remove_temporary(journal: Journal) -> None:
+    for folder in _TEMPORARY:
+        journal.drop(folder)
+
+
+def _list_skipped(source: Source, work: Path) -> None:
+    """Write the names of the files that were left out: for the user, not for the pack."""
+    lines = [f"{skip.class_name}\t{skip.key}\t{skip.reason}\n" for skip in source.skipped]
+    (work / "skipped.txt").write_text("".join(lines), encoding="utf-8", errors="backslashreplace")

@@ -1,0 +1,217 @@
+"""From a draft to a whole pack: picks, soft labels, probes, provenance, contact sheets."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+import d3pack
+from d3pack.backbones import Backbone
+from d3pack.decode import Decoder, make_probes
+from d3pack.encode.allocation import PROBE, Allocation
+from d3pack.encode.candidates import (
+    Answers,
+    agreement,
+    ask_teacher,
+    candidates_of,
+    lanes_of,
+    pick_order,
+    probabilities,
+)
+from d3pack.encode.contract import Draft, EncodeRun
+from d3pack.encode.plan import EncodePlan
+from d3pack.encode.settings import EncodeSettings, parse_labels, recorded_settings
+from d3pack.errors import UsageError
+from d3pack.format import Pack, encode_labels, encode_picks
+from d3pack.preview import Row, contact_sheet
+from d3pack.sources import Source
+from d3pack.system import Journal
+from d3pack.teachers import Teacher
+
+SHEET_IMAGES = 4  # of a class
+SHEET_ROWS = 20
+MANY = 100  # classes; sheets of more show one image of each
+
+
+def finish(run: EncodeRun, plan: EncodePlan, draft: Draft, method: str) -> Pack:
+    """Return the pack of a draft; what a killed run has finished is not done again."""
+    allocation, backbone = plan.allocation, draft.backbone
+    pack = draft.pack(plan)
+    metrics = dict(draft.metrics)
+    if allocation.candidates > 1:
+        pack = _with_picks(run, pack, allocation, backbone, _teacher_of(draft, method))
+    if allocation.labels != "none":
+        teacher = _teacher_of(draft, method)
+        answers = ask_teacher(pack, backbone, teacher, run.journal, run.events, "labels")
+        metrics["agreement"] = agreement(answers, len(pack.classes))
+        pack = with_labels(pack, answers, allocation.labels, run.settings.label_temperature)
+    pack = with_probes(pack, backbone, allocation.probes)
+    record = provenance(
+        method,
+        run.source,
+        run.settings,
+        teacher=draft.teacher.record if draft.teacher else None,
+        metrics=metrics,
+        seen=draft.seen,
+        bad=draft.bad,
+        fingerprint=run.source.fingerprint(),
+    )
+    if draft.real is not None:
+        files = write_sheets(pack, backbone, draft.real, draft.title, run.journal)
+        run.events.emit("sheets", files=files)
+    return replace(pack, provenance=record)
+
+
+def _teacher_of(draft: Draft, method: str) -> Teacher:
+    if draft.teacher is None:
+        raise UsageError(
+            f"the method {method} has no teacher to pick or label images",
+            hint="set candidates to 1 and labels to none",
+        )
+    return draft.teacher
+
+
+def _with_picks(
+    run: EncodeRun, pack: Pack, allocation: Allocation, backbone: Backbone, teacher: Teacher
+) -> Pack:
+    """Make candidates and keep the best."""
+    count = pack.images_per_class
+    lanes = lanes_of(count, allocation.modes, allocation.share)
+    total = candidates_of(count, allocation.modes, allocation.candidates, allocation.share)
+    many = replace(pack, images_per_class=total)
+    answers = ask_teacher(many, backbone, teacher, run.journal, run.events, "candidates")
+    orders = [pick_order(answers(c), c, count, lanes) for c in range(len(pack.classes))]
+    return replace(pack, picks=encode_picks(orders, lanes))
+
+
+def with_labels(
+    pack: Pack, answers: Callable[[int], Answers], labels: str, temperature: float
+) -> Pack:
+    """Return the pack with the teacher's answers on its own images."""
+    kind, k = parse_labels(labels)
+    probs = np.stack(
+        [probabilities(answers(c).logits, temperature) for c in range(len(pack.classes))]
+    )
+    if kind == "dense":
+        return replace(pack, labels=encode_labels(probs, "dense"))
+    return replace(pack, labels=encode_labels(probs, "topk", k=k))
+
+
+def with_probes(pack: Pack, backbone: Backbone, count: int) -> Pack:
+    """Return the pack with `count` small reference images, spread over the classes."""
+    count = min(count, len(pack))
+    if not count:
+        return pack
+    pairs = spread(len(pack.classes), count)
+    decoder = Decoder(pack, device=backbone.device, backbone=backbone)
+    height, width = pack.recipe.size
+    size = (PROBE if height % PROBE == 0 else 1, PROBE if width % PROBE == 0 else 1)
+    return replace(pack, probes=make_probes(decoder, pairs, size))
+
+
+def spread(classes: int, count: int) -> list[tuple[int, int]]:
+    """Return `count` different images (class, number), of as many classes as possible."""
+    if count <= classes:
+        return [(int(c), 0) for c in np.linspace(0, classes - 1, count).astype(int)]
+    return sorted((i % classes, i // classes) for i in range(count))
+
+
+def provenance(
+    method: str,
+    source: Source,
+    settings: EncodeSettings,
+    *,
+    teacher: Mapping[str, Any] | None,
+    metrics: Mapping[str, Any],
+    seen: int,
+    bad: int,
+    fingerprint: str,
+) -> dict[str, Any]:
+    """Return where a pack comes from, without local paths, names of people and times."""
+    value: dict[str, Any] = {
+        "method": method,
+        "options": recorded_settings(settings, method),
+        "source": {
+            "kind": source.kind,
+            "sha256": fingerprint,
+            "images": sum(source.counts),
+            "seen": seen,
+            "bad": bad + source.refused,
+        },
+        "metrics": dict(metrics),
+        "versions": {
+            "d3pack": d3pack.__version__,
+            "torch": importlib.metadata.version("torch"),
+            "diffusers": importlib.metadata.version("diffusers"),
+        },
+    }
+    if teacher is not None:
+        value["teacher"] = dict(teacher)
+    return value
+
+
+def sample_provenance(
+    method: str,
+    source: Source,
+    settings: EncodeSettings,
+    figures: Sequence[str],
+    counts: Mapping[str, int],
+    seen: int | None = None,
+) -> dict[str, Any]:
+    """Return provenance as long as the real one will be, for the size of a pack to come.
+
+    Args:
+        method: name of the method.
+        source: the real images.
+        settings: what the user chose.
+        figures: names of measured numbers.
+        counts: metrics that are whole numbers.
+        seen: images that will be used; by default all.
+    """
+    labelled = ["agreement"] if settings.labels else []
+    return provenance(
+        method,
+        source,
+        settings,
+        teacher={
+            "kind": "trained",
+            "name": "resnet-48-96-192-32px",
+            "bytes": 2778952,
+            "sha256": "0" * 32,
+            "held_accuracy": 0.1234,
+        },
+        metrics={**dict.fromkeys([*figures, *labelled], 0.12345), **counts},
+        seen=sum(source.counts) if seen is None else seen,
+        bad=0,
+        fingerprint="0" * 64,
+    )
+
+
+def write_sheets(
+    pack: Pack,
+    backbone: Backbone,
+    real: Callable[[int], Any],
+    title: str,
+    journal: Journal,
+) -> list[str]:
+    """Write real images beside generated ones, 20 classes a sheet; return the file names."""
+    count = min(SHEET_IMAGES if len(pack.classes) <= MANY else 1, pack.images_per_class)
+    decoder = Decoder(pack, device=backbone.device, backbone=backbone)
+    names = []
+    for first in range(0, len(pack.classes), SHEET_ROWS):
+        classes = range(first, min(first + SHEET_ROWS, len(pack.classes)))
+        made = decoder.images([(c, i) for c in classes for i in range(count)]).cpu().numpy()
+        made = made.reshape(len(classes), count, *made.shape[1:])
+        rows = [
+            # the real ones may be of another size
+            Row(pack.classes[c], [*real(c)[:SHEET_IMAGES], *made[place]])
+            for place, c in enumerate(classes)
+        ]
+        captions = ["real"] + [""] * (len(rows[0].images) - count - 1) + ["made"]
+        names.append(f"sheets/{first:06d}.png")
+        contact_sheet(rows, title=title, captions=captions).save(journal.path(names[-1]))
+    return names

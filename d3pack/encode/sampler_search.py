@@ -1,0 +1,226 @@
+"""Sampler, steps and guidance by measurement: the best images that the time allows.
+
+The paper of the class-conditional method scores images a second as well as students, and does not
+say how to choose. Here every sampling of a small grid makes a few images of each class, and the
+teacher compares them with as many real ones. The distance is the energy distance between features,
+class by class, so that a wrong class, a blurred one and one image over and over all cost. Among the
+samplings that meet the time limit, those within `SLACK` of the nearest are as good as equal, and of
+these the one with the fewest forward passes is taken.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from d3pack.backbones import Backbone
+from d3pack.decode import Decoder
+from d3pack.encode.contract import EncodeRun
+from d3pack.encode.estimate import wait_for_device
+from d3pack.encode.plan import sigmas_of
+from d3pack.encode.settings import EncodeSettings
+from d3pack.errors import UsageError
+from d3pack.format import Pack, Recipe, Sampler
+from d3pack.teachers import Teacher
+
+STEPS = (4, 6, 8, 12, 18)
+GUIDANCES = (1.0, 1.5, 2.5, 4.0)
+SLACK = 1.05
+_NAME = "sampler"  # in the journal
+
+Images = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """One way to sample."""
+
+    sampler: Sampler
+    steps: int
+    guidance: float
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes of the denoiser for one image."""
+        return self.steps * (1 if self.guidance == 1.0 else 2)
+
+    def __str__(self) -> str:
+        return f"{self.sampler} {self.steps} steps, guidance {self.guidance:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a sampling came to."""
+
+    sampling: Sampling
+    right: float  # share of images that the teacher assigns to their class
+    distance: float  # energy distance to real features, mean over classes
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Seconds for one image on this machine, with all its cores at work."""
+
+    forward: float
+    rest: float  # noise, autoencoder
+
+    def seconds(self, sampling: Sampling) -> float:
+        """Return the seconds that an image takes."""
+        return self.rest + self.forward * sampling.forwards
+
+
+def grid(settings: EncodeSettings) -> list[Sampling]:
+    """Return the samplings to try; what the user has set stays as it is."""
+    sampler = settings.sampler or "dpmpp-2m"
+    steps = (settings.sampler_steps,) if settings.sampler_steps else STEPS
+    guidances = GUIDANCES if settings.guidance is None else (settings.guidance,)
+    return [Sampling(sampler, n, g) for n in steps for g in guidances]
+
+
+def with_sampling(recipe: Recipe, backbone: Backbone, sampling: Sampling) -> Recipe:
+    """Return the recipe with another sampling."""
+    return replace(
+        recipe,
+        sampler=sampling.sampler,
+        sigmas=sigmas_of(backbone, sampling.sampler, sampling.steps),
+        guidance=sampling.guidance,
+    )
+
+
+def choose(trials: Sequence[Trial], speed: Speed, limit: float) -> Trial:
+    """Return the nearest that is fast enough, or a cheaper one that is as near.
+
+    Args:
+        trials: the samplings and what they came to.
+        speed: of this machine.
+        limit: seconds for an image; 0 is no limit.
+
+    Raises:
+        UsageError: if none is fast enough.
+    """
+    fast = [t for t in trials if not limit or speed.seconds(t.sampling) <= limit]
+    if not fast:
+        fastest = min(speed.seconds(t.sampling) for t in trials)
+        raise UsageError(
+            f"no sampler is fast enough: an image takes {fastest:.4f} s at least, and"
+            f" decode_seconds leaves {limit:.4f} s for it",
+            hint="allow more seconds or make fewer images",
+        )
+    # of unbiased estimates the smallest may be negative: slack is measured from above zero
+    near = SLACK * max(min(t.distance for t in fast), 0.0) + 1e-4
+    good = [t for t in fast if t.distance <= near]
+    return min(good, key=lambda t: (t.sampling.forwards, t.distance))
+
+
+def best_sampling(
+    run: EncodeRun,
+    pack: Pack,
+    backbone: Backbone,
+    teacher: Teacher,
+    real: Callable[[int, int], Images],
+    *,
+    images: int,
+    decode_seconds: float,
+) -> Trial:
+    """Try the grid; what is measured stays in the journal.
+
+    Args:
+        run: the run.
+        pack: a draft of the pack; its sampling does not matter.
+        backbone: makes the images.
+        teacher: compares them.
+        real: up to so many real images of a class.
+        images: generated images for each sampling, of all classes.
+        decode_seconds: time for all images of the pack; 0 is no limit.
+    """
+    journal, samplings = run.journal, grid(run.settings)
+    classes = range(len(pack.classes))
+    each = max(4, images // len(classes))
+    # noise of its own: the images of the pack are not those that chose the sampler
+    trial = replace(pack, images_per_class=each, seed=pack.seed + 2**63)
+    if "speed" not in journal:
+        journal.record("speed", _measure_speed(trial, backbone))
+    speed = Speed(**journal["speed"])
+    features = [_features(teacher, real(c, 4 * each)) for c in classes]
+    results: dict[str, Any] = dict(journal[_NAME]) if _NAME in journal else {}
+    with run.events.stage("choose the sampler", len(samplings), "settings"):
+        for done, sampling in enumerate(samplings, 1):
+            if str(sampling) not in results:
+                recipe = with_sampling(trial.recipe, backbone, sampling)
+                one = replace(trial, recipe=recipe)
+                results[str(sampling)] = _try(one, backbone, teacher, features)
+                journal.record(_NAME, results)
+            run.events.step(done, **results[str(sampling)])
+    trials = [Trial(sampling, **results[str(sampling)]) for sampling in samplings]
+    best = choose(trials, speed, decode_seconds / len(pack) if decode_seconds else 0.0)
+    run.events.note(
+        f"sampler: {best.sampling}: {100 * best.right:.1f} % right, distance {best.distance:.4f}, "
+        f"{1 / speed.seconds(best.sampling):.1f} images/s here"
+    )
+    return best
+
+
+def energy_distance(a: Tensor, b: Tensor) -> float:
+    """Return 2 E|a - b| - E|a - a'| - E|b - b'| in units of the last, without bias."""
+
+    def inner(x: Tensor) -> Tensor:
+        return torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))
+
+    across = torch.cdist(a, b).mean()
+    own = inner(b)
+    return float((2 * across - inner(a) - own) / own)
+
+
+def measurable(features: Tensor) -> bool:
+    """Return whether a distance to these images exists: two of them must differ."""
+    return bool((features != features[0]).any())
+
+
+def _features(teacher: Teacher, images: Images) -> Tensor:
+    return teacher.features(torch.from_numpy(images)).double()
+
+
+def _try(
+    pack: Pack, backbone: Backbone, teacher: Teacher, real: Sequence[Tensor]
+) -> Mapping[str, float]:
+    decoder = Decoder(pack, device=backbone.device, backbone=backbone)
+    images = decoder.images(range(len(pack))).cpu()
+    answers = teacher.logits(images).argmax(1).reshape(len(pack.classes), -1)
+    right = answers == torch.arange(len(pack.classes))[:, None]
+    features = teacher.features(images).double().reshape(len(pack.classes), len(answers[0]), -1)
+    pairs = [(f, r) for f, r in zip(features, real, strict=True) if measurable(r)]
+    distances = [energy_distance(f, r) for f, r in pairs] or [0.0]
+    return {
+        "right": round(float(right.double().mean()), 4),
+        "distance": round(float(np.mean(distances)), 6),
+    }
+
+
+def _measure_speed(pack: Pack, backbone: Backbone) -> Mapping[str, float]:
+    """Time two step counts without guidance: the slope is a forward pass, what is left the rest."""
+
+    def seconds(steps: int) -> float:
+        recipe = with_sampling(pack.recipe, backbone, Sampling("ddim", steps, 1.0))
+        one = replace(pack, recipe=recipe)
+        decoder = Decoder(one, device=backbone.device, backbone=backbone)
+        # a CPU has a group on every core, an accelerator one at a time
+        on_cpu = backbone.device.type == "cpu"
+        many = decoder.group * (2 * torch.get_num_threads() if on_cpu else 1)
+        numbers = [i % len(one) for i in range(many)]
+        decoder.images(numbers[: decoder.group])
+        wait_for_device()
+        began = time.perf_counter()
+        decoder.images(numbers)
+        wait_for_device()
+        return (time.perf_counter() - began) / many
+
+    few, more = seconds(2), seconds(10)
+    forward = max((more - few) / 8, 1e-9)
+    return {"forward": forward, "rest": max(few - 2 * forward, 1e-9)}

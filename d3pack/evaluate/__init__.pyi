@@ -1,0 +1,20 @@
+# The public names of d3pack.evaluate; each is imported when it is first used.
+
+from d3pack.evaluate.baselines import BASELINES as BASELINES
+from d3pack.evaluate.baselines import Baseline as Baseline
+from d3pack.evaluate.baselines import baseline as baseline
+from d3pack.evaluate.bench import Bench as Bench
+from d3pack.evaluate.bench import EntryResult as EntryResult
+from d3pack.evaluate.bench import Workdir as Workdir
+from d3pack.evaluate.entries import Entry as Entry
+from d3pack.evaluate.entries import PayloadFormat as PayloadFormat
+from d3pack.evaluate.entries import TrainingSet as TrainingSet
+from d3pack.evaluate.evaluation import Evaluation as Evaluation
+from d3pack.evaluate.evaluation import evaluate as evaluate
+from d3pack.evaluate.protocols import PROTOCOLS as PROTOCOLS
+from d3pack.evaluate.protocols import Protocol as Protocol
+from d3pack.evaluate.protocols import Updates as Updates
+from d3pack.evaluate.report import report_path as report_path
+from d3pack.evaluate.report import write_report as write_report
+from d3pack.evaluate.settings import EvalSettings as EvalSettings
+from d3pack.evaluate.students import STUDENTS as STUDENTS

@@ -1,0 +1,11 @@
+# The public names of d3pack.preview; each is imported when it is first used.
+
+from d3pack.preview.page import document as document
+from d3pack.preview.page import html_text as html_text
+from d3pack.preview.page import render_page as render_page
+from d3pack.preview.page import table as table
+from d3pack.preview.sheet import Row as Row
+from d3pack.preview.sheet import Sample as Sample
+from d3pack.preview.sheet import contact_sheet as contact_sheet
+from d3pack.preview.sheet import render_sheet as render_sheet
+from d3pack.preview.sheet import sample as sample
