@@ -30,7 +30,7 @@ from torch import Tensor
 
 from benchmarks.results import RESULTS, command, load, save
 from d3pack.decode import Decoder, local_backbone
-from d3pack.evaluate import PROTOCOLS, Bench, Workdir
+from d3pack.evaluate import PROTOCOLS, Bench
 from d3pack.evaluate.baselines import pack_entry
 from d3pack.evaluate.real import RealImages, common_size
 from d3pack.evaluate.training import fit
@@ -116,8 +116,8 @@ def row(name: str, pack: Pack, folder: Path | None, args: argparse.Namespace) ->
     train = RealImages(train_source, pack.classes, size, "training")
     test = RealImages(test_source, pack.classes, size, "test")
     events = Events([lambda event: print(event["text"]) if "text" in event else None])
-    protocol, work = PROTOCOLS["quick"], Workdir(args.work)
-    bench = Bench(train, test, len(pack), protocol, work, backbone=folder, events=events)
+    protocol = PROTOCOLS["quick"]
+    bench = Bench(train, test, len(pack), protocol, args.work, backbone=folder, events=events)
     total = pack.ledger().total
     result = bench.run(pack_entry(bench, name, name, pack, total), args.seeds)
     teacher = open_teacher(train, args.teacher_samples, args.work / f"teacher-{name}")

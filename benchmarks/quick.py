@@ -26,9 +26,9 @@ from torch import nn
 
 from benchmarks.results import RESULTS, command, load, save
 from d3pack.evaluate import students, training
+from d3pack.evaluate.entries import LabelledImages
 from d3pack.evaluate.protocols import ANY, QUICK, SGD, AdamW, Intervals, Protocol, Updates
 from d3pack.evaluate.real import RealImages, common_size
-from d3pack.evaluate.training import Labelled
 from d3pack.sources import open_source
 
 WHAT = "Seconds of a `quick` student by part, and accuracy of protocols that take as long"
@@ -36,9 +36,9 @@ CLASSES, PER_CLASS, SIDE = 10, 10, 32
 HELD_BACK = 500  # images of each class, for --choose
 
 
-def images(count: int) -> Labelled:
+def images(count: int) -> LabelledImages:
     pixels = torch.randint(256, (count, 3, SIDE, SIDE), dtype=torch.uint8)
-    return Labelled(pixels, torch.arange(count) % CLASSES)
+    return LabelledImages(pixels, torch.arange(count) % CLASSES)
 
 
 @contextmanager
@@ -104,8 +104,8 @@ def choose(real: str, per_class: tuple[int, ...], seeds: int) -> dict[str, Any]:
             picked = torch.cat(rows)
             for name, protocol in variants().items():
                 history = training.train_student(
-                    Labelled(everything.images[picked], everything.labels[picked]),
-                    Labelled(everything.images[truth], everything.labels[truth]),
+                    LabelledImages(everything.images[picked], everything.labels[picked]),
+                    LabelledImages(everything.images[truth], everything.labels[truth]),
                     protocol,
                     seed,
                     classes=len(source.classes),

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.results import RESULTS, command, load, save
-from d3pack.evaluate import PROTOCOLS, Bench, Workdir
+from d3pack.evaluate import PROTOCOLS, Bench
 from d3pack.evaluate.baselines import random_entry
 from d3pack.evaluate.real import RealImages, common_size
 from d3pack.sources import open_source
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
     for per_class in map(int, args.per_class.split(",")):
         images = per_class * len(source.classes)
         events = Events([lambda event: print(event["text"]) if "text" in event else None])
-        bench = Bench(train, test, images, protocol, Workdir(args.work), events=events)
+        bench = Bench(train, test, images, protocol, args.work, events=events)
         result = bench.run(random_entry(train, per_class), args.seeds)
         mean, spread = PUBLISHED[per_class]
         rows[str(per_class)] = {

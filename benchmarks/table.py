@@ -28,7 +28,7 @@ from d3pack.backbones import open_backbone
 from d3pack.encode import D3MSettings, EncodeSettings, encode
 from d3pack.encode.methods.d3m.method import prepare
 from d3pack.errors import D3MError
-from d3pack.evaluate import PROTOCOLS, Bench, Entry, EntryResult, Workdir, baselines
+from d3pack.evaluate import PROTOCOLS, Bench, Entry, EntryResult, baselines
 from d3pack.evaluate.evaluation import LedgerView, jpeg_bytes
 from d3pack.evaluate.real import RealImages, common_size
 from d3pack.evaluate.teacher import open_teacher
@@ -68,7 +68,6 @@ class Table:
         test = open_source(args.real, split="test")
         size = common_size(test)
         self.args = args
-        self.work = Workdir(args.work)
         self.train = RealImages(train, train.classes, size, "training")
         self.test = RealImages(test, train.classes, size, "test")
         self.events = Events([lambda event: say(event["text"]) if "text" in event else None])
@@ -84,7 +83,7 @@ class Table:
                 self.test,
                 PER_CLASS * len(self.train.classes),
                 PROTOCOLS["quick"],
-                self.work,
+                self.args.work,
                 backbone=self.args.backbone,
                 events=self.events,
             )
@@ -115,7 +114,7 @@ class Table:
     def collages(self, budget: int, payload: str) -> Entry | None:
         if self.bench.teacher is None:
             device = torch.device("cpu")
-            teacher = open_teacher("train", self.train, self.work.path, device, self.events)
+            teacher = open_teacher("train", self.train, self.args.work, device, self.events)
             self.bench.teacher = teacher
         return baselines.collages_entry(self.bench, FORMATS[payload], budget)
 

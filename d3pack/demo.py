@@ -104,7 +104,7 @@ def run_demo(
 
     Args:
         folder: where files are written; it is created where it is missing.
-        options: how the pack is made.
+        settings: how the pack is made.
         updates: steps of each student.
         view: shows the events of `encode` while it runs.
         say: receives one line for each step of the demo.

@@ -2,7 +2,7 @@
 
     python examples/custom_method.py photos/ names.d3m
 
-Installed under the entry point group "d3pack.methods", `d3pack encode --method names` finds it.
+As an entry point of the group "d3pack.methods" it is there for `d3pack encode --method names`.
 """
 
 from __future__ import annotations
@@ -14,16 +14,8 @@ import numpy as np
 
 from d3pack.backbones import Backbone, open_backbone
 from d3pack.decode import schedule
-from d3pack.encode import (
-    Allocation,
-    Draft,
-    EncodeContext,
-    EncodePlan,
-    EncodeRun,
-    EncodeSettings,
-    Estimate,
-    encode,
-)  # fmt: skip
+from d3pack.encode import Allocation, Draft, EncodeContext, EncodePlan, EncodeRun, Estimate, encode
+from d3pack.encode import EncodeSettings as Settings
 from d3pack.format import Recipe
 from d3pack.sources import Source
 from d3pack.system import option
@@ -31,7 +23,7 @@ from d3pack.system import option
 
 @dataclass(frozen=True)
 class NamesSettings:
-    vectors: int = option(4, "Vectors per class, from its name.", ge=1)
+    vectors: int = option(4, "Vectors per class, of its name.", ge=1)
 
 
 @dataclass(frozen=True)
@@ -48,14 +40,9 @@ class NamesJob:
     def run(self, run: EncodeRun) -> Draft:
         backbone, count = self.backbone, self.plan.allocation.vectors
         vectors = [backbone.name_vectors(name, count).float().cpu() for name in self.plan.classes]
-        recipe = Recipe(
-            backbone=backbone.ref,
-            size=self.plan.size,
-            sampler="dpmpp-2m",
-            sigmas=schedule(backbone.levels.alphas_cumprod, "dpmpp-2m", 12),
-            guidance=2.5,
-        )
         prompts = np.stack([each.numpy() for each in vectors])[:, None]  # (C, 1 mode, k, D)
+        sigmas = schedule(backbone.levels.alphas_cumprod, "dpmpp-2m", 12)
+        recipe = Recipe(backbone.ref, self.plan.size, "dpmpp-2m", sigmas, guidance=2.5)
         return Draft(recipe, prompts, backbone)
 
 
@@ -65,23 +52,16 @@ class Names:
     name, settings = "names", NamesSettings
 
     def prepare(
-        self, source: Source, settings: EncodeSettings, own: NamesSettings, context: EncodeContext
+        self, source: Source, settings: Settings, own: NamesSettings, context: EncodeContext
     ) -> NamesJob:
         backbone = open_backbone(settings.backbone or "mini", device=context.device)
-        plan = EncodePlan.of(
-            source,
-            settings,
-            size=backbone.image_size,
-            dtype="float32",
-            allocation=Allocation(vectors=own.vectors, codec="f16", probes=2),
-            text=("prompted by class names",),
-        )
+        parts = Allocation(vectors=own.vectors, codec="f16", probes=2)
+        plan = EncodePlan.of(source, settings, size=backbone.image_size, allocation=parts)
         return NamesJob(plan, backbone)
 
 
 def main(folder: str, output: str, backbone: str = "mini") -> None:
-    settings = EncodeSettings(backbone=backbone, images_per_class=4)
-    pack = encode(folder, output, settings, method=Names())
+    pack = encode(folder, output, Settings(4, backbone=backbone), method=Names())
     print(f"{output}: {pack.ledger().total} bytes, root {pack.root}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from d3pack.format import (
     pack_bytes,
 )
 from d3pack.system import count
+
+if TYPE_CHECKING:
+    from d3pack.encode.plan import EncodePlan
 
 PROBE = 8  # side of a stored probe, where the size of the images allows it
 PICKY = 8  # candidates for each image where making them is cheap ...
@@ -78,24 +81,46 @@ LADDER: tuple[tuple[str, Any], ...] = (
 )
 
 
+def allocate(
+    settings: EncodeSettings,
+    size_of: Callable[[Allocation], int],
+    *,
+    default: Allocation,
+    own: Mapping[str, int | None],
+    most_vectors: int = 1,
+) -> tuple[Allocation, tuple[str, ...]]:
+    """Return the allocation of a pack, and a line on how a budget was spent.
+
+    Args:
+        settings: what the user has set stays as it is.
+        size_of: bytes of the pack by its allocation.
+        default: where there is no budget.
+        own: parts that the method's own settings set; None is not set.
+        most_vectors: that a prompt of the backbone can have.
+
+    Raises:
+        UsageError: if the smallest pack exceeds the budget.
+    """
+    shared = {name: getattr(settings, name) for name in ("codec", "candidates", "labels", "probes")}
+    fixed = {name: value for name, value in {**own, **shared}.items() if value is not None}
+    if settings.budget is None:
+        return replace(default, **fixed), ()
+    allocation, size = spend(settings.budget, fixed, most_vectors, size_of)
+    seeds = allocation.seeds(settings.images_per_class)
+    line = (
+        f"budget {settings.budget:,} bytes: {allocation.prompts}, {seeds}, "
+        f"labels {allocation.labels}, {count(allocation.probes, 'probe')}: about {size:,} bytes"
+    )
+    return allocation, (line,)
+
+
 def spend(
     budget: int,
     fixed: Mapping[str, Any],
     most_vectors: int,
     size_of: Callable[[Allocation], int],
 ) -> tuple[Allocation, int]:
-    """Return the allocation that a budget buys, and its bytes.
-
-    Args:
-        budget: bytes of the whole pack.
-        fixed: parts of the allocation that the user has set; None is not set.
-        most_vectors: that a prompt of the backbone can have.
-        size_of: bytes of a pack by its allocation.
-
-    Raises:
-        UsageError: if the smallest pack does not fit.
-    """
-    fixed = {name: value for name, value in fixed.items() if value is not None}
+    """Return the allocation that a budget buys, with its fixed parts, and its bytes."""
     allocation = replace(SMALLEST, **fixed)
     size = size_of(allocation)
     if size + MARGIN > budget:
@@ -113,69 +138,40 @@ def spend(
     return allocation, size
 
 
-def fixed_by(settings: EncodeSettings) -> dict[str, Any]:
-    """Return the parts of an allocation that the user has set, None where not."""
-    return {name: getattr(settings, name) for name in ("codec", "candidates", "labels", "probes")}
-
-
-def table_allocation(
-    settings: EncodeSettings, size_of: Callable[[Allocation], int]
-) -> tuple[Allocation, tuple[str, ...]]:
-    """Return the allocation of a pack whose prompts are rows of a class table, and lines on it."""
-    if settings.budget is None:
-        allocation = Allocation(
-            codec=settings.codec or "f16",
-            candidates=settings.candidates or 1,
-            share=SHARE,
-            labels=settings.labels or "none",
-            probes=1 if settings.probes is None else settings.probes,
-        )
-        return allocation, ()
-    fixed = {"modes": 1, "vectors": 1, **fixed_by(settings)}
-    allocation, size = spend(settings.budget, fixed, 1, size_of)
-    return allocation, (budget_line(allocation, size, settings),)
-
-
-def budget_line(allocation: Allocation, size: int, settings: EncodeSettings) -> str:
-    """Return what a budget was spent on, in one line."""
-    seeds = allocation.seeds(settings.images_per_class)
-    return (
-        f"budget {settings.budget:,} bytes: {allocation.prompts}, {seeds}, "
-        f"labels {allocation.labels}, {count(allocation.probes, 'probe')}: about {size:,} bytes"
-    )
-
-
 def expected_bytes(
-    classes: tuple[str, ...],
-    images_per_class: int,
+    plan: EncodePlan,
     recipe: Recipe,
     width: int,
     allocation: Allocation,
     provenance: Mapping[str, Any],
-    seed: int,
 ) -> int:
-    """Return the bytes of a pack: one of the same shapes, with random values, is made in memory."""
-    rng = np.random.default_rng(0)
-    shape = (len(classes), allocation.modes, allocation.vectors, width)
+    """Return the bytes of a pack: one of the same shapes, with random values, is made in memory.
+
+    Args:
+        plan: classes, images and seed.
+        recipe: as long as the real one.
+        width: of a vector.
+        allocation: in place of the plan's.
+        provenance: as long as the real one.
+    """
+    classes, images = len(plan.classes), plan.images_per_class
+    shape = (classes, allocation.modes, allocation.vectors, width)
+    values = np.random.default_rng(0).standard_normal(shape, np.float32)
     pack = Pack(
-        classes=classes,
-        images_per_class=images_per_class,
+        classes=plan.classes,
+        images_per_class=images,
         recipe=recipe,
-        prompts=encode_prompts(rng.standard_normal(shape, np.float32), allocation.codec),
-        seed=seed,
-        picks=None,
-        labels=None,
-        probes=None,
+        prompts=encode_prompts(values, allocation.codec),
+        seed=plan.seed,
         provenance=provenance,
     )
     if allocation.candidates > 1:
-        pack = replace(pack, picks=_largest_picks(len(classes), images_per_class, allocation))
+        pack = replace(pack, picks=_largest_picks(classes, images, allocation))
     if allocation.probes:
         place = np.arange(allocation.probes)
-        images = np.zeros((allocation.probes, 3, PROBE, PROBE), np.uint8)
-        numbers = place // len(classes) % images_per_class
-        pack = replace(pack, probes=Probes(images, place % len(classes), numbers))
-    return len(pack_bytes(pack)) + _label_bytes(len(classes), images_per_class, allocation.labels)
+        pixels = np.zeros((allocation.probes, 3, PROBE, PROBE), np.uint8)
+        pack = replace(pack, probes=Probes(pixels, place % classes, place // classes % images))
+    return len(pack_bytes(pack)) + _label_bytes(classes, images, allocation.labels)
 
 
 def _largest_picks(classes: int, images: int, allocation: Allocation) -> Any:

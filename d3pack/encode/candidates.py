@@ -1,4 +1,4 @@
-"""Candidates for the images of a pack: how many, what the teacher says of them, which are picked.
+"""Candidates for the images of a pack: how many, the answers of the teacher, the picks.
 
 The candidates of a class lie in lanes: image i is one of the candidates i, i + lanes,
 i + 2 lanes, ... so that a pick needs few bits, and every mode has candidates of its own.
@@ -36,7 +36,7 @@ def candidates_of(count: int, modes: int, candidates: int, share: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What the teacher says about images of one class."""
+    """Answers of the teacher on images of one class."""
 
     logits: Array  # (N, C)
     features: Array  # (N, F), unit vectors

@@ -106,11 +106,12 @@ class Draft:
     teacher: Teacher | None = None  # needed where images are picked or labelled
     adapter: Coded | None = None
     embedded: Coded | None = None  # files of the backbone, which the pack carries
-    trained: Path | None = None  # directory of a backbone to be put beside the pack
+    trained: Path | None = None  # directory of a backbone to be put next to the pack
     metrics: Mapping[str, Any] = field(default_factory=dict)
     seen: int = 0  # real images that were used
     bad: int = 0  # real images that could not be read
-    real: Callable[[int], npt.NDArray[np.uint8]] | None = None  # of a class, for contact sheets
+    # real images of a class, at most so many, for contact sheets
+    real: Callable[[int, int], npt.NDArray[np.uint8]] | None = None
     title: str = "Real images, and what the pack makes"
 
     def pack(self, plan: EncodePlan) -> Pack:
@@ -148,8 +149,15 @@ class Job(Protocol):
 class Method(Protocol):
     """A way to encode. It keeps no state: all of it is in the job."""
 
-    name: str
-    settings: type  # dataclass of the settings that this method alone has
+    @property
+    def name(self) -> str:
+        """How settings and packs call it."""
+        ...
+
+    @property
+    def settings(self) -> type:
+        """Dataclass of the settings that this method alone has."""
+        ...
 
     def prepare(
         self, source: Source, settings: EncodeSettings, own: Any, context: EncodeContext

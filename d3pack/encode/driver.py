@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from d3pack.decode import backbone_path, reproducible_cuda
 from d3pack.encode.contract import (
     EncodeContext,
     EncodeRun,
@@ -36,7 +37,7 @@ from d3pack.system import (
 )
 from d3pack.teachers import teacher_cache
 
-# folders of the journal that nobody needs when the pack is written
+# folders of the journal that are not needed when the pack is written
 _TEMPORARY = ("classes", "candidates", "labels", "teacher", "training", "tuning")
 _ROOT = "root"  # in the journal: identity of the pack that the run has led to
 _BACKBONE = "backbone"  # in the journal: digest of the lock of a trained backbone
@@ -144,7 +145,7 @@ def encode(
             pack = finish(run, plan, draft, method.name)
         _list_skipped(source, work)
         if draft.trained is not None:
-            _put_beside(draft.trained, output, journal)
+            _publish_backbone(draft.trained, output, journal)
         journal.record(_ROOT, pack.root)  # first: a file with that root is ours, and complete
         write(pack, output)
         _remove_temporary(journal)
@@ -192,8 +193,6 @@ def _deterministic(device: str) -> Iterator[None]:
         return
     import torch
 
-    from d3pack.decode import reproducible_cuda
-
     before = torch.are_deterministic_algorithms_enabled()
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -225,13 +224,11 @@ def _finished(journal: Journal, output: Path) -> Pack | None:
 
 
 def _check_free(output: Path, overwrite: bool, journal: Journal) -> None:
-    """Refuse to replace a pack, or a backbone beside it, that this run has not made."""
-    from d3pack.decode import backbone_path
-
-    beside = backbone_path(output)
+    """Refuse to replace a pack, or a backbone next to it, that is not of this run."""
+    backbone = backbone_path(output)
     # a run that was killed at its very end may have put its own backbone there
-    ours = _BACKBONE in journal and journal[_BACKBONE] == _lock_digest(beside)
-    for path in (output, *([] if ours else [beside])):
+    ours = _BACKBONE in journal and journal[_BACKBONE] == _lock_digest(backbone)
+    for path in (output, *([] if ours else [backbone])):
         if path.exists() and not overwrite:
             raise UsageError(f"{path.name} exists", hint="name another output, or set overwrite")
 
@@ -241,13 +238,10 @@ def _lock_digest(directory: Path) -> str | None:
     return digest(lock) if lock.is_file() else None
 
 
-def _put_beside(trained: Path, output: Path, journal: Journal) -> None:
+def _publish_backbone(trained: Path, output: Path, journal: Journal) -> None:
     """Copy a trained backbone to where decoders look for it; all of it or nothing."""
-    from d3pack.decode import backbone_path
-
-    beside = backbone_path(output)
     journal.record(_BACKBONE, _lock_digest(trained))
-    with replace_folder(beside) as temporary:
+    with replace_folder(backbone_path(output)) as temporary:
         shutil.copytree(trained, temporary, dirs_exist_ok=True)
 
 

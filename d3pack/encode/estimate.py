@@ -25,7 +25,7 @@ def seconds_of(work: Callable[[], Any]) -> float:
 
 
 def wait_for_device() -> None:
-    """Wait for what CUDA has been given: calls return before their work is done."""
+    """Wait for the work of CUDA: calls return before it is done."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 

@@ -1,4 +1,4 @@
-"""From a draft to a whole pack: picks, soft labels, probes, provenance, contact sheets."""
+"""From a draft to a pack: picks, soft labels, probes, provenance, contact sheets."""
 
 from __future__ import annotations
 
@@ -194,21 +194,21 @@ def sample_provenance(
 def write_sheets(
     pack: Pack,
     backbone: Backbone,
-    real: Callable[[int], Any],
+    real: Callable[[int, int], Any],
     title: str,
     journal: Journal,
 ) -> list[str]:
-    """Write real images beside generated ones, 20 classes a sheet; return the file names."""
+    """Write sheets of real and generated images, 20 classes each; return the file names."""
     count = min(SHEET_IMAGES if len(pack.classes) <= MANY else 1, pack.images_per_class)
     decoder = Decoder(pack, device=backbone.device, backbone=backbone)
     names = []
     for first in range(0, len(pack.classes), SHEET_ROWS):
         classes = range(first, min(first + SHEET_ROWS, len(pack.classes)))
-        made = decoder.images([(c, i) for c in classes for i in range(count)]).cpu().numpy()
-        made = made.reshape(len(classes), count, *made.shape[1:])
+        images = decoder.images([(c, i) for c in classes for i in range(count)]).cpu().numpy()
+        images = images.reshape(len(classes), count, *images.shape[1:])
         rows = [
             # the real ones may be of another size
-            Row(pack.classes[c], [*real(c)[:SHEET_IMAGES], *made[place]])
+            Row(pack.classes[c], [*real(c, SHEET_IMAGES), *images[place]])
             for place, c in enumerate(classes)
         ]
         captions = ["real"] + [""] * (len(rows[0].images) - count - 1) + ["made"]

@@ -1,4 +1,4 @@
-"""The plan of a job: every setting made definite."""
+"""The plan of a job: the value of every setting."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class EncodePlan:
         settings: EncodeSettings,
         *,
         size: tuple[int, int],
-        dtype: DType,
         allocation: Allocation,
+        dtype: DType = "float32",
         typical: int | None = None,
         details: Mapping[str, Any] | None = None,
         text: tuple[str, ...] = (),
@@ -106,5 +106,5 @@ def rounded(sigmas: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def backbone_json(ref: BackboneRef) -> dict[str, str]:
-    """Return what a plan says about a backbone."""
+    """Return a backbone as plans name it."""
     return {"repo": ref.repo, "revision": ref.revision}

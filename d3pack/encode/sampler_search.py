@@ -22,9 +22,9 @@ from torch import Tensor
 
 from d3pack.backbones import Backbone
 from d3pack.decode import Decoder
-from d3pack.encode.contract import EncodeRun
+from d3pack.encode.contract import Draft, EncodeRun
 from d3pack.encode.estimate import wait_for_device
-from d3pack.encode.plan import sigmas_of
+from d3pack.encode.plan import EncodePlan, sigmas_of
 from d3pack.encode.settings import EncodeSettings
 from d3pack.errors import UsageError
 from d3pack.format import Pack, Recipe, Sampler
@@ -121,25 +121,25 @@ def choose(trials: Sequence[Trial], speed: Speed, limit: float) -> Trial:
 
 def best_sampling(
     run: EncodeRun,
-    pack: Pack,
-    backbone: Backbone,
-    teacher: Teacher,
+    plan: EncodePlan,
+    draft: Draft,
     real: Callable[[int, int], Images],
     *,
     images: int,
     decode_seconds: float,
-) -> Trial:
-    """Try the grid; what is measured stays in the journal.
+) -> Draft:
+    """Return the draft with the best sampling of the grid; measurements stay in the journal.
 
     Args:
         run: the run.
-        pack: a draft of the pack; its sampling does not matter.
-        backbone: makes the images.
-        teacher: compares them.
-        real: up to so many real images of a class.
+        plan: its plan.
+        draft: a draft with any sampling.
+        real: images of a class, and at most so many.
         images: generated images for each sampling, of all classes.
         decode_seconds: time for all images of the pack; 0 is no limit.
     """
+    pack, backbone, teacher = draft.pack(plan), draft.backbone, draft.teacher
+    assert teacher is not None
     journal, samplings = run.journal, grid(run.settings)
     classes = range(len(pack.classes))
     each = max(4, images // len(classes))
@@ -164,7 +164,11 @@ def best_sampling(
         f"sampler: {best.sampling}: {100 * best.right:.1f} % right, distance {best.distance:.4f}, "
         f"{1 / speed.seconds(best.sampling):.1f} images/s here"
     )
-    return best
+    return replace(
+        draft,
+        recipe=with_sampling(draft.recipe, backbone, best.sampling),
+        metrics={**draft.metrics, "right": best.right, "distance": best.distance},
+    )
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:

@@ -5,10 +5,9 @@ from d3pack.evaluate.baselines import Baseline as Baseline
 from d3pack.evaluate.baselines import baseline as baseline
 from d3pack.evaluate.bench import Bench as Bench
 from d3pack.evaluate.bench import EntryResult as EntryResult
-from d3pack.evaluate.bench import Workdir as Workdir
 from d3pack.evaluate.entries import Entry as Entry
+from d3pack.evaluate.entries import LabelledImages as LabelledImages
 from d3pack.evaluate.entries import PayloadFormat as PayloadFormat
-from d3pack.evaluate.entries import TrainingSet as TrainingSet
 from d3pack.evaluate.evaluation import Evaluation as Evaluation
 from d3pack.evaluate.evaluation import evaluate as evaluate
 from d3pack.evaluate.protocols import PROTOCOLS as PROTOCOLS

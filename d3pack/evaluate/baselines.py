@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from d3pack.evaluate.entries import Entry, PayloadFormat, PayloadSettings, TrainingSet
+from d3pack.evaluate.entries import Entry, LabelledImages, PayloadFormat, PayloadSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,33 +74,28 @@ def _random(bench: Bench, pack: Pack) -> Entry:
 
 def random_entry(real: RealImages, per_class: int) -> Entry:
     """Return the entry of so many real images of each class, without loss."""
-
-    def build(seed: int) -> TrainingSet:
-        drawn = real.draw(per_class, seed)
-        return TrainingSet(drawn.images, drawn.labels)
-
     return Entry(
         f"random-{per_class}",
         f"random real images, {per_class} a class",
         {"entry": "random", "per_class": per_class, "real": real.fingerprint()},
-        build,
+        lambda seed: real.draw(per_class, seed),
     )
 
 
-# Real images in equal bytes. Progressive scans pay for large JPEG files only: both are tried.
+# Progressive scans pay for large JPEG files only: both kinds are tried.
 _JPEG = ({"optimize": True, "progressive": False}, {"optimize": True, "progressive": True})
 JPEG_FILES = PayloadFormat("jpeg", "JPEG", "files", (10, 25, 60), _JPEG)
-WEBP_SHEET = PayloadFormat("sheet", "WEBP", "sheet", (5, 20, 60), ({"method": 6},))
+WEBP_SHEET = PayloadFormat("sheet", "WebP", "sheet", (5, 20, 60), ({"method": 6},))
 PAYLOADS = (
     JPEG_FILES,
-    PayloadFormat("webp", "WEBP", "files", (5, 20, 60), ({"method": 6},)),
+    PayloadFormat("webp", "WebP", "files", (5, 20, 60), ({"method": 6},)),
     WEBP_SHEET,
     PayloadFormat("avif", "AVIF", "sheet", (10, 25, 60), ({"speed": 4},)),
 )
 
 
 def _add_payload(format: PayloadFormat) -> None:
-    @baseline(format.name, f"real images in equal bytes, as {format.title}", payload=format)
+    @baseline(format.name, f"real images in equal bytes, {format.title}", payload=format)
     def make(bench: Bench, pack: Pack) -> Entry | None:
         return payload_entry(bench, format, sent_bytes(pack))
 
@@ -118,40 +113,22 @@ def sent_bytes(pack: Pack) -> int:
 def payload_entry(bench: Bench, format: PayloadFormat, budget: int) -> Entry | None:
     """Return the entry of random real images in so many bytes; None where not one image fits."""
     settings, scores = bench.payload_settings(format, budget)
-    if settings is None:
-        return None
-    return equal_bytes(bench.train, settings, budget, scores)
+    return equal_bytes(bench.train, settings, budget, scores) if settings else None
 
 
 def equal_bytes(
     real: RealImages, settings: PayloadSettings, budget: int, scores: dict[str, float]
 ) -> Entry:
-    """Return the entry of random real images, compressed by these settings.
-
-    Args:
-        real: the training images.
-        settings: how they are compressed.
-        budget: bytes.
-        scores: accuracies of the pilots that chose the settings.
-    """
+    """Return the entry of random real images; `scores` are of the pilots that chose settings."""
     from d3pack.evaluate.payload import fill, most_per_class
 
-    def build(seed: int) -> TrainingSet:
-        limit = most_per_class(real.counts, budget, settings.format)
-        payload = fill(real.by_class(limit, seed), settings, budget)
-        content = payload.content
-        return TrainingSet(content.images, content.labels, payload.nbytes, str(payload))
-
+    limit = most_per_class(real.counts, budget, settings.format)
+    identity = {"entry": "equal-bytes", "budget": budget, "payload": str(settings)}
     return Entry(
         f"{settings.format.name}-{budget}",
-        f"real images in equal bytes, as {settings.format.title}",
-        {
-            "entry": "equal-bytes",
-            "budget": budget,
-            "payload": settings.to_json(),
-            "real": real.fingerprint(),
-        },
-        build,
+        f"real images, {settings.format.title}",
+        {**identity, "real": real.fingerprint()},
+        lambda seed: fill(real.by_class(limit, seed), settings, budget),
         {"pilot": scores, "payload": str(settings)},
     )
 
@@ -168,34 +145,20 @@ def _collages(bench: Bench, pack: Pack) -> Entry | None:
 
 
 def collages_entry(bench: Bench, format: PayloadFormat, budget: int) -> Entry | None:
-    """Return the entry of the patches that a teacher finds most typical, in so many bytes (RDED).
-
-    None where not one image fits.
-    """
+    """Return the entry of the images that a teacher finds most typical, in so many bytes (RDED)."""
     from d3pack.evaluate.payload import fill, most_per_class
 
     settings, _ = bench.payload_settings(format, budget)
     teacher, real = bench.teacher, bench.train
     if settings is None or teacher is None:
         return None
-
-    def build(seed: int) -> TrainingSet:
-        patches = teacher.patches(most_per_class(real.counts, budget, settings.format))
-        payload = fill(patches, settings, budget)
-        content = payload.content
-        return TrainingSet(content.images, content.labels, payload.nbytes, str(payload))
-
+    limit = most_per_class(real.counts, budget, format)
+    identity = {"entry": "collages", "budget": budget, "payload": str(settings)}
     return Entry(
         f"collages-{budget}",
-        "collages chosen by a teacher (RDED) in equal bytes",
-        {
-            "entry": "collages",
-            "budget": budget,
-            "payload": settings.to_json(),
-            "teacher": teacher.identity,
-            "real": real.fingerprint(),
-        },
-        build,
+        "collages chosen by a teacher (RDED)",
+        {**identity, "teacher": teacher.identity, "real": real.fingerprint()},
+        lambda seed: fill(teacher.patches(limit), settings, budget),
         {"payload": str(settings)},
     )
 
@@ -213,16 +176,13 @@ def _names(bench: Bench, pack: Pack) -> Entry | None:
 def names_entry(bench: Bench, twin: Pack) -> Entry:
     """Return the entry of a pack that is prompted by class names: its prompts cost no bytes."""
     free = twin.ledger().total - prompt_bytes(twin)
-    return pack_entry(bench, "names", "class names as prompts, same backbone", twin, free)
+    return pack_entry(bench, "names", "class names as prompts", twin, free)
 
 
 def names_pack(pack: Pack, vectors: Callable[[str, int | None], Tensor], most: int) -> Pack:
     """Return the same recipe, seed and number of images, prompted by the classes' own names.
 
-    Args:
-        pack: the pack.
-        vectors: returns the token embeddings of a name, at most so many.
-        most: how many vectors a prompt may have.
+    `vectors(name, k)` are the token embeddings of a name; a prompt may have `most` of them.
     """
     import torch
 
@@ -250,12 +210,7 @@ def names_pack(pack: Pack, vectors: Callable[[str, int | None], Tensor], most: i
 
 
 def prompted_by_names(pack: Pack, twin: Pack) -> bool:
-    """Return whether a pack's prompts are its backbone's own for the names, as `classcond` makes.
-
-    Args:
-        pack: the pack.
-        twin: what `names_pack` made of it.
-    """
+    """Return whether a pack has the prompts of its twin by `names_pack`, as `classcond` makes."""
     import numpy as np
 
     from d3pack.format.codecs import decode_prompts
@@ -281,13 +236,8 @@ def _whole(bench: Bench, pack: Pack) -> Entry:
 def whole_entry(real: RealImages) -> Entry:
     """Return the entry of all real images: the upper bound."""
 
-    def build(seed: int) -> TrainingSet:
-        everything = real.all()
-        return TrainingSet(everything.images, everything.labels)
-
-    return Entry(
-        "whole", "the whole real set", {"entry": "whole", "real": real.fingerprint()}, build
-    )
+    identity = {"entry": "whole", "real": real.fingerprint()}
+    return Entry("whole", "the whole real set", identity, lambda seed: real.all())
 
 
 def pack_entries(bench: Bench, pack: Pack) -> list[Entry]:
@@ -296,7 +246,7 @@ def pack_entries(bench: Bench, pack: Pack) -> list[Entry]:
     entries = [pack_entry(bench, "pack", "this pack", pack, ledger.total)]
     if pack.labels is not None:
         bare = ledger.total - ledger.sections["labels"]
-        title = "this pack, hard labels alone"
+        title = "this pack, hard labels"
         entries.append(pack_entry(bench, "hard", title, pack, bare, hard=True))
     return entries
 
@@ -306,9 +256,8 @@ def pack_entry(
 ) -> Entry:
     """Return the entry of a pack: every seed trains on the images that D3MDataset decodes."""
 
-    def build(seed: int) -> TrainingSet:
-        decoded = bench.decode(pack)
-        return TrainingSet(decoded.images, decoded.labels, nbytes)
+    def build(seed: int) -> LabelledImages:
+        return replace(bench.decode(pack), nbytes=nbytes)
 
     identity = {"entry": "pack", "root": pack.root, "hard": hard}
     return Entry(key, title, identity, build, pack=pack, hard=hard)

@@ -18,12 +18,12 @@ from d3pack.backbones import Backbone, open_backbone
 from d3pack.dataset import D3MDataset
 from d3pack.decode import unpack_backbone
 from d3pack.evaluate import training
-from d3pack.evaluate.entries import Entry, PayloadFormat, PayloadSettings
+from d3pack.evaluate.entries import Entry, LabelledImages, PayloadFormat, PayloadSettings
 from d3pack.evaluate.payload import choose_settings
 from d3pack.evaluate.protocols import Intervals, Protocol, Updates
 from d3pack.evaluate.real import RealImages
 from d3pack.evaluate.teacher import OrderedTeacher
-from d3pack.evaluate.training import History, Labelled, lengths, seconds_needed, train_student
+from d3pack.evaluate.training import History, lengths, seconds_needed, train_student
 from d3pack.format import Pack
 from d3pack.system import Events, count, duration, resolve_device, write_json
 
@@ -92,40 +92,12 @@ class EntryResult:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """The images of a pack, and how long they took."""
-
-    images: Tensor
-    labels: Tensor
-    seconds: float
-
-
-class Workdir:
-    """A directory with a JSON file for every finished student, so that none is trained twice."""
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.path.mkdir(parents=True, exist_ok=True)
-
-    def place(self, key: str, identity: Mapping[str, Any], seed: int) -> Path:
-        """Return the file of a student.
-
-        Args:
-            key: key of its entry.
-            identity: all that decides about its accuracy, beside the seed.
-            seed: its seed.
-        """
-        text = json.dumps({"format": FORMAT, **identity}, sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-        return self.path / f"{key}-{digest}-seed{seed}.json"
-
-    def load(self, place: Path) -> Any:
-        """Return what a file holds; None where it is missing or damaged."""
-        try:
-            return json.loads(place.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
+def _read_json(path: Path) -> Any:
+    """What a file holds; None where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 class Bench:
@@ -136,7 +108,7 @@ class Bench:
         test: real test images.
         images: images in the pack: they set the number of steps, which holds for every entry.
         protocol: how students are trained and tested.
-        workdir: where finished students are kept.
+        work: directory that keeps finished students.
         device: where students are trained and packs decoded; None: CUDA where there is one.
         backbone: diffusion model of the packs, where it is not the one that they name.
         teacher: chooses collages, and labels where the protocol asks for it.
@@ -149,7 +121,7 @@ class Bench:
         test: RealImages,
         images: int,
         protocol: Protocol,
-        workdir: Workdir,
+        work: str | Path,
         *,
         device: str | None = None,
         backbone: str | Path | None = None,
@@ -157,7 +129,9 @@ class Bench:
         events: Events | None = None,
     ) -> None:
         self.train, self.test = train, test.all()
-        self.workdir, self.teacher, self.events = workdir, teacher, events or Events()
+        self.teacher, self.events = teacher, events or Events()
+        self.work = Path(work)
+        self.work.mkdir(parents=True, exist_ok=True)
         self.device = str(resolve_device(device))
         self.updates: int | None = None
         if not isinstance(protocol.length, Updates):
@@ -168,7 +142,7 @@ class Bench:
         self.protocol = protocol
         self.identity = self._identity(f"{test.fingerprint()}@{test.size}")
         self._backbone = backbone
-        self._decoded: dict[str, Decoded] = {}
+        self._decoded: dict[str, tuple[LabelledImages, float]] = {}
         self._expected = self._trained = 0
         self._seconds = 0.0
 
@@ -188,8 +162,12 @@ class Bench:
         """Report one line for a person."""
         self.events.note(text)
 
-    def decode(self, pack: Pack) -> Decoded:
+    def decode(self, pack: Pack) -> LabelledImages:
         """Return all images of a pack, with its soft labels where it has some."""
+        return self._decode(pack)[0]
+
+    def _decode(self, pack: Pack) -> tuple[LabelledImages, float]:
+        """The images of a pack, and the seconds that they took."""
         if pack.root not in self._decoded:
             data = D3MDataset(
                 pack,
@@ -203,23 +181,23 @@ class Bench:
             seconds = time.monotonic() - began
             images = torch.cat([images.cpu() for images, _ in batches])
             labels = torch.cat([labels.cpu() for _, labels in batches])
-            self._decoded[pack.root] = Decoded(images, labels, seconds)
+            self._decoded[pack.root] = LabelledImages(images, labels), seconds
         return self._decoded[pack.root]
 
     def decode_seconds(self, pack: Pack) -> float:
         """Return the seconds to decode all of a pack here: measured once, then remembered."""
-        place = self.workdir.path / f"decode-{pack.root[:12]}.json"
-        known = self.workdir.load(place)
+        place = self.work / f"decode-{pack.root[:12]}.json"
+        known = _read_json(place)
         if isinstance(known, dict) and "seconds" in known:
             return float(known["seconds"])
-        seconds = self.decode(pack).seconds
+        seconds = self._decode(pack)[1]
         write_json(place, {"seconds": seconds, "images": len(pack)})
         return seconds
 
     def first(self, pack: Pack, count: int) -> Tensor:
         """Return the first images of each class, (C, count, 3, H, W), decoding no others."""
-        decoded = self._decoded.get(pack.root) or self.decode(pack.first(count))
-        images = decoded.images
+        decoded = pack if pack.root in self._decoded else pack.first(count)
+        images = self.decode(decoded).images
         return images.view(len(pack.classes), -1, *images.shape[1:])[:, :count]
 
     def open_backbone(self, pack: Pack) -> Backbone:
@@ -229,15 +207,18 @@ class Bench:
 
     def finished(self, entry: Entry, seed: int) -> bool:
         """Return whether a student need not be trained any more."""
-        return self._load(self._place(entry, seed)) is not None
+        return self._load(self._place(entry.key, entry.identity, seed)) is not None
 
-    def _place(self, entry: Entry, seed: int) -> Path:
-        return self.workdir.place(entry.key, {**entry.identity, **self.identity}, seed)
+    def _place(self, key: str, identity: Mapping[str, Any], seed: int) -> Path:
+        """The file of a student, or of a choice: its name holds all that decides about it."""
+        text = json.dumps({"format": FORMAT, **self.identity, **identity}, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return self.work / f"{key}-{digest}-seed{seed}.json"
 
     def _load(self, place: Path) -> tuple[History, dict[str, Any]] | None:
         """A finished student, and the facts about its training set."""
         try:
-            data = self.workdir.load(place)
+            data = _read_json(place)
             return History.from_json(data["history"]), data["set"]
         except (KeyError, TypeError, ValueError):
             return None
@@ -246,7 +227,7 @@ class Bench:
         """Return an entry with its students; those that are missing are trained now."""
         histories, sizes, notes = [], [], []
         for seed in range(seeds):
-            place = self._place(entry, seed)
+            place = self._place(entry.key, entry.identity, seed)
             history, facts = self._load(place) or self._train(entry, seed, place)
             histories.append(history)
             sizes.append(facts["bytes"])
@@ -262,7 +243,7 @@ class Bench:
         steps = lengths(protocol, images, len(self.train.classes), self.updates).updates
         with self.events.stage(title, steps, "updates"):
             history = train_student(
-                Labelled(content.images, content.labels),
+                content,
                 self.test,
                 protocol,
                 seed,
@@ -313,15 +294,15 @@ class Bench:
         return self._chosen_before(format, budget) is None
 
     def _chosen_before(self, format: PayloadFormat, budget: int) -> dict[str, Any] | None:
-        known = self.workdir.load(self._pilot_place(format, budget))
+        known = _read_json(self._pilot_place(format, budget))
         complete = isinstance(known, dict) and known.keys() >= {"settings", "pilot"}
         return known if complete else None
 
     def _pilot_place(self, format: PayloadFormat, budget: int) -> Path:
-        identity = {**self.identity, "real": self.train.fingerprint(), "format": repr(format)}
-        return self.workdir.place(f"pilot-{format.name}-{budget}", identity, 0)
+        identity = {"real": self.train.fingerprint(), "format": repr(format)}
+        return self._place(f"pilot-{format.name}-{budget}", identity, 0)
 
-    def _pilot(self, content: Labelled, test: Labelled) -> float:
+    def _pilot(self, content: LabelledImages, test: LabelledImages) -> float:
         """Accuracy of a student with a quarter of the updates, tested once on other images."""
         classes = len(self.train.classes)
         length = lengths(self.protocol, len(content.images), classes, self.updates)

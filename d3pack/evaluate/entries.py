@@ -15,12 +15,12 @@ Layout = Literal["files", "sheet"]
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingSet:
-    """What one student is trained on, and the bytes that it takes to send."""
+class LabelledImages:
+    """Images in memory with a class each, and the bytes that it takes to send them."""
 
     images: Tensor  # uint8 (N, 3, H, W)
     labels: Tensor  # int64 (N,) or probabilities (N, C)
-    nbytes: int | None = None  # None where nobody would send it
+    nbytes: int | None = None  # None where nobody would send them
     note: str = ""
 
 
@@ -33,7 +33,7 @@ class Entry:
         title: what readers see.
         identity: what decides about the training set; a finished student of equal identity, under
             an equal protocol, is used again.
-        build: the training set of a seed.
+        build: returns the training set of a seed.
         detail: facts for the JSON of the evaluation.
         pack: the pack that is trained on, where it is one.
         hard: whether its soft labels are ignored.
@@ -42,7 +42,7 @@ class Entry:
     key: str
     title: str
     identity: Mapping[str, Any]
-    build: Callable[[int], TrainingSet]
+    build: Callable[[int], LabelledImages]
     detail: Mapping[str, Any] = field(default_factory=dict)
     pack: Pack | None = None
     hard: bool = False
@@ -50,13 +50,13 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class PayloadFormat:
-    """A way to send photographs: an image codec, and one file per image or one sheet of tiles.
+    """A way to send photographs: an image codec, and a file for each or one sheet of tiles.
 
     Attributes:
         name: name of the payload in keys and events.
-        codec: how Pillow calls the codec.
+        codec: name of the codec, as Pillow knows it.
         layout: "files" or "sheet".
-        qualities: three qualities that are tried, ascending.
+        qualities: three qualities to try, ascending.
         encoders: arguments of Pillow's `save`; the smallest result counts.
     """
 
@@ -82,12 +82,3 @@ class PayloadSettings:
 
     def __str__(self) -> str:
         return f"{self.format.codec} {self.format.layout} q{self.quality} {self.side} px"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what decides about the bytes, ready for JSON."""
-        return {
-            "form": self.format.codec,
-            "layout": self.format.layout,
-            "quality": self.quality,
-            "side": self.side,
-        }

@@ -16,10 +16,10 @@ from d3pack import __version__
 from d3pack.decode import local_backbone
 from d3pack.errors import SourceError, UsageError
 from d3pack.evaluate.baselines import BASELINES, JPEG_FILES, Baseline, pack_entries, sent_bytes
-from d3pack.evaluate.bench import PILOT_SHARE, Bench, EntryResult, Workdir
+from d3pack.evaluate.bench import PILOT_SHARE, Bench, EntryResult
 from d3pack.evaluate.entries import Entry, PayloadSettings
 from d3pack.evaluate.payload import candidates, file_bytes
-from d3pack.evaluate.protocols import Protocol, find_protocol
+from d3pack.evaluate.protocols import PROTOCOLS, Protocol
 from d3pack.evaluate.real import RealImages, common_size
 from d3pack.evaluate.settings import EvalSettings
 from d3pack.evaluate.sweep import learner, parse_sweep, run_sweep, sweep_entry, variants
@@ -73,12 +73,10 @@ class LedgerView:
 
 
 def label_robust_score(recovery: float, improvement: float, weight: float = _WEIGHT) -> float:
-    """Return DD-Ranking's LRS, from 0 to 1; larger is better (NUS-HPC-AI-Lab/DD-Ranking).
+    """Return DD-Ranking's LRS of HLR and IOR as shares of 1; larger is better, 1 is the most.
 
-    Args:
-        recovery: HLR, what hard labels lose against the whole real set, as a share of 1.
-        improvement: IOR, the gain over as many random real images, as a share of 1.
-        weight: of the improvement; the recovery has the rest.
+    HLR, the recovery, is what hard labels lose against the whole real set; IOR, the improvement,
+    is the gain over as many random real images (NUS-HPC-AI-Lab/DD-Ranking).
     """
     alpha = weight * improvement - (1 - weight) * recovery
     return (math.exp(alpha) - math.exp(-1)) / (math.e - math.exp(-1))
@@ -197,7 +195,7 @@ def evaluate(
         >>> write_report(evaluation, "report.html")  # doctest: +SKIP
     """
     settings = settings or EvalSettings()
-    protocol = protocol or find_protocol(settings.protocol)
+    protocol = protocol or PROTOCOLS[settings.protocol]
     axes = parse_sweep(settings.sweep)
     name, pack, settings = _open_pack(pack, settings)
     train_source, test_source = _open_real(real, test, class_names)
@@ -206,24 +204,24 @@ def evaluate(
     test_size = round(size * protocol.test_resize)
     test_images = RealImages(test_source, pack.classes, test_size, "test")
     events = Events(list(listeners))
-    workdir = Workdir(work or f"{Path(name).stem}.eval")
+    work = Path(work or f"{Path(name).stem}.eval")
     teacher = None
     if settings.teacher is not None:
         device = resolve_device(settings.device)
-        teacher = open_teacher(settings.teacher, train, workdir.path, device, events)
+        teacher = open_teacher(settings.teacher, train, work, device, events)
     bench = Bench(
         train,
         test_images,
         len(pack),
         replace(protocol, student=settings.student or protocol.student),
-        workdir,
+        work,
         device=settings.device,
         backbone=settings.backbone,
         teacher=teacher,
         events=events,
     )
     evaluation = _compare(name, pack, bench, protocol, settings, axes)
-    write_json(workdir.path / "evaluation.json", evaluation.to_json())
+    write_json(work / "evaluation.json", evaluation.to_json())
     return evaluation
 
 
@@ -274,13 +272,7 @@ def _open_test(address: str | Path, class_names: str | Path | Mapping[str, str] 
 
 
 def choose_size(protocol: Protocol, size: int | None, test: Source) -> int:
-    """Return the side at which students train and test.
-
-    Args:
-        protocol: may prescribe it.
-        size: what the user chose.
-        test: images whose common size it is otherwise.
-    """
+    """Return the side at which students train and test: prescribed, chosen, or of the images."""
     if size is not None and protocol.size not in (None, size):
         raise UsageError(
             f"protocol {protocol.name} is published at {protocol.size} px, not {size}",
@@ -300,7 +292,7 @@ def _compare(
     """Train the students that are missing, and put everything side by side."""
     chosen = [baseline for name, baseline in BASELINES.items() if name in settings.baselines]
     budget = sent_bytes(pack)
-    learn = learner(pack, bench.train.source, bench.workdir.path, settings)
+    learn = learner(pack, bench.train.source, bench.work, settings)
     swept = variants(pack, axes, learn)
     first = pack_entries(bench, pack)
     # Whether images fit at all is known only after the pilots: such baselines count as one entry.
@@ -315,7 +307,7 @@ def _compare(
     history = results[0].histories[0]
     return Evaluation(
         name,
-        bench.workdir.path,
+        bench.work,
         pack,
         protocol,
         results,

@@ -10,33 +10,21 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from d3pack.evaluate.entries import PayloadFormat, PayloadSettings
+from d3pack.evaluate.entries import LabelledImages, PayloadFormat, PayloadSettings
 from d3pack.evaluate.real import RealImages
-from d3pack.evaluate.training import Labelled, fit
+from d3pack.evaluate.training import fit
 
-Pilot = Callable[[Labelled, Labelled], float]  # train briefly on the first, accuracy on the second
+# trains briefly on the first, and returns the accuracy on the second
+Pilot = Callable[[LabelledImages, LabelledImages], float]
 HELD_BACK = 100  # images of each class, at most, that only judge settings; never test images
 _WIDEST = 8192  # pixels of a sheet's side: WebP and Pillow's guard against bombs both allow it
 _SMALLEST = {"files": 40, "sheet": 8}  # bytes that every image takes at least
-
-
-@dataclass(frozen=True, slots=True)
-class Payload:
-    """Photographs that fit into a budget, as a student gets them: coded and decoded."""
-
-    settings: PayloadSettings
-    nbytes: int
-    content: Labelled
-
-    def __str__(self) -> str:
-        return f"{len(self.content.images)} images, {self.settings}"
 
 
 def candidates(format: PayloadFormat, size: int) -> list[PayloadSettings]:
@@ -90,13 +78,12 @@ def file_bytes(images: Tensor, settings: PayloadSettings) -> float:
     return float(np.mean([len(data) for data in as_files(images, settings)]))
 
 
-def largest(classes: Sequence[Tensor], settings: PayloadSettings, budget: int) -> Payload | None:
-    """Return as many images as fit into a budget, the classes in turn; None where none fits.
+def largest(
+    classes: Sequence[Tensor], settings: PayloadSettings, budget: int
+) -> LabelledImages | None:
+    """Return the first images of all classes, in turn, that fit into so many bytes.
 
-    Args:
-        classes: images of each class, in the order in which they are wanted.
-        settings: how they are compressed.
-        budget: bytes.
+    They are coded and decoded again, as a student gets them. None where not even one fits.
     """
     depth = max(len(images) for images in classes)
     turns = [(c, i) for i in range(depth) for c in range(len(classes)) if i < len(classes[c])]
@@ -106,7 +93,8 @@ def largest(classes: Sequence[Tensor], settings: PayloadSettings, budget: int) -
     tiles, nbytes = first(images, settings, budget)
     if len(tiles) == 0:
         return None
-    return Payload(settings, nbytes, Labelled(tiles, labels[: len(tiles)]))
+    note = f"{len(tiles)} images, {settings}"
+    return LabelledImages(tiles, labels[: len(tiles)], nbytes, note)
 
 
 def _first_files(images: Tensor, settings: PayloadSettings, budget: int) -> tuple[Tensor, int]:
@@ -145,7 +133,7 @@ def most_per_class(counts: Sequence[int], budget: int, format: PayloadFormat) ->
     return ascending[-1]
 
 
-def fill(classes: list[Tensor], settings: PayloadSettings, budget: int) -> Payload:
+def fill(classes: list[Tensor], settings: PayloadSettings, budget: int) -> LabelledImages:
     """Return the payload of a budget; a single image where even the first one is larger than it.
 
     Settings are chosen with other images, which may have been a little smaller.
@@ -187,13 +175,13 @@ def choose_settings(
         payload = largest(classes, settings, budget)
         if payload is None:
             continue
-        accuracy = pilot(payload.content, test)
-        scores[str(payload)] = round(accuracy, 4)
-        note(f"pilot: {payload}, {100 * accuracy:.1f} %")
+        accuracy = pilot(payload, test)
+        scores[payload.note] = round(accuracy, 4)
+        note(f"pilot: {payload.note}, {100 * accuracy:.1f} %")
         best = max(best, (accuracy, settings), key=lambda pair: pair[0])
     return best[1], scores
 
 
-def _labelled(classes: list[Tensor]) -> Labelled:
+def _labelled(classes: list[Tensor]) -> LabelledImages:
     labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(c) for c in classes]))
-    return Labelled(torch.cat(classes), labels)
+    return LabelledImages(torch.cat(classes), labels)

@@ -10,8 +10,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from d3pack.errors import UsageError
-
 Norm = Literal["instance", "batch"]
 Labels = Literal["hard", "stored", "teacher"]
 MeanStd = tuple[tuple[float, ...], tuple[float, ...]]  # of each channel, in 0..1
@@ -297,10 +295,3 @@ PROTOCOLS: dict[str, Protocol] = {
         rded_soft("rded-soft-small", 1, "resnet18", None),
     )
 }
-
-
-def find_protocol(name: str) -> Protocol:
-    """Return the protocol of this name."""
-    if name not in PROTOCOLS:
-        raise UsageError(f"invalid protocol {name!r}: expected one of {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[name]

@@ -9,19 +9,17 @@ import torch
 from torch import Tensor
 
 from d3pack.errors import SourceError
-from d3pack.evaluate.training import Labelled, fit
+from d3pack.evaluate.entries import LabelledImages
+from d3pack.evaluate.training import fit
 from d3pack.sources import Source, tidy
 
 _NAMED = 6  # classes that an error lists
 
 
 def match_classes(pack: Sequence[str], source: Sequence[str], what: str) -> tuple[int, ...]:
-    """Return the place in `source` of each class of the pack; both must hold the same names.
+    """Return the place in `source` of each class of the pack; both must have the same names.
 
-    Args:
-        pack: class names of the pack.
-        source: class names of the real images.
-        what: how an error calls them: "training" or "test".
+    `what` is how errors call the real images: "training" or "test".
     """
     places = {name: place for place, name in enumerate(source)}
     keys = list(pack)
@@ -66,14 +64,7 @@ def common_size(source: Source) -> int:
 
 
 class RealImages:
-    """The images of a source, read when they are asked for and then kept.
-
-    Args:
-        source: real images.
-        classes: class names of the pack; the images come in their order.
-        size: pixels of a side.
-        what: how errors call the images: "training" or "test".
-    """
+    """The images of a source in the order of a pack's classes, read once and kept."""
 
     def __init__(self, source: Source, classes: Sequence[str], size: int, what: str) -> None:
         self.source = source
@@ -103,7 +94,7 @@ class RealImages:
             self._kept[c, i] = pixels
         return self._kept[c, i]
 
-    def draw(self, per_class: int, seed: int) -> Labelled:
+    def draw(self, per_class: int, seed: int) -> LabelledImages:
         """Return random images of each class, class by class.
 
         A longer draw of the same seed begins with the shorter one.
@@ -126,13 +117,13 @@ class RealImages:
                     " can be read",
                     hint="check the folder",
                 )
-        return Labelled(torch.stack(images), torch.tensor(labels))
+        return LabelledImages(torch.stack(images), torch.tensor(labels))
 
     def by_class(self, per_class: int, seed: int) -> list[Tensor]:
         """Return the images of `draw`, as one tensor for each class."""
         drawn = self.draw(per_class, seed)
         return [drawn.images[drawn.labels == c] for c in range(len(self.classes))]
 
-    def all(self) -> Labelled:
+    def all(self) -> LabelledImages:
         """Return every readable image."""
         return self.draw(max(self.counts), 0)

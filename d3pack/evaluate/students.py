@@ -218,15 +218,7 @@ TRANSFORMERS = "hf:"
 def build_student(
     name: str, classes: int, size: int, *, norm: Norm = "instance", seed: int = 0
 ) -> nn.Module:
-    """Return a fresh student with weights drawn from `seed`.
-
-    Args:
-        name: one of `STUDENTS`, or `hf:CONFIG` for a transformers config.
-        classes: number of classes.
-        size: pixels of an image's side.
-        norm: kind of normalisation layer, where the student has a choice.
-        seed: decides the first weights.
-    """
+    """Return a fresh student with weights drawn from `seed`; `hf:NAME` is a transformers config."""
     if not name.startswith(TRANSFORMERS) and name not in STUDENTS:
         names = ", ".join(STUDENTS)
         raise UsageError(f"invalid student {name!r}: expected one of {names}, or hf:CONFIG")

@@ -69,10 +69,7 @@ _AXES: dict[str, tuple[Callable[[str], bool], str]] = {
 def variants(pack: Pack, axes: Mapping[str, Sequence[str]], learn: Encode) -> list[Variant]:
     """Return the pack itself, then one variant for each value of each axis.
 
-    Args:
-        pack: the pack.
-        axes: what `parse_sweep` returned.
-        learn: makes the pack of a number of vectors; all other values change what is stored.
+    `learn` makes the pack of a number of vectors; all other values only change what is stored.
     """
     swept = [Variant("pack", "as it is", pack)]
     for axis, values in axes.items():
@@ -106,13 +103,9 @@ def _change(pack: Pack, axis: str, value: str) -> Pack:
 
 
 def learner(pack: Pack, source: Source, folder: Path, settings: EvalSettings) -> Encode:
-    """Return a function that encodes the source with other vectors, and else as recorded.
+    """Return a function that encodes the source with other vectors, and else as pack records.
 
-    Args:
-        pack: its provenance records the settings.
-        source: real training images.
-        folder: where the packs are written.
-        settings: name the backbone and the teacher, where the pack cannot.
+    It writes to `folder`; backbone and teacher are those of the settings, where they name them.
     """
     return lambda vectors: _encode_again(pack, vectors, source, folder, settings)
 

@@ -64,14 +64,9 @@ class OrderedTeacher:
 def open_teacher(
     name: str, real: RealImages, folder: Path, device: torch.device, events: Events
 ) -> OrderedTeacher:
-    """Open a transformers classifier, or train the small network that encode trains.
+    """Open a transformers classifier, or train the small network that encode trains ("train").
 
-    Args:
-        name: "train", a directory or org/name.
-        real: the training images.
-        folder: where a training that was interrupted goes on.
-        device: where the teacher runs.
-        events: what to report to.
+    `folder` keeps a training that was interrupted.
     """
     source = real.source
     if name != "train":

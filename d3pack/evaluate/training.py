@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from d3pack.decode import reproducible_cuda
 from d3pack.errors import UsageError
 from d3pack.evaluate.augment import apply_all, cutmix
+from d3pack.evaluate.entries import LabelledImages
 from d3pack.evaluate.protocols import (
     AdamW,
     Intervals,
@@ -39,14 +40,6 @@ _SAVE_EVERY = 60.0  # seconds: what a stopped run loses at most
 
 Teach = Callable[[Tensor], Tensor]  # uint8 images -> logits
 Progress = Callable[[int, int], None]  # updates done, updates in all
-
-
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """Images with a class each, or with soft labels."""
-
-    images: Tensor  # uint8 (N, 3, H, W)
-    labels: Tensor  # int64 (N,) or probabilities (N, C)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +85,9 @@ class Lengths:
 
 
 def lengths(protocol: Protocol, images: int, classes: int, updates: int | None = None) -> Lengths:
-    """Return the lengths for `images` in all.
+    """Return the lengths for so many images in all.
 
-    Args:
-        protocol: the protocol.
-        images: number of images in the training set.
-        classes: number of classes.
-        updates: number of steps in place of the protocol's own: baselines get the pack's.
+    `updates` takes the place of the protocol's own number of steps: baselines get the pack's.
     """
     per_class = max(1, images // classes)
     batch = by_images(protocol.batch, per_class)
@@ -187,8 +176,8 @@ def _has_batch_norm(model: nn.Module) -> bool:
 
 
 def train_student(
-    train: Labelled,
-    test: Labelled,
+    train: LabelledImages,
+    test: LabelledImages,
     protocol: Protocol,
     seed: int,
     *,
@@ -242,7 +231,9 @@ def train_student(
     return run.history()
 
 
-def _check(train: Labelled, test: Labelled, protocol: Protocol, teacher: Teach | None) -> None:
+def _check(
+    train: LabelledImages, test: LabelledImages, protocol: Protocol, teacher: Teach | None
+) -> None:
     if len(train.images) == 0 or len(test.images) == 0:
         which = "training" if len(train.images) == 0 else "test"
         raise UsageError(f"no {which} images", hint="check the folders and the class names")
@@ -265,8 +256,8 @@ class _Run:
 
     def __init__(
         self,
-        train: Labelled,
-        test: Labelled,
+        train: LabelledImages,
+        test: LabelledImages,
         protocol: Protocol,
         seed: int,
         classes: int,
@@ -468,11 +459,11 @@ def seconds_needed(
         labels="hard" if protocol.labels == "teacher" else protocol.labels,
     )
     sample = torch.randint(256, (count, 3, size, size), dtype=torch.uint8)
-    train = Labelled(sample, torch.arange(count) % classes)
+    train = LabelledImages(sample, torch.arange(count) % classes)
 
     def timed(updates: int, tested: int) -> float:
         labels = torch.zeros(tested, dtype=torch.long)
-        test = Labelled(sample[:1].expand(tested, -1, -1, -1), labels)
+        test = LabelledImages(sample[:1].expand(tested, -1, -1, -1), labels)
         began = time.monotonic()
         train_student(train, test, probe, 0, classes=classes, updates=updates, device=device)
         return time.monotonic() - began

@@ -206,7 +206,7 @@ def test_budget_is_spent_but_not_exceeded() -> None:
 
 
 def test_budget_keeps_what_the_user_has_set() -> None:
-    fixed = {"modes": 3, "labels": "none", "codec": None}
+    fixed = {"modes": 3, "labels": "none"}
     bought, _ = allocation.spend(50_000, fixed, 16, toy_size)
     assert (bought.modes, bought.labels) == (3, "none")
     assert bought.vectors > 1

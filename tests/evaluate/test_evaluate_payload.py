@@ -15,7 +15,7 @@ from torch import Tensor
 from d3pack.errors import SourceError
 from d3pack.evaluate import baselines, payload
 from d3pack.evaluate.baselines import PAYLOADS
-from d3pack.evaluate.entries import Layout, PayloadFormat, PayloadSettings
+from d3pack.evaluate.entries import LabelledImages, Layout, PayloadFormat, PayloadSettings
 from d3pack.evaluate.payload import (
     as_files,
     candidates,
@@ -26,7 +26,6 @@ from d3pack.evaluate.payload import (
     unpack_tiles,
 )
 from d3pack.evaluate.real import RealImages, common_size, match_classes
-from d3pack.evaluate.training import Labelled
 from d3pack.sources import open_source
 from d3pack.testing import raises_code
 
@@ -89,19 +88,19 @@ def test_the_largest_payload_fits_and_one_more_does_not(format: PayloadFormat, b
     if found is None:
         assert sizes[0] > budget
         return
-    count = len(found.content.images)
+    count = len(found.images)
     assert found.nbytes == sizes[count - 1] <= budget
     assert count == len(images) or sizes[count] > budget
-    assert found.content.labels.tolist() == [c for c, _ in turns[:count]]
-    off = (found.content.images.float() - images[:count].float()).abs().mean((1, 2, 3))
+    assert found.labels.tolist() == [c for c, _ in turns[:count]]
+    off = (found.images.float() - images[:count].float()).abs().mean((1, 2, 3))
     assert float(off.max()) < 30
 
 
 def test_a_sheet_stays_within_what_a_picture_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("d3pack.evaluate.payload._WIDEST", 50)
-    found = largest([pictures(20)], squeeze("WEBP", "sheet", 30, 16), 10**6)
+    found = largest([pictures(20)], squeeze("WebP", "sheet", 30, 16), 10**6)
     assert found is not None
-    assert len(found.content.images) == 9
+    assert len(found.images) == 9
 
 
 def test_a_jpeg_is_the_smaller_of_its_two_orders() -> None:
@@ -133,7 +132,7 @@ def test_candidates_cover_quality_and_size(layout: Layout) -> None:
         assert len({s.quality for s in found}) == 3
         assert {s.side for s in found} == {32, 24, 16}
         assert {s.format for s in found} == {format}
-    assert {s.side for s in candidates(replace(FORMATS["WEBP"], layout=layout), 8)} == {8}
+    assert {s.side for s in candidates(replace(FORMATS["WebP"], layout=layout), 8)} == {8}
 
 
 def test_the_trade_off_is_chosen_by_accuracy_on_other_images(real: RealImages) -> None:
@@ -160,14 +159,14 @@ def test_the_pilot_never_sees_what_it_is_judged_on(
             assert float(off.min()) > 3  # decoded copies of an image lie far closer
         return 0.5
 
-    only = squeeze("WEBP", "sheet", 90, 16)
+    only = squeeze("WebP", "sheet", 90, 16)
     monkeypatch.setattr(payload, "candidates", lambda format, size: [only])
     chosen, _ = choose_settings(real, 10**6, baselines.WEBP_SHEET, pilot, print)
     assert chosen == only
 
 
 def test_an_entry_stays_within_its_budget_for_every_seed(real: RealImages) -> None:
-    entry = baselines.equal_bytes(real, squeeze("WEBP", "files", 20, 16), 900, {})
+    entry = baselines.equal_bytes(real, squeeze("WebP", "files", 20, 16), 900, {})
     sets = [entry.build(seed) for seed in range(3)]
     assert all(s.nbytes is not None and s.nbytes <= 900 for s in sets)
     assert not torch.equal(sets[0].images[0], sets[1].images[0])
@@ -184,7 +183,7 @@ def test_equal_bytes_are_equal_or_all_there_is(
     source = open_source(tree(tmp_path / "t", dict(zip(NAMES, counts, strict=True))))
     real = RealImages(source, NAMES, 16, "training")
     for budget in (3000, 20_000, 10**6):
-        entry = baselines.equal_bytes(real, squeeze("WEBP", layout, 20, 16), budget, {})
+        entry = baselines.equal_bytes(real, squeeze("WebP", layout, 20, 16), budget, {})
         found = entry.build(0)
         assert found.nbytes is not None
         assert found.nbytes <= budget
@@ -197,7 +196,7 @@ def test_few_images_of_a_class_still_make_a_choice(tmp_path: Path, counts: tuple
     real = RealImages(source, NAMES, 16, "training")
     seen: list[tuple[int, int]] = []
 
-    def pilot(content: Labelled, judge: Labelled) -> float:
+    def pilot(content: LabelledImages, judge: LabelledImages) -> float:
         assert set(content.labels.tolist()) == {0, 1, 2}
         seen.append((len(content.images), len(judge.images)))
         return 0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from d3pack.errors import UsageError
-from d3pack.evaluate import protocols
+from d3pack.evaluate import EvalSettings, protocols
 from d3pack.evaluate.protocols import (
     DSA,
     PROTOCOLS,
@@ -22,7 +22,6 @@ from d3pack.evaluate.protocols import (
     ShufflePatches,
     Steps,
     Updates,
-    find_protocol,
 )
 from d3pack.evaluate.training import lengths
 
@@ -94,7 +93,7 @@ def test_minimax_hard() -> None:
     [("rded-soft", 2, "resnet18-imagenet", 224), ("rded-soft-small", 1, "resnet18", None)],
 )
 def test_rded_soft(name: str, factor: int, student: str, size: int | None) -> None:
-    protocol = find_protocol(name)
+    protocol = PROTOCOLS[name]
     assert (protocol.student, protocol.norm, protocol.size) == (student, "batch", size)
     assert protocol.optimizer == AdamW(lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01)
     assert protocol.pixel_ops == (
@@ -170,4 +169,4 @@ def test_every_protocol_cites_its_source() -> None:
 
 def test_unknown_protocol() -> None:
     with pytest.raises(UsageError, match=r"invalid protocol 'best': .*minimax-hard"):
-        find_protocol("best")
+        EvalSettings(protocol="best")

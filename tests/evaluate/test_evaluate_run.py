@@ -17,7 +17,7 @@ from tiny_backbones import tiny_dit, tiny_pack, tiny_sd
 
 import d3pack
 from d3pack.cli import main
-from d3pack.evaluate import Bench, EvalSettings, Workdir, baselines, sweep
+from d3pack.evaluate import Bench, EvalSettings, baselines, sweep
 from d3pack.evaluate.bench import Spread
 from d3pack.evaluate.evaluation import label_robust_score
 from d3pack.evaluate.protocols import PROTOCOLS, QUICK, Epochs, Intervals, Updates
@@ -309,8 +309,7 @@ def test_class_names_cost_nothing_a_class(world: Path, tmp_path: Path) -> None:
     pack = d3pack.read(world / "pack.d3m")
     source = open_source(world / "real")
     train, test = (RealImages(source, pack.classes, 16, what) for what in ("training", "test"))
-    work = Workdir(tmp_path)
-    bench = Bench(train, test, len(pack), BLINK, work, backbone=world / "backbone")
+    bench = Bench(train, test, len(pack), BLINK, tmp_path, backbone=world / "backbone")
     entry = baselines.BASELINES["names"].make(bench, pack)
     assert entry is not None
     twin = entry.pack

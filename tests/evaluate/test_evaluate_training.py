@@ -11,10 +11,10 @@ from torch import Tensor
 
 from d3pack.errors import UsageError
 from d3pack.evaluate import protocols, training
+from d3pack.evaluate.entries import LabelledImages
 from d3pack.evaluate.protocols import CutMix, Epochs, Flip, Intervals, Protocol, Updates
 from d3pack.evaluate.training import (
     History,
-    Labelled,
     fit,
     lengths,
     seconds_needed,
@@ -31,13 +31,13 @@ SMALL = replace(
 )
 
 
-def coloured(per_class: int, seed: int, size: int = 8) -> Labelled:
+def coloured(per_class: int, seed: int, size: int = 8) -> LabelledImages:
     """Three classes that a student can tell by colour."""
     rng = torch.Generator().manual_seed(seed)
     labels = torch.arange(3).repeat_interleave(per_class)
     images = torch.randint(0, 120, (len(labels), 3, size, size), generator=rng)
     images[torch.arange(len(labels)), labels] += 100
-    return Labelled(images.to(torch.uint8), labels)
+    return LabelledImages(images.to(torch.uint8), labels)
 
 
 def train(protocol: Protocol, seed: int = 0, **options: object) -> History:
@@ -153,10 +153,10 @@ def test_soft_labels_are_followed_and_hard_ones_on_request() -> None:
     soft = torch.eye(3)[labels]
     soft[labels == 0] = torch.tensor([0.1, 0.9, 0.0])
     protocol = replace(SMALL, length=Updates(40), batch_ops=())
-    followed = train_student(Labelled(images, soft), tests, protocol, 0)
+    followed = train_student(LabelledImages(images, soft), tests, protocol, 0)
     assert followed.confusion[0][1] > followed.confusion[0][0]
     hard = torch.eye(3)[labels] * 0.6 + 0.4 / 3
-    strict = train_student(Labelled(images, hard), tests, replace(protocol, labels="hard"), 0)
+    strict = train_student(LabelledImages(images, hard), tests, replace(protocol, labels="hard"), 0)
     assert strict.last > 0.9
 
 
@@ -169,7 +169,7 @@ def test_a_teacher_labels_what_the_student_sees() -> None:
         return torch.eye(3)[brightest] * 10
 
     protocol = replace(
-        protocols.find_protocol("rded-soft-small"),
+        protocols.PROTOCOLS["rded-soft-small"],
         student="convnet3",
         norm="instance",
         length=Epochs(((1 << 60, 60),)),
@@ -178,7 +178,7 @@ def test_a_teacher_labels_what_the_student_sees() -> None:
     known, tests = coloured(5, 1), coloured(20, 2)
     images, labels = known.images, known.labels
     wrong = (labels + 1) % 3  # the stored labels do not matter
-    history = train_student(Labelled(images, wrong), tests, protocol, 0, teacher=teach)
+    history = train_student(LabelledImages(images, wrong), tests, protocol, 0, teacher=teach)
     assert history.last > 0.8
     assert seen[0].dtype == torch.uint8
     with pytest.raises(UsageError, match="needs a teacher"):
@@ -235,12 +235,12 @@ def test_statistics() -> None:
 
 def test_nothing_to_learn_or_to_test() -> None:
     known = coloured(2, 1)
-    none = Labelled(known.images[:0], known.labels[:0])
+    none = LabelledImages(known.images[:0], known.labels[:0])
     with pytest.raises(UsageError, match="no training images"):
         train_student(none, known, SMALL, 0, classes=3)
     with pytest.raises(UsageError, match="no test images"):
         train_student(known, none, SMALL, 0)
-    oblong = Labelled(known.images[:, :, :4], known.labels)
+    oblong = LabelledImages(known.images[:, :, :4], known.labels)
     with pytest.raises(UsageError, match="square"):
         train_student(known, oblong, SMALL, 0)
 

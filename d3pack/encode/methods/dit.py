@@ -1,23 +1,30 @@
-"""What the methods of class-conditional DiTs share: images, their latents, the sampler's choice."""
+"""What the methods of class-conditional DiTs share: allocation, images and their latents."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from d3pack.encode.contract import Draft, EncodeRun
-from d3pack.encode.plan import EncodePlan
-from d3pack.encode.sampler_search import best_sampling, with_sampling
+from d3pack.encode.allocation import SHARE, Allocation, allocate
+from d3pack.encode.contract import EncodeRun
+from d3pack.encode.settings import EncodeSettings
 from d3pack.train import Latents, Photos, cached_latents, load_photos
 
 Pixels = npt.NDArray[np.uint8]
 Encoder = Callable[[Tensor], Tensor]  # uint8 images -> latents
 WORK = "training"  # folder of the journal
+
+
+def allocate_rows(
+    settings: EncodeSettings, size_of: Callable[[Allocation], int]
+) -> tuple[Allocation, tuple[str, ...]]:
+    """Return the allocation of a pack whose prompts are rows of a class table, and lines on it."""
+    default = Allocation(codec="f16", share=SHARE)
+    return allocate(settings, size_of, default=default, own={"modes": 1, "vectors": 1})
 
 
 def encode_images(
@@ -53,33 +60,6 @@ def photos_of(photos: Photos, c: int, most: int) -> Pixels:
     rows = np.flatnonzero(photos.labels == c)
     picked = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
     return np.ascontiguousarray(photos.pixels[picked].transpose(0, 3, 1, 2))
-
-
-def with_best_sampling(
-    run: EncodeRun,
-    plan: EncodePlan,
-    draft: Draft,
-    photos: Photos,
-    *,
-    images: int,
-    decode_seconds: float,
-) -> Draft:
-    """Return the draft with the sampling that makes its images most like the real ones."""
-    assert draft.teacher is not None
-    best = best_sampling(
-        run,
-        draft.pack(plan),
-        draft.backbone,
-        draft.teacher,
-        lambda c, most: photos_of(photos, c, most),
-        images=images,
-        decode_seconds=decode_seconds,
-    )
-    return replace(
-        draft,
-        recipe=with_sampling(draft.recipe, draft.backbone, best.sampling),
-        metrics={**draft.metrics, "right": best.right, "distance": best.distance},
-    )
 
 
 def _every(many: int, step: Callable[..., None]) -> Callable[[int, int], None]:

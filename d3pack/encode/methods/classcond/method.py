@@ -2,7 +2,7 @@
 
 The paper trains a latent diffusion model from scratch and samples as many images as the time
 allows; it names neither sizes, nor schedule, nor sampler, and there is no code. Ours are: a DiT
-(where the paper has a U-ViT) in the latents of a given autoencoder, trained on v-prediction with
+(where the paper has a U-ViT) in the latents of an autoencoder, trained on v-prediction with
 log-normal levels; a sampler by measurement (`sampler_search.py`); seeds, labels and probes as D3M
 has them. The prompts of the pack are the rows of the model's class table.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,19 +24,19 @@ from d3pack.backbones import (
     open_autoencoder,
     open_backbone,
 )
-from d3pack.encode.allocation import SMALLEST, Allocation, expected_bytes, table_allocation
+from d3pack.encode.allocation import SMALLEST, Allocation, expected_bytes
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate
 from d3pack.encode.estimate import teacher_seconds
-from d3pack.encode.finish import SHEET_IMAGES, sample_provenance
+from d3pack.encode.finish import sample_provenance
 from d3pack.encode.methods.classcond.training import (
     dit_weights,
     embed,
     measure_costs,
     train_dit,
 )
-from d3pack.encode.methods.dit import photos_of, with_best_sampling
+from d3pack.encode.methods.dit import allocate_rows, photos_of
 from d3pack.encode.plan import EncodePlan, dtype_for, sigmas_of, typical_side
-from d3pack.encode.sampler_search import grid
+from d3pack.encode.sampler_search import best_sampling, grid
 from d3pack.encode.settings import ClassCondSettings, EncodeSettings
 from d3pack.encode.teaching import open_teacher
 from d3pack.errors import UsageError
@@ -84,7 +85,7 @@ class ClassCond:
         )
         embedded = _embedded_bytes(folder, vae, model, plan) if own.embed else 0
         job = ClassCondJob(source, settings, own, context, plan, model, folder, embedded)
-        allocation, notes = table_allocation(settings, job.expected_bytes)
+        allocation, notes = allocate_rows(settings, job.expected_bytes)
         text = (*_text(plan, own, model, allocation), *notes)
         return replace(job, plan=replace(plan, allocation=allocation, text=text))
 
@@ -92,7 +93,7 @@ class ClassCond:
 def _size(
     settings: EncodeSettings, typical: int, vae: Autoencoder, config: DiTConfig
 ) -> tuple[int, int]:
-    """The typical side rounded down to whole patches, and at most the model's."""
+    """The typical side in full patches, and at most the model's."""
     step = vae.factor * config.patch
     side = min(typical, config.max_side)
     size = settings.size or (max(step, side // step * step),) * 2
@@ -159,9 +160,7 @@ class ClassCondJob:
         )
         record = sample_provenance(ClassCond.name, self.source, self.settings, figures, counts)
         width = DIT_MODELS[self.model].width
-        return self.embedded + expected_bytes(
-            plan.classes, plan.images_per_class, recipe, width, allocation, record, plan.seed
-        )
+        return self.embedded + expected_bytes(plan, recipe, width, allocation, record)
 
     def estimate(self) -> Estimate:
         """Measure a few steps of the training and a few images."""
@@ -221,13 +220,13 @@ class ClassCondJob:
             },
             seen=len(photos.labels),
             bad=plan.images - len(photos.labels),
-            real=lambda c: photos_of(photos, c, SHEET_IMAGES),
+            real=partial(photos_of, photos),
         )
-        return with_best_sampling(
+        return best_sampling(
             run,
             plan,
             draft,
-            photos,
+            partial(photos_of, photos),
             images=own.search_images,
             decode_seconds=own.decode_seconds,
         )

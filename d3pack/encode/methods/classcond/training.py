@@ -115,7 +115,7 @@ def _task(
     seed: int,
 ) -> DiffusionTask:
     _, channels, side, _ = latents.values.shape
-    shown = min(classes, PREVIEWS)
+    previews = min(classes, PREVIEWS)
 
     def build() -> DiTTransformer2DModel:
         return build_dit(config, channels, side, classes)
@@ -131,7 +131,7 @@ def _task(
         validation,
         ClassConditioner(classes, config.drop),
         decode,
-        [i * classes // shown for i in range(shown)] * 4,
+        [i * classes // previews for i in range(previews)] * 4,
         seed,
         Levels.from_config(SCHEDULE),
     )

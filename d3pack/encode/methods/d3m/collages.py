@@ -12,7 +12,7 @@ from torch import Tensor
 from d3pack.sources import Source
 from d3pack.teachers import Cut, Teacher, batched, best_patches
 
-UNCHOSEN = 100  # collages of a class, at most, of patches that nobody chose
+UNCHOSEN = 100  # collages of a class, at most, of patches that were not chosen
 
 
 @dataclass(frozen=True, slots=True)

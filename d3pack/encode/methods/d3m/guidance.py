@@ -8,22 +8,21 @@ images in its features (energy distance, class by class) decide.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from d3pack.backbones import Backbone
 from d3pack.decode import Decoder
 from d3pack.encode.allocation import Allocation
 from d3pack.encode.candidates import Answers, candidates_of, lanes_of, pick_order
-from d3pack.encode.contract import EncodeRun
+from d3pack.encode.contract import Draft, EncodeRun
+from d3pack.encode.plan import EncodePlan
 from d3pack.encode.sampler_search import GUIDANCES, energy_distance, measurable
 from d3pack.format import Pack
-from d3pack.teachers import Teacher, batched
+from d3pack.teachers import batched
 
 KEPT = 5  # images of a class that a trial keeps, and as many more as modes need
 MOST_CLASSES = 50  # that a trial makes images of
@@ -37,55 +36,56 @@ def trial_images(allocation: Allocation) -> int:
 
 
 def best_guidance(
-    run: EncodeRun,
-    pack: Pack,
-    allocation: Allocation,
-    backbone: Backbone,
-    teacher: Teacher,
-    real: Callable[[int], Tensor],
-) -> float:
-    """Return the weight whose picked images lie nearest to the real features `real(c)`."""
-    count = len(pack.classes)
+    run: EncodeRun, plan: EncodePlan, draft: Draft, real: Callable[[int], Tensor]
+) -> Draft:
+    """Return the draft with the weight whose picked images lie nearest to the real features.
+
+    Args:
+        run: the run.
+        plan: its plan.
+        draft: a draft with any guidance.
+        real: the teacher's features of real images of a class.
+    """
+    count, journal = len(plan.classes), run.journal
     spread = np.linspace(0, count - 1, min(count, MOST_CLASSES)).astype(int)
-    classes = [int(c) for c in spread if measurable(real(int(c)))]
-    if not classes:
-        run.events.note(f"guidance {pack.recipe.guidance:g}: too few real images to measure by")
-        return pack.recipe.guidance
+    features = {int(c): real(int(c)).double() for c in spread if measurable(real(int(c)))}
+    if not features:
+        run.events.note(f"guidance {draft.recipe.guidance:g}: too few real images to measure by")
+        return draft
     # noise of its own: the images of the pack are not those that chose
-    trial = replace(pack, images_per_class=trial_images(allocation), seed=pack.seed ^ 2**63)
-    distances: dict[str, Any] = dict(run.journal[_NAME]) if _NAME in run.journal else {}
+    trial = replace(
+        draft.pack(plan),
+        images_per_class=trial_images(plan.allocation),
+        seed=plan.seed ^ 2**63,
+    )
+    distances: dict[str, float] = dict(journal[_NAME]) if _NAME in journal else {}
     with run.events.stage("choose the guidance", len(GUIDANCES), "weights"):
         for done, weight in enumerate(GUIDANCES, 1):
             if str(weight) not in distances:
                 weighted = replace(trial, recipe=replace(trial.recipe, guidance=weight))
-                distances[str(weight)] = _distance(
-                    weighted, classes, allocation, backbone, teacher, real
-                )
-                run.journal.record(_NAME, distances)
+                distances[str(weight)] = _distance(weighted, plan.allocation, draft, features)
+                journal.record(_NAME, distances)
             run.events.step(done, guidance=weight, distance=distances[str(weight)])
     best = min(GUIDANCES, key=lambda weight: distances[str(weight)])
     measured = ", ".join(f"{weight:g}: {distances[str(weight)]:.3f}" for weight in GUIDANCES)
     run.events.note(f"guidance {best:g}; distance to real images at {measured}")
-    return best
+    return replace(draft, recipe=replace(draft.recipe, guidance=best))
 
 
 def _distance(
-    pack: Pack,
-    classes: Sequence[int],
-    allocation: Allocation,
-    backbone: Backbone,
-    teacher: Teacher,
-    real: Callable[[int], Tensor],
+    pack: Pack, allocation: Allocation, draft: Draft, features: Mapping[int, Tensor]
 ) -> float:
     """Mean over these classes, of the images that would be kept."""
+    backbone, teacher = draft.backbone, draft.teacher
+    assert teacher is not None
     decoder = Decoder(pack, device=backbone.device, backbone=backbone)
     kept = lanes_of(KEPT, allocation.modes)
     lanes = lanes_of(kept, allocation.modes, allocation.share)
     distances = []
-    for c in classes:
+    for c, real in features.items():
         images = decoder.images([(c, i) for i in range(pack.images_per_class)]).cpu()
-        logits, features = batched(teacher, images)
-        order = pick_order(Answers(logits.numpy(), features.numpy()), c, kept, lanes)
+        logits, unit_features = batched(teacher, images)
+        order = pick_order(Answers(logits.numpy(), unit_features.numpy()), c, kept, lanes)
         picked = teacher.features(images[torch.from_numpy(order)]).double()
-        distances.append(energy_distance(picked, real(c).double()))
+        distances.append(energy_distance(picked, real))
     return round(float(np.mean(distances)), 6)

@@ -4,7 +4,7 @@ A row is one mode of one class: k vectors and its own latents. The rows in the s
 forward and backward pass of the frozen backbone, and what the passes tell about the curvature of
 the loss (`curvature`); a row that stops gaining leaves its slot to a waiting one. What a row is
 fitted to (`samples`) depends on the row, its own step count and the density of noise levels that
-the first rows have measured for all. The whole state is a few arrays, so a run that was killed goes
+the first rows have measured for all. The state is a few arrays, so a run that was killed goes
 on as if it had not been.
 """
 

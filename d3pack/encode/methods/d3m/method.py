@@ -15,11 +15,10 @@ from d3pack.decode import Decoder
 from d3pack.encode.allocation import (
     PICKY,
     SHARE,
+    SMALLEST,
     Allocation,
-    budget_line,
+    allocate,
     expected_bytes,
-    fixed_by,
-    spend,
 )
 from d3pack.encode.candidates import stored_arrays
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate
@@ -91,70 +90,49 @@ def prepare(
     source: Source, settings: EncodeSettings, own: D3MSettings, backbone: Backbone
 ) -> D3MJob:
     """Return the job of learning prompts for a backbone that is open."""
-    typical = typical_side(source)
-    allocation = _default_allocation(settings, own, backbone)
-    details = _details(settings, own, backbone, typical, allocation)
+    most_vectors = backbone.prompt_shape[0]
+    if (own.vectors or 1) > most_vectors:
+        raise UsageError(
+            f"invalid vectors {own.vectors}: this backbone takes at most {most_vectors} vectors"
+        )
+    if (settings.candidates or 1) > 2**16 // SHARE:
+        raise UsageError(
+            f"invalid candidates {settings.candidates}: expected at most {2**16 // SHARE}"
+        )
+    small = backbone.ref.repo == "mini"
+    size, typical = settings.size or backbone.image_size, typical_side(source)
+    details = _details(settings, own, backbone, min(typical, *size))
     plan = EncodePlan.of(
         source,
         settings,
-        size=settings.size or backbone.image_size,
+        size=size,
         dtype=dtype_for(backbone.device.type),
-        allocation=allocation,
+        allocation=SMALLEST,
         typical=typical,
     )
     job = D3MJob(source, settings, own, backbone, plan, details)
-    notes = []
+    picks = small and settings.images_per_class >= WORTH_PICKING
+    allocation, notes = allocate(
+        settings,
+        job.expected_bytes,
+        default=Allocation(codec="i4", candidates=PICKY if picks else 1, share=SHARE),
+        own={"modes": own.modes, "vectors": own.vectors},
+        most_vectors=most_vectors,
+    )
+    # where images are cheap and a teacher picks among them, guidance is measured
+    if details.guidance is None and not (small and allocation.candidates > 1):
+        details = replace(details, guidance=default_guidance(backbone.ref))
+    text = _text(plan, details, allocation)
     if all(name.isdecimal() or name[1:].isdecimal() for name in source.classes):
-        notes.append("class names are numbers or ids: class_names give inversion a better start")
-    if settings.budget is not None:
-        fixed = {"modes": own.modes, "vectors": own.vectors, **fixed_by(settings)}
-        allocation, size = spend(
-            settings.budget, fixed, backbone.prompt_shape[0], job.expected_bytes
-        )
-        if settings.guidance is None:
-            details = replace(details, guidance=guidance_for(backbone.ref, allocation))
-        notes.append(budget_line(allocation, size, settings))
-    text = (*_text(plan, details, allocation), *notes)
-    plan = replace(plan, allocation=allocation, details=details.to_json(), text=text)
+        text += ("class names are numbers or ids: class_names give inversion a better start",)
+    plan = replace(plan, allocation=allocation, details=details.to_json(), text=(*text, *notes))
     return replace(job, plan=plan, details=details)
 
 
-def _default_allocation(
-    settings: EncodeSettings, own: D3MSettings, backbone: Backbone
-) -> Allocation:
-    picks = backbone.ref.repo == "mini" and settings.images_per_class >= WORTH_PICKING
-    allocation = Allocation(
-        modes=own.modes or 1,
-        vectors=own.vectors or 1,
-        codec=settings.codec or "i4",
-        candidates=settings.candidates or (PICKY if picks else 1),
-        share=SHARE,
-        labels=settings.labels or "none",
-        probes=1 if settings.probes is None else settings.probes,
-    )
-    most = backbone.prompt_shape[0]
-    if allocation.vectors > most:
-        raise UsageError(
-            f"invalid vectors {allocation.vectors}: this backbone takes at most {most} vectors"
-        )
-    if allocation.candidates > 2**16 // SHARE:
-        raise UsageError(
-            f"invalid candidates {allocation.candidates}: expected at most {2**16 // SHARE}"
-        )
-    return allocation
-
-
-def _details(
-    settings: EncodeSettings,
-    own: D3MSettings,
-    backbone: Backbone,
-    typical: int,
-    allocation: Allocation,
-) -> Details:
-    """Fill in every default."""
-    size = settings.size or backbone.image_size
-    backbone.latent_shape_for(size)  # refuses sizes that do not fit
-    factor = own.factor or (1 if min(typical, *size) <= SMALL else 2)
+def _details(settings: EncodeSettings, own: D3MSettings, backbone: Backbone, side: int) -> Details:
+    """Fill in the defaults, for images that have that side at least."""
+    backbone.latent_shape_for(settings.size or backbone.image_size)  # refuses sizes that do not fit
+    factor = own.factor or (1 if side <= SMALL else 2)
     return Details(
         backbone=backbone.ref,
         width=backbone.prompt_shape[1],
@@ -164,19 +142,8 @@ def _details(
         template=own.template or TEMPLATES[factor],
         sampler=settings.sampler or "dpmpp-2m",
         sampler_steps=settings.sampler_steps or (12 if backbone.ref.repo == "mini" else 20),
-        guidance=(
-            guidance_for(backbone.ref, allocation)
-            if settings.guidance is None
-            else settings.guidance
-        ),
+        guidance=settings.guidance,
     )
-
-
-def guidance_for(ref: BackboneRef, allocation: Allocation) -> float | None:
-    """Return the guidance where none is set; None, measured, where a teacher picks from mini's."""
-    if ref.repo == "mini" and allocation.candidates > 1:
-        return None
-    return default_guidance(ref)
 
 
 def _text(plan: EncodePlan, details: Details, allocation: Allocation) -> tuple[str, ...]:
@@ -206,7 +173,7 @@ class D3MJob:
         return self.plan
 
     def recipe(self) -> Recipe:
-        """Return how the images are made; guidance that is to be measured is the default's."""
+        """Return how the images are made; the default guidance stands for one to measure."""
         details, plan = self.details, self.plan
         guidance = details.guidance
         return Recipe(
@@ -224,15 +191,8 @@ class D3MJob:
         """Return the bytes of the pack with that allocation."""
         figures, counts = ("start_loss", "loss"), {"samples": 123456}
         seen = sum(min(count, self.own.pool) for count in self.source.counts)
-        return expected_bytes(
-            self.plan.classes,
-            self.plan.images_per_class,
-            self.recipe(),
-            self.details.width,
-            allocation,
-            sample_provenance(D3M.name, self.source, self.settings, figures, counts, seen),
-            self.plan.seed,
-        )
+        record = sample_provenance(D3M.name, self.source, self.settings, figures, counts, seen)
+        return expected_bytes(self.plan, self.recipe(), self.details.width, allocation, record)
 
     def estimate(self) -> Estimate:
         """Measure a little of every stage on this machine."""
@@ -258,10 +218,9 @@ class D3MJob:
         if details.guidance is None:
             images = trial_images(allocation) * min(classes, MOST_CLASSES)
             stages["guidance"] = image * images * len(GUIDANCES)
-        made = (allocation.candidates if allocation.candidates > 1 else 0) + (
-            allocation.labels != "none"
-        )
-        stages["images"] = image * plan.images_per_class * classes * made
+        candidates = allocation.candidates if allocation.candidates > 1 else 0
+        images = (candidates + (allocation.labels != "none")) * plan.images_per_class
+        stages["images"] = image * images * classes
         return Estimate(self.expected_bytes(allocation), stages)
 
     def _seconds(self) -> tuple[float, float, float]:
@@ -306,18 +265,16 @@ class D3MJob:
             },
             seen=seen,
             bad=bad,
-            real=lambda c: stored_arrays(journal, _name(c))["thumbs"],
+            real=lambda c, most: stored_arrays(journal, _name(c))["thumbs"][:most],
             title="Collages of real patches, and what the pack makes",
         )
         if self.details.guidance is not None:
             return draft
 
-        def real(c: int) -> torch.Tensor:
+        def features(c: int) -> torch.Tensor:
             return torch.from_numpy(stored_arrays(journal, _name(c))["features"])
 
-        pack = draft.pack(plan)
-        guidance = best_guidance(run, pack, allocation, self.backbone, teacher, real)
-        return replace(draft, recipe=replace(draft.recipe, guidance=guidance))
+        return best_guidance(run, plan, draft, features)
 
     def _make_collages(self, run: EncodeRun, teacher: Teacher) -> tuple[int, int]:
         """Keep the collages of each class as latents in the journal; return images seen and bad."""
@@ -344,17 +301,17 @@ class D3MJob:
             scale=details.crop_scale,
             seed=plan.seed,
         )
-        made = make_collages(self.source, c, teacher, cut, details.factor, self.own.collages)
+        collages = make_collages(self.source, c, teacher, cut, details.factor, self.own.collages)
         with torch.no_grad():
-            latents = [self.backbone.encode(p).cpu() for p in torch.split(made.images, 32)]
+            latents = [self.backbone.encode(p).cpu() for p in torch.split(collages.images, 32)]
         arrays: dict[str, Array] = {
             "latents": torch.cat(latents).half().numpy(),
-            "modes": clusters(made.features, plan.allocation.modes, plan.seed),
-            "thumbs": _shrunk(made.images[:SHEET_IMAGES]),
+            "modes": clusters(collages.features, plan.allocation.modes, plan.seed),
+            "thumbs": _shrunk(collages.images[:SHEET_IMAGES]),
         }
         if details.guidance is None:
-            arrays["features"] = teacher.features(made.unchosen).numpy()
-        facts = {"seen": made.seen, "bad": made.bad, "realism": made.realism}
+            arrays["features"] = teacher.features(collages.unchosen).numpy()
+        facts = {"seen": collages.seen, "bad": collages.bad, "realism": collages.realism}
         run.remember_skipped()
         run.journal.save(_name(c), arrays, facts)
         return facts

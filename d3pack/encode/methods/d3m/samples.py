@@ -5,10 +5,10 @@ so a run that goes on after a stop sees what it would have seen, whichever rows 
 
 Two things make few samples enough. Noise levels are drawn in proportion to how loud the gradient of
 a single sample is there: up to ten times as loud at one end as at the other. And the target at a
-noised latent is not the one latent that it was made from but the mean over all latents of the row,
-each by how likely it lies under there: the mean gradient is the same, its variance at the loudest
-levels half (Xu, Tong and Jaakkola, "Stable Target Field for Reduced Variance Score Estimation in
-Diffusion Models", 2023; there over a batch).
+noised latent is not the one latent under it but the mean over all latents of the row, weighted by
+their likelihood: the mean gradient is the same, and its variance at the loudest levels is half (Xu,
+Tong and Jaakkola, "Stable Target Field for Reduced Variance Score Estimation in Diffusion Models",
+2023, over a batch).
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ labels and probes are D3M's. What was learned is the pack's adapter, the class r
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,16 +23,15 @@ from d3pack.encode.allocation import (
     SMALLEST,
     Allocation,
     expected_bytes,
-    table_allocation,
 )
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate
 from d3pack.encode.estimate import seconds_of, teacher_seconds
-from d3pack.encode.finish import SHEET_IMAGES, sample_provenance
-from d3pack.encode.methods.dit import encode_images, photos_of, with_best_sampling
+from d3pack.encode.finish import sample_provenance
+from d3pack.encode.methods.dit import allocate_rows, encode_images, photos_of
 from d3pack.encode.methods.minimax.difffit import fitted
 from d3pack.encode.methods.minimax.finetune import FineTuning, full_adapter, tuning_seconds
 from d3pack.encode.plan import EncodePlan, backbone_json, dtype_for, sigmas_of
-from d3pack.encode.sampler_search import Sampling
+from d3pack.encode.sampler_search import Sampling, best_sampling
 from d3pack.encode.settings import EncodeSettings, MinimaxSettings
 from d3pack.encode.teaching import open_teacher
 from d3pack.errors import UsageError
@@ -53,7 +53,7 @@ class Minimax:
         if not settings.backbone:
             raise UsageError(
                 "minimax tunes a class-conditional DiT: expected a backbone",
-                hint="for instance facebook/DiT-XL-2-256, or what classcond has made",
+                hint="for instance facebook/DiT-XL-2-256, or one that classcond has trained",
             )
         backbone = open_backbone(settings.backbone, device=context.device, dtype=torch.float32)
         if not isinstance(backbone, DiT):
@@ -83,7 +83,7 @@ class Minimax:
         budget = settings.budget if own.adapter is None else None
         if budget is not None and job.expected_bytes(SMALLEST) + MARGIN > budget:
             job = job_with("i8")
-        allocation, notes = table_allocation(settings, job.expected_bytes)
+        allocation, notes = allocate_rows(settings, job.expected_bytes)
         details, text = job.details(), (*job.text(allocation), *notes)
         return replace(job, plan=replace(plan, allocation=allocation, details=details, text=text))
 
@@ -153,15 +153,8 @@ class MinimaxJob:
         record = sample_provenance(
             Minimax.name, self.source, self.settings, figures, {"steps": 12345}
         )
-        pack = expected_bytes(
-            plan.classes,
-            plan.images_per_class,
-            self.recipe(self.backbone),
-            self.backbone.prompt_shape[1],
-            allocation,
-            record,
-            plan.seed,
-        )
+        width = self.backbone.prompt_shape[1]
+        pack = expected_bytes(plan, self.recipe(self.backbone), width, allocation, record)
         return pack + self.adapter_bytes
 
     def estimate(self) -> Estimate:
@@ -189,7 +182,7 @@ class MinimaxJob:
         return Estimate(self.expected_bytes(allocation), stages)
 
     def run(self, run: EncodeRun) -> Draft:
-        """Train a teacher, tune the DiT, search for a sampler where that is wanted."""
+        """Train a teacher, tune the DiT, search for a sampler where images are set for it."""
         plan, own, backbone = self.plan, self.own, self.backbone
         teacher = open_teacher(run, plan.typical)
         photos, latents = encode_images(run, backbone.encode, plan.size[0], 0)
@@ -208,15 +201,15 @@ class MinimaxJob:
             metrics={"steps": self.steps, **tuned.figures},
             seen=len(photos.labels),
             bad=plan.images - len(photos.labels),
-            real=lambda c: photos_of(photos, c, SHEET_IMAGES),
+            real=partial(photos_of, photos),
         )
         if not own.search_images:
             return draft
-        return with_best_sampling(
+        return best_sampling(
             run,
             plan,
             draft,
-            photos,
+            partial(photos_of, photos),
             images=own.search_images,
             decode_seconds=own.decode_seconds,
         )
