@@ -298,7 +298,9 @@ def train_backbone(
         NoSpaceError: the disk is full; the same call continues when there is room.
 
     Example:
-        >>> train_backbone("photos/", "backbone/", TrainSettings(time_budget=5400))
+        >>> from d3pack.train import TrainSettings, train_backbone
+        >>> settings = TrainSettings(preset="tiny", time_budget=5400)
+        >>> train_backbone("photos/", "backbone/", settings)  # doctest: +SKIP
         PosixPath('backbone')
     """
     settings = settings or TrainSettings()
