@@ -59,6 +59,7 @@ def digest(images: torch.Tensor) -> str:
     return hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -264,6 +265,7 @@ def test_adapters_of_two_packs_on_one_backbone(family: str, folders: dict[str, P
         assert torch.equal(two, wanted[where.start : where.stop])
 
 
+@pytest.mark.heavy
 def test_decoders_of_one_backbone_in_threads(folders: dict[str, Path]) -> None:
     path = folders["sd"]
     backbone = open_backbone(str(path))

@@ -88,6 +88,7 @@ def test_tiny_vae_is_another_autoencoder(folders: dict[str, Path]) -> None:
     assert not torch.equal(fast.images(range(4)), exact)
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call:UserWarning")  # of diffusers
 @pytest.mark.parametrize("family", ["sd", "kl", "dit"])
 def test_compile_takes_denoiser_and_autoencoder_once_each(
