@@ -88,6 +88,7 @@ def test_tiny_vae_replaces_the_autoencoder(folders: dict[str, Path]) -> None:
     assert not torch.equal(fast.images(range(4)), exact)
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call:UserWarning")  # of diffusers
 @pytest.mark.parametrize("family", ["sd", "kl", "dit"])
 def test_denoiser_and_autoencoder_are_compiled_once(

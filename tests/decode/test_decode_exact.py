@@ -59,6 +59,7 @@ def digest(images: torch.Tensor) -> str:
     return hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -266,6 +267,7 @@ def test_packs_with_adapters_share_a_backbone(family: str, folders: dict[str, Pa
         assert torch.equal(two, wanted[where.start : where.stop])
 
 
+@pytest.mark.heavy
 def test_decoders_share_a_backbone_in_threads(folders: dict[str, Path]) -> None:
     path = folders["sd"]
     backbone = open_backbone(str(path))

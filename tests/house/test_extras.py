@@ -57,6 +57,7 @@ def test_extras_are_those_of_the_project() -> None:
         assert not any(wish.startswith(f"{package}>=") for wish in project["dependencies"])
 
 
+@pytest.mark.e2e
 def test_base_install_decodes_and_trains_on_a_pack(tmp_path: Path) -> None:
     pack = ROOT / "examples" / "cifar10.d3m"
     code = f"""

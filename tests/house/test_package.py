@@ -32,6 +32,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.e2e
 def test_the_wheel_is_the_package_and_nothing_else(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -54,6 +55,7 @@ def files(lock: dict[str, object]) -> dict[str, tuple[int, str]]:
     return {path: tuple(entry) for path, entry in found.items()}
 
 
+@pytest.mark.e2e
 def test_the_sdist_can_build_and_test_itself(built: Path) -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout: what belongs to the project cannot be listed")
@@ -88,6 +90,7 @@ def normal(requirement: str) -> str:
     return requirement.lower().replace("_", "-")
 
 
+@pytest.mark.e2e
 def test_the_wheel_works_in_an_environment_of_its_own(built: Path, tmp_path: Path) -> None:
     """Dependencies are lent by this environment, by a path; d3pack itself is the wheel's."""
     (wheel,) = built.glob("*.whl")

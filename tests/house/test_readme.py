@@ -46,6 +46,7 @@ def test_set_up_is_two_commands_and_the_gate_runs_the_second() -> None:
     assert "pip install -q -c constraints.txt '.[test]' && pytest -m \"not slow\"" in gate
 
 
+@pytest.mark.e2e
 def test_commands_in_order_then_the_python_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

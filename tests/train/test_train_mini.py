@@ -82,6 +82,7 @@ def test_the_autoencoder_gives_back_what_it_saw(mini: Backbone) -> None:
     assert latents.shape[1:] == mini.latent_shape
 
 
+@pytest.mark.heavy
 def test_names_of_the_diet_have_their_colours(mini: Backbone) -> None:
     lemon, sea = colours(mini, "lemon"), colours(mini, "seashore")
     assert lemon[0] - lemon[2] > sea[0] - sea[2] + 30

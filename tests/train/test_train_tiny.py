@@ -145,6 +145,7 @@ def test_diffusers_own_pipeline_loads_it(trained: Path) -> None:
     assert made.shape == (1, 32, 32, 3)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
 def test_a_killed_run_resumes_to_the_same_curve(
     photos: Path, trained: Path, tmp_path: Path, stage: str
@@ -173,6 +174,7 @@ def test_a_killed_run_resumes_to_the_same_curve(
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.heavy
 def test_training_goes_on_from_existing_weights(
     photos: Path, trained: Path, tmp_path: Path
 ) -> None:
@@ -197,6 +199,7 @@ def test_the_text_encoder_goes_on_from_existing_weights(photos: Path, trained: P
             assert torch.equal(value, stored[name].float()), name
 
 
+@pytest.mark.heavy
 def test_words_keep_their_tokens_when_training_goes_on(
     photos: Path, trained: Path, tmp_path: Path
 ) -> None:
