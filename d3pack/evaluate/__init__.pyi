@@ -1,8 +1,6 @@
 # The public names of d3pack.evaluate; each is imported when it is first used.
 
 from d3pack.evaluate.baselines import BASELINES as BASELINES
-from d3pack.evaluate.baselines import Baseline as Baseline
-from d3pack.evaluate.baselines import baseline as baseline
 from d3pack.evaluate.bench import Bench as Bench
 from d3pack.evaluate.bench import EntryResult as EntryResult
 from d3pack.evaluate.entries import Entry as Entry

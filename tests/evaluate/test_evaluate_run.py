@@ -8,6 +8,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +18,11 @@ from tiny_backbones import tiny_dit, tiny_pack, tiny_sd
 
 import d3pack
 from d3pack.cli import main
-from d3pack.evaluate import Bench, EvalSettings, baselines, sweep
+from d3pack.errors import NotFoundError, UsageError
+from d3pack.evaluate import Bench, EvalSettings, baselines, evaluate, sweep, write_report
 from d3pack.evaluate.bench import Spread
 from d3pack.evaluate.evaluation import label_robust_score
-from d3pack.evaluate.protocols import PROTOCOLS, QUICK, Epochs, Intervals, Updates
+from d3pack.evaluate.protocols import PROTOCOLS, QUICK, SGD, Epochs, Intervals, Updates
 from d3pack.evaluate.real import RealImages
 from d3pack.format.codecs import encode_labels
 from d3pack.sources import open_source
@@ -273,9 +275,9 @@ def test_codecs_and_labels_sweep_without_learning(world: Path) -> None:
     sizes = {v.title: v.pack.ledger().total for v in found}
     assert sizes["labels none"] < sizes["labels top1"] < sizes["labels dense"]
     assert "codec f16" not in sizes  # the pack is that already
-    with pytest.raises(d3pack.errors.UsageError, match="not made by method d3m"):
+    with pytest.raises(UsageError, match="not made by method d3m"):
         sweep.variants(pack, {"vectors": ["2"]}, learn)
-    with pytest.raises(d3pack.errors.UsageError, match="no soft labels"):
+    with pytest.raises(UsageError, match="no soft labels"):
         sweep.variants(d3pack.read(world / "plain.d3m"), {"labels": ["top1"]}, learn)
 
 
@@ -296,6 +298,74 @@ def test_vectors_are_learned_anew_as_recorded(world: Path, tmp_path: Path) -> No
     assert learned.recipe == pack.recipe
     assert learned.images_per_class == pack.images_per_class
     assert learned.ledger().sections["prompts"] > pack.ledger().sections["prompts"]
+
+
+def test_sweep_refuses_an_unknown_codec_and_unknown_recorded_settings(
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pack = d3pack.read(world / "plain.d3m")
+    other = replace(pack, provenance={"method": "d3m", "options": {"colour": "red"}})
+    learn = sweep.learner(other, None, tmp_path, EvalSettings())  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"invalid sweep vectors=2: .*'colour'"):
+        sweep.variants(other, {"vectors": ["2"]}, learn)
+    args = (
+        *(str(world / "plain.d3m"), "--real", str(world / "real"), "--sweep", "codec=zip"),
+        *("--work", str(tmp_path / "work")),
+    )
+    assert command(world, monkeypatch, *args) == 2
+    assert "invalid sweep codec=zip" in capsys.readouterr().err
+
+
+def test_only_what_decides_about_accuracy_names_a_student(world: Path, tmp_path: Path) -> None:
+    pack = d3pack.read(world / "plain.d3m")
+    source = open_source(world / "real")
+    train, test = (RealImages(source, pack.classes, 16, what) for what in ("training", "test"))
+
+    def place(**changes: Any) -> Path:
+        bench = Bench(train, test, len(pack), replace(BLINK, **changes), tmp_path)
+        entry = baselines.random_entry(train, 2)
+        return bench._place(entry.key, entry.identity, 0)
+
+    assert place() == place(name="other", source="a citation in other words", seeds=9)
+    assert place() != place(optimizer=SGD())
+    assert place() != place(student="convnet4")
+    assert place() != place(labels="hard")
+
+
+def test_evaluate_takes_sources_and_packs_and_keeps_its_figures(
+    world: Path, tmp_path: Path
+) -> None:
+    pack, real = d3pack.read(world / "plain.d3m"), world / "real"
+    settings = EvalSettings(baselines=("random",), seeds=1, backbone=str(world / "backbone"))
+    events: list[dict[str, Any]] = []
+    evaluation = evaluate(
+        pack,
+        open_source(real),
+        settings,
+        test=open_source(real, split="test"),
+        work=tmp_path / "work",
+        listeners=[events.append],
+    )
+    kept = json.loads((tmp_path / "work" / "evaluation.json").read_text(encoding="utf-8"))
+    assert kept == evaluation.to_json()
+    assert evaluation.name == pack.root[:12]
+    assert [result.entry.key for result in evaluation.results] == ["pack", "random-6"]
+    assert evaluation.get("random") is evaluation.results[1]
+    assert evaluation.get("webp") is None
+    stages = [event["stage"] for event in events if event["event"] == "stage"]
+    assert stages == ["this pack, seed 0", "random real images, 6 a class, seed 0"]
+    assert sum(event["event"] == "step" for event in events) == 2 * 4
+    write_report(evaluation, tmp_path / "out.html")
+    assert pack.root[:12] in (tmp_path / "out.html").read_text(encoding="utf-8")
+    with pytest.raises(UsageError, match="expected a name that ends in"):
+        write_report(evaluation, tmp_path / "out.pdf")
+    with pytest.raises(NotFoundError, match="is not a directory"):
+        write_report(evaluation, tmp_path / "missing" / "out.html")
+    with pytest.raises(UsageError, match="missing test images"):
+        evaluate(pack, open_source(real), settings, work=tmp_path / "work")
 
 
 def test_pareto_front() -> None:

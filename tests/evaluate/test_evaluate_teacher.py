@@ -18,7 +18,8 @@ from d3pack.evaluate.real import RealImages
 from d3pack.evaluate.teacher import OrderedTeacher, open_teacher
 from d3pack.sources import Source, open_source
 from d3pack.system import Events
-from d3pack.teachers.teacher import TransformersTeacher
+from d3pack.teachers import TeacherConfig, TransformersTeacher
+from d3pack.testing import raises_code
 
 ORDER = ("school bus", "goldfish", "lemon")  # of the pack; the source has its own
 
@@ -86,3 +87,24 @@ def test_a_teacher_trained_for_the_evaluation_is_kept(
     again = open_teacher("train", real, tmp_path / "w", torch.device("cpu"), Events())
     assert torch.equal(first.logits(images), again.logits(images))
     assert first.identity == again.identity
+
+
+def test_teacher_is_configured_for_its_device_and_a_bad_journal_says_what_to_delete(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[str] = []
+
+    def configure(typical: int, samples: int, seed: int, device: str = "cpu") -> TeacherConfig:
+        devices.append(device)
+        return TeacherConfig(typical, samples, seed=seed)
+
+    monkeypatch.setattr(room, "teacher_config", configure)
+    monkeypatch.setattr(room, "train_teacher", lambda *_, **__: Brightness())
+    real = RealImages(source, ORDER, 16, "training")
+    opened = open_teacher("train", real, tmp_path, torch.device("meta"), Events())
+    assert isinstance(opened.teacher, Brightness)
+    assert devices == ["meta"]
+    (folder,) = tmp_path.iterdir()
+    (folder / "journal.json").write_text("{", encoding="utf-8")
+    with raises_code("E_JOURNAL", match=f"delete {folder} to begin anew"):
+        open_teacher("train", real, tmp_path, torch.device("meta"), Events())

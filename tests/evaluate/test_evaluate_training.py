@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from d3pack.evaluate.training import (
     statistics,
     train_student,
 )
+from d3pack.testing import raises_code
 
 SMALL = replace(
     protocols.QUICK,
@@ -250,3 +252,24 @@ def test_time_needed_grows_with_the_work() -> None:
     long = seconds_needed(replace(SMALL, length=Updates(60_000)), 3, 16, 30, 10)
     assert 0 < brief < 60
     assert long > 100 * brief
+
+
+def test_interrupted_save_keeps_the_earlier_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "student.safetensors"
+    model = training.build_student("convnet3", 3, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training.save_checkpoint(place, model, optimizer, 3, [(3, 0.5)], 1.0)
+    before = place.read_bytes()
+
+    def half(tensors: object, path: Path, meta: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(training, "save_file", half)
+    with raises_code("E_NO_SPACE"):
+        training.save_checkpoint(place, model, optimizer, 4, [], 2.0)
+    assert place.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [place.name]
+    assert training.load_checkpoint(place, model, optimizer) == (3, [(3, 0.5)], 1.0)
