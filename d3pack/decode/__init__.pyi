@@ -7,7 +7,6 @@ from d3pack.decode.carried import local_backbone as local_backbone
 from d3pack.decode.carried import unpack_backbone as unpack_backbone
 from d3pack.decode.decoder import Decoder as Decoder
 from d3pack.decode.export import ExportReport as ExportReport
-from d3pack.decode.export import ExportSettings as ExportSettings
 from d3pack.decode.export import class_folder as class_folder
 from d3pack.decode.export import export_images as export_images
 from d3pack.decode.export import select_classes as select_classes
@@ -19,3 +18,4 @@ from d3pack.decode.probes import ProbeReport as ProbeReport
 from d3pack.decode.probes import make_probes as make_probes
 from d3pack.decode.probes import verify_probes as verify_probes
 from d3pack.decode.samplers import schedule as schedule
+from d3pack.decode.settings import ExportSettings as ExportSettings

@@ -21,20 +21,19 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from d3pack.decode.settings import ExportSettings
 from d3pack.errors import D3MError, UsageError
 from d3pack.format.codecs import decode_labels
 from d3pack.system import (
     Lock,
-    check,
     disk_full_as_error,
     lock,
-    option,
     remove_leftovers,
     replace_file,
     require,
@@ -48,31 +47,11 @@ if TYPE_CHECKING:
     from d3pack.format import Pack
 
 T = TypeVar("T")
-Layout = Literal["folder", "webdataset", "parquet", "npz"]
 Pixels = npt.NDArray[np.uint8]
 Progress = Callable[[int, int], None]  # images done, images in all
 MARK = ".d3pack-export.json"
 _PARQUET_ROWS = 256  # of a row group
 _MAX_SLUG = 48
-
-
-@dataclass(frozen=True, slots=True)
-class ExportSettings:
-    """How decoded images are written."""
-
-    layout: Layout = option(
-        "folder",
-        "Folders of classes (ImageFolder, hard labels only), webdataset, parquet or npz.",
-        flag="--to",
-    )
-    image: Literal["png", "webp"] = option("png", "Image format; npz has none.")
-    quality: int | None = option(None, "Lossy webp; without it: lossless.", ge=1, le=100)
-    shard: int = option(1024, "Images of one shard or part.", ge=1)
-
-    def __post_init__(self) -> None:
-        check(self)
-        if self.quality is not None and self.image != "webp":
-            raise UsageError("quality is a setting of webp", hint='set image="webp", too')
 
 
 @dataclass(frozen=True, slots=True)

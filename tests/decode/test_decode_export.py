@@ -21,8 +21,8 @@ from PIL import Image
 from tiny_backbones import tiny_pack, tiny_sd
 
 import d3pack
-from d3pack.decode import Decoder, class_folder, export_images, select_classes
-from d3pack.decode.export import ExportSettings, _encode
+from d3pack.decode import Decoder, ExportSettings, class_folder, export_images, select_classes
+from d3pack.decode.export import _encode
 from d3pack.errors import NoSpaceError, UsageError
 from d3pack.format.codecs import decode_labels, encode_labels
 
