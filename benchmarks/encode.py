@@ -41,7 +41,7 @@ from d3pack.encode.methods.d3m.inversion import DONE, Inversion
 from d3pack.encode.methods.d3m.method import prepare, round_trip
 from d3pack.encode.methods.d3m.samples import split_latents
 from d3pack.sources import Source, open_source
-from d3pack.system.events import Events
+from d3pack.system import Events
 from d3pack.teachers import Cut
 
 PEER = {

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         write,
     )
     from d3pack.hub import pull, push
+    from d3pack.train import train_backbone
 
 __version__ = "0.1.0"
 
@@ -55,6 +56,7 @@ __all__ = [
     "pull",
     "push",
     "read",
+    "train_backbone",
     "write",
 ]
 
@@ -74,6 +76,7 @@ _ROOMS = {
         "write",
     ),
     "hub": ("pull", "push"),
+    "train": ("train_backbone",),
 }
 _LAZY = {name: f"d3pack.{room}" for room, names in _ROOMS.items() for name in names}
 

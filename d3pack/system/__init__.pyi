@@ -19,7 +19,6 @@ from d3pack.system.journal import Checkpoint as Checkpoint
 from d3pack.system.journal import Journal as Journal
 from d3pack.system.journal import JournalError as JournalError
 from d3pack.system.lazy import attach as attach
-from d3pack.system.lazy import lazy_names as lazy_names
 from d3pack.system.locks import Lock as Lock
 from d3pack.system.locks import lock as lock
 from d3pack.system.locks import locked as locked

@@ -286,6 +286,3 @@ def reserve(path: Path, start: int) -> None:
             file.seek(start)
             for at in range(start, size, _BLOCK):
                 file.write(bytes(min(_BLOCK, size - at)))
-
-
-plain_errors = full_disk_named = disk_full_as_error  # names of before, until every room has moved

@@ -20,7 +20,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from d3pack.errors import D3MError, UsageError
-from d3pack.system.files import PREFIX, SUFFIX, remove_leftovers, replace_file, writing
+from d3pack.system.files import PREFIX, SUFFIX, remove_leftovers, writing
 from d3pack.system.locks import lock
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -219,6 +219,3 @@ def _write(path: Path, data: bytes) -> None:
             temporary.write_bytes(data)
     except OSError as error:
         raise JournalError(f"cannot write {path.name}: {error.strerror}") from error
-
-
-write_whole = replace_file  # its name of before, until every room has moved

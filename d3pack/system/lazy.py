@@ -41,15 +41,3 @@ def attach(package: str, file: str) -> tuple[list[str], Callable[[str], Any]]:
             raise missing_extra(error, f"{package}.{name}") or error from None
 
     return sorted(homes), find
-
-
-def lazy_names(package: str, modules: Any) -> Callable[[str], Any]:
-    """Return a module `__getattr__`, from names listed by module."""
-    homes = {name: module for module, names in modules.items() for name in names}
-
-    def find(name: str) -> Any:
-        if name not in homes:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(f"{package}.{homes[name]}"), name)
-
-    return find

@@ -13,7 +13,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from d3pack.backbones.levels import Levels
+from d3pack.backbones import Levels
 from d3pack.train.config import DiffusionConfig, LoopConfig
 from d3pack.train.data import Latents, batch_rows, save_grid
 from d3pack.train.loop import Batch

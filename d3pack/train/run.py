@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from d3pack.backbones import lock_directory, mini_directory
-from d3pack.backbones.levels import Levels
+from d3pack.backbones import Levels, lock_directory, mini_directory
 from d3pack.errors import UsageError
 from d3pack.sources import open_source
 from d3pack.system import count, digest, disk_full_as_error, write_text

@@ -18,7 +18,7 @@ from d3pack.encode.methods.d3m.curvature import Curvature
 from d3pack.encode.methods.d3m.inversion import Inversion
 from d3pack.encode.methods.d3m.method import round_trip
 from d3pack.encode.methods.d3m.samples import BINS, Density, pick, split_latents
-from d3pack.system.events import Events
+from d3pack.system import Events
 
 NAMES = ("goldfish", "lemon", "school bus", "penguin", "castle")
 
