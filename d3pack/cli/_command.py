@@ -128,6 +128,8 @@ class Flag(NamedTuple):
         """Return the value of what was typed."""
         if self.option.kind.base is bool and not self.option.positional:
             return self.option.default is not True
+        if self.option.kind.base is str and text[:2] in {"~/", "~\\"}:
+            text = os.path.expanduser(text)  # in front of = a shell leaves it as it is
         return self.option.read(text, self.label)
 
 
@@ -160,7 +162,8 @@ def flags_of(verb: type, args: Sequence[str] = ()) -> Iterator[Flag]:
     yield from _flags(verb, (), "")
     for name, kind, section in _chosen(verb, args):
         for flag in _flags(kind, (name,), section):
-            yield flag._replace(section=section)
+            title = f"{section}: {flag.option.group}" if flag.option.group else section
+            yield flag._replace(section=title)
 
 
 def _flags(kind: type, path: tuple[str, ...], section: str) -> Iterator[Flag]:
@@ -168,7 +171,8 @@ def _flags(kind: type, path: tuple[str, ...], section: str) -> Iterator[Flag]:
         if option.nested:
             yield from _flags(option.nested, (*path, option.name), option.group or section)
         elif option.flag != "":
-            yield Flag((*path, option.name), option, option.group or section)
+            title = option.group[:1].upper() + option.group[1:]
+            yield Flag((*path, option.name), option, title or section)
 
 
 def _chosen(verb: type, args: Sequence[str]) -> Iterator[tuple[str, type, str]]:
