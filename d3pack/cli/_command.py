@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
@@ -20,7 +21,7 @@ import click
 from click.exceptions import Exit, NoArgsIsHelpError
 
 from d3pack.cli import _completion
-from d3pack.errors import UsageError
+from d3pack.errors import D3MError, UsageError
 from d3pack.system import Option, SettingError, options_of
 
 if TYPE_CHECKING:
@@ -224,11 +225,24 @@ class _Command(click.Command):
                 raise UsageError(f"missing {flag.label}: expected {flag.option.expected}")
         try:
             verb: Verb = self._built(self.verb, (), values)
-        except SettingError as error:  # it names the field: name the flag
+            return verb.run()
+        except SettingError as error:
             labels = {flag.option.name: flag.label for flag in self.flags}
             label = labels.get(error.name, error.name)
             raise SettingError(label, error.value, error.expected) from None
-        return verb.run()
+        except D3MError as error:
+            error.args = tuple(self._with_flags(str(text)) for text in error.args)
+            error.hint = self._with_flags(error.hint)
+            raise
+
+    def _with_flags(self, text: str) -> str:
+        """Return a message with flags where the library names arguments of Python."""
+        for flag in self.flags:
+            name, label = flag.option.name, flag.label
+            text = re.sub(rf"\b{name}=True\b", label, text)
+            text = re.sub(rf"\b{name}=(?=[\w\"'])", f"{label} ", text)
+            text = re.sub(rf"\b{name}{'=?' if '_' in name else '='}(?!\w)", label, text)
+        return text
 
     def _built(self, kind: type, path: tuple[str, ...], values: dict[tuple[str, ...], Any]) -> Any:
         chosen = {keys[-1]: value for keys, value in values.items() if keys[:-1] == path}

@@ -62,6 +62,8 @@ class Verb:
     own: Any = _command.chosen("method", settings_of)
 
     def run(self) -> int | None:
+        if self.images == 14:
+            raise UsageError("images=14 with keep", hint="set keep=True, codec='i8' or note=")
         RUNS.append(self)
         return 1 if self.images == 13 else None
 
@@ -104,6 +106,12 @@ def test_home_is_expanded_in_paths() -> None:
 
 def test_exit_code_is_what_run_returns() -> None:
     assert invoke("verb", "x", "-o", "y", "--ipc", "13").exit_code == 1
+
+
+def test_errors_of_the_library_name_flags() -> None:
+    result = invoke("verb", "x", "-o", "y", "--ipc", "14")
+    text = "[E_USAGE] --ipc 14 with keep; set --keep, --codec 'i8' or --note"
+    assert result.stderr == f"d3pack: {text}\n"
 
 
 @pytest.mark.parametrize(
