@@ -32,7 +32,8 @@ stdout is no terminal or `NO_COLOR` is set.
 | 7 | the real images cannot be used |
 | 130 | interrupted; `encode`, `decode`, `train`, `eval` and `demo` go on when called again |
 """
-VARIANTS: dict[str, list[tuple[str, ...]]] = {}  # verbs with settings that depend on a flag
+METHODS = ("d3m", "classcond", "minimax")
+VARIANTS = {"encode": [("--method", name) for name in METHODS]}  # settings that depend on a flag
 
 
 def reference() -> str:

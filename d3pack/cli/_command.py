@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
@@ -20,7 +21,7 @@ import click
 from click.exceptions import Exit, NoArgsIsHelpError
 
 from d3pack.cli import _completion
-from d3pack.errors import UsageError
+from d3pack.errors import D3MError, UsageError
 from d3pack.system import Option, SettingError, options_of
 
 if TYPE_CHECKING:
@@ -128,6 +129,8 @@ class Flag(NamedTuple):
         """Return the value of what was typed."""
         if self.option.kind.base is bool and not self.option.positional:
             return self.option.default is not True
+        if self.option.kind.base is str and text[:2] in {"~/", "~\\"}:
+            text = os.path.expanduser(text)  # in front of = a shell leaves it as it is
         return self.option.read(text, self.label)
 
 
@@ -160,7 +163,8 @@ def flags_of(verb: type, args: Sequence[str] = ()) -> Iterator[Flag]:
     yield from _flags(verb, (), "")
     for name, kind, section in _chosen(verb, args):
         for flag in _flags(kind, (name,), section):
-            yield flag._replace(section=section)
+            title = f"{section}: {flag.option.group}" if flag.option.group else section
+            yield flag._replace(section=title)
 
 
 def _flags(kind: type, path: tuple[str, ...], section: str) -> Iterator[Flag]:
@@ -168,7 +172,8 @@ def _flags(kind: type, path: tuple[str, ...], section: str) -> Iterator[Flag]:
         if option.nested:
             yield from _flags(option.nested, (*path, option.name), option.group or section)
         elif option.flag != "":
-            yield Flag((*path, option.name), option, option.group or section)
+            title = option.group[:1].upper() + option.group[1:]
+            yield Flag((*path, option.name), option, title or section)
 
 
 def _chosen(verb: type, args: Sequence[str]) -> Iterator[tuple[str, type, str]]:
@@ -220,11 +225,24 @@ class _Command(click.Command):
                 raise UsageError(f"missing {flag.label}: expected {flag.option.expected}")
         try:
             verb: Verb = self._built(self.verb, (), values)
-        except SettingError as error:  # it names the field: name the flag
+            return verb.run()
+        except SettingError as error:
             labels = {flag.option.name: flag.label for flag in self.flags}
             label = labels.get(error.name, error.name)
             raise SettingError(label, error.value, error.expected) from None
-        return verb.run()
+        except D3MError as error:
+            error.args = tuple(self._with_flags(str(text)) for text in error.args)
+            error.hint = self._with_flags(error.hint)
+            raise
+
+    def _with_flags(self, text: str) -> str:
+        """Return a message with flags where the library names arguments of Python."""
+        for flag in self.flags:
+            name, label = flag.option.name, flag.label
+            text = re.sub(rf"\b{name}=True\b", label, text)
+            text = re.sub(rf"\b{name}=(?=[\w\"'])", f"{label} ", text)
+            text = re.sub(rf"\b{name}{'=?' if '_' in name else '='}(?!\w)", label, text)
+        return text
 
     def _built(self, kind: type, path: tuple[str, ...], values: dict[tuple[str, ...], Any]) -> Any:
         chosen = {keys[-1]: value for keys, value in values.items() if keys[:-1] == path}

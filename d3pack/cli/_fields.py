@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, Literal
 
 from d3pack.system import argument, option
@@ -10,28 +9,21 @@ from d3pack.system import argument, option
 Format = Literal["human", "json", "quiet"]
 
 
-def expand(text: str) -> str:
-    """Return a path with `~` replaced; an address or a name stays as it is."""
-    return os.path.expanduser(text) if text.startswith("~") else text
-
-
 def pack_argument(help: str = "A .d3m file or an hf:// address.") -> Any:
     """Declare a pack to read."""
-    return argument(help, parse=expand)
+    return argument(help)
 
 
 def source_argument() -> Any:
     """Declare a source of real images."""
-    return argument(
-        "Class-folder tree, tar, zip, WebDataset shards, parquet, hf://datasets/...", parse=expand
-    )
+    return argument("Class-folder tree, tar, zip, WebDataset shards, parquet, hf://datasets/...")
 
 
 def backbone_option(
     help: str = "Backbone to use: name, Hub id or directory; checked by its lock.",
 ) -> Any:
     """Declare the backbone to use, where it is not the one that the pack names."""
-    return option(None, help, parse=expand, private=True)
+    return option(None, help, private=True)
 
 
 def device_option() -> Any:

@@ -8,22 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d3pack.cli import _out
-from d3pack.cli._fields import Format, expand, format_option, pack_argument
-from d3pack.errors import D3MError
+from d3pack.cli._fields import Format, format_option, pack_argument
 from d3pack.evaluate import EvalSettings
-from d3pack.system import REQUIRED, live_view, nested, option
+from d3pack.system import REQUIRED, count, live_view, nested, option, printable, size
 
 if TYPE_CHECKING:
     from d3pack.evaluate import Evaluation
-
-# Arguments of the library that its errors name, and the flags for them.
-_FLAGS = {
-    "allow_long=True": "--yes",
-    "size=": "--size ",
-    "test=": "--test",
-    "class_names": "--class-names",
-    "a teacher:": "--teacher:",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +25,9 @@ class Eval:
 
     pack: str = pack_argument()
     real: str = option(
-        REQUIRED,
-        "Real images: a folder with train/ and test/, or the training images.",
-        parse=expand,
+        REQUIRED, "Real images: a folder with train/ and test/, or the training images."
     )
-    test: str | None = option(None, "Real test images, where --real has no test/.", parse=expand)
+    test: str | None = option(None, "Real test images, where --real has no test/.")
     settings: EvalSettings = nested(EvalSettings)
     work: Path | None = option(None, "Where finished students are kept. [PACK.eval]")
     report: Path | None = option(None, "Write one HTML page here.")
@@ -54,66 +42,59 @@ class Eval:
             report_path(self.report)
         _out.if_interrupted("run the same command again and it goes on")
         with nullcontext() if self.format == "quiet" else live_view() as listener:
-            try:
-                result = evaluate(
-                    self.pack,
-                    self.real,
-                    self.settings,
-                    test=self.test,
-                    work=self.work,
-                    class_names=self.class_names,
-                    listeners=[listener] if listener else [],
-                )
-            except D3MError as error:
-                for name, flag in _FLAGS.items():
-                    error.hint = error.hint.replace(name, flag)
-                raise
+            evaluation = evaluate(
+                self.pack,
+                self.real,
+                self.settings,
+                test=self.test,
+                work=self.work,
+                class_names=self.class_names,
+                listeners=[listener] if listener else [],
+            )
         if self.report is not None:
-            write_report(result, self.report)
+            write_report(evaluation, self.report)
         if self.format == "json":
-            _out.emit(result.to_json())
+            _out.emit(evaluation.to_json())
         elif self.format == "human":
-            _table(result)
-            _out.say(f"all figures: {result.work / 'evaluation.json'}")
+            _print(evaluation)
+            _out.say(f"all figures: {evaluation.work / 'evaluation.json'}")
             if self.report is not None:
                 _out.say(f"report: {self.report}")
 
 
-def _table(result: Evaluation) -> None:
+def _print(evaluation: Evaluation) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from d3pack.system import count, size
-
-    backbone = result.ledger.backbone
+    backbone = evaluation.ledger.backbone
     table = Table(box=None, pad_edge=False)
     for head in ("trained on", "images", "bytes", "+ backbone", "last %", "best %"):
         table.add_column(head, justify="left" if head == "trained on" else "right")
-    for row in result.results:
+    for row in evaluation.results:
         nbytes = row.mean_bytes
         extra = backbone if row.needs_backbone else 0
         table.add_row(
-            row.entry.title,
+            printable(row.entry.title),
             str(row.histories[0].images),
             "-" if nbytes is None else size(nbytes),
             "-" if nbytes is None else size(nbytes + extra),
             f"{100 * row.last.mean:.1f} ± {100 * row.last.std:.1f}",
             f"{100 * row.best.mean:.1f} ± {100 * row.best.std:.1f}",
         )
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, markup=False)
     console.print(table)
-    beside = result.ledger.sent - result.ledger.pack
-    if beside:
+    extra_bytes = evaluation.ledger.sent - evaluation.ledger.pack
+    if extra_bytes:
         console.print(
-            f"the backbone, {size(beside)}, is not public: it is sent with the pack, and real"
-            " images may take as many bytes as both"
+            f"the backbone, {size(extra_bytes)}, is not public: it is sent with the pack, and"
+            " real images may take as many bytes as both"
         )
-    updates = result.facts["updates"]
+    updates = evaluation.facts["updates"]
     console.print(
-        f"protocol {result.protocol.name}, {updates} updates,"
-        f" {count(result.facts['seeds'], 'seed')};"
-        f" decoding took {result.decode_seconds:.1f} s; the pack weighs as much as"
-        f" {result.ledger.break_even_marginal} JPEG files"
+        f"protocol {evaluation.protocol.name}, {updates} updates,"
+        f" {count(evaluation.facts['seeds'], 'seed')};"
+        f" decoding took {evaluation.decode_seconds:.1f} s; the pack weighs as much as"
+        f" {evaluation.ledger.break_even_marginal} JPEG files"
     )
-    for name, value in result.scores().items():
+    for name, value in evaluation.scores().items():
         console.print(f"{name} {value:.3f}")

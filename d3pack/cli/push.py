@@ -89,7 +89,7 @@ class Push:
                 }
             )
         elif self.format == "quiet":
-            print(pushed.address)
+            _out.show(str(pushed.address))
         else:
             _out.show(f"pushed and read back: {pushed.web}")
             _out.show(f"open with {pushed.address}")

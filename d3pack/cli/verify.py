@@ -10,7 +10,6 @@ from d3pack.cli._fields import (
     Format,
     backbone_option,
     device_option,
-    expand,
     format_option,
 )
 from d3pack.errors import BackboneError, D3MError, InvalidPackError
@@ -32,7 +31,7 @@ class Verify:
     Example: d3pack verify flowers.d3m birds.d3m
     """
 
-    packs: tuple[str, ...] = argument(".d3m files or hf:// addresses.", parse=expand)
+    packs: tuple[str, ...] = argument(".d3m files or hf:// addresses.")
     decode: bool = option(False, "Rebuild the probes as well and compare the images.")
     device: str | None = device_option()
     backbone: str | None = backbone_option()

@@ -12,9 +12,9 @@ from d3pack.hub.download import read_classes as read_classes
 from d3pack.hub.download import remote_info as remote_info
 from d3pack.hub.publish import Parcel as Parcel
 from d3pack.hub.publish import Pushed as Pushed
-from d3pack.hub.publish import PushSettings as PushSettings
 from d3pack.hub.publish import check_login as check_login
 from d3pack.hub.publish import prepare_push as prepare_push
 from d3pack.hub.publish import push as push
 from d3pack.hub.publish import send_push as send_push
-from d3pack.hub.signatures import Trust as Trust
+from d3pack.hub.settings import PushSettings as PushSettings
+from d3pack.hub.settings import Trust as Trust

@@ -27,7 +27,8 @@ from d3pack.format import (
 from d3pack.hub.address import Address, is_address, parse_address
 from d3pack.hub.cache import cached, fetch, with_file
 from d3pack.hub.remote import RemoteFile
-from d3pack.hub.signatures import Trust, check_remote
+from d3pack.hub.settings import Trust
+from d3pack.hub.signatures import check_remote
 from d3pack.system import replace_file
 
 PathOrAddress = str | os.PathLike[str]

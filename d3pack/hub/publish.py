@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from d3pack.errors import HubError, HubOfflineError, NotFoundError, UsageError
 from d3pack.format import Pack, read
@@ -19,8 +19,9 @@ from d3pack.hub.address import Address, parse_address
 from d3pack.hub.card import MARK, Facts, accuracy_rows, render
 from d3pack.hub.failures import LOGIN, hub_calls
 from d3pack.hub.remote import RemoteFile
+from d3pack.hub.settings import PushSettings
 from d3pack.hub.signatures import SUFFIX, sign
-from d3pack.system import Counter, check, flatten, option
+from d3pack.system import Counter, flatten
 
 ATTRIBUTES = "*.d3m filter=lfs diff=lfs merge=lfs -text"
 _PIECE = 8 << 20  # bytes read back in one request
@@ -31,38 +32,6 @@ _LOCAL_PATH = re.compile(
 _SHORTEST_SECRET = 4  # a home directory "/" would be found everywhere
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class PushSettings:
-    """What is published with a pack, and where."""
-
-    licence: str | None = option(None, "Licence of the pack, such as cc-by-4.0.")
-    source: str | None = option(None, "What the real images were, and their licence.")
-    evaluation: Path | None = option(
-        None, "evaluation.json of `d3pack eval`. [PACK.eval/]", flag="--eval"
-    )
-    preview: Literal["decode", "probes", "none"] = option("decode", "Images for the viewer.")
-    images: int | None = option(None, "Images of the preview. [40; 12 above 128 pixels]", ge=1)
-    name: str | None = option(None, "Name of the file there. [as here]")
-    sign: bool = option(False, "Sign the pack: with a key, else by a login at Sigstore.")
-    key: Path | None = option(None, "Private key (PEM) to sign with.")
-    private: bool = option(False, "The repository must be private; a new one is.")
-    revision: str | None = option(None, "Branch to commit to. [main]")
-    pr: bool = option(False, "Open a pull request instead.")
-    replace_card: bool = option(False, "Replace a README.md that d3pack did not write.")
-    backbone: Path | None = option(None, "Directory that holds the backbone, checked by its lock.")
-    device: str | None = option(None, "Where the preview is decoded. [cuda, if there is one]")
-
-    def __post_init__(self) -> None:
-        check(self)
-        if self.pr and self.revision not in (None, "main"):
-            raise UsageError("a pull request goes to main", hint="give pr or a revision, not both")
-
-    @property
-    def signed(self) -> bool:
-        """Whether the pack is signed: a key is enough."""
-        return self.sign or self.key is not None
 
 
 @dataclass(frozen=True, slots=True)

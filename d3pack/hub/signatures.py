@@ -8,38 +8,17 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from d3pack.errors import HubError, HubOfflineError, NotFoundError, UsageError
+from d3pack.errors import HubError, HubOfflineError, NotFoundError
 from d3pack.hub.address import Address
 from d3pack.hub.cache import fetch
-from d3pack.system import check, disk_full_as_error, first_line, option, require
+from d3pack.hub.settings import Trust
+from d3pack.system import disk_full_as_error, first_line, require
 
 SUFFIX = ".sig"
-
-
-@dataclass(frozen=True, slots=True)
-class Trust:
-    """Who must have signed a pack: the holder of a key, or an identity that Sigstore confirms."""
-
-    public_key: Path | None = option(None, "Public key (PEM) that must have signed.", flag="--key")
-    identity: str | None = option(None, "Who must have signed, as Sigstore knows them.")
-    issuer: str | None = option(None, "Who confirms that identity (URL).")
-    required: bool = option(False, "Refuse a pack without a signature.", flag="--signed")
-
-    def __post_init__(self) -> None:
-        check(self)
-        if (self.identity is None) != (self.issuer is None):
-            raise UsageError("an identity and its issuer go together", hint="give both or none")
-        if self.public_key is not None and self.identity is not None:
-            raise UsageError("a key and an identity exclude each other", hint="give one of them")
-
-    @property
-    def names_signer(self) -> bool:
-        """Whether it says who must have signed."""
-        return self.public_key is not None or self.identity is not None
 
 
 def sign(data: bytes, name: str, key: Path | None) -> bytes:

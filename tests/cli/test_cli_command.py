@@ -34,7 +34,7 @@ class Large:
 
 @dataclass(frozen=True, slots=True)
 class Small:
-    layers: int = option(2, "Layers.", ge=1, group="Ignored by a method's own heading")
+    layers: int = option(2, "Layers.", ge=1, group="sizes")
 
 
 def settings_of(method: str) -> type | None:
@@ -57,10 +57,13 @@ class Verb:
     names: tuple[str, ...] = option((), "Names; repeatable.", flag="--name")
     hidden: int = option(3, "For Python only.", flag="")
     method: str = option("large", "How it is done.")
+    note: str = option("~", "Any text.")
     crop: Crop = nested(Crop, group="Crops")
     own: Any = _command.chosen("method", settings_of)
 
     def run(self) -> int | None:
+        if self.images == 14:
+            raise UsageError("images=14 with keep", hint="set keep=True, codec='i8' or note=")
         RUNS.append(self)
         return 1 if self.images == 13 else None
 
@@ -96,11 +99,19 @@ def test_flags_in_any_order_give_the_fields() -> None:
 
 
 def test_home_is_expanded_in_paths() -> None:
-    assert built("x", "--output=~/out").output == Path.home() / "out"
+    made = built("x", "--output=~/out", "--method=small", "--note=~/n")
+    assert made.output == Path.home() / "out"
+    assert made.note == str(Path.home() / "n")
 
 
 def test_exit_code_is_what_run_returns() -> None:
     assert invoke("verb", "x", "-o", "y", "--ipc", "13").exit_code == 1
+
+
+def test_errors_of_the_library_name_flags() -> None:
+    result = invoke("verb", "x", "-o", "y", "--ipc", "14")
+    text = "[E_USAGE] --ipc 14 with keep; set --keep, --codec 'i8' or --note"
+    assert result.stderr == f"d3pack: {text}\n"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +145,7 @@ def test_wrong_calls_name_the_flag_and_end_with_2(words: str, message: str) -> N
 
 def test_help_lists_settings_of_the_method_under_a_heading_of_their_own() -> None:
     page = invoke("verb", "--method", "small", "--help").stdout
-    shared, _, own = page.partition("Settings of --method small:")
+    shared, _, own = page.partition("Settings of --method small: sizes:")
     assert "--layers INTEGER" in own
     assert "[default: 2, at least 1]" in own
     assert "--epochs" not in page

@@ -76,7 +76,7 @@ def test_bad_input_is_refused_in_one_line(home: Path, tmp_path: Path) -> None:
         ((good, "--budget", "1KB", *common), "E_USAGE", "1000 bytes are too few"),
         ((good, "--budget", "lots", *common), "E_USAGE", "invalid size 'lots'"),
         ((good, "--method", "magic", *common), "E_USAGE", "unknown method 'magic'"),
-        ((good, "--labels", "some", *common), "E_USAGE", "invalid labels 'some'"),
+        ((good, "--labels", "some", *common), "E_USAGE", "invalid --labels 'some'"),
         ((good, "-o", tmp_path / "o.zip", "--backbone", sd), "E_USAGE", "ends in .d3m"),
         (
             (good, "-o", tmp_path / "a" / "o.d3m", "--backbone", sd),
