@@ -18,13 +18,13 @@ Made by `python spec/make_cli.py`; do not edit by hand.
 
 Results go to stdout, everything else to stderr. `--format json` prints one JSON document (`encode`
 and `train`: one event a line) that fits [`cli.schema.json`](cli.schema.json). Colours are off where
-stdout is no terminal or `NO_COLOR` is set.
+stdout is not a terminal or `NO_COLOR` is set.
 
 | exit code | meaning |
 |---|---|
 | 0 | done; `verify`: every file is valid |
 | 1 | failed for another reason, said in one line |
-| 2 | a call that cannot be meant: unknown option, index out of range, contradicting options |
+| 2 | a wrong call: unknown option, index out of range, contradicting options |
 | 3 | not a valid pack |
 | 4 | the backbone is missing, changed or refused; `verify --decode`: it makes other images |
 | 5 | a file, directory or repository is not there |

@@ -45,7 +45,7 @@ def _status(args: Sequence[str]) -> int:
     except D3MError as error:
         _out.fail(error)
         return error.exit_code
-    except BrokenPipeError:  # whoever reads has seen enough
+    except BrokenPipeError:  # the reader has closed its end
         _silence()
         return 1
     except OSError as error:

@@ -22,7 +22,7 @@ def show(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Tell the person something that is no part of the result."""
+    """Print a message that is not part of the result."""
     print(printable(text), file=sys.stderr)
 
 

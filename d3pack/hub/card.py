@@ -104,7 +104,7 @@ def _summary(facts: Facts) -> str:
         f"**{len(pack):,} images of {len(pack.classes):,} classes, {width} x {height} pixels, in"
         f" {pack.ledger().total:,} bytes.** This is a `.d3m` pack: not the images, but the recipe"
         " by which a public diffusion model makes them - a learned prompt for every class, seeds,"
-        f" and an exact reference to the model. Whoever opens it gets the same images.{shown}"
+        f" and an exact reference to the model. Everyone who opens it gets the same images.{shown}"
     )
 
 

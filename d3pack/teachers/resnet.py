@@ -180,14 +180,14 @@ def train_teacher(
     """
     key = key or teacher_key(source, config, device)
     stored = cache / f"{key}.safetensors"
-    found = _read(stored)
-    if found is None:
+    cached = _read(stored)
+    if cached is None:
         cache.mkdir(parents=True, exist_ok=True)
         replace_file(stored, _train(source, config, journal, events, device, key))
         journal.drop("teacher")
-        found = _read(stored)
-        assert found is not None
-    data, weights, figures = found
+        cached = _read(stored)
+        assert cached is not None
+    data, weights, figures = cached
     net = SmallResNet(len(source.classes), config.widths)
     net.load_state_dict(weights)
     record = {
@@ -340,10 +340,10 @@ def _save_state(
 
 
 def _load_state(journal: Journal, net: nn.Module, optimizer: torch.optim.SGD, key: str) -> int:
-    found = journal.load("teacher/state")
-    if found is None or found[1].get("key") != key:  # the state of another teacher
+    saved = journal.load("teacher/state")
+    if saved is None or cached[1].get("key") != key:  # the state of another teacher
         return 0
-    arrays, facts = found
+    arrays, facts = saved
     net.load_state_dict(
         {k.removeprefix("net."): torch.from_numpy(v) for k, v in arrays.items() if k[:4] == "net."}
     )

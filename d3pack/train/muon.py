@@ -50,9 +50,9 @@ class Muon(torch.optim.AdamW):
             state["step"], state["momentum"] = torch.zeros(()), torch.zeros_like(weight)
         momentum = state["momentum"].lerp_(grad, 1 - _MOMENTUM)
         update = grad.lerp(momentum, _MOMENTUM).flatten(1)
-        found = orthogonalised(update).to(weight.dtype).reshape(weight.shape)
+        step = orthogonalised(update).to(weight.dtype).reshape(weight.shape)
         weight.mul_(1 - rate * weight_decay)
-        weight.add_(found, alpha=-rate * 0.2 * max(update.shape) ** 0.5)
+        weight.add_(step, alpha=-rate * 0.2 * max(update.shape) ** 0.5)
 
 
 def grouped(module: nn.Module, names_apart: Sequence[str]) -> list[dict[str, Any]]:

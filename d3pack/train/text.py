@@ -183,10 +183,10 @@ class TextTask:
         names = self.names[: self.classes]
         ids = tokenize(self.tokenizer, [TEMPLATES[0].format(name) for name in names])
         device = next(module.parameters()).device
-        found = module.point(ids.to(device))[0].cpu()
-        nearest = (found @ self.vectors.T).argmax(1)
+        points = module.point(ids.to(device))[0].cpu()
+        nearest = (points @ self.vectors.T).argmax(1)
         return {
-            "cosine": float((found * self.vectors[: self.classes]).sum(1).mean()),
+            "cosine": float((points * self.vectors[: self.classes]).sum(1).mean()),
             "nearest": float((nearest == torch.arange(self.classes)).float().mean()),
         }
 
