@@ -50,7 +50,9 @@ def write_report(evaluation: Evaluation, path: str | Path) -> None:
         NotFoundError: if its directory does not exist.
 
     Example:
-        >>> write_report(evaluate("cifar10.d3m", "cifar10/"), "report.html")  # doctest: +SKIP
+        >>> from d3pack.evaluate import evaluate, write_report
+        >>> evaluation = evaluate("cifar10.d3m", "cifar10/")  # doctest: +SKIP
+        >>> write_report(evaluation, "report.html")  # doctest: +SKIP
     """
     replace_file(report_path(path), render(evaluation).encode())
 

@@ -341,7 +341,7 @@ def _save_state(
 
 def _load_state(journal: Journal, net: nn.Module, optimizer: torch.optim.SGD, key: str) -> int:
     saved = journal.load("teacher/state")
-    if saved is None or cached[1].get("key") != key:  # the state of another teacher
+    if saved is None or saved[1].get("key") != key:  # the state of another teacher
         return 0
     arrays, facts = saved
     net.load_state_dict(

@@ -67,4 +67,4 @@ def test_packs_decode_on_the_embedded_backbone(path: Path) -> None:
 def test_the_picture_of_the_readme_says_what_its_pack_weighs() -> None:
     face = (ROOT / "README.md").read_text(encoding="utf-8")
     weight = (ROOT / "examples" / "cifar10.d3m").stat().st_size / 1000
-    assert f"a pack of {weight:.1f} kB rebuilds, ten of each class" in face
+    assert f"made from a pack of {weight:.1f} kB, ten of each class" in face
