@@ -59,7 +59,7 @@ FAILURE = thing({"code": TEXT, "message": TEXT})
 STORE = {
     "key": TEXT,
     "root": TEXT,
-    "mode": TEXT,
+    "numerics": TEXT,
     "device": TEXT,
     "software": TEXT,
     "shape": several(WHOLE),
