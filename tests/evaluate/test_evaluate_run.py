@@ -204,12 +204,12 @@ def test_hours_of_pilots_and_of_rows_to_come_are_not_overlooked(
         ("same", ["same files", "--test"]),
         ("hours", ["E_LONG", "--yes"]),
         ("size", ["--size"]),
-        ("protocol", ["invalid protocol 'best'", "minimax-hard"]),
+        ("protocol", ["invalid --protocol 'best'", "minimax-hard"]),
         ("student", ["invalid student 'vgg'", "convnet3"]),
-        ("baseline", ["invalid baselines", "png", "jpeg"]),
+        ("baseline", ["invalid --baseline 'png'", "jpeg"]),
         ("published", ["published at 224 px"]),
         ("sweep", ["invalid sweep 'colour=red'"]),
-        ("collages", ["--teacher"]),
+        ("collages", ["baseline collages needs a teacher", "train"]),
         ("report", [".html"]),
     ],
 )
@@ -350,7 +350,7 @@ def test_evaluate_takes_sources_and_packs_and_keeps_its_figures(
         listeners=[events.append],
     )
     kept = json.loads((tmp_path / "work" / "evaluation.json").read_text(encoding="utf-8"))
-    assert kept == evaluation.to_json()
+    assert kept == json.loads(json.dumps(evaluation.to_json()))
     assert evaluation.name == pack.root[:12]
     assert [result.entry.key for result in evaluation.results] == ["pack", "random-6"]
     assert evaluation.get("random") is evaluation.results[1]

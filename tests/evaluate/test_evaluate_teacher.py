@@ -104,7 +104,7 @@ def test_teacher_is_configured_for_its_device_and_a_bad_journal_says_what_to_del
     opened = open_teacher("train", real, tmp_path, torch.device("meta"), Events())
     assert isinstance(opened.teacher, Brightness)
     assert devices == ["meta"]
-    (folder,) = tmp_path.iterdir()
+    (folder,) = tmp_path.glob("teacher-*")
     (folder / "journal.json").write_text("{", encoding="utf-8")
     with raises_code("E_JOURNAL", match=f"delete {folder} to begin anew"):
         open_teacher("train", real, tmp_path, torch.device("meta"), Events())
