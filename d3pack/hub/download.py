@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from d3pack.backbones import fetch_backbone
 from d3pack.errors import HubError, NotFoundError, UsageError
 from d3pack.format import (
     ByteRange,
@@ -92,6 +91,8 @@ def pull(
     path = pulled.path if output is None else _write(pulled, Path(output), overwrite=overwrite)
     backbone = None
     if with_backbone:
+        from d3pack.backbones import fetch_backbone  # imports torch
+
         backbone = fetch_backbone(pulled.pack.recipe.backbone)
     return replace(pulled, path=path, signature=signature, backbone=backbone)
 

@@ -145,9 +145,9 @@ def test_invalid_numerics_are_refused(pack: Any, folders: dict[str, Path]) -> No
         ({"device": "meta"}, "there is no meta on this machine"),
         ({"device": "xpu:77"}, "there is no xpu:77 on this machine"),
         ({"device": "mps:77"}, "there is no mps:77 on this machine"),
-        ({"workers": 0}, "workers is 0; at least 1"),
-        ({"workers": -1}, "workers is -1; at least 1"),
-        ({"numerics": "fast", "group": 0}, "group is 0; at least 1"),
+        ({"workers": 0}, "invalid workers 0: expected at least 1"),
+        ({"workers": -1}, "invalid workers -1: expected at least 1"),
+        ({"numerics": "fast", "group": 0}, "invalid group 0: expected at least 1"),
         ({"numerics": "fast", "group": -4}, "group is -4; at least 1"),
         ({"numerics": "quick"}, "unknown numerics"),
         ({"switches": ["bf16"]}, "no switches"),
@@ -179,7 +179,7 @@ def test_decoder_names_its_device_with_its_index(
     backbone: Any = open_backbone(str(folders["sd"]))
     elsewhere = SimpleNamespace(device=torch.device("cuda:0"))
     backbone.named_tensors = lambda: {"weight": elsewhere}
-    with pytest.raises(UsageError, match=r"on cuda:0; this pack and mode want .* on cuda:1"):
+    with pytest.raises(UsageError, match=r"on cuda:0; this pack and numerics need .* on cuda:1"):
         Decoder(pack, backbone=backbone, device="cuda")
 
 
@@ -230,13 +230,13 @@ def test_number_of_threads_is_restored(pack: Any, folders: dict[str, Path]) -> N
         ([(0, -1)], "index -1"),
         ([24], "image 24 is out of range; there are 24"),
         ([-1], "image -1"),
-        ([1.0], "1.0 is no image; give a number, or a pair"),
-        ([(0,)], "is no image"),
-        ([(0, 1, 2)], "is no image"),
-        ([(0.5, 1)], "is no image"),
-        ([None], "None is no image"),
-        (["12"], "'12' is no image"),
-        (torch.zeros(3, 3), "is no image"),
+        ([1.0], "invalid image 1.0: expected a number or a pair"),
+        ([(0,)], "invalid image"),
+        ([(0, 1, 2)], "invalid image"),
+        ([(0.5, 1)], "invalid image"),
+        ([None], "invalid image None"),
+        (["12"], "invalid image '12'"),
+        (torch.zeros(3, 3), "invalid image"),
     ],
 )
 def test_items_out_of_range_are_refused(

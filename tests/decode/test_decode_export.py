@@ -553,7 +553,7 @@ def test_decode_command_reports_fast_numerics(made: dict[str, Any], tmp_path: Pa
         (["--ipc", "99"], "E_USAGE", "8 images per class"),
         (["--ipc", "0"], "E_USAGE", "8 images per class"),
         (["--classes", "zebra"], "E_USAGE", "no class 'zebra'"),
-        (["--to", "zip"], "E_USAGE", "invalid layout 'zip'"),
+        (["--to", "zip"], "E_USAGE", "invalid --to 'zip'"),
         (["--fast", "turbo"], "E_USAGE", "unknown switch"),
         (["--fast", "tiny_vae"], "E_USAGE", "needs an autoencoder"),
         (["--backbone", "/nowhere"], "E_NOT_FOUND", "no backbone directory"),
