@@ -148,7 +148,7 @@ def test_invalid_numerics_are_refused(pack: Any, folders: dict[str, Path]) -> No
         ({"workers": 0}, "invalid workers 0: expected at least 1"),
         ({"workers": -1}, "invalid workers -1: expected at least 1"),
         ({"numerics": "fast", "group": 0}, "invalid group 0: expected at least 1"),
-        ({"numerics": "fast", "group": -4}, "group is -4; at least 1"),
+        ({"numerics": "fast", "group": -4}, "invalid group -4: expected at least 1"),
         ({"numerics": "quick"}, "unknown numerics"),
         ({"switches": ["bf16"]}, "no switches"),
         ({"numerics": "fast", "switches": ["turbo"]}, "unknown switch"),

@@ -161,7 +161,7 @@ def test_a_backbone_beside_the_pack_is_found_and_held_to_its_lock(
     def dataset() -> D3MDataset:
         return D3MDataset(file, cache_dir=tmp_path / "cache", quiet=True)
 
-    with raises_code("E_BACKBONE_MISSING", match=r"beside the pack as NAME\.backbone"):
+    with raises_code("E_BACKBONE_MISSING", match=r"next to the pack as NAME\.backbone"):
         dataset()[0]
     shutil.copytree(backbone_path(server.folder / "undisturbed.d3m"), backbone_path(file))
     images = Decoder(read(file), path=backbone_path(file)).images(range(12))
@@ -314,7 +314,7 @@ def test_command_takes_settings_of_the_method(tmp_path: Path) -> None:
         line = ["encode", str(tmp_path / "source"), "--dry-run", "--format", "json", *words]
         return invoke(*line)
 
-    own = ["--preset", "tiny", "--time-budget", "2m", "--set", "licence=mit"]
+    own = ["--model", "tiny", "--time-budget", "2m", "--set", "licence=mit"]
     done = run("--method", "classcond", *own)
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)
@@ -323,7 +323,7 @@ def test_command_takes_settings_of_the_method(tmp_path: Path) -> None:
     for words, said in (
         (("--set", "licence"), "no setting"),
         (("--method", "classcond", "--set", "layers=3"), "unknown setting 'layers'"),
-        (("--preset", "tiny"), "unknown setting 'model'"),
+        (("--model", "tiny"), "unknown setting 'model'"),
     ):
         done = run(*words)
         assert done.exit_code != 0

@@ -66,7 +66,7 @@ def test_bad_input_is_refused_in_one_line(home: Path, tmp_path: Path) -> None:
         ((empty, *common), "E_SOURCE", "class 'nothing' holds no image"),
         ((one, *common), "E_SOURCE", "has 1 class;"),
         ((unreadable, *common), "E_SOURCE", "no image of class 'lemon' can be read"),
-        ((tmp_path / "nowhere", *common), "E_NOT_FOUND", "no source at nowhere"),
+        ((tmp_path / "nowhere", *common), "E_NOT_FOUND", "there is no source nowhere"),
         ((good, "--class-names", twice, *common), "E_SOURCE", "two classes have the name 'fish'"),
         ((good, "-o", out, "--backbone", tmp_path / "no", *SHORT), "E_NOT_FOUND", "no"),
         ((good, "-o", out, "--backbone", good, *SHORT), "E_BACKBONE_CONFIG", "diffusers' layout"),
