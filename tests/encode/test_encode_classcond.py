@@ -314,16 +314,16 @@ def test_command_takes_settings_of_the_method(tmp_path: Path) -> None:
         line = ["encode", str(tmp_path / "source"), "--dry-run", "--format", "json", *words]
         return invoke(*line)
 
-    own = ["--model", "tiny", "--time-budget", "2m", "--set", "licence=mit"]
+    own = ["--model", "tiny", "--time-budget", "2m", "--licence", "mit"]
     done = run("--method", "classcond", *own)
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["seconds"]["train"] == 120.0
     assert found["plan"]["model"]["name"] == "tiny"
     for words, said in (
-        (("--set", "licence"), "no setting"),
-        (("--method", "classcond", "--set", "layers=3"), "unknown setting 'layers'"),
-        (("--model", "tiny"), "unknown setting 'model'"),
+        (("--set", "licence"), "no option '--set'"),
+        (("--method", "classcond", "--layers", "3"), "no option '--layers'"),
+        (("--model", "tiny"), "no option '--model'"),
     ):
         done = run(*words)
         assert done.exit_code != 0
