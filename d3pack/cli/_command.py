@@ -7,6 +7,7 @@ fields, declared with d3pack.system.settings, are the flags: a new verb needs no
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import os
@@ -283,6 +284,16 @@ class _Group(click.Group):
         super().__init__(name, no_args_is_help=True, context_settings=HELP, **how)
         self._names, self._find = names, find
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands; those of files by their docstrings, without importing them."""
+        find = self._find
+        if find is _find:
+            self._find = lambda name, args: click.Command(name, help=_help_of(name))
+        try:
+            super().format_commands(ctx, formatter)
+        finally:
+            self._find = find
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names."""
         return list(self._names)
@@ -309,6 +320,19 @@ def verb_names() -> list[str]:
     """Return the names of all verbs and groups: the files of this package."""
     files = os.listdir(os.path.dirname(__file__))
     return sorted(file[:-3] for file in files if file.endswith(".py") and file[0] != "_")
+
+
+def _help_of(name: str) -> str:
+    """Return the help of a file: the docstring of its class or, of a group, its own."""
+    with open(os.path.join(os.path.dirname(__file__), f"{name}.py"), encoding="utf-8") as file:
+        tree = ast.parse(file.read())
+    classes = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+        and any(isinstance(part, ast.FunctionDef) and part.name == "run" for part in node.body)
+    ]
+    return ast.get_docstring(classes[0] if len(classes) == 1 else tree) or ""
 
 
 def verbs_of(name: str) -> dict[str, type]:
