@@ -324,7 +324,10 @@ def verb_names() -> list[str]:
 
 def _help_of(name: str) -> str:
     """Return the help of a file: the docstring of its class or, of a group, its own."""
-    with open(os.path.join(os.path.dirname(__file__), f"{name}.py"), encoding="utf-8") as file:
+    path = os.path.join(os.path.dirname(__file__), f"{name}.py")
+    if not os.path.isfile(path):
+        return _find(name, ()).help or ""
+    with open(path, encoding="utf-8") as file:
         tree = ast.parse(file.read())
     classes = [
         node
