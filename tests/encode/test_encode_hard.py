@@ -74,7 +74,7 @@ def test_bad_input_is_refused_in_one_line(home: Path, tmp_path: Path) -> None:
         ((good, "--vectors", "99", *common), "E_USAGE", "at most 14 vectors"),
         ((good, "--size", "33", *common), "E_USAGE", "invalid image size 33x33"),
         ((good, "--budget", "1KB", *common), "E_USAGE", "1000 bytes are too few"),
-        ((good, "--budget", "lots", *common), "E_USAGE", "'lots'"),
+        ((good, "--budget", "lots", *common), "E_USAGE", "invalid size 'lots'"),
         ((good, "--method", "magic", *common), "E_USAGE", "unknown method 'magic'"),
         ((good, "--labels", "some", *common), "E_USAGE", "invalid --labels 'some'"),
         ((good, "-o", tmp_path / "o.zip", "--backbone", sd), "E_USAGE", "ends in .d3m"),
