@@ -67,11 +67,11 @@ class Decode:
             raise NotFoundError(
                 f"there is no directory {self.tiny_vae}", hint="--tiny-vae names one"
             )
-        _out.if_interrupted("run the same command again and it goes on")
         decoder = self._decoder(pack)
         numerics = decoder.describe()
         if self.format != "quiet":
             _out.say(_sentence(numerics))
+        _out.if_interrupted("run the same command again and it goes on")
         with progress_bar("decoding", quiet=self.format == "quiet") as progress:
             written = export_images(
                 decoder,

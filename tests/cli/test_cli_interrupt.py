@@ -114,7 +114,7 @@ def test_decode_to_a_tree(forks: Forks, world: Path, tmp_path: Path) -> None:
 def test_decode_to_shards(forks: Forks, world: Path, tmp_path: Path) -> None:
     run = forks.start("decode", world / "large.d3m", "-o", "out", "--to", "webdataset",
                       "--backbone", world / "sd", cwd=tmp_path)  # fmt: skip
-    run.until(lambda: [p for p in tmp_path.rglob("part-*") if p.stat().st_size])
+    run.until(lambda: [p for p in tmp_path.rglob("*.part") if p.stat().st_size])
     ended(run, AGAIN)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".d3pack-export.json"]
 
