@@ -86,6 +86,7 @@ CODES: Mapping[str, tuple[str, str]] = {
         "InvalidPackError",
         "a value of a prompt is not finite, or a code has no meaning",
     ),
+    "E_CODES": ("InvalidPackError", "the atoms of a code do not exist, or a bit has no meaning"),
     "E_PICKS": ("InvalidPackError", "a candidate is picked twice, or a bit has no meaning"),
     "E_LABEL": (
         "InvalidPackError",

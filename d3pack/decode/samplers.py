@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from d3pack.errors import InvalidPackError, UsageError
-from d3pack.format import SAMPLERS, table_rows
+from d3pack.format import SAMPLERS, eta_of, table_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,12 +93,25 @@ def plan(
         rows = table_rows((extra or {}).get("table"), len(levels) - 1)
         return tuple(Step(a, b) for a, b in rows)
     pairs = list(pairwise(levels))
+    if sampler == "ancestral":
+        eta = eta_of(extra or {})
+        return tuple(_ancestral(high, low, eta) for high, low in pairs)
     if sampler == "lcm":
         return tuple(Step(0.0, (1.0,), low) for _, low in pairs)
     if sampler == "dpmpp-2m":
         return tuple(_second_order(levels, i) for i in range(len(pairs)))
     # DDIM without noise and Euler are the same step once x is in this scale
     return tuple(Step(low / high, (1 - low / high,)) for high, low in pairs)
+
+
+def _ancestral(high: float, low: float, eta: float) -> Step:
+    """Return a step that replaces a part of the noise by fresh noise.
+
+    With eta 1 this is DDPM's step, with 0 that of `euler`; a large eta replaces all of it.
+    """
+    fresh = min(low, eta * (low * math.sqrt(high * high - low * low) / high))
+    kept = math.sqrt(low * low - fresh * fresh)
+    return Step(kept / high, (1 - kept / high,), fresh)
 
 
 def _second_order(levels: list[float], i: int) -> Step:

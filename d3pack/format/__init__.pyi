@@ -1,12 +1,17 @@
 # The public names of d3pack.format; each is imported when it is first used.
 
 from d3pack.format.canonical import to_plain as to_plain
+from d3pack.format.codecs import Codes as Codes
+from d3pack.format.codecs import Coding as Coding
+from d3pack.format.codecs import coding_of as coding_of
 from d3pack.format.codecs import decode_adapter as decode_adapter
+from d3pack.format.codecs import decode_codes as decode_codes
 from d3pack.format.codecs import decode_files as decode_files
 from d3pack.format.codecs import decode_labels as decode_labels
 from d3pack.format.codecs import decode_picks as decode_picks
 from d3pack.format.codecs import decode_prompts as decode_prompts
 from d3pack.format.codecs import encode_adapter as encode_adapter
+from d3pack.format.codecs import encode_codes as encode_codes
 from d3pack.format.codecs import encode_files as encode_files
 from d3pack.format.codecs import encode_labels as encode_labels
 from d3pack.format.codecs import encode_picks as encode_picks
@@ -35,6 +40,7 @@ from d3pack.format.recipe import FileLock as FileLock
 from d3pack.format.recipe import Recipe as Recipe
 from d3pack.format.recipe import Sampler as Sampler
 from d3pack.format.recipe import directory_revision as directory_revision
+from d3pack.format.recipe import eta_of as eta_of
 from d3pack.format.recipe import table_rows as table_rows
 from d3pack.format.writer import pack_bytes as pack_bytes
 from d3pack.format.writer import write as write

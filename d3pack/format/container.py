@@ -33,7 +33,7 @@ MAX_TENSORS = 16
 MAX_DIMS = 6
 MAX_SIDE = 2**31 - 1
 
-KNOWN = ("classes", "leaves", "ids", "prompts", "picks", "labels", "adapter", "probes")
+KNOWN = ("classes", "leaves", "ids", "prompts", "codes", "picks", "labels", "adapter", "probes")
 REQUIRED = ("classes", "leaves", "prompts")
 
 _NAMES = {np.dtype(code): name for name, code in DTYPES.items()}

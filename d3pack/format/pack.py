@@ -14,6 +14,7 @@ import numpy as np
 from d3pack.errors import BackboneChangedError, InvalidPackError, UsageError
 from d3pack.format import container
 from d3pack.format.canonical import FrozenDict, dumps, dumps_plain, freeze, to_plain
+from d3pack.format.codecs.codes import first_codes
 from d3pack.format.codecs.files import decode_files
 from d3pack.format.codecs.labels import first_labels, restrict_labels
 from d3pack.format.codecs.picks import decode_picks, first_picks
@@ -83,9 +84,12 @@ class Pack:
         classes: names of the C classes.
         images_per_class: n. The first k images of a class are its best k.
         recipe: the backbone and how it is used.
-        prompts: decodes to float32 (C, m, k, D). Image i uses mode i mod m.
+        prompts: decodes to float32 (C, m, k, D). The i-th seeded image uses mode i mod m.
         seed: 64 bits, the key of the noise of every image.
-        picks: decodes to (C, n), the candidate that each image is; None: image i is candidate i.
+        codes: decodes to `Codes`: single images as choices among noise. They come before those
+            that are made of seeds.
+        picks: the candidate that each seeded image is, (C, n) or less by those of codes; None:
+            the i-th one is candidate i.
         labels: decodes to float32 (C, n, C), the soft labels.
         adapter: named tensors that tune the backbone.
         probes: reference images, by which a decoder is verified.
@@ -112,6 +116,7 @@ class Pack:
     recipe: Recipe
     prompts: Coded
     seed: int
+    codes: Coded | None = None
     picks: Coded | None = None
     labels: Coded | None = None
     adapter: Coded | None = None
@@ -178,6 +183,7 @@ class Pack:
         sections: dict[str, Coded | None] = {
             "ids": None if self.ids is None else Coded("u32", {"ids": self.ids}),
             "prompts": self.prompts,
+            "codes": self.codes,
             "picks": self.picks,
             "labels": self.labels,
             "adapter": self.adapter,
@@ -203,17 +209,33 @@ class Pack:
             **present,
         }
 
+    @property
+    def coded_images(self) -> int:
+        """Images of a class that are made of codes: the first ones."""
+        return 0 if self.codes is None else int(self.codes.params["images"])
+
     def counters(self, classes: Any, images: Any) -> tuple[Array, Array]:
         """Return the class and image words of the noise counter for images of classes.
 
-        Classes of a selection keep the id that they had; a picked image has its candidate's number.
+        Classes of a selection keep the id that they had. A picked image has its candidate's number,
+        a coded one its own.
         """
         rows, columns = np.asarray(classes, dtype=np.int64), np.asarray(images, dtype=np.int64)
         words = rows if self.ids is None else self.ids[rows].astype(np.int64)
+        seeded = columns - self.coded_images
         if self.picks is None:
-            return words, columns
+            return words, np.where(seeded < 0, columns, seeded)
         unique, place = np.unique(rows, return_inverse=True)
-        return words, decode_picks(self.picks.take(unique))[place.reshape(rows.shape), columns]
+        picks = decode_picks(self.picks.take(unique))
+        chosen = picks[place.reshape(rows.shape), np.maximum(seeded, 0)]
+        return words, np.where(seeded < 0, columns, chosen)
+
+    def modes(self, images: Any) -> Array:
+        """Return which of the prompts of its class each image uses."""
+        columns, count = np.asarray(images, dtype=np.int64), self.prompts.params["shape"][0]
+        seeded = columns - self.coded_images
+        own = columns if self.codes is None else columns % self.codes.params["codes"]
+        return np.where(seeded < 0, own, seeded) % count
 
     def select(self, classes: Sequence[int | str]) -> Pack:
         """Return a pack of some classes, whose images stay the same.
@@ -237,6 +259,7 @@ class Pack:
             classes=tuple(self.classes[row] for row in rows),
             ids=None if np.array_equal(ids, np.arange(len(rows))) else ids,
             prompts=self.prompts.take(take),
+            codes=None if self.codes is None else self.codes.take(take),
             picks=None if self.picks is None else self.picks.take(take),
             labels=None if self.labels is None else restrict_labels(self.labels, take, take),
             probes=self._probes({row: new for new, row in enumerate(rows)}, self.images_per_class),
@@ -256,10 +279,12 @@ class Pack:
             raise UsageError(f"first({k}): the pack has {self.images_per_class} images per class")
         if k == self.images_per_class:
             return self
+        seeded = k - self.coded_images
         return replace(
             self._part({"first": k}),
             images_per_class=k,
-            picks=None if self.picks is None else first_picks(self.picks, k),
+            codes=None if self.codes is None else first_codes(self.codes, k),
+            picks=first_picks(self.picks, seeded) if self.picks and seeded > 0 else None,
             labels=None if self.labels is None else first_labels(self.labels, k),
             probes=self._probes({row: row for row in range(len(self.classes))}, k),
         )

@@ -118,6 +118,7 @@ def _build_part(
         recipe=header.recipe,
         prompts=sections["prompts"],
         seed=int(header.manifest["seed"], 16),
+        codes=sections.get("codes"),
         picks=sections.get("picks"),
         labels=restrict_labels(labels, np.arange(len(rows)), take) if labels else None,
         adapter=sections.get("adapter"),

@@ -220,6 +220,7 @@ def build_pack(header: Header, names: tuple[str, ...], sections: Mapping[str, Co
         recipe=header.recipe,
         prompts=sections["prompts"],
         seed=int(header.manifest["seed"], 16),
+        codes=sections.get("codes"),
         picks=sections.get("picks"),
         labels=sections.get("labels"),
         adapter=sections.get("adapter"),

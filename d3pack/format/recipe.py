@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from numbers import Real
@@ -14,15 +14,17 @@ from typing import Any, Literal, get_args
 from d3pack.errors import InvalidPackError
 from d3pack.format.canonical import FrozenDict, dumps, freeze, to_plain
 
-Sampler = Literal["ddim", "dpmpp-2m", "euler", "lcm", "table"]
+Sampler = Literal["ancestral", "ddim", "dpmpp-2m", "euler", "lcm", "table"]
 DType = Literal["float32", "bfloat16", "float16"]
 
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 DTYPES: tuple[DType, ...] = get_args(DType)
+FRESH = ("ancestral", "lcm")  # samplers that take fresh noise in their steps
 NOISE = "philox-normal16"
 
 MAX_STEPS = 1000
 MAX_FRESH = 256  # steps of a sampler that takes fresh noise: an epoch has as many draws
+MAX_ETA = 1000.0
 MAX_ORDER = 4  # answers of the model that a row of a sampler table may use
 MIN_RATIO = 1 + 1e-6  # of a sigma to the next: closer ones leave no digits for the coefficients
 MAX_SIDE = 8192
@@ -179,7 +181,11 @@ class Recipe:
         _check_choice(self.sampler, SAMPLERS, f"{at}.sampler")
         _check_choice(self.dtype, DTYPES, f"{at}.dtype")
         _check_choice(self.noise, (NOISE,), f"{at}.noise")
-        self._check_sigmas(f"{at}.sigmas")
+        check_sigmas(self.sigmas, f"{at}.sigmas")
+        if self.sampler in FRESH and len(self.sigmas) > MAX_FRESH + 1:
+            raise _invalid(f"{at}.sigmas: {self.sampler} has noise for {MAX_FRESH} steps")
+        if self.sampler == "ancestral":
+            eta_of(self.extra, f"{at}.extra.eta")
         if self.sampler == "table":
             table_rows(self.extra.get("table"), len(self.sigmas) - 1, f"{at}.extra.table")
         if not -1000.0 <= self.guidance <= 1000.0:
@@ -190,21 +196,32 @@ class Recipe:
             raise _invalid(f"{at}.template: more than one {{}}")
         _check_int(self.group, 1, MAX_GROUP, f"{at}.group")
 
-    def _check_sigmas(self, at: str) -> None:
-        sigmas = self.sigmas
-        if not 2 <= len(sigmas) <= MAX_STEPS + 1:
-            raise _invalid(f"{at}: {len(sigmas)} sigmas, must be 2 to {MAX_STEPS + 1}")
-        for high, low in pairwise(sigmas):
-            if not high >= low * MIN_RATIO:
-                raise _invalid(f"{at}: {low!r} after {high!r}, must descend by a millionth or more")
-        if sigmas[-1] != 0.0 or math.copysign(1.0, sigmas[-1]) < 0:
-            raise _invalid(f"{at}: the last one is {sigmas[-1]!r}, must be 0.0")
-        if not sigmas[0] <= 1e6:
-            raise _invalid(f"{at}: the first one is {sigmas[0]!r}, at most 1e6")
-        if not sigmas[-2] >= 1e-6:
-            raise _invalid(f"{at}: the last but one is {sigmas[-2]!r}, at least 1e-6")
-        if self.sampler == "lcm" and len(sigmas) > MAX_FRESH + 1:
-            raise _invalid(f"{at}: lcm has noise for {MAX_FRESH} steps")
+
+def check_sigmas(sigmas: Sequence[float], at: str, code: str = "E_RECIPE") -> None:
+    """Refuse levels that do not descend to 0 in steps that can be told apart."""
+
+    def invalid(message: str) -> InvalidPackError:
+        return InvalidPackError(f"{at}: {message}", code=code)
+
+    if not 2 <= len(sigmas) <= MAX_STEPS + 1:
+        raise invalid(f"{len(sigmas)} sigmas, must be 2 to {MAX_STEPS + 1}")
+    for high, low in pairwise(sigmas):
+        if not high >= low * MIN_RATIO:
+            raise invalid(f"{low!r} after {high!r}, must descend by a millionth or more")
+    if sigmas[-1] != 0.0 or math.copysign(1.0, sigmas[-1]) < 0:
+        raise invalid(f"the last one is {sigmas[-1]!r}, must be 0.0")
+    if not sigmas[0] <= 1e6:
+        raise invalid(f"the first one is {sigmas[0]!r}, at most 1e6")
+    if not sigmas[-2] >= 1e-6:
+        raise invalid(f"the last but one is {sigmas[-2]!r}, at least 1e-6")
+
+
+def eta_of(extra: Mapping[str, Any], at: str = "eta") -> float:
+    """Return the share of noise in the steps of the sampler `ancestral`."""
+    eta = extra.get("eta")
+    if type(eta) is not float or not 0.0 <= eta <= MAX_ETA:
+        raise _invalid(f"{at}: {eta!r:.80} is not a real from 0.0 to {MAX_ETA}")
+    return eta
 
 
 def table_rows(rows: Any, steps: int, at: str = "table") -> list[tuple[float, tuple[float, ...]]]:

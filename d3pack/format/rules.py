@@ -13,6 +13,7 @@ from d3pack.errors import InvalidPackError
 from d3pack.format.codecs import _checks
 from d3pack.format.codecs._checks import Layout, SectionSpec
 from d3pack.format.codecs.adapter import check_adapter, check_adapter_values
+from d3pack.format.codecs.codes import check_code_values, check_codes
 from d3pack.format.codecs.labels import check_label_values, check_labels
 from d3pack.format.codecs.picks import check_pick_values, check_picks
 from d3pack.format.codecs.prompts import check_prompt_values, check_prompts
@@ -32,6 +33,7 @@ def check_specs(manifest: Mapping[str, Any]) -> None:
     classes, images = manifest["classes"], manifest["images_per_class"]
     if classes * images > MAX_TOTAL:
         raise InvalidPackError(f"{classes * images} images, at most {MAX_TOTAL}", code="E_LIMIT")
+    seeded = images  # images of a class that are made of seeds
     for section in manifest["sections"]:
         if section["name"] in _CHECKS:
             spec = SectionSpec(
@@ -40,7 +42,11 @@ def check_specs(manifest: Mapping[str, Any]) -> None:
                 {entry[0]: (entry[1], tuple(entry[2])) for entry in section["tensors"]},
                 frozenset(entry[0] for entry in section["tensors"] if entry[3] == "shared"),
             )
-            _CHECKS[section["name"]](spec, classes, images)
+            _CHECKS[section["name"]](
+                spec, classes, seeded if section["name"] == "picks" else images
+            )
+            if section["name"] == "codes":
+                seeded -= section["params"]["images"]
 
 
 def decode_names(coded: Coded, classes: int) -> tuple[str, ...]:
@@ -74,6 +80,8 @@ def check_values(coded: Mapping[str, Coded], names: tuple[str, ...], images: int
         if np.array_equal(ids, np.arange(ids.size)):
             raise InvalidPackError("the ids are 0, 1, 2, ... and must be left out", code="E_IDS")
     check_prompt_values(coded["prompts"], names)
+    if "codes" in coded:
+        check_code_values(coded["codes"], names)
     if "picks" in coded:
         check_pick_values(coded["picks"], names)
     if "labels" in coded:
@@ -135,6 +143,7 @@ _CHECKS: dict[str, _Check] = {
     "leaves": _check_plain("leaves", "sha256-128", lambda _, count: {"hash": ("U8", (count, 16))}),
     "ids": _check_plain("ids", "u32", lambda _, count: {"ids": ("U32", (count,))}, shared=False),
     "prompts": lambda spec, classes, images: check_prompts(spec, classes),
+    "codes": check_codes,
     "picks": check_picks,
     "labels": check_labels,
     "adapter": lambda spec, classes, images: check_adapter(spec),

@@ -2,6 +2,11 @@
 
 from d3pack.format.codecs.adapter import decode_adapter as decode_adapter
 from d3pack.format.codecs.adapter import encode_adapter as encode_adapter
+from d3pack.format.codecs.codes import Codes as Codes
+from d3pack.format.codecs.codes import Coding as Coding
+from d3pack.format.codecs.codes import coding_of as coding_of
+from d3pack.format.codecs.codes import decode_codes as decode_codes
+from d3pack.format.codecs.codes import encode_codes as encode_codes
 from d3pack.format.codecs.files import decode_files as decode_files
 from d3pack.format.codecs.files import encode_files as encode_files
 from d3pack.format.codecs.labels import decode_labels as decode_labels

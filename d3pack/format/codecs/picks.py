@@ -62,6 +62,8 @@ def check_picks(spec: _checks.SectionSpec, classes: int, images: int, at: str = 
             f"{at}: unknown codec {spec.codec!r:.80}", code="E_CODEC", hint=f"known: {CODEC}"
         )
     _checks.check_keys(spec.params, at, {"bits", "images", "lanes"})
+    if not images:
+        raise InvalidPackError(f"{at}: all images are made of codes", code="E_CODEC")
     bits = _checks.check_integer(spec.params, "bits", at, 1, MAX_BITS)
     _checks.check_integer(spec.params, "images", at, images, images)
     _checks.check_integer(spec.params, "lanes", at, 1, 2 ** (32 - bits))
