@@ -1,0 +1,273 @@
+"""Codes: single images, each as choices among the noise of the format.
+
+A code belongs to a stochastic sampler. For every level it says which entries ("atoms") of that
+level's codebook are added, and with which sign, in place of fresh noise. A codebook costs no bytes:
+its entries are noise of the format, with their number in the counter. The m atoms of a level are a
+set, so they are stored as the rank of that set, followed by m signs.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from d3pack.errors import InvalidPackError, UsageError
+from d3pack.format.codecs import _checks
+from d3pack.format.codecs._checks import Layout, SectionSpec
+from d3pack.format.coded import Array, Coded
+from d3pack.format.recipe import MAX_ETA, MAX_FRESH, check_sigmas
+
+CODEC = "noise"
+MAX_BITS = 16
+MAX_ATOMS = 1024  # of a level
+_KEYS = {"atoms", "bits", "codes", "eta", "guidance", "images", "prompts", "sigmas"}
+
+
+@dataclass(frozen=True, slots=True)
+class Coding:
+    """How images are made of codes: what all codes of a pack have in common."""
+
+    sigmas: tuple[float, ...]  # descending, the last one 0
+    atoms: tuple[int, ...]  # of each level but the last; 0: fresh noise
+    bits: int = 8  # a codebook has 2**bits entries
+    eta: float = 1.0  # share of noise in a step; 1: ancestral sampling
+    guidance: float = 1.0
+    prompts: bool = True  # under the prompt of the class, or under none
+
+    @property
+    def entries(self) -> int:
+        """Entries of a codebook."""
+        return 1 << self.bits
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Bits of each level of a code."""
+        return tuple(level_bits(self.entries, count) for count in self.atoms)
+
+    @property
+    def nbytes(self) -> float:
+        """Bytes of a code."""
+        return sum(self.widths) / 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Codes:
+    """Decoded codes. Image j of a class, j < images, is made of code j mod M.
+
+    `atoms` and `signs` are (classes, M, sum of `coding.atoms`), level after level; the atoms of a
+    level ascend.
+    """
+
+    coding: Coding
+    images: int
+    atoms: Array  # int64, entries of the codebooks
+    signs: Array  # int8, -1 or 1
+
+
+def level_bits(entries: int, atoms: int) -> int:
+    """Return the bits of the choice of so many atoms, with signs."""
+    return (math.comb(entries, atoms) - 1).bit_length() + atoms
+
+
+def encode_codes(codes: Codes) -> Coded:
+    """Store codes.
+
+    Raises:
+        UsageError: the atoms of a level do not ascend, or are no entries of the codebook.
+    """
+    coding, atoms, signs = codes.coding, np.asarray(codes.atoms), np.asarray(codes.signs)
+    classes, count, total = atoms.shape
+    if (
+        total != sum(coding.atoms)
+        or signs.shape != atoms.shape
+        or not np.isin(signs, (-1, 1)).all()
+    ):
+        raise UsageError("codes are atoms and signs (classes, codes, atoms of all levels)")
+    fields = []
+    for first, m, width in _levels(coding):
+        chosen, sign = atoms[..., first : first + m], signs[..., first : first + m]
+        if not m:
+            continue
+        ascending = (np.diff(chosen, axis=-1) > 0).all()
+        if not ascending or chosen.min() < 0 or chosen.max() >= coding.entries:
+            raise UsageError(f"atoms of a level must ascend, from 0 to {coding.entries - 1}")
+        negative = (sign < 0).reshape(-1, m).astype(object) @ np.array(
+            [1 << i for i in range(m)], object
+        )
+        values = _ranks(chosen.reshape(-1, m)) * (1 << m) + negative
+        fields.append(_to_bits(values, width))
+    bits = np.concatenate(fields, axis=1)
+    data = np.packbits(bits.reshape(classes, -1), axis=1, bitorder="little")
+    params = {
+        "atoms": list(coding.atoms),
+        "bits": coding.bits,
+        "codes": count,
+        "eta": coding.eta,
+        "guidance": coding.guidance,
+        "images": codes.images,
+        "prompts": coding.prompts,
+        "sigmas": list(coding.sigmas),
+    }
+    return Coded(CODEC, {"bits": data}, params)
+
+
+def coding_of(coded: Coded) -> Coding:
+    """Return what the codes of a section have in common."""
+    params = coded.params
+    names = ("sigmas", "atoms", "bits", "eta", "guidance", "prompts")
+    return Coding(**{name: params[name] for name in names})
+
+
+def decode_codes(coded: Coded, rows: Sequence[int] | Array | None = None) -> Codes:
+    """Return the codes of some classes, or of all."""
+    coding, count = coding_of(coded), coded.params["codes"]
+    data = coded.tensors["bits"] if rows is None else coded.tensors["bits"][np.asarray(rows)]
+    total = sum(coding.widths)
+    bits = np.unpackbits(data, axis=1, count=count * total, bitorder="little")
+    bits = bits.reshape(len(data) * count, total)
+    atoms, signs = [], []
+    at = 0
+    for _, m, width in _levels(coding):
+        if not m:
+            continue
+        values = _from_bits(bits[:, at : at + width])
+        at += width
+        negative = np.array([[value >> i & 1 for i in range(m)] for value in values], np.int8)
+        signs.append(1 - 2 * negative.reshape(len(values), m))
+        atoms.append(_sets([value >> m for value in values], coding.entries, m))
+    shape = (len(data), count, -1)
+    return Codes(
+        coding,
+        coded.params["images"],
+        np.concatenate(atoms, axis=1).reshape(shape),
+        np.concatenate(signs, axis=1).reshape(shape),
+    )
+
+
+def first_codes(coded: Coded, images: int) -> Coded:
+    """Return the codes of the first images of every class."""
+    count, total = min(images, coded.params["codes"]), sum(coding_of(coded).widths)
+    bits = np.unpackbits(coded.tensors["bits"], axis=1, count=count * total, bitorder="little")
+    params = {**coded.params, "codes": count, "images": min(images, coded.params["images"])}
+    return Coded(CODEC, {"bits": np.packbits(bits, axis=1, bitorder="little")}, params)
+
+
+def check_codes(spec: SectionSpec, classes: int, images: int, at: str = "codes") -> None:
+    """Refuse other parameters or tensors than the codec's."""
+    if spec.codec != CODEC:
+        raise InvalidPackError(
+            f"{at}: unknown codec {spec.codec!r:.80}", code="E_CODEC", hint=f"known: {CODEC}"
+        )
+    _checks.check_keys(spec.params, at, _KEYS)
+    bits = _checks.check_integer(spec.params, "bits", at, 1, MAX_BITS)
+    coded = _checks.check_integer(spec.params, "images", at, 1, images)
+    count = _checks.check_integer(spec.params, "codes", at, 1, coded)
+    _check_sampling(spec.params, at)
+    _check_atoms(spec.params, at, 1 << bits)
+    width = sum(level_bits(1 << bits, atoms) for atoms in spec.params["atoms"])
+    layout: Layout = {"bits": ("U8", (classes, (count * width + 7) // 8))}
+    _checks.check_tensors(spec, at, layout)
+
+
+def _check_sampling(params: Mapping[str, Any], at: str) -> None:
+    sigmas = params["sigmas"]
+    if not isinstance(sigmas, (list, tuple)) or not all(type(s) is float for s in sigmas):
+        raise _codec_error(f"{at}.params.sigmas: not an array of reals")
+    check_sigmas(sigmas, f"{at}.params.sigmas", "E_CODEC")
+    if len(sigmas) > MAX_FRESH + 1:
+        raise _codec_error(f"{at}.params.sigmas: there is noise for {MAX_FRESH} steps")
+    for name, low, high in (("eta", 0.0, MAX_ETA), ("guidance", -1000.0, 1000.0)):
+        value = params[name]
+        if type(value) is not float or not low <= value <= high:
+            raise _codec_error(f"{at}.params.{name}: {value!r:.80} is not a real, {low} to {high}")
+    if type(params["prompts"]) is not bool:
+        raise _codec_error(f"{at}.params.prompts: {params['prompts']!r:.80} is not true or false")
+
+
+def _check_atoms(params: Mapping[str, Any], at: str, entries: int) -> None:
+    atoms, most = params["atoms"], min(MAX_ATOMS, entries)
+    if not isinstance(atoms, (list, tuple)) or len(atoms) != len(params["sigmas"]) - 1:
+        raise _codec_error(f"{at}.params.atoms: must have a number for each step")
+    if not all(type(count) is int and 0 <= count <= most for count in atoms) or not any(atoms):
+        raise _codec_error(f"{at}.params.atoms: not integers from 0 to {most}, one above 0")
+
+
+def check_code_values(coded: Coded, classes: tuple[str, ...], chunk: int = 256) -> None:
+    """Refuse ranks of no set, and bits without a meaning."""
+    coding, count = coding_of(coded), coded.params["codes"]
+    total, data = sum(coding.widths), coded.tensors["bits"]
+    used = count * total % 8
+    if used and (data[:, -1] >> used).any():
+        raise InvalidPackError("bits after the last code of a class are not zero", code="E_CODES")
+    starts = [0, *accumulate(coding.widths)]
+    checked = [
+        (starts[i] + m, starts[i + 1], math.comb(coding.entries, m))
+        for i, (_, m, _) in enumerate(_levels(coding))
+        if math.comb(coding.entries, m).bit_count() > 1  # otherwise every value is a rank
+    ]
+    for row in range(len(data) if checked else 0):
+        bits = np.unpackbits(data[row], count=count * total, bitorder="little")
+        bits = bits.reshape(count, total)
+        for start, stop, sets in checked:
+            if any(rank >= sets for rank in _from_bits(bits[:, start:stop])):
+                raise InvalidPackError(
+                    f"a code of class {row} ({classes[row]!r}) has atoms that do not exist",
+                    code="E_CODES",
+                )
+
+
+def _codec_error(message: str) -> InvalidPackError:
+    return InvalidPackError(message, code="E_CODEC")
+
+
+def _levels(coding: Coding) -> list[tuple[int, int, int]]:
+    """Return (place of the first atom, atoms, bits) of each level."""
+    firsts = [0, *accumulate(coding.atoms)]
+    return list(zip(firsts, coding.atoms, coding.widths, strict=False))
+
+
+def _ranks(sets: Array) -> Array:
+    """Return the rank of each ascending set: C(a1, 1) + C(a2, 2) + ..."""
+    if sets.shape[1] == 1:
+        return sets[:, 0].astype(object)
+    ranks = [sum(map(math.comb, atoms, range(1, len(atoms) + 1))) for atoms in sets.tolist()]
+    return np.array(ranks, object)
+
+
+def _sets(ranks: Sequence[int], entries: int, count: int) -> Array:
+    """Return the sets of these ranks, ascending: the reverse of `_ranks`."""
+    if count == 1:
+        return np.array(ranks, np.int64)[:, None]
+    sets = np.empty((len(ranks), count), np.int64)
+    for row, rank in enumerate(ranks):
+        above = entries
+        for k in range(count, 0, -1):
+            above = bisect_right(range(above), rank, key=partial(_choose, k)) - 1
+            rank -= math.comb(above, k)
+            sets[row, k - 1] = above
+    return sets
+
+
+def _choose(k: int, n: int) -> int:
+    return math.comb(n, k)
+
+
+def _to_bits(values: Array, width: int) -> Array:
+    """Return integers as rows of bits, least significant first."""
+    size = -(-width // 8)
+    data = b"".join(int(value).to_bytes(size, "little") for value in values)
+    rows = np.frombuffer(data, np.uint8).reshape(len(values), size)
+    return np.unpackbits(rows, axis=1, count=width, bitorder="little")
+
+
+def _from_bits(bits: Array) -> list[int]:
+    """Return the integers of rows of bits: the reverse of `_to_bits`."""
+    rows = np.packbits(bits, axis=1, bitorder="little")
+    return [int.from_bytes(row.tobytes(), "little") for row in rows]
