@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 
 from d3pack.backbones import (
@@ -27,16 +28,17 @@ from d3pack.backbones import (
 )
 from d3pack.decode import noise, samplers
 from d3pack.decode.carried import unpack_backbone
+from d3pack.decode.codes import chosen_noise
 from d3pack.decode.numerics import Numerics, choose_numerics, exact_numerics
 from d3pack.errors import BackboneChangedError, BackboneError, UsageError
-from d3pack.format.codecs import decode_adapter, decode_prompts
+from d3pack.format.codecs import coding_of, decode_adapter, decode_codes, decode_prompts
 from d3pack.system import resolve_device
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from d3pack.backbones import Backbone, FileProgress
-    from d3pack.format import Pack
+    from d3pack.format import Array, Pack
 
 T = TypeVar("T")
 Pair = tuple[int, int]  # class, index within the class
@@ -126,6 +128,7 @@ class Decoder:
         self.group = group or recipe.group
         self.workers = workers
         self._steps = samplers.plan(recipe.sampler, recipe.sigmas, recipe.extra)
+        self._coding = None if pack.codes is None else coding_of(pack.codes)
         self._prompts = torch.from_numpy(decode_prompts(pack.prompts).copy())  # (C, m, k, D)
         self._resources = ExitStack()
         self._allocate("the backbone", partial(self._open, backbone, path, progress))
@@ -277,12 +280,23 @@ class Decoder:
         for first_start in range(0, len(starts), parallel):
             batch = starts[first_start : first_start + parallel]
             groups = [pairs[start : start + self.group] for start in batch]
-            padded = [group + group[-1:] * (self.group - len(group)) for group in groups]
-            results = self._allocate(what, partial(self._decode, padded, epoch, parallel))
-            for start, group, images in zip(batch, groups, results, strict=True):
+            # codes have a sampler of their own: a group of both kinds is made in two parts
+            parts = [part for group in groups for part in self._kinds(group)]
+            padded = [part + part[-1:] * (self.group - len(part)) for part in parts]
+            results = iter(self._allocate(what, partial(self._decode, padded, epoch, parallel)))
+            for start, group in zip(batch, groups, strict=True):
                 # a copy: tensors of inference mode cannot be changed in place outside of it
-                copy = images[: len(group)].clone(memory_format=torch.contiguous_format)
+                kinds = self._kinds(group)
+                made = [next(results)[: len(part)] for part in kinds]
+                images = made[0] if len(made) == 1 else _merged(group, kinds, made)
+                copy = images.clone(memory_format=torch.contiguous_format)
                 yield range(start, start + len(group)), copy
+
+    def _kinds(self, group: list[Pair]) -> list[list[Pair]]:
+        """Return the images of a group that are made of codes, and those of seeds."""
+        coded = [pair for pair in group if pair[1] < self.pack.coded_images]
+        seeded = [pair for pair in group if pair[1] >= self.pack.coded_images]
+        return [part for part in (coded, seeded) if part]
 
     def _parallel_groups(self) -> int:
         """Return how many groups to decode at once: an exact forward pass uses one core."""
@@ -299,7 +313,7 @@ class Decoder:
             exact_numerics(self.device, self.numerics),
             apply_adapter(self.backbone, self._adapter),
         ):
-            models = [self._model(pairs) for pairs in groups]
+            models = [self._model(pairs, *self._guidance(pairs)) for pairs in groups]
             if len(groups) == 1:
                 return [self._decode_group(groups[0], models[0], epoch)]
             run = self._threads(parallel).map
@@ -345,25 +359,59 @@ class Decoder:
                 device=self.device,
             )
 
-        x = samplers.start(draw(0), recipe.sigmas)
-        return samplers.sample(recipe.sampler, model, x, recipe.sigmas, draw, recipe.extra)
+        if pairs[0][1] >= pack.coded_images:
+            x = samplers.start(draw(0), recipe.sigmas)
+            return samplers.sample(recipe.sampler, model, x, recipe.sigmas, draw, recipe.extra)
+        coding, chosen = self._coding, self._choices(pairs)
+        assert coding is not None
+
+        def choice(level: int) -> Tensor:
+            if not coding.atoms[level]:
+                return draw(level)
+            return chosen_noise(pack.seed, coding, level, *chosen, self.latent_shape, self.device)
+
+        x = samplers.start(choice(0), coding.sigmas)
+        extra = {"eta": coding.eta}
+        return samplers.sample("ancestral", model, x, coding.sigmas, choice, extra)
+
+    def _choices(self, pairs: list[Pair]) -> tuple[Array, Array]:
+        """Return atoms and signs of the codes of images."""
+        codes = self.pack.codes
+        assert codes is not None
+        rows, place = np.unique([c for c, _ in pairs], return_inverse=True)
+        decoded = decode_codes(codes, rows)
+        numbers = np.array([i for _, i in pairs]) % decoded.atoms.shape[1]
+        return decoded.atoms[place, numbers], decoded.signs[place, numbers]
+
+    def _guidance(self, pairs: list[Pair]) -> tuple[float, bool]:
+        """Return how strongly images of one kind are guided, and whether a prompt is used."""
+        if self._coding is None or pairs[0][1] >= self.pack.coded_images:
+            return self.pack.recipe.guidance, True
+        return self._coding.guidance, self._coding.prompts
 
     @torch.inference_mode()
-    def _model(self, pairs: list[Pair]) -> samplers.Model:
+    def _model(self, pairs: list[Pair], guidance: float, prompts: bool) -> samplers.Model:
         """Return the denoiser with its conditions; guidance takes one pass of twice the group."""
         recipe, backbone = self.pack.recipe, self.backbone
-        modes = self._prompts.shape[1]
-        conditions = Condition.cat(self._condition(c, i % modes) for c, i in pairs)
-        if recipe.guidance == 1.0:
-            return lambda x, sigma: backbone.denoise(x, sigma, conditions)
-        if self._unconditional is None:
+        if self._unconditional is None and not (prompts and guidance == 1.0):
             self._unconditional = backbone.unconditional()
+        if prompts:
+            modes = self.pack.modes([i for _, i in pairs]).tolist()
+            conditions = Condition.cat(
+                self._condition(c, mode) for (c, _), mode in zip(pairs, modes, strict=True)
+            )
+        else:
+            assert self._unconditional is not None
+            conditions = self._unconditional.expand(len(pairs))
+        if guidance == 1.0 or not prompts:
+            return lambda x, sigma: backbone.denoise(x, sigma, conditions)
+        assert self._unconditional is not None
         both = Condition.cat([self._unconditional.expand(len(pairs)), conditions])
         channels = recipe.guided_channels or self.latent_shape[0]
 
         def guided(x: Tensor, sigma: float) -> Tensor:
             without, with_class = backbone.denoise(torch.cat([x, x]), sigma, both).chunk(2)
-            mixed = (with_class - without) * recipe.guidance + without
+            mixed = (with_class - without) * guidance + without
             if channels >= mixed.shape[1]:
                 return mixed
             return torch.cat([mixed[:, :channels], with_class[:, channels:]], dim=1)
@@ -401,6 +449,12 @@ class Decoder:
             hint="free memory, use a larger device, or encode the pack with a smaller group;"
             ' numerics="fast" also takes group= (other pixels)',
         )
+
+
+def _merged(group: list[Pair], kinds: list[list[Pair]], made: list[Tensor]) -> Tensor:
+    """Return images of two kinds in the order of their group."""
+    places = {pair: place for place, pair in enumerate(pair for part in kinds for pair in part)}
+    return torch.cat(made)[[places[pair] for pair in group]]
 
 
 # One lock for all decoders of an open backbone, because each applies its own adapter to it.

@@ -235,7 +235,8 @@ class Pack:
         columns, count = np.asarray(images, dtype=np.int64), self.prompts.params["shape"][0]
         seeded = columns - self.coded_images
         own = columns if self.codes is None else columns % self.codes.params["codes"]
-        return np.where(seeded < 0, own, seeded) % count
+        modes: Array = np.where(seeded < 0, own, seeded) % count
+        return modes
 
     def select(self, classes: Sequence[int | str]) -> Pack:
         """Return a pack of some classes, whose images stay the same.

@@ -213,8 +213,8 @@ def check_code_values(coded: Coded, classes: tuple[str, ...], chunk: int = 256) 
         if math.comb(coding.entries, m).bit_count() > 1  # otherwise every value is a rank
     ]
     for row in range(len(data) if checked else 0):
-        bits = np.unpackbits(data[row], count=count * total, bitorder="little")
-        bits = bits.reshape(count, total)
+        stream = np.unpackbits(data[row], count=count * total, bitorder="little")
+        bits = stream.reshape(count, total)
         for start, stop, sets in checked:
             if any(rank >= sets for rank in _from_bits(bits[:, start:stop])):
                 raise InvalidPackError(
