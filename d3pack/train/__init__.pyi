@@ -19,6 +19,7 @@ from d3pack.train.dit import DiTConfig as DiTConfig
 from d3pack.train.dit import build_dit as build_dit
 from d3pack.train.dit import export_dit as export_dit
 from d3pack.train.export import write_lock as write_lock
+from d3pack.train.loop import accelerator_on as accelerator_on
 from d3pack.train.loop import run_stage as run_stage
 from d3pack.train.run import train_backbone as train_backbone
 from d3pack.train.settings import STAGES as STAGES

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from d3pack.errors import UsageError
-from d3pack.system import writing
+from d3pack.system import resolve_device, writing
 from d3pack.train.config import LoopConfig
 from d3pack.train.muon import Muon, grouped
 
@@ -105,6 +105,15 @@ class Task(Protocol):
 
 
 Report = Callable[[dict[str, Any]], None]
+
+
+def accelerator_on(device: str | None) -> Accelerator:
+    """Return the accelerator of this process; under a launcher, each process has its own device."""
+    chosen = resolve_device(device)
+    accelerator = Accelerator(cpu=chosen.type == "cpu", mixed_precision="bf16")
+    if accelerator.num_processes == 1:
+        accelerator.state.device = chosen
+    return accelerator
 
 
 def learning_rate(config: LoopConfig, step: int, progress: float) -> float:

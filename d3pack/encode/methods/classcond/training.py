@@ -35,6 +35,7 @@ from d3pack.train import (
     Latents,
     LoopConfig,
     Photos,
+    accelerator_on,
     build_dit,
     export_dit,
     run_stage,
@@ -76,7 +77,7 @@ def train_dit(
     photos, latents = encode_images(run, encode, side, config.hold_back)
     validation = _validation_latents(encode, photos)
     task = _task(config, vae, latents, validation, len(photos.names), run.settings.seed)
-    accelerator = Accelerator(cpu=run.context.device.startswith("cpu"), mixed_precision="bf16")
+    accelerator = accelerator_on(run.context.device)
     loop = replace(config.loop, steps=own.train_steps or config.loop.steps)
     if own.train_seconds:
         if "train steps" not in run.journal:
