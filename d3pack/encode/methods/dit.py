@@ -41,9 +41,7 @@ def encode_images(
         run.remember_skipped()
         run.journal.record("images", len(photos.labels))  # a journal without facts has not begun
     with run.events.stage("encode the images", 2 * len(photos.train), "images"):
-        latents = cached_latents(
-            photos, of_pixels(encode), cache, 0.0, run.settings.seed, progress
-        )
+        latents = cached_latents(photos, of_pixels(encode), cache, 0.0, run.settings.seed, progress)
     return photos, latents
 
 
