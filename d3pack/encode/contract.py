@@ -14,12 +14,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from d3pack.encode.settings import (
-    ClassCondSettings,
-    D3MSettings,
-    EncodeSettings,
-    MinimaxSettings,
-)
+from d3pack.encode.settings import ClassCondSettings, D3MSettings, EncodeSettings, MinimaxSettings
 from d3pack.errors import UsageError
 from d3pack.system import load
 

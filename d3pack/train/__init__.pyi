@@ -7,6 +7,7 @@ from d3pack.train.data import Latents as Latents
 from d3pack.train.data import Photos as Photos
 from d3pack.train.data import batch_rows as batch_rows
 from d3pack.train.data import cached_latents as cached_latents
+from d3pack.train.data import held_out_latents as held_out_latents
 from d3pack.train.data import load_photos as load_photos
 from d3pack.train.diffusion import SCHEDULE as SCHEDULE
 from d3pack.train.diffusion import DenoiserModule as DenoiserModule

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,10 +24,10 @@ from d3pack.train.autoencoder import AutoencoderModule, AutoencoderTask
 from d3pack.train.config import PRESETS, LoopConfig, TrainConfig
 from d3pack.train.data import (
     SKIPPED,
-    Latents,
     Photos,
+    cached_latents,
     encode_pixels,
-    load_latents,
+    held_out_latents,
     load_photos,
     spoken,
 )
@@ -195,22 +196,16 @@ class TrainingRun:
     ) -> UNet2DConditionModel:
         config, photos = self.config.diffusion, self.photos
         shown = config.previews // 2  # classes, two images each
+        encode = partial(encode_pixels, autoencoder.eval().to(memory_format=torch.channels_last))
         with self.accelerator.main_process_first():
-            latents = load_latents(
+            latents = cached_latents(
                 photos,
-                autoencoder,
+                encode,
                 self.cache,
                 config.collage_share,
                 self.config.seed,
                 self._counter("latents"),
             )
-        held = np.concatenate(
-            [
-                encode_pixels(autoencoder, photos.pixels[rows]).cpu().half().numpy()
-                for rows in np.array_split(photos.held_out, max(1, len(photos.held_out) // 256))
-            ]
-        )
-        held_out = Latents(held, photos.labels[photos.held_out], np.zeros(len(held), np.bool_))
         device = self.accelerator.device
 
         @torch.no_grad()
@@ -230,7 +225,7 @@ class TrainingRun:
             config,
             build,
             latents,
-            held_out,
+            held_out_latents(photos, encode),
             TextConditioner(text, tokenizer, photos.names, config.caption_drop),
             decode,
             [i * len(photos.names) // shown for i in range(shown)] * 2,
