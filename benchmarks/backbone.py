@@ -28,6 +28,7 @@ from benchmarks.classifier import Classifier, classify, load_classifier, real_ph
 from benchmarks.results import RESULTS, command, load, save
 from d3pack.backbones import open_backbone
 from d3pack.backbones.protocol import TEMPLATE, Backbone, Condition
+from d3pack.backbones.stable_diffusion import StableDiffusion
 from d3pack.decode.noise import normal_torch
 from d3pack.decode.samplers import sample, schedule, start
 from d3pack.preview import Row, contact_sheet
@@ -39,7 +40,7 @@ GROUP = 32
 
 
 def generate(
-    backbone: Backbone, names: list[str], each: int, steps: int, guidance: float
+    backbone: StableDiffusion, names: list[str], each: int, steps: int, guidance: float
 ) -> Iterator[Tensor]:
     """uint8 groups, class by class: `each` images of every name, DPM-Solver++(2M)."""
     sigmas = schedule(backbone.levels.alphas_cumprod, "dpmpp-2m", steps)
@@ -102,7 +103,9 @@ def autoencoder_psnr(backbone: Backbone, pixels: NDArray[np.uint8]) -> tuple[flo
     return float(torch.cat(found).mean()), torch.cat(latents)
 
 
-def speed(backbone: Backbone, names: list[str], steps: int, guidance: float) -> dict[str, Any]:
+def speed(
+    backbone: StableDiffusion, names: list[str], steps: int, guidance: float
+) -> dict[str, Any]:
     """Images a second, autoencoder included: by the clock, and by the processors' own time.
 
     On a machine that is busy with other work the second figure is the one to trust.
@@ -160,7 +163,7 @@ def measure_real(backbone: Backbone, photos: Photos, classifier: Classifier) -> 
 
 
 def measure(
-    backbone: Backbone,
+    backbone: StableDiffusion,
     names: list[str],
     classifier: Classifier,
     real: Real,
@@ -222,6 +225,7 @@ def main(arguments: Sequence[str]) -> None:
     photos = real_photos(found.source, found.cache)
     classifier = load_classifier(found.classifier, len(photos.names))
     backbone = open_backbone(found.backbone)
+    assert isinstance(backbone, StableDiffusion)  # others have no sentences
     names = list(photos.names)
     real = measure_real(backbone, photos, classifier)
     result: dict[str, Any] = {

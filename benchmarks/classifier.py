@@ -97,9 +97,15 @@ def augment(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.u
     )
 
 
+def channels_last(classifier: Classifier) -> Classifier:
+    """Return the classifier with its weights in the layout that is fastest on a CPU."""
+    classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return classifier
+
+
 def train_classifier(photos: Photos, epochs: int, path: Path, seed: int = 0) -> Classifier:
     torch.manual_seed(seed)
-    classifier = Classifier(len(photos.names)).to(memory_format=torch.channels_last)
+    classifier = channels_last(Classifier(len(photos.names)))
     batch = 128
     total = epochs * len(photos.train) // batch
     optimizer = torch.optim.SGD(
@@ -137,7 +143,7 @@ def train_classifier(photos: Photos, epochs: int, path: Path, seed: int = 0) -> 
 def load_classifier(path: Path, classes: int) -> Classifier:
     classifier = Classifier(classes)
     classifier.load_state_dict(load_file(path))
-    return classifier.eval().to(memory_format=torch.channels_last)
+    return channels_last(classifier.eval())
 
 
 def real_photos(source: str, cache: Path) -> Photos:

@@ -68,9 +68,9 @@ TINY = Size((1, 3, 5), 1, (64, 128), 2, 4, 2, 1, (1, 2))
 def seconds(device: torch.device, call: Callable[[], Any]) -> float:
     """Time until the device has done it."""
     if device.type != "cuda":
-        began = time.perf_counter()
+        start = time.perf_counter()
         call()
-        return time.perf_counter() - began
+        return time.perf_counter() - start
     began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize(device)
     began.record()
@@ -193,7 +193,10 @@ def memory(decoder: Decoder, groups: int) -> int:
 def rate(decoder: Decoder, size: Size, most: float) -> dict[str, Any]:
     """Images a second and the share of the peak: of a whole decode, and of its two models."""
     group, backbone = decoder.group, decoder.backbone
-    whole = lambda: decoder.images(range(group))  # noqa: E731
+
+    def whole() -> torch.Tensor:
+        return decoder.images(range(group))
+
     whole()  # conditions, kernels
     x = torch.randn(2 * group, *decoder.latent_shape, device=decoder.device)
     condition = backbone.unconditional().expand(2 * group)

@@ -44,7 +44,7 @@ from d3pack.sources import Source, open_source
 from d3pack.system import Events
 from d3pack.teachers import Cut
 
-PEER = {
+PEER: dict[str, Any] = {
     "steps": 3000,
     "accumulate": 4,
     "lr": 5e-4 * 4,  # --scale_lr
@@ -173,8 +173,8 @@ def peer(
     original = table.detach().clone()
     row = len(table) - 1
     before, after = (text.words.ids(part) for part in template.split("{}"))
-    ids = [text.words.start, *before, row, *after, text.words.end]
-    ids = torch.tensor(ids + [text.words.pad] * (text.positions - len(ids)))
+    sentence = [text.words.start, *before, row, *after, text.words.end]
+    ids = torch.tensor(sentence + [text.words.pad] * (text.positions - len(sentence)))
     optimizer = torch.optim.AdamW(
         [table],
         lr=PEER["lr"],

@@ -26,8 +26,9 @@ from d3pack.decode import Decoder
 from d3pack.encode import D3MSettings, EncodeRun, EncodeSettings, encode
 from d3pack.encode.methods.d3m.method import D3M, D3MJob
 from d3pack.evaluate.baselines import names_pack
+from d3pack.evaluate.entries import LabelledImages
 from d3pack.evaluate.protocols import QUICK
-from d3pack.evaluate.training import Labelled, train_student
+from d3pack.evaluate.training import train_student
 from d3pack.format import pack_bytes
 from d3pack.format.codecs import decode_labels
 from d3pack.format.pack import Pack
@@ -91,7 +92,7 @@ def students(pack: Pack, path: Any, tests: tuple[Tensor, Tensor], seeds: int) ->
     labels = torch.arange(len(pack.classes)).repeat_interleave(pack.images_per_class)
     if pack.labels is not None:
         labels = torch.from_numpy(decode_labels(pack.labels)).flatten(0, 1)
-    train, test = Labelled(images, labels), Labelled(*tests)
+    train, test = LabelledImages(images, labels), LabelledImages(*tests)
     return [train_student(train, test, QUICK, seed).last for seed in range(seeds)]
 
 

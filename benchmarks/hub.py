@@ -48,7 +48,7 @@ def run(hub: LoopbackHub) -> dict[str, Any]:
     hub.put("org/large", {"large.d3m": large})
     rows = {"open 10 classes, cold": measure(hub, lambda: d3hub.load(SMALL))}
     rows["open 10 classes, cached, by branch"] = measure(hub, lambda: d3hub.load(SMALL))
-    pinned = str(d3hub.pull(d3hub.parse(SMALL)).address)
+    pinned = str(d3hub.pull(d3hub.parse_address(SMALL)).address)
     rows["open 10 classes, cached, pinned"] = measure(hub, lambda: d3hub.load(pinned))
     rows["info of 1000 classes"] = measure(hub, lambda: d3hub.remote_info(LARGE))
     for wanted in ([500], [3, 999], list(range(0, 1000, 100))):

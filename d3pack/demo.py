@@ -110,6 +110,8 @@ def run_demo(
         say: receives one line for each step of the demo.
     """
     began = time.monotonic()
+    for module in ("sklearn", "threadpoolctl", "matplotlib"):  # before minutes of work
+        require(module, "the demo")
     folder.mkdir(parents=True, exist_ok=True)
     digits = folder / "digits"
     say("1/4  real images: scikit-learn's digits, 8x8 pixels")

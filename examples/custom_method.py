@@ -5,12 +5,10 @@
 As an entry point of the group "d3pack.methods" it is there for `d3pack encode --method names`.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 
-import numpy as np
+import torch
 
 from d3pack.backbones import Backbone, open_backbone
 from d3pack.decode import schedule
@@ -38,17 +36,15 @@ class NamesJob:
         return Estimate(nbytes=5000, seconds={"prompts": 1.0})
 
     def run(self, run: EncodeRun) -> Draft:
-        backbone, count = self.backbone, self.plan.allocation.vectors
-        vectors = [backbone.name_vectors(name, count).float().cpu() for name in self.plan.classes]
-        prompts = np.stack([each.numpy() for each in vectors])[:, None]  # (C, 1 mode, k, D)
+        plan, backbone = self.plan, self.backbone
+        vectors = [backbone.name_vectors(name, plan.allocation.vectors) for name in plan.classes]
+        prompts = torch.stack(vectors)[:, None].float().cpu().numpy()  # (C, 1 mode, k, D)
         sigmas = schedule(backbone.levels.alphas_cumprod, "dpmpp-2m", 12)
-        recipe = Recipe(backbone.ref, self.plan.size, "dpmpp-2m", sigmas, guidance=2.5)
+        recipe = Recipe(backbone.ref, plan.size, "dpmpp-2m", sigmas, guidance=2.5)
         return Draft(recipe, prompts, backbone)
 
 
 class Names:
-    """The baseline that every learned prompt has to beat."""
-
     name, settings = "names", NamesSettings
 
     def prepare(
@@ -60,10 +56,5 @@ class Names:
         return NamesJob(plan, backbone)
 
 
-def main(folder: str, output: str, backbone: str = "mini") -> None:
-    pack = encode(folder, output, Settings(4, backbone=backbone), method=Names())
-    print(f"{output}: {pack.ledger().total} bytes, root {pack.root}")
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:4])
+    encode(sys.argv[1], sys.argv[2], Settings(4), method=Names())

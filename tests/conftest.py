@@ -3,6 +3,8 @@
 What is asked for no device takes the GPU, and would then be compared with tensors of the CPU, or
 be handed to workers that cannot have it. So the GPU is hidden, from processes of our own too,
 before any fixture runs; a test marked `cuda` sees it, and is skipped where there is none.
+
+Models in tests are so small that threads slow them down: each process of pytest uses one core.
 """
 
 from __future__ import annotations
@@ -11,6 +13,9 @@ import os
 from collections.abc import Iterator
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+
 import torch
 
 _VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -114,10 +114,7 @@ class DiT:
 
     def _forward(self, x_t: Tensor, t: Tensor, c: Condition) -> Tensor:
         out: Tensor = self.denoiser(
-            x_t.to(self.dtype),
-            timestep=t,
-            class_labels=c.tensors["vector"],
-            return_dict=False,
+            x_t.to(self.dtype), timestep=t, class_labels=c.tensors["vector"], return_dict=False
         )[0]
         return out[:, : self._channels].float()
 

@@ -104,7 +104,7 @@ class Backbone(Protocol):
         """Return float images around [-1, 1] of latents; gradients pass."""
         ...
 
-    def name_vectors(self, name: str, k: int | None) -> Tensor:
+    def name_vectors(self, name: str, k: int | None = None) -> Tensor:
         """Return k vectors (k, D) for the name of a class: a start for learning prompts.
 
         With k None as many as the name has tokens.

@@ -12,13 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from d3pack.backbones.loading import Files
-from d3pack.backbones.lock import (
-    FileProgress,
-    VerifiedFile,
-    list_files,
-    lock_files,
-    verify_files,
-)
+from d3pack.backbones.lock import FileProgress, VerifiedFile, list_files, lock_files, verify_files
 from d3pack.errors import BackboneChangedError, BackboneError, NoSpaceError, NotFoundError
 from d3pack.format import BackboneRef, directory_revision
 from d3pack.system import first_line, is_disk_full

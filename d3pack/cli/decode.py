@@ -7,13 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d3pack.cli import _out
-from d3pack.cli._fields import (
-    Format,
-    backbone_option,
-    device_option,
-    format_option,
-    pack_argument,
-)
+from d3pack.cli._fields import Format, backbone_option, device_option, format_option, pack_argument
 from d3pack.decode import ExportSettings
 from d3pack.errors import NotFoundError, UsageError
 from d3pack.system import REQUIRED, nested, option, progress_bar

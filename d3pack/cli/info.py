@@ -76,8 +76,7 @@ def _summary(pack: Pack) -> dict[str, Any]:
 def _describe(pack: Pack, file: str) -> Iterator[str]:
     from d3pack.format import EMBEDDED
 
-    recipe, backbone, prompts = pack.recipe, pack.recipe.backbone, pack.prompts
-    modes, vectors, width = prompts.params["shape"]
+    recipe, backbone = pack.recipe, pack.recipe.backbone
     yield _clip(f"{printable(file)}  d3m 1.{pack.minor}")
     yield _row("root", pack.root)
     yield _row("classes", f"{len(pack.classes):,}: " + ", ".join(pack.classes[:20]))
@@ -100,6 +99,18 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
     )
     yield _row("", f"{recipe.dtype}, groups of {recipe.group}, {recipe.noise} noise")
     yield _row("", f"template {recipe.template!r}")
+    yield from _sections(pack)
+    if pack.optional:
+        labels = {EMBEDDED: "backbone (carried in this file)"}
+        names = (labels.get(name, f"{name} (unknown here, preserved)") for name in pack.optional)
+        yield _row("optional", ", ".join(sorted(names)))
+    if pack.provenance:
+        yield _row("provenance", ", ".join(sorted(pack.provenance)))
+
+
+def _sections(pack: Pack) -> Iterator[str]:
+    prompts = pack.prompts
+    modes, vectors, width = prompts.params["shape"]
     yield _row(
         "prompts",
         f"{prompts.codec}, {count(modes, 'mode')} of {count(vectors, 'vector')}"
@@ -125,12 +136,6 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
         entries = next(s for s in pack.manifest["sections"] if s["name"] == "probes")["tensors"]
         images, _, height, breadth = next(entry[2] for entry in entries if entry[0] == "images")
         yield _row("probes", f"{count(images, 'image')} of {height} x {breadth} pixels")
-    if pack.optional:
-        labels = {EMBEDDED: "backbone (carried in this file)"}
-        names = (labels.get(name, f"{name} (unknown here, preserved)") for name in pack.optional)
-        yield _row("optional", ", ".join(sorted(names)))
-    if pack.provenance:
-        yield _row("provenance", ", ".join(sorted(pack.provenance)))
 
 
 def _ledger(ledger: Ledger) -> Iterator[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from d3pack.cli import _out
 from d3pack.cli._fields import Format, format_option, source_argument
-from d3pack.system import REQUIRED, nested, option
+from d3pack.system import REQUIRED, Listener, json_lines, nested, option
 from d3pack.train import TrainSettings
 
 
@@ -32,17 +33,12 @@ class Train:
         """Train, or go on training, and say where the backbone is."""
         from d3pack.train import train_backbone
 
-        report = {"human": _tell, "json": _event, "quiet": lambda event: None}[self.format]
+        reports: dict[str, Listener] = {"human": _tell, "json": json_lines(sys.stdout)}
+        report = reports.get(self.format, lambda event: None)
         _out.if_interrupted(f"run the same command again and it goes on ({self.output}/training)")
         folder = train_backbone(self.source, self.output, self.settings, report=report)
         if folder is not None and self.format == "human" and os.environ.get("RANK", "0") == "0":
             _out.show(f"{folder}: a backbone in diffusers' layout; use it as --backbone {folder}")
-
-
-def _event(event: dict[str, Any]) -> None:
-    import json
-
-    print(json.dumps(event, sort_keys=True), flush=True)
 
 
 def _tell(event: dict[str, Any]) -> None:

@@ -6,12 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from d3pack.cli import _out
-from d3pack.cli._fields import (
-    Format,
-    backbone_option,
-    device_option,
-    format_option,
-)
+from d3pack.cli._fields import Format, backbone_option, device_option, format_option
 from d3pack.errors import BackboneError, D3MError, InvalidPackError
 from d3pack.system import argument, count, option, printable
 

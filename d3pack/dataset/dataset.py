@@ -145,12 +145,8 @@ class D3MDataset(Dataset[Any]):
         self.batch_transform = batch_transform
         self.output: Output = output
         self.teacher = teacher
-        self._fresh = fresh
         # in shared memory, so that workers that outlive an epoch see the next one
-        self._epoch: Tensor | None = None
-        if fresh:
-            self._epoch = torch.zeros((), dtype=torch.int64)
-            self._epoch.share_memory_()
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_() if fresh else None
         if backbone is None and not isinstance(pack, Pack):
             backbone = local_backbone(fspath(pack), self.pack)
         directory = None if cache_dir is None else Path(cache_dir).expanduser().absolute()

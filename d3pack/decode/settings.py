@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from d3pack.errors import UsageError
-from d3pack.system import check, option
+from d3pack.system import check, option, require
 
 Layout = Literal["folder", "webdataset", "parquet", "npz"]
 
@@ -26,5 +26,7 @@ class ExportSettings:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.layout == "parquet":
+            require("pyarrow", "parquet output")
         if self.quality is not None and self.image != "webp":
             raise UsageError("quality is a setting of webp", hint='set image="webp", too')

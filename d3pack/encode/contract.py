@@ -10,18 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from d3pack.encode.settings import (
-    ClassCondSettings,
-    D3MSettings,
-    EncodeSettings,
-    MinimaxSettings,
-)
+from d3pack.encode.settings import ClassCondSettings, D3MSettings, EncodeSettings, MinimaxSettings
 from d3pack.errors import UsageError
+from d3pack.system import load
 
 if TYPE_CHECKING:
     import numpy as np
@@ -198,8 +193,7 @@ def open_method(name: str) -> Method:
             f"unknown method {name!r}: expected {', '.join(available_methods())}",
             hint="other methods come with plugins",
         )
-    module, _, attribute = place.partition(":")
-    return cast(Method, getattr(import_module(module), attribute)())
+    return cast(Method, load(place, f"the method {name}")())
 
 
 def method_settings(name: str) -> type:

@@ -10,14 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from d3pack.decode import backbone_path, reproducible_cuda
-from d3pack.encode.contract import (
-    EncodeContext,
-    EncodeRun,
-    Job,
-    Method,
-    open_method,
-    own_settings,
-)
+from d3pack.encode.contract import EncodeContext, EncodeRun, Job, Method, open_method, own_settings
 from d3pack.encode.finish import finish
 from d3pack.encode.plan import EncodePlan
 from d3pack.encode.settings import EncodeSettings
@@ -34,6 +27,7 @@ from d3pack.system import (
     log_file,
     replace_folder,
     resolve_device,
+    write_text,
 )
 from d3pack.teachers import teacher_cache
 
@@ -143,7 +137,8 @@ def encode(
         with _deterministic(context.device):
             draft = job.run(run)
             pack = finish(run, plan, draft, method.name)
-        _list_skipped(source, work)
+        # for the user, not for the pack
+        write_text(work / "skipped.txt", source.skipped_lines())
         if draft.trained is not None:
             _publish_backbone(draft.trained, output, journal)
         journal.record(_ROOT, pack.root)  # first: a file with that root is ours, and complete
@@ -248,9 +243,3 @@ def _publish_backbone(trained: Path, output: Path, journal: Journal) -> None:
 def _remove_temporary(journal: Journal) -> None:
     for folder in _TEMPORARY:
         journal.drop(folder)
-
-
-def _list_skipped(source: Source, work: Path) -> None:
-    """Write the names of the files that were left out: for the user, not for the pack."""
-    lines = [f"{skip.class_name}\t{skip.key}\t{skip.reason}\n" for skip in source.skipped]
-    (work / "skipped.txt").write_text("".join(lines), encoding="utf-8", errors="backslashreplace")

@@ -11,7 +11,7 @@ these the one with the fewest forward passes is taken.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -123,7 +123,6 @@ def best_sampling(
     run: EncodeRun,
     plan: EncodePlan,
     draft: Draft,
-    real: Callable[[int, int], Images],
     *,
     images: int,
     decode_seconds: float,
@@ -133,13 +132,13 @@ def best_sampling(
     Args:
         run: the run.
         plan: its plan.
-        draft: a draft with any sampling.
-        real: images of a class, and at most so many.
+        draft: a draft with any sampling, a teacher and real images.
         images: generated images for each sampling, of all classes.
         decode_seconds: time for all images of the pack; 0 is no limit.
     """
     pack, backbone, teacher = draft.pack(plan), draft.backbone, draft.teacher
     assert teacher is not None
+    assert draft.real is not None
     journal, samplings = run.journal, grid(run.settings)
     classes = range(len(pack.classes))
     each = max(4, images // len(classes))
@@ -148,7 +147,7 @@ def best_sampling(
     if "speed" not in journal:
         journal.record("speed", _measure_speed(trial, backbone))
     speed = Speed(**journal["speed"])
-    features = [_features(teacher, real(c, 4 * each)) for c in classes]
+    features = [_features(teacher, draft.real(c, 4 * each)) for c in classes]
     results: dict[str, Any] = dict(journal[_NAME]) if _NAME in journal else {}
     with run.events.stage("choose the sampler", len(samplings), "settings"):
         for done, sampling in enumerate(samplings, 1):

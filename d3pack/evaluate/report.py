@@ -18,7 +18,7 @@ from d3pack.evaluate.bench import EntryResult
 from d3pack.evaluate.charts import Series
 from d3pack.evaluate.evaluation import Evaluation
 from d3pack.preview import Row, contact_sheet, document, table
-from d3pack.system import count, duration, replace_file, size
+from d3pack.system import count, duration, replace_file, require, size
 
 _SHEET_CLASSES = 10  # that contact sheets show
 
@@ -27,7 +27,7 @@ def report_path(path: str | Path) -> Path:
     """Return a path where `write_report` can write.
 
     Raises:
-        UsageError: if the name does not end in .html or .htm.
+        UsageError: if the name does not end in .html or .htm, or matplotlib is missing.
         NotFoundError: if its directory does not exist.
     """
     path = Path(path)
@@ -35,6 +35,7 @@ def report_path(path: str | Path) -> Path:
         raise UsageError(f"invalid report {path.name!r}: expected a name that ends in .html")
     if not path.parent.is_dir():
         raise NotFoundError(f"{path.parent} is not a directory", hint="create it first")
+    require("matplotlib", "a report")
     return path
 
 

@@ -57,7 +57,7 @@ class EvalSettings:
         object.__setattr__(self, "baselines", names)
         if self.teacher is not None:
             return
-        hint = "give a teacher: train, or a transformers classifier"
+        hint = "give one as teacher=: train, or a transformers classifier"
         for name in names:
             if BASELINES[name].needs_teacher:
                 raise UsageError(f"baseline {name} needs a teacher", hint=hint)

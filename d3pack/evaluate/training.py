@@ -20,15 +20,7 @@ from d3pack.decode import reproducible_cuda
 from d3pack.errors import UsageError
 from d3pack.evaluate.augment import apply_all, cutmix
 from d3pack.evaluate.entries import LabelledImages
-from d3pack.evaluate.protocols import (
-    AdamW,
-    Intervals,
-    MeanStd,
-    Protocol,
-    Steps,
-    Updates,
-    by_images,
-)
+from d3pack.evaluate.protocols import AdamW, Intervals, MeanStd, Protocol, Steps, Updates, by_images
 from d3pack.evaluate.students import build_student
 from d3pack.system import resolve_device, writing
 

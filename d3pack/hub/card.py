@@ -80,10 +80,7 @@ def metadata(facts: Facts) -> dict[str, Any]:
     }
     if facts.preview:
         value["configs"] = [
-            {
-                "config_name": "preview",
-                "data_files": [{"split": "preview", "path": facts.preview}],
-            }
+            {"config_name": "preview", "data_files": [{"split": "preview", "path": facts.preview}]}
         ]
     return value
 

@@ -80,10 +80,7 @@ def _classes(names: tuple[str, ...]) -> dict[str, Any]:
         "name": "classes",
         "dataType": "sc:Enumeration",
         "key": {"@id": "classes/label"},
-        "field": [
-            _field("classes/label", "sc:Integer"),
-            _field("classes/name", "sc:Text"),
-        ],
+        "field": [_field("classes/label", "sc:Integer"), _field("classes/name", "sc:Text")],
         "data": [{"classes/label": i, "classes/name": name} for i, name in enumerate(names)],
     }
 

@@ -247,11 +247,7 @@ def _same(entry: Any, data: bytes) -> bool:
 
 
 def _preview(
-    path: Path,
-    pack: Pack,
-    settings: PushSettings,
-    notes: list[str],
-    progress: Counter | None,
+    path: Path, pack: Pack, settings: PushSettings, notes: list[str], progress: Counter | None
 ) -> tuple[int, bytes | None]:
     """Return the number of images of the preview, and its parquet."""
     if settings.preview == "none":

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from d3pack.errors import HubError, HubOfflineError, NotFoundError
 from d3pack.hub.address import Address
@@ -23,22 +22,15 @@ SUFFIX = ".sig"
 
 def sign(data: bytes, name: str, key: Path | None) -> bytes:
     """Return the signature of a pack, by a private key (PEM) or else by a login at Sigstore."""
-    library = _library()
+    library = require("model_signing", "signing")
     config = library.signing.Config()
     with _as_file(data, name) as path:
         out = path.with_name(path.name + SUFFIX)
-        try:
+        hint = "the key must be an elliptic-curve private key in PEM, without a password"
+        with _failing_with("signing failed", hint, key):
             if key is not None:
                 config.use_elliptic_key_signer(private_key=key)
             config.sign(path, out)
-        except FileNotFoundError:
-            raise NotFoundError(f"there is no key {key}") from None
-        except Exception as error:
-            raise HubError(
-                f"signing failed: {first_line(error)}",
-                code="E_HUB_SIGNATURE",
-                hint="the key must be an elliptic-curve private key in PEM, without a password",
-            ) from error
         return out.read_bytes()
 
 
@@ -56,26 +48,19 @@ def check_signature(data: bytes, name: str, signature: bytes, trust: Trust) -> s
         )
     if not trust.names_signer:
         return "signed; the signer was not checked"
-    library = _library()
+    library = require("model_signing", "signing")
     config = library.verifying.Config()
     signer = trust.identity if trust.public_key is None else f"the key {trust.public_key.name}"
     with _as_file(data, name) as path:
         signature_path = path.with_name(path.name + SUFFIX)
         signature_path.write_bytes(signature)
-        try:
+        hint = "do not use it unless the publisher confirms another signer"
+        with _failing_with(f"{name} is not signed by {signer}", hint, trust.public_key):
             if trust.public_key is not None:
                 config.use_elliptic_key_verifier(public_key=trust.public_key)
             else:
                 config.use_sigstore_verifier(identity=trust.identity, oidc_issuer=trust.issuer)
             config.verify(path, signature_path)
-        except FileNotFoundError:
-            raise NotFoundError(f"there is no key {trust.public_key}") from None
-        except Exception as error:
-            raise HubError(
-                f"{name} is not signed by {signer}: {first_line(error)}",
-                code="E_HUB_SIGNATURE",
-                hint="do not use it unless the publisher confirms another signer",
-            ) from error
     return f"signed by {signer}"
 
 
@@ -116,8 +101,16 @@ def signed_digest(signature: bytes) -> str:
         ) from None
 
 
-def _library() -> Any:
-    return require("model_signing", "signing")
+@contextmanager
+def _failing_with(message: str, hint: str, key: Path | None) -> Iterator[None]:
+    """Turn whatever model-signing raises into one line."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise NotFoundError(f"there is no key {key}") from None
+    except Exception as error:
+        text = f"{message}: {first_line(error)}"
+        raise HubError(text, code="E_HUB_SIGNATURE", hint=hint) from error
 
 
 @contextmanager

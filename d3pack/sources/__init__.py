@@ -15,15 +15,7 @@ from d3pack.sources.shards import ShardStore, expand, looks_like_shards
 from d3pack.sources.splits import pick_files
 from d3pack.sources.table import ADDRESS, open_hub, open_parquet
 
-__all__ = [
-    "BadImageError",
-    "Skip",
-    "Source",
-    "Store",
-    "open_source",
-    "read_table",
-    "tidy",
-]
+__all__ = ["BadImageError", "Skip", "Source", "Store", "open_source", "read_table", "tidy"]
 
 
 def open_source(

@@ -126,6 +126,10 @@ class Source:
         for skip in store.refused:
             self._skip(skip)
 
+    def skipped_lines(self) -> str:
+        """Return class, key and reason of every file that was left out, one a line."""
+        return "".join(f"{skip.class_name}\t{skip.key}\t{skip.reason}\n" for skip in self.skipped)
+
     def _skip(self, skip: Skip) -> None:
         if self._on_error == "fail":
             raise BadImageError(

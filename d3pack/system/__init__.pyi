@@ -2,7 +2,7 @@
 
 from d3pack.system.devices import resolve_device as resolve_device
 from d3pack.system.extras import EXTRAS as EXTRAS
-from d3pack.system.extras import missing_extra as missing_extra
+from d3pack.system.extras import load as load
 from d3pack.system.extras import require as require
 from d3pack.system.files import digest as digest
 from d3pack.system.files import disk_full_as_error as disk_full_as_error
@@ -30,6 +30,7 @@ from d3pack.system.progress import json_lines as json_lines
 from d3pack.system.progress import live_view as live_view
 from d3pack.system.progress import log_file as log_file
 from d3pack.system.progress import progress_bar as progress_bar
+from d3pack.system.progress import throttled as throttled
 from d3pack.system.settings import REQUIRED as REQUIRED
 from d3pack.system.settings import Option as Option
 from d3pack.system.settings import SettingError as SettingError

@@ -40,10 +40,19 @@ def require(module: str, purpose: str = "this feature") -> Any:
         raise _missing(top, purpose, reason) from None
 
 
-def missing_extra(error: ImportError, purpose: str = "this feature") -> UsageError | None:
-    """Return the error that names the extra of a missing package, or None if no extra has it."""
-    top = (error.name or "").partition(".")[0]
-    return _missing(top, purpose) if top in EXTRAS else None
+def load(place: str, purpose: str) -> Any:
+    """Return what "module:name" names.
+
+    Raises:
+        UsageError: the module imports a missing package; the message names the extra that
+            installs it.
+    """
+    module, _, name = place.partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        top = (error.name or "").partition(".")[0]
+        raise (_missing(top, purpose) if top in EXTRAS else error) from None
 
 
 def _missing(top: str, purpose: str, reason: str = "") -> UsageError:

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from d3pack.system.extras import missing_extra
+from d3pack.system.extras import load
 
 
 def attach(package: str, file: str) -> tuple[list[str], Callable[[str], Any]]:
@@ -33,11 +33,8 @@ def attach(package: str, file: str) -> tuple[list[str], Callable[[str], Any]]:
     def find(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        try:
-            if homes[name] == package:  # a module of the room
-                return import_module(f"{package}.{name}")
-            return getattr(import_module(homes[name]), name)
-        except ModuleNotFoundError as error:  # a package of an extra, named in one line
-            raise missing_extra(error, f"{package}.{name}") or error from None
+        if homes[name] == package:  # a module of the room
+            return import_module(f"{package}.{name}")
+        return load(f"{homes[name]}:{name}", f"{package}.{name}")
 
     return sorted(homes), find

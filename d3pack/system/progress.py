@@ -83,6 +83,19 @@ def log_file(path: Path) -> Listener:
     return listen
 
 
+def throttled(update: Counter, seconds: float = 0.5) -> Counter:
+    """Return a counter that passes on the end, and what comes `seconds` after the last report."""
+    last = time.monotonic()
+
+    def throttle(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > seconds or done == total:
+            update(done, total)
+            last = time.monotonic()
+
+    return throttle
+
+
 class _Speed:
     """Units a second since the first count: a resumed stage does not begin at zero."""
 

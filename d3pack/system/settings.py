@@ -111,18 +111,18 @@ class Option(NamedTuple):
     name: str
     kind: Kind
     default: Any
-    help: str
-    flag: str | None  # None: made of the name; "": the command line has no such flag
-    short: str | None
-    bounds: Bounds
-    choices: tuple[Any, ...]
-    parse: Callable[[str], Any] | None
-    expects: str
-    metavar: str | None
-    group: str
-    positional: bool
-    private: bool
-    nested: type | None
+    help: str = ""
+    flag: str | None = None  # None: made of the name; "": the command line has no such flag
+    short: str | None = None
+    bounds: Bounds = Bounds()
+    choices: tuple[Any, ...] = ()
+    parse: Callable[[str], Any] | None = None
+    expects: str = ""
+    metavar: str | None = None
+    group: str = ""
+    positional: bool = False
+    private: bool = False
+    nested: type | None = None
 
     @property
     def required(self) -> bool:
@@ -288,22 +288,8 @@ def _options_of(kind: Any) -> tuple[Option, ...]:
 
 
 def _option(field: dataclasses.Field[Any], annotation: Any) -> Option:
-    values: dict[str, Any] = {
-        "help": "",
-        "flag": None,
-        "short": None,
-        "bounds": Bounds(),
-        "choices": (),
-        "parse": None,
-        "expects": "",
-        "metavar": None,
-        "group": "",
-        "positional": False,
-        "private": False,
-        "nested": None,
-        **field.metadata[_KEY],
-    }
-    kind = Kind(values["nested"]) if values["nested"] else Kind.of(annotation)
+    values = field.metadata[_KEY]
+    kind = Kind(values["nested"]) if "nested" in values else Kind.of(annotation)
     default = field.default if field.default_factory is MISSING else field.default_factory()
     return Option(field.name, kind, default, **values)
 

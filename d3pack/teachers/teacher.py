@@ -25,8 +25,13 @@ class TeacherError(D3MError):
 class Teacher(Protocol):
     """A classifier of uint8 images of any size, by the classes of the source."""
 
-    classes: tuple[str, ...]
-    record: Mapping[str, Any]  # for provenance: kind, name, bytes, sha256, figures
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """For provenance: kind, name, bytes, sha256, figures."""
+        ...
 
     def logits(self, images: Tensor) -> Tensor:
         """(N, 3, h, w) uint8 -> (N, classes) float32."""

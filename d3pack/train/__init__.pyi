@@ -7,6 +7,7 @@ from d3pack.train.data import Latents as Latents
 from d3pack.train.data import Photos as Photos
 from d3pack.train.data import batch_rows as batch_rows
 from d3pack.train.data import cached_latents as cached_latents
+from d3pack.train.data import held_out_latents as held_out_latents
 from d3pack.train.data import load_photos as load_photos
 from d3pack.train.diffusion import SCHEDULE as SCHEDULE
 from d3pack.train.diffusion import DenoiserModule as DenoiserModule
@@ -19,6 +20,7 @@ from d3pack.train.dit import DiTConfig as DiTConfig
 from d3pack.train.dit import build_dit as build_dit
 from d3pack.train.dit import export_dit as export_dit
 from d3pack.train.export import write_lock as write_lock
+from d3pack.train.loop import accelerator_on as accelerator_on
 from d3pack.train.loop import run_stage as run_stage
 from d3pack.train.run import train_backbone as train_backbone
 from d3pack.train.settings import STAGES as STAGES

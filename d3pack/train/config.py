@@ -34,9 +34,8 @@ class AutoencoderConfig:
     crop: int = 32
     latent_noise: float = 0.05
     anchor: tuple[float, float] = (1.0, 0.02)  # pull towards the PCA code: at the start, at the end
-    raw_scale: float = (
-        0.25  # std of raw latents: small, so that the tanh of the decoder stays linear
-    )
+    # std of raw latents: small, so that the tanh of the decoder stays linear
+    raw_scale: float = 0.25
     l1: float = 0.25
 
 

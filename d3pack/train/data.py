@@ -20,6 +20,7 @@ from d3pack.sources import Source
 from d3pack.system import disk_full_as_error, reserve, write_text, writing
 
 Pixels = NDArray[np.uint8]
+Encoder = Callable[[Pixels], Tensor]  # (N, S, S, 3) -> latents
 SKIPPED = "skipped.txt"
 
 
@@ -86,7 +87,7 @@ def load_photos(
         pixels.flush()
         np.save(stored, pixels[: len(labels)])
         part.unlink()
-        _list_skipped(source, cache / SKIPPED)
+        write_text(cache / SKIPPED, source.skipped_lines())
         record = {"names": [spoken(name) for name in source.classes], "labels": labels}
         write_text(index, json.dumps(record))
     record = json.loads(index.read_text())
@@ -94,12 +95,6 @@ def load_photos(
     train, held = split(labels_array, hold_back)
     # read into memory: random rows of a mapped file are slow as soon as memory is short
     return Photos(tuple(record["names"]), np.load(stored), labels_array, train, held)
-
-
-def _list_skipped(source: Source, path: Path) -> None:
-    """Write the names of the files that were skipped, and why."""
-    lines = [f"{skip.class_name}\t{skip.key}\t{skip.reason}\n" for skip in source.skipped]
-    write_text(path, "".join(lines))
 
 
 @lru_cache(maxsize=4)
@@ -166,9 +161,16 @@ def _pieces(photos: Photos, extra: NDArray[np.uint8]) -> Iterator[NDArray[np.uin
         yield extra[start : start + 256]
 
 
-def load_latents(
+def held_out_latents(photos: Photos, encode: Encoder) -> Latents:
+    """Return the latents of the images that only measure."""
+    parts = np.array_split(photos.held_out, max(1, len(photos.held_out) // 256))
+    values = np.concatenate([encode(photos.pixels[rows]).half().cpu().numpy() for rows in parts])
+    return Latents(values, photos.labels[photos.held_out], np.zeros(len(values), np.bool_))
+
+
+def cached_latents(
     photos: Photos,
-    model: AutoencoderTiny,
+    encode: Encoder,
     cache: Path,
     collage_share: float,
     seed: int,
@@ -178,22 +180,6 @@ def load_latents(
 
     They are encoded on the first call and kept in `cache`.
     """
-
-    def encode(pixels: NDArray[np.uint8]) -> Tensor:
-        return encode_pixels(model.eval().to(memory_format=torch.channels_last), pixels)
-
-    return cached_latents(photos, encode, cache, collage_share, seed, progress)
-
-
-def cached_latents(
-    photos: Photos,
-    encode: Callable[[NDArray[np.uint8]], Tensor],
-    cache: Path,
-    collage_share: float,
-    seed: int,
-    progress: Callable[[int, int], None],
-) -> Latents:
-    """Do what `load_latents` does with any encoder of pixels (N, S, S, 3)."""
     path, index = cache / "latents.npy", cache / "latents.json"
     singles = len(photos.train)
     if not index.exists():

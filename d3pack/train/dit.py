@@ -164,11 +164,7 @@ def class_table(model: DiTTransformer2DModel) -> NDArray[np.float32]:
 
 
 def export_dit(
-    folder: Path,
-    model: DiTTransformer2DModel,
-    vae: Path,
-    classes: Sequence[str],
-    licence: str,
+    folder: Path, model: DiTTransformer2DModel, vae: Path, classes: Sequence[str], licence: str
 ) -> None:
     """Write transformer, autoencoder, scheduler and class names, then `lock.json` over them."""
     unshared = DiTTransformer2DModel.from_config(model.config)  # a file cannot share tensors

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from d3pack.errors import UsageError
-from d3pack.system import writing
+from d3pack.system import resolve_device, writing
 from d3pack.train.config import LoopConfig
 from d3pack.train.muon import Muon, grouped
 
@@ -107,6 +107,15 @@ class Task(Protocol):
 Report = Callable[[dict[str, Any]], None]
 
 
+def accelerator_on(device: str | None) -> Accelerator:
+    """Return the accelerator of this process; under a launcher, each process has its own device."""
+    chosen = resolve_device(device)
+    accelerator = Accelerator(cpu=chosen.type == "cpu", mixed_precision="bf16")
+    if accelerator.num_processes == 1:
+        accelerator.state.device = chosen
+    return accelerator
+
+
 def learning_rate(config: LoopConfig, step: int, progress: float) -> float:
     """Return the learning rate: warm-up, plateau, and a fall to zero over the last `decay`."""
     rate = config.lr * min(1.0, (step + 1) / config.warmup)
@@ -116,11 +125,139 @@ def learning_rate(config: LoopConfig, step: int, progress: float) -> float:
     return rate
 
 
-def _update_average(shadow: nn.Module, module: nn.Module, decay: float) -> None:
-    with torch.no_grad():
-        averages: list[Tensor] = list(shadow.parameters())
-        weights: list[Tensor] = list(module.parameters())
-        torch._foreach_lerp_(averages, weights, 1 - decay)
+class _Stage:
+    """A stage at work: module, moving average and optimizer, and how far they are."""
+
+    def __init__(
+        self, task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator
+    ) -> None:
+        self.task, self.config, self.folder = task, config, folder
+        self.accelerator = accelerator
+        self.module = task.module().to(accelerator.device)
+        self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.shadow = copy.deepcopy(self.module).requires_grad_(False).eval()
+        groups = grouped(self.module, EDGES if config.muon else ("",))
+        self.optimizer: torch.optim.Optimizer = Muon(
+            [group for group in groups if group["params"]],
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.saved = folder / CHECKPOINT
+        state: dict[str, Any] = {}
+        if self.saved.exists():
+            state = load_state(
+                self.saved, module=self.module, shadow=self.shadow, optimizer=self.optimizer
+            )
+        self.done = bool(state.get("done", False))
+        self.step = int(state.get("step", 0))
+        self.before = float(state.get("seconds", 0.0))
+        # the running mean, saved with the checkpoint so that a resumed curve continues
+        sum_before = state.get("loss_sum", 0.0)
+        self.loss_sum = torch.tensor(sum_before, dtype=torch.float64, device=accelerator.device)
+        self.loss_steps = int(state.get("loss_steps", 0))
+
+    def train(
+        self, report: Report, *, seconds: float | None, checkpoint_minutes: float, compiled: bool
+    ) -> None:
+        """Train to the end of the steps or of the time."""
+        forward, self.optimizer = self.accelerator.prepare(self.module, self.optimizer)
+        if compiled:
+            forward = torch.compile(forward)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.started = self.window_start = last_saved = time.monotonic()
+        self.window_step = self.step
+        while (progress := self._progress(seconds)) < 1.0:
+            self._update(forward, progress)
+            if self.step % self.config.report_every == 0:
+                self._record(self._window(progress), report)
+            if time.monotonic() - last_saved > 60 * checkpoint_minutes:
+                self._checkpoint(done=False)
+                last_saved = time.monotonic()
+        end = {"step": self.step, "seconds": round(self._elapsed(seconds), 1), "final": True}
+        self._record({**end, **self.task.validate(self.shadow)}, report)
+        self._checkpoint(done=True)
+        self.accelerator.wait_for_everyone()
+
+    def _progress(self, seconds: float | None) -> float:
+        by_time = self._elapsed(seconds) / seconds if seconds else 0.0
+        return min(1.0, max(self.step / self.config.steps, by_time))
+
+    def _elapsed(self, seconds: float | None) -> float:
+        """Return the seconds trained so far, by one clock: all ranks stop at the same step."""
+        if not seconds or self.accelerator.num_processes == 1:
+            return self._spent()
+        return float(broadcast(torch.tensor(self._spent(), device=self.accelerator.device)))
+
+    def _spent(self) -> float:
+        return self.before + time.monotonic() - self.started
+
+    def _update(self, forward: Callable[..., dict[str, Tensor]], progress: float) -> None:
+        """Take a step."""
+        accelerator, config = self.accelerator, self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, self.step, progress)
+        rank, world = accelerator.process_index, accelerator.num_processes
+        batch = self.task.batch(self.step, rank, world, progress)
+        with accelerator.autocast():
+            losses = forward(**{k: v.to(accelerator.device) for k, v in batch.items()})
+        accelerator.backward(losses["loss"])
+        accelerator.clip_grad_norm_(self.module.parameters(), config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        decay = min(config.ema, self.step / (self.step + 9))
+        averages: list[Tensor] = list(self.shadow.parameters())
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, list(self.module.parameters()), 1 - decay)
+        self.loss_sum += losses["loss"].detach()
+        self.loss_steps += 1
+
+    def _window(self, progress: float) -> dict[str, Any]:
+        """Return the figures since the last report, and begin anew."""
+        now, spent = time.monotonic(), self._spent()
+        each = self.config.batch * self.accelerator.num_processes
+        samples = (self.step - self.window_step) * each
+        entry: dict[str, Any] = {
+            "step": self.step,
+            "samples": self.step * each,
+            "seconds": round(spent, 1),
+            "loss": round(float(self.loss_sum) / self.loss_steps, 5),
+            "samples_per_s": round(samples / (now - self.window_start), 1),
+            "progress": round(progress, 4),
+            "left": round(spent * (1 - progress) / max(progress, 1e-9)),
+        }
+        if self.step % self.config.validate_every == 0:
+            entry |= {k: round(v, 5) for k, v in self.task.validate(self.shadow).items()}
+        self.loss_sum.zero_()
+        self.loss_steps, self.window_step, self.window_start = 0, self.step, time.monotonic()
+        return entry
+
+    def _record(self, entry: dict[str, Any], report: Report) -> None:
+        if self.accelerator.is_main_process:
+            with (self.folder / "curve.jsonl").open("a") as out:
+                out.write(json.dumps(entry) + "\n")
+            report({"stage": self.task.name, **entry})
+
+    def _checkpoint(self, *, done: bool) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "step": self.step,
+            "seconds": self._spent(),
+            "done": done,
+            "loss_sum": float(self.loss_sum),
+            "loss_steps": self.loss_steps,
+        }
+        save_state(
+            self.saved,
+            module=self.module,
+            shadow=self.shadow,
+            optimizer=self.optimizer,
+            state=state,
+        )
+        self.task.preview(self.shadow, self.folder / f"samples-{self.step:06d}.png")
 
 
 def run_stage(
@@ -142,115 +279,14 @@ def run_stage(
         seconds: end after this time, where it comes before the last step of `config`.
         train: False returns the average of the last checkpoint as it is.
     """
-    module = task.module().to(accelerator.device)
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    shadow = copy.deepcopy(module).requires_grad_(False).eval()
-    groups = grouped(module, EDGES if config.muon else ("",))
-    optimizer = Muon(
-        [group for group in groups if group["params"]],
-        lr=config.lr,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
-    saved = folder / CHECKPOINT
-    state: dict[str, Any] = {
-        "step": 0,
-        "seconds": 0.0,
-        "done": False,
-        "loss_sum": 0.0,
-        "loss_steps": 0,
-    }
-    if saved.exists():
-        state = load_state(saved, module=module, shadow=shadow, optimizer=optimizer)
-    elif not train:
+    stage = _Stage(task, config, folder, accelerator)
+    if not train and not stage.saved.exists():
         raise UsageError(
             f"the stage {task.name!r} was never trained here",
             hint="add it to stages, or set init_from",
         )
-    if state["done"] or not train:
-        return shadow
-    forward, optimizer = accelerator.prepare(module, optimizer)
-    if compiled:
-        forward = torch.compile(forward)
-    folder.mkdir(parents=True, exist_ok=True)
-    step, before, started = int(state["step"]), float(state["seconds"]), time.monotonic()
-    last_saved, window_start, window_samples = started, started, 0
-    # the running mean, saved with the checkpoint so that a resumed curve continues
-    loss_sum = torch.tensor(state["loss_sum"], dtype=torch.float64, device=accelerator.device)
-    loss_steps = int(state["loss_steps"])
-    samples_per_step = config.batch * accelerator.num_processes
-
-    def progress(at: int, spent: float) -> float:
-        by_time = spent / seconds if seconds else 0.0
-        return min(1.0, max(at / config.steps, by_time))
-
-    def record(entry: dict[str, Any]) -> None:
-        if accelerator.is_main_process:
-            with (folder / "curve.jsonl").open("a") as out:
-                out.write(json.dumps(entry) + "\n")
-            report({"stage": task.name, **entry})
-
-    def checkpoint(done: bool) -> None:
-        if not accelerator.is_main_process:
-            return
-        spent = before + time.monotonic() - started
-        now_state = {
-            "step": step,
-            "seconds": spent,
-            "done": done,
-            "loss_sum": float(loss_sum),
-            "loss_steps": loss_steps,
-        }
-        save_state(saved, module=module, shadow=shadow, optimizer=optimizer, state=now_state)
-        task.preview(shadow, folder / f"samples-{step:06d}.png")
-
-    def elapsed() -> float:
-        """Return the seconds trained so far, by one clock: all ranks stop at the same step."""
-        spent = torch.tensor(before + time.monotonic() - started, device=accelerator.device)
-        return (
-            float(broadcast(spent)) if seconds and accelerator.num_processes > 1 else float(spent)
+    if train and not stage.done:
+        stage.train(
+            report, seconds=seconds, checkpoint_minutes=checkpoint_minutes, compiled=compiled
         )
-
-    while True:
-        done = progress(step, elapsed())
-        if done >= 1.0:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step, done)
-        batch = task.batch(step, accelerator.process_index, accelerator.num_processes, done)
-        with accelerator.autocast():
-            losses = forward(**{k: v.to(accelerator.device) for k, v in batch.items()})
-        accelerator.backward(losses["loss"])
-        accelerator.clip_grad_norm_(module.parameters(), config.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        _update_average(shadow, module, min(config.ema, step / (step + 9)))
-        loss_sum += losses["loss"].detach()
-        loss_steps += 1
-        window_samples += samples_per_step
-        if step % config.report_every == 0:
-            now = time.monotonic()
-            entry: dict[str, Any] = {
-                "step": step,
-                "samples": step * samples_per_step,
-                "seconds": round(before + now - started, 1),
-                "loss": round(float(loss_sum) / loss_steps, 5),
-                "samples_per_s": round(window_samples / (now - window_start), 1),
-                "progress": round(done, 4),
-                "left": round((before + now - started) * (1 - done) / max(done, 1e-9)),
-            }
-            if step % config.validate_every == 0:
-                entry |= {k: round(v, 5) for k, v in task.validate(shadow).items()}
-            record(entry)
-            loss_sum.zero_()
-            loss_steps, window_samples, window_start = 0, 0, time.monotonic()
-        if time.monotonic() - last_saved > 60 * checkpoint_minutes:
-            checkpoint(done=False)
-            last_saved = time.monotonic()
-    end = {"step": step, "seconds": round(elapsed(), 1), "final": True}
-    record({**end, **task.validate(shadow)})
-    checkpoint(done=True)
-    accelerator.wait_for_everyone()
-    return shadow
+    return stage.shadow

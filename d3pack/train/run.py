@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -21,21 +19,21 @@ from transformers.utils.logging import disable_progress_bar
 from d3pack.backbones import Levels, lock_directory, mini_directory
 from d3pack.errors import UsageError
 from d3pack.sources import open_source
-from d3pack.system import count, digest, disk_full_as_error, write_text
+from d3pack.system import Counter, count, digest, disk_full_as_error, throttled, write_text
 from d3pack.train.autoencoder import AutoencoderModule, AutoencoderTask
 from d3pack.train.config import PRESETS, LoopConfig, TrainConfig
 from d3pack.train.data import (
     SKIPPED,
-    Latents,
     Photos,
+    cached_latents,
     encode_pixels,
-    load_latents,
+    held_out_latents,
     load_photos,
     spoken,
 )
 from d3pack.train.diffusion import SCHEDULE, DenoiserModule, DiffusionTask, build_unet, load_unet
 from d3pack.train.export import export_backbone
-from d3pack.train.loop import CHECKPOINT, Report, Task, run_stage
+from d3pack.train.loop import CHECKPOINT, Report, Task, accelerator_on, run_stage
 from d3pack.train.settings import STAGES, TrainSettings
 from d3pack.train.text import (
     TextConditioner,
@@ -67,7 +65,7 @@ class TrainingRun:
         self.start = _start_directory(settings.init_from) if settings.init_from else None
         self.work = output / "training"
         self.cache = self.work / "cache"
-        self.accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision="bf16")
+        self.accelerator = accelerator_on(settings.device)
         self.photos = self._photos()
         self._report_skipped()
 
@@ -90,18 +88,12 @@ class TrainingRun:
         if skipped and self.accelerator.is_main_process:
             LOG.info("skipped %s: %s names them", count(skipped, "file"), path)
 
-    def _counter(self, what: str) -> Callable[[int, int], None]:
-        """Return a listener that reports about twice a second."""
-        last = time.monotonic()
-
+    def _counter(self, what: str) -> Counter:
         def update(done: int, total: int) -> None:
-            nonlocal last
-            main = self.accelerator.is_main_process
-            if main and (time.monotonic() - last > 0.5 or done == total):
+            if self.accelerator.is_main_process:
                 self.report({"stage": what, "step": done, "progress": done / total})
-                last = time.monotonic()
 
-        return update
+        return throttled(update)
 
     def _check_same(self, fingerprint: str) -> None:
         """Refuse a directory that was started with another source or other settings."""
@@ -204,22 +196,16 @@ class TrainingRun:
     ) -> UNet2DConditionModel:
         config, photos = self.config.diffusion, self.photos
         shown = config.previews // 2  # classes, two images each
+        encode = partial(encode_pixels, autoencoder.eval().to(memory_format=torch.channels_last))
         with self.accelerator.main_process_first():
-            latents = load_latents(
+            latents = cached_latents(
                 photos,
-                autoencoder,
+                encode,
                 self.cache,
                 config.collage_share,
                 self.config.seed,
                 self._counter("latents"),
             )
-        held = np.concatenate(
-            [
-                encode_pixels(autoencoder, photos.pixels[rows]).cpu().half().numpy()
-                for rows in np.array_split(photos.held_out, max(1, len(photos.held_out) // 256))
-            ]
-        )
-        held_out = Latents(held, photos.labels[photos.held_out], np.zeros(len(held), np.bool_))
         device = self.accelerator.device
 
         @torch.no_grad()
@@ -239,7 +225,7 @@ class TrainingRun:
             config,
             build,
             latents,
-            held_out,
+            held_out_latents(photos, encode),
             TextConditioner(text, tokenizer, photos.names, config.caption_drop),
             decode,
             [i * len(photos.names) // shown for i in range(shown)] * 2,

@@ -64,6 +64,7 @@ def test_people_are_told_rates_losses_and_the_time_left(
         (("--preset", "huge"), "E_USAGE", "invalid --preset 'huge'"),
         (("--time-budget", "soon"), "E_USAGE", "invalid duration 'soon'"),
         (("--time-budget", "0m"), "E_USAGE", "invalid duration '0m'"),
+        (("--device", "cuda:63"), "E_USAGE", "there is no cuda:63 on this machine"),
         (("--init-from", "nowhere"), "E_USAGE", "nowhere holds no backbone"),
         (("--stage", "colours", "--preset", "tiny"), "E_USAGE", "colours"),
     ],

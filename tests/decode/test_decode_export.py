@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from tiny_backbones import tiny_pack, tiny_sd
 import d3pack
 from d3pack.decode import Decoder, ExportSettings, class_folder, export_images, select_classes
 from d3pack.decode.export import _encode
+from d3pack.decode.settings import Layout
 from d3pack.errors import NoSpaceError, UsageError
 from d3pack.format.codecs import decode_labels, encode_labels
 
@@ -53,7 +54,7 @@ def pixels(source: Any) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("suffix", ["png", "webp"])
 def test_folder_layout_holds_the_decoders_pixels(
-    suffix: str, made: dict[str, Any], tmp_path: Path
+    suffix: Literal["png", "webp"], made: dict[str, Any], tmp_path: Path
 ) -> None:
     done = export_images(
         made["decoder"],
@@ -245,7 +246,7 @@ def test_export_resumes_after_a_full_disk(
 
 @pytest.mark.parametrize("kind", ["folder", "webdataset", "parquet"])
 def test_next_group_is_decoded_while_one_is_written(
-    kind: str, made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: Layout, made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream, second = made["decoder"].stream, Event()
 
@@ -375,7 +376,7 @@ def labelled(made: dict[str, Any]) -> Iterator[tuple[Decoder, Any]]:
 @pytest.mark.parametrize("shard", [1024, 10])
 @pytest.mark.parametrize("layout", ["parquet", "webdataset", "folder"])
 def test_exports_load_with_datasets(
-    layout: str,
+    layout: Layout,
     shard: int,
     labelled: tuple[Decoder, Any],
     made: dict[str, Any],

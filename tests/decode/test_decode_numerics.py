@@ -23,7 +23,7 @@ from d3pack.decode.decoder import lock_of
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 
 CUDA, CPU, EXACT = torch.device("cuda"), torch.device("cpu"), Numerics("exact", torch.float32)
-BACKENDS = torch.backends
+BACKENDS: Any = torch.backends  # its flags are properties that types do not know
 SDP = BACKENDS.cuda
 CUDNN, MATMUL, MKLDNN = BACKENDS.cudnn, BACKENDS.cuda.matmul, BACKENDS.mkldnn
 REDUCED = [f"allow_{kind}_reduced_precision_reduction" for kind in ("fp16", "bf16")]
@@ -53,6 +53,13 @@ GETTERS: dict[str, Callable[[], Any]] = {
     **{name: partial(getattr, MATMUL, name) for name in REDUCED},
     **{name + "_k": partial(getattr, MATMUL, name + "_split_k") for name in REDUCED},
 }
+
+
+def reduce(value: Any) -> None:
+    for name in REDUCED:
+        setattr(MATMUL, name, value)
+
+
 # what a program may have set, in the old way and in the new one
 AROUND: dict[str, Callable[[], Any]] = {
     "nothing": lambda: None,
@@ -69,8 +76,8 @@ AROUND: dict[str, Callable[[], Any]] = {
     "matmul ieee": lambda: setattr(MATMUL, "fp32_precision", "ieee"),
     "conv tf32": lambda: setattr(CUDNN.conv, "fp32_precision", "tf32"),
     "conv ieee": lambda: setattr(CUDNN.conv, "fp32_precision", "ieee"),
-    "no split k": lambda: [setattr(MATMUL, name, (False, False)) for name in REDUCED],
-    "no reduction": lambda: [setattr(MATMUL, name, False) for name in REDUCED],
+    "no split k": lambda: reduce((False, False)),
+    "no reduction": lambda: reduce(False),
     "cudnn off": lambda: setattr(CUDNN, "enabled", False),
     "cudnn benchmark": lambda: setattr(CUDNN, "benchmark", True),
     "bfloat16 by default": lambda: torch.set_default_dtype(torch.bfloat16),

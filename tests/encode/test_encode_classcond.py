@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 from cli import Result, invoke
+from encode_server import Server
 from encode_world import CLASSES, make_tree, settings_of
 from places import ROOT
-from test_encode_resume import Server
 
 from d3pack.backbones.dit import DiT
 from d3pack.dataset import D3MDataset

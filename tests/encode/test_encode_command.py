@@ -220,7 +220,8 @@ def test_example_of_a_method_makes_a_valid_pack(home: Path, tmp_path: Path) -> N
     try:
         spec.loader.exec_module(module)
         output = tmp_path / "names.d3m"
-        module.main(str(home / "source"), str(output), str(home / "sd"))
+        settings = EncodeSettings(4, backbone=str(home / "sd"))
+        encode(home / "source", output, settings, method=module.Names())
     finally:
         del sys.modules["custom_method"]
     pack = d3pack.read(output)

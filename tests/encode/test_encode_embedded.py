@@ -16,10 +16,10 @@ from encode_world import make_tree, settings_of
 from safetensors.numpy import load, save
 
 from d3pack.dataset import D3MDataset
-from d3pack.decode import Decoder, backbone_path, carried, unpack_backbone, verify_probes
+from d3pack.decode import Decoder, backbone_path, unpack_backbone, verify_probes
 from d3pack.encode import encode
 from d3pack.errors import BackboneChangedError, D3MError
-from d3pack.format import read, write
+from d3pack.format import carried_files, read, write
 from d3pack.format.codecs import decode_files, encode_files
 from d3pack.format.coded import Coded
 from d3pack.format.pack import EMBEDDED, Pack
@@ -119,13 +119,13 @@ def test_a_slower_process_leaves_the_copy_of_a_faster_one(
         weights.write_bytes(weights.read_bytes()[:-1])
     else:
         shutil.rmtree(folder)
-    real, both = carried.carried_files, threading.Barrier(2, timeout=60)
+    real, both = carried_files, threading.Barrier(2, timeout=60)
 
     def delayed(pack: Any) -> Any:
         both.wait()
         return real(pack)
 
-    monkeypatch.setattr(carried, "carried_files", delayed)
+    monkeypatch.setattr("d3pack.decode.carried.carried_files", delayed)
 
     def copy(_: int) -> tuple[int, int]:
         made = unpack_backbone(pack)

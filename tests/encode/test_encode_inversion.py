@@ -14,7 +14,7 @@ from d3pack.backbones import Backbone, open_backbone
 from d3pack.decode import noise
 from d3pack.encode import D3MSettings
 from d3pack.encode.methods.d3m import inversion, samples
-from d3pack.encode.methods.d3m.curvature import Curvature
+from d3pack.encode.methods.d3m.curvature import TRUST, Curvature
 from d3pack.encode.methods.d3m.inversion import Inversion
 from d3pack.encode.methods.d3m.method import round_trip
 from d3pack.encode.methods.d3m.samples import BINS, Density, pick, split_latents
@@ -157,7 +157,7 @@ def test_steps_are_newton_steps_on_single_gradients(backbone: Backbone) -> None:
         mean = (each[0] * weights[:, None, None]).mean(0, keepdims=True)
         move = options.lr * known.steps(mean, 4)
         length = np.sqrt((move**2).mean())
-        move *= min(1, inversion.TRUST * unit / length)
+        move *= min(1, TRUST * unit / length)
         aim = trained._state["vectors"][0] + move[0]
         trained._step(active, 4)
         off = trained._state["vectors"][0] - aim
@@ -175,7 +175,7 @@ def test_step_is_no_longer_than_trusted(backbone: Backbone) -> None:
     trained._move(np.arange(2), np.ones_like(start) * 1e3, 4, np.zeros(2, bool))
     moved = trained._state["vectors"] - start
     units = np.sqrt((start**2).mean((1, 2)))
-    assert np.allclose(np.sqrt((moved**2).mean((1, 2))), inversion.TRUST * units, rtol=1e-4)
+    assert np.allclose(np.sqrt((moved**2).mean((1, 2))), TRUST * units, rtol=1e-4)
 
 
 def test_sample_that_overflows_does_not_count(backbone: Backbone) -> None:

@@ -17,7 +17,7 @@ from d3pack.encode.driver import _deterministic
 @pytest.mark.parametrize("warned", [False, True])
 @pytest.mark.parametrize("before", [False, True])
 def test_torch_settings_are_restored_after_a_deterministic_run(before: bool, warned: bool) -> None:
-    cudnn = torch.backends.cudnn
+    cudnn: Any = torch.backends.cudnn  # its flags are properties that types do not know
 
     def now() -> tuple[bool, ...]:
         return (

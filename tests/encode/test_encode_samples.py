@@ -128,7 +128,8 @@ def test_density_lowers_the_variance() -> None:
     loud = np.sqrt(SQUARES)
 
     def noise(places: np.ndarray) -> np.ndarray:
-        return loud[(places * BINS).astype(int)] * rng.standard_normal(len(places))
+        heard: np.ndarray = loud[(places * BINS).astype(int)] * rng.standard_normal(len(places))
+        return heard
 
     places, weights = density.place(rng.random(100_000))
     assert (noise(places) * weights).std() < 0.9 * noise(rng.random(100_000)).std()

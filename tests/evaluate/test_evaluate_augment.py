@@ -140,8 +140,8 @@ def test_dsa_crop_shifts_by_an_eighth_at_most() -> None:
     x[:, :, 16, 16] = 1
     y = apply(DSA(("crop",)), x, rng(9))
     _, _, rows, columns = torch.nonzero(y, as_tuple=True)
-    assert (rows.min(), rows.max()) == (12, 20)
-    assert (columns.min(), columns.max()) == (12, 20)
+    assert (int(rows.min()), int(rows.max())) == (12, 20)
+    assert (int(columns.min()), int(columns.max())) == (12, 20)
 
 
 def test_dsa_draws_one_operation_a_batch() -> None:

@@ -191,7 +191,9 @@ def test_equal_bytes_are_equal_or_all_there_is(
 
 
 @pytest.mark.parametrize("counts", [(1, 12, 30), (1, 1, 1), (2, 2, 2)])
-def test_few_images_of_a_class_still_make_a_choice(tmp_path: Path, counts: tuple[int, ...]) -> None:
+def test_few_images_of_a_class_still_make_a_choice(
+    tmp_path: Path, counts: tuple[int, int, int]
+) -> None:
     source = open_source(tree(tmp_path / "t", dict(zip(NAMES, counts, strict=True))))
     real = RealImages(source, NAMES, 16, "training")
     seen: list[tuple[int, int]] = []

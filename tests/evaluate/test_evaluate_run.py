@@ -209,7 +209,7 @@ def test_hours_of_pilots_and_of_rows_to_come_are_not_overlooked(
         ("baseline", ["invalid --baseline 'png'", "jpeg"]),
         ("published", ["published at 224 px"]),
         ("sweep", ["invalid sweep 'colour=red'"]),
-        ("collages", ["baseline collages needs a teacher", "train"]),
+        ("collages", ["baseline collages needs a teacher", "--teacher", "train"]),
         ("report", [".html"]),
     ],
 )

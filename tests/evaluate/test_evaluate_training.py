@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from d3pack.errors import UsageError
 from d3pack.evaluate import protocols, training
 from d3pack.evaluate.entries import LabelledImages
 from d3pack.evaluate.protocols import CutMix, Epochs, Flip, Intervals, Protocol, Updates
+from d3pack.evaluate.students import build_student
 from d3pack.evaluate.training import (
     History,
     fit,
@@ -63,7 +65,8 @@ def test_the_seed_decides() -> None:
 
 
 def test_cudnn_is_held_while_a_student_learns() -> None:
-    cudnn, seen = torch.backends.cudnn, []
+    cudnn: Any = torch.backends.cudnn  # its flags are properties that types do not know
+    seen: list[tuple[bool, bool, str]] = []
 
     def look(done: int, total: int) -> None:
         del done, total
@@ -87,7 +90,7 @@ def test_chunks_do_not_change_the_student(
     protocol: Protocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = []
-    build = training.build_student
+    build = build_student
 
     def remember(*args: object, **kwargs: object) -> torch.nn.Module:
         models.append(build(*args, **kwargs))  # type: ignore[arg-type]
@@ -135,7 +138,7 @@ def test_a_checkpoint_that_does_not_fit_is_left_alone(tmp_path: Path) -> None:
     place = tmp_path / "student.safetensors"
     place.write_bytes(b"not a checkpoint")
     assert train(SMALL, checkpoint=place).confusion == unbroken.confusion
-    other = training.build_student("convnet3", 7, 8)
+    other = build_student("convnet3", 7, 8)
     optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
     training.save_checkpoint(place, other, optimizer, 3, [], 0.0)
     assert train(SMALL, checkpoint=place).confusion == unbroken.confusion
@@ -258,7 +261,7 @@ def test_interrupted_save_keeps_the_earlier_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "student.safetensors"
-    model = training.build_student("convnet3", 3, 8)
+    model = build_student("convnet3", 3, 8)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     training.save_checkpoint(place, model, optimizer, 3, [(3, 0.5)], 1.0)
     before = place.read_bytes()

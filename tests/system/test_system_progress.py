@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from d3pack.system import Events, StatusLine, json_lines, live_view, log_file, progress_bar
+from d3pack.system import (
+    Events,
+    StatusLine,
+    json_lines,
+    live_view,
+    log_file,
+    progress_bar,
+    throttled,
+)
 from d3pack.system.progress import Listener, View, spark
 
 
@@ -123,6 +131,19 @@ def test_a_bar_in_a_log_is_a_line_now_and_then(
         "decoding: 310 of 1,010, 10.0 images/s, 0:01:10 left",
         "decoding: 700 of 1,010, 10.0 images/s, 0:00:31 left",
     ]
+
+
+def test_a_throttled_counter_passes_on_now_and_then_and_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("d3pack.system.progress.time.monotonic", lambda: now[0])
+    seen: list[int] = []
+    counter = throttled(lambda done, total: seen.append(done))
+    for done in range(1, 12):
+        now[0] += 0.2
+        counter(done, 11)
+    assert seen == [3, 6, 9, 11]
 
 
 def test_a_quiet_bar_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:

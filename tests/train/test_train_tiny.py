@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors import safe_open
 from transformers import CLIPTokenizer
@@ -24,7 +25,7 @@ from d3pack.errors import NotFoundError, UsageError
 from d3pack.train import TrainSettings, train_backbone
 from d3pack.train.config import PRESETS, LoopConfig, TrainConfig
 from d3pack.train.data import batch_rows, split
-from d3pack.train.loop import learning_rate
+from d3pack.train.loop import accelerator_on, learning_rate
 from d3pack.train.text import TextModule, TextTask
 
 CLASSES = {"red_ball": (220, 40, 40), "green_field": (40, 200, 60), "deep sea": (30, 60, 210)}
@@ -72,6 +73,22 @@ def config(**loop: Any) -> TrainConfig:
         text=replace(tiny.text, loop=replace(tiny.text.loop, **every)),
         diffusion=replace(tiny.diffusion, loop=replace(tiny.diffusion.loop, **every)),
     )
+
+
+def test_accelerator_is_on_the_device_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    named: list[str | None] = []
+
+    def second(name: str | None) -> torch.device:
+        named.append(name)
+        return torch.device("cuda", 1)
+
+    monkeypatch.setattr("d3pack.train.loop.resolve_device", second)
+    AcceleratorState._reset_state(True)
+    try:
+        assert accelerator_on("cuda:1").device == torch.device("cuda", 1)
+        assert named == ["cuda:1"]
+    finally:
+        AcceleratorState._reset_state(True)
 
 
 @pytest.fixture(scope="module")

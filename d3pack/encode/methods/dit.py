@@ -12,6 +12,7 @@ from torch import Tensor
 from d3pack.encode.allocation import SHARE, Allocation, allocate
 from d3pack.encode.contract import EncodeRun
 from d3pack.encode.settings import EncodeSettings
+from d3pack.system import throttled
 from d3pack.train import Latents, Photos, cached_latents, load_photos
 
 Pixels = npt.NDArray[np.uint8]
@@ -32,16 +33,15 @@ def encode_images(
 ) -> tuple[Photos, Latents]:
     """Return all images at one size, and the latents of those to train on; both are kept."""
     cache = run.journal.path(WORK) / "cache"
+    progress = throttled(lambda done, total: run.events.step(done))
     with run.events.stage("read the images", sum(run.source.counts), "images"):
         if "images" not in run.journal:  # files that were left out are not in the journal either
             (cache / "photos.json").unlink(missing_ok=True)
-        photos = load_photos(run.source, cache, side, hold_back, _every(100, run.events.step))
+        photos = load_photos(run.source, cache, side, hold_back, progress)
         run.remember_skipped()
         run.journal.record("images", len(photos.labels))  # a journal without facts has not begun
     with run.events.stage("encode the images", 2 * len(photos.train), "images"):
-        latents = cached_latents(
-            photos, of_pixels(encode), cache, 0.0, run.settings.seed, _every(256, run.events.step)
-        )
+        latents = cached_latents(photos, of_pixels(encode), cache, 0.0, run.settings.seed, progress)
     return photos, latents
 
 
@@ -60,16 +60,3 @@ def photos_of(photos: Photos, c: int, most: int) -> Pixels:
     rows = np.flatnonzero(photos.labels == c)
     picked = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
     return np.ascontiguousarray(photos.pixels[picked].transpose(0, 3, 1, 2))
-
-
-def _every(many: int, step: Callable[..., None]) -> Callable[[int, int], None]:
-    """Return a counter that reports every so many."""
-    reported = 0
-
-    def update(done: int, total: int) -> None:
-        nonlocal reported
-        if done - reported >= many or done == total:
-            reported = done
-            step(done)
-
-    return update

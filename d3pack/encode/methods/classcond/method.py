@@ -28,12 +28,7 @@ from d3pack.encode.allocation import SMALLEST, Allocation, expected_bytes
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate
 from d3pack.encode.estimate import teacher_seconds
 from d3pack.encode.finish import sample_provenance
-from d3pack.encode.methods.classcond.training import (
-    dit_weights,
-    embed,
-    measure_costs,
-    train_dit,
-)
+from d3pack.encode.methods.classcond.training import dit_weights, embed, measure_costs, train_dit
 from d3pack.encode.methods.dit import allocate_rows, photos_of
 from d3pack.encode.plan import EncodePlan, dtype_for, sigmas_of, typical_side
 from d3pack.encode.sampler_search import best_sampling, grid
@@ -154,10 +149,8 @@ class ClassCondJob:
         ref = BackboneRef("dit", "", "0" * 40, files, self.own.licence)
         sigmas = tuple(round(14.61464 * 0.5**i, 6) for i in range(8))
         recipe = Recipe(ref, plan.size, "dpmpp-2m", (*sigmas, 0.0), 1.5, group=plan.group)
-        figures, counts = (
-            ("held_loss", "right", "distance"),
-            {"steps": 12345, "samples": 1234567},
-        )
+        figures = ("held_loss", "right", "distance")
+        counts = {"steps": 12345, "samples": 1234567}
         record = sample_provenance(ClassCond.name, self.source, self.settings, figures, counts)
         width = DIT_MODELS[self.model].width
         return self.embedded + expected_bytes(plan, recipe, width, allocation, record)
@@ -223,12 +216,7 @@ class ClassCondJob:
             real=partial(photos_of, photos),
         )
         return best_sampling(
-            run,
-            plan,
-            draft,
-            partial(photos_of, photos),
-            images=own.search_images,
-            decode_seconds=own.decode_seconds,
+            run, plan, draft, images=own.search_images, decode_seconds=own.decode_seconds
         )
 
 

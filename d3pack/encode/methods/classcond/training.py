@@ -19,7 +19,7 @@ from torch import Tensor
 from d3pack.backbones import Autoencoder, Levels, lock_directory
 from d3pack.encode.contract import EncodeRun
 from d3pack.encode.estimate import seconds_of
-from d3pack.encode.methods.dit import WORK, Encoder, encode_images, of_pixels
+from d3pack.encode.methods.dit import WORK, encode_images, of_pixels
 from d3pack.encode.sampler_search import STEPS
 from d3pack.encode.settings import ClassCondSettings
 from d3pack.format import Coded, decode_files, encode_files
@@ -35,8 +35,10 @@ from d3pack.train import (
     Latents,
     LoopConfig,
     Photos,
+    accelerator_on,
     build_dit,
     export_dit,
+    held_out_latents,
     run_stage,
     write_lock,
 )
@@ -74,9 +76,9 @@ def train_dit(
         return vae.encode(images.to(run.context.device))
 
     photos, latents = encode_images(run, encode, side, config.hold_back)
-    validation = _validation_latents(encode, photos)
+    validation = held_out_latents(photos, of_pixels(encode))
     task = _task(config, vae, latents, validation, len(photos.names), run.settings.seed)
-    accelerator = Accelerator(cpu=run.context.device.startswith("cpu"), mixed_precision="bf16")
+    accelerator = accelerator_on(run.context.device)
     loop = replace(config.loop, steps=own.train_steps or config.loop.steps)
     if own.train_seconds:
         if "train steps" not in run.journal:
@@ -135,13 +137,6 @@ def _task(
         seed,
         Levels.from_config(SCHEDULE),
     )
-
-
-def _validation_latents(encode: Encoder, photos: Photos) -> Latents:
-    through = of_pixels(encode)
-    parts = np.array_split(photos.held_out, max(1, len(photos.held_out) // 256))
-    values = np.concatenate([through(photos.pixels[rows]).half().cpu().numpy() for rows in parts])
-    return Latents(values, photos.labels[photos.held_out], np.zeros(len(values), np.bool_))
 
 
 def _copy_autoencoder(folder: Path, to: Path) -> None:

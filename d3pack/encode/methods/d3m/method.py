@@ -12,14 +12,7 @@ import torch
 
 from d3pack.backbones import Backbone, default_backbone, default_guidance, open_backbone
 from d3pack.decode import Decoder
-from d3pack.encode.allocation import (
-    PICKY,
-    SHARE,
-    SMALLEST,
-    Allocation,
-    allocate,
-    expected_bytes,
-)
+from d3pack.encode.allocation import PICKY, SHARE, SMALLEST, Allocation, allocate, expected_bytes
 from d3pack.encode.candidates import stored_arrays
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate
 from d3pack.encode.estimate import seconds_of, teacher_seconds
@@ -27,14 +20,7 @@ from d3pack.encode.finish import SHEET_IMAGES, sample_provenance
 from d3pack.encode.methods.d3m.collages import clusters, make_collages
 from d3pack.encode.methods.d3m.guidance import MOST_CLASSES, best_guidance, trial_images
 from d3pack.encode.methods.d3m.inversion import Fitted, Inversion
-from d3pack.encode.plan import (
-    SMALL,
-    EncodePlan,
-    backbone_json,
-    dtype_for,
-    sigmas_of,
-    typical_side,
-)
+from d3pack.encode.plan import SMALL, EncodePlan, backbone_json, dtype_for, sigmas_of, typical_side
 from d3pack.encode.sampler_search import GUIDANCES
 from d3pack.encode.settings import D3MSettings, EncodeSettings
 from d3pack.encode.teaching import open_teacher

@@ -18,12 +18,7 @@ from typing import Any
 import torch
 
 from d3pack.backbones import DiT, open_backbone
-from d3pack.encode.allocation import (
-    MARGIN,
-    SMALLEST,
-    Allocation,
-    expected_bytes,
-)
+from d3pack.encode.allocation import MARGIN, SMALLEST, Allocation, expected_bytes
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate
 from d3pack.encode.estimate import seconds_of, teacher_seconds
 from d3pack.encode.finish import sample_provenance
@@ -191,13 +186,12 @@ class MinimaxJob:
             tuned = tuning.run(Checkpoint(run.journal, "tuning/state"), run.events)
         if plan.dtype != "float32":
             backbone = self._opened_for_decoding(run)
-        adapter = encode_adapter(tuned.adapter, self.adapter) if tuned.adapter else None
         draft = Draft(
             recipe=self.recipe(backbone),
             prompts=tuned.prompts[:, None, None],
             backbone=backbone,
             teacher=teacher,
-            adapter=adapter,
+            adapter=encode_adapter(tuned.adapter, self.adapter) if tuned.adapter else None,
             metrics={"steps": self.steps, **tuned.figures},
             seen=len(photos.labels),
             bad=plan.images - len(photos.labels),
@@ -206,12 +200,7 @@ class MinimaxJob:
         if not own.search_images:
             return draft
         return best_sampling(
-            run,
-            plan,
-            draft,
-            partial(photos_of, photos),
-            images=own.search_images,
-            decode_seconds=own.decode_seconds,
+            run, plan, draft, images=own.search_images, decode_seconds=own.decode_seconds
         )
 
     def _opened_for_decoding(self, run: EncodeRun) -> DiT:
