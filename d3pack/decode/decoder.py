@@ -313,7 +313,7 @@ class Decoder:
             exact_numerics(self.device, self.numerics),
             apply_adapter(self.backbone, self._adapter),
         ):
-            models = [self._model(pairs, *self._guidance(pairs)) for pairs in groups]
+            models = [self._model(pairs) for pairs in groups]
             if len(groups) == 1:
                 return [self._decode_group(groups[0], models[0], epoch)]
             run = self._threads(parallel).map
@@ -390,9 +390,10 @@ class Decoder:
         return self._coding.guidance, self._coding.prompts
 
     @torch.inference_mode()
-    def _model(self, pairs: list[Pair], guidance: float, prompts: bool) -> samplers.Model:
+    def _model(self, pairs: list[Pair]) -> samplers.Model:
         """Return the denoiser with its conditions; guidance takes one pass of twice the group."""
         recipe, backbone = self.pack.recipe, self.backbone
+        guidance, prompts = self._guidance(pairs)
         if self._unconditional is None and not (prompts and guidance == 1.0):
             self._unconditional = backbone.unconditional()
         if prompts:

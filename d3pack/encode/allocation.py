@@ -12,9 +12,11 @@ from d3pack.encode.candidates import candidates_of, lanes_of
 from d3pack.encode.settings import EncodeSettings, parse_labels
 from d3pack.errors import UsageError
 from d3pack.format import (
+    Codes,
     Pack,
     Probes,
     Recipe,
+    encode_codes,
     encode_labels,
     encode_picks,
     encode_prompts,
@@ -106,7 +108,7 @@ def allocate(
     if settings.budget is None:
         return replace(default, **fixed), ()
     allocation, size = spend(settings.budget, fixed, most_vectors, size_of)
-    seeds = allocation.seeds(settings.images_per_class)
+    seeds = allocation.seeds(settings.images_per_class - settings.codes)
     line = (
         f"budget {settings.budget:,} bytes: {allocation.prompts}, {seeds}, "
         f"labels {allocation.labels}, {count(allocation.probes, 'probe')}: about {size:,} bytes"
@@ -165,8 +167,13 @@ def expected_bytes(
         seed=plan.seed,
         provenance=provenance,
     )
-    if allocation.candidates > 1:
-        pack = replace(pack, picks=_largest_picks(classes, images, allocation))
+    if allocation.candidates > 1 and plan.seeded:
+        pack = replace(pack, picks=_largest_picks(classes, plan.seeded, allocation))
+    if plan.coding is not None:
+        atoms = np.concatenate([np.arange(m) for m in plan.coding.atoms])
+        codes = np.tile(atoms, (classes, plan.codes, 1))
+        signs = np.ones_like(codes, dtype=np.int8)
+        pack = replace(pack, codes=encode_codes(Codes(plan.coding, plan.codes, codes, signs)))
     if allocation.probes:
         place = np.arange(allocation.probes)
         pixels = np.zeros((allocation.probes, 3, PROBE, PROBE), np.uint8)

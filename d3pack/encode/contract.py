@@ -115,7 +115,7 @@ class Draft:
 
         return Pack(
             classes=plan.classes,
-            images_per_class=plan.images_per_class,
+            images_per_class=max(1, plan.seeded),  # without seeds, `codes` replaces this one
             recipe=self.recipe,
             prompts=encode_prompts(self.prompts, plan.allocation.codec),
             seed=plan.seed,

@@ -32,7 +32,7 @@ from d3pack.system import (
 from d3pack.teachers import teacher_cache
 
 # folders of the journal that are not needed when the pack is written
-_TEMPORARY = ("classes", "candidates", "labels", "teacher", "training", "tuning")
+_TEMPORARY = ("classes", "candidates", "codes", "labels", "teacher", "training", "tuning")
 _ROOT = "root"  # in the journal: identity of the pack that the run has led to
 _BACKBONE = "backbone"  # in the journal: digest of the lock of a trained backbone
 

@@ -22,6 +22,7 @@ from d3pack.encode.candidates import (
     pick_order,
     probabilities,
 )
+from d3pack.encode.codes import with_codes
 from d3pack.encode.contract import Draft, EncodeRun
 from d3pack.encode.plan import EncodePlan
 from d3pack.encode.settings import EncodeSettings, parse_labels, recorded_settings
@@ -42,8 +43,10 @@ def finish(run: EncodeRun, plan: EncodePlan, draft: Draft, method: str) -> Pack:
     allocation, backbone = plan.allocation, draft.backbone
     pack = draft.pack(plan)
     metrics = dict(draft.metrics)
-    if allocation.candidates > 1:
+    if allocation.candidates > 1 and plan.seeded:
         pack = _with_picks(run, pack, allocation, backbone, _teacher_of(draft, method))
+    if plan.codes:
+        pack = with_codes(run, plan, pack, backbone, _teacher_of(draft, method))
     if allocation.labels != "none":
         teacher = _teacher_of(draft, method)
         answers = ask_teacher(pack, backbone, teacher, run.journal, run.events, "labels")
@@ -70,7 +73,7 @@ def _teacher_of(draft: Draft, method: str) -> Teacher:
     if draft.teacher is None:
         raise UsageError(
             f"the method {method} has no teacher to pick or label images",
-            hint="set candidates to 1 and labels to none",
+            hint="set candidates to 1, codes to 0 and labels to none",
         )
     return draft.teacher
 

@@ -12,11 +12,12 @@ from d3pack.backbones import Backbone
 from d3pack.decode import schedule
 from d3pack.encode.allocation import Allocation
 from d3pack.encode.settings import EncodeSettings
-from d3pack.format import BackboneRef, DType, Sampler
+from d3pack.format import BackboneRef, Coding, DType, Sampler
 from d3pack.sources import Source
 
 SMALL = 64  # pixels; patches of collages of images up to this side would show nothing
 GROUP = 16  # images of one forward pass
+CODE_LEVELS = (7.0, 0.5)  # first and last, for latents of about unit variance
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class EncodePlan:
     allocation: Allocation
     group: int
     seed: int
+    codes: int = 0  # images of each class that are photographs, as codes
+    coding: Coding | None = None
     details: Mapping[str, Any] = field(default_factory=dict)  # what the method adds, as JSON
     text: tuple[str, ...] = ()  # the same for a person
 
@@ -59,9 +62,16 @@ class EncodePlan:
             allocation=allocation,
             group=settings.group or GROUP,
             seed=settings.seed,
+            codes=settings.codes,
+            coding=coding_for(settings) if settings.codes else None,
             details=details or {},
             text=text,
         )
+
+    @property
+    def seeded(self) -> int:
+        """Images of each class that are made of seeds."""
+        return self.images_per_class - self.codes
 
     def to_json(self) -> dict[str, Any]:
         """Return what a run must have in common with the one that it continues."""
@@ -75,7 +85,13 @@ class EncodePlan:
             f"{len(self.classes)} classes, {self.images} images; "
             f"{self.images_per_class} to make of each class"
         )
-        return [first, *self.text]
+        lines = [first, *self.text]
+        if self.coding is not None:
+            lines.append(
+                f"{self.codes} of each class are photographs as codes of {self.coding.nbytes:.1f}"
+                " bytes: their likeness can be rebuilt"
+            )
+        return lines
 
 
 def typical_side(source: Source) -> int:
@@ -93,6 +109,16 @@ def typical_side(source: Source) -> int:
 def dtype_for(device: str) -> DType:
     """Return the dtype of the models: bfloat16 is faster on accelerators alone."""
     return "float32" if device.startswith("cpu") else "bfloat16"
+
+
+def coding_for(settings: EncodeSettings) -> Coding:
+    """Return how photographs are coded: levels evenly spaced in log sigma, equally many atoms."""
+    sigmas = np.geomspace(*CODE_LEVELS, settings.code_steps)
+    return Coding(
+        sigmas=(*(float(f"{sigma:.4g}") for sigma in sigmas), 0.0),
+        atoms=(settings.code_atoms,) * settings.code_steps,
+        bits=settings.code_bits,
+    )
 
 
 def sigmas_of(backbone: Backbone, sampler: Sampler, steps: int) -> tuple[float, ...]:

@@ -70,6 +70,26 @@ class EncodeSettings:
     labels: str | None = option(
         None, "Soft labels: none, top1, top2, ... or dense.", group="contents of the pack"
     )
+    codes: int = option(
+        0,
+        "Images per class that are photographs, coded in a few bytes each; they come first.",
+        ge=0,
+        le=2**20,
+        group="photographs as codes",
+    )
+    code_steps: int = option(
+        15, "Noise levels of a code.", ge=2, le=256, group="photographs as codes"
+    )
+    code_bits: int = option(
+        8,
+        "A codebook of each level has 2**bits entries.",
+        ge=1,
+        le=16,
+        group="photographs as codes",
+    )
+    code_atoms: int = option(
+        1, "Entries that are chosen at each level.", ge=1, le=1024, group="photographs as codes"
+    )
     label_temperature: float = option(
         1.0,
         "Temperature of the soft labels.",
@@ -119,6 +139,10 @@ class EncodeSettings:
     def __post_init__(self) -> None:
         check(self)
         parse_labels(self.labels or "none")
+        if self.codes > self.images_per_class:
+            raise SettingError("codes", self.codes, "at most images_per_class")
+        if self.code_atoms > 2**self.code_bits:
+            raise SettingError("code_atoms", self.code_atoms, "at most 2**code_bits")
 
 
 @dataclass(frozen=True, slots=True)

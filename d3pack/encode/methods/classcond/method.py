@@ -119,7 +119,7 @@ def _text(
     limit = f" within {own.decode_seconds:g} s" if own.decode_seconds else ""
     return (
         f"a DiT of size {model}, {plan.size[0]}x{plan.size[1]}, trained for {length}{place}",
-        f"class vectors as {allocation.codec}, {allocation.seeds(plan.images_per_class)}, "
+        f"class vectors as {allocation.codec}, {allocation.seeds(plan.seeded)}, "
         f"labels {allocation.labels}; sampler by measurement{limit}",
     )
 
@@ -161,7 +161,7 @@ class ClassCondJob:
         vae = _open(self.vae, self.context.device)
         costs = measure_costs(self.source, config, vae, plan.size[0], len(plan.classes))
         candidates = plan.allocation.candidates
-        images = (1 if candidates == 1 else candidates + 1) * plan.images_per_class
+        images = (1 if candidates == 1 else candidates + 1) * plan.seeded
         steps = own.train_steps or config.loop.steps
         stages = {
             "read and encode": sum(self.source.counts) * costs.read_and_encode,

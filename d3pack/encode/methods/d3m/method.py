@@ -97,7 +97,7 @@ def prepare(
         typical=typical,
     )
     job = D3MJob(source, settings, own, backbone, plan, details)
-    picks = small and settings.images_per_class >= WORTH_PICKING
+    picks = small and plan.seeded >= WORTH_PICKING
     allocation, notes = allocate(
         settings,
         job.expected_bytes,
@@ -138,7 +138,7 @@ def _text(plan: EncodePlan, details: Details, allocation: Allocation) -> tuple[s
     return (
         f"backbone {name}, {plan.size[0]}x{plan.size[1]}, {plan.dtype}; {details.sampler} "
         f"{details.sampler_steps} steps, guidance {guidance}, {details.template!r}",
-        f"{allocation.prompts}, {allocation.seeds(plan.images_per_class)}, "
+        f"{allocation.prompts}, {allocation.seeds(plan.seeded)}, "
         f"labels {allocation.labels}, collages {details.factor}x{details.factor}",
     )
 
@@ -205,7 +205,7 @@ class D3MJob:
             images = trial_images(allocation) * min(classes, MOST_CLASSES)
             stages["guidance"] = image * images * len(GUIDANCES)
         candidates = allocation.candidates if allocation.candidates > 1 else 0
-        images = (candidates + (allocation.labels != "none")) * plan.images_per_class
+        images = (candidates + (allocation.labels != "none")) * plan.seeded
         stages["images"] = image * images * classes
         return Estimate(self.expected_bytes(allocation), stages)
 

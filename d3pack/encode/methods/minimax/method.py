@@ -125,7 +125,7 @@ class MinimaxJob:
             f"backbone {ref.repo or ref.revision[:12]}, {plan.size[0]}x{plan.size[1]}, "
             f"{plan.dtype}; {sampling}",
             f"{self.steps} steps of {self.own.batch}; adapter as {self.adapter}, "
-            f"class vectors as {allocation.codec}, {allocation.seeds(plan.images_per_class)}, "
+            f"class vectors as {allocation.codec}, {allocation.seeds(plan.seeded)}, "
             f"labels {allocation.labels}",
         )
 
@@ -164,7 +164,7 @@ class MinimaxJob:
             forward = seconds_of(lambda: backbone.denoise(x, 1.0, c)) / 4
             decode = seconds_of(lambda: backbone.decode(x)) / 4
         candidates = allocation.candidates if allocation.candidates > 1 else 0
-        images = (candidates + (allocation.labels != "none")) * plan.images_per_class
+        images = (candidates + (allocation.labels != "none")) * plan.seeded
         stages = {
             "encode": 2 * plan.images * encode,
             "tune": self.steps * tuning_seconds(backbone, plan.classes, self.own.batch),

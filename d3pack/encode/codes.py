@@ -1,0 +1,157 @@
+"""Photographs as codes: at every level, the noise that leads most towards the photograph.
+
+After arXiv 2502.01189: sampling runs as it will in the decoder, and where the decoder would take
+fresh noise, the encoder takes the entries of the codebook that correlate best with what the current
+estimate lacks. The code is the numbers and signs of those entries.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from d3pack.backbones import Backbone, Condition
+from d3pack.decode import codebook, samplers
+from d3pack.encode.candidates import stored_arrays
+from d3pack.encode.contract import EncodeRun
+from d3pack.encode.plan import EncodePlan
+from d3pack.errors import SourceError, UsageError
+from d3pack.format import Codes, Coding, Pack, decode_prompts, encode_codes
+from d3pack.teachers import Cut, Teacher, best_patches
+
+Array = npt.NDArray[Any]
+BATCH = 64  # images that are coded at the same time
+POOL = 1000  # photographs of a class that are looked at
+_KEPT = 1 << 22  # values of a codebook that is worth keeping
+
+
+def with_codes(
+    run: EncodeRun, plan: EncodePlan, pack: Pack, backbone: Backbone, teacher: Teacher
+) -> Pack:
+    """Return the pack with photographs of every class in front of its images."""
+    count, total = plan.codes, len(pack.classes) * plan.codes
+    coding = plan.coding
+    assert coding is not None
+    table = backbone.levels.sigmas
+    if not table[0] <= coding.sigmas[-2] < coding.sigmas[0] <= table[-1]:
+        raise UsageError("the backbone was not trained on the noise levels of codes")
+    with run.events.stage("code photographs", total, "images"):
+        for c in range(len(pack.classes)):
+            if run.journal.load(_name(c)) is None:
+                photos = choose_photographs(run, plan, teacher, c)
+                with torch.no_grad():
+                    parts = [backbone.encode(part).float() for part in photos.split(32)]
+                coder = Coder(backbone, coding, pack, c)
+                atoms, signs = coder.code(torch.cat(parts))
+                run.remember_skipped()
+                run.journal.save(_name(c), {"atoms": atoms, "signs": signs}, {})
+            run.events.step((c + 1) * count, samples=(c + 1) * count)
+    stored = [stored_arrays(run.journal, _name(c)) for c in range(len(pack.classes))]
+    atoms, signs = (np.stack([arrays[name] for arrays in stored]) for name in ("atoms", "signs"))
+    codes = encode_codes(Codes(coding, count, atoms.astype(np.int64), signs))
+    return replace(pack, images_per_class=plan.images_per_class, codes=codes)
+
+
+def _name(c: int) -> str:
+    return f"codes/{c:06d}"
+
+
+def choose_photographs(run: EncodeRun, plan: EncodePlan, teacher: Teacher, c: int) -> Tensor:
+    """Return the photographs of a class that the teacher finds most typical, best first.
+
+    A class with too few of them repeats them.
+    """
+    cut = Cut(size=plan.size, pool=POOL, seed=plan.seed)
+    patches = best_patches(run.source, c, teacher, cut)
+    if not len(patches.pixels):
+        raise SourceError(f"no image of class {plan.classes[c]!r} can be read")
+    order = np.argsort(patches.costs, kind="stable")
+    return torch.from_numpy(patches.pixels[np.resize(order, plan.codes)])
+
+
+@dataclass(frozen=True, slots=True)
+class Coder:
+    """Codes the latents of a class."""
+
+    backbone: Backbone
+    coding: Coding
+    pack: Pack  # its prompts and its seed
+    c: int  # the class
+
+    @torch.inference_mode()
+    def code(self, latents: Tensor) -> tuple[Array, Array]:
+        """Return atoms and signs (N, atoms of all levels) of latents (N, C, H, W)."""
+        starts = range(0, len(latents), BATCH)
+        parts = [self._code(latents[at : at + BATCH], at) for at in starts]
+        atoms, signs = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return atoms.astype(np.int32), signs.astype(np.int8)
+
+    def _code(self, latents: Tensor, first: int) -> tuple[Array, Array]:
+        coding, condition = self.coding, self._condition(first, len(latents))
+        steps = samplers.plan("ancestral", coding.sigmas, {"eta": coding.eta})
+        atoms, signs, chosen = self._choose(0, latents)
+        parts = [(atoms, signs)]
+        x = samplers.start(chosen, coding.sigmas)
+        for level, step in enumerate(steps[:-1], 1):
+            x0 = self.backbone.denoise(x, coding.sigmas[level - 1], condition)
+            x = x * step.a + x0 * step.b[0]
+            if coding.atoms[level]:
+                atoms, signs, chosen = self._choose(level, latents - x0)
+                parts.append((atoms, signs))
+                x = x + chosen * step.c
+        return np.concatenate([a for a, _ in parts], 1), np.concatenate([s for _, s in parts], 1)
+
+    def _condition(self, first: int, count: int) -> Condition:
+        if not self.coding.prompts:
+            return self.backbone.unconditional().expand(count)
+        prompts = torch.from_numpy(decode_prompts(self.pack.prompts)[self.c].copy())
+        template = self.pack.recipe.template
+        modes = [
+            self.backbone.condition(prompt[None].to(self.backbone.device), template)
+            for prompt in prompts
+        ]
+        return Condition.cat(modes[i % len(modes)] for i in range(first, first + count))
+
+    def _choose(self, level: int, wanted: Tensor) -> tuple[Array, Array, Tensor]:
+        """Return atoms, signs and their noise for what is wanted (N, C, H, W), by pursuit.
+
+        One atom after another is taken, and what it explains is subtracted: in small latents, the
+        entries of a codebook are not orthogonal.
+        """
+        coding, rest = self.coding, wanted.flatten(1)
+        book = self._codebook(level, tuple(wanted.shape[1:]))
+        squares = book.square().sum(1)
+        free = torch.ones(len(rest), len(book), device=rest.device)
+        atoms, signs = [], []
+        for _ in range(coding.atoms[level]):
+            product = rest @ book.T
+            best = (product.abs() * free).argmax(1, keepdim=True)
+            value = product.gather(1, best)
+            free.scatter_(1, best, 0.0)
+            rest = rest - book[best[:, 0]] * (value / squares[best])
+            atoms.append(best)
+            signs.append(torch.where(value < 0, -1, 1))
+        ascending = torch.cat(atoms, 1).sort(1)
+        sign = torch.cat(signs, 1).gather(1, ascending.indices)
+        noise = (book[ascending.values] * sign[..., None]).sum(1) / math.sqrt(len(atoms))
+        return ascending.values.cpu().numpy(), sign.cpu().numpy(), noise.reshape(wanted.shape)
+
+    def _codebook(self, level: int, shape: tuple[int, ...]) -> Tensor:
+        what = (self.pack.seed, level, self.coding.entries, shape, self.backbone.device)
+        return (_kept_book if self.coding.entries * math.prod(shape) <= _KEPT else _book)(*what)
+
+
+def _book(
+    seed: int, level: int, entries: int, shape: tuple[int, ...], device: torch.device
+) -> Tensor:
+    return codebook(seed, level, np.arange(entries), shape, device).flatten(1)
+
+
+_kept_book = lru_cache(maxsize=64)(_book)
