@@ -116,6 +116,13 @@ def _sections(pack: Pack) -> Iterator[str]:
         f"{prompts.codec}, {count(modes, 'mode')} of {count(vectors, 'vector')}"
         f" of {width} values, error {prompts.params['error']['rms']:.2%}",
     )
+    if pack.codes is not None:
+        params, codes = pack.codes.params, pack.codes.nbytes / len(pack.classes)
+        yield _row(
+            "codes",
+            f"{params['codes']:,} photographs a class, {codes / params['codes']:.1f} bytes each",
+        )
+        yield _row("", "the likeness of these photographs can be rebuilt")
     how = (
         "derived"
         if pack.picks is None

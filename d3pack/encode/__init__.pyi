@@ -14,6 +14,7 @@ from d3pack.encode.contract import open_method as open_method
 from d3pack.encode.driver import encode as encode
 from d3pack.encode.driver import estimate_encode as estimate_encode
 from d3pack.encode.plan import EncodePlan as EncodePlan
+from d3pack.encode.plan import coding_within as coding_within
 from d3pack.encode.plan import dtype_for as dtype_for
 from d3pack.encode.plan import sigmas_of as sigmas_of
 from d3pack.encode.settings import ClassCondSettings as ClassCondSettings

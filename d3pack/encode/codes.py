@@ -8,6 +8,7 @@ estimate lacks. The code is the numbers and signs of those entries.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -33,9 +34,13 @@ _KEPT = 1 << 22  # values of a codebook that is worth keeping
 
 
 def with_codes(
-    run: EncodeRun, plan: EncodePlan, pack: Pack, backbone: Backbone, teacher: Teacher
+    run: EncodeRun,
+    plan: EncodePlan,
+    pack: Pack,
+    backbone: Backbone,
+    photographs: Callable[[int], Tensor],
 ) -> Pack:
-    """Return the pack with photographs of every class in front of its images."""
+    """Return the pack with codes of photographs in front of the images of every class."""
     count, total = plan.codes, len(pack.classes) * plan.codes
     coding = plan.coding
     assert coding is not None
@@ -45,7 +50,7 @@ def with_codes(
     with run.events.stage("code photographs", total, "images"):
         for c in range(len(pack.classes)):
             if run.journal.load(_name(c)) is None:
-                photos = choose_photographs(run, plan, teacher, c)
+                photos = photographs(c)
                 with torch.no_grad():
                     parts = [backbone.encode(part).float() for part in photos.split(32)]
                 coder = Coder(backbone, coding, pack, c)

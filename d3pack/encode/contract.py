@@ -21,6 +21,7 @@ from d3pack.system import load
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from torch import Tensor
 
     from d3pack.backbones import Backbone
     from d3pack.encode.plan import EncodePlan
@@ -30,17 +31,20 @@ if TYPE_CHECKING:
     from d3pack.teachers import Teacher
 
 GROUP = "d3pack.methods"
-_BUILT_IN: Mapping[str, tuple[str, type]] = {
-    "d3m": ("d3pack.encode.methods.d3m.method:D3M", D3MSettings),
-    "classcond": ("d3pack.encode.methods.classcond.method:ClassCond", ClassCondSettings),
-    "minimax": ("d3pack.encode.methods.minimax.method:Minimax", MinimaxSettings),
-}
-_SKIPPED = "skipped"  # in the journal
 
 
 @dataclass(frozen=True, slots=True)
 class NoSettings:
     """Settings of a method that has none of its own."""
+
+
+_BUILT_IN: Mapping[str, tuple[str, type]] = {
+    "d3m": ("d3pack.encode.methods.d3m.method:D3M", D3MSettings),
+    "classcond": ("d3pack.encode.methods.classcond.method:ClassCond", ClassCondSettings),
+    "codes": ("d3pack.encode.methods.codes.method:CodesOnly", NoSettings),
+    "minimax": ("d3pack.encode.methods.minimax.method:Minimax", MinimaxSettings),
+}
+_SKIPPED = "skipped"  # in the journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,8 @@ class Draft:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     seen: int = 0  # real images that were used
     bad: int = 0  # real images that could not be read
+    # images of a class to be coded; None: those that the teacher finds most typical
+    photographs: Callable[[int], Tensor] | None = None
     # real images of a class, at most so many, for contact sheets
     real: Callable[[int, int], npt.NDArray[np.uint8]] | None = None
     title: str = "Real images, and what the pack makes"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from d3pack.encode.candidates import (
     pick_order,
     probabilities,
 )
-from d3pack.encode.codes import with_codes
+from d3pack.encode.codes import choose_photographs, with_codes
 from d3pack.encode.contract import Draft, EncodeRun
 from d3pack.encode.plan import EncodePlan
 from d3pack.encode.settings import EncodeSettings, parse_labels, recorded_settings
@@ -46,7 +47,11 @@ def finish(run: EncodeRun, plan: EncodePlan, draft: Draft, method: str) -> Pack:
     if allocation.candidates > 1 and plan.seeded:
         pack = _with_picks(run, pack, allocation, backbone, _teacher_of(draft, method))
     if plan.codes:
-        pack = with_codes(run, plan, pack, backbone, _teacher_of(draft, method))
+        photographs = draft.photographs
+        if photographs is None:
+            teacher = _teacher_of(draft, method)
+            photographs = partial(choose_photographs, run, plan, teacher)
+        pack = with_codes(run, plan, pack, backbone, photographs)
     if allocation.labels != "none":
         teacher = _teacher_of(draft, method)
         answers = ask_teacher(pack, backbone, teacher, run.journal, run.events, "labels")

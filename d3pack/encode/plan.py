@@ -12,11 +12,12 @@ from d3pack.backbones import Backbone
 from d3pack.decode import schedule
 from d3pack.encode.allocation import Allocation
 from d3pack.encode.settings import EncodeSettings
-from d3pack.format import BackboneRef, Coding, DType, Sampler
+from d3pack.format import BackboneRef, Coding, DType, Sampler, level_bits
 from d3pack.sources import Source
 
 SMALL = 64  # pixels; patches of collages of images up to this side would show nothing
 GROUP = 16  # images of one forward pass
+CODE_STEPS = 15  # noise levels of a code
 CODE_LEVELS = (7.0, 0.5)  # first and last, for latents of about unit variance
 
 
@@ -119,6 +120,20 @@ def coding_for(settings: EncodeSettings) -> Coding:
         atoms=(settings.code_atoms,) * settings.code_steps,
         bits=settings.code_bits,
     )
+
+
+def coding_within(nbytes: float) -> tuple[int, int, int]:
+    """Return levels, bits and atoms of codes of at most so many bytes.
+
+    Fifteen levels come first, then larger codebooks, then more atoms in each level; for fewer bytes
+    than these take, there are fewer levels.
+    """
+    budget = nbytes * 8
+    for atoms in range(min(1024, int(budget // (2 * CODE_STEPS))), 0, -1):
+        for bits in (14, 12, 10, 8):
+            if CODE_STEPS * level_bits(1 << bits, atoms) <= budget:
+                return CODE_STEPS, bits, atoms
+    return max(2, int(budget // level_bits(256, 1))), 8, 1
 
 
 def sigmas_of(backbone: Backbone, sampler: Sampler, steps: int) -> tuple[float, ...]:

@@ -49,7 +49,7 @@ class EncodeSettings:
         "Bytes of the whole pack, as 20KB; what is not set is chosen to fit.",
         parse=parse_size,
     )
-    method: str = option("d3m", "d3m, classcond, minimax, or one that a plugin brings.")
+    method: str = option("d3m", "d3m, classcond, minimax, codes, or one that a plugin brings.")
     backbone: str | None = option(
         None, "Diffusion model: mini, a directory in diffusers' layout, or org/name.", private=True
     )

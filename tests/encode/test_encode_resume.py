@@ -60,6 +60,16 @@ def test_work_that_is_done_is_not_done_again(server: Server, undisturbed: bytes)
     assert server.bytes_of("skips.d3m") == undisturbed
 
 
+def test_killed_while_photographs_are_coded(server: Server) -> None:
+    changes = {"codes": 2, "code_steps": 3, "code_bits": 4}
+    assert "error" not in server.run("codes.d3m", changes=changes)
+    for kill in (["stage", "code photographs", 1], ["step", "code photographs", 2]):
+        answer = server.run("cut.d3m", changes=changes, kill_at=kill)
+        assert answer["status"] == signal.SIGKILL, (kill, answer)
+    assert "error" not in server.run("cut.d3m", changes=changes)
+    assert server.bytes_of("cut.d3m") == server.bytes_of("codes.d3m")
+
+
 def test_killed_at_random_times(server: Server, undisturbed: bytes) -> None:
     deaths = 0
     for attempt in range(20):

@@ -1,0 +1,58 @@
+"""`d3pack code`: a folder of images to a pack of codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from d3pack.cli._fields import Format, format_option, overwrite_option, source_argument
+from d3pack.cli.encode import Encode
+from d3pack.encode import EncodeSettings, coding_within
+from d3pack.system import option
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """Write the images of a folder as codes: each as a few bytes of choices among noise.
+
+    Nothing is learned, and all images are kept: those that any method has distilled or chosen.
+
+    Example: d3pack code distilled/ -o distilled.d3m --bytes-per-image 32
+    """
+
+    source: str = source_argument()
+    output: Path | None = option(None, "The pack to write (.d3m).", short="-o")
+    bytes_per_image: float = option(17.0, "Bytes of each image, at most.", ge=1, le=100_000)
+    backbone: str | None = option(
+        None, "Diffusion model: mini, a directory in diffusers' layout, or org/name."
+    )
+    device: str | None = option(None, "cpu, cuda, cuda:1, ...; CUDA if there is one.")
+    seed: int = option(0, "Decides the noise that codes choose from.", ge=0, lt=2**63)
+    class_names: Path | None = option(None, "CSV or JSON: folder to name.")
+    dry_run: bool = option(False, "Print classes, plan, time and bytes; do nothing.")
+    restart: bool = option(False, "Discard what an earlier run left.")
+    overwrite: bool = overwrite_option()
+    format: Format = format_option("How progress is printed; json: events as lines.")
+
+    def run(self) -> None:
+        """Code, or print what coding would take."""
+        steps, bits, atoms = coding_within(self.bytes_per_image)
+        Encode(
+            source=self.source,
+            output=self.output,
+            settings=EncodeSettings(
+                method="codes",
+                backbone=self.backbone,
+                device=self.device,
+                seed=self.seed,
+                code_steps=steps,
+                code_bits=bits,
+                code_atoms=atoms,
+            ),
+            method_settings=None,
+            class_names=self.class_names,
+            dry_run=self.dry_run,
+            restart=self.restart,
+            overwrite=self.overwrite,
+            format=self.format,
+        ).run()

@@ -1,0 +1,1 @@
+"""Codes alone: a folder of images, each as choices among noise."""

@@ -1,0 +1,139 @@
+"""The method `codes`: every image of the source as a code, and nothing learned.
+
+What another method has distilled or chosen travels exactly as it is, as closely as the bytes allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from d3pack.backbones import Backbone, default_backbone, open_backbone
+from d3pack.encode.allocation import Allocation, expected_bytes
+from d3pack.encode.codes import Coder
+from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate, NoSettings
+from d3pack.encode.estimate import seconds_of
+from d3pack.encode.finish import sample_provenance
+from d3pack.encode.plan import EncodePlan, dtype_for
+from d3pack.encode.settings import EncodeSettings
+from d3pack.errors import SourceError, UsageError
+from d3pack.format import Pack, Recipe, encode_prompts
+from d3pack.sources import Source
+
+_TRIED = 16  # images that are coded for an estimate
+
+
+class CodesOnly:
+    """Codes of all images, in the order of the source."""
+
+    name = "codes"
+    settings = NoSettings
+
+    def prepare(
+        self, source: Source, settings: EncodeSettings, own: NoSettings, context: EncodeContext
+    ) -> CodesJob:
+        """Refuse what only methods with a teacher can do."""
+        backbone = open_backbone(
+            settings.backbone or default_backbone(context.device),
+            device=context.device,
+            dtype=getattr(torch, dtype_for(context.device)),
+        )
+        if (settings.candidates or 1) > 1 or settings.labels not in (None, "none"):
+            raise UsageError("the method codes has no teacher to pick or label images")
+        count = max(source.counts)
+        settings = replace(settings, images_per_class=count, codes=count)
+        allocation = Allocation(probes=1 if settings.probes is None else settings.probes)
+        plan = EncodePlan.of(
+            source,
+            settings,
+            size=settings.size or backbone.image_size,
+            allocation=replace(allocation, codec=settings.codec or "i4"),
+            dtype=dtype_for(context.device),
+            text=_uneven(source, count),
+        )
+        return CodesJob(source, settings, backbone, plan)
+
+
+def _uneven(source: Source, count: int) -> tuple[str, ...]:
+    """A line on classes that must repeat images: a pack has equally many of each class."""
+    few = [name for name, n in zip(source.classes, source.counts, strict=True) if n < count]
+    if not few:
+        return ()
+    return (f"{len(few)} classes have fewer than {count} images and repeat them, first {few[0]}",)
+
+
+@dataclass(frozen=True, slots=True)
+class CodesJob:
+    """Images to be coded."""
+
+    source: Source
+    settings: EncodeSettings
+    backbone: Backbone
+    plan: EncodePlan
+
+    def describe(self) -> EncodePlan:
+        """Return the resolved settings."""
+        return self.plan
+
+    def recipe(self) -> Recipe:
+        """Return the recipe; its sampler makes no image, since all have codes."""
+        plan = self.plan
+        return Recipe(
+            backbone=self.backbone.ref,
+            size=plan.size,
+            sampler="euler",
+            sigmas=(1.0, 0.0),
+            dtype=plan.dtype,
+            group=plan.group,
+        )
+
+    def estimate(self) -> Estimate:
+        """Code a few images."""
+        plan = self.plan
+        record: Mapping[str, Any] = sample_provenance(
+            CodesOnly.name, self.source, self.settings, (), {}
+        )
+        width = self.backbone.prompt_shape[1]
+        nbytes = expected_bytes(plan, self.recipe(), width, plan.allocation, record)
+        assert plan.coding is not None
+        names = self._prompts()[:1]
+        pack = Pack(("one",), 1, self.recipe(), encode_prompts(names, "f16"), seed=0)
+        coder = Coder(self.backbone, plan.coding, pack, 0)
+        latents = torch.zeros((_TRIED, *self.backbone.latent_shape_for(plan.size)))
+        seconds = seconds_of(lambda: coder.code(latents)) / _TRIED
+        return Estimate(nbytes, {"codes": seconds * plan.codes * len(plan.classes)})
+
+    def run(self, run: EncodeRun) -> Draft:
+        """Return class names as prompts; the driver codes the images."""
+        return Draft(
+            recipe=self.recipe(),
+            prompts=self._prompts(),
+            backbone=self.backbone,
+            photographs=lambda c: images_of(run.source, c, self.plan.size, self.plan.codes),
+            seen=sum(run.source.counts),
+        )
+
+    def _prompts(self) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return the vectors of the class names, (classes, 1, 1, width)."""
+        vectors = [self.backbone.name_vectors(name, 1) for name in self.plan.classes]
+        return torch.stack(vectors)[:, None].detach().float().cpu().numpy()
+
+
+def images_of(source: Source, c: int, size: tuple[int, int], count: int) -> Tensor:
+    """Return `count` images of a class in the order of the source, of which it may repeat some."""
+    height, width = size
+    pixels = []
+    for i in range(source.counts[c]):
+        image = source.get(c, i)
+        if image is not None:
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+            pixels.append(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
+    if not pixels:
+        raise SourceError(f"no image of class {source.classes[c]!r} can be read")
+    return torch.from_numpy(np.stack([pixels[i % len(pixels)] for i in range(count)]))

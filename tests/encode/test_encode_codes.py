@@ -1,0 +1,191 @@
+"""Photographs as codes: the coder, `encode --codes`, `d3pack code`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cli import invoke
+from encode_world import CLASSES, quick
+from PIL import Image
+
+import d3pack
+from d3pack.backbones import Backbone, open_backbone
+from d3pack.decode import Decoder, verify_probes
+from d3pack.encode import coding_within, encode, estimate_encode
+from d3pack.encode.codes import Coder
+from d3pack.encode.methods.codes.method import CodesOnly, images_of
+from d3pack.encode.plan import coding_for, sigmas_of
+from d3pack.encode.settings import EncodeSettings
+from d3pack.format import Codes, Coding, Pack, Recipe, decode_codes, encode_codes, encode_prompts
+from d3pack.format.codecs import decode_picks
+from d3pack.sources import open_source
+from d3pack.testing import raises_code
+
+
+@pytest.fixture(scope="module")
+def mini() -> Backbone:
+    return open_backbone("mini", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def lemon(mini: Backbone) -> Pack:
+    recipe = Recipe(mini.ref, mini.image_size, "euler", (1.0, 0.0), group=4)
+    prompts = mini.name_vectors("lemon", 1).detach().float().numpy()[None, None]
+    return Pack(("lemon",), 1, recipe, encode_prompts(prompts), seed=5)
+
+
+@pytest.fixture(scope="module")
+def wanted(mini: Backbone, lemon: Pack) -> torch.Tensor:
+    """Latents that the backbone finds likely: its own."""
+    sigmas = sigmas_of(mini, "dpmpp-2m", 8)
+    recipe = replace(lemon.recipe, sampler="dpmpp-2m", sigmas=sigmas)
+    pack = replace(lemon, images_per_class=6, recipe=recipe, seed=77)
+    images = Decoder(pack, backbone=mini).images(range(6))
+    with torch.no_grad():
+        return mini.encode(images).float()
+
+
+def decoded(pack: Pack, backbone: Backbone, coding: Coding, code: tuple[Any, Any]) -> torch.Tensor:
+    """The latents that a decoder makes of codes of one class."""
+    atoms, signs = code
+    count = len(atoms)
+    codes = encode_codes(Codes(coding, count, atoms[None].astype(np.int64), signs[None]))
+    decoder = Decoder(replace(pack, images_per_class=count, codes=codes), backbone=backbone)
+    pairs = [(0, i) for i in range(count)]
+    with torch.inference_mode():
+        return decoder._latents(pairs, decoder._model(pairs), 0)
+
+
+def distance(made: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((made - wanted).square().mean())
+
+
+@pytest.mark.heavy
+def test_code_leads_to_its_photograph(mini: Backbone, lemon: Pack, wanted: torch.Tensor) -> None:
+    coding = coding_for(EncodeSettings(codes=6, code_steps=8, code_bits=6))
+    code = Coder(mini, coding, lemon, 0).code(wanted)
+    made = decoded(lemon, mini, coding, code)
+    others = decoded(lemon, mini, coding, (np.roll(code[0], 1, 0), np.roll(code[1], 1, 0)))
+    opposite = decoded(lemon, mini, coding, (code[0], -code[1]))
+    assert distance(made, wanted) < 0.8 * distance(others, wanted)
+    assert distance(made, wanted) < 0.5 * distance(opposite, wanted)
+
+
+@pytest.mark.heavy
+def test_more_bits_come_nearer(mini: Backbone, lemon: Pack, wanted: torch.Tensor) -> None:
+    distances = []
+    for steps, bits, atoms in [(4, 6, 1), (8, 6, 1), (8, 9, 1), (8, 9, 4)]:
+        settings = EncodeSettings(
+            codes=1, code_steps=steps, code_bits=bits, code_atoms=atoms
+        )  # fmt: skip
+        coding = coding_for(settings)
+        code = Coder(mini, coding, lemon, 0).code(wanted)
+        distances.append(distance(decoded(lemon, mini, coding, code), wanted))
+    assert distances == sorted(distances, reverse=True)
+
+
+@pytest.mark.heavy
+def test_levels_may_be_left_to_fresh_noise(
+    mini: Backbone, lemon: Pack, wanted: torch.Tensor
+) -> None:
+    coding = replace(coding_for(EncodeSettings(codes=1, code_steps=4)), atoms=(1, 2, 1, 0))
+    atoms, signs = Coder(mini, coding, lemon, 0).code(wanted[:2])
+    assert atoms.shape == signs.shape == (2, 4)
+    assert (atoms[:, 1] < atoms[:, 2]).all()
+
+
+@pytest.mark.parametrize("nbytes", [3, 17, 24.4, 32, 67.5, 400])
+def test_settings_of_codes_stay_within_their_bytes(nbytes: float) -> None:
+    steps, bits, atoms = coding_within(nbytes)
+    settings = EncodeSettings(codes=1, code_steps=steps, code_bits=bits, code_atoms=atoms)
+    spent = coding_for(settings).nbytes
+    assert 0.7 * nbytes < spent <= nbytes
+
+
+@pytest.fixture(scope="module")
+def mixed(home: Path) -> Pack:
+    settings = quick(home / "sd", codes=2, code_steps=3, code_bits=4, probes=4)
+    return encode(home / "source", home / "mixed.d3m", settings)
+
+
+def test_pack_holds_photographs_and_seeds(home: Path, mixed: Pack) -> None:
+    assert mixed.images_per_class == 4
+    assert mixed.coded_images == 2
+    assert mixed.codes is not None
+    assert decode_codes(mixed.codes).atoms.shape == (3, 2, 3)
+    assert mixed.picks is not None
+    assert decode_picks(mixed.picks).shape == (3, 2)
+    decoder = Decoder(mixed, path=home / "sd")
+    assert verify_probes(mixed, decoder).verdict == "exact"
+
+
+def test_photographs_do_not_change_what_seeds_make(home: Path, mixed: Pack) -> None:
+    settings = quick(home / "sd", images_per_class=2, probes=4)
+    alone = encode(home / "source", home / "alone.d3m", settings)
+    assert np.array_equal(decode_picks(alone.picks), decode_picks(mixed.picks))  # type: ignore[arg-type]
+    seeded = Decoder(mixed, path=home / "sd").images([(c, i) for c in range(3) for i in (2, 3)])
+    assert torch.equal(seeded, Decoder(alone, path=home / "sd").images(range(6)))
+
+
+def test_estimate_counts_the_bytes_of_codes(home: Path, mixed: Pack) -> None:
+    settings = quick(home / "sd", codes=2, code_steps=3, code_bits=4, probes=4)
+    estimate = estimate_encode(home / "source", settings)
+    size = (home / "mixed.d3m").stat().st_size
+    assert abs(estimate["bytes"] - size) < 100
+    assert any("likeness can be rebuilt" in line for line in estimate["lines"])
+
+
+def test_more_codes_than_images_are_refused() -> None:
+    with raises_code("E_USAGE", match="codes"):
+        EncodeSettings(images_per_class=3, codes=4)
+
+
+def test_command_codes_a_folder(home: Path, tmp_path: Path) -> None:
+    found = invoke(
+        "code", home / "source", "-o", tmp_path / "x.d3m", "--backbone", home / "sd",
+        "--bytes-per-image", "6", "--format", "quiet",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    pack = d3pack.read(tmp_path / "x.d3m")
+    assert pack.classes == CLASSES
+    assert (pack.images_per_class, pack.coded_images) == (20, 20)
+    assert pack.picks is None
+    assert pack.codes is not None
+    assert pack.codes.nbytes <= 3 * 20 * 6
+    described = invoke("info", tmp_path / "x.d3m").output
+    assert "20 photographs a class" in described
+    assert "likeness of these photographs can be rebuilt" in described
+
+
+def test_classes_with_few_images_repeat_them(home: Path, tmp_path: Path) -> None:
+    for c, (name, count) in enumerate([("cat", 3), ("dog", 2)]):
+        (tmp_path / "real" / name).mkdir(parents=True)
+        for i in range(count):
+            noise = np.random.default_rng(10 * c + i).integers(0, 256, (16, 16, 3), np.uint8)
+            Image.fromarray(noise).save(tmp_path / "real" / name / f"{i}.png")
+    settings = EncodeSettings(method="codes", backbone=str(home / "sd"), code_steps=3, code_bits=12)
+    lines = estimate_encode(tmp_path / "real", settings)["lines"]
+    assert any("1 classes have fewer than 3 images" in line for line in lines)
+    first, second, third = images_of(open_source(tmp_path / "real"), 1, (16, 16), 3)
+    assert torch.equal(first, third)
+    assert not torch.equal(first, second)
+    pack = encode(tmp_path / "real", tmp_path / "x.d3m", settings)
+    assert (pack.images_per_class, pack.coded_images) == (3, 3)
+
+
+def test_images_are_taken_in_the_order_of_the_source(home: Path) -> None:
+    source = open_source(home / "source")
+    images = images_of(source, 2, (16, 16), 3)
+    with Image.open(home / "source" / "school bus" / "001.png") as image:
+        assert np.array_equal(images[1].permute(1, 2, 0).numpy(), np.asarray(image))
+
+
+def test_codes_alone_refuse_a_teachers_work(home: Path) -> None:
+    settings = EncodeSettings(method="codes", backbone=str(home / "sd"), labels="top2")
+    with raises_code("E_USAGE", match="teacher"):
+        estimate_encode(home / "source", settings, method=CodesOnly())
