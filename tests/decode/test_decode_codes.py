@@ -37,7 +37,8 @@ def pack(backbone: Path) -> Pack:
     atoms = np.concatenate([single, double.reshape(*shape, 2)], -1)
     signs = rng.choice([-1, 1], atoms.shape).astype(np.int8)
     codes = encode_codes(Codes(CODING, 5, atoms, signs))
-    return replace(seeded, images_per_class=8, codes=codes, probes=None, labels=None)
+    whole: Pack = replace(seeded, images_per_class=8, codes=codes, probes=None, labels=None)
+    return whole
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +139,7 @@ def test_ancestral_steps_are_those_of_ddpm() -> None:
     for step, (high, low) in zip(steps, [(9.0, 4.0), (4.0, 1.5), (1.5, 0.0)], strict=True):
         # the posterior of x at `low`, given x at `high` and x0
         assert step.a == pytest.approx(low**2 / high**2)
-        assert step.b == (pytest.approx(1 - low**2 / high**2),)
+        assert list(step.b) == pytest.approx([1 - low**2 / high**2])
         assert step.c == pytest.approx(low * math.sqrt(1 - low**2 / high**2))
 
 
