@@ -134,6 +134,7 @@ class Bench:
         self.work.mkdir(parents=True, exist_ok=True)
         self.device = str(resolve_device(device))
         self.updates: int | None = None
+        protocol = protocol.settled(len(train.classes), size=train.size)
         if not isinstance(protocol.length, Updates):
             self.updates = lengths(protocol, images, len(train.classes)).updates
         if protocol.normalise == "data":
@@ -180,8 +181,11 @@ class Bench:
             batches = list(data.loader(64, shuffle=False))
             seconds = time.monotonic() - began
             images = torch.cat([images.cpu() for images, _ in batches])
-            labels = torch.cat([labels.cpu() for _, labels in batches])
-            self._decoded[pack.root] = LabelledImages(images, labels), seconds
+            soft = None
+            if pack.labels is not None:
+                soft = torch.cat([labels.cpu() for _, labels in batches])
+            labels = torch.arange(len(pack.classes)).repeat_interleave(pack.images_per_class)
+            self._decoded[pack.root] = LabelledImages(images, labels, soft=soft), seconds
         return self._decoded[pack.root]
 
     def decode_seconds(self, pack: Pack) -> float:
@@ -325,7 +329,7 @@ class Bench:
         return seconds_needed(
             self.protocol,
             len(self.train.classes),
-            min(self.test.images.shape[2:]),
+            self.train.size,
             images,
             len(self.test.images),
             device=self.device,

@@ -19,9 +19,10 @@ class LabelledImages:
     """Images in memory with a class each, and the bytes that it takes to send them."""
 
     images: Tensor  # uint8 (N, 3, H, W)
-    labels: Tensor  # int64 (N,) or probabilities (N, C)
+    labels: Tensor  # int64 (N,), the class of each
     nbytes: int | None = None  # None where nobody would send them
     note: str = ""
+    soft: Tensor | None = None  # soft labels, probabilities (N, C), where there are some
 
 
 @dataclass(frozen=True, slots=True)

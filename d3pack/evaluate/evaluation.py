@@ -195,14 +195,17 @@ def evaluate(
         >>> write_report(evaluation, "report.html")  # doctest: +SKIP
     """
     settings = settings or EvalSettings()
-    protocol = protocol or PROTOCOLS[settings.protocol]
+    published = protocol or PROTOCOLS[settings.protocol]
     axes = parse_sweep(settings.sweep)
     name, pack, settings = _open_pack(pack, settings)
     train_source, test_source = _open_real(real, test, class_names)
+    protocol = published.settled(len(pack.classes), student=settings.student)
     size = choose_size(protocol, settings.size, test_source)
-    train = RealImages(train_source, pack.classes, size, "training")
-    test_size = round(size * protocol.test_resize)
-    test_images = RealImages(test_source, pack.classes, test_size, "test")
+    protocol = published.settled(len(pack.classes), student=settings.student, size=size)
+    train = RealImages(train_source, pack.classes, size, "training", protocol.resample)
+    # resized once, from the original to the side that the centre is cropped from
+    side = protocol.test_side(size)
+    test_images = RealImages(test_source, pack.classes, side, "test", protocol.resample)
     events = Events(list(listeners))
     work = Path(work or f"{Path(name).stem}.eval")
     teacher = None
@@ -213,7 +216,7 @@ def evaluate(
         train,
         test_images,
         len(pack),
-        replace(protocol, student=settings.student or protocol.student),
+        protocol,
         work,
         device=settings.device,
         backbone=settings.backbone,

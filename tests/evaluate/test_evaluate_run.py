@@ -368,6 +368,40 @@ def test_evaluate_takes_sources_and_packs_and_keeps_its_figures(
         evaluate(pack, open_source(real), settings, work=tmp_path / "work")
 
 
+def test_test_images_are_resized_once_to_the_side_that_is_cropped(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StopError(Exception):
+        pass
+
+    def look(
+        train: RealImages, test: RealImages, images: int, protocol: Any, *_: Any, **__: Any
+    ) -> None:
+        assert (train.size, test.size, protocol.size) == (28, 32, 28)
+        assert {train.resample, test.resample} == {"bilinear"}
+        raise StopError
+
+    monkeypatch.setattr("d3pack.evaluate.evaluation.Bench", look)
+    margin = replace(BLINK, test_margin=True, resample="bilinear")
+    settings = EvalSettings(size=28, backbone=str(world / "backbone"))
+    with pytest.raises(StopError):
+        evaluate(world / "plain.d3m", world / "real", settings, protocol=margin, work=tmp_path)
+
+
+def test_hard_labels_are_the_classes_whatever_the_teacher_says(world: Path, tmp_path: Path) -> None:
+    pack = d3pack.read(world / "pack.d3m")
+    source = open_source(world / "real")
+    train, test = (RealImages(source, pack.classes, 16, what) for what in ("training", "test"))
+    bench = Bench(train, test, len(pack), BLINK, tmp_path, backbone=world / "backbone")
+    content = bench.decode(pack)
+    assert content.labels.tolist() == [0] * 6 + [1] * 6 + [2] * 6
+    assert content.soft is not None
+    assert (content.soft.argmax(1) != content.labels).any()
+    plain = bench.decode(d3pack.read(world / "plain.d3m"))
+    assert plain.soft is None
+    assert torch.equal(plain.labels, content.labels)
+
+
 def test_pareto_front() -> None:
     points = [(10, 0.3), (10, 0.2), (20, 0.3), (20, 0.4), (5, 0.1), (40, 0.35)]
     assert sweep.pareto(points) == [True, False, False, True, True, False]
