@@ -137,15 +137,29 @@ class Bench:
         protocol = protocol.settled(len(train.classes), size=train.size)
         if not isinstance(protocol.length, Updates):
             self.updates = lengths(protocol, images, len(train.classes)).updates
-        if protocol.normalise == "data":
-            sample = train.draw(min(_STATISTICS, max(train.counts)), 0)
-            protocol = replace(protocol, normalise=training.statistics(sample.images))
-        self.protocol = protocol
+        self.protocol = self._normalised(protocol)
         self.identity = self._identity(f"{test.fingerprint()}@{test.size}")
         self._backbone = backbone
         self._decoded: dict[str, tuple[LabelledImages, float]] = {}
         self._expected = self._trained = 0
         self._seconds = 0.0
+
+    def _normalised(self, protocol: Protocol) -> Protocol:
+        """The protocol, and its own for the whole set, with figures for "data"."""
+        if protocol.whole is not None:
+            whole = protocol.whole.settled(len(self.train.classes), size=protocol.size)
+            protocol = replace(protocol, whole=self._normalised(whole))
+        if protocol.normalise == "data":
+            sample = self.train.draw(min(_STATISTICS, max(self.train.counts)), 0)
+            protocol = replace(protocol, normalise=training.statistics(sample.images))
+        return protocol
+
+    def _way(self, entry: Entry) -> tuple[Protocol, int | None]:
+        """How students of an entry are trained, and for how many updates; None: the protocol's."""
+        if entry.whole and self.protocol.whole is not None:
+            return self.protocol.whole, None
+        protocol = replace(self.protocol, labels="hard") if entry.hard else self.protocol
+        return protocol, self.updates
 
     def _identity(self, test: str) -> dict[str, Any]:
         """All that decides about accuracies beside the training set."""
@@ -240,27 +254,37 @@ class Bench:
 
     def _train(self, entry: Entry, seed: int, place: Path) -> tuple[History, dict[str, Any]]:
         content = entry.build(seed)
-        protocol = replace(self.protocol, labels="hard") if entry.hard else self.protocol
-        checkpoint = place.with_suffix(".safetensors")
+        protocol, updates = self._way(entry)
         title = f"{entry.title}, seed {seed}"
-        images = len(content.images)
-        steps = lengths(protocol, images, len(self.train.classes), self.updates).updates
-        with self.events.stage(title, steps, "updates"):
-            history = train_student(
-                content,
-                self.test,
-                protocol,
-                seed,
-                classes=len(self.train.classes),
-                updates=self.updates,
-                teacher=self.teacher.logits if self.teacher is not None else None,
-                device=self.device,
-                checkpoint=checkpoint,
-                progress=lambda done, total: self.events.step(done),
-            )
+        steps = lengths(protocol, len(content.images), len(self.train.classes), updates).updates
+        rates = protocol.rates or (protocol.optimizer.lr,)
+        with self.events.stage(title, steps * len(rates), "updates"):
+            tried = []
+            for turn, rate in enumerate(rates):
+                at_rate = replace(protocol, optimizer=replace(protocol.optimizer, lr=rate))
+
+                def progress(done: int, total: int, turn: int = turn) -> None:
+                    self.events.step(turn * steps + done)
+
+                student = train_student(
+                    content,
+                    self.test,
+                    at_rate,
+                    seed,
+                    classes=len(self.train.classes),
+                    updates=updates,
+                    teacher=self.teacher.logits if self.teacher is not None else None,
+                    device=self.device,
+                    checkpoint=place.with_name(f"{place.stem}-{turn}.safetensors"),
+                    progress=progress,
+                )
+                tried.append(student)
+        seconds = sum(student.seconds for student in tried)
+        history = replace(max(tried, key=lambda student: student.best), seconds=seconds)
         facts = {"bytes": content.nbytes, "note": content.note, "title": entry.title}
         write_json(place, {"history": history.to_json(), "set": facts})
-        checkpoint.unlink(missing_ok=True)
+        for checkpoint in place.parent.glob(f"{place.stem}-*.safetensors"):
+            checkpoint.unlink(missing_ok=True)
         self._trained += 1
         self._seconds += history.seconds
         left = ""
@@ -324,13 +348,15 @@ class Bench:
                 progress=lambda done, total: self.events.step(done),
             ).last
 
-    def seconds_each(self, images: int) -> float:
-        """Return how long one student of this protocol takes on this machine."""
-        return seconds_needed(
-            self.protocol,
+    def seconds_each(self, images: int, *, whole: bool = False) -> float:
+        """Return how long one student takes on this machine; `whole`: as of all real images."""
+        protocol = (self.protocol.whole if whole else None) or self.protocol
+        each = seconds_needed(
+            protocol,
             len(self.train.classes),
             self.train.size,
             images,
             len(self.test.images),
             device=self.device,
         )
+        return each * max(1, len(protocol.rates))

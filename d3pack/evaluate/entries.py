@@ -38,6 +38,7 @@ class Entry:
         detail: facts for the JSON of the evaluation.
         pack: the pack that is trained on, where it is one.
         hard: whether its soft labels are ignored.
+        whole: whether it is all real images, for which a protocol may have a schedule of its own.
     """
 
     key: str
@@ -47,6 +48,7 @@ class Entry:
     detail: Mapping[str, Any] = field(default_factory=dict)
     pack: Pack | None = None
     hard: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from d3pack.evaluate.baselines import BASELINES, JPEG_FILES, Baseline, pack_entr
 from d3pack.evaluate.bench import PILOT_SHARE, Bench, EntryResult
 from d3pack.evaluate.entries import Entry, PayloadSettings
 from d3pack.evaluate.payload import candidates, file_bytes
-from d3pack.evaluate.protocols import PROTOCOLS, Protocol
+from d3pack.evaluate.protocols import DD_RANKING, PROTOCOLS, RANKED, Protocol
 from d3pack.evaluate.real import RealImages, common_size
 from d3pack.evaluate.settings import EvalSettings
 from d3pack.evaluate.sweep import learner, parse_sweep, run_sweep, sweep_entry, variants
@@ -115,17 +116,29 @@ class Evaluation:
         return next((r for r in self.results if r.entry.key.split("-")[0] == key), None)
 
     def scores(self) -> dict[str, float]:
-        """Return the scores of DD-Ranking for which there are entries: IOR, HLR and LRS."""
-        scores: dict[str, float] = {}
-        pack, hard = self.get("pack"), self.get("hard") or self.get("pack")
-        random, whole = self.get("random"), self.get("whole")
-        if pack is not None and random is not None:
-            scores["IOR"] = pack.last.mean - random.last.mean
-        if hard is not None and whole is not None:
-            scores["HLR"] = whole.last.mean - hard.last.mean
-        if len(scores) == 2:
-            scores["LRS"] = label_robust_score(scores["HLR"], scores["IOR"])
-        return scores
+        """Return DD-Ranking's IOR, HLR and LRS, means over runs; none unless all of it is followed.
+
+        That is: its protocol unchanged, on a set that it has schedules for, five runs of the pack
+        with hard labels, of random images and of the whole set, the best test of each. Other
+        protocols and labels give other figures, which bear no comparison with published scores.
+        """
+        size = int(self.facts["size"])
+        classes = len(self.pack.classes)
+        pack, random, whole = self.get("pack"), self.get("random"), self.get("whole")
+        if (
+            self.protocol != DD_RANKING.settled(classes, size=size)
+            or (classes, size) not in RANKED
+            or pack is None
+            or random is None
+            or whole is None
+            or self.facts["seeds"] < DD_RANKING.seeds
+        ):
+            return {}
+        runs = zip(pack.histories, random.histories, whole.histories, strict=True)
+        found = [(p.best - r.best, w.best - p.best) for p, r, w in runs]
+        improvements, recoveries = zip(*found, strict=True)
+        robust = [label_robust_score(recovery, gain) for gain, recovery in found]
+        return {"IOR": fmean(improvements), "HLR": fmean(recoveries), "LRS": fmean(robust)}
 
     def to_json(self) -> dict[str, Any]:
         """Return all figures, ready for JSON."""
@@ -294,6 +307,7 @@ def _compare(
 ) -> Evaluation:
     """Train the students that are missing, and put everything side by side."""
     chosen = [baseline for name, baseline in BASELINES.items() if name in settings.baselines]
+    seeds = settings.seeds or protocol.seeds
     budget = sent_bytes(pack)
     learn = learner(pack, bench.train.source, bench.work, settings)
     swept = variants(pack, axes, learn)
@@ -302,11 +316,11 @@ def _compare(
     later = [b for b in chosen if b.payload and bench.needs_pilots(b.payload, budget)]
     by_name = {b.name: b.make(bench, pack) for b in chosen if b not in later}
     certain = [*first, *filter(None, by_name.values()), *(sweep_entry(v, bench) for v in swept[1:])]
-    _check_time(bench, certain, later, settings, len(pack))
+    _check_time(bench, certain, later, seeds, len(pack), allow_long=settings.allow_long)
     by_name |= {b.name: b.make(bench, pack) for b in later}
     entries = [*first, *filter(None, (by_name[b.name] for b in chosen))]
-    results = tuple(bench.run(entry, settings.seeds) for entry in entries)
-    sweep = run_sweep(swept, bench, settings.seeds) if axes else []
+    results = tuple(bench.run(entry, seeds) for entry in entries)
+    sweep = run_sweep(swept, bench, seeds) if axes else []
     history = results[0].histories[0]
     return Evaluation(
         name,
@@ -319,7 +333,7 @@ def _compare(
         {
             "student": bench.protocol.student,
             "size": bench.train.size,
-            "seeds": settings.seeds,
+            "seeds": seeds,
             "updates": history.updates,
             "batch": history.batch,
             "test_images": len(bench.test.images),
@@ -336,16 +350,17 @@ def _check_time(
     bench: Bench,
     entries: Sequence[Entry],
     later: Sequence[Baseline],
-    settings: EvalSettings,
+    seeds: int,
     images: int,
+    *,
+    allow_long: bool,
 ) -> None:
     """Note how long the missing students take; refuse hours that the user has not allowed.
 
     `later` are the baselines that pilots come before: none of their students is finished.
     """
-    seeds = range(settings.seeds)
-    missing = sum(not bench.finished(entry, seed) for entry in entries for seed in seeds)
-    missing += len(later) * settings.seeds
+    undone = [e for e in entries for seed in range(seeds) if not bench.finished(e, seed)]
+    missing = len(undone) + len(later) * seeds
     bench.expect(missing)
     if missing == 0:
         return
@@ -353,9 +368,12 @@ def _check_time(
     pilots = sum(len(candidates(format, bench.train.size)) for format in formats.values())
     each = bench.seconds_each(images)
     total = each * (missing + pilots / PILOT_SHARE)
+    wholes = sum(entry.whole for entry in undone)
+    if wholes and bench.protocol.whole is not None:
+        total += (bench.seconds_each(sum(bench.train.counts), whole=True) - each) * wholes
     work = count(missing, "student") + (f" and {count(pilots, 'pilot')}" if pilots else "")
     bench.note(f"{work} to train, about {duration(each)} a student: {duration(total)}")
-    if total > LONG and not settings.allow_long:
+    if total > LONG and not allow_long:
         raise UsageError(
             f"{work} of protocol {bench.protocol.name}: about {duration(total)} on this machine",
             code="E_LONG",

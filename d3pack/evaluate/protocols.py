@@ -206,6 +206,8 @@ class Protocol:
     norm_updates: int = 1  # of the running statistics of batch norm, in every step
     precision: Literal["float32", "bfloat16"] = "float32"
     seeds: int = 3
+    rates: tuple[float, ...] = ()  # students of each seed; the one with the best test counts
+    whole: Protocol | None = None  # how students of all real images are trained, if otherwise
     rules: tuple[Rule, ...] = ()
 
     def settled(
@@ -342,6 +344,39 @@ _RDED_CIFAR100 = Rule(
 )
 
 
+# ConvNet-3 on CIFAR, for which DD-Ranking has a schedule of the whole real set: rates fall every
+# hundred epochs there. Ours: mean and deviation of channels come from the training images at hand.
+DD_RANKING = Protocol(
+    name="dd-ranking",
+    source="NUS-HPC-AI-Lab/DD-Ranking metrics/hard_label.py, utils/train_and_eval.py,"
+    " configs/Demo_LRS_Hard_Label.yaml (arXiv 2505.13300)",
+    student="convnet3",
+    norm="instance",
+    size=None,
+    batch=((ANY, 128),),
+    length=Epochs(((ANY, 1000),)),
+    optimizer=SGD(),
+    schedule=Steps(milestones=((1, 2),), gamma=0.1),
+    tests=Intervals(every=10),
+    batch_ops=(DSA(),),
+    seeds=5,
+    rates=(0.001, 0.005, 0.01, 0.05, 0.1),
+    whole=Protocol(
+        name="dd-ranking, the whole real set",
+        source="REAL_DATA_TRAINING_CONFIG of CIFAR10-ConvNet-3 and CIFAR100-ConvNet-3",
+        student="convnet3",
+        norm="instance",
+        size=None,
+        batch=((ANY, 256),),
+        length=Epochs(((ANY, 1000),)),
+        optimizer=SGD(),
+        schedule=Steps(milestones=tuple((tenth, 10) for tenth in range(1, 10)), gamma=0.1),
+        tests=Intervals(every=10),
+    ),
+)
+RANKED = ((10, 32), (100, 32))  # (classes, side) of the sets that it has this schedule for
+
+
 def rded_soft(name: str, factor: int, student: str, size: int | None, rule: Rule) -> Protocol:
     """Return RDED's validation: `factor` 2 for ImageNet-like sets, 1 for CIFAR, Tiny-ImageNet."""
     return Protocol(
@@ -373,6 +408,7 @@ PROTOCOLS: dict[str, Protocol] = {
         DC,
         ECCV24,
         MINIMAX_HARD,
+        DD_RANKING,
         rded_soft("rded-soft", 2, "resnet18-imagenet", 224, _RDED_LARGE),
         rded_soft("rded-soft-small", 1, "resnet18", None, _RDED_CIFAR100),
     )

@@ -54,6 +54,7 @@ class History:
     images: int
     updates: int
     batch: int
+    rate: float  # the highest of the schedule
     last: float  # accuracy on the test images, 0..1
     best: float
     curve: tuple[tuple[int, float], ...]  # (updates done, accuracy)
@@ -388,6 +389,7 @@ class _Run:
             images=len(self.images),
             updates=self.lengths.updates,
             batch=self.lengths.batch,
+            rate=self.protocol.optimizer.lr,
             last=self.curve[-1][1],
             best=max(accuracy for _, accuracy in self.curve),
             curve=tuple(self.curve),

@@ -88,6 +88,26 @@ def test_minimax_hard() -> None:
     assert tested == list(range(15, 1501, 15))
 
 
+def test_dd_ranking() -> None:
+    """hard_label.py, its demo's configuration, and the schedule of CIFAR with ConvNet-3."""
+    protocol = protocols.DD_RANKING
+    assert (protocol.student, protocol.labels, protocol.seeds) == ("convnet3", "hard", 5)
+    assert protocol.rates == (0.001, 0.005, 0.01, 0.05, 0.1)
+    assert protocol.batch_ops == (DSA(),)
+    assert protocol.optimizer == SGD(lr=0.01, momentum=0.9, weight_decay=5e-4)
+    length = lengths(protocol, images=500, classes=10)
+    assert (length.batch, length.units, length.per_unit) == (128, 1000, 4)
+    found = rates(protocol, 1000)
+    assert (found[499], found[500], found[999]) == pytest.approx((0.01, 0.001, 0.001))
+    assert [i + 1 for i in range(1000) if protocol.tests.due(i, 1000)] == list(range(10, 1001, 10))
+    whole = protocol.whole
+    assert whole is not None
+    assert (whole.batch_ops, whole.mix, whole.rates) == ((), None, ())
+    assert lengths(whole, images=50_000, classes=10).per_unit == 196  # batches of 256
+    assert rates(whole, 1000)[::100] == pytest.approx([0.01 * 0.1**k for k in range(10)])
+    assert rates(whole, 1000)[99] == pytest.approx(0.01)
+
+
 @pytest.mark.parametrize(
     ("name", "factor", "student", "size"),
     [("rded-soft", 2, "resnet18-imagenet", 224), ("rded-soft-small", 1, "resnet18", None)],

@@ -22,7 +22,15 @@ from d3pack.errors import NotFoundError, UsageError
 from d3pack.evaluate import Bench, EvalSettings, baselines, evaluate, sweep, write_report
 from d3pack.evaluate.bench import Spread
 from d3pack.evaluate.evaluation import label_robust_score
-from d3pack.evaluate.protocols import PROTOCOLS, QUICK, SGD, Epochs, Intervals, Updates
+from d3pack.evaluate.protocols import (
+    DD_RANKING,
+    PROTOCOLS,
+    QUICK,
+    SGD,
+    Epochs,
+    Intervals,
+    Updates,
+)
 from d3pack.evaluate.real import RealImages
 from d3pack.format.codecs import encode_labels
 from d3pack.sources import open_source
@@ -104,7 +112,7 @@ def test_the_whole_comparison(
     backbone = sum(f.stat().st_size for f in (world / "backbone").rglob("*") if f.is_file())
     assert 0 < data["ledger"]["backbone"] <= backbone
     assert data["ledger"]["everything"] == size + data["ledger"]["backbone"]
-    assert set(data["scores"]) == {"HLR", "IOR", "LRS"}
+    assert data["scores"] == {}  # of DD-Ranking: its protocol was not followed
     assert [p["title"] for p in data["sweep"]] == ["pack as it is", "ipc 2", "labels none"]
     assert any(p["front"] for p in data["sweep"])
 
@@ -114,11 +122,11 @@ def test_the_whole_comparison(
     for word in (
         "Accuracy per byte",
         "Sweep",
-        "DD-Ranking",
         "prefers-color-scheme",
         "@media print",
     ):
         assert word in page
+    assert "DD-Ranking" not in page
     assert not re.search(r'(src|href)="(?!data:|#)', page)  # nothing beside the page
     assert str(world) not in page
 
@@ -473,6 +481,75 @@ def test_a_private_backbone_counts_and_its_class_table_is_no_baseline(
     page = (tmp_path / "out.html").read_text(encoding="utf-8")
     assert "is not public" in page
     assert "shared by all packs" not in page
+
+
+@pytest.fixture
+def ranking(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DD-Ranking's protocol with fewer epochs and rates, for the sets of this module."""
+    few = {"length": Epochs(((1 << 60, 2),)), "tests": Intervals(every=1)}
+    assert DD_RANKING.whole is not None
+    whole = replace(DD_RANKING.whole, batch=((1 << 60, 9),), **few)
+    brief = replace(DD_RANKING, rates=(1e-6, 0.05), whole=whole, batch=((1 << 60, 5),), **few)
+    for module in ("protocols", "evaluation"):
+        monkeypatch.setattr(f"d3pack.evaluate.{module}.DD_RANKING", brief)
+    monkeypatch.setattr("d3pack.evaluate.evaluation.RANKED", ((3, 16),))
+    monkeypatch.setitem(PROTOCOLS, "dd-ranking", brief)
+
+
+def test_scores_where_the_ranking_is_followed(ranking: None, world: Path, tmp_path: Path) -> None:
+    """Same labels in each term, the best rate and test, and the whole set by its own schedule."""
+    settings = EvalSettings(
+        protocol="dd-ranking",
+        baselines=("random", "whole"),
+        backbone=str(world / "backbone"),
+        size=16,
+    )
+    pack = d3pack.read(world / "pack.d3m")  # it has soft labels, which must not count
+    evaluation = evaluate(pack, world / "real", settings, work=tmp_path / "work")
+    results = {result.entry.key.split("-")[0]: result for result in evaluation.results}
+    assert {len(result.histories) for result in results.values()} == {5}
+    for kind, images, updates in (("pack", 18, 8), ("random", 18, 8), ("whole", 36, 8)):
+        for history in results[kind].histories:
+            assert (history.images, history.updates) == (images, updates)
+            assert history.rate in {1e-6, 0.05} if kind != "whole" else history.rate == 0.01
+            assert history.best == max(accuracy for _, accuracy in history.curve)
+    for seed in range(5):  # the labels of the pack are hard ones in either row
+        pair = (results["pack"].histories[seed], results["hard"].histories[seed])
+        assert pair[0].curve == pair[1].curve
+    best = {k: [h.best for h in results[k].histories] for k in ("pack", "random", "whole")}
+    gains = np.subtract(best["pack"], best["random"])
+    lost = np.subtract(best["whole"], best["pack"])
+    found = evaluation.scores()
+    assert found["IOR"] == pytest.approx(gains.mean())
+    assert found["HLR"] == pytest.approx(lost.mean())
+    robust = (np.exp((gains - lost) / 2) - np.exp(-1)) / (np.exp(1) - np.exp(-1))
+    assert found["LRS"] == pytest.approx(robust.mean())
+    write_report(evaluation, tmp_path / "out.html")
+    assert "DD-Ranking" in (tmp_path / "out.html").read_text(encoding="utf-8")
+    for other in (
+        replace(evaluation, protocol=replace(evaluation.protocol, rates=(0.05,))),
+        replace(evaluation, protocol=replace(evaluation.protocol, student="convnet4")),
+        replace(evaluation, facts={**evaluation.facts, "seeds": 3}),
+        replace(evaluation, results=evaluation.results[:-1]),
+        replace(evaluation, facts={**evaluation.facts, "size": 32}),
+    ):
+        assert other.scores() == {}
+
+
+def test_best_rate_of_each_seed_counts(ranking: None, world: Path, tmp_path: Path) -> None:
+    pack = d3pack.read(world / "plain.d3m")
+    source = open_source(world / "real")
+    train, test = (RealImages(source, pack.classes, 16, what) for what in ("training", "test"))
+    entry = baselines.random_entry(train, 4)
+    found = {}
+    for rates in ((1e-6, 0.05), (1e-6,), (0.05,)):
+        protocol = replace(PROTOCOLS["dd-ranking"], rates=rates)
+        bench = Bench(train, test, 12, protocol, tmp_path / str(len(found)))
+        (found[rates],) = bench.run(entry, 1).histories
+        assert not list((tmp_path / str(len(found) - 1)).glob("*.safetensors"))
+    slow, fast, both = found[1e-6,], found[0.05,], found[1e-6, 0.05]
+    assert fast.best > slow.best
+    assert (both.best, both.rate, both.curve) == (fast.best, 0.05, fast.curve)
 
 
 def test_scores() -> None:

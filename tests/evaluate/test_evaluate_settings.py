@@ -25,7 +25,8 @@ def test_choices_defaults_and_help_of_baselines_come_from_the_registry() -> None
 
 def test_choices_of_protocols_come_from_the_registry() -> None:
     assert OPTIONS["protocol"].choices == tuple(PROTOCOLS)
-    names = ("quick", "dc", "eccv24", "minimax-hard", "rded-soft", "rded-soft-small")
+    names = ("quick", "dc", "eccv24", "minimax-hard", "dd-ranking", "rded-soft")
+    names += ("rded-soft-small",)
     assert tuple(PROTOCOLS) == names
 
 
