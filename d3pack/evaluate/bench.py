@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,13 @@ from d3pack.backbones import Backbone, open_backbone
 from d3pack.dataset import D3MDataset
 from d3pack.decode import unpack_backbone
 from d3pack.evaluate import training
-from d3pack.evaluate.entries import Entry, LabelledImages, PayloadFormat, PayloadSettings
+from d3pack.evaluate.entries import (
+    Choice,
+    Entry,
+    LabelledImages,
+    PayloadFormat,
+    PayloadSettings,
+)
 from d3pack.evaluate.payload import choose_settings
 from d3pack.evaluate.protocols import Intervals, Protocol, Updates
 from d3pack.evaluate.real import RealImages
@@ -300,37 +307,62 @@ class Bench:
         self._expected = self._trained + students
 
     def payload_settings(
-        self, format: PayloadFormat, budget: int
+        self, formats: Sequence[PayloadFormat], budget: int, choice: Choice | None = None
     ) -> tuple[PayloadSettings | None, dict[str, float]]:
-        """Return how photographs are compressed into so many bytes, as `choose_settings` does.
+        """Return how photographs are best compressed into so many bytes, as `choose_settings` does.
 
-        Pilots decide, once; the work directory remembers their choice.
+        Pilots decide, once; the work directory remembers their choice. With a `choice` they learn
+        from what the teacher chooses.
         """
-        known = self._chosen_before(format, budget)
-        if known is None:
-            settings, scores = choose_settings(self.train, budget, format, self._pilot, self.note)
-            chosen = {"quality": settings.quality, "side": settings.side} if settings else None
-            known = {"settings": chosen, "pilot": scores}
-            write_json(self._pilot_place(format, budget), known)
-        if known["settings"] is None:
-            self.note(f"{format.title}: not one image fits into {count(budget, 'byte')}")
-            return None, known["pilot"]
-        return PayloadSettings(format, **known["settings"]), known["pilot"]
+        best: tuple[float, PayloadSettings | None] = (-1.0, None)
+        scores: dict[str, float] = {}
+        for format in formats:
+            known = self._chosen_before(format, budget, choice)
+            if known is None:
+                known = self._choose(format, budget, choice)
+            scores |= known["pilot"]
+            if known["settings"] is not None:
+                settings = PayloadSettings(format, **known["settings"])
+                best = max(best, (known["score"], settings), key=lambda pair: pair[0])
+        if best[1] is None:
+            titles = " or ".join(format.title for format in formats)
+            self.note(f"{titles}: not one image fits into {count(budget, 'byte')}")
+        return best[1], scores
 
-    def needs_pilots(self, format: PayloadFormat, budget: int) -> bool:
+    def _choose(self, format: PayloadFormat, budget: int, choice: Choice | None) -> dict[str, Any]:
+        choose = None
+        if choice is not None and self.teacher is not None:
+            choose = partial(self.teacher.patches, choice)
+        tuned = choose_settings(self.train, budget, format, self._pilot, self.note, choose)
+        chosen = tuned.settings
+        known = {
+            "settings": {"quality": chosen.quality, "side": chosen.side} if chosen else None,
+            "score": tuned.score,
+            "pilot": dict(tuned.scores),
+        }
+        write_json(self._pilot_place(format, budget, choice), known)
+        return known
+
+    def needs_pilots(
+        self, format: PayloadFormat, budget: int, choice: Choice | None = None
+    ) -> bool:
         """Return whether pilots must still choose how photographs are compressed."""
-        return self._chosen_before(format, budget) is None
+        return self._chosen_before(format, budget, choice) is None
 
-    def _chosen_before(self, format: PayloadFormat, budget: int) -> dict[str, Any] | None:
-        known = _read_json(self._pilot_place(format, budget))
-        complete = isinstance(known, dict) and known.keys() >= {"settings", "pilot"}
+    def _chosen_before(
+        self, format: PayloadFormat, budget: int, choice: Choice | None
+    ) -> dict[str, Any] | None:
+        known = _read_json(self._pilot_place(format, budget, choice))
+        complete = isinstance(known, dict) and known.keys() >= {"settings", "pilot", "score"}
         return known if complete else None
 
-    def _pilot_place(self, format: PayloadFormat, budget: int) -> Path:
+    def _pilot_place(self, format: PayloadFormat, budget: int, choice: Choice | None) -> Path:
         identity = {"real": self.train.fingerprint(), "format": repr(format)}
+        if choice is not None and self.teacher is not None:
+            identity |= {"choice": repr(choice), "teacher": self.teacher.identity}
         return self._place(f"pilot-{format.name}-{budget}", identity, 0)
 
-    def _pilot(self, content: LabelledImages, test: LabelledImages) -> float:
+    def _pilot(self, content: LabelledImages, test: LabelledImages, seed: int) -> float:
         """Accuracy of a student with a quarter of the updates, tested once on other images."""
         classes = len(self.train.classes)
         length = lengths(self.protocol, len(content.images), classes, self.updates)
@@ -341,7 +373,7 @@ class Bench:
                 content,
                 test,
                 protocol,
-                0,
+                seed,
                 classes=classes,
                 updates=updates,
                 device=self.device,

@@ -19,7 +19,7 @@ from d3pack.errors import SourceError, UsageError
 from d3pack.evaluate.baselines import BASELINES, JPEG_FILES, Baseline, pack_entries, sent_bytes
 from d3pack.evaluate.bench import PILOT_SHARE, Bench, EntryResult
 from d3pack.evaluate.entries import Entry, PayloadSettings
-from d3pack.evaluate.payload import candidates, file_bytes
+from d3pack.evaluate.payload import candidates, file_bytes, pilots_of
 from d3pack.evaluate.protocols import DD_RANKING, PROTOCOLS, RANKED, Protocol
 from d3pack.evaluate.real import RealImages, common_size
 from d3pack.evaluate.settings import EvalSettings
@@ -313,7 +313,7 @@ def _compare(
     swept = variants(pack, axes, learn)
     first = pack_entries(bench, pack)
     # Whether images fit at all is known only after the pilots: such baselines count as one entry.
-    later = [b for b in chosen if b.payload and bench.needs_pilots(b.payload, budget)]
+    later = [b for b in chosen if any(bench.needs_pilots(f, budget, b.choice) for f in b.payloads)]
     by_name = {b.name: b.make(bench, pack) for b in chosen if b not in later}
     certain = [*first, *filter(None, by_name.values()), *(sweep_entry(v, bench) for v in swept[1:])]
     _check_time(bench, certain, later, seeds, len(pack), allow_long=settings.allow_long)
@@ -364,8 +364,8 @@ def _check_time(
     bench.expect(missing)
     if missing == 0:
         return
-    formats = {b.payload.name: b.payload for b in later if b.payload}
-    pilots = sum(len(candidates(format, bench.train.size)) for format in formats.values())
+    formats = [format for b in later for format in b.payloads]
+    pilots = sum(pilots_of(len(candidates(format, bench.train.size))) for format in formats)
     each = bench.seconds_each(images)
     total = each * (missing + pilots / PILOT_SHARE)
     wholes = sum(entry.whole for entry in undone)

@@ -103,6 +103,12 @@ class RealImages:
             self._kept[c, i] = pixels
         return self._kept[c, i]
 
+    def permutation(self, c: int, seed: int) -> list[int]:
+        """Return the numbers of the images of the pack's class c, in the order of a draw."""
+        rng = np.random.Generator(np.random.Philox(key=[seed, c]))
+        order: list[int] = rng.permutation(self.counts[c]).tolist()
+        return order
+
     def draw(self, per_class: int, seed: int) -> LabelledImages:
         """Return random images of each class, class by class.
 
@@ -110,11 +116,10 @@ class RealImages:
         """
         images: list[Tensor] = []
         labels: list[int] = []
-        for c, count in enumerate(self.counts):
-            order = np.random.Generator(np.random.Philox(key=[seed, c])).permutation(count)
+        for c in range(len(self.classes)):
             before = len(images)
-            for i in order:
-                pixels = self.get(c, int(i))
+            for i in self.permutation(c, seed):
+                pixels = self.get(c, i)
                 if pixels is not None:
                     images.append(pixels)
                     labels.append(c)

@@ -200,7 +200,7 @@ def test_hours_of_pilots_and_of_rows_to_come_are_not_overlooked(
     assert command(world, monkeypatch, *args, "--baseline", "webp") == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert "E_LONG" in last
-    assert "1 student and 4 pilots" in last  # a pilot is a quarter of a student: 4,000 s
+    assert "1 student and 10 pilots" in last  # a pilot is a quarter of a student: 7,000 s
     assert command(world, monkeypatch, *args, "--baseline", "webp", "--yes") == 0
 
 
@@ -217,7 +217,7 @@ def test_hours_of_pilots_and_of_rows_to_come_are_not_overlooked(
         ("baseline", ["invalid --baseline 'png'", "jpeg"]),
         ("published", ["published at 224 px"]),
         ("sweep", ["invalid sweep 'colour=red'"]),
-        ("collages", ["baseline collages needs a teacher", "train"]),
+        ("chosen", ["baseline chosen needs a teacher", "train"]),
         ("report", [".html"]),
     ],
 )
@@ -254,8 +254,8 @@ def test_bad_input_is_one_line(
         args += ["--protocol", "minimax-hard", "--size", "32"]
     elif case == "sweep":
         args += ["--sweep", "colour=red"]
-    elif case == "collages":
-        args += ["--baseline", "collages"]
+    elif case == "chosen":
+        args += ["--baseline", "chosen"]
     elif case == "report":
         args += ["--report", str(tmp_path / "out.pdf")]
     code = command(world, monkeypatch, str(world / "plain.d3m"), "--real", str(real), *args)

@@ -52,7 +52,8 @@ def test_none_and_whole_change_the_baselines() -> None:
         ({"protocol": "best"}, "invalid protocol 'best': expected quick.*rded-soft-small"),
         ({"seeds": 0}, "invalid seeds 0: expected an integer of at least 1"),
         ({"size": 4}, "invalid size 4: expected an integer from 8 to 1024"),
-        ({"baselines": ("collages",)}, "baseline collages needs a teacher"),
+        ({"baselines": ("chosen",)}, "baseline chosen needs a teacher"),
+        ({"baselines": ("rded",)}, "baseline rded needs a teacher"),
         ({"protocol": "rded-soft"}, "protocol rded-soft needs a teacher"),
     ],
 )
