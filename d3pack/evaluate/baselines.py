@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from d3pack.errors import BackboneError
 from d3pack.evaluate.entries import (
     Choice,
     Entry,
@@ -206,7 +207,11 @@ def _fill_chosen(
 @baseline("names", "images of the same backbone, prompted by class names")
 def _names(bench: Bench, pack: Pack) -> Entry | None:
     backbone = bench.open_backbone(pack)
-    twin = names_pack(pack, backbone.name_vectors, backbone.prompt_shape[0])
+    try:
+        twin = names_pack(pack, backbone.name_vectors, backbone.prompt_shape[0])
+    except BackboneError as error:  # two classes of the backbone have the same name
+        bench.note(f"names: left out, {error.args[0]}")
+        return None
     if prompted_by_names(pack, twin):
         bench.note("names: left out, the prompts of this pack are its backbone's own class table")
         return None

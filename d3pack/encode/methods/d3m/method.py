@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from d3pack.backbones import Backbone, default_backbone, default_guidance, open_backbone
+from d3pack.backbones import Backbone, DiT, default_backbone, default_guidance, open_backbone
 from d3pack.decode import Decoder
 from d3pack.encode.allocation import (
     PICKY,
@@ -27,6 +27,7 @@ from d3pack.encode.finish import SHEET_IMAGES, sample_provenance
 from d3pack.encode.methods.d3m.collages import clusters, make_collages
 from d3pack.encode.methods.d3m.guidance import MOST_CLASSES, best_guidance, trial_images
 from d3pack.encode.methods.d3m.inversion import Fitted, Inversion
+from d3pack.encode.methods.dit import unknown_names_note
 from d3pack.encode.plan import (
     SMALL,
     EncodePlan,
@@ -125,6 +126,8 @@ def prepare(
     text = _text(plan, details, allocation)
     if all(name.isdecimal() or name[1:].isdecimal() for name in source.classes):
         text += ("class names are numbers or ids: class_names give inversion a better start",)
+    if isinstance(backbone, DiT):
+        text += unknown_names_note(backbone, source.classes)
     plan = replace(plan, allocation=allocation, details=details.to_json(), text=(*text, *notes))
     return replace(job, plan=plan, details=details)
 
