@@ -26,7 +26,7 @@ from d3pack.encode.estimate import seconds_of, teacher_seconds
 from d3pack.encode.finish import SHEET_IMAGES, sample_provenance
 from d3pack.encode.methods.d3m.collages import clusters, make_collages
 from d3pack.encode.methods.d3m.guidance import MOST_CLASSES, best_guidance, trial_images
-from d3pack.encode.methods.d3m.inversion import Fitted, Inversion
+from d3pack.encode.methods.d3m.inversion import Fitted, Inversion, groups_of
 from d3pack.encode.methods.dit import unknown_names_note
 from d3pack.encode.plan import (
     SMALL,
@@ -202,7 +202,7 @@ class D3MJob:
         plan, own, details = self.plan, self.own, self.details
         classes, allocation = len(plan.classes), plan.allocation
         rows = classes * allocation.modes
-        each = max(1, own.batch // min(own.slots, rows))
+        each = max(1, own.batch // len(groups_of(rows, own.slots)[0]))
         few = min(8, self.source.counts[0])
         read = seconds_of(lambda: [self.source.get(0, i) for i in range(few)]) / few
         looked = sum(min(count, own.pool) for count in self.source.counts)
