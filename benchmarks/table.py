@@ -42,7 +42,8 @@ WHAT = "Packs of 1 to 100 kB beside every baseline: accuracy on real test images
 FORMATS = {format.name: format for format in baselines.PAYLOADS}
 BUDGETS = (1_000, 3_000, 6_000, 10_000, 30_000, 100_000)
 PER_CLASS = 50  # random real images of each class, without loss
-# images of each class that packs of these sizes make: a picked seed costs three to six bits
+# images of each class that packs of these sizes make, set by hand: a picked seed costs three to six
+# bits
 PACKED = {6_000: 150, 10_000: 250, 30_000: 200, 100_000: 150}
 NAMED = 200  # images of each class name: they cost nothing
 CHOICES = {choice.name: choice for choice in baselines.CHOICES}
