@@ -135,9 +135,9 @@ class Evaluation:
         ):
             return {}
         runs = zip(pack.histories, random.histories, whole.histories, strict=True)
-        found = [(p.best - r.best, w.best - p.best) for p, r, w in runs]
-        improvements, recoveries = zip(*found, strict=True)
-        robust = [label_robust_score(recovery, gain) for gain, recovery in found]
+        terms = [(p.best - r.best, w.best - p.best) for p, r, w in runs]
+        improvements, recoveries = zip(*terms, strict=True)
+        robust = [label_robust_score(recovery, gain) for gain, recovery in terms]
         return {"IOR": fmean(improvements), "HLR": fmean(recoveries), "LRS": fmean(robust)}
 
     def to_json(self) -> dict[str, Any]:

@@ -200,18 +200,18 @@ def choose_settings(
         classes = choose(limit, held)
     tried = [(s, largest(classes, s, budget)) for s in candidates(format, real.size)]
     payloads = {settings: payload for settings, payload in tried if payload is not None}
-    found: dict[PayloadSettings, list[float]] = {settings: [] for settings in payloads}
+    marks: dict[PayloadSettings, list[float]] = {settings: [] for settings in payloads}
     running = list(payloads)
     for seed in range(PILOTS):
         for settings in running:
             payload = payloads[settings]
             accuracy = pilot(payload, test, seed)
-            found[settings].append(accuracy)
+            marks[settings].append(accuracy)
             note(f"pilot {seed + 1}: {payload.note}, {100 * accuracy:.1f} %")
         if seed == 0:
-            running.sort(key=lambda settings: -found[settings][0])
+            running.sort(key=lambda settings: -marks[settings][0])
             running = running[: -(-len(payloads) // _LEFT)]
-    means = {settings: round(fmean(marks), 4) for settings, marks in found.items()}
+    means = {settings: round(fmean(values), 4) for settings, values in marks.items()}
     best = max(running, key=lambda settings: means[settings], default=None)
     scores = {payloads[settings].note: mean for settings, mean in means.items()}
     return Tuned(best, means[best] if best else 0.0, scores)
