@@ -26,6 +26,7 @@ from d3pack.decode import Decoder
 from d3pack.encode import D3MSettings, EncodeRun, EncodeSettings, encode
 from d3pack.encode.methods.d3m.method import D3M, D3MJob
 from d3pack.evaluate.baselines import names_pack
+from d3pack.evaluate.bench import Spread
 from d3pack.evaluate.entries import LabelledImages
 from d3pack.evaluate.protocols import QUICK
 from d3pack.evaluate.training import train_student
@@ -90,16 +91,18 @@ def exam(source: Source, most: int) -> tuple[Tensor, Tensor]:
 def students(pack: Pack, path: Any, tests: tuple[Tensor, Tensor], seeds: int) -> list[float]:
     images = Decoder(pack, path=path).images(range(len(pack)))
     labels = torch.arange(len(pack.classes)).repeat_interleave(pack.images_per_class)
+    soft = None
     if pack.labels is not None:
-        labels = torch.from_numpy(decode_labels(pack.labels)).flatten(0, 1)
-    train, test = LabelledImages(images, labels), LabelledImages(*tests)
+        soft = torch.from_numpy(decode_labels(pack.labels)).flatten(0, 1)
+    train, test = LabelledImages(images, labels, soft=soft), LabelledImages(*tests)
     return [train_student(train, test, QUICK, seed).last for seed in range(seeds)]
 
 
 def figures(accuracies: list[float]) -> dict[str, Any]:
+    spread = Spread.of(accuracies)  # as in every other table: of the sample
     return {
-        "accuracy": round(float(np.mean(accuracies)), 4),
-        "std": round(float(np.std(accuracies)), 4),
+        "accuracy": round(spread.mean, 4),
+        "std": round(spread.std, 4),
         "seeds": [round(a, 4) for a in accuracies],
     }
 

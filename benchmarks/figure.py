@@ -20,8 +20,9 @@ TITLES = {
     "jpeg": "real images, JPEG files",
     "sheet": "real images, tiles of one WebP picture",
     "avif": "real images, tiles of one AVIF picture",
-    "collages": "images chosen by a teacher (RDED), tiles of one WebP picture",
-    "chosen": "images chosen by a teacher (RDED), tiles of one AVIF picture",
+    "collages": "images chosen by a teacher, tiles of one WebP picture",
+    "chosen": "images chosen by a teacher, tiles of one AVIF or WebP picture",
+    "rded": "crops chosen by a teacher (RDED), tiles of one AVIF or WebP picture",
     "random": "random real images, lossless",
 }
 # Inside an <img> the figure does not inherit the page's colours: it asks for the scheme itself.
@@ -34,7 +35,7 @@ STYLE = (
 def figure(table: dict[str, Any]) -> str:
     """Accuracy against bytes: one line a kind of payload."""
     series = []
-    for arm in ("pack", "webp", "jpeg", "sheet", "avif", "collages", "chosen", "names"):
+    for arm in ("pack", "webp", "jpeg", "sheet", "avif", "collages", "chosen", "rded", "names"):
         rows = [row for row in table["rows"].values() if row["arm"] == arm]
         if rows:
             series.append(
@@ -77,7 +78,7 @@ def markdown(table: dict[str, Any]) -> str:
         "| trained on | " + " | ".join(f"≤ {size(b)}" for b in budgets) + " |",
         "|---|" + "---:|" * len(budgets),
     ]
-    for arm in ("pack", "webp", "jpeg", "sheet", "avif", "collages", "chosen"):
+    for arm in ("pack", "webp", "jpeg", "sheet", "avif", "collages", "chosen", "rded"):
         found = {row["budget"]: row for row in rows.values() if row["arm"] == arm}
         if found:
             cells = " | ".join(cell(found.get(budget)) for budget in budgets)
@@ -86,7 +87,7 @@ def markdown(table: dict[str, Any]) -> str:
     packs = {row["budget"]: row for row in rows.values() if row["arm"] == "pack"}
     for name, against in (
         ("files", ("webp", "jpeg")),
-        ("sheet", ("sheet", "avif", "collages", "chosen")),
+        ("sheet", ("sheet", "avif", "collages", "chosen", "rded")),
     ):
         ratios = []
         for budget in budgets:

@@ -29,6 +29,7 @@ from d3pack.encode import D3MSettings, EncodeSettings, encode
 from d3pack.encode.methods.d3m.method import prepare
 from d3pack.errors import D3MError
 from d3pack.evaluate import PROTOCOLS, Bench, Entry, EntryResult, baselines
+from d3pack.evaluate.entries import Choice
 from d3pack.evaluate.evaluation import LedgerView, jpeg_bytes
 from d3pack.evaluate.real import RealImages, common_size
 from d3pack.evaluate.teacher import open_teacher
@@ -41,11 +42,12 @@ WHAT = "Packs of 1 to 100 kB beside every baseline: accuracy on real test images
 FORMATS = {format.name: format for format in baselines.PAYLOADS}
 BUDGETS = (1_000, 3_000, 6_000, 10_000, 30_000, 100_000)
 PER_CLASS = 50  # random real images of each class, without loss
-# images of each class that packs of these sizes make: a picked seed costs three to six bits
+# images of each class that packs of these sizes make, set by hand: a picked seed costs three to six
+# bits
 PACKED = {6_000: 150, 10_000: 250, 30_000: 200, 100_000: 150}
 NAMED = 200  # images of each class name: they cost nothing
-ARMS = ("pack", "names", "random", "sheet", "avif", "webp", "jpeg", "collages", "chosen")
-CHOSEN = {"collages": "sheet", "chosen": "avif"}  # what patches that a teacher has chosen travel as
+CHOICES = {choice.name: choice for choice in baselines.CHOICES}
+ARMS = ("pack", "names", "random", *(format.name for format in baselines.PAYLOADS), *CHOICES)
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,8 @@ class Table:
     def maker(self, arm: str, budget: int) -> Callable[[], Entry | None]:
         if arm == "pack":
             return lambda: self.pack_entry(budget)
-        if arm in CHOSEN:
-            return lambda: self.collages(budget, CHOSEN[arm])
+        if arm in CHOICES:
+            return lambda: self.chosen(budget, CHOICES[arm])
         return lambda: baselines.payload_entry(self.bench, FORMATS[arm], budget)
 
     def entry(self, cell: Cell) -> Entry | None:
@@ -111,12 +113,12 @@ class Table:
             self._entries[str(cell)] = cell.make()
         return self._entries[str(cell)]
 
-    def collages(self, budget: int, payload: str) -> Entry | None:
+    def chosen(self, budget: int, choice: Choice) -> Entry | None:
         if self.bench.teacher is None:
             device = torch.device("cpu")
             teacher = open_teacher("train", self.train, self.args.work, device, self.events)
             self.bench.teacher = teacher
-        return baselines.collages_entry(self.bench, FORMATS[payload], budget)
+        return baselines.chosen_entry(self.bench, choice, budget)
 
     def pack(self, budget: int) -> Pack | None:
         """The pack of this budget, learned when it is not there; None when none is so small."""

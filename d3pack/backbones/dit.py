@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -131,16 +131,31 @@ class DiT:
         return self.autoencoder.decode_float(latents)
 
     def name_vectors(self, name: str, k: int | None = 1) -> Tensor:
-        """Return the row of a class that the model knows by this name, else the mean of all."""
+        """Return the row of a class that the model knows by this name, else the mean of all.
+
+        Raises:
+            BackboneError: if the model has several classes of this name.
+        """
         if k not in (None, 1):
             raise BackboneError(
                 f"this backbone takes one vector a class, not {k}", code="E_BACKBONE_PROMPT"
             )
         table: Tensor = self.denoiser.transformer_blocks[0].norm1.emb.table[:-1].float()
-        row = self._names.get(_normalized(name))
-        if row is not None and row < len(table):
-            return table[row : row + 1].clone()
-        return table.mean(0, keepdim=True)
+        rows = [row for row in self._rows(name) if row < len(table)]
+        if len(rows) > 1:
+            raise BackboneError(
+                f"this backbone has {len(rows)} classes called {name!r}: rows"
+                f" {', '.join(map(str, rows))}",
+                hint="call the class by the number of its row, with class_names",
+            )
+        return table[rows[0] : rows[0] + 1].clone() if rows else table.mean(0, keepdim=True)
+
+    def unknown_names(self, names: Sequence[str]) -> list[str]:
+        """Return the names that no class of the model bears: they start at the mean of its rows."""
+        return [name for name in names if not self._rows(name)]
+
+    def _rows(self, name: str) -> tuple[int, ...]:
+        return self._names.get(_normalized(name), ())
 
     def named_tensors(self) -> Mapping[str, torch.nn.Parameter]:
         """Return the transformer's parameters."""
@@ -177,18 +192,24 @@ class _VectorEmbedding(torch.nn.Module):
         return embedded + class_labels[:, self._index]
 
 
-def _label_names(files: Files) -> dict[str, int]:
-    """Return rows by class name, where the repository lists names; synonyms are split at commas."""
+def _label_names(files: Files) -> dict[str, tuple[int, ...]]:
+    """Return rows by class name, where the repository lists names; synonyms are split at commas.
+
+    Some names are of two classes: ImageNet has a crane that flies and one that lifts.
+    """
     if "model_index.json" not in files:
         return {}
     labels = files.json("model_index.json").get("id2label")
-    names = {}
-    for key, value in labels.items() if isinstance(labels, dict) else ():
-        if str(key).isdigit() and isinstance(value, str):
-            names[str(key)] = int(key)
-            for part in value.split(","):
-                names.setdefault(_normalized(part), int(key))
-    return names
+    rows = {
+        int(key): value
+        for key, value in (labels.items() if isinstance(labels, dict) else ())
+        if str(key).isdigit() and isinstance(value, str)
+    }
+    names: dict[str, tuple[int, ...]] = {}
+    for row, label in rows.items():
+        for name in dict.fromkeys(map(_normalized, label.split(","))):
+            names[name] = (*names.get(name, ()), row)
+    return {str(row): (row,) for row in rows} | names  # a name comes before a number
 
 
 def _normalized(name: str) -> str:

@@ -45,8 +45,9 @@ def timesteps(total: int, sampler: str, steps: int, spacing: str = "trailing") -
     """Return descending training timesteps, spaced as by the diffusers scheduler of that name.
 
     "trailing" starts at the last training step (arXiv 2305.08891); "linspace" and "leading" are
-    older. "lcm" has its own: of every (total/50)-th timestep, some at even distances (arXiv
-    2310.04378).
+    older. "leading" is that of `steps_offset` 0: what a scheduler's config adds there (1 in Stable
+    Diffusion 1.5) is not added. "lcm" has its own: of every (total/50)-th timestep, some at even
+    distances (arXiv 2310.04378).
     """
     _check_sampler(sampler)
     limit = min(total, _LCM_STEPS) if sampler == "lcm" else total

@@ -166,14 +166,14 @@ class D3MSettings:
     )
     collages: int = option(256, "Collages per class, at most.", ge=1, group="collages")
     lr: float = option(
-        3.0, "Length of a step, in damped Newton steps.", gt=0, le=10, group="inversion"
+        3.0, "Length of a step, in damped natural gradients.", gt=0, le=10, group="inversion"
     )
     steps: int = option(40, "Steps before the last phase, at most.", ge=0, group="inversion")
     cool: int = option(
         250, "Steps of the last phase: falling rate, under the codec.", ge=0, group="inversion"
     )
     batch: int = option(40, "Samples per step, of all prompts.", ge=1, group="inversion")
-    slots: int = option(10, "Prompts that are fitted at the same time.", ge=1, group="inversion")
+    slots: int = option(10, "Prompts, at most, that are fitted together.", ge=1, group="inversion")
     validate_every: int = option(20, "Steps between validations.", ge=1, group="inversion")
     triples: int = option(
         96, "Fixed (latent, time, noise) that validate a prompt.", ge=1, group="inversion"

@@ -14,13 +14,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from d3pack.evaluate.entries import Entry, LabelledImages, PayloadFormat, PayloadSettings
+from d3pack.errors import BackboneError
+from d3pack.evaluate.entries import (
+    Choice,
+    Entry,
+    LabelledImages,
+    PayloadFormat,
+    PayloadSettings,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from d3pack.evaluate.bench import Bench
     from d3pack.evaluate.real import RealImages
+    from d3pack.evaluate.teacher import OrderedTeacher
     from d3pack.format import Pack
 
 Make = Callable[["Bench", "Pack"], Entry | None]
@@ -34,17 +42,23 @@ class Baseline:
         name: how a user chooses it.
         help: what students are trained on, in a few words.
         make: returns the entry, or None where it does not apply; then it has noted why.
-        payload: format whose settings pilots choose before the entry can be made.
-        needs_teacher: whether it needs a teacher.
+        payloads: formats of which pilots choose the best, with its settings, before the entry can
+            be made.
+        choice: how a teacher chooses the photographs, where it does.
         default: whether it belongs to every evaluation.
     """
 
     name: str
     help: str
     make: Make
-    payload: PayloadFormat | None = None
-    needs_teacher: bool = False
+    payloads: tuple[PayloadFormat, ...] = ()
+    choice: Choice | None = None
     default: bool = True
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether it needs a teacher."""
+        return self.choice is not None
 
 
 BASELINES: dict[str, Baseline] = {}
@@ -54,14 +68,14 @@ def baseline(
     name: str,
     help: str,
     *,
-    payload: PayloadFormat | None = None,
-    needs_teacher: bool = False,
+    payloads: tuple[PayloadFormat, ...] = (),
+    choice: Choice | None = None,
     default: bool = True,
 ) -> Callable[[Make], Make]:
     """Register a function as the baseline of a name; see `Baseline`."""
 
     def register(make: Make) -> Make:
-        BASELINES[name] = Baseline(name, help, make, payload, needs_teacher, default)
+        BASELINES[name] = Baseline(name, help, make, payloads, choice, default)
         return make
 
     return register
@@ -86,16 +100,17 @@ def random_entry(real: RealImages, per_class: int) -> Entry:
 _JPEG = ({"optimize": True, "progressive": False}, {"optimize": True, "progressive": True})
 JPEG_FILES = PayloadFormat("jpeg", "JPEG", "files", (10, 25, 60), _JPEG)
 WEBP_SHEET = PayloadFormat("sheet", "WebP", "sheet", (5, 20, 60), ({"method": 6},))
+AVIF_SHEET = PayloadFormat("avif", "AVIF", "sheet", (10, 25, 60), ({"speed": 4},))
 PAYLOADS = (
     JPEG_FILES,
     PayloadFormat("webp", "WebP", "files", (5, 20, 60), ({"method": 6},)),
     WEBP_SHEET,
-    PayloadFormat("avif", "AVIF", "sheet", (10, 25, 60), ({"speed": 4},)),
+    AVIF_SHEET,
 )
 
 
 def _add_payload(format: PayloadFormat) -> None:
-    @baseline(format.name, f"real images in equal bytes, {format.title}", payload=format)
+    @baseline(format.name, f"real images in equal bytes, {format.title}", payloads=(format,))
     def make(bench: Bench, pack: Pack) -> Entry | None:
         return payload_entry(bench, format, sent_bytes(pack))
 
@@ -112,7 +127,7 @@ def sent_bytes(pack: Pack) -> int:
 
 def payload_entry(bench: Bench, format: PayloadFormat, budget: int) -> Entry | None:
     """Return the entry of random real images in so many bytes; None where not one image fits."""
-    settings, scores = bench.payload_settings(format, budget)
+    settings, scores = bench.payload_settings((format,), budget)
     return equal_bytes(bench.train, settings, budget, scores) if settings else None
 
 
@@ -133,40 +148,70 @@ def equal_bytes(
     )
 
 
-@baseline(
-    "collages",
-    "real images that a teacher chooses (RDED), in equal bytes",
-    payload=WEBP_SHEET,
-    needs_teacher=True,
-    default=False,
+SHEETS = (WEBP_SHEET, AVIF_SHEET)
+# RDED as its scripts run it: five crops, squares of .08 to 1 of the area, fours of large images.
+CHOICES = (
+    Choice("chosen", "real images that a teacher believes most"),
+    Choice("rded", "RDED: the best crops of real images, by a teacher", 5, (0.08, 1.0)),
 )
-def _collages(bench: Bench, pack: Pack) -> Entry | None:
-    return collages_entry(bench, WEBP_SHEET, sent_bytes(pack))
 
 
-def collages_entry(bench: Bench, format: PayloadFormat, budget: int) -> Entry | None:
-    """Return the entry of the images that a teacher finds most typical, in so many bytes (RDED)."""
+def _add_choice(choice: Choice) -> None:
+    what = f"{choice.help}, in equal bytes, one WebP or AVIF sheet"
+
+    @baseline(choice.name, what, payloads=SHEETS, choice=choice, default=False)
+    def make(bench: Bench, pack: Pack) -> Entry | None:
+        return chosen_entry(bench, choice, sent_bytes(pack))
+
+
+for _choice in CHOICES:
+    _add_choice(_choice)
+
+
+def chosen_entry(bench: Bench, choice: Choice, budget: int) -> Entry | None:
+    """Return the entry of what a teacher chooses, in so many bytes and the better of two codecs."""
+    teacher, real = bench.teacher, bench.train
+    if teacher is None:
+        return None
+    settings, scores = bench.payload_settings(SHEETS, budget, choice)
+    if settings is None:
+        return None
+    identity = {"entry": choice.name, "budget": budget, "payload": str(settings)}
+    return Entry(
+        f"{choice.name}-{budget}",
+        f"{choice.help}, {settings.format.title}",
+        {**identity, "teacher": teacher.identity, "real": real.fingerprint()},
+        lambda seed: _fill_chosen(teacher, choice, real, settings, budget),
+        {"pilot": scores, "payload": str(settings)},
+    )
+
+
+def _fill_chosen(
+    teacher: OrderedTeacher,
+    choice: Choice,
+    real: RealImages,
+    settings: PayloadSettings,
+    budget: int,
+) -> LabelledImages:
+    """The payload; which patches share a collage depends on how many collages there are."""
     from d3pack.evaluate.payload import fill, most_per_class
 
-    settings, _ = bench.payload_settings(format, budget)
-    teacher, real = bench.teacher, bench.train
-    if settings is None or teacher is None:
-        return None
-    limit = most_per_class(real.counts, budget, format)
-    identity = {"entry": "collages", "budget": budget, "payload": str(settings)}
-    return Entry(
-        f"collages-{budget}",
-        "collages chosen by a teacher (RDED)",
-        {**identity, "teacher": teacher.identity, "real": real.fingerprint()},
-        lambda seed: fill(teacher.patches(limit), settings, budget),
-        {"payload": str(settings)},
-    )
+    limit = most_per_class(real.counts, budget, settings.format)
+    payload = fill(teacher.patches(choice, limit), settings, budget)
+    if choice.factor(real.size) == 1:
+        return payload
+    each = -(-len(payload.images) // len(real.classes))
+    return fill(teacher.patches(choice, each), settings, budget)
 
 
 @baseline("names", "images of the same backbone, prompted by class names")
 def _names(bench: Bench, pack: Pack) -> Entry | None:
     backbone = bench.open_backbone(pack)
-    twin = names_pack(pack, backbone.name_vectors, backbone.prompt_shape[0])
+    try:
+        twin = names_pack(pack, backbone.name_vectors, backbone.prompt_shape[0])
+    except BackboneError as error:  # two classes of the backbone have the same name
+        bench.note(f"names: left out, {error.args[0]}")
+        return None
     if prompted_by_names(pack, twin):
         bench.note("names: left out, the prompts of this pack are its backbone's own class table")
         return None
@@ -228,16 +273,19 @@ def prompt_bytes(pack: Pack) -> int:
     return sum(sections.get(name, 0) for name in ("prompts", "picks", "adapter"))
 
 
-@baseline("whole", "all real images", default=False)
+@baseline("whole", "all real images, with as many updates as the pack", default=False)
 def _whole(bench: Bench, pack: Pack) -> Entry:
     return whole_entry(bench.train)
 
 
 def whole_entry(real: RealImages) -> Entry:
-    """Return the entry of all real images: the upper bound."""
+    """Return the entry of all real images.
 
+    It is no upper bound: students have the pack's number of updates, too few to learn all of a
+    large set, except where the protocol has a schedule for it.
+    """
     identity = {"entry": "whole", "real": real.fingerprint()}
-    return Entry("whole", "the whole real set", identity, lambda seed: real.all())
+    return Entry("whole", "all real images", identity, lambda seed: real.all(), whole=True)
 
 
 def pack_entries(bench: Bench, pack: Pack) -> list[Entry]:

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,13 @@ from d3pack.backbones import Backbone, open_backbone
 from d3pack.dataset import D3MDataset
 from d3pack.decode import unpack_backbone
 from d3pack.evaluate import training
-from d3pack.evaluate.entries import Entry, LabelledImages, PayloadFormat, PayloadSettings
+from d3pack.evaluate.entries import (
+    Choice,
+    Entry,
+    LabelledImages,
+    PayloadFormat,
+    PayloadSettings,
+)
 from d3pack.evaluate.payload import choose_settings
 from d3pack.evaluate.protocols import Intervals, Protocol, Updates
 from d3pack.evaluate.real import RealImages
@@ -134,17 +141,32 @@ class Bench:
         self.work.mkdir(parents=True, exist_ok=True)
         self.device = str(resolve_device(device))
         self.updates: int | None = None
+        protocol = protocol.settled(len(train.classes), size=train.size)
         if not isinstance(protocol.length, Updates):
             self.updates = lengths(protocol, images, len(train.classes)).updates
-        if protocol.normalise == "data":
-            sample = train.draw(min(_STATISTICS, max(train.counts)), 0)
-            protocol = replace(protocol, normalise=training.statistics(sample.images))
-        self.protocol = protocol
+        self.protocol = self._normalised(protocol)
         self.identity = self._identity(f"{test.fingerprint()}@{test.size}")
         self._backbone = backbone
         self._decoded: dict[str, tuple[LabelledImages, float]] = {}
         self._expected = self._trained = 0
         self._seconds = 0.0
+
+    def _normalised(self, protocol: Protocol) -> Protocol:
+        """The protocol, and its own for the whole set, with figures for "data"."""
+        if protocol.whole is not None:
+            whole = protocol.whole.settled(len(self.train.classes), size=protocol.size)
+            protocol = replace(protocol, whole=self._normalised(whole))
+        if protocol.normalise == "data":
+            sample = self.train.draw(min(_STATISTICS, max(self.train.counts)), 0)
+            protocol = replace(protocol, normalise=training.statistics(sample.images))
+        return protocol
+
+    def _way(self, entry: Entry) -> tuple[Protocol, int | None]:
+        """How students of an entry are trained, and for how many updates; None: the protocol's."""
+        if entry.whole and self.protocol.whole is not None:
+            return self.protocol.whole, None
+        protocol = replace(self.protocol, labels="hard") if entry.hard else self.protocol
+        return protocol, self.updates
 
     def _identity(self, test: str) -> dict[str, Any]:
         """All that decides about accuracies beside the training set."""
@@ -180,8 +202,11 @@ class Bench:
             batches = list(data.loader(64, shuffle=False))
             seconds = time.monotonic() - began
             images = torch.cat([images.cpu() for images, _ in batches])
-            labels = torch.cat([labels.cpu() for _, labels in batches])
-            self._decoded[pack.root] = LabelledImages(images, labels), seconds
+            soft = None
+            if pack.labels is not None:
+                soft = torch.cat([labels.cpu() for _, labels in batches])
+            labels = torch.arange(len(pack.classes)).repeat_interleave(pack.images_per_class)
+            self._decoded[pack.root] = LabelledImages(images, labels, soft=soft), seconds
         return self._decoded[pack.root]
 
     def decode_seconds(self, pack: Pack) -> float:
@@ -236,27 +261,37 @@ class Bench:
 
     def _train(self, entry: Entry, seed: int, place: Path) -> tuple[History, dict[str, Any]]:
         content = entry.build(seed)
-        protocol = replace(self.protocol, labels="hard") if entry.hard else self.protocol
-        checkpoint = place.with_suffix(".safetensors")
+        protocol, updates = self._way(entry)
         title = f"{entry.title}, seed {seed}"
-        images = len(content.images)
-        steps = lengths(protocol, images, len(self.train.classes), self.updates).updates
-        with self.events.stage(title, steps, "updates"):
-            history = train_student(
-                content,
-                self.test,
-                protocol,
-                seed,
-                classes=len(self.train.classes),
-                updates=self.updates,
-                teacher=self.teacher.logits if self.teacher is not None else None,
-                device=self.device,
-                checkpoint=checkpoint,
-                progress=lambda done, total: self.events.step(done),
-            )
+        steps = lengths(protocol, len(content.images), len(self.train.classes), updates).updates
+        rates = protocol.rates or (protocol.optimizer.lr,)
+        with self.events.stage(title, steps * len(rates), "updates"):
+            tried = []
+            for turn, rate in enumerate(rates):
+                at_rate = replace(protocol, optimizer=replace(protocol.optimizer, lr=rate))
+
+                def progress(done: int, total: int, turn: int = turn) -> None:
+                    self.events.step(turn * steps + done)
+
+                student = train_student(
+                    content,
+                    self.test,
+                    at_rate,
+                    seed,
+                    classes=len(self.train.classes),
+                    updates=updates,
+                    teacher=self.teacher.logits if self.teacher is not None else None,
+                    device=self.device,
+                    checkpoint=place.with_name(f"{place.stem}-{turn}.safetensors"),
+                    progress=progress,
+                )
+                tried.append(student)
+        seconds = sum(student.seconds for student in tried)
+        history = replace(max(tried, key=lambda student: student.best), seconds=seconds)
         facts = {"bytes": content.nbytes, "note": content.note, "title": entry.title}
         write_json(place, {"history": history.to_json(), "set": facts})
-        checkpoint.unlink(missing_ok=True)
+        for checkpoint in place.parent.glob(f"{place.stem}-*.safetensors"):
+            checkpoint.unlink(missing_ok=True)
         self._trained += 1
         self._seconds += history.seconds
         left = ""
@@ -272,37 +307,62 @@ class Bench:
         self._expected = self._trained + students
 
     def payload_settings(
-        self, format: PayloadFormat, budget: int
+        self, formats: Sequence[PayloadFormat], budget: int, choice: Choice | None = None
     ) -> tuple[PayloadSettings | None, dict[str, float]]:
-        """Return how photographs are compressed into so many bytes, as `choose_settings` does.
+        """Return how photographs are best compressed into so many bytes, as `choose_settings` does.
 
-        Pilots decide, once; the work directory remembers their choice.
+        Pilots decide, once; the work directory remembers their choice. With a `choice` they learn
+        from what the teacher chooses.
         """
-        known = self._chosen_before(format, budget)
-        if known is None:
-            settings, scores = choose_settings(self.train, budget, format, self._pilot, self.note)
-            chosen = {"quality": settings.quality, "side": settings.side} if settings else None
-            known = {"settings": chosen, "pilot": scores}
-            write_json(self._pilot_place(format, budget), known)
-        if known["settings"] is None:
-            self.note(f"{format.title}: not one image fits into {count(budget, 'byte')}")
-            return None, known["pilot"]
-        return PayloadSettings(format, **known["settings"]), known["pilot"]
+        best: tuple[float, PayloadSettings | None] = (-1.0, None)
+        scores: dict[str, float] = {}
+        for format in formats:
+            known = self._chosen_before(format, budget, choice)
+            if known is None:
+                known = self._choose(format, budget, choice)
+            scores |= known["pilot"]
+            if known["settings"] is not None:
+                settings = PayloadSettings(format, **known["settings"])
+                best = max(best, (known["score"], settings), key=lambda pair: pair[0])
+        if best[1] is None:
+            titles = " or ".join(format.title for format in formats)
+            self.note(f"{titles}: not one image fits into {count(budget, 'byte')}")
+        return best[1], scores
 
-    def needs_pilots(self, format: PayloadFormat, budget: int) -> bool:
+    def _choose(self, format: PayloadFormat, budget: int, choice: Choice | None) -> dict[str, Any]:
+        choose = None
+        if choice is not None and self.teacher is not None:
+            choose = partial(self.teacher.patches, choice)
+        tuned = choose_settings(self.train, budget, format, self._pilot, self.note, choose)
+        chosen = tuned.settings
+        known = {
+            "settings": {"quality": chosen.quality, "side": chosen.side} if chosen else None,
+            "score": tuned.score,
+            "pilot": dict(tuned.scores),
+        }
+        write_json(self._pilot_place(format, budget, choice), known)
+        return known
+
+    def needs_pilots(
+        self, format: PayloadFormat, budget: int, choice: Choice | None = None
+    ) -> bool:
         """Return whether pilots must still choose how photographs are compressed."""
-        return self._chosen_before(format, budget) is None
+        return self._chosen_before(format, budget, choice) is None
 
-    def _chosen_before(self, format: PayloadFormat, budget: int) -> dict[str, Any] | None:
-        known = _read_json(self._pilot_place(format, budget))
-        complete = isinstance(known, dict) and known.keys() >= {"settings", "pilot"}
+    def _chosen_before(
+        self, format: PayloadFormat, budget: int, choice: Choice | None
+    ) -> dict[str, Any] | None:
+        known = _read_json(self._pilot_place(format, budget, choice))
+        complete = isinstance(known, dict) and known.keys() >= {"settings", "pilot", "score"}
         return known if complete else None
 
-    def _pilot_place(self, format: PayloadFormat, budget: int) -> Path:
+    def _pilot_place(self, format: PayloadFormat, budget: int, choice: Choice | None) -> Path:
         identity = {"real": self.train.fingerprint(), "format": repr(format)}
+        if choice is not None and self.teacher is not None:
+            identity |= {"choice": repr(choice), "teacher": self.teacher.identity}
         return self._place(f"pilot-{format.name}-{budget}", identity, 0)
 
-    def _pilot(self, content: LabelledImages, test: LabelledImages) -> float:
+    def _pilot(self, content: LabelledImages, test: LabelledImages, seed: int) -> float:
         """Accuracy of a student with a quarter of the updates, tested once on other images."""
         classes = len(self.train.classes)
         length = lengths(self.protocol, len(content.images), classes, self.updates)
@@ -313,20 +373,22 @@ class Bench:
                 content,
                 test,
                 protocol,
-                0,
+                seed,
                 classes=classes,
                 updates=updates,
                 device=self.device,
                 progress=lambda done, total: self.events.step(done),
             ).last
 
-    def seconds_each(self, images: int) -> float:
-        """Return how long one student of this protocol takes on this machine."""
-        return seconds_needed(
-            self.protocol,
+    def seconds_each(self, images: int, *, whole: bool = False) -> float:
+        """Return how long one student takes on this machine; `whole`: as of all real images."""
+        protocol = (self.protocol.whole if whole else None) or self.protocol
+        each = seconds_needed(
+            protocol,
             len(self.train.classes),
-            min(self.test.images.shape[2:]),
+            self.train.size,
             images,
             len(self.test.images),
             device=self.device,
         )
+        return each * max(1, len(protocol.rates))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from d3pack.format import Pack
 
 Layout = Literal["files", "sheet"]
+_LARGEST_WHOLE = 64  # pixels: RDED makes no collages of CIFAR and Tiny-ImageNet
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +20,10 @@ class LabelledImages:
     """Images in memory with a class each, and the bytes that it takes to send them."""
 
     images: Tensor  # uint8 (N, 3, H, W)
-    labels: Tensor  # int64 (N,) or probabilities (N, C)
+    labels: Tensor  # int64 (N,), the class of each
     nbytes: int | None = None  # None where nobody would send them
     note: str = ""
+    soft: Tensor | None = None  # soft labels, probabilities (N, C), where there are some
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class Entry:
         detail: facts for the JSON of the evaluation.
         pack: the pack that is trained on, where it is one.
         hard: whether its soft labels are ignored.
+        whole: whether it is all real images, for which a protocol may have a schedule of its own.
     """
 
     key: str
@@ -46,6 +49,7 @@ class Entry:
     detail: Mapping[str, Any] = field(default_factory=dict)
     pack: Pack | None = None
     hard: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,27 @@ class PayloadFormat:
     def title(self) -> str:
         """What readers see."""
         return f"{self.codec} files" if self.layout == "files" else f"one {self.codec} sheet"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How a teacher chooses photographs of a class.
+
+    Attributes:
+        name: name of the baseline.
+        help: what is chosen, in a few words.
+        crops: trial crops of each photograph; 1: it is looked at whole.
+        scale: share of its area that a crop shows.
+    """
+
+    name: str
+    help: str
+    crops: int = 1
+    scale: tuple[float, float] = (1.0, 1.0)
+
+    def factor(self, size: int) -> int:
+        """Return the side of a collage in patches: crops of large images are set in fours."""
+        return 2 if self.crops > 1 and size > _LARGEST_WHOLE else 1
 
 
 @dataclass(frozen=True, slots=True)

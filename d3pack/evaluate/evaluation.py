@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ from d3pack.errors import SourceError, UsageError
 from d3pack.evaluate.baselines import BASELINES, JPEG_FILES, Baseline, pack_entries, sent_bytes
 from d3pack.evaluate.bench import PILOT_SHARE, Bench, EntryResult
 from d3pack.evaluate.entries import Entry, PayloadSettings
-from d3pack.evaluate.payload import candidates, file_bytes
-from d3pack.evaluate.protocols import PROTOCOLS, Protocol
+from d3pack.evaluate.payload import candidates, file_bytes, pilots_of
+from d3pack.evaluate.protocols import DD_RANKING, PROTOCOLS, RANKED, Protocol
 from d3pack.evaluate.real import RealImages, common_size
 from d3pack.evaluate.settings import EvalSettings
 from d3pack.evaluate.sweep import learner, parse_sweep, run_sweep, sweep_entry, variants
@@ -115,17 +116,29 @@ class Evaluation:
         return next((r for r in self.results if r.entry.key.split("-")[0] == key), None)
 
     def scores(self) -> dict[str, float]:
-        """Return the scores of DD-Ranking for which there are entries: IOR, HLR and LRS."""
-        scores: dict[str, float] = {}
-        pack, hard = self.get("pack"), self.get("hard") or self.get("pack")
-        random, whole = self.get("random"), self.get("whole")
-        if pack is not None and random is not None:
-            scores["IOR"] = pack.last.mean - random.last.mean
-        if hard is not None and whole is not None:
-            scores["HLR"] = whole.last.mean - hard.last.mean
-        if len(scores) == 2:
-            scores["LRS"] = label_robust_score(scores["HLR"], scores["IOR"])
-        return scores
+        """Return DD-Ranking's IOR, HLR and LRS, means over runs; none unless all of it is followed.
+
+        That is: its protocol unchanged, on a set that it has schedules for, five runs of the pack
+        with hard labels, of random images and of the whole set, the best test of each. Other
+        protocols and labels give other figures, which bear no comparison with published scores.
+        """
+        size = int(self.facts["size"])
+        classes = len(self.pack.classes)
+        pack, random, whole = self.get("pack"), self.get("random"), self.get("whole")
+        if (
+            self.protocol != DD_RANKING.settled(classes, size=size)
+            or (classes, size) not in RANKED
+            or pack is None
+            or random is None
+            or whole is None
+            or self.facts["seeds"] < DD_RANKING.seeds
+        ):
+            return {}
+        runs = zip(pack.histories, random.histories, whole.histories, strict=True)
+        terms = [(p.best - r.best, w.best - p.best) for p, r, w in runs]
+        improvements, recoveries = zip(*terms, strict=True)
+        robust = [label_robust_score(recovery, gain) for gain, recovery in terms]
+        return {"IOR": fmean(improvements), "HLR": fmean(recoveries), "LRS": fmean(robust)}
 
     def to_json(self) -> dict[str, Any]:
         """Return all figures, ready for JSON."""
@@ -195,14 +208,17 @@ def evaluate(
         >>> write_report(evaluation, "report.html")  # doctest: +SKIP
     """
     settings = settings or EvalSettings()
-    protocol = protocol or PROTOCOLS[settings.protocol]
+    published = protocol or PROTOCOLS[settings.protocol]
     axes = parse_sweep(settings.sweep)
     name, pack, settings = _open_pack(pack, settings)
     train_source, test_source = _open_real(real, test, class_names)
+    protocol = published.settled(len(pack.classes), student=settings.student)
     size = choose_size(protocol, settings.size, test_source)
-    train = RealImages(train_source, pack.classes, size, "training")
-    test_size = round(size * protocol.test_resize)
-    test_images = RealImages(test_source, pack.classes, test_size, "test")
+    protocol = published.settled(len(pack.classes), student=settings.student, size=size)
+    train = RealImages(train_source, pack.classes, size, "training", protocol.resample)
+    # resized once, from the original to the side that the centre is cropped from
+    side = protocol.test_side(size)
+    test_images = RealImages(test_source, pack.classes, side, "test", protocol.resample)
     events = Events(list(listeners))
     work = Path(work or f"{Path(name).stem}.eval")
     teacher = None
@@ -213,7 +229,7 @@ def evaluate(
         train,
         test_images,
         len(pack),
-        replace(protocol, student=settings.student or protocol.student),
+        protocol,
         work,
         device=settings.device,
         backbone=settings.backbone,
@@ -291,19 +307,20 @@ def _compare(
 ) -> Evaluation:
     """Train the students that are missing, and put everything side by side."""
     chosen = [baseline for name, baseline in BASELINES.items() if name in settings.baselines]
+    seeds = settings.seeds or protocol.seeds
     budget = sent_bytes(pack)
     learn = learner(pack, bench.train.source, bench.work, settings)
     swept = variants(pack, axes, learn)
     first = pack_entries(bench, pack)
     # Whether images fit at all is known only after the pilots: such baselines count as one entry.
-    later = [b for b in chosen if b.payload and bench.needs_pilots(b.payload, budget)]
+    later = [b for b in chosen if any(bench.needs_pilots(f, budget, b.choice) for f in b.payloads)]
     by_name = {b.name: b.make(bench, pack) for b in chosen if b not in later}
     certain = [*first, *filter(None, by_name.values()), *(sweep_entry(v, bench) for v in swept[1:])]
-    _check_time(bench, certain, later, settings, len(pack))
+    _check_time(bench, certain, later, seeds, len(pack), allow_long=settings.allow_long)
     by_name |= {b.name: b.make(bench, pack) for b in later}
     entries = [*first, *filter(None, (by_name[b.name] for b in chosen))]
-    results = tuple(bench.run(entry, settings.seeds) for entry in entries)
-    sweep = run_sweep(swept, bench, settings.seeds) if axes else []
+    results = tuple(bench.run(entry, seeds) for entry in entries)
+    sweep = run_sweep(swept, bench, seeds) if axes else []
     history = results[0].histories[0]
     return Evaluation(
         name,
@@ -316,7 +333,7 @@ def _compare(
         {
             "student": bench.protocol.student,
             "size": bench.train.size,
-            "seeds": settings.seeds,
+            "seeds": seeds,
             "updates": history.updates,
             "batch": history.batch,
             "test_images": len(bench.test.images),
@@ -333,26 +350,30 @@ def _check_time(
     bench: Bench,
     entries: Sequence[Entry],
     later: Sequence[Baseline],
-    settings: EvalSettings,
+    seeds: int,
     images: int,
+    *,
+    allow_long: bool,
 ) -> None:
     """Note how long the missing students take; refuse hours that the user has not allowed.
 
     `later` are the baselines that pilots come before: none of their students is finished.
     """
-    seeds = range(settings.seeds)
-    missing = sum(not bench.finished(entry, seed) for entry in entries for seed in seeds)
-    missing += len(later) * settings.seeds
+    undone = [e for e in entries for seed in range(seeds) if not bench.finished(e, seed)]
+    missing = len(undone) + len(later) * seeds
     bench.expect(missing)
     if missing == 0:
         return
-    formats = {b.payload.name: b.payload for b in later if b.payload}
-    pilots = sum(len(candidates(format, bench.train.size)) for format in formats.values())
+    formats = [format for b in later for format in b.payloads]
+    pilots = sum(pilots_of(len(candidates(format, bench.train.size))) for format in formats)
     each = bench.seconds_each(images)
     total = each * (missing + pilots / PILOT_SHARE)
+    wholes = sum(entry.whole for entry in undone)
+    if wholes and bench.protocol.whole is not None:
+        total += (bench.seconds_each(sum(bench.train.counts), whole=True) - each) * wholes
     work = count(missing, "student") + (f" and {count(pilots, 'pilot')}" if pilots else "")
     bench.note(f"{work} to train, about {duration(each)} a student: {duration(total)}")
-    if total > LONG and not settings.allow_long:
+    if total > LONG and not allow_long:
         raise UsageError(
             f"{work} of protocol {bench.protocol.name}: about {duration(total)} on this machine",
             code="E_LONG",

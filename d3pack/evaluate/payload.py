@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -20,18 +22,39 @@ from d3pack.evaluate.entries import LabelledImages, PayloadFormat, PayloadSettin
 from d3pack.evaluate.real import RealImages
 from d3pack.evaluate.training import fit
 
-# trains briefly on the first, and returns the accuracy on the second
-Pilot = Callable[[LabelledImages, LabelledImages], float]
+# trains a student of a seed briefly on the first, and returns the accuracy on the second
+Pilot = Callable[[LabelledImages, LabelledImages, int], float]
+# chooses so many images of each class, without so many of the first of each
+Choose = Callable[[int, Sequence[int]], list[Tensor]]
+PILOTS = 3  # students of the settings that are compared at last
+_LEFT = 3  # a third of the settings gets there, after one student each
 HELD_BACK = 100  # images of each class, at most, that only judge settings; never test images
 _WIDEST = 8192  # pixels of a sheet's side: WebP and Pillow's guard against bombs both allow it
 _SMALLEST = {"files": 40, "sheet": 8}  # bytes that every image takes at least
 
 
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What pilots chose; no settings where not even one image fits into the budget."""
+
+    settings: PayloadSettings | None
+    score: float  # mean accuracy of its pilots
+    scores: Mapping[str, float]  # of all settings
+
+
 def candidates(format: PayloadFormat, size: int) -> list[PayloadSettings]:
-    """Return the settings to try: three qualities, and the middle one at two smaller sizes."""
-    sides = sorted({max(8, size * 3 // 4 // 8 * 8), max(8, size // 2 // 8 * 8)} - {size})
-    full = [PayloadSettings(format, quality, size) for quality in format.qualities]
-    return full + [PayloadSettings(format, format.qualities[1], side) for side in sides]
+    """Return the settings to try: three qualities at each of four sides, to a quarter of it."""
+    sides = {max(8, size * quarters // 4 // 8 * 8) for quarters in (1, 2, 3)} - {size}
+    return [
+        PayloadSettings(format, quality, side)
+        for side in (size, *sorted(sides))
+        for quality in format.qualities
+    ]
+
+
+def pilots_of(settings: int) -> int:
+    """Return how many pilots choose among so many settings."""
+    return settings + -(-settings // _LEFT) * (PILOTS - 1)
 
 
 def _save(picture: Image.Image, settings: PayloadSettings) -> bytes:
@@ -151,11 +174,15 @@ def choose_settings(
     format: PayloadFormat,
     pilot: Pilot,
     note: Callable[[str], None],
-) -> tuple[PayloadSettings | None, dict[str, float]]:
-    """Return the settings whose images teach a pilot best, and the accuracy of each pilot.
+    choose: Choose | None = None,
+) -> Tuned:
+    """Return the settings whose images teach pilots best.
 
-    They are judged on real training images that the payload does not contain. None where not even
-    one image fits into the budget.
+    Every setting has one pilot, the best third has three. They are judged on real training images
+    that the payload does not contain.
+
+    Args:
+        choose: chooses the images of the payload; None: they are drawn at random.
     """
     limit = most_per_class(real.counts, budget, format)
     drawn = real.by_class(limit + HELD_BACK, 0)
@@ -169,17 +196,25 @@ def choose_settings(
         classes = [images[n : n + limit] for images, n in zip(drawn, held, strict=True)]
     else:  # one image of each class: there are no others to judge on
         test, classes = _labelled(drawn), drawn
-    scores: dict[str, float] = {}
-    best: tuple[float, PayloadSettings | None] = (-1.0, None)
-    for settings in candidates(format, real.size):
-        payload = largest(classes, settings, budget)
-        if payload is None:
-            continue
-        accuracy = pilot(payload, test)
-        scores[payload.note] = round(accuracy, 4)
-        note(f"pilot: {payload.note}, {100 * accuracy:.1f} %")
-        best = max(best, (accuracy, settings), key=lambda pair: pair[0])
-    return best[1], scores
+    if choose is not None:
+        classes = choose(limit, held)
+    tried = [(s, largest(classes, s, budget)) for s in candidates(format, real.size)]
+    payloads = {settings: payload for settings, payload in tried if payload is not None}
+    marks: dict[PayloadSettings, list[float]] = {settings: [] for settings in payloads}
+    running = list(payloads)
+    for seed in range(PILOTS):
+        for settings in running:
+            payload = payloads[settings]
+            accuracy = pilot(payload, test, seed)
+            marks[settings].append(accuracy)
+            note(f"pilot {seed + 1}: {payload.note}, {100 * accuracy:.1f} %")
+        if seed == 0:
+            running.sort(key=lambda settings: -marks[settings][0])
+            running = running[: -(-len(payloads) // _LEFT)]
+    means = {settings: round(fmean(values), 4) for settings, values in marks.items()}
+    best = max(running, key=lambda settings: means[settings], default=None)
+    scores = {payloads[settings].note: mean for settings, mean in means.items()}
+    return Tuned(best, means[best] if best else 0.0, scores)
 
 
 def _labelled(classes: list[Tensor]) -> LabelledImages:

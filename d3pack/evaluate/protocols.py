@@ -7,11 +7,13 @@ settings, the command line and the documentation take their choices from `PROTOC
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal
 
 Norm = Literal["instance", "batch"]
 Labels = Literal["hard", "stored", "teacher"]
+Resample = Literal["bilinear", "bicubic"]
 MeanStd = tuple[tuple[float, ...], tuple[float, ...]]  # of each channel, in 0..1
 ByImages = tuple[tuple[int, int], ...]  # (images per class up to, value), ascending
 ANY = 1 << 60  # images per class: the last row of such a table
@@ -162,8 +164,26 @@ class Intervals:
 
 
 @dataclass(frozen=True, slots=True)
+class Rule:
+    """What a protocol changes for some students, numbers of classes and sides of images."""
+
+    changes: tuple[tuple[str, Any], ...]  # fields of the protocol and their values
+    students: tuple[str, ...] = ("*",)  # patterns, as of file names
+    classes: tuple[int, int] = (1, ANY)  # first and last number of classes
+    size: int | None = None
+
+    def covers(self, student: str, classes: int, size: int | None) -> bool:
+        """Return whether the rule is for such a case."""
+        return (
+            any(fnmatchcase(student, pattern) for pattern in self.students)
+            and self.classes[0] <= classes <= self.classes[1]
+            and self.size in (None, size)
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Protocol:
-    """One way to train and test a student, complete."""
+    """One way to train and test a student, complete once `settled`."""
 
     name: str
     source: str
@@ -181,9 +201,29 @@ class Protocol:
     labels: Labels = "hard"
     temperature: float = 1.0
     normalise: Literal["data", "imagenet"] | MeanStd = "data"  # data: the real training images
-    test_resize: float = 1.0  # shorter side before the centre crop, in units of `size`
+    test_margin: bool = False  # test images are larger before the centre crop, by `test_side`
+    resample: Resample = "bilinear"  # where real images are resized
+    norm_updates: int = 1  # of the running statistics of batch norm, in every step
     precision: Literal["float32", "bfloat16"] = "float32"
     seeds: int = 3
+    rates: tuple[float, ...] = ()  # students of each seed; the one with the best test counts
+    whole: Protocol | None = None  # how students of all real images are trained, if otherwise
+    rules: tuple[Rule, ...] = ()
+
+    def settled(
+        self, classes: int, *, student: str | None = None, size: int | None = None
+    ) -> Protocol:
+        """Return the protocol for a student, a number of classes and a side, without rules."""
+        student, size = student or self.student, self.size or size
+        changes: dict[str, Any] = {"student": student, "size": size, "rules": ()}
+        for rule in self.rules:
+            if rule.covers(student, classes, size):
+                changes |= dict(rule.changes)
+        return replace(self, **changes)
+
+    def test_side(self, size: int) -> int:
+        """Return the shorter side of test images before their centre is cropped to `size`."""
+        return max(size, size // 7 * 8) if self.test_margin else size
 
     def units(self, images_per_class: int) -> int:
         """Return the number of epochs, or of updates where the protocol counts those."""
@@ -214,6 +254,7 @@ QUICK = Protocol(
     tests=Intervals(parts=3, after=0.5),
     batch_ops=(DSA(),),
     labels="stored",
+    resample="bicubic",
     precision="bfloat16",
 )
 
@@ -245,6 +286,10 @@ ECCV24 = Protocol(
     batch_ops=(DSA(),),
 )
 
+# With 100 classes two thirds of the epochs, rounded down to hundreds; with more, as for ten.
+_MINIMAX_EPOCHS = ((1, 3000), (10, 2000), (50, 1500), (200, 1000), (500, 500), (ANY, 300))
+_MINIMAX_100 = tuple((most, epochs * 2 // 3 // 100 * 100) for most, epochs in _MINIMAX_EPOCHS)
+
 MINIMAX_HARD = Protocol(
     name="minimax-hard",
     source="vimar-gu/MinimaxDiffusion train.py, argument.py, data.py (arXiv 2311.15529)",
@@ -252,17 +297,87 @@ MINIMAX_HARD = Protocol(
     norm="instance",
     size=224,
     batch=((ANY, 64),),
-    length=Epochs(((1, 3000), (10, 2000), (50, 1500), (200, 1000), (500, 500), (ANY, 300))),
+    length=Epochs(_MINIMAX_EPOCHS),
     optimizer=SGD(),
     schedule=Steps(milestones=((2, 3), (5, 6)), gamma=0.2),
     tests=Intervals(parts=100),
     pixel_ops=(RandomResizedCrop(scale=(0.5, 1.0)), Flip(), ColorJitter(0.4), Lighting(0.1)),
     mix=CutMix(p=1.0, beta=1.0),
     normalise="imagenet",
+    rules=(
+        Rule((("length", Epochs(_MINIMAX_100)),), classes=(100, 100)),
+        Rule(
+            (("optimizer", SGD(lr=0.1, weight_decay=1e-4)), ("batch", ((ANY, 128),))),
+            classes=(101, ANY),
+        ),
+    ),
 )
 
 
-def rded_soft(name: str, factor: int, student: str, size: int | None) -> Protocol:
+def _transformers(*names: str) -> tuple[str, ...]:
+    """Patterns of students that are a config of transformers, with or without an owner."""
+    return tuple(f"hf:{owner}{name}*" for name in names for owner in ("", "*/"))
+
+
+# RDED names batches for 10, 100 and 1,000 classes, and for Tiny-ImageNet's 200; between them, the
+# next smaller number counts. Its rates are by student: all that are not here train at 1e-3.
+_RDED_BATCH = ((9, 10), (49, 50), (ANY, 100))
+_RDED_TWICE = tuple((most, 2 * batch) for most, batch in _RDED_BATCH)
+_RDED_RULES = (
+    Rule((("batch", _RDED_TWICE),), classes=(100, 199)),
+    Rule((("batch", ((ANY, 100),)),), classes=(200, 999)),
+    Rule((("batch", _RDED_TWICE),), classes=(1000, ANY)),
+    Rule((("optimizer", AdamW(lr=1e-4)),), students=_transformers("vit", "swin")),
+    Rule((("optimizer", AdamW(lr=2e-3)),), students=_transformers("efficientnet")),
+    Rule(
+        (("optimizer", AdamW(lr=2.5e-3)),),
+        students=_transformers("mobilenet_v2", "mobilenet-v2"),
+    ),
+)
+# conv5 and conv6 on ImageNet's subsets work at 128 px; conv3 on CIFAR-100 is "special".
+_RDED_LARGE = Rule((("size", 128),), students=("convnet5", "convnet6"), classes=(1, 100))
+_RDED_CIFAR100 = Rule(
+    (("batch", ((ANY, 25),)), ("optimizer", AdamW(lr=2e-3))),
+    students=("convnet3",),
+    classes=(100, 100),
+    size=32,
+)
+
+
+# ConvNet-3 on CIFAR, for which DD-Ranking has a schedule of the whole real set: rates fall every
+# hundred epochs there. Ours: mean and deviation of channels come from the training images at hand.
+DD_RANKING = Protocol(
+    name="dd-ranking",
+    source="NUS-HPC-AI-Lab/DD-Ranking metrics/hard_label.py, utils/train_and_eval.py,"
+    " configs/Demo_LRS_Hard_Label.yaml (arXiv 2505.13300)",
+    student="convnet3",
+    norm="instance",
+    size=None,
+    batch=((ANY, 128),),
+    length=Epochs(((ANY, 1000),)),
+    optimizer=SGD(),
+    schedule=Steps(milestones=((1, 2),), gamma=0.1),
+    tests=Intervals(every=10),
+    batch_ops=(DSA(),),
+    seeds=5,
+    rates=(0.001, 0.005, 0.01, 0.05, 0.1),
+    whole=Protocol(
+        name="dd-ranking, the whole real set",
+        source="REAL_DATA_TRAINING_CONFIG of CIFAR10-ConvNet-3 and CIFAR100-ConvNet-3",
+        student="convnet3",
+        norm="instance",
+        size=None,
+        batch=((ANY, 256),),
+        length=Epochs(((ANY, 1000),)),
+        optimizer=SGD(),
+        schedule=Steps(milestones=tuple((tenth, 10) for tenth in range(1, 10)), gamma=0.1),
+        tests=Intervals(every=10),
+    ),
+)
+RANKED = ((10, 32), (100, 32))  # (classes, side) of the sets that it has this schedule for
+
+
+def rded_soft(name: str, factor: int, student: str, size: int | None, rule: Rule) -> Protocol:
     """Return RDED's validation: `factor` 2 for ImageNet-like sets, 1 for CIFAR, Tiny-ImageNet."""
     return Protocol(
         name=name,
@@ -270,7 +385,7 @@ def rded_soft(name: str, factor: int, student: str, size: int | None) -> Protoco
         student=student,
         norm="batch",
         size=size,
-        batch=((9, 10), (49, 50), (ANY, 100)),
+        batch=_RDED_BATCH,
         length=Epochs(((ANY, 300),)),
         optimizer=AdamW(),
         schedule=Cosine(stretch=2.0),
@@ -280,7 +395,9 @@ def rded_soft(name: str, factor: int, student: str, size: int | None) -> Protoco
         labels="teacher",
         temperature=20.0,
         normalise="imagenet",
-        test_resize=8 / 7,
+        test_margin=True,
+        norm_updates=2,  # the published loop also passes every batch through without a gradient
+        rules=(*_RDED_RULES, rule),
     )
 
 
@@ -291,7 +408,8 @@ PROTOCOLS: dict[str, Protocol] = {
         DC,
         ECCV24,
         MINIMAX_HARD,
-        rded_soft("rded-soft", 2, "resnet18-imagenet", 224),
-        rded_soft("rded-soft-small", 1, "resnet18", None),
+        DD_RANKING,
+        rded_soft("rded-soft", 2, "resnet18-imagenet", 224, _RDED_LARGE),
+        rded_soft("rded-soft-small", 1, "resnet18", None, _RDED_CIFAR100),
     )
 }

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from d3pack.errors import SourceError
 from d3pack.evaluate.entries import LabelledImages
+from d3pack.evaluate.protocols import Resample
 from d3pack.evaluate.training import fit
 from d3pack.sources import Source, tidy
 
@@ -66,10 +67,18 @@ def common_size(source: Source) -> int:
 class RealImages:
     """The images of a source in the order of a pack's classes, read once and kept."""
 
-    def __init__(self, source: Source, classes: Sequence[str], size: int, what: str) -> None:
+    def __init__(
+        self,
+        source: Source,
+        classes: Sequence[str],
+        size: int,
+        what: str,
+        resample: Resample = "bicubic",
+    ) -> None:
         self.source = source
         self.classes = tuple(classes)
         self.size = size
+        self.resample: Resample = resample
         self.what = what
         self.order = match_classes(classes, source.classes, what)
         self._kept: dict[tuple[int, int], Tensor | None] = {}
@@ -90,9 +99,15 @@ class RealImages:
             pixels = None
             if image is not None:
                 array = np.array(image, dtype=np.uint8).transpose(2, 0, 1)
-                pixels = fit(torch.from_numpy(array)[None], self.size)[0]
+                pixels = fit(torch.from_numpy(array)[None], self.size, resample=self.resample)[0]
             self._kept[c, i] = pixels
         return self._kept[c, i]
+
+    def permutation(self, c: int, seed: int) -> list[int]:
+        """Return the numbers of the images of the pack's class c, in the order of a draw."""
+        rng = np.random.Generator(np.random.Philox(key=[seed, c]))
+        order: list[int] = rng.permutation(self.counts[c]).tolist()
+        return order
 
     def draw(self, per_class: int, seed: int) -> LabelledImages:
         """Return random images of each class, class by class.
@@ -101,11 +116,10 @@ class RealImages:
         """
         images: list[Tensor] = []
         labels: list[int] = []
-        for c, count in enumerate(self.counts):
-            order = np.random.Generator(np.random.Philox(key=[seed, c])).permutation(count)
+        for c in range(len(self.classes)):
             before = len(images)
-            for i in order:
-                pixels = self.get(c, int(i))
+            for i in self.permutation(c, seed):
+                pixels = self.get(c, i)
                 if pixels is not None:
                     images.append(pixels)
                     labels.append(c)

@@ -68,8 +68,8 @@ def render(evaluation: Evaluation) -> str:
         f"<p>Students ({escape(str(facts['student']))}) were trained from scratch under the"
         f" protocol <code>{escape(evaluation.protocol.name)}</code>:"
         f" {count(facts['updates'], 'update')} of {facts['batch']} images at {facts['size']} px,"
-        f" {count(facts['seeds'], 'seed')}, tested on {facts['test_images']:,} real images. Every"
-        " row of the table had the same number of updates.</p></header>",
+        f" {count(facts['seeds'], 'seed')}, tested on {facts['test_images']:,} real images. "
+        f"{_updates(evaluation)}</p></header>",
         f'<ul class="facts">{_cards(evaluation)}</ul><main>',
         f"<h2>Accuracy per byte</h2>{_curve(evaluation)}",
         f"<h2>All entries</h2>{_rows(evaluation)}",
@@ -81,6 +81,17 @@ def render(evaluation: Evaluation) -> str:
         f"<h2>Protocol</h2>{_protocol(evaluation)}</main>",
     ]
     return document(f"d3pack eval: {evaluation.name}", "\n".join(parts))
+
+
+def _updates(evaluation: Evaluation) -> str:
+    """What rows have in common, and which has not."""
+    whole = next((result for result in evaluation.results if result.entry.whole), None)
+    text = "Every row of the table had the same number of updates"
+    if whole is None:
+        return text + "."
+    if evaluation.protocol.whole is not None:
+        return f"{text}, but for all real images, for which the protocol has its own schedule."
+    return f"{text}: all real images would teach more with more of them, and are no upper bound."
 
 
 def _cards(evaluation: Evaluation) -> str:
@@ -189,8 +200,8 @@ def _scores(scores: Mapping[str, float]) -> str:
     if not scores:
         return ""
     meanings = {
-        "IOR": "improvement over as many random real images (higher is better)",
-        "HLR": "loss against the whole real set, with hard labels (lower is better)",
+        "IOR": "improvement over as many random real images, best tests (higher is better)",
+        "HLR": "loss against the whole real set, hard labels, best tests (lower is better)",
         "LRS": "label-robust score of both (higher is better)",
     }
     rows = [

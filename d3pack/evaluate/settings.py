@@ -19,7 +19,9 @@ class EvalSettings:
     protocol: str = option(
         "quick", "How students are trained and tested.", choices=tuple(PROTOCOLS)
     )
-    seeds: int = option(3, "Students of each entry.", ge=1)
+    seeds: int | None = option(
+        None, "Students of each entry: 3, or as many as the protocol has.", ge=1
+    )
     student: str | None = option(
         None, "Another student than the protocol's: convnet3, resnetap10, hf:vit, ..."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from d3pack.encode import EncodeSettings
+from d3pack.evaluate.entries import Choice
 from d3pack.evaluate.real import RealImages
 from d3pack.system import Events, Journal
 from d3pack.teachers import (
@@ -19,8 +21,10 @@ from d3pack.teachers import (
     Teacher,
     TransformersTeacher,
     best_patches,
+    collage_order,
     teacher_cache,
     teacher_config,
+    tile,
     train_teacher,
 )
 
@@ -33,7 +37,7 @@ class OrderedTeacher:
 
     teacher: Teacher
     real: RealImages
-    _patches: dict[int, list[Tensor]] = field(default_factory=dict)
+    _patches: dict[Hashable, list[Tensor]] = field(default_factory=dict)
 
     def logits(self, images: Tensor) -> Tensor:
         """Return logits of uint8 images, in the pack's class order."""
@@ -44,21 +48,41 @@ class OrderedTeacher:
         """Hash of the weights."""
         return str(self.teacher.record.get("sha256", self.teacher.record))
 
-    def patches(self, per_class: int) -> list[Tensor]:
-        """Return for each class of the pack the images that are most typical of it, best first.
+    def patches(self, choice: Choice, per_class: int, skip: Sequence[int] = ()) -> list[Tensor]:
+        """Return for each class of the pack what is most typical of it, best first.
 
-        A patch is a whole image: for small images that is RDED's own setting (factor 1), and a
-        sheet of tiles is the cheaper form of a collage of the same patches.
+        Args:
+            choice: how to choose.
+            per_class: images of each class, at most.
+            skip: of each class, how many images of the draw of seed 0 to leave out.
         """
-        if per_class not in self._patches:
-            cut = Cut(size=(self.real.size, self.real.size), pool=max(per_class, POOL))
-            chosen = []
-            for place in self.real.order:
-                patches = best_patches(self.real.source, place, self.teacher, cut)
-                order = np.argsort(patches.costs, kind="stable")[:per_class]
-                chosen.append(torch.from_numpy(patches.pixels[order]))
-            self._patches[per_class] = chosen
-        return self._patches[per_class]
+        key = (choice, per_class, tuple(skip))
+        if key not in self._patches:
+            orders = [self.real.permutation(c, 0)[n:] for c, n in enumerate(skip)]
+            self._patches[key] = [
+                self._best(choice, per_class, place, orders[c] if skip else None)
+                for c, place in enumerate(self.real.order)
+            ]
+        return self._patches[key]
+
+    def _best(
+        self, choice: Choice, per_class: int, place: int, order: Sequence[int] | None
+    ) -> Tensor:
+        size, factor = self.real.size, choice.factor(self.real.size)
+        cut = Cut(
+            size=(size // factor, size // factor),
+            pool=max(per_class * factor**2, POOL),
+            crops=choice.crops,
+            scale=choice.scale,
+            as_rded=choice.crops > 1,
+            padded=(size, size),
+        )
+        patches = best_patches(self.real.source, place, self.teacher, cut, order)
+        ranks = np.argsort(patches.costs, kind="stable")
+        ranks = np.resize(ranks, max(len(ranks), factor**2))  # too few for a collage: they repeat
+        count = min(per_class, len(ranks) // factor**2)
+        chosen = patches.pixels[ranks[collage_order(count, factor)]]
+        return torch.from_numpy(tile(chosen, factor))
 
 
 def open_teacher(

@@ -20,7 +20,17 @@ from d3pack.decode import reproducible_cuda
 from d3pack.errors import UsageError
 from d3pack.evaluate.augment import apply_all, cutmix
 from d3pack.evaluate.entries import LabelledImages
-from d3pack.evaluate.protocols import AdamW, Intervals, MeanStd, Protocol, Steps, Updates, by_images
+from d3pack.evaluate.protocols import (
+    AdamW,
+    Intervals,
+    Labels,
+    MeanStd,
+    Protocol,
+    Resample,
+    Steps,
+    Updates,
+    by_images,
+)
 from d3pack.evaluate.students import build_student
 from d3pack.system import resolve_device, writing
 
@@ -44,6 +54,7 @@ class History:
     images: int
     updates: int
     batch: int
+    rate: float  # the highest of the schedule
     last: float  # accuracy on the test images, 0..1
     best: float
     curve: tuple[tuple[int, float], ...]  # (updates done, accuracy)
@@ -81,6 +92,7 @@ def lengths(protocol: Protocol, images: int, classes: int, updates: int | None =
 
     `updates` takes the place of the protocol's own number of steps: baselines get the pack's.
     """
+    protocol = protocol.settled(classes)
     per_class = max(1, images // classes)
     batch = by_images(protocol.batch, per_class)
     if isinstance(protocol.length, Updates):
@@ -123,15 +135,20 @@ def statistics(images: Tensor) -> MeanStd:
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def fit(images: Tensor, size: int, *, resize: float = 1.0) -> Tensor:
-    """Return uint8 images as (N, 3, size, size): shorter side resized, then the centre cropped."""
+def fit(
+    images: Tensor, size: int, *, side: int | None = None, resample: Resample = "bicubic"
+) -> Tensor:
+    """Return uint8 images as (N, 3, size, size): shorter side resized, then the centre cropped.
+
+    `side` is what the shorter side becomes; None: the size.
+    """
     height, width = images.shape[2:]
-    side = round(size * resize)
+    side = side or size
     if (height, width) != (side, side):
         scale = side / min(height, width)
         shape = [max(side, round(height * scale)), max(side, round(width * scale))]
         parts = [
-            F.interpolate(part.float(), shape, mode="bicubic", antialias=True, align_corners=False)
+            F.interpolate(part.float(), shape, mode=resample, antialias=True, align_corners=False)
             .round()
             .clamp(0, 255)
             .to(torch.uint8)
@@ -161,6 +178,13 @@ def _optimizer(protocol: Protocol, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay=choice.weight_decay,
         nesterov=choice.nesterov,
     )
+
+
+def _update_norms_often(model: nn.Module, times: int) -> None:
+    """Let running statistics move in one forward as far as in so many with the same batch."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is not None:
+            module.momentum = 1 - (1 - module.momentum) ** times
 
 
 def _has_batch_norm(model: nn.Module) -> bool:
@@ -201,8 +225,10 @@ def train_student(
         UsageError: if there are no images, or the protocol cannot be followed with them.
     """
     _check(train, test, protocol, teacher)
-    labels = train.labels
-    classes = classes or (labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1)
+    if classes is None:
+        classes = int(train.labels.max()) + 1 if train.soft is None else train.soft.shape[1]
+    size = protocol.size or min(test.images.shape[2:])
+    protocol = protocol.settled(classes, size=size)
     run = _Run(train, test, protocol, seed, classes, updates, teacher, resolve_device(device))
     if checkpoint is not None and checkpoint.exists():
         run.done, run.curve, run.seconds = load_checkpoint(checkpoint, run.model, run.optimizer)
@@ -257,17 +283,20 @@ class _Run:
         teacher: Teach | None,
         device: torch.device,
     ) -> None:
-        size = protocol.size or min(test.images.shape[2:])
+        assert protocol.size is not None  # `train_student` has settled it
+        size, resample = protocol.size, protocol.resample
         self.protocol, self.seed, self.classes, self.teacher = protocol, seed, classes, teacher
-        self.images = fit(train.images, size).to(device)
-        self.targets = _targets(train.labels.to(device), classes, hard=protocol.labels == "hard")
-        self.test_images = fit(test.images, size, resize=protocol.test_resize)
+        self.images = fit(train.images, size, resample=resample).to(device)
+        self.targets = _targets(train, classes, protocol.labels).to(device)
+        side = protocol.test_side(size)
+        self.test_images = fit(test.images, size, side=side, resample=resample)
         self.test_labels = test.labels
         mean, std = self._mean_std()
         self.mean = torch.tensor(mean, device=device)[:, None, None]
         self.std = torch.tensor(std, device=device)[:, None, None]
         student = build_student(protocol.student, classes, size, norm=protocol.norm, seed=seed)
         self.model = student.to(device).train()
+        _update_norms_often(self.model, protocol.norm_updates)
         self.optimizer = _optimizer(protocol, self.model)
         self.lengths = lengths(protocol, len(train.images), classes, updates)
         undivided = device.type != "cpu" or _has_batch_norm(self.model)
@@ -360,6 +389,7 @@ class _Run:
             images=len(self.images),
             updates=self.lengths.updates,
             batch=self.lengths.batch,
+            rate=self.protocol.optimizer.lr,
             last=self.curve[-1][1],
             best=max(accuracy for _, accuracy in self.curve),
             curve=tuple(self.curve),
@@ -368,13 +398,11 @@ class _Run:
         )
 
 
-def _targets(labels: Tensor, classes: int, *, hard: bool) -> Tensor:
-    """Labels as distributions over the classes."""
-    if labels.ndim == 2 and hard:
-        labels = labels.argmax(1)
-    if labels.ndim == 1:
-        labels = F.one_hot(labels.long(), classes)
-    return labels.float()
+def _targets(train: LabelledImages, classes: int, kind: Labels) -> Tensor:
+    """Labels as distributions over the classes: soft ones where they are asked for."""
+    if train.soft is not None and kind == "stored":
+        return train.soft.float()
+    return F.one_hot(train.labels.long(), classes).float()
 
 
 def save_checkpoint(
@@ -438,8 +466,9 @@ def seconds_needed(
     device: str | torch.device | None = None,
 ) -> float:
     """Return how long one student takes on this machine, from one timed step and one timed test."""
-    length = lengths(protocol, images, classes)
+    protocol = protocol.settled(classes, size=protocol.size or size)
     size = protocol.size or size
+    length = lengths(protocol, images, classes)
     count = min(length.batch, _PROBE)  # a whole batch of large images would take minutes by itself
     probe = replace(
         protocol,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tiny_backbones import tiny_dit, tiny_sd
 from d3pack.backbones import (
     Backbone,
     Condition,
+    DiT,
     apply_adapter,
     check_adapter,
     open_backbone,
@@ -257,9 +259,25 @@ def test_name_vectors_are_token_embeddings_or_table_rows(opened: dict[str, Any])
     assert sd.name_vectors("", 2).shape == (2, 32)
     dit = opened["dit"]
     table = dit.denoiser.transformer_blocks[0].norm1.emb.table
-    known = dit._names["goldfish"]
+    (known,) = dit._names["goldfish"]
     assert torch.equal(dit.name_vectors("Goldfish")[0], table[known])
     torch.testing.assert_close(dit.name_vectors("no such thing")[0], table[:-1].mean(0))
+
+
+def test_name_of_two_classes_is_refused(tmp_path: Path) -> None:
+    """ImageNet's rows 134 and 517 are both cranes; the first one is not always meant."""
+    path = tiny_dit(tmp_path / "dit")
+    index = path / "model_index.json"
+    labels = {0: "tench, Tinca tinca", 3: "crane", 7: "crane", 8: "1"}
+    index.write_text(json.dumps({"id2label": {str(k): v for k, v in labels.items()}}))
+    dit = open_backbone(str(path))
+    table = dit.denoiser.transformer_blocks[0].norm1.emb.table  # type: ignore[attr-defined]
+    with raises_code("E_BACKBONE", match="2 classes called 'Crane': rows 3, 7"):
+        dit.name_vectors("Crane")
+    for name, row in (("7", 7), ("Tinca tinca", 0), ("1", 8), ("3", 3)):
+        assert torch.equal(dit.name_vectors(name)[0], table[row])
+    assert isinstance(dit, DiT)
+    assert dit.unknown_names(["tench", "crane", "n02012849", "9"]) == ["n02012849", "9"]
 
 
 def test_prompts_of_wrong_shape_are_refused(opened: dict[str, Any]) -> None:

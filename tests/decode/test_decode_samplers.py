@@ -71,6 +71,15 @@ def test_ddim_matches_diffusers(prediction: str, betas: str, spacing: str) -> No
     )
 
 
+def test_leading_timesteps_leave_out_the_offset() -> None:
+    """Stable Diffusion 1.5's scheduler has `steps_offset` 1; a recipe of ours starts one lower."""
+    for offset in (0, 1):
+        scheduler = DDIMScheduler(timestep_spacing="leading", steps_offset=offset)
+        scheduler.set_timesteps(20)
+        ours = [t + offset for t in samplers.timesteps(1000, "ddim", 20, "leading")]
+        assert ours == scheduler.timesteps.tolist()
+
+
 def test_linspace_timesteps_match_diffusers() -> None:
     scheduler = DDIMScheduler(**SD, timestep_spacing="linspace")
     scheduler.set_timesteps(10)

@@ -21,11 +21,11 @@ from d3pack.encode.candidates import (
     pick_order,
     probabilities,
 )
-from d3pack.encode.methods.d3m.collages import Collages, clusters, make_collages, tile
+from d3pack.encode.methods.d3m.collages import Collages, clusters, make_collages
 from d3pack.errors import SourceError
 from d3pack.sources import Source, open_source
-from d3pack.teachers import Cut, best_patches
-from d3pack.teachers.patches import crop_box
+from d3pack.teachers import Cut, best_patches, collage_order, tile
+from d3pack.teachers.patches import crop_box, resized_crop_box
 
 # -- collages ---------------------------------------------------------------------------------
 
@@ -80,6 +80,51 @@ def test_crop_of_the_whole_area_is_centred() -> None:
     assert crop_box(30, 10, 1.0, (1.0, 1.0), np.random.default_rng(0)) == (10, 0, 20, 10)
 
 
+@pytest.mark.parametrize(("width", "height"), [(32, 32), (500, 375), (40, 400), (1, 9)])
+def test_rdeds_boxes_are_squares_of_a_share_of_the_area(width: int, height: int) -> None:
+    """RandomResizedCrop with ratio (1, 1): side sqrt(area u), redrawn where it does not fit."""
+    rng, draws = np.random.default_rng(0), np.random.default_rng(0)
+    for _ in range(50):
+        x0, y0, x1, y1 = resized_crop_box(width, height, (0.08, 1.0), rng)
+        for _ in range(10):
+            side = round((width * height * draws.uniform(0.08, 1.0)) ** 0.5)
+            if side <= min(width, height):
+                place = draws.integers(width - side + 1), draws.integers(height - side + 1)
+                assert (x0, y0, x1, y1) == (*place, place[0] + side, place[1] + side)
+                break
+        else:  # ten draws, and none fits: the middle
+            side = min(width, height)
+            assert (x1 - x0, y1 - y0) == (side, side)
+            assert (x0, y0) == ((width - side) // 2, (height - side) // 2)
+
+
+def test_teacher_sees_a_patch_in_a_mean_grey(tmp_path: Path) -> None:
+    seen: list[Tensor] = []
+
+    class Watching(Brightness):
+        def logits(self, images: Tensor) -> Tensor:
+            seen.append(images)
+            return super().logits(images)
+
+    source = open_source(make_tree(tmp_path / "s", 4))
+    framed = cut(padded=(16, 16), as_rded=True)
+    patches = best_patches(source, 0, Watching(), framed)
+    assert patches.pixels.shape == (4, 3, 8, 8)
+    (looked,) = seen
+    assert looked.shape == (12, 3, 16, 16)
+    grey = torch.tensor([124, 116, 104], dtype=torch.uint8)[:, None, None]
+    border = looked.clone()
+    border[:, :, 4:12, 4:12] = grey
+    assert torch.equal(border, grey.expand_as(border))
+    trials = looked[:, :, 4:12, 4:12].numpy()
+    assert all(any(np.array_equal(p, t) for t in trials) for p in patches.pixels)
+
+
+def test_collage_order_strides() -> None:
+    assert collage_order(3, 2).tolist() == [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11]
+    assert collage_order(4, 1).tolist() == [0, 1, 2, 3]
+
+
 def test_tiles_go_row_by_row() -> None:
     patches = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones((1, 3, 2, 2), np.uint8)
     assert tile(patches, 2)[0, 0].tolist() == [
@@ -99,7 +144,10 @@ def test_collages_take_the_patches_of_least_cross_entropy(tmp_path: Path) -> Non
     made = collages(source, 1, most=3)
     assert made.images.shape == (3, 3, 16, 16)
     best = patches.pixels[np.argsort(patches.costs, kind="stable")[:12]]
-    assert np.array_equal(made.images.numpy(), tile(best, 2))
+    # as RDED's mix_images: collage i of n has the ranks i, n + i, 2n + i and 3n + i, row by row
+    for i, image in enumerate(made.images.numpy()):
+        corners = (image[:, :8, :8], image[:, :8, 8:], image[:, 8:, :8], image[:, 8:, 8:])
+        assert all(np.array_equal(corner, best[i + 3 * k]) for k, corner in enumerate(corners))
     assert made.realism < float(patches.costs.mean())
     again = collages(source, 1, most=3)
     assert torch.equal(made.images, again.images)

@@ -108,11 +108,11 @@ def damped_inverse(found: Curvature, damping: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("each", [1, 4])
-def test_step_is_newtons_damped_by_its_samples(each: int) -> None:
+def test_step_is_damped_by_its_samples(each: int) -> None:
     """The same one for rows that agree, and less than that for what each has of its own."""
     line = Line(4)
     found = learned(line, 50, line.best)
-    agreed = np.tile(line.rng.standard_normal(DIM), (3, 1, 1))
+    agreed = np.tile(line.rng.standard_normal(DIM) * 9, (3, 1, 1))  # outweighs what follows
     together = -agreed[:, 0] @ damped_inverse(found, SHARED / (3 * each))
     assert np.allclose(found.steps(agreed, each)[:, 0], together)
     own = line.rng.standard_normal((3, 1, DIM))
@@ -120,6 +120,30 @@ def test_step_is_newtons_damped_by_its_samples(each: int) -> None:
     alone = -own[:, 0] @ damped_inverse(found, OWN / each)
     assert np.allclose(found.steps(own, each)[:, 0], alone)
     assert np.allclose(found.steps(agreed + own, each)[:, 0], together + alone)
+
+
+def test_no_row_steps_uphill_by_its_own_gradient() -> None:
+    """The direction that all rows but one agree on is no use to the one that has to go back."""
+    line = Line(8)
+    found = learned(line, 50, line.best)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        gradients = np.tile(rng.standard_normal(DIM), (10, 1, 1))
+        gradients += 0.2 * rng.standard_normal(gradients.shape)
+        gradients[3] = -0.05 * gradients.mean(0)  # nearly there, and past it
+        gradients[7] = 0  # there
+        steps = found.steps(gradients, 4)
+        alone = -gradients[:, 0] @ damped_inverse(found, OWN / 4)
+        shared = gradients.mean(0)
+        together = -(gradients - shared)[:, 0] @ damped_inverse(found, OWN / 4)
+        together -= shared @ damped_inverse(found, SHARED / 40)
+        products = np.einsum("rd,rd->r", gradients[:, 0], together)
+        assert (np.einsum("rkd,rkd->r", gradients, steps) <= 0).all()
+        assert products[3] > 0
+        uphill = products >= 0
+        assert np.allclose(steps[:, 0], np.where(uphill[:, None], alone, together))
+        assert not steps[7].any()
+        assert not uphill[[0, 1, 2]].all()
 
 
 def test_rows_learn_what_they_share_faster_together() -> None:

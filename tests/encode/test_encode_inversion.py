@@ -119,7 +119,7 @@ def fit(
     return inversion_of(backbone, start, options, codec=round_trip(codec), keeper=keeper).run()
 
 
-def test_steps_are_newton_steps_on_single_gradients(backbone: Backbone) -> None:
+def test_steps_are_natural_gradients_of_single_samples(backbone: Backbone) -> None:
     """One row, the slow way: a backward pass a sample, and the curvature that they tell."""
     options = settings(steps=6, cool=0, validate_every=6, slots=1, batch=4, triples=1)
     start = start_vectors(backbone, 1)
@@ -127,7 +127,7 @@ def test_steps_are_newton_steps_on_single_gradients(backbone: Backbone) -> None:
     keeper = MemoryKeeper()
     trained = inversion_of(backbone, start, options, keeper=keeper)
     active = np.array([0])
-    trained._seat(1)
+    trained._seat()
     density = Density(trained._state["density"])
     assert density.shares.max() > 1.2 * density.shares.min()
     known = Curvature(trained._state["curvature"].copy(), trained._state["seen"].copy())
@@ -169,7 +169,7 @@ def test_step_is_no_longer_than_trusted(backbone: Backbone) -> None:
     """A backbone that hardly listens asks for steps without end."""
     start = start_vectors(backbone, 2)
     trained = inversion_of(backbone, start, settings(lr=9.0))
-    trained._seat(2)
+    trained._seat()
     trained._state["curvature"] *= 1e-9
     trained._curvature = Curvature(trained._state["curvature"], np.ones(1))
     trained._move(np.arange(2), np.ones_like(start) * 1e3, 4, np.zeros(2, bool))
@@ -181,7 +181,7 @@ def test_step_is_no_longer_than_trusted(backbone: Backbone) -> None:
 def test_sample_that_overflows_does_not_count(backbone: Backbone) -> None:
     start = start_vectors(backbone, 2)
     trained = inversion_of(backbone, start, settings())
-    trained._seat(2)
+    trained._seat()
     drawn = trained._samples(np.arange(2), 4)
     whole, losses = trained._gradients(start, drawn)
     drawn.x_t[5] = float("inf")
@@ -194,8 +194,8 @@ def test_sample_that_overflows_does_not_count(backbone: Backbone) -> None:
 
 
 def test_the_loss_falls_and_is_never_worse_than_the_name(backbone: Backbone) -> None:
-    options, start = settings(steps=40, batch=16, triples=8), start_vectors(backbone, 3)
-    codec = round_trip("f16")
+    options = settings(steps=40, batch=16, triples=8, slots=3)  # one group, one density
+    start, codec = start_vectors(backbone, 3), round_trip("f16")
     trained = inversion_of(backbone, start, options, codec=codec)
     fitted = trained.run()
     for row in range(3):
@@ -223,7 +223,7 @@ def test_reported_loss_is_of_the_stored_vectors(backbone: Backbone) -> None:
     assert np.allclose(trained._losses(np.arange(2), stored), fitted.loss, rtol=1e-5)
 
 
-def test_waiting_rows_take_freed_slots(backbone: Backbone) -> None:
+def test_groups_follow_one_another(backbone: Backbone) -> None:
     loaded: list[int] = []
 
     def watch(row: int) -> np.ndarray:
@@ -237,12 +237,36 @@ def test_waiting_rows_take_freed_slots(backbone: Backbone) -> None:
     )
     fitted = trained.run()
     assert loaded == [0, 1, 2, 3, 4]
-    assert not trained._draws.seated - {3, 4}  # latents of rows that are done are let go
-    # nothing gains half of its loss: each row explores for one stretch, cools, and leaves
-    pilot = inversion.PILOT // 2  # of the two rows that come first
-    assert fitted.samples.tolist() == [(4 + 4) * 4 + pilot] * 2 + [(4 + 4) * 4] * 3
+    assert not trained._draws.seated - {4}  # latents of rows that are done are let go
+    # nothing gains half of its loss: each row explores for one stretch, and cools
+    pilots = [inversion.PILOT // 2] * 4 + [inversion.PILOT]  # of groups of 2, 2 and 1 rows
+    assert fitted.samples.tolist() == [(4 + 4) * 4 + pilot for pilot in pilots]
     assert keeper.state is not None
     assert (keeper.state["status"] == inversion.DONE).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "slots", "sizes"),
+    [(5, 2, [2, 2, 1]), (12, 10, [6, 6]), (10, 10, [10]), (3, 10, [3]), (1000, 10, [10] * 100)],
+)
+def test_groups_are_equal_and_cover_every_row(rows: int, slots: int, sizes: list[int]) -> None:
+    groups = inversion.groups_of(rows, slots)
+    assert [len(group) for group in groups] == sizes
+    assert np.concatenate(groups).tolist() == list(range(rows))
+
+
+@pytest.mark.parametrize("group", [[0, 1], [2, 3], [4]])
+def test_prompt_depends_on_its_group_alone(backbone: Backbone, group: list[int]) -> None:
+    """Fitted after the others, or by itself as on another machine: the same bits."""
+    options, start = settings(steps=8, slots=2), start_vectors(backbone, 5)
+    whole = inversion_of(backbone, start, options).run()
+    state = inversion.fresh_state(start.astype(np.float32))
+    others = [row for row in range(5) if row not in group]
+    state["status"][others] = inversion.DONE
+    alone = inversion_of(backbone, start, options, keeper=MemoryKeeper(state)).run()
+    assert np.array_equal(alone.vectors[group], whole.vectors[group])
+    assert np.array_equal(alone.loss[group], whole.loss[group])
+    assert not np.array_equal(alone.vectors[group], start[group])
 
 
 def test_patience_gives_more_steps_to_rows_that_gain(backbone: Backbone) -> None:
@@ -287,7 +311,7 @@ def test_density_is_measured_on_single_gradients(backbone: Backbone) -> None:
     """Against the slow way: one backward pass a sample."""
     options = settings(slots=1)
     trained = inversion_of(backbone, start_vectors(backbone, 1), options)
-    trained._seat(1)
+    trained._seat()
     count = inversion.PILOT
     assert trained._state["samples"].tolist() == [count]
     squares = np.zeros(BINS)

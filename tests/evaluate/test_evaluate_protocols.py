@@ -88,6 +88,26 @@ def test_minimax_hard() -> None:
     assert tested == list(range(15, 1501, 15))
 
 
+def test_dd_ranking() -> None:
+    """hard_label.py, its demo's configuration, and the schedule of CIFAR with ConvNet-3."""
+    protocol = protocols.DD_RANKING
+    assert (protocol.student, protocol.labels, protocol.seeds) == ("convnet3", "hard", 5)
+    assert protocol.rates == (0.001, 0.005, 0.01, 0.05, 0.1)
+    assert protocol.batch_ops == (DSA(),)
+    assert protocol.optimizer == SGD(lr=0.01, momentum=0.9, weight_decay=5e-4)
+    length = lengths(protocol, images=500, classes=10)
+    assert (length.batch, length.units, length.per_unit) == (128, 1000, 4)
+    found = rates(protocol, 1000)
+    assert (found[499], found[500], found[999]) == pytest.approx((0.01, 0.001, 0.001))
+    assert [i + 1 for i in range(1000) if protocol.tests.due(i, 1000)] == list(range(10, 1001, 10))
+    whole = protocol.whole
+    assert whole is not None
+    assert (whole.batch_ops, whole.mix, whole.rates) == ((), None, ())
+    assert lengths(whole, images=50_000, classes=10).per_unit == 196  # batches of 256
+    assert rates(whole, 1000)[::100] == pytest.approx([0.01 * 0.1**k for k in range(10)])
+    assert rates(whole, 1000)[99] == pytest.approx(0.01)
+
+
 @pytest.mark.parametrize(
     ("name", "factor", "student", "size"),
     [("rded-soft", 2, "resnet18-imagenet", 224), ("rded-soft-small", 1, "resnet18", None)],
@@ -106,7 +126,11 @@ def test_rded_soft(name: str, factor: int, student: str, size: int | None) -> No
         "teacher",
         20.0,
     )
-    assert (protocol.normalise, protocol.test_resize) == ("imagenet", 8 / 7)
+    assert (protocol.normalise, protocol.test_margin, protocol.norm_updates) == (
+        "imagenet",
+        True,
+        2,
+    )
     assert [lengths(protocol, 10 * n, 10).batch for n in (1, 10, 50)] == [10, 50, 100]
     assert lengths(protocol, 500, 10).units == 300
     found = rates(protocol, 300)
@@ -165,6 +189,90 @@ def test_every_protocol_cites_its_source() -> None:
     for name, protocol in PROTOCOLS.items():
         assert name.startswith(protocol.name)
         assert len(protocol.source) > 20
+
+
+def test_minimax_epochs_batch_and_rate_by_classes() -> None:
+    """argument.py: `ipc_epoch` with nclass 100, and what follows `if args.nclass > 100`."""
+    protocol = protocols.MINIMAX_HARD
+    published = {1: 2000, 10: 1300, 50: 1000, 100: 600, 200: 600, 500: 300, 1000: 200}
+    hundred = protocol.settled(100)
+    assert {n: hundred.units(n) for n in published} == published
+    assert (hundred.batch, hundred.optimizer) == (((protocols.ANY, 64),), SGD(0.01, 0.9, 5e-4))
+    for classes, epochs in ((10, 1500), (99, 1500), (100, 1000), (101, 1500), (1000, 1500)):
+        assert lengths(protocol, 50 * classes, classes).units == epochs
+    for classes in (101, 200, 1000):
+        settled = protocol.settled(classes)
+        assert settled.optimizer == SGD(lr=0.1, momentum=0.9, weight_decay=1e-4)
+        assert lengths(protocol, 50 * classes, classes).batch == 128
+
+
+@pytest.mark.parametrize(
+    ("classes", "batches"),  # at 1, 10 and 50 images a class
+    [(10, (10, 50, 100)), (100, (20, 100, 200)), (200, (100, 100, 100)), (1000, (20, 100, 200))],
+)
+@pytest.mark.parametrize("name", ["rded-soft", "rded-soft-small"])
+def test_rded_batch_by_images_and_classes(
+    name: str, classes: int, batches: tuple[int, ...]
+) -> None:
+    """argument.py: doubled for 100 and 1,000 classes, always 100 for Tiny-ImageNet."""
+    protocol = PROTOCOLS[name]
+    found = tuple(lengths(protocol, n * classes, classes).batch for n in (1, 10, 50))
+    assert found == batches
+
+
+@pytest.mark.parametrize(
+    ("student", "rate"),
+    [
+        ("convnet3", 1e-3), ("convnet4", 1e-3), ("convnet6", 1e-3), ("resnet18", 1e-3),
+        ("hf:resnet", 1e-3), ("hf:efficientnet", 2e-3), ("hf:google/efficientnet-b0", 2e-3),
+        ("hf:mobilenet_v2", 2.5e-3), ("hf:vit", 1e-4), ("hf:google/vit-base-patch16-224", 1e-4),
+        ("hf:swinv2", 1e-4),
+    ],
+)  # fmt: skip
+def test_rded_rate_by_student(student: str, rate: float) -> None:
+    for name in ("rded-soft", "rded-soft-small"):
+        settled = PROTOCOLS[name].settled(10, student=student)
+        assert settled.optimizer == AdamW(lr=rate, betas=(0.9, 0.999), weight_decay=0.01)
+
+
+def test_rded_special_cases() -> None:
+    """Sides of conv5 and conv6 on subsets of ImageNet; conv3 on CIFAR-100."""
+    large, small = PROTOCOLS["rded-soft"], PROTOCOLS["rded-soft-small"]
+    for student, classes, side in (
+        ("convnet5", 10, 128), ("convnet6", 100, 128), ("convnet5", 1000, 224),
+        ("resnet18-imagenet", 10, 224), ("convnet4", 10, 224),
+    ):  # fmt: skip
+        assert large.settled(classes, student=student).size == side
+    special = small.settled(100, student="convnet3", size=32)
+    assert (special.batch, special.optimizer) == (((protocols.ANY, 25),), AdamW(lr=2e-3))
+    for student, classes, size in (
+        ("convnet3", 10, 32),
+        ("convnet3", 100, 64),
+        ("resnet18", 100, 32),
+    ):
+        assert small.settled(classes, student=student, size=size).optimizer == AdamW(lr=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("size", "side"), [(32, 32), (64, 72), (128, 144), (224, 256), (33, 33), (8, 8), (28, 32)]
+)
+def test_rded_resizes_tests_to_eight_sevenths_in_whole_sevenths(size: int, side: int) -> None:
+    """validation/main.py: Resize(input_size // 7 * 8), CenterCrop(input_size)."""
+    assert PROTOCOLS["rded-soft"].test_side(size) == side
+    assert protocols.MINIMAX_HARD.test_side(size) == size
+
+
+def test_published_protocols_resize_bilinearly() -> None:
+    found = {name: protocol.resample for name, protocol in PROTOCOLS.items()}
+    assert found.pop("quick") == "bicubic"
+    assert set(found.values()) == {"bilinear"}
+
+
+def test_settled_protocol_is_not_changed_again() -> None:
+    for protocol in PROTOCOLS.values():
+        once = protocol.settled(100, student="hf:vit", size=64)
+        assert once.rules == ()
+        assert once.settled(1000, size=32) == once
 
 
 def test_unknown_protocol() -> None:

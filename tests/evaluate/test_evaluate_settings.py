@@ -25,7 +25,8 @@ def test_choices_defaults_and_help_of_baselines_come_from_the_registry() -> None
 
 def test_choices_of_protocols_come_from_the_registry() -> None:
     assert OPTIONS["protocol"].choices == tuple(PROTOCOLS)
-    names = ("quick", "dc", "eccv24", "minimax-hard", "rded-soft", "rded-soft-small")
+    small = "rded-soft-small"
+    names = ("quick", "dc", "eccv24", "minimax-hard", "dd-ranking", "rded-soft", small)
     assert tuple(PROTOCOLS) == names
 
 
@@ -51,7 +52,8 @@ def test_none_and_whole_change_the_baselines() -> None:
         ({"protocol": "best"}, "invalid protocol 'best': expected quick.*rded-soft-small"),
         ({"seeds": 0}, "invalid seeds 0: expected an integer of at least 1"),
         ({"size": 4}, "invalid size 4: expected an integer from 8 to 1024"),
-        ({"baselines": ("collages",)}, "baseline collages needs a teacher"),
+        ({"baselines": ("chosen",)}, "baseline chosen needs a teacher"),
+        ({"baselines": ("rded",)}, "baseline rded needs a teacher"),
         ({"protocol": "rded-soft"}, "protocol rded-soft needs a teacher"),
     ],
 )

@@ -13,14 +13,17 @@ from encode_world import CLASSES, make_tree, save_classifier
 from torch import Tensor
 
 from d3pack.encode import EncodeSettings
+from d3pack.evaluate import BASELINES
 from d3pack.evaluate import teacher as room
+from d3pack.evaluate.baselines import CHOICES
 from d3pack.evaluate.real import RealImages
 from d3pack.evaluate.teacher import OrderedTeacher, open_teacher
 from d3pack.sources import Source, open_source
 from d3pack.system import Events
-from d3pack.teachers import TeacherConfig, TransformersTeacher
+from d3pack.teachers import Cut, Patches, TeacherConfig, TransformersTeacher
 from d3pack.testing import raises_code
 
+WHOLE, RDED = CHOICES
 ORDER = ("school bus", "goldfish", "lemon")  # of the pack; the source has its own
 
 
@@ -53,7 +56,7 @@ def test_logits_come_in_the_packs_order(source: Source) -> None:
 def test_patches_are_the_images_the_teacher_believes_most(source: Source) -> None:
     real = RealImages(source, ORDER, 16, "training")
     teacher = OrderedTeacher(Brightness(), real)
-    found = teacher.patches(4)
+    found = teacher.patches(WHOLE, 4)
     assert [tuple(part.shape) for part in found] == [(4, 3, 16, 16)] * 3
     for place, part in zip(real.order, found, strict=True):
         belief = Brightness().logits(part).log_softmax(1)[:, place]
@@ -62,7 +65,55 @@ def test_patches_are_the_images_the_teacher_believes_most(source: Source) -> Non
         images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
         best = Brightness().logits(images).log_softmax(1)[:, place].topk(4).values
         assert torch.allclose(belief, best, atol=0.05), "and none better was left"
-    assert teacher.patches(4) is found, "asked again, nothing is looked at again"
+    assert teacher.patches(WHOLE, 4) is found, "asked again, nothing is looked at again"
+
+
+def test_what_judges_pilots_is_not_chosen(source: Source) -> None:
+    real = RealImages(source, ORDER, 16, "training")
+    teacher = OrderedTeacher(Brightness(), real)
+    held = real.by_class(3, 0)
+    for part, judges in zip(teacher.patches(WHOLE, 9, [3, 3, 3]), held, strict=True):
+        assert len(part) == 6
+        assert not any(torch.equal(image, judge) for image in part for judge in judges)
+    assert [len(part) for part in teacher.patches(WHOLE, 9)] == [9, 9, 9]
+
+
+def test_rded_is_five_crops_and_collages_of_large_images(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuts: list[Cut] = []
+
+    def watch(source: Source, c: int, teacher: object, cut: Cut, order: object) -> Patches:
+        cuts.append(cut)
+        costs = np.arange(12, dtype=np.float32)[::-1].copy()  # the last one is best
+        pixels = np.full((12, 3, *cut.size), 0, np.uint8)
+        pixels += np.arange(12, dtype=np.uint8)[:, None, None, None]
+        return Patches(pixels, costs, 0)
+
+    monkeypatch.setattr(room, "best_patches", watch)
+    for size, patch, expected in (
+        (32, 32, [[11], [10], [9]]),
+        (64, 64, [[11], [10], [9]]),
+        (128, 64, [[11, 8, 5, 2], [10, 7, 4, 1], [9, 6, 3, 0]]),
+    ):
+        teacher = OrderedTeacher(Brightness(), RealImages(source, ORDER, size, "training"))
+        found = teacher.patches(RDED, 3)[0]
+        half = size // 2
+        corners = [[int(i[0, y, x]) for y in (0, half) for x in (0, half)] for i in found]
+        assert [c[: len(e)] for c, e in zip(corners, expected, strict=True)] == expected
+        cut = cuts[-1]
+        assert (cut.size, cut.padded) == ((patch, patch), (size, size))
+        assert (cut.crops, cut.scale, cut.as_rded, cut.pool) == (5, (0.08, 1.0), True, 300)
+
+
+def test_choices_are_baselines_in_the_better_of_two_codecs() -> None:
+    for choice in CHOICES:
+        baseline = BASELINES[choice.name]
+        assert baseline.needs_teacher
+        assert [(f.codec, f.layout) for f in baseline.payloads] == [
+            ("WebP", "sheet"),
+            ("AVIF", "sheet"),
+        ]
 
 
 def test_a_classifier_of_ones_own(source: Source, tmp_path: Path) -> None:

@@ -158,10 +158,11 @@ def test_soft_labels_are_followed_and_hard_ones_on_request() -> None:
     soft = torch.eye(3)[labels]
     soft[labels == 0] = torch.tensor([0.1, 0.9, 0.0])
     protocol = replace(SMALL, length=Updates(40), batch_ops=())
-    followed = train_student(LabelledImages(images, soft), tests, protocol, 0)
+    content = LabelledImages(images, labels, soft=soft)
+    followed = train_student(content, tests, protocol, 0)
     assert followed.confusion[0][1] > followed.confusion[0][0]
-    hard = torch.eye(3)[labels] * 0.6 + 0.4 / 3
-    strict = train_student(LabelledImages(images, hard), tests, replace(protocol, labels="hard"), 0)
+    # hard labels are the classes, not what the teacher believes most
+    strict = train_student(content, tests, replace(protocol, labels="hard"), 0)
     assert strict.last > 0.9
 
 
@@ -195,6 +196,22 @@ def test_batch_norm_students_train_on_whole_batches() -> None:
     assert 0 <= train(protocol).last <= 1
 
 
+def test_statistics_move_as_in_two_forwards_of_a_batch() -> None:
+    """RDED's loop passes each batch through in training mode twice, once without a gradient."""
+    x = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    once, twice = (build_student("resnet18", 3, 8, norm="batch") for _ in range(2))
+    training._update_norms_often(once, 2)
+    for _ in range(2):
+        with torch.no_grad():
+            twice(x)
+    with torch.no_grad():
+        once(x)
+    moved = {k: v for k, v in twice.state_dict().items() if k.endswith(("running_mean", "_var"))}
+    assert len(moved) == 40
+    for name, value in moved.items():
+        torch.testing.assert_close(once.state_dict()[name], value)
+
+
 def test_epochs_cover_every_image_once() -> None:
     protocol = replace(SMALL, length=Epochs(((1 << 60, 4),)))
     length = lengths(protocol, 15, 3)
@@ -225,7 +242,12 @@ def test_fit_crops_the_middle_and_keeps_what_fits() -> None:
     assert torch.equal(fit(images, 20), images[:, :, :, 5:25])
     assert fit(images, 10).shape == (2, 3, 10, 10)
     assert fit(images, 40).shape == (2, 3, 40, 40)
-    assert fit(images, 14, resize=8 / 7).shape == (2, 3, 14, 14)
+    assert torch.equal(fit(images, 14, side=20), images[:, :, 3:17, 8:22])
+    coarse = fit(images, 10, resample="bilinear")
+    exact = torch.nn.functional.interpolate(
+        images.float(), [10, 15], mode="bilinear", antialias=True, align_corners=False
+    )
+    assert torch.equal(coarse, exact.round().to(torch.uint8)[:, :, :, 2:12])
     flat = torch.full((1, 3, 9, 9), 77, dtype=torch.uint8)
     assert torch.equal(fit(flat, 5), torch.full((1, 3, 5, 5), 77, dtype=torch.uint8))
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from d3pack.backbones import DiT
 from d3pack.encode.allocation import SHARE, Allocation, allocate
 from d3pack.encode.contract import EncodeRun
 from d3pack.encode.settings import EncodeSettings
@@ -17,6 +18,7 @@ from d3pack.train import Latents, Photos, cached_latents, load_photos
 
 Pixels = npt.NDArray[np.uint8]
 Encoder = Callable[[Tensor], Tensor]  # uint8 images -> latents
+_NAMED = 6  # classes that a note lists
 WORK = "training"  # folder of the journal
 
 
@@ -26,6 +28,18 @@ def allocate_rows(
     """Return the allocation of a pack whose prompts are rows of a class table, and lines on it."""
     default = Allocation(codec="f16", share=SHARE)
     return allocate(settings, size_of, default=default, own={"modes": 1, "vectors": 1})
+
+
+def unknown_names_note(backbone: DiT, classes: Sequence[str]) -> tuple[str, ...]:
+    """Return a line of the plan on classes that the backbone does not know by name."""
+    unknown = backbone.unknown_names(classes)
+    if not unknown:
+        return ()
+    some = ", ".join(unknown[:_NAMED]) + (", ..." if len(unknown) > _NAMED else "")
+    return (
+        f"{len(unknown)} of {len(classes)} classes are unknown to the backbone by name and start at"
+        f" the mean of its class rows: {some}; class_names give it names or numbers of its own",
+    )
 
 
 def encode_images(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from d3pack.sources import Source
-from d3pack.teachers import Cut, Teacher, batched, best_patches
+from d3pack.teachers import Cut, Teacher, batched, best_patches, collage_order, tile
 
 UNCHOSEN = 100  # collages of a class, at most, of patches that were not chosen
 
@@ -37,7 +37,7 @@ def make_collages(
     if len(order) < area:  # too few for one collage: they repeat
         order = np.resize(order, area)
     unchosen = np.sort(order)[: max(1, min(UNCHOSEN, len(order) // area)) * area]
-    order = order[: max(1, min(most, len(order) // area)) * area]
+    order = order[collage_order(max(1, min(most, len(order) // area)), factor)]
     images = torch.from_numpy(tile(patches.pixels[order], factor))
     return Collages(
         images,
@@ -46,16 +46,6 @@ def make_collages(
         len(patches.pixels),
         patches.bad,
         round(float(patches.costs[order].mean()), 4),
-    )
-
-
-def tile(patches: npt.NDArray[np.uint8], factor: int) -> npt.NDArray[np.uint8]:
-    """Return (N * factor^2, 3, h, w) as (N, 3, h * factor, w * factor), row by row."""
-    count = len(patches) // factor**2
-    _, channels, height, width = patches.shape
-    grid = patches.reshape(count, factor, factor, channels, height, width)
-    return np.ascontiguousarray(grid.transpose(0, 3, 1, 4, 2, 5)).reshape(
-        count, channels, factor * height, factor * width
     )
 
 

@@ -1,15 +1,17 @@
-"""How far to move along a gradient: Newton's step, from the gradients of single samples.
+"""How far to move along a gradient: a damped natural gradient, from gradients of single samples.
 
 The values of a prompt matter very unequally to the backbone, and not along their own axes, so steps
-of equal length spend most samples on directions that hardly count. The error that is left under a
-prompt is noise of the images, and under such noise the outer products of single gradients add up to
-the curvature of the mean error (Amari, "Natural gradient works efficiently in learning", 1998; for
-squared errors this is the method of Gauss and Newton). One row draws too few samples to know a
-matrix, so all rows add to one, for each place among the vectors of a prompt.
+of equal length spend most samples on directions that hardly count. The outer products of single
+gradients add up to the empirical Fisher matrix (Amari, "Natural gradient works efficiently in
+learning", 1998). Where the error that is left is white noise of the images, that is the curvature
+of the mean error, and the step Newton's; smooth errors make it larger, and steps shorter. One row
+draws too few samples to know a matrix, so all rows add to one, for each place among the vectors of
+a prompt.
 
 Rows also share part of their way: what the captions of a backbone leave out of one class, they
 leave out of all. The mean gradient comes from the samples of every row, so it may be followed into
-directions where a row's own gradient is mostly noise.
+directions where a row's own gradient is mostly noise; a row that would step uphill by its own
+gradient, or has converged, follows its own alone.
 """
 
 from __future__ import annotations
@@ -60,23 +62,29 @@ class Curvature:
     def steps(self, gradients: Array, each: int) -> Array:
         """Return steps of rows (R, k, D) against gradients that are means over `each` samples.
 
-        Damping accounts for the noise of a gradient; what all rows agree on has less of it.
+        Damping accounts for the noise of a gradient; what all rows agree on has less of it. No row
+        steps uphill by its own gradient.
         """
-        rows, k, dim = gradients.shape
+        rows, k, _ = gradients.shape
+        shared = gradients.mean(0, keepdims=True)
+        together = self._damped(gradients - shared, OWN / each)
+        together += self._damped(shared, SHARED / (each * rows))
+        uphill = np.einsum("rkd,rkd->r", gradients, together) >= 0
+        if uphill.any():
+            together[uphill] = self._damped(gradients[uphill], OWN / each)
+        # each place steps as if it were alone; k of them may all have the same aim
+        steps: Array = together / k
+        return steps
+
+    def _damped(self, gradients: Array, damping: float) -> Array:
+        """Against gradients (R, k, D), by the damped inverse of the curvature of each place."""
+        dim = gradients.shape[2]
         matrices = self.matrices / max(1.0, float(self.seen[0]))
         mean = np.trace(matrices, axis1=1, axis2=2) / dim
         if not (mean > 0).all():  # nothing matters, or nothing is known
             return np.zeros_like(gradients)
-        shared = gradients.mean(0, keepdims=True)
-        moves = np.zeros_like(gradients)
-        for part, damping in (
-            (gradients - shared, OWN / each),
-            (shared, SHARED / (each * rows)),
-        ):
-            # until there is a sample for each value, the mean over all directions is known best
-            ridge = mean * (damping + dim / float(self.seen[0]))
-            damped = matrices + ridge[:, None, None] * np.eye(dim)
-            moves += np.linalg.solve(damped, part.transpose(1, 2, 0)).transpose(2, 0, 1)
-        # each place steps as if it were alone; k of them may all have the same aim
-        steps: Array = -moves / k
-        return steps
+        # until there is a sample for each value, the mean over all directions is known best
+        ridge = mean * (damping + dim / float(self.seen[0]))
+        damped = matrices + ridge[:, None, None] * np.eye(dim)
+        solved: Array = np.linalg.solve(damped, gradients.transpose(1, 2, 0)).transpose(2, 0, 1)
+        return -solved

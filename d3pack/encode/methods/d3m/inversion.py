@@ -1,11 +1,12 @@
 """Textual inversion of many classes in one batch.
 
-A row is one mode of one class: k vectors and its own latents. The rows in the slots share each
-forward and backward pass of the frozen backbone, and what the passes tell about the curvature of
-the loss (`curvature`); a row that stops gaining leaves its slot to a waiting one. What a row is
-fitted to (`samples`) depends on the row, its own step count and the density of noise levels that
-the first rows have measured for all. The state is a few arrays, so a run that was killed goes
-on as if it had not been.
+A row is one mode of one class: k vectors and its own latents. Rows are fitted in groups, one group
+after the other. The rows of a group share each forward and backward pass of the frozen backbone,
+what the passes tell about the curvature of the loss (`curvature`), and the density of noise levels
+that a pilot has measured; groups share nothing, so a prompt depends on its group alone, whatever
+was fitted before it or elsewhere. What a row is fitted to (`samples`) depends on the row, its own
+step count and that density. The state is a few arrays, so a run that was killed goes on as if it
+had not been.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ RoundTrip = Callable[[Array], Array]  # (rows, k, D) -> what the pack's codec ma
 
 WAITING, EXPLORING, COOLING, DONE = 0, 1, 2, 3
 AVERAGE = 0.9  # decay of the running mean of a row's vectors, which is validated on the way
-PILOT = 200  # samples, over the first rows, that measure density and curvature
+PILOT = 200  # samples, over the rows of a group, that measure density and curvature
 
 
 class Keeper(Protocol):
@@ -66,6 +67,11 @@ def fresh_state(start: Array) -> dict[str, Array]:
     return state
 
 
+def groups_of(rows: int, slots: int) -> list[Array]:
+    """Return the rows of each group: as few groups as slots allow, of equal size but for one."""
+    return np.array_split(np.arange(rows), -(-rows // slots))
+
+
 class Inversion:
     """Fits all rows.
 
@@ -98,6 +104,7 @@ class Inversion:
         self._round_trip, self._keeper, self._events = round_trip, keeper, events
         self._start = start.astype(np.float32)
         self._unit = np.sqrt((self._start**2).mean((1, 2))).clip(1e-4)
+        self._groups = groups_of(len(start), settings.slots)
         self._draws = Draws(backbone, latents, seed, settings.triples)
         self._state = keeper.load() or fresh_state(self._start)
         self._curvature = Curvature(self._state["curvature"], self._state["seen"])
@@ -106,11 +113,10 @@ class Inversion:
         """Fit all rows, from where the keeper's state is."""
         state, settings = self._state, self._settings
         rows = len(self._start)
-        width = min(settings.slots, rows)
-        each = max(1, settings.batch // width)
+        each = max(1, settings.batch // len(self._groups[0]))
         # numpy on one thread: its pool and torch's would wait for each other at every step
         with threadpool_limits(1, user_api="blas"), self._events.stage("invert", rows, "rows"):
-            while self._seat(width):
+            while self._seat():
                 active = np.flatnonzero(
                     (state["status"] == EXPLORING) | (state["status"] == COOLING)
                 )
@@ -135,27 +141,37 @@ class Inversion:
             state["loss"],
         )
 
-    def _seat(self, width: int) -> bool:
-        """Fill free slots with waiting rows, in order; return False when no row is left."""
+    def _seat(self) -> bool:
+        """Seat the rows at work; when there are none, the next group. False when no row is left."""
         status = self._state["status"]
-        free = width - int(((status == EXPLORING) | (status == COOLING)).sum())
-        fresh = np.flatnonzero(status == WAITING)[:free]
-        status[fresh] = EXPLORING if self._settings.steps else COOLING
         for row in np.flatnonzero(status == DONE):
             self._draws.leave(int(row))
-        for row in np.flatnonzero((status == EXPLORING) | (status == COOLING)):
+        while not (working := (status == EXPLORING) | (status == COOLING)).any():
+            waiting = [group for group in self._groups if (status[group] == WAITING).any()]
+            if not waiting:
+                return False
+            self._begin(waiting[0])
+        for row in np.flatnonzero(working):
             self._draws.seat(int(row))
-        learns = self._settings.steps + self._settings.cool > 0
-        if len(fresh):
-            if learns and not self._state["samples"].any():
-                self._measure(fresh)
-            losses = self._losses(fresh, self._start[fresh])
-            self._state["start_loss"][fresh] = self._state["best_loss"][fresh] = losses
-            if not learns:
-                self._finish(fresh)
-        return bool(((status == EXPLORING) | (status == COOLING)).any()) or bool(
-            (status == WAITING).any()
-        )
+        return True
+
+    def _begin(self, group: Array) -> None:
+        """Seat a group: it knows nothing of the ones before."""
+        state, settings = self._state, self._settings
+        state["status"][group] = EXPLORING if settings.steps else COOLING
+        for row in group:
+            self._draws.seat(int(row))
+        learns = settings.steps + settings.cool > 0
+        if learns:
+            state["density"] = Density.even().shares
+            state["curvature"][:], state["seen"][:] = 0, 0
+            self._measure(group)
+        losses = self._losses(group, self._start[group])
+        state["start_loss"][group] = state["best_loss"][group] = losses
+        if not learns:
+            self._finish(group)
+            for row in group:
+                self._draws.leave(int(row))
 
     def _stretch(self, active: Array) -> int:
         """Steps until the next validation: no row may run past its end."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from d3pack.backbones import Backbone, default_backbone, default_guidance, open_backbone
+from d3pack.backbones import Backbone, DiT, default_backbone, default_guidance, open_backbone
 from d3pack.decode import Decoder
 from d3pack.encode.allocation import PICKY, SHARE, SMALLEST, Allocation, allocate, expected_bytes
 from d3pack.encode.candidates import stored_arrays
@@ -19,7 +19,8 @@ from d3pack.encode.estimate import seconds_of, teacher_seconds
 from d3pack.encode.finish import SHEET_IMAGES, sample_provenance
 from d3pack.encode.methods.d3m.collages import clusters, make_collages
 from d3pack.encode.methods.d3m.guidance import MOST_CLASSES, best_guidance, trial_images
-from d3pack.encode.methods.d3m.inversion import Fitted, Inversion
+from d3pack.encode.methods.d3m.inversion import Fitted, Inversion, groups_of
+from d3pack.encode.methods.dit import unknown_names_note
 from d3pack.encode.plan import SMALL, EncodePlan, backbone_json, dtype_for, sigmas_of, typical_side
 from d3pack.encode.sampler_search import GUIDANCES
 from d3pack.encode.settings import D3MSettings, EncodeSettings
@@ -111,6 +112,8 @@ def prepare(
     text = _text(plan, details, allocation)
     if all(name.isdecimal() or name[1:].isdecimal() for name in source.classes):
         text += ("class names are numbers or ids: class_names give inversion a better start",)
+    if isinstance(backbone, DiT):
+        text += unknown_names_note(backbone, source.classes)
     plan = replace(plan, allocation=allocation, details=details.to_json(), text=(*text, *notes))
     return replace(job, plan=plan, details=details)
 
@@ -185,7 +188,7 @@ class D3MJob:
         plan, own, details = self.plan, self.own, self.details
         classes, allocation = len(plan.classes), plan.allocation
         rows = classes * allocation.modes
-        each = max(1, own.batch // min(own.slots, rows))
+        each = max(1, own.batch // len(groups_of(rows, own.slots)[0]))
         few = min(8, self.source.counts[0])
         read = seconds_of(lambda: [self.source.get(0, i) for i in range(few)]) / few
         looked = sum(min(count, own.pool) for count in self.source.counts)

@@ -146,11 +146,8 @@ class FineTuning:
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        # the start does not count: in a short run a plain average would be little else
-        ema = self.settings.ema
-        weight = (1 - ema) / (1 - ema**self.step)
         for name, value in self.fit.values.items():
-            self.average[name].lerp_(value, weight)
+            self.average[name].lerp_(value, 1 - self.settings.ema)
 
     def _state(self) -> Arrays:
         state: Arrays = {
