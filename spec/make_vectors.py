@@ -137,21 +137,17 @@ def quantised() -> Coded:
         "codes": codes,
         "scales": np.full((4, 1, 1), 0.0625, dtype=np.float16),
     }
-    params = {"shape": [1, 1, 32], "dim": 4, "error": {"rms": 0.25, "worst": 0.5}}
+    params = {"shape": [1, 1, 32], "dim": 4, "entries": 16}
     return Coded("pq", tensors, params, frozenset({"codebook"}))
 
 
 def newer() -> Pack:
     """Return a pack of minor version 7 with an optional feature and its section."""
-    captions = Coded(
-        "utf8",
-        {
-            "text": np.arange(4 * 3, dtype=np.uint8).reshape(4, 3),
-            "table": np.arange(5, dtype="<u4"),
-        },
-        {"language": "en"},
-        frozenset({"table"}),
-    )
+    tensors = {
+        "rows": np.arange(4 * 3, dtype=np.uint8).reshape(4, 3),
+        "shared": np.arange(5, dtype="<u4").view(np.uint8),
+    }
+    captions = Coded("utf8", tensors, {"language": "en"}, frozenset({"shared"}))
     features = {"captions": {"since": 7, "weights": [0.5, 1e-07]}, "mood": {}}
     return base(optional=features, extensions={"captions": captions}, minor=7)
 

@@ -51,13 +51,21 @@ def _outline(file: str) -> Pack:
 
 
 def _summary(pack: Pack) -> dict[str, Any]:
-    from d3pack.format import to_plain
+    from d3pack.format import DEFAULTS, to_plain
 
     ledger = pack.ledger()
     manifest: dict[str, Any] = to_plain(pack.manifest)
-    sections = {entry.pop("name"): entry for entry in manifest.pop("sections")}
+    sections = {}
+    for name, codec, params, *digest in manifest.pop("sections"):
+        sections[name] = {
+            "codec": codec,
+            "params": params,
+            **({"hash": digest[0]} if digest else {}),
+        }
     return {
+        **DEFAULTS,
         **manifest,
+        "recipe": pack.recipe.to_json(),  # with the defaults that the file leaves out
         "classes": list(pack.classes),
         "images": len(pack),
         "sections": sections,
@@ -102,8 +110,7 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
     yield _row("", f"template {recipe.template!r}")
     yield _row(
         "prompts",
-        f"{prompts.codec}, {count(modes, 'mode')} of {count(vectors, 'vector')}"
-        f" of {width} values, error {prompts.params['error']['rms']:.2%}",
+        f"{prompts.codec}, {count(modes, 'mode')} of {count(vectors, 'vector')} of {width} values",
     )
     how = (
         "derived"
@@ -113,18 +120,17 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
     yield _row("seeds", f"{how}, from {pack.seed:016x}")
     if pack.labels is not None:
         params = pack.labels.params
-        text = f"{pack.labels.codec}, error {params['error']['mean']:.2g}"
+        text = pack.labels.codec
         if pack.labels.codec == "topk":
-            text += f", top {params['k']} at {params['bits']} bits, "
-            text += f"kept mass {params['kept']['mean']:.2%}, at least {params['kept']['min']:.2%}"
+            text += f", top {params['k']} at {params['bits']} bits"
         yield _row("labels", text)
     if pack.adapter is not None:
         table = pack.adapter.params["table"]
         yield _row("adapter", f"{pack.adapter.codec}, {count(len(table), 'tensor')}")
     if pack.probes is not None:
-        entries = next(s for s in pack.manifest["sections"] if s["name"] == "probes")["tensors"]
-        images, _, height, breadth = next(entry[2] for entry in entries if entry[0] == "images")
-        yield _row("probes", f"{count(images, 'image')} of {height} x {breadth} pixels")
+        form = next(params for name, _, params, *_ in pack.manifest["sections"] if name == "probes")
+        sides = f"{form['height']} x {form['width']}"
+        yield _row("probes", f"{count(form['count'], 'image')} of {sides} pixels")
     if pack.optional:
         labels = {EMBEDDED: "backbone (carried in this file)"}
         names = (labels.get(name, f"{name} (unknown here, preserved)") for name in pack.optional)

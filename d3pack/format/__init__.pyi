@@ -13,6 +13,7 @@ from d3pack.format.codecs import encode_picks as encode_picks
 from d3pack.format.codecs import encode_prompts as encode_prompts
 from d3pack.format.coded import Array as Array
 from d3pack.format.coded import Coded as Coded
+from d3pack.format.pack import DEFAULTS as DEFAULTS
 from d3pack.format.pack import EMBEDDED as EMBEDDED
 from d3pack.format.pack import Ledger as Ledger
 from d3pack.format.pack import Pack as Pack

@@ -21,6 +21,23 @@ SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 DTYPES: tuple[DType, ...] = get_args(DType)
 NOISE = "philox-normal16"
 
+# A field with its default is left out of the manifest.
+BACKBONE_DEFAULTS: Mapping[str, Any] = {
+    "kind": "stable-diffusion",
+    "licence": "unknown",
+    "repo": "",
+}
+DEFAULTS: Mapping[str, Any] = {
+    "dtype": "float32",
+    "extra": {},
+    "group": 16,
+    "guidance": 1.0,
+    "guided_channels": 0,
+    "noise": NOISE,
+    "sampler": "dpmpp-2m",
+    "template": "a photo of a {}",
+}
+
 MAX_STEPS = 1000
 MAX_FRESH = 256  # steps of a sampler that takes fresh noise: an epoch has as many draws
 MAX_ORDER = 4  # answers of the model that a row of a sampler table may use
@@ -79,8 +96,11 @@ class BackboneRef:
 
     @classmethod
     def from_json(cls, value: Any, at: str = "backbone") -> BackboneRef:
-        """Return the reference of `to_json`; unknown and missing keys are refused."""
-        items = _check_object(value, at, cls)
+        """Return the reference of `to_json`; unknown and missing keys are refused.
+
+        Those that have a default may be left out, as in the manifest.
+        """
+        items = _check_object(value, at, cls, BACKBONE_DEFAULTS)
         files = items["files"]
         if not isinstance(files, Mapping):
             raise _invalid(f"{at}.files: not an object")
@@ -152,8 +172,11 @@ class Recipe:
 
     @classmethod
     def from_json(cls, value: Any, at: str = "recipe") -> Recipe:
-        """Return the recipe of `to_json`; unknown and missing keys are refused with their path."""
-        items = _check_object(value, at, cls)
+        """Return the recipe of `to_json`; unknown and missing keys are refused with their path.
+
+        Those that have a default may be left out, as in the manifest.
+        """
+        items = _check_object(value, at, cls, DEFAULTS)
         for name in ("size", "sigmas"):
             if not isinstance(items[name], (list, tuple)):
                 raise _invalid(f"{at}.{name}: not an array")
@@ -246,8 +269,8 @@ def _to_float(value: Any) -> Any:
     return float(value)
 
 
-def _check_object(value: Any, at: str, cls: Any) -> dict[str, Any]:
-    """Return an object that has exactly the fields of a dataclass."""
+def _check_object(value: Any, at: str, cls: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an object that has exactly the fields of a dataclass, with defaults filled in."""
     names = tuple(item.name for item in fields(cls))
     if not isinstance(value, Mapping):
         raise _invalid(f"{at}: not an object")
@@ -255,9 +278,9 @@ def _check_object(value: Any, at: str, cls: Any) -> dict[str, Any]:
         if name not in names:
             raise _invalid(f"{at}.{name}: unknown field")
     for name in names:
-        if name not in value:
+        if name not in value and name not in defaults:
             raise _invalid(f"{at}.{name}: missing")
-    return dict(value)
+    return {**defaults, **value}
 
 
 def _check_match(pattern: re.Pattern[str], value: Any, at: str, expected: str) -> None:

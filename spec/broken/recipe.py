@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import reader
 from draft import Draft
 
 from broken.case import Case, Edit
@@ -39,9 +40,16 @@ def cases() -> Iterator[Case]:
         draft.reroot()
 
     lock = [5, "5a" * 32]
+    for name, value in reader.RECIPE_DEFAULTS.items():
+        breaks = f"{name} has its default"
+        yield f"default-{name}".replace("_", "-"), "E_CANON", breaks, source, put(**{name: value})
+    for name, value in reader.BACKBONE_DEFAULTS.items():
+        breaks = f"the backbone's {name} has its default"
+        yield f"default-backbone-{name}", "E_CANON", breaks, source, backbone(**{name: value})
+    yield "default-boolean", code, "false for 0", source, put(guided_channels=False)
     yield "recipe-array", code, "not an object", source, whole
     yield "recipe-unknown-field", code, "an unknown field", source, put(magic=1)
-    yield "recipe-missing-field", code, "no template", source, drop("template")
+    yield "recipe-missing-field", code, "no sigmas", source, drop("sigmas")
     yield "recipe-sampler", code, "an unknown sampler", source, put(sampler="magic")
     yield "recipe-dtype", code, "an unknown dtype", source, put(dtype="float8")
     yield "recipe-noise", code, "an unknown noise", source, put(noise="mt19937")

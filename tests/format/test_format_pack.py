@@ -107,7 +107,7 @@ def test_labels_of_a_selection_are_renormalised() -> None:
         assert got.shape == (6, 3)
         assert np.abs(got - want).max() < 0.02
         assert np.abs(got.sum(axis=1) - 1).max() < 1e-6
-    figures = stored(part.labels).params["restricted"]
+    figures = stored(part.labels).figures["restricted"]
     assert 0 < figures["min"] <= figures["mean"] <= 1
     alone = pack.select([2]).labels
     assert (decode_labels(stored(alone), 0) == 1).all()
@@ -121,7 +121,7 @@ def test_image_without_mass_in_a_selection_gets_its_own_class() -> None:
     pack = make(3, 1, labels=encode_labels(probs, "dense"))
     part = pack.select([1, 0])
     assert decode_labels(stored(part.labels)).tolist() == [[[1.0, 0.0]], [[0.0, 1.0]]]
-    assert stored(part.labels).params["restricted"] == {"mean": 0.0, "min": 0.0, "empty": 1.0}
+    assert stored(part.labels).figures["restricted"] == {"mean": 0.0, "min": 0.0, "empty": 1.0}
 
 
 def test_first_keeps_the_first_images() -> None:
@@ -231,7 +231,7 @@ def test_number_of_images_must_be_an_integer(k: Any) -> None:
 
 def test_ledger_adds_up_with_newer_sections_of_any_name() -> None:
     for name in ("recipe", "provenance", "optional", "container"):
-        extra = {name: Coded("odd", {"t": np.zeros((5, 100), np.uint8)})}
+        extra = {name: Coded("odd", {"rows": np.zeros((5, 100), np.uint8)})}
         pack = make(optional={name: {}}, extensions=extra)
         assert pack.ledger().total == len(d3pack.pack_bytes(pack))
         assert d3pack.read(d3pack.pack_bytes(pack)) == pack
@@ -260,8 +260,8 @@ def test_labels_cut_twice_record_the_larger_error() -> None:
     once = make(8, labels=labels).select([0, 1, 2])
     twice = once.select([0, 1])
     for figure in ("mean", "max"):
-        first, second = (stored(p.labels).params["error"][figure] for p in (once, twice))
-        assert labels.params["error"][figure] <= first <= second
+        first, second = (stored(p.labels).figures["error"][figure] for p in (once, twice))
+        assert labels.figures["error"][figure] <= first <= second
 
 
 def test_negative_zeros_in_labels_are_stored_as_zeros() -> None:
