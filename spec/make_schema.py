@@ -31,10 +31,13 @@ def array(items: Any, low: int, high: int) -> dict[str, Any]:
 
 
 def closed(defaults: Mapping[str, Any], **properties: Any) -> dict[str, Any]:
-    """An object with exactly these fields; those with a default are left out if they have it."""
+    """An object with exactly these fields; those with a default are left out if they have it.
+
+    A default of None depends on other fields.
+    """
     fields = {
         name: {**value, "default": defaults[name], "not": {"const": defaults[name]}}
-        if name in defaults
+        if defaults.get(name) is not None
         else value
         for name, value in properties.items()
     }
@@ -61,21 +64,15 @@ def schema() -> dict[str, Any]:
     """The schema as a value."""
     sha256 = text("[0-9a-f]{64}")
     line = text(rf"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{{0,{recipe.MAX_TEXT}}}")
-    path = r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,254}(/[A-Za-z0-9_][A-Za-z0-9._+-]{0,254})*"
     name = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
     real = {"type": "number", "$comment": "always with a point or an exponent"}
     backbone = closed(
-        recipe.BACKBONE_DEFAULTS,
+        {**recipe.BACKBONE_DEFAULTS, "revision": None},
         kind=text("[a-z0-9][a-z0-9._-]{0,63}"),
         repo=text(f"|{name}(/{name})?"),
         revision=text("[0-9a-f]{40}"),
-        files={
-            "type": "object",
-            "propertyNames": {**text(path), "maxLength": recipe.MAX_TEXT},
-            "additionalProperties": tuples(integer(0, recipe.MAX_FILE_SIZE), sha256),
-            "minProperties": 1,
-            "maxProperties": recipe.MAX_FILES,
-        },
+        lock=sha256,
+        bytes=integer(0, recipe.MAX_BACKBONE),
         licence=line,
     )
     number = {"type": "number"}

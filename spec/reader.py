@@ -22,7 +22,6 @@ FORMS = {"U8": "B", "I8": "b", "U16": "H", "U32": "I", "F16": "e", "F32": "f"}
 FIELDS = "classes d3m images_per_class optional provenance recipe requires root sections seed"
 RECIPE = "backbone dtype extra group guidance guided_channels noise sampler sigmas size template"
 LINE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{0,1024}"
-PATH = r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,254}(/[A-Za-z0-9_][A-Za-z0-9._+-]{0,254})*"
 REPO = r"|[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?"
 HEX32, HEX64, FEATURE = "[0-9a-f]{32}", "[0-9a-f]{64}", "[a-z][a-z0-9-]{0,31}"
 NAME = "[A-Za-z0-9_][A-Za-z0-9._-]{0,254}"
@@ -110,7 +109,9 @@ def check_manifest(m, text):
     if isinstance(m.get("recipe"), dict):
         recipe = full["recipe"] = filled(m["recipe"], RECIPE_DEFAULTS)
         if isinstance(recipe.get("backbone"), dict):
-            recipe["backbone"] = filled(recipe["backbone"], BACKBONE_DEFAULTS)
+            lock = recipe["backbone"].get("lock")
+            commit = {"revision": lock[:40] if isinstance(lock, str) else ""}
+            recipe["backbone"] = filled(recipe["backbone"], BACKBONE_DEFAULTS | commit)
     need(has(full, FIELDS) and like("[0-9a-f]{16}", full["seed"]), "E_MANIFEST", "fields, seed")
     fine = type(full["optional"]) is type(full["provenance"]) is dict
     need(fine and all(like(FEATURE, x) for x in full["optional"]), "E_MANIFEST", "optional")
@@ -130,14 +131,11 @@ def filled(value, defaults):
 
 def recipe_ok(r):
     need(has(r, RECIPE), "E_RECIPE", "fields")
-    need(has(r["backbone"], "files kind licence repo revision"), "E_RECIPE", "backbone")
-    b, sigmas, files = r["backbone"], r["sigmas"], r["backbone"]["files"]
-    locks = files.values() if isinstance(files, dict) else ()
+    need(has(r["backbone"], "bytes kind licence lock repo revision"), "E_RECIPE", "backbone")
+    b, sigmas = r["backbone"], r["sigmas"]
     return (like("[a-z0-9][a-z0-9._-]{0,63}", b["kind"]) and like(REPO, b["repo"])
         and like("[0-9a-f]{40}", b["revision"]) and like(LINE, b["licence"])
-        and 1 <= len(locks) <= 1024 and all(len(x) <= 1024 and like(PATH, x) for x in files)
-        and not any(path[:at] in files for path in files for at, x in enumerate(path) if x == "/")
-        and all(array(x, 2, 2) and whole(x[0], 0, 2**48) and like(HEX64, x[1]) for x in locks)
+        and like(HEX64, b["lock"]) and whole(b["bytes"], 0, 2**48)
         and array(r["size"], 2, 2) and all(whole(side, 1, 8192) for side in r["size"])
         and like("ddim|dpmpp-2m|euler|lcm|table", r["sampler"]) and type(r["extra"]) is dict
         and r["dtype"] in ("float32", "bfloat16", "float16") and r["noise"] == "philox-normal16"
@@ -195,12 +193,15 @@ def params(p, **ranges):
     need(set(p) == set(ranges), "E_CODEC", "params")
     need(all(whole(p[key], *limits) for key, limits in ranges.items() if limits), "E_CODEC", "")
 
+def shape(p, *most):
+    fine = array(p["shape"], 3, 3) and all(map(whole, p["shape"], (1, 1, 1), most))
+    need(fine, "E_CODEC", "shape")
+    return p["shape"]
+
 def prompts(name, codec, p, C, n):
     extra = {"i4": {"group": (1, 65536)}, "pq": {"dim": (1, 65536), "entries": (1, 256)}}
     params(p, shape=None, **extra.get(codec, {}))
-    fine = array(p["shape"], 3, 3) and all(map(whole, p["shape"], (1, 1, 1), (4096, 1024, 65536)))
-    need(fine, "E_CODEC", "shape")
-    *front, width = [C, *p["shape"]]
+    *front, width = [C, *shape(p, 4096, 1024, 65536)]
     step = p.get("group", p.get("dim", 1))
     parts, scales, book = -(-width // step), ["F16", front], ["F16", [p.get("entries"), step]]
     return {"f16": {"values": ["F16", [*front, width]]},
@@ -233,11 +234,10 @@ def other(name, codec, p, C, n):
         need(all(whole(size, 1, 2**40) for size in given.values()), "E_CODEC", "row or shared")
         return {k: ["U8", [size] if k == "shared" else [C, size]] for k, size in given.items()}
     params(p, **{"classes": {"bytes": (1, 2**40)}, "picks": {"bits": (1, 16), "lanes": (1, 2**31)},
-                 "probes": {"count": (1, 4096), "height": (1, 8192), "width": (1, 8192)},
-                 }.get(name, {}))
+                 "probes": {"shape": None}}.get(name, {}))
     need(p.get("lanes", 1) << p.get("bits", 1) <= 2**32, "E_CODEC", "lanes")
-    count = p.get("count")
-    images, one = ["U8", [count, 3, p.get("height"), p.get("width")]], ["U32", [count]]
+    count, *sides = shape(p, 4096, 8192, 8192) if name == "probes" else [1]
+    images, one = ["U8", [count, 3, *sides]], ["U32", [count]]
     return {"classes": {"text": ["U8", [p.get("bytes")]]}, "leaves": {"hash": ["U8", [C, 16]]},
             "ids": {"ids": ["U32", [C]]},
             "picks": {"codes": ["U8", [C, (n * p.get("bits", 1) + 7) // 8]]},

@@ -95,12 +95,10 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
     )
     place = "carried in this file" if EMBEDDED in pack.extensions else backbone.repo
     yield _row("backbone", f"{backbone.kind}, {place or 'a directory'}")
-    yield _row("", f"revision {backbone.revision}")
-    yield _row(
-        "",
-        f"{count(len(backbone.files), 'file')}, {size(backbone.nbytes)},"
-        f" licence {backbone.licence}",
-    )
+    if backbone.revision != backbone.lock[:40]:
+        yield _row("", f"revision {backbone.revision}")
+    yield _row("", f"{size(backbone.nbytes)}, licence {backbone.licence}")
+    yield _row("lock", backbone.lock)
     yield _row(
         "recipe",
         f"{recipe.sampler}, {len(recipe.sigmas) - 1} steps from sigma {recipe.sigmas[0]:.4g}, "
@@ -128,9 +126,11 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
         table = pack.adapter.params["table"]
         yield _row("adapter", f"{pack.adapter.codec}, {count(len(table), 'tensor')}")
     if pack.probes is not None:
-        form = next(params for name, _, params, *_ in pack.manifest["sections"] if name == "probes")
-        sides = f"{form['height']} x {form['width']}"
-        yield _row("probes", f"{count(form['count'], 'image')} of {sides} pixels")
+        (params,) = (
+            params for name, _, params, *_ in pack.manifest["sections"] if name == "probes"
+        )
+        images, height, breadth = params["shape"]
+        yield _row("probes", f"{count(images, 'image')} of {height} x {breadth} pixels")
     if pack.optional:
         labels = {EMBEDDED: "backbone (carried in this file)"}
         names = (labels.get(name, f"{name} (unknown here, preserved)") for name in pack.optional)

@@ -146,7 +146,7 @@ def provenance(
             "d3pack": d3pack.__version__,
             "method": method,
             "options": options,
-            "source": {"kind": source.kind, "images": images},
+            "source": {"images": images},
             "teacher": {"bytes": teacher["bytes"]} if teacher else {},
         }
         return {name: part for name, part in value.items() if part}

@@ -18,8 +18,8 @@ from d3pack.format.codecs.files import decode_files
 from d3pack.format.codecs.labels import first_labels, restrict_labels
 from d3pack.format.codecs.picks import decode_picks, first_picks
 from d3pack.format.coded import EMPTY, Array, Coded, freeze_array
-from d3pack.format.recipe import BACKBONE_DEFAULTS, Recipe
 from d3pack.format.recipe import DEFAULTS as RECIPE_DEFAULTS
+from d3pack.format.recipe import Recipe, backbone_defaults, lock_of, parse_files
 
 MAJOR, MINOR = 1, 0
 # A field with its default is left out of the manifest.
@@ -204,7 +204,7 @@ class Pack:
                     hint="expected (probes, 3, height, width)",
                 )
             count, _, height, width = self.probes.images.shape
-            params = {"count": count, "height": height, "width": width}
+            params = {"shape": [count, height, width]}
             sections["probes"] = Coded("u8", tensors, params, frozenset(names))
         sections |= {name: self.extensions[name] for name in sorted(self.extensions)}
         present = {name: coded for name, coded in sections.items() if coded is not None}
@@ -355,8 +355,9 @@ def carried_files(pack: Pack) -> dict[str, bytes] | None:
     decoder call this.
 
     Raises:
-        InvalidPackError: the section does not hold the files of the recipe (E_CODEC).
-        BackboneChangedError: a file has another hash than the recipe says.
+        InvalidPackError: the section does not hold files of the size that the recipe names
+            (E_CODEC), or their list breaks a rule (E_RECIPE).
+        BackboneChangedError: the files have another lock than the recipe says.
     """
     coded = pack.extensions.get(EMBEDDED)
     if coded is None and EMBEDDED not in pack.optional:
@@ -365,21 +366,20 @@ def carried_files(pack: Pack) -> dict[str, bytes] | None:
         raise InvalidPackError(
             "backbone: the feature must be {} and have a section of its name", code="E_CODEC"
         )
-    locks = pack.recipe.backbone.files
-    files = decode_files(coded, {path: lock.size for path, lock in locks.items()})
-    for path, data in files.items():
-        if hashlib.sha256(data).hexdigest() != locks[path].sha256:
-            raise BackboneChangedError(
-                f"{path} of the carried backbone is not the one that the recipe names",
-                hint="the pack was not made correctly: ask its maker for another",
-            )
+    files = decode_files(coded, pack.recipe.backbone.nbytes)
+    digests = {path: [len(data), hashlib.sha256(data).hexdigest()] for path, data in files.items()}
+    if lock_of(parse_files(digests, "backbone.params.files")) != pack.recipe.backbone.lock:
+        raise BackboneChangedError(
+            "the carried backbone is not the one that the recipe names",
+            hint="the pack was not made correctly: ask its maker for another",
+        )
     return files
 
 
 def without_defaults(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return a manifest without the fields that have their default."""
     recipe = manifest["recipe"]
-    backbone = _changed(recipe["backbone"], BACKBONE_DEFAULTS)
+    backbone = _changed(recipe["backbone"], backbone_defaults(recipe["backbone"]))
     return _changed(
         {**manifest, "recipe": _changed({**recipe, "backbone": backbone}, RECIPE_DEFAULTS)},
         DEFAULTS,
@@ -393,7 +393,11 @@ def spelled_defaults(manifest: Mapping[str, Any]) -> list[str]:
     levels = (
         ("", manifest, DEFAULTS),
         ("recipe.", recipe, RECIPE_DEFAULTS),
-        ("recipe.backbone.", backbone, BACKBONE_DEFAULTS),
+        (
+            "recipe.backbone.",
+            backbone,
+            backbone_defaults(backbone) if isinstance(backbone, dict) else {},
+        ),
     )
     return [
         at + name

@@ -16,6 +16,7 @@ from d3pack.format.codecs._checks import (
     check_codec,
     check_integer,
     check_keys,
+    check_shape,
 )
 from d3pack.format.codecs.adapter import check_adapter_values, layout_adapter
 from d3pack.format.codecs.labels import check_label_values, layout_labels
@@ -133,11 +134,9 @@ def _layout_ids(spec: SectionSpec, classes: int, images: int) -> Layout:
 
 def _layout_probes(spec: SectionSpec, classes: int, images: int) -> Layout:
     check_codec(spec, "u8", "probes")
-    check_keys(spec.params, "probes", {"count", "height", "width"})
-    limits = {"count": MAX_PROBES, "height": MAX_SIDE, "width": MAX_SIDE}
-    count, height, width = (
-        check_integer(spec.params, key, "probes", 1, high) for key, high in limits.items()
-    )
+    check_keys(spec.params, "probes", {"shape"})
+    limits = (MAX_PROBES, MAX_SIDE, MAX_SIDE)
+    count, height, width = check_shape(spec.params, "probes", limits)
     return {
         "images": Tensor("U8", (count, 3, height, width), is_shared=True),
         "labels": Tensor("U32", (count,), is_shared=True),

@@ -89,11 +89,14 @@ def cases() -> Iterator[Case]:
     yield "ids-codec", code, "ids of two bytes", "selected", codec("ids", "u16")
     yield "probes-codec", code, "probes as reals", "probes", codec("probes", "f16")
     yield "ids-param", code, "a parameter of the ids", "selected", params("ids", classes=2)
-    yield "probes-count", code, "no probe", "probes", params("probes", count=0)
-    yield "probes-count-boolean", code, "a boolean", "probes", params("probes", count=True)
-    yield "probes-many", code, "4097 probes", "probes", params("probes", count=4097)
-    yield "probes-side", code, "a side of 8193", "probes", params("probes", width=8193)
-    yield "probes-channels", code, "other channels", "probes", params("probes", channels=2)
+    probes = "probes"
+    yield "probes-count", code, "no probe", probes, params(probes, shape=[0, 4, 4])
+    yield "probes-count-boolean", code, "a boolean", probes, params(probes, shape=[True, 4, 4])
+    yield "probes-many", code, "4097 probes", probes, params(probes, shape=[4097, 4, 4])
+    yield "probes-side", code, "a side of 8193", probes, params(probes, shape=[2, 4, 8193])
+    yield "probes-channels", code, "channels", probes, params(probes, shape=[2, 3, 4, 4])
+    yield "probes-param", code, "a parameter of another section", probes, params(probes, bytes=2)
+    yield "probes-shape-missing", code, "no shape", probes, drop(probes, "shape")
     newer = "newer-minor"
     yield "newer-row", code, "rows of no byte", newer, params("captions", row=0)
     yield "newer-shared", code, "a real number of bytes", newer, params("captions", shared=20.0)
@@ -186,7 +189,7 @@ def _sizes(params: Callable[..., Edit]) -> Iterator[Case]:
         ("prompts-group-other", "more scales", "prompts-i4", params("prompts", group=16)),
         ("picks-bits-other", "rows of another length", "picks", params("picks", bits=9)),
         ("labels-bits-other", "another length", "labels-topk", params("labels", bits=9)),
-        ("probes-count-other", "one probe of two", "probes", params("probes", count=1)),
+        ("probes-count-other", "one probe of two", "probes", params("probes", shape=[1, 4, 4])),
         ("classes-bytes-other", "a byte less", "prompts-i8", params("classes", bytes=30)),
         ("newer-row-other", "a byte more", "newer-minor", params("captions", row=4)),
     ):

@@ -95,7 +95,7 @@ def cases() -> Iterator[Case]:
         canon,
         "\\/ for /",
         source,
-        text(lambda t: t.replace("unet/", "unet\\/", 1)),
+        text(lambda t: t.replace("a/b", "a\\/b", 1)),
     )
     yield (
         "manifest-minus-zero",

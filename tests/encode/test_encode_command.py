@@ -132,7 +132,7 @@ def test_lean_provenance_keeps_what_ledger_and_sweep_read(
         "d3pack": d3pack.__version__,
         "method": "d3m",
         "options": to_plain(options),
-        "source": {"kind": "folder", "images": 60},
+        "source": {"images": 60},
         "teacher": {"bytes": 12},
     }
     assert replace(made[0], provenance=record).ledger().teacher == 12

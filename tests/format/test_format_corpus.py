@@ -145,8 +145,8 @@ def test_carried_backbone_is_restored_as_the_specification_says() -> None:
     assert not plain.read()
     assert not list(codes)
     assert not list(scales)
-    locks = pack.recipe.backbone.files
-    assert {
-        path: (len(data), hashlib.sha256(data).hexdigest()) for path, data in found.items()
-    } == {path: (lock.size, lock.sha256) for path, lock in locks.items()}
+    files = {path: [len(data), hashlib.sha256(data).hexdigest()] for path, data in found.items()}
+    text = json.dumps(files, sort_keys=True, separators=(",", ":"))
+    assert hashlib.sha256(text.encode("ascii")).hexdigest() == pack.recipe.backbone.lock
+    assert sum(map(len, found.values())) == pack.recipe.backbone.nbytes
     assert found == decode_files(section)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import pickle
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from d3pack.decode import noise
 from d3pack.errors import UsageError
 from d3pack.format.codecs import decode_labels, decode_picks, decode_prompts, encode_labels
 from d3pack.format.coded import Coded
-from d3pack.format.recipe import BackboneRef, FileLock, Recipe, directory_revision
+from d3pack.format.recipe import BackboneRef, FileLock, Recipe, files_json, lock_of, parse_files
 from d3pack.testing import raises_code
 
 
@@ -208,12 +209,51 @@ def test_recipe_survives_json() -> None:
         BackboneRef("dit", "a/b", "main", {"x": FileLock(1, "0" * 64)}).check()
 
 
-def test_directory_revision_depends_on_files_but_not_their_order() -> None:
+def test_lock_depends_on_files_but_not_their_order() -> None:
     files = {"a.json": FileLock(1, "0" * 64), "b/c.json": FileLock(2, "1" * 64)}
-    revision = directory_revision(files)
-    assert len(revision) == 40
-    assert directory_revision(dict(reversed(files.items()))) == revision
-    assert directory_revision({**files, "a.json": FileLock(2, "0" * 64)}) != revision
+    lock = lock_of(files)
+    text = f'{{"a.json":[1,"{"0" * 64}"],"b/c.json":[2,"{"1" * 64}"]}}'
+    assert lock == hashlib.sha256(text.encode()).hexdigest()
+    assert lock_of(dict(reversed(files.items()))) == lock
+    assert lock_of({**files, "a.json": FileLock(2, "0" * 64)}) != lock
+    ref = BackboneRef("dit", "", files=files)
+    assert (ref.lock, ref.revision, ref.nbytes) == (lock, lock[:40], 3)
+    read = BackboneRef.from_json(ref.to_json())
+    assert (read, dict(read.files)) == (ref, {})
+    assert parse_files(files_json(files)) == files
+
+
+LOCK = [5, "5a" * 32]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        [],
+        {"../x.json": LOCK},
+        {"/x.json": LOCK},
+        {"a\\x.json": LOCK},
+        {"a/.x": LOCK},
+        {"a": LOCK, "a/b.json": LOCK},
+        {"a/" + "x" * 256: LOCK},
+        {"/".join(["x" * 255] * 5): LOCK},
+        {"a//x": LOCK},
+        {"": LOCK},
+        {"x": [5, "5" * 63]},
+        {"x": [-1, "5a" * 32]},
+        {"x": [2**48 + 1, "5a" * 32]},
+        {"x": [True, "5a" * 32]},
+        {"x": [1, "5a" * 32, 2]},
+        {"x": "5a" * 32},
+        {f"f{i}": LOCK for i in range(1025)},
+    ],
+    ids=lambda files: str(files)[:40],
+)
+def test_invalid_lists_of_files_are_refused(files: Any) -> None:
+    with raises_code("E_RECIPE"):
+        parse_files(files)
+    assert parse_files({"/".join(["x" * 255] * 4): LOCK, "y": [0, "ab" * 32]})
 
 
 @pytest.mark.parametrize("wanted", [[1.9], [True], [None], [1.0]])

@@ -65,9 +65,9 @@ def test_schema_refuses_invalid_manifests() -> None:
         "images-real", "recipe-guidance",
         "recipe-sigmas-integer", "recipe-sigmas-ascend", "recipe-sigmas-equal", "recipe-sigmas-end",
         "recipe-sigmas-minus", "recipe-sigmas-close", "recipe-sigmas-tiny", "recipe-table-few",
-        "recipe-table-back", "backbone-path-both", "recipe-template", "section-order",
+        "recipe-table-back", "default-backbone-revision", "recipe-template", "section-order",
         "section-twice", "section-unknown", "section-pad", "section-hash-missing",
-        "section-hash-needless",
+        "section-hash-needless", "backbone-size-real",
     }  # fmt: skip
     codes = {"E_MANIFEST", "E_VERSION", "E_FEATURE", "E_RECIPE", "E_SECTION"}
     tried = 0
@@ -89,14 +89,15 @@ def test_schema_code_and_text_have_the_same_fields() -> None:
     stored = full().recipe.to_json()
     assert set(stored) == set(fields)
     inner = {f"backbone.{name}" for name in stored["backbone"]}
-    assert {row[0].strip("`") for row in table(5)[:15]} == inner | set(fields) - {"backbone"}
+    assert {row[0].strip("`") for row in table(5)[:16]} == inner | set(fields) - {"backbone"}
 
 
 def test_tables_of_defaults_match_the_code() -> None:
-    told = {row[0].strip("`"): row[1].strip("`") for row in [*table(3)[:10], *table(5)[:15]]}
+    told = {row[0].strip("`"): row[1].strip("`") for row in [*table(3)[:10], *table(5)[:16]]}
     backbone = {f"backbone.{name}": value for name, value in recipe.BACKBONE_DEFAULTS.items()}
     defaults = {**pack.DEFAULTS, **recipe.DEFAULTS, **backbone}
     want = {name: canonical.dumps(value) for name, value in defaults.items()}
+    assert told.pop("backbone.revision") == "the first 40 digits of `lock"
     assert {name: value for name, value in told.items() if value} == want
     assert reader.DEFAULTS == pack.DEFAULTS
     assert reader.RECIPE_DEFAULTS == recipe.DEFAULTS
@@ -146,10 +147,8 @@ LIMITS = {
     "steps of `lcm`": recipe.MAX_FRESH,
     "pixels of a side": recipe.MAX_SIDE,
     "group": recipe.MAX_GROUP,
-    "files of a backbone": recipe.MAX_FILES,
-    "bytes of a file of a backbone": recipe.MAX_FILE_SIZE,
-    "characters of a path, template or licence": recipe.MAX_TEXT,
-    "characters of a part of a path": recipe.MAX_PART,
+    "bytes of a backbone": recipe.MAX_BACKBONE,
+    "characters of a template or licence": recipe.MAX_TEXT,
     "levels of JSON": canonical.MAX_DEPTH,
 }
 
@@ -162,15 +161,10 @@ def _recipe(**changes: Any) -> Callable[[Draft], Any]:
     return lambda draft: draft.manifest["recipe"].update(changes)
 
 
-def _files(files: dict[str, Any]) -> Callable[[Draft], Any]:
-    return lambda draft: draft.manifest["recipe"]["backbone"].update(files=files)
-
-
 def _params(section: str, **changes: Any) -> Callable[[Draft], Any]:
     return lambda draft: draft.params(section).update(changes)
 
 
-LOCK = [1, "5a" * 32]
 BEYOND: dict[str, str | tuple[str, Callable[[Draft], Any]]] = {  # a corpus file, or one edited
     "header bytes": "length-over-cap",
     "bytes of data": "adapter-data",
@@ -197,10 +191,8 @@ BEYOND: dict[str, str | tuple[str, Callable[[Draft], Any]]] = {  # a corpus file
     "steps of `lcm`": "recipe-lcm-many",
     "pixels of a side": ("prompts-f16", _recipe(size=[8193, 8])),
     "group": ("prompts-f16", _recipe(group=1025)),
-    "files of a backbone": ("prompts-f16", _files({f"f{i}": LOCK for i in range(1025)})),
-    "bytes of a file of a backbone": ("prompts-f16", _files({"f": [2**48 + 1, "5a" * 32]})),
-    "characters of a path, template or licence": ("prompts-f16", _recipe(template="x" * 1025)),
-    "characters of a part of a path": "backbone-path-part",
+    "bytes of a backbone": "backbone-size-large",
+    "characters of a template or licence": ("prompts-f16", _recipe(template="x" * 1025)),
     "levels of JSON": "manifest-nested-deep",
 }
 
@@ -259,7 +251,7 @@ def test_table_of_samplers_matches_the_code() -> None:
     assert [(s.a, s.b, s.c) for s in samplers.plan("lcm", sigmas)] == [
         (0, (1,), t) for t in sigmas[1:]
     ]
-    names = " ".join(row[0] for row in table(5)[15:])
+    names = " ".join(row[0] for row in table(5)[16:])
     assert all(f"`{name}`" in names for name in recipe.SAMPLERS)
 
 

@@ -55,6 +55,20 @@ def check_integer(params: Mapping[str, Any], name: str, at: str, low: int, high:
     return value
 
 
+def check_shape(params: Mapping[str, Any], at: str, limits: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the parameter `shape`: integers from 1 to these limits."""
+    shape = params["shape"]
+    if not (isinstance(shape, (list, tuple)) and len(shape) == len(limits)) or not all(
+        type(side) is int and 1 <= side <= limit for side, limit in zip(shape, limits, strict=True)
+    ):
+        raise InvalidPackError(
+            f"{at}.params.shape: {shape!r:.80} is not {len(limits)} integers from 1 to"
+            f" {list(limits)}",
+            code="E_CODEC",
+        )
+    return tuple(shape)
+
+
 def check_codec(spec: SectionSpec, codec: str, at: str) -> None:
     """Refuse another codec than the only one of a section."""
     if spec.codec != codec:

@@ -67,17 +67,17 @@ def encode_files(files: Mapping[str, bytes]) -> Coded:
     return Coded(CODEC, {"shared": shared}, params, frozenset({"shared"}))
 
 
-def decode_files(coded: Coded, sizes: Mapping[str, int] | None = None) -> dict[str, bytes]:
+def decode_files(coded: Coded, nbytes: int | None = None) -> dict[str, bytes]:
     """Return the files by their paths. Their hashes are not checked here.
 
     Args:
         coded: the section of the carried backbone.
-        sizes: of the files that must be there; others are refused before anything is decoded.
+        nbytes: that all files must have; others are refused before anything is decoded.
 
     Raises:
         InvalidPackError: the section does not hold these files (E_CODEC).
     """
-    _check(coded, sizes)
+    _check(coded, nbytes)
     plain, codes, scales = split_files(coded)
     raw = memoryview(plain.tobytes())
     at = code = row = 0
@@ -123,7 +123,7 @@ def split_files(coded: Coded) -> tuple[Array, Array, Array]:
     )
 
 
-def _check(coded: Coded, sizes: Mapping[str, int] | None) -> None:
+def _check(coded: Coded, nbytes: int | None) -> None:
     """Refuse a section that does not list files with sizes from 0."""
     if coded.codec != CODEC or set(coded.params) != {"files", "parts"}:
         raise _invalid(f"unknown codec {coded.codec!r:.80}, or parameters that it does not take")
@@ -146,8 +146,9 @@ def _check(coded: Coded, sizes: Mapping[str, int] | None) -> None:
     paths = [entry[0] for entry in table]
     if paths != sorted(set(paths)):
         raise _invalid("the files are not sorted, or one is listed twice")
-    if sizes is not None and {path: size for path, _, size in table} != dict(sizes):
-        raise _invalid("the files are not those of the recipe, or of other sizes")
+    total = sum(entry[2] for entry in table)
+    if nbytes is not None and total != nbytes:
+        raise _invalid(f"the files have {total} bytes, those of the recipe {nbytes}")
 
 
 def _invalid(problem: str) -> InvalidPackError:

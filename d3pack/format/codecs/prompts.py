@@ -81,16 +81,8 @@ def layout_prompts(spec: SectionSpec, classes: int, images: int, at: str = "prom
     """Return the tensors of prompts; codec and parameters are checked."""
     method = _find(spec.codec, at)
     _checks.check_keys(spec.params, at, {"shape"} | method.params)
-    shape = spec.params["shape"]
     limits = (MAX_MODES, MAX_VECTORS, MAX_WIDTH)
-    if not (isinstance(shape, (list, tuple)) and len(shape) == 3) or not all(
-        type(side) is int and 1 <= side <= limit for side, limit in zip(shape, limits, strict=True)
-    ):
-        raise InvalidPackError(
-            f"{at}.params.shape: must be [modes, vectors, D], at most {list(limits)}",
-            code="E_CODEC",
-        )
-    modes, vectors, width = shape
+    modes, vectors, width = _checks.check_shape(spec.params, at, limits)
     tensors = method.layout(spec, (classes, modes, vectors, width), at)
     return {name: Tensor(*form, name in method.shared) for name, form in tensors.items()}
 
