@@ -102,11 +102,11 @@ class Layout:
             BackboneError: there is none, because a file is missing.
         """
         present = set(paths)
-        found = {match[1] for path in present if (match := _VARIANT.search(path))}
+        variants = {match[1] for path in present if (match := _VARIANT.search(path))}
         optional = self._optional(present)
         missing: BackboneError | None = None
         seen: set[tuple[str, ...]] = set()
-        for variant in (None, *sorted(found)):
+        for variant in (None, *sorted(variants)):
             try:
                 files = self.needed(present, variant)
             except BackboneError as error:
@@ -189,7 +189,7 @@ def read_list(path: Path) -> dict[str, FileLock]:
                 data = file.read(MAX_LIST + 1)
             return parse_files(json.loads(data)["files"]) if len(data) <= MAX_LIST else {}
     except (OSError, ValueError, RecursionError, LookupError, TypeError, InvalidPackError):
-        pass  # whoever needs the list compares its hash, so that an error would say no more
+        pass  # its hash would not be that of the lock, which the caller compares
     return {}
 
 

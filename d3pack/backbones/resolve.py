@@ -260,9 +260,9 @@ def _complete_from_hub(ref: BackboneRef, progress: FileProgress | None) -> Backb
         return found
     with suppress(BackboneError, NotFoundError):  # no copy, or not all of it
         return complete(ref, _snapshot(ref), progress)
-    found = _published_list(ref)
-    remember_list(found)
-    return found
+    listed = _published_list(ref)
+    remember_list(listed)
+    return listed
 
 
 def _snapshot(ref: BackboneRef) -> Path:

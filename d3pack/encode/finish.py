@@ -135,7 +135,7 @@ def provenance(
 ) -> dict[str, Any]:
     """Return where a pack comes from, without local paths, names of people and times.
 
-    A lean one has what a person, a ledger or a sweep asks for; what says nothing is left out.
+    A lean one has what a person, a ledger or a sweep asks for, without empty parts.
     """
     options = recorded_settings(settings, method)
     teacher = dict(teacher or {})
