@@ -169,7 +169,7 @@ def poke_json(value: Any, rng: random.Random) -> None:
         if kind == 0:
             del value[key]
         elif kind == 1 and isinstance(value, dict):
-            value[rng.choice(("x", "row", "", "shared", "images", "seed", "licence"))] = old
+            value[rng.choice(("x", "row", "", "shared", "requires", "seed", "licence"))] = old
         elif kind == 1:
             value.insert(key, old)
         elif kind == 2 and isinstance(old, (int, float)) and not isinstance(old, bool):
