@@ -137,6 +137,7 @@ def main() -> None:
         settings = EncodeSettings(
             images_per_class=args.ipc,
             backbone=args.backbone,
+            provenance="full",  # with the metrics
             method_settings=D3MSettings(**{k: v for k, v in values.items() if k in own_names}),
             **{k: v for k, v in values.items() if k not in own_names},
         )

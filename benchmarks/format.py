@@ -94,7 +94,7 @@ def sizes() -> dict[str, Any]:
         out[f"1000_classes_{codec}"] = {
             "bytes": len(d3pack.pack_bytes(pack)),
             "ledger": dict(pack.ledger().sections),
-            "error": dict(pack.prompts.params["error"]),
+            "error": dict(pack.prompts.figures["error"]),
         }
     pack = pack_of(10)
     ledger = pack.ledger()
@@ -172,8 +172,8 @@ def labels() -> dict[str, Any]:
         out[f"top10_{bits}_bits"] = {
             "bytes": coded.nbytes,
             "bytes_an_image": round(coded.nbytes / 50000, 2),
-            "kept": dict(coded.params["kept"]),
-            "error": dict(coded.params["error"]),
+            "kept": dict(coded.figures["kept"]),
+            "error": dict(coded.figures["error"]),
             "encode_cpu_s": round(time.process_time() - start, 1),
         }
     return out

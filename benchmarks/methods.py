@@ -131,7 +131,7 @@ def row(name: str, pack: Pack, folder: Path | None, args: argparse.Namespace) ->
         "adapter_bytes": pack.ledger().sections.get("adapter", 0),
         "backbone_bytes": recipe.backbone.nbytes,
         "sampler": [recipe.sampler, len(recipe.sigmas) - 1, recipe.guidance],
-        "provenance": json.loads(json.dumps(pack.manifest["provenance"], default=dict)),
+        "provenance": json.loads(json.dumps(pack.provenance, default=dict)),
         "student": result.to_json(),
         "likeness": likeness(teacher, train, images),
         "speed": speed(pack, folder),

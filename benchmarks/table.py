@@ -176,7 +176,7 @@ class Table:
             about = {
                 "root": pack.root,
                 "images_per_class": pack.images_per_class,
-                "provenance": json.loads(json.dumps(pack.manifest["provenance"], default=dict)),
+                "provenance": json.loads(json.dumps(pack.provenance, default=dict)),
                 "decode_seconds": self.bench.decode_seconds(pack),
                 "ledger": asdict(LedgerView.of(pack, jpeg_bytes(self.train))),
             }

@@ -50,15 +50,15 @@ CODES: Mapping[str, tuple[str, str]] = {
     "E_FEATURE": ("InvalidPackError", "`requires` has a name that the reader does not know"),
     "E_CANON": (
         "InvalidPackError",
-        "the manifest is not in canonical form; later: the header is not the one that the manifest"
-        " determines",
+        "the manifest is not in canonical form, or a field has its default; later: the header is"
+        " not the one that the manifest determines",
     ),
     "E_MANIFEST": ("InvalidPackError", "a field is missing, unknown or of a wrong type"),
     "E_ROOT": ("InvalidPackError", "`root` is not the hash of the manifest"),
     "E_RECIPE": ("InvalidPackError", "the recipe breaks a rule of section 5"),
     "E_SECTION": (
         "InvalidPackError",
-        "a section or tensor entry is malformed, missing, unknown, repeated or out of order",
+        "the entry of a section is malformed, missing, unknown, repeated or out of order",
     ),
     "E_CODEC": (
         "InvalidPackError",
@@ -68,14 +68,9 @@ CODES: Mapping[str, tuple[str, str]] = {
         "InvalidPackError",
         "the adapter's table breaks a rule of section 8; later: one of its values does",
     ),
-    "E_SHAPE": (
-        "InvalidPackError",
-        "a tensor has another name, dtype, shape or axis than its codec demands",
-    ),
-    "E_TRAILING": ("InvalidPackError", "there are bytes after the last tensor"),
-    "E_PADDING": ("InvalidPackError", "padding is not zero"),
-    "E_HASH": ("InvalidPackError", "the SHA-256 of a tensor is not the one in the manifest"),
-    "E_LEAF": ("InvalidPackError", "the rows of a class do not match its leaf"),
+    "E_TRAILING": ("InvalidPackError", "there are bytes after the data"),
+    "E_HASH": ("InvalidPackError", "the SHA-256 of shared bytes is not the one in the manifest"),
+    "E_LEAF": ("InvalidPackError", "the row of a class does not match its leaf"),
     "E_NAME": (
         "InvalidPackError",
         "class names are not UTF-8, of a wrong number, repeated, empty, too long, or hold control"

@@ -32,4 +32,4 @@ class Grey(StableDiffusion):
 
 if __name__ == "__main__":
     ref = lock_directory(sys.argv[1], kind=KIND)
-    print(f"{ref.kind} {ref.revision}: {len(ref.files)} files, {ref.nbytes:,} bytes")
+    print(f"{ref.kind} {ref.lock}: {len(ref.files)} files, {ref.nbytes:,} bytes")

@@ -9,6 +9,8 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+import reader
+
 
 def canonical(value: Any) -> str:
     """Return canonical JSON as the specification defines it."""
@@ -16,39 +18,57 @@ def canonical(value: Any) -> str:
 
 
 class Draft:
-    """Manifest and tensors of a valid pack, which can be changed; `bytes()` joins them."""
+    """Manifest and tensors of a valid pack, which can be changed; `bytes()` joins them.
+
+    `blobs` holds the bytes of each tensor. Those that all classes share are in `shared`, the others
+    have a row for each class; the order of both is that of the file.
+    """
 
     def __init__(self, data: bytes) -> None:
         size = struct.unpack_from("<Q", data)[0]
         header = json.loads(data[8 : 8 + size])
-        self.manifest: dict[str, Any] = json.loads(header.pop("__metadata__")["d3m"])
+        self.manifest: dict[str, Any] = json.loads(header["__metadata__"]["d3m"])
         self.blobs: dict[str, bytes] = {}
-        for name, entry in header.items():
-            start, stop = entry["data_offsets"]
-            if not name.startswith("pad."):
-                self.blobs[name] = data[8 + size + start : 8 + size + stop]
+        self.shared: dict[str, list[str]] = {}  # by section
+        self.rows: dict[str, list[str]] = {}
+        classes, at = self.manifest["classes"], 0
+        body = data[8 + size :]
+        start, width = header["rows"]["data_offsets"][0], header["rows"]["shape"][1]
+        row_at = 0
+        for part in reader.read(data)["sections"].values():
+            self.shared[part["name"]], self.rows[part["name"]] = [], []
+            for tensor in part["tensors"]:
+                name, length = tensor["name"], tensor["span"].stop - tensor["span"].start
+                if tensor["shared"]:
+                    self.shared[part["name"]].append(name)
+                    self.blobs[name] = body[at : at + length]
+                    at += length
+                else:
+                    self.rows[part["name"]].append(name)
+                    rows = (body[start + c * width + row_at :][:length] for c in range(classes))
+                    self.blobs[name] = b"".join(rows)
+                    row_at += length
         self.text: str | None = None  # the manifest's spelling, if not the canonical one
         self.reheader: Callable[[str], str] = lambda text: text
         self.width = 0  # header bytes beyond what is needed
         self.space = " "
-        self.zero = b"\0"
         self.tail = b""
 
     def copy(self) -> Draft:
         """Return another draft with the same content."""
         other = copy.copy(self)
         other.manifest = json.loads(json.dumps(self.manifest))  # a tenth of deepcopy's time
-        other.blobs = dict(self.blobs)
+        other.blobs, other.shared, other.rows = dict(self.blobs), dict(self.shared), dict(self.rows)
         return other
 
-    def section(self, name: str) -> dict[str, Any]:
-        """Return the entry of a section in the manifest."""
-        return next(entry for entry in self.manifest["sections"] if entry["name"] == name)
+    def section(self, name: str) -> list[Any]:
+        """Return the entry of a section in the manifest: [name, codec, params, hash]."""
+        return next(entry for entry in self.manifest["sections"] if entry[0] == name)
 
-    def tensor(self, name: str) -> list[Any]:
-        """Return the entry of a tensor: [name, dtype, shape, axis, sha256]."""
-        section, tensor = name.split(".")
-        return next(entry for entry in self.section(section)["tensors"] if entry[0] == tensor)
+    def params(self, name: str) -> dict[str, Any]:
+        """Return the parameters of a section."""
+        value: dict[str, Any] = self.section(name)[2]
+        return value
 
     def poke(self, name: str, at: int, value: bytes) -> Draft:
         """Overwrite bytes of a tensor."""
@@ -58,23 +78,16 @@ class Draft:
         return self
 
     def rehash(self) -> Draft:
-        """Set the hash of every tensor."""
-        for name, blob in self.blobs.items():
-            self.tensor(name)[4] = hashlib.sha256(blob).hexdigest()
+        """Set the hash of every section that has shared bytes."""
+        for entry in self.manifest["sections"]:
+            if data := self._shared(entry[0]):
+                entry[3:] = [hashlib.sha256(data).hexdigest()[:32]]
         return self
 
     def releaf(self) -> Draft:
         """Set the leaves, then every hash."""
-        classes = self.manifest["classes"]
-        rows = []
-        for section in self.manifest["sections"]:
-            for tensor in section["tensors"]:
-                if tensor[3] == "class":
-                    blob = self.blobs[f"{section['name']}.{tensor[0]}"]
-                    row = len(blob) // classes
-                    rows.append([blob[i * row : (i + 1) * row] for i in range(classes)])
-        leaf = [hashlib.sha256(b"".join(parts)).digest()[:16] for parts in zip(*rows, strict=True)]
-        self.blobs["leaves.hash"] = b"".join(leaf)
+        leaves = [hashlib.sha256(row).digest()[:16] for row in self._rows()]
+        self.blobs["leaves.hash"] = b"".join(leaves)
         return self.rehash()
 
     def reroot(self) -> Draft:
@@ -87,30 +100,43 @@ class Draft:
         """Set leaves, hashes and identity."""
         return self.releaf().reroot()
 
+    def _names(self) -> list[str]:
+        """Return the names of the sections, as far as there are some."""
+        entries = self.manifest["sections"]
+        first = [entry[0] for entry in entries if isinstance(entry, list) and entry]
+        return [name for name in first if isinstance(name, str)]
+
+    def _shared(self, section: str) -> bytes:
+        return b"".join(self.blobs.get(name, b"") for name in self.shared.get(section, ()))
+
+    def _rows(self) -> list[bytes]:
+        """Return the row of each class; one row where the number of classes is none."""
+        names = [name for section in self._names() for name in self.rows.get(section, ())]
+        blobs = [self.blobs.get(name, b"") for name in names]
+        count = self.manifest["classes"]
+        if type(count) is not int or not 1 <= count <= 4096:
+            count = 1
+        spans = [(len(blob) // count, blob) for blob in blobs]
+        return [b"".join(blob[c * n : c * n + n] for n, blob in spans) for c in range(count)]
+
     def bytes(self) -> bytes:
         """Return the file, in canonical form except for what was changed."""
         text = canonical(self.manifest) if self.text is None else self.text
-        parts = ['{"__metadata__":{"d3m":' + json.dumps(text) + "}"]
-        data = b""
-        pads = 0
-        for section in self.manifest["sections"]:
-            for tensor, dtype, shape, *_ in section["tensors"]:
-                name = f"{section['name']}.{tensor}"
-                gap = -len(data) % 64
-                if gap:
-                    offsets = [len(data), len(data) + gap]
-                    parts.append(_entry(f"pad.{pads}", "U8", [gap], offsets))
-                    pads += 1
-                    data += self.zero * gap
-                blob = self.blobs.get(name, b"")
-                parts.append(_entry(name, dtype, shape, [len(data), len(data) + len(blob)]))
-                data += blob
+        shared = b"".join(map(self._shared, self._names()))
+        rows = self._rows()
+        data = shared + b"".join(rows)
+        shape = [len(rows), len(rows[0])]
+        parts = [
+            '{"__metadata__":{"d3m":' + json.dumps(text) + "}",
+            _entry("shared", [len(shared)], [0, len(shared)]),
+            _entry("rows", shape, [len(shared), len(data)]),
+        ]
         header = self.reheader(",".join(parts) + "}").encode("utf-8", "surrogatepass")
-        size = -(-(8 + len(header)) // 64) * 64 - 8 + self.width
+        size = -(-(8 + len(header)) // 8) * 8 - 8 + self.width
         padded = header + self.space.encode() * (size - len(header))
         return struct.pack("<Q", len(padded)) + padded + data + self.tail
 
 
-def _entry(name: str, dtype: Any, shape: Any, offsets: list[int]) -> str:
-    value = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+def _entry(name: str, shape: list[int], offsets: list[int]) -> str:
+    value = {"dtype": "U8", "shape": shape, "data_offsets": offsets}
     return f'"{name}":{json.dumps(value, separators=(",", ":"))}'

@@ -89,7 +89,7 @@ def raw(data: bytes, rng: random.Random) -> bytes:
             other = rng.randrange(len(out))
             out[at:at] = out[other : other + rng.randrange(1, 65)]
         elif kind == 7:
-            out[:8] = struct.pack("<Q", rng.choice((0, 1, 2, size - 1, size + 64, len(out), 2**63)))
+            out[:8] = struct.pack("<Q", rng.choice((0, 1, 2, size - 1, size + 8, len(out), 2**63)))
         else:
             text = json.dumps(rng.choice(NUMBERS)).encode()
             out[at : at + len(text)] = text
@@ -105,7 +105,7 @@ def sealed(draft: Draft, rng: random.Random) -> bytes:
         kind = rng.randrange(5)
         if kind == 4 and draft.blobs:
             with suppress(AttributeError, LookupError, StopIteration, TypeError, ValueError):
-                poke_tensor(draft, rng)  # a tensor that another mutation has removed stays removed
+                poke_section(draft, rng)  # a tensor that another mutation has removed stays removed
         elif kind == 0 and draft.blobs:
             name = rng.choice(list(draft.blobs))
             blob = draft.blobs[name]
@@ -133,22 +133,25 @@ def sealed(draft: Draft, rng: random.Random) -> bytes:
         return raw(b"\x02\0\0\0\0\0\0\0{}", rng)
 
 
-def poke_tensor(draft: Draft, rng: random.Random) -> None:
-    """Remove a tensor, or give it and its bytes another name, dtype or axis."""
+def poke_section(draft: Draft, rng: random.Random) -> None:
+    """Remove a tensor, or change parameters and bytes of a section together."""
     name = rng.choice(list(draft.blobs))
-    section, entry = draft.section(name.split(".")[0]), draft.tensor(name)
+    section = name.split(".")[0]
     kind = rng.randrange(4)
     if kind == 0:
-        section["tensors"].remove(entry)
         del draft.blobs[name]
     elif kind == 1:
-        new = rng.choice([other.split(".")[1] for other in draft.blobs])
-        entry[0] = new
-        draft.blobs[f"{section['name']}.{new}"] = draft.blobs.pop(name)
+        draft.section(section)[1] = rng.choice(
+            ("f16", "i8", "i4", "pq", "topk", "dense", "lanes", "u8", "u32", "utf8")
+        )
     elif kind == 2:
-        entry[1] = rng.choice(("U8", "I8", "U16", "U32", "F16", "F32"))
+        params = draft.params(section)
+        key = rng.choice(list(params))
+        params[key] += rng.choice((-1, 1))
+        count = draft.manifest["classes"] if name in draft.rows[section] else 1
+        draft.blobs[name] += bytes(count * rng.choice((1, 2, 3)))
     else:
-        entry[3] = "class" if entry[3] == "shared" else "shared"
+        draft.section(section)[3:] = [] if len(draft.section(section)) == 4 else ["ab" * 16]
 
 
 def poke_json(value: Any, rng: random.Random) -> None:
@@ -166,7 +169,7 @@ def poke_json(value: Any, rng: random.Random) -> None:
         if kind == 0:
             del value[key]
         elif kind == 1 and isinstance(value, dict):
-            value[rng.choice(("x", "name", "", "codec", "restricted"))] = old
+            value[rng.choice(("x", "row", "", "shared", "requires", "seed", "licence"))] = old
         elif kind == 1:
             value.insert(key, old)
         elif kind == 2 and isinstance(old, (int, float)) and not isinstance(old, bool):

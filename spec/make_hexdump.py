@@ -38,7 +38,8 @@ def fields(data: bytes, size: int) -> list[tuple[int, str]]:
     for name in list(header)[1:]:
         at = text.index(f'"{name}":', at)
         parts.append((8 + at, f"where `{name}` lies"))
-    parts.append((8 + len(text.rstrip(" ")), "spaces up to a multiple of 64"))
+    if text.endswith(" "):
+        parts.append((8 + len(text.rstrip(" ")), "spaces up to a multiple of 8"))
     return parts
 
 
@@ -47,27 +48,21 @@ def explain(data: bytes) -> str:
     size = struct.unpack_from("<Q", data)[0]
     header = json.loads(data[8 : 8 + size])
     begin = 8 + size
-    manifest = json.loads(header.pop("__metadata__")["d3m"])
-    hashes = {
-        f"{section['name']}.{tensor[0]}": tensor[4]
-        for section in manifest["sections"]
-        for tensor in section["tensors"]
-    }
-    meanings = {
-        "classes.text": "the only class name, `a`; its SHA-256 begins with `{}`",
-        "pad.0": "zeros up to the next multiple of 64",
-        "leaves.hash": "the leaf of class 0: half of the SHA-256 of the last two bytes",
-        "pad.1": "zeros again",
-        "prompts.values": "0x3800 is 0.5 in binary16; its SHA-256 begins with `{}`, as the leaf",
-    }
+    manifest = json.loads(header["__metadata__"]["d3m"])
+    hashes = {name: sha256[0] for name, _, _, *sha256 in manifest["sections"] if sha256}
     parts = fields(data, size)
-    for name, entry in header.items():
-        start = begin + entry["data_offsets"][0]
-        meaning = meanings[name].format(hashes.get(name, "")[:16])
-        parts.append((start, f"**{name}**, {entry['dtype']} {entry['shape']}: {meaning}"))
+    for at, meaning in (
+        (
+            0,
+            "**classes.text**, U8 [1]: the only name, `a`; its SHA-256 begins with `{classes}`",
+        ),
+        (1, "**leaves.hash**, U8 [1, 16]: the leaf of class 0: half of the SHA-256 of its row"),
+        (17, "**prompts.values**, F16 [1, 1, 1, 1]: the row of class 0; 0x3800 is 0.5 in binary16"),
+    ):
+        parts.append((begin + at, meaning.format(**hashes)))
     starts = [start for start, _ in parts]
     out = [
-        f"The file has {len(data)} bytes, and the data begin at {begin} = 64 · {begin // 64}. "
+        f"The file has {len(data)} bytes, and the data begin at {begin} = 8 · {begin // 8}. "
         f"Its `root` is `{manifest['root']}`.",
         "",
         "| bytes | what they are |",

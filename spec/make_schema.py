@@ -6,10 +6,11 @@ python spec/make_schema.py
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from d3pack.format import coded, container, reader, recipe
+from d3pack.format import container, pack, reader, recipe
 
 FEATURE = "^[a-z][a-z0-9-]{0,31}$"
 
@@ -29,12 +30,21 @@ def array(items: Any, low: int, high: int) -> dict[str, Any]:
     return {"type": "array", "items": items, "minItems": low, "maxItems": high}
 
 
-def closed(**properties: Any) -> dict[str, Any]:
-    """An object with exactly these fields."""
+def closed(defaults: Mapping[str, Any], **properties: Any) -> dict[str, Any]:
+    """An object with exactly these fields; those with a default are left out if they have it.
+
+    A default of None depends on other fields.
+    """
+    fields = {
+        name: {**value, "default": defaults[name], "not": {"const": defaults[name]}}
+        if defaults.get(name) is not None
+        else value
+        for name, value in properties.items()
+    }
     return {
         "type": "object",
-        "properties": properties,
-        "required": sorted(properties),
+        "properties": fields,
+        "required": sorted(set(properties) - set(defaults)),
         "additionalProperties": False,
     }
 
@@ -46,51 +56,43 @@ def tuples(*items: Any) -> dict[str, Any]:
 
 def sampled(name: str, **properties: Any) -> dict[str, Any]:
     """What a sampler demands of other fields."""
-    chosen = {"properties": {"sampler": {"const": name}}}
-    return {"if": chosen, "then": {"properties": properties}}
+    chosen = {"properties": {"sampler": {"const": name}}, "required": ["sampler"]}
+    return {"if": chosen, "then": {"properties": properties, "required": sorted(properties)}}
 
 
 def schema() -> dict[str, Any]:
     """The schema as a value."""
     sha256 = text("[0-9a-f]{64}")
     line = text(rf"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{{0,{recipe.MAX_TEXT}}}")
-    path = r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,254}(/[A-Za-z0-9_][A-Za-z0-9._+-]{0,254})*"
     name = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
     real = {"type": "number", "$comment": "always with a point or an exponent"}
     backbone = closed(
+        {**recipe.BACKBONE_DEFAULTS, "revision": None},
         kind=text("[a-z0-9][a-z0-9._-]{0,63}"),
         repo=text(f"|{name}(/{name})?"),
         revision=text("[0-9a-f]{40}"),
-        files={
-            "type": "object",
-            "propertyNames": {**text(path), "maxLength": recipe.MAX_TEXT},
-            "additionalProperties": tuples(integer(0, recipe.MAX_FILE_SIZE), sha256),
-            "minProperties": 1,
-            "maxProperties": recipe.MAX_FILES,
-        },
+        lock=sha256,
+        bytes=integer(0, recipe.MAX_BACKBONE),
         licence=line,
     )
     number = {"type": "number"}
     rows = array(tuples(number, array(number, 1, recipe.MAX_ORDER)), 1, recipe.MAX_STEPS)
-    tensor = tuples(
-        text("[a-z][a-z0-9_]{0,31}"),
-        {"enum": list(coded.DTYPES)},
-        array(integer(1, container.MAX_SIDE), 1, container.MAX_DIMS),
-        {"enum": ["class", "shared"]},
-        sha256,
-    )
-    section = closed(
-        name={"type": "string", "pattern": FEATURE, "not": {"const": "pad"}},
-        codec={"type": "string"},
-        params={"type": "object"},
-        tensors=array(tensor, 1, container.MAX_TENSORS),
-    )
+    section = {
+        **tuples(
+            text("[a-z][a-z0-9-]{0,31}"),
+            {"type": "string"},
+            {"type": "object"},
+            text(f"[0-9a-f]{{{container.DIGEST}}}"),
+        ),
+        "minItems": 3,
+    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "d3m-1/manifest.schema.json",
         "title": "The manifest of a .d3m file, version 1",
         "$comment": "Made by spec/make_schema.py. What it cannot say, d3m-1.md says.",
         **closed(
+            pack.DEFAULTS,
             d3m=tuples({"const": 1}, integer(0, 2**31 - 1)),
             requires=array({"type": "string"}, 0, 0),
             optional={"type": "object", "propertyNames": {"pattern": FEATURE}},
@@ -98,6 +100,7 @@ def schema() -> dict[str, Any]:
             images_per_class=integer(1, reader.MAX_IMAGES),
             seed=text("[0-9a-f]{16}"),
             recipe=closed(
+                recipe.DEFAULTS,
                 backbone=backbone,
                 size={**array(integer(1, recipe.MAX_SIDE), 2, 2)},
                 sampler={"enum": list(recipe.SAMPLERS)},
@@ -120,7 +123,7 @@ def schema() -> dict[str, Any]:
             sections={
                 **array(section, len(container.REQUIRED), container.MAX_SECTIONS),
                 "allOf": [
-                    {"contains": {"properties": {"name": {"const": required}}}}
+                    {"contains": {"prefixItems": [{"const": required}]}}
                     for required in container.REQUIRED
                 ],
             },

@@ -33,7 +33,6 @@ from d3pack.format.codecs import (
     encode_prompts,
 )
 from d3pack.format.pack import EMBEDDED
-from d3pack.format.recipe import directory_revision
 
 BACKBONE = BackboneRef(
     kind="stable-diffusion",
@@ -121,7 +120,7 @@ def carried() -> Pack:
         path: FileLock(len(data), hashlib.sha256(data).hexdigest())
         for path, data in decode_files(coded).items()
     }
-    home = BackboneRef("dit", "", directory_revision(locks), locks, "apache-2.0")
+    home = BackboneRef("dit", "", files=locks, licence="apache-2.0")
     return base(
         recipe=replace(RECIPE, backbone=home),
         optional={EMBEDDED: {}},
@@ -137,21 +136,17 @@ def quantised() -> Coded:
         "codes": codes,
         "scales": np.full((4, 1, 1), 0.0625, dtype=np.float16),
     }
-    params = {"shape": [1, 1, 32], "dim": 4, "error": {"rms": 0.25, "worst": 0.5}}
+    params = {"shape": [1, 1, 32], "dim": 4, "entries": 16}
     return Coded("pq", tensors, params, frozenset({"codebook"}))
 
 
 def newer() -> Pack:
     """Return a pack of minor version 7 with an optional feature and its section."""
-    captions = Coded(
-        "utf8",
-        {
-            "text": np.arange(4 * 3, dtype=np.uint8).reshape(4, 3),
-            "table": np.arange(5, dtype="<u4"),
-        },
-        {"language": "en"},
-        frozenset({"table"}),
-    )
+    tensors = {
+        "rows": np.arange(4 * 3, dtype=np.uint8).reshape(4, 3),
+        "shared": np.arange(5, dtype="<u4").view(np.uint8),
+    }
+    captions = Coded("utf8", tensors, {"language": "en"}, frozenset({"shared"}))
     features = {"captions": {"since": 7, "weights": [0.5, 1e-07]}, "mood": {}}
     return base(optional=features, extensions={"captions": captions}, minor=7)
 
@@ -214,7 +209,7 @@ def valid() -> Iterator[tuple[str, str, Pack]]:
     facts: dict[str, Any] = {
         "teacher": {"name": "resnet18", "bytes": 44_700_000, "accuracy": 0.93125},
         "numbers": [0.1, 1e-07, 1e16, 123456789.125, -0.0, 5e-324, 2**53 - 1, -1, True, None],
-        "text": 'quote " backslash \\ line\nend \u00e9 \U0001f408 \u007f',
+        "text": 'a/b quote " backslash \\ line\nend \u00e9 \U0001f408 \u007f',
         "deep": [[[[[[[[[[]]]]]]]]]],
     }
     yield "provenance", "every kind of JSON value", base(provenance=facts)
@@ -222,7 +217,7 @@ def valid() -> Iterator[tuple[str, str, Pack]]:
     table = replace(RECIPE, sampler="table", extra=extra, dtype="bfloat16", guided_channels=3)
     yield "recipe-table", "a sampler given as a table", base(recipe=table)
     files = {f"part-{i:02d}/weights.safetensors": FileLock(i, f"{i:064x}") for i in range(12)}
-    home = replace(RECIPE, backbone=replace(BACKBONE, repo="", kind="dit", files=files))
+    home = replace(RECIPE, backbone=BackboneRef("dit", "", files=files, licence="apache-2.0"))
     yield "recipe-directory", "a backbone without a public home", base(recipe=home)
     yield "newer-minor", "version 1.7 with an optional feature and its section", newer()
     full = base(

@@ -18,15 +18,16 @@ from d3pack.backbones.lock import Layout as Layout
 from d3pack.backbones.lock import Part as Part
 from d3pack.backbones.lock import cache_home as cache_home
 from d3pack.backbones.lock import verify_files as verify_files
+from d3pack.backbones.lock import write_list as write_list
 from d3pack.backbones.protocol import TEMPLATE as TEMPLATE
 from d3pack.backbones.protocol import Backbone as Backbone
 from d3pack.backbones.protocol import Condition as Condition
 from d3pack.backbones.resolve import MINI_GUIDANCE as MINI_GUIDANCE
+from d3pack.backbones.resolve import complete as complete
 from d3pack.backbones.resolve import default_backbone as default_backbone
 from d3pack.backbones.resolve import default_guidance as default_guidance
 from d3pack.backbones.resolve import fetch_backbone as fetch_backbone
 from d3pack.backbones.resolve import kinds as kinds
-from d3pack.backbones.resolve import locate_files as locate_files
 from d3pack.backbones.resolve import lock_backbone as lock_backbone
 from d3pack.backbones.resolve import lock_directory as lock_directory
 from d3pack.backbones.resolve import mini_directory as mini_directory

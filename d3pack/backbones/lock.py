@@ -1,9 +1,11 @@
 """The lock of a backbone: which files it consists of, and that they are unchanged.
 
-No file is parsed before its size and SHA-256 are compared with the `BackboneRef`, and none is used
-that was written to between the check and the end of its reading. Because hashing gigabytes takes
-long, a check is remembered by (path, device, inode, size, mtime, ctime), unless the file was
-written to just now. A remembered hash that disagrees is not trusted: the file is hashed again.
+A pack names the lock, a hash of the list of files. The list comes with the backbone, as
+`lock.json`, or is made from the files; it counts only if it has that hash. No file is parsed before
+its size and SHA-256 are compared with the list, and none is used that was written to between the
+check and the end of its reading. Because hashing gigabytes takes long, a check is remembered by
+(path, device, inode, size, mtime, ctime), unless the file was written to just now. A remembered
+hash that disagrees is not trusted: the file is hashed again.
 """
 
 from __future__ import annotations
@@ -14,21 +16,31 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
-from d3pack.errors import BackboneChangedError, BackboneError, D3MError, NotFoundError
-from d3pack.format import BackboneRef, FileLock
+from d3pack.errors import (
+    BackboneChangedError,
+    BackboneError,
+    D3MError,
+    InvalidPackError,
+    NotFoundError,
+)
+from d3pack.format import BackboneRef, FileLock, files_json, lock_of, parse_files
 from d3pack.system import write_text
 
 FileProgress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
 
+LIST = "lock.json"
+MAX_LIST = 1 << 20  # bytes of a list
 SUFFIXES = (".safetensors", ".json", ".txt")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack", ".h5")
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _SHARD = r"-\d{5}-of-\d{5}"
+_VARIANT = re.compile(r"\.([a-z0-9]+)(?:-\d{5}-of-\d{5})?\.safetensors$")
 _CHUNK = 1 << 22
 _TICK = 2_000_000_000  # nanoseconds; the coarsest clock of a file system in use
 
@@ -71,7 +83,7 @@ class Layout:
         Without a variant these are the weights of full size, or "fp16" where only those exist.
         """
         present = set(paths)
-        chosen = [path for path in self.optional if path in present]
+        chosen = self._optional(present)
         for part in self.parts:
             if part.config:
                 chosen.append(_require(present, f"{part.folder}/{part.config}"))
@@ -81,8 +93,36 @@ class Layout:
                 sets = [[f"{part.folder}/{name}" for name in names] for names in part.others]
                 complete = [paths for paths in sets if present.issuperset(paths)]
                 chosen += complete[0] if complete else [_require(present, sets[0][0])]
-            chosen += [f for o in part.optional if (f := f"{part.folder}/{o}") in present]
         return tuple(sorted(chosen))
+
+    def choices(self, paths: Iterable[str]) -> Iterator[tuple[str, ...]]:
+        """Yield what may have been locked: of each variant, with more and fewer optional files.
+
+        Raises:
+            BackboneError: there is none, because a file is missing.
+        """
+        present = set(paths)
+        variants = {match[1] for path in present if (match := _VARIANT.search(path))}
+        optional = self._optional(present)
+        missing: BackboneError | None = None
+        seen: set[tuple[str, ...]] = set()
+        for variant in (None, *sorted(variants)):
+            try:
+                files = self.needed(present, variant)
+            except BackboneError as error:
+                missing = missing or error
+                continue
+            for count in range(len(optional) + 1):
+                for left_out in combinations(optional, count):
+                    seen.add(chosen := tuple(path for path in files if path not in left_out))
+                    yield chosen
+        if missing and not seen:
+            raise missing
+
+    def _optional(self, present: set[str]) -> list[str]:
+        """Return the optional files that are there."""
+        inner = [f"{part.folder}/{name}" for part in self.parts for name in part.optional]
+        return [path for path in (*self.optional, *inner) if path in present]
 
 
 def weight_files(paths: Iterable[str], stem: str) -> tuple[str, ...]:
@@ -141,6 +181,48 @@ def check_path(path: str) -> None:
         )
 
 
+def read_list(path: Path) -> dict[str, FileLock]:
+    """Return the files that a `lock.json` lists; none where it is not one."""
+    try:
+        if path.is_file():  # a pipe would not end
+            with path.open("rb") as file:
+                data = file.read(MAX_LIST + 1)
+            return parse_files(json.loads(data)["files"]) if len(data) <= MAX_LIST else {}
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, InvalidPackError):
+        pass  # its hash would not be that of the lock, which the caller compares
+    return {}
+
+
+def write_list(folder: Path, ref: BackboneRef) -> None:
+    """Write `lock.json`: kind, licence, revision and files of a backbone."""
+    value = {
+        "kind": ref.kind,
+        "licence": ref.licence,
+        "revision": ref.revision,
+        "files": files_json(ref.files),
+    }
+    write_text(folder / LIST, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def remember_list(ref: BackboneRef) -> None:
+    """Keep the list of a backbone, so that a changed file can be named."""
+    path = list_path(ref)
+    with suppress(OSError, D3MError):  # a read-only or full home costs no more than the name
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps({"files": files_json(ref.files)}) + "\n")
+
+
+def list_path(ref: BackboneRef) -> Path:
+    """Return where the list of a backbone is kept."""
+    return cache_home() / "locks" / f"{ref.lock}.json"
+
+
+def with_list(ref: BackboneRef, files: Mapping[str, FileLock]) -> BackboneRef | None:
+    """Return a reference with this list of files if it is the one that the lock means."""
+    return replace(ref, files=files) if files and lock_of(files) == ref.lock else None
+
+
 def list_files(root: Path) -> tuple[str, ...]:
     """Return relative POSIX paths of the files in a directory and its folders."""
     if not root.is_dir():
@@ -180,7 +262,7 @@ class VerifiedFile:
 def verify_files(
     root: Path, ref: BackboneRef, progress: FileProgress | None = None
 ) -> dict[str, VerifiedFile]:
-    """Check every file of a lock against its size and hash.
+    """Check every file of a reference against its size and hash; the list must be known.
 
     Raises:
         BackboneChangedError: a file is another one.

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module, resources
 from importlib.metadata import entry_points
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from d3pack.backbones.loading import Files
-from d3pack.backbones.lock import FileProgress, VerifiedFile, list_files, lock_files, verify_files
+from d3pack.backbones.loading import MAX_FILE, Files
+from d3pack.backbones.lock import (
+    LIST,
+    FileProgress,
+    VerifiedFile,
+    check_path,
+    list_files,
+    list_path,
+    lock_files,
+    read_list,
+    remember_list,
+    verify_files,
+    with_list,
+)
 from d3pack.errors import BackboneChangedError, BackboneError, NoSpaceError, NotFoundError
-from d3pack.format import BackboneRef, directory_revision
+from d3pack.format import BackboneRef, FileLock
 from d3pack.system import first_line, is_disk_full
 
 if TYPE_CHECKING:
@@ -24,6 +39,7 @@ T = TypeVar("T")
 
 MINI = "mini"
 MINI_GUIDANCE = 2.5  # of images that nobody picks
+MAX_TREE = 10_000  # files of a repository
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 _BUILT_IN = {
     "stable-diffusion": "d3pack.backbones.stable_diffusion:StableDiffusion",
@@ -105,7 +121,48 @@ def lock_directory(
     paths = list_files(root)
     kind = kind or _detect_kind(paths, str(root))
     files = lock_files(root, _family(kind)[0].needed(paths, variant), progress)
-    return BackboneRef(kind, repo, revision or directory_revision(files), files, licence)
+    ref = BackboneRef(kind, repo, revision or "", files, licence)
+    remember_list(ref)
+    return ref
+
+
+def complete(ref: BackboneRef, root: Path, progress: FileProgress | None = None) -> BackboneRef:
+    """Return a reference with the list of its files, which has the hash that the lock says.
+
+    The list is the one in the directory or a remembered one, or it is made from the files that
+    the family may have locked; those of another total size are not read.
+
+    Raises:
+        BackboneChangedError: the files in the directory have another lock.
+        BackboneError: a file of the family is missing.
+        NotFoundError: the directory does not exist.
+    """
+    if ref.files:
+        return ref
+    paths = list_files(root)
+    for place in (root / LIST, list_path(ref)):
+        if found := with_list(ref, read_list(place)):
+            return found
+    sizes = {path: (root / path).stat().st_size for path in paths}
+    for chosen in _chosen(ref, sizes):
+        if found := with_list(ref, lock_files(root, chosen, progress)):
+            remember_list(found)
+            return found
+    raise _another(ref, str(root))
+
+
+def _chosen(ref: BackboneRef, sizes: Mapping[str, int]) -> Iterator[tuple[str, ...]]:
+    """Yield the files that may have been locked: of the family, and of the right total size."""
+    for chosen in _family(ref.kind)[0].choices(sizes):
+        if sum(sizes[path] for path in chosen) == ref.nbytes:
+            yield chosen
+
+
+def _another(ref: BackboneRef, place: str) -> BackboneChangedError:
+    return BackboneChangedError(
+        f"{place} does not hold the files of lock {ref.lock[:12]}, {ref.nbytes:,} bytes",
+        hint="give a directory with the locked files, or encode anew with this backbone",
+    )
 
 
 def _detect_kind(paths: tuple[str, ...], name: str) -> str:
@@ -161,8 +218,8 @@ def lock_backbone(
 
 
 def _mini_licence(root: Path) -> str:
-    if (root / "lock.json").is_file():
-        licence = Files({"lock.json": root / "lock.json"}).json("lock.json").get("licence")
+    if (root / LIST).is_file():
+        licence = Files({LIST: root / LIST}).json(LIST).get("licence")
         if isinstance(licence, str):
             return licence
     return "unknown"
@@ -171,22 +228,91 @@ def _mini_licence(root: Path) -> str:
 def fetch_backbone(ref: BackboneRef) -> Path:
     """Return the directory of a backbone, downloaded if need be, with every file of its lock
     verified."""
-    directory = locate_files(ref)
+    ref, directory = locate(ref)
     verify_files(directory, ref)
     return directory
 
 
-def locate_files(ref: BackboneRef) -> Path:
-    """Return where the files of a lock are, fetched if necessary; they are not verified here."""
+def locate(ref: BackboneRef, progress: FileProgress | None = None) -> tuple[BackboneRef, Path]:
+    """Return a reference with its list, and where the files are, fetched if necessary.
+
+    The files are not verified here.
+    """
     if ref.repo == MINI:
-        return mini_directory()
+        root = mini_directory()
+        return complete(ref, root, progress), root
     if not ref.repo:
         raise BackboneError(
             "the pack's backbone was a directory without a public home",
             code="E_BACKBONE_MISSING",
             hint="put it next to the pack as NAME.backbone, or give its directory",
         )
-    return _fetch(ref.repo, ref.revision, tuple(ref.files))
+    ref = _complete_from_hub(ref, progress)
+    return ref, _fetch(ref.repo, ref.revision, tuple(ref.files))
+
+
+def _complete_from_hub(ref: BackboneRef, progress: FileProgress | None) -> BackboneRef:
+    """Return the reference of a repository with its list: a known one, that of a copy in the
+    cache, a published one, or one made of what the Hub says about its files."""
+    if ref.files:
+        return ref
+    if found := with_list(ref, read_list(list_path(ref))):
+        return found
+    with suppress(BackboneError, NotFoundError):  # no copy, or not all of it
+        return complete(ref, _snapshot(ref), progress)
+    listed = _published_list(ref)
+    remember_list(listed)
+    return listed
+
+
+def _snapshot(ref: BackboneRef) -> Path:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = repo_folder_name(repo_id=ref.repo, repo_type="model")
+    return Path(constants.HF_HUB_CACHE) / folder / "snapshots" / ref.revision
+
+
+def _published_list(ref: BackboneRef) -> BackboneRef:
+    """Return the reference with a list from the Hub, before any large file is downloaded."""
+    from huggingface_hub import HfApi
+
+    def list_tree() -> dict[str, Any]:
+        tree = HfApi().list_repo_tree(ref.repo, recursive=True, revision=ref.revision)
+        return {entry.path: entry for entry in islice(tree, MAX_TREE) if hasattr(entry, "size")}
+
+    files = _ask_hub(ref.repo, ref.revision, list_tree)
+    if LIST in files and (found := with_list(ref, read_list(_fetch_file(ref, LIST)))):
+        return found
+    for chosen in _chosen(ref, {path: entry.size for path, entry in files.items()}):
+        locks = {}
+        for path in chosen:
+            check_path(path)
+            if lfs := files[path].lfs:
+                locks[path] = FileLock(files[path].size, lfs.sha256)
+            elif files[path].size <= MAX_FILE:
+                data = _fetch_small(ref, path, files[path].blob_id)
+                locks[path] = FileLock(len(data), hashlib.sha256(data).hexdigest())
+        if found := with_list(ref, locks):
+            return found
+    raise _another(ref, f"{ref.repo} at {ref.revision[:12]}")
+
+
+def _fetch_small(ref: BackboneRef, path: str, blob: str) -> bytes:
+    """Return a file that Git stores itself; one that was damaged in transfer is fetched again."""
+    data = _fetch_file(ref, path).read_bytes()
+    known = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    if known != blob:
+        _fetch_again(ref.repo, ref.revision, path)
+        data = _fetch_file(ref, path).read_bytes()
+    return data
+
+
+def _fetch_file(ref: BackboneRef, path: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    download = lambda: hf_hub_download(ref.repo, path, revision=ref.revision)  # noqa: E731
+    return Path(_ask_hub(ref.repo, ref.revision, download))
 
 
 def open_backbone(
@@ -216,7 +342,12 @@ def open_backbone(
     if isinstance(ref, str):
         ref, root = lock_backbone(ref, progress=progress)
     else:
-        root = Path(path) if path is not None else locate_files(ref)
+        _family(ref.kind)  # an unknown one is refused before anything is fetched
+        if path is None:
+            ref, root = locate(ref, progress)
+        else:
+            root = Path(path)
+            ref = complete(ref, root, progress)
     is_cached = path is None and ref.repo not in ("", MINI)
     verified = _verify_or_repair(root, ref, progress, is_cached=is_cached)
     files = Files({name: file.path for name, file in verified.items()}, verified)

@@ -41,7 +41,7 @@ class Diff:
 
 
 def _changes(a: Pack, b: Pack) -> Iterator[dict[str, Any]]:
-    from d3pack.format import to_plain
+    from d3pack.format import DEFAULTS, to_plain
 
     gone = [name for name in a.classes if name not in set(b.classes)]
     new = [name for name in b.classes if name not in set(a.classes)]
@@ -49,10 +49,10 @@ def _changes(a: Pack, b: Pack) -> Iterator[dict[str, Any]]:
         yield _change("classes", _some(gone) or "-", _some(new) or "-")
     elif a.classes != b.classes:
         yield _change("order of the classes", _some(a.classes), _some(b.classes))
-    for what in ("images_per_class", "seed"):
-        yield from _unequal(what, a.manifest[what], b.manifest[what])
-    for what in ("recipe", "provenance", "optional"):
-        yield from _unequal(what, to_plain(a.manifest[what]), to_plain(b.manifest[what]))
+    for what in ("images_per_class", "seed", "provenance", "optional"):
+        one, other = (to_plain({**DEFAULTS, **pack.manifest}[what]) for pack in (a, b))
+        yield from _unequal(what, one, other)
+    yield from _unequal("recipe", a.recipe.to_json(), b.recipe.to_json())
     old, fresh = _sections(a), _sections(b)
     for name in sorted((set(old) | set(fresh)) - {"classes", "leaves"}):
         if old.get(name) == fresh.get(name):
@@ -72,14 +72,14 @@ def _changes(a: Pack, b: Pack) -> Iterator[dict[str, Any]]:
 def _sections(pack: Pack) -> dict[str, tuple[str, int, Any]]:
     from d3pack.format import to_plain
 
-    nbytes = pack.ledger().sections
+    ledger, stored = pack.ledger().sections, pack.sections()
     return {
-        entry["name"]: (
-            entry["codec"],
-            nbytes.get(entry["name"], 0),
-            to_plain({"params": entry["params"], "tensors": entry["tensors"]}),
+        name: (
+            codec,
+            ledger.get(name, 0),
+            (to_plain(params), [array.tobytes() for array in stored[name].tensors.values()]),
         )
-        for entry in pack.manifest["sections"]
+        for name, codec, params, *_ in pack.manifest["sections"]
     }
 
 

@@ -51,13 +51,21 @@ def _outline(file: str) -> Pack:
 
 
 def _summary(pack: Pack) -> dict[str, Any]:
-    from d3pack.format import to_plain
+    from d3pack.format import DEFAULTS, to_plain
 
     ledger = pack.ledger()
     manifest: dict[str, Any] = to_plain(pack.manifest)
-    sections = {entry.pop("name"): entry for entry in manifest.pop("sections")}
+    sections = {}
+    for name, codec, params, *digest in manifest.pop("sections"):
+        sections[name] = {
+            "codec": codec,
+            "params": params,
+            **({"hash": digest[0]} if digest else {}),
+        }
     return {
+        **DEFAULTS,
         **manifest,
+        "recipe": pack.recipe.to_json(),  # with the defaults that the file leaves out
         "classes": list(pack.classes),
         "images": len(pack),
         "sections": sections,
@@ -86,12 +94,10 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
     )
     place = "carried in this file" if EMBEDDED in pack.extensions else backbone.repo
     yield _row("backbone", f"{backbone.kind}, {place or 'a directory'}")
-    yield _row("", f"revision {backbone.revision}")
-    yield _row(
-        "",
-        f"{count(len(backbone.files), 'file')}, {size(backbone.nbytes)},"
-        f" licence {backbone.licence}",
-    )
+    if backbone.revision != backbone.lock[:40]:
+        yield _row("", f"revision {backbone.revision}")
+    yield _row("", f"{size(backbone.nbytes)}, licence {backbone.licence}")
+    yield _row("lock", backbone.lock)
     yield _row(
         "recipe",
         f"{recipe.sampler}, {len(recipe.sigmas) - 1} steps from sigma {recipe.sigmas[0]:.4g}, "
@@ -113,8 +119,7 @@ def _sections(pack: Pack) -> Iterator[str]:
     modes, vectors, width = prompts.params["shape"]
     yield _row(
         "prompts",
-        f"{prompts.codec}, {count(modes, 'mode')} of {count(vectors, 'vector')}"
-        f" of {width} values, error {prompts.params['error']['rms']:.2%}",
+        f"{prompts.codec}, {count(modes, 'mode')} of {count(vectors, 'vector')} of {width} values",
     )
     if pack.codes is not None:
         params, codes = pack.codes.params, pack.codes.nbytes / len(pack.classes)
@@ -131,17 +136,18 @@ def _sections(pack: Pack) -> Iterator[str]:
     yield _row("seeds", f"{how}, from {pack.seed:016x}")
     if pack.labels is not None:
         params = pack.labels.params
-        text = f"{pack.labels.codec}, error {params['error']['mean']:.2g}"
+        text = pack.labels.codec
         if pack.labels.codec == "topk":
-            text += f", top {params['k']} at {params['bits']} bits, "
-            text += f"kept mass {params['kept']['mean']:.2%}, at least {params['kept']['min']:.2%}"
+            text += f", top {params['k']} at {params['bits']} bits"
         yield _row("labels", text)
     if pack.adapter is not None:
         table = pack.adapter.params["table"]
         yield _row("adapter", f"{pack.adapter.codec}, {count(len(table), 'tensor')}")
     if pack.probes is not None:
-        entries = next(s for s in pack.manifest["sections"] if s["name"] == "probes")["tensors"]
-        images, _, height, breadth = next(entry[2] for entry in entries if entry[0] == "images")
+        (params,) = (
+            params for name, _, params, *_ in pack.manifest["sections"] if name == "probes"
+        )
+        images, height, breadth = params["shape"]
         yield _row("probes", f"{count(images, 'image')} of {height} x {breadth} pixels")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d3pack.backbones import cache_home, verify_files
+from d3pack.backbones import cache_home, complete, verify_files, write_list
 from d3pack.errors import BackboneError
-from d3pack.format import EMBEDDED, carried_files, directory_revision
+from d3pack.format import EMBEDDED, FileLock, carried_files
 from d3pack.system import disk_full_as_error, lock, remove_leftovers, replace_folder
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ def unpack_backbone(pack: Pack) -> Path | None:
         return None
     ref = pack.recipe.backbone
     home = cache_home() / "embedded"
-    folder = home / directory_revision(ref.files)
+    folder = home / ref.lock[:40]
     if _is_intact(folder, ref):
         return folder
     files = carried_files(pack)
@@ -50,6 +52,8 @@ def unpack_backbone(pack: Pack) -> Path | None:
             for path, data in files.items():  # the recipe's paths, which are checked
                 (temporary / path).parent.mkdir(parents=True, exist_ok=True)
                 (temporary / path).write_bytes(data)
+            locks = {p: FileLock(len(d), hashlib.sha256(d).hexdigest()) for p, d in files.items()}
+            write_list(temporary, replace(ref, files=locks))
     return folder
 
 
@@ -58,7 +62,7 @@ def _is_intact(folder: Path, ref: BackboneRef) -> bool:
     if not folder.is_dir():
         return False
     try:
-        verify_files(folder, ref)
+        verify_files(folder, complete(ref, folder))
     except BackboneError:
         return False
     return True

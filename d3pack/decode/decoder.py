@@ -165,7 +165,7 @@ class Decoder:
 
     def _check_backbone(self) -> None:
         recipe, backbone = self.pack.recipe, self.backbone
-        if dict(backbone.ref.files) != dict(recipe.backbone.files):
+        if backbone.ref.lock != recipe.backbone.lock:
             raise BackboneChangedError("the open backbone is not the one that the pack names")
         device = _device_of(backbone)
         if backbone.dtype != self.numerics.dtype or device != self.device:

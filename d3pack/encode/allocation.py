@@ -197,4 +197,4 @@ def _label_bytes(classes: int, images: int, labels: str) -> int:
         return 0
     probs = np.full((2, images, classes), 1.0 / classes)
     coded = encode_labels(probs, "topk" if kind == "topk" else "dense", **({"k": k} if k else {}))
-    return coded.nbytes * classes // 2 + 400  # and its entry in the manifest
+    return coded.nbytes * classes // 2 + 100  # and its entry in the manifest

@@ -67,6 +67,7 @@ def finish(run: EncodeRun, plan: EncodePlan, draft: Draft, method: str) -> Pack:
         seen=draft.seen,
         bad=draft.bad,
         fingerprint=run.source.fingerprint(),
+        coding=coding_figures(pack),
     )
     if draft.real is not None:
         files = write_sheets(pack, backbone, draft.real, draft.title, run.journal)
@@ -138,28 +139,50 @@ def provenance(
     seen: int,
     bad: int,
     fingerprint: str,
+    coding: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return where a pack comes from, without local paths, names of people and times."""
-    value: dict[str, Any] = {
+    """Return where a pack comes from, without local paths, names of people and times.
+
+    A lean one has what a person, a ledger or a sweep asks for, without empty parts.
+    """
+    options = recorded_settings(settings, method)
+    teacher = dict(teacher or {})
+    images = sum(source.counts)
+    if settings.provenance == "lean":
+        options.pop("images_per_class", None)  # the pack has as many
+        value = {
+            "d3pack": d3pack.__version__,
+            "method": method,
+            "options": options,
+            "source": {"images": images},
+            "teacher": {"bytes": teacher["bytes"]} if teacher else {},
+        }
+        return {name: part for name, part in value.items() if part}
+    value = {
         "method": method,
-        "options": recorded_settings(settings, method),
+        "options": options,
         "source": {
             "kind": source.kind,
             "sha256": fingerprint,
-            "images": sum(source.counts),
+            "images": images,
             "seen": seen,
             "bad": bad + source.refused,
         },
         "metrics": dict(metrics),
+        "coding": dict(coding),
         "versions": {
             "d3pack": d3pack.__version__,
             "torch": importlib.metadata.version("torch"),
             "diffusers": importlib.metadata.version("diffusers"),
         },
     }
-    if teacher is not None:
-        value["teacher"] = dict(teacher)
-    return value
+    return {**value, "teacher": teacher} if teacher else value
+
+
+def coding_figures(pack: Pack) -> dict[str, Any]:
+    """Return what the codecs lost, as they measured it."""
+    sections = {"prompts": pack.prompts, "labels": pack.labels, "adapter": pack.adapter}
+    return {name: dict(coded.figures) for name, coded in sections.items() if coded is not None}
 
 
 def sample_provenance(
@@ -196,6 +219,7 @@ def sample_provenance(
         seen=sum(source.counts) if seen is None else seen,
         bad=0,
         fingerprint="0" * 64,
+        coding={"prompts": {"error": {"rms": 0.12345, "worst": 0.12345}}},
     )
 
 

@@ -142,8 +142,8 @@ def sigmas_of(backbone: Backbone, sampler: Sampler, steps: int) -> tuple[float, 
 
 
 def rounded(sigmas: tuple[float, ...]) -> tuple[float, ...]:
-    """Return levels in seven digits: enough to find them again, and half of the bytes."""
-    return tuple(float(f"{sigma:.7g}") for sigma in sigmas)
+    """Return levels in six digits: enough to find them again, and half of the bytes."""
+    return tuple(float(f"{sigma:.6g}") for sigma in sigmas)
 
 
 def backbone_json(ref: BackboneRef) -> dict[str, str]:

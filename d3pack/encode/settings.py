@@ -105,6 +105,12 @@ class EncodeSettings:
         le=64,
         group="contents of the pack",
     )
+    provenance: Literal["lean", "full"] = option(
+        "lean",
+        "What the pack says about its making; full adds measured figures, versions and hashes.",
+        private=True,  # it shows
+        group="contents of the pack",
+    )
     size: tuple[int, int] | None = option(
         None,
         "Size of the images in pixels.",

@@ -258,13 +258,14 @@ def prompted_by_names(pack: Pack, twin: Pack) -> bool:
     """Return whether a pack has the prompts of its twin by `names_pack`, as `classcond` makes."""
     import numpy as np
 
-    from d3pack.format.codecs import decode_prompts
+    from d3pack.format import decode_prompts, encode_prompts
 
     own, names = decode_prompts(pack.prompts), decode_prompts(twin.prompts)
     if pack.adapter is not None or own.shape != names.shape:
         return False
     off = float(np.linalg.norm(own - names) / np.linalg.norm(names))
-    return bool(off <= pack.prompts.params["error"]["rms"] + 1e-3)  # the twin is rounded too
+    rounded = encode_prompts(names, pack.prompts.codec)
+    return bool(off <= rounded.figures["error"]["rms"] + 1e-3)  # the twin is rounded too
 
 
 def prompt_bytes(pack: Pack) -> int:

@@ -148,7 +148,7 @@ class Evaluation:
                 "root": self.pack.root,
                 "classes": list(self.pack.classes),
                 "images_per_class": self.pack.images_per_class,
-                "recipe": self.pack.manifest["recipe"],
+                "recipe": self.pack.recipe.to_json(),
             },
             "protocol": json.loads(json.dumps(asdict(self.protocol))),
             "facts": dict(self.facts),

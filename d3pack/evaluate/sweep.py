@@ -113,7 +113,7 @@ def learner(pack: Pack, source: Source, folder: Path, settings: EvalSettings) ->
 def _encode_again(
     pack: Pack, vectors: int, source: Source, folder: Path, settings: EvalSettings
 ) -> Pack:
-    recorded = pack.provenance.get("options")
+    recorded = pack.provenance.get("options", {})
     if pack.provenance.get("method") != "d3m" or not isinstance(recorded, Mapping):
         raise UsageError(
             f"invalid sweep vectors={vectors}: the pack was not made by method d3m, which learns"

@@ -19,6 +19,7 @@ from d3pack.format.codecs import encode_prompts as encode_prompts
 from d3pack.format.codecs import level_bits as level_bits
 from d3pack.format.coded import Array as Array
 from d3pack.format.coded import Coded as Coded
+from d3pack.format.pack import DEFAULTS as DEFAULTS
 from d3pack.format.pack import EMBEDDED as EMBEDDED
 from d3pack.format.pack import Ledger as Ledger
 from d3pack.format.pack import Pack as Pack
@@ -40,8 +41,10 @@ from d3pack.format.recipe import DType as DType
 from d3pack.format.recipe import FileLock as FileLock
 from d3pack.format.recipe import Recipe as Recipe
 from d3pack.format.recipe import Sampler as Sampler
-from d3pack.format.recipe import directory_revision as directory_revision
 from d3pack.format.recipe import eta_of as eta_of
+from d3pack.format.recipe import files_json as files_json
+from d3pack.format.recipe import lock_of as lock_of
+from d3pack.format.recipe import parse_files as parse_files
 from d3pack.format.recipe import table_rows as table_rows
 from d3pack.format.writer import pack_bytes as pack_bytes
 from d3pack.format.writer import write as write

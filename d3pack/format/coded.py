@@ -47,17 +47,19 @@ class Coded:
 
     codec: str
     tensors: Mapping[str, Array]  # the first axis is the class, but for those named in `shared`
-    params: Mapping[str, Any] = field(default_factory=lambda: EMPTY)  # shape, errors, bits, k, ...
+    params: Mapping[str, Any] = field(default_factory=lambda: EMPTY)  # shape, bits, k, ...
     shared: frozenset[str] = frozenset()
+    figures: Mapping[str, Any] = field(default_factory=lambda: EMPTY)  # measured, never stored
 
     def __post_init__(self) -> None:
         tensors = {name: freeze_array(array) for name, array in self.tensors.items()}
         object.__setattr__(self, "tensors", FrozenDict(tensors))
         object.__setattr__(self, "params", freeze(to_plain(self.params)))
+        object.__setattr__(self, "figures", freeze(to_plain(self.figures)))
         object.__setattr__(self, "shared", frozenset(self.shared))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Coded, (self.codec, dict(self.tensors), self.params, self.shared)
+        return Coded, (self.codec, dict(self.tensors), self.params, self.shared, self.figures)
 
     def take(self, rows: Array) -> Coded:
         """Return the same values for some classes, in the given order."""
@@ -65,7 +67,7 @@ class Coded:
             name: array if name in self.shared else array[rows]
             for name, array in self.tensors.items()
         }
-        return Coded(self.codec, tensors, self.params, self.shared)
+        return Coded(self.codec, tensors, self.params, self.shared, self.figures)
 
     @property
     def nbytes(self) -> int:

@@ -1,135 +1,254 @@
-"""The container: sections of tensors in a canonical safetensors file, whatever they mean.
+"""The container: sections in a canonical safetensors file, whatever their values mean.
 
     8 bytes   length N of the header, little-endian
-    N bytes   header {"__metadata__":{"d3m":"<manifest>"},"<section>.<tensor>":{...},...}, spaces
-    data      tensors in the manifest's order, each at a multiple of 64, the gaps zero (`pad.*`)
+    N bytes   header {"__metadata__":{"d3m":"<manifest>"},"shared":{...},"rows":{...}}, spaces
+    data      `shared`: tensors of all classes; `rows`: for each class, its row of every tensor
 
-The header is a function of the manifest, so a reader builds it again and compares the bytes.
+Both are in the order of the manifest and without gaps. The header is a function of the manifest,
+so a reader builds it again and compares the bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from d3pack.errors import InvalidPackError, UsageError
-from d3pack.format.canonical import dumps
+from d3pack.format.codecs._checks import Layout, SectionSpec, Tensor
 from d3pack.format.coded import DTYPES, Array, Coded
+from d3pack.format.rules import MAX_DATA, SECTIONS, layout_opaque
 
-ALIGN = 64
-LEAF = 16  # bytes kept of the SHA-256 of a class's rows
+ALIGN = 8  # the header and its length end at a multiple
+LEAF = 16  # bytes kept of the SHA-256 of a class's row
+DIGEST = 32  # hex digits kept of the SHA-256 of a section's shared bytes
 MAX_HEADER = 25_000_000  # what the Hub's own header parsers accept
-MAX_DATA = 2**40
 MAX_SECTIONS = 64
-MAX_TENSORS = 16
-MAX_DIMS = 6
-MAX_SIDE = 2**31 - 1
 
-KNOWN = ("classes", "leaves", "ids", "prompts", "codes", "picks", "labels", "adapter", "probes")
+KNOWN = tuple(SECTIONS)
 REQUIRED = ("classes", "leaves", "prompts")
 
 _NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
 _SECTION = re.compile(r"[a-z][a-z0-9-]{0,31}")
-_TENSOR = re.compile(r"[a-z][a-z0-9_]{0,31}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_DIGEST = re.compile(rf"[0-9a-f]{{{DIGEST}}}")
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
-    """Where a tensor lies in the data, and its hash."""
+class Part:
+    """A section, and where it lies: in the shared bytes, and in the row of each class."""
 
-    section: str
-    tensor: str
-    dtype: str
-    shape: tuple[int, ...]
-    shared: bool
-    sha256: str
-    start: int
-    stop: int
+    name: str
+    codec: str
+    params: Mapping[str, Any]
+    layout: Layout
+    shared: slice
+    row: slice
+    digest: str = ""  # of the shared bytes
+
+    def check_hash(self, shared: bytes | memoryview) -> None:
+        """Refuse shared bytes of this section that do not have its hash."""
+        digest = hashlib.sha256(shared).hexdigest()[:DIGEST]
+        if digest != self.digest:
+            raise InvalidPackError(
+                f"section {self.name!r} at byte {self.shared.start} of `shared`: sha256 is"
+                f" {digest}, must be {self.digest}",
+                code="E_HASH",
+                hint="the file is damaged: fetch it again",
+            )
+
+    def decode(self, shared: bytes | memoryview, rows: Array) -> Coded:
+        """Return the section from its shared bytes, and its rows of some classes."""
+        tensors: dict[str, Array] = {}
+        shared_at = row_at = 0
+        for name, tensor in self.layout.items():
+            if tensor.is_shared:
+                data, shape = bytes(shared[shared_at : shared_at + tensor.nbytes]), tensor.shape
+                shared_at += tensor.nbytes
+            else:
+                data = rows[:, row_at : row_at + tensor.nbytes].tobytes()
+                shape = (len(rows), *tensor.shape[1:])
+                row_at += tensor.nbytes
+            tensors[name] = np.ndarray(shape, DTYPES[tensor.dtype], data)
+        names = frozenset(name for name, tensor in self.layout.items() if tensor.is_shared)
+        return Coded(self.codec, tensors, self.params, names)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where every section of a manifest lies."""
+
+    parts: tuple[Part, ...]
+    classes: int
+    shared: int  # bytes
+    row: int  # bytes of one class
 
     @property
-    def name(self) -> str:
-        """The tensor's name in the file."""
-        return f"{self.section}.{self.tensor}"
-
-    @property
-    def row(self) -> int:
-        """Bytes of one class."""
-        return (self.stop - self.start) // self.shape[0]
-
-    def array(self, data: bytes, offset: int = 0) -> Array:
-        """Return the tensor as a view of bytes that hold it from `offset` on."""
-        count = math.prod(self.shape)
-        return np.frombuffer(data, DTYPES[self.dtype], count, offset).reshape(self.shape)
+    def size(self) -> int:
+        """Bytes after the header."""
+        return self.shared + self.classes * self.row
 
 
-def describe_sections(sections: Mapping[str, Coded]) -> list[dict[str, Any]]:
-    """Return the manifest's `sections`: every tensor described and hashed."""
-    return [
-        {
-            "name": name,
-            "codec": coded.codec,
-            "params": coded.params,
-            "tensors": [
-                [
-                    tensor,
-                    _dtype_name(array),
-                    list(array.shape),
-                    "shared" if tensor in coded.shared else "class",
-                    hashlib.sha256(array.data).hexdigest(),
-                ]
-                for tensor, array in coded.tensors.items()
-            ],
+def describe_sections(sections: Mapping[str, Coded], classes: int, images: int) -> list[list[Any]]:
+    """Return the manifest's `sections`.
+
+    Raises:
+        InvalidPackError: a section does not have the tensors that its codec and parameters demand.
+    """
+    entries: list[list[Any]] = []
+    counts = _Counts(classes, images)
+    for name, coded in sections.items():
+        tensors = {
+            tensor: Tensor(_dtype_name(array), array.shape, tensor in coded.shared)
+            for tensor, array in coded.tensors.items()
         }
-        for name, coded in sections.items()
-    ]
+        params = _stored_params(name, coded, counts.of(name))
+        part = _place(name, coded.codec, params, counts.of(name))
+        counts.update(part)
+        _check_tensors(part, tensors)
+        entry = [name, coded.codec, params]
+        if shared := b"".join(_shared_parts(coded)):
+            entry.append(hashlib.sha256(shared).hexdigest()[:DIGEST])
+        entries.append(entry)
+    return entries
+
+
+class _Counts:
+    """Classes, and images of each, as a section counts them: picks are of images without codes."""
+
+    def __init__(self, classes: int, images: int) -> None:
+        self._all = {"classes": classes, "images": images}
+        self._seeded = self._all
+
+    def of(self, name: str) -> Mapping[str, int]:
+        """Return the counts that hold for a section."""
+        return self._seeded if name == "picks" else self._all
+
+    def update(self, part: Part) -> None:
+        """Take account of a section that is placed."""
+        if part.name == "codes":
+            self._seeded = {**self._all, "images": self._all["images"] - part.params["images"]}
+
+
+def _stored_params(name: str, coded: Coded, counts: Mapping[str, int]) -> dict[str, Any]:
+    """Return parameters without those that follow from the pack; a newer section's with sizes."""
+    params = dict(coded.params)
+    if name not in SECTIONS:
+        if not set(coded.tensors) <= {"rows", "shared"}:
+            raise UsageError(
+                f"section {name!r} has tensors {', '.join(coded.tensors)!r:.80}",
+                hint="a section of an optional feature has `rows`, uint8 (classes, bytes), and"
+                " `shared`, uint8 (bytes)",
+            )
+        for tensor, array in coded.tensors.items():
+            params["row" if tensor == "rows" else tensor] = array.shape[-1]
+        return params
+    for key in SECTIONS[name].implied:
+        if params.pop(key, counts[key]) != counts[key]:
+            raise InvalidPackError(
+                f"{name}: of {coded.params[key]} {key}, the pack has {counts[key]}", code="E_CODEC"
+            )
+    return params
+
+
+def _check_tensors(part: Part, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors of another name, dtype, shape or axis than the codec demands."""
+    have, want = list(tensors.items()), list(part.layout.items())
+    if have != want:
+        raise InvalidPackError(
+            f"{part.name}: tensors are {have!r:.200}, must be {want!r:.200}", code="E_CODEC"
+        )
 
 
 def compute_leaves(sections: Iterable[Coded], classes: int, chunk: int = 1024) -> Array:
-    """Return, for each class, the first 16 bytes of the SHA-256 of its rows, in file order."""
-    rows = [
-        array.reshape(classes, -1).view(np.uint8).reshape(classes, -1)
+    """Return, for each class, the first 16 bytes of the SHA-256 of its row."""
+    sections = tuple(sections)
+    leaves = [
+        leaf
+        for start in range(0, classes, chunk)  # a chunk bounds the copy
+        for leaf in hash_rows(join_rows(sections, classes, start, start + chunk))
+    ]
+    return np.frombuffer(b"".join(leaves), dtype=np.uint8).reshape(classes, LEAF)
+
+
+def hash_rows(rows: Array) -> Iterator[bytes]:
+    """Yield the leaf of every row of bytes."""
+    view, size, sha256 = rows.data.cast("B"), rows.shape[1], hashlib.sha256
+    for at in range(0, len(view), size):
+        yield sha256(view[at : at + size]).digest()[:LEAF]
+
+
+def join_rows(
+    sections: Iterable[Coded], classes: int, start: int = 0, stop: int | None = None
+) -> Array:
+    """Return the rows of classes, uint8 (classes, bytes of a row)."""
+    parts = [
+        array.reshape(classes, -1)[start:stop].view(np.uint8)
         for coded in sections
         for tensor, array in coded.tensors.items()
         if tensor not in coded.shared
     ]
-    sha256, leaves = hashlib.sha256, []
-    for start in range(0, classes, chunk):
-        parts = [row[start : start + chunk] for row in rows]
-        # joined side by side, the bytes of a class follow each other; a chunk bounds the copy
-        joined = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-        view, size = joined.data.cast("B"), joined.shape[1]
-        leaves += [sha256(view[at : at + size]).digest()[:LEAF] for at in range(0, len(view), size)]
-    return np.frombuffer(b"".join(leaves), dtype=np.uint8).reshape(classes, LEAF)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
-def check_sections(sections: Any, optional: Mapping[str, Any]) -> None:
+def data_parts(sections: Mapping[str, Coded]) -> Iterator[Any]:
+    """Yield the bytes after the header, piece by piece."""
+    for coded in sections.values():
+        yield from _shared_parts(coded)
+    leaves = sections["leaves"].tensors["hash"]
+    yield join_rows(sections.values(), len(leaves)).data.cast("B")
+
+
+def _shared_parts(coded: Coded) -> Iterator[Any]:
+    return (array.data.cast("B") for name, array in coded.tensors.items() if name in coded.shared)
+
+
+def place_sections(
+    sections: Any, classes: int, images: int, optional: Mapping[str, Any]
+) -> Placement:
+    """Check the manifest's `sections`, and place every tensor."""
+    _check_entries(sections, optional)
+    parts: list[Part] = []
+    counts = _Counts(classes, images)
+    shared = row = 0
+    for name, codec, params, *digest in sections:
+        part = _place(name, codec, params, counts.of(name), shared, row, *digest)
+        counts.update(part)
+        shared, row = part.shared.stop, part.row.stop
+        if bool(digest) != (part.shared.start < shared):
+            raise _section_error(
+                f"section {name!r}: a hash must be there if and only if it has shared bytes"
+            )
+        if shared + classes * row > MAX_DATA:
+            raise InvalidPackError(
+                f"section {name!r}: more than {MAX_DATA} bytes of data", code="E_LIMIT"
+            )
+        parts.append(part)
+    return Placement(tuple(parts), classes, shared, row)
+
+
+def _check_entries(sections: Any, optional: Mapping[str, Any]) -> None:
     """Refuse sections that are malformed, missing, unknown, repeated or out of order."""
     if not isinstance(sections, list) or len(sections) > MAX_SECTIONS:
         raise _section_error(f"sections: not an array of at most {MAX_SECTIONS}")
     names: list[str] = []
     for i, section in enumerate(sections):
         at = f"sections[{i}]"
-        if not isinstance(section, dict) or set(section) != {"name", "codec", "params", "tensors"}:
-            raise _section_error(f"{at}: must hold name, codec, params and tensors, nothing else")
-        name = section["name"]
+        if not isinstance(section, list) or not 3 <= len(section) <= 4:
+            raise _section_error(f"{at}: not [name, codec, params] or [name, codec, params, hash]")
+        name, codec, params, *digest = section
         if not isinstance(name, str) or not _SECTION.fullmatch(name):
-            raise _section_error(f"{at}.name: {name!r:.80} is not a valid section name")
-        if name not in KNOWN and (name not in optional or name == "pad"):
+            raise _section_error(f"{at}: {name!r:.80} is not a valid section name")
+        if name not in SECTIONS and name not in optional:
             raise _section_error(f"{at}: section {name!r} is unknown and not declared in optional")
-        if not isinstance(section["codec"], str) or not isinstance(section["params"], dict):
+        if not isinstance(codec, str) or not isinstance(params, dict):
             raise _section_error(f"{at}: codec must be a string, params an object")
-        tensors = section["tensors"]
-        if not isinstance(tensors, list) or not 1 <= len(tensors) <= MAX_TENSORS:
-            raise _section_error(f"{at}.tensors: not an array of 1 to {MAX_TENSORS}")
+        if digest and not (isinstance(digest[0], str) and _DIGEST.fullmatch(digest[0])):
+            raise _section_error(f"{at}: the hash is not {DIGEST} hex digits")
         names.append(name)
     known = [name for name in KNOWN if name in names]
     if names != known + sorted(set(names) - set(KNOWN)):
@@ -139,94 +258,47 @@ def check_sections(sections: Any, optional: Mapping[str, Any]) -> None:
             raise _section_error(f"section {name!r} is missing")
 
 
-def place_tensors(sections: Any, classes: int) -> tuple[Slot, ...]:
-    """Check the tensor entries of checked sections, and place every tensor."""
-    slots: list[Slot] = []
-    at = 0
-    for section in sections:
-        names: set[str] = set()
-        for entry in section["tensors"]:
-            where = f"sections[{section['name']}].tensors"
-            tensor, dtype, shape, axis, sha256 = _check_entry(entry, where, names, classes)
-            names.add(tensor)
-            start = -(-at // ALIGN) * ALIGN
-            at = start + math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
-            if at > MAX_DATA:
-                raise InvalidPackError(
-                    f"{where}[{tensor}]: more than {MAX_DATA} bytes of tensors", code="E_LIMIT"
-                )
-            shared = axis == "shared"
-            slot = Slot(section["name"], tensor, dtype, tuple(shape), shared, sha256, start, at)
-            slots.append(slot)
-    return tuple(slots)
+def _place(
+    name: str,
+    codec: str,
+    params: Mapping[str, Any],
+    counts: Mapping[str, int],
+    shared: int = 0,
+    row: int = 0,
+    digest: str = "",
+) -> Part:
+    """Return the part that begins at these bytes of `shared` and of a row."""
+    spec = SectionSpec(codec, params)
+    if name in SECTIONS:
+        layout = SECTIONS[name].layout(spec, counts["classes"], counts["images"])
+        params = {**params, **{key: counts[key] for key in SECTIONS[name].implied}}
+    else:
+        layout = layout_opaque(spec, counts["classes"], name)
+        params = {key: value for key, value in params.items() if key not in ("row", "shared")}
+    sizes = dict.fromkeys((True, False), 0)
+    for tensor in layout.values():
+        sizes[tensor.is_shared] += tensor.nbytes
+    return Part(
+        name,
+        codec,
+        params,
+        layout,
+        slice(shared, shared + sizes[True]),
+        slice(row, row + sizes[False]),
+        digest,
+    )
 
 
-def _check_entry(entry: Any, where: str, names: set[str], classes: int) -> list[Any]:
-    """Return [name, dtype, shape, axis, sha256]; `names` are those of earlier entries."""
-    if not (isinstance(entry, list) and len(entry) == 5):
-        raise _section_error(f"{where}: not [name, dtype, shape, axis, sha256]")
-    tensor, dtype, shape, axis, sha256 = entry
-    if not (isinstance(tensor, str) and _TENSOR.fullmatch(tensor)) or tensor in names:
-        raise _section_error(f"{where}: {tensor!r:.80} is not a valid tensor name, or repeated")
-    where = f"{where}[{tensor}]"
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise InvalidPackError(f"{where}: unknown dtype {dtype!r:.80}", code="E_SHAPE")
-    if not isinstance(shape, list) or not all(type(side) is int for side in shape):
-        raise InvalidPackError(f"{where}: the shape is not an array of integers", code="E_SHAPE")
-    if not 1 <= len(shape) <= MAX_DIMS or not all(1 <= side <= MAX_SIDE for side in shape):
-        raise InvalidPackError(
-            f"{where}: shape {shape!r:.120}, at most {MAX_DIMS} dimensions, "
-            f"each from 1 to {MAX_SIDE}",
-            code="E_LIMIT",
-        )
-    if axis not in ("class", "shared") or (axis == "class" and shape[0] != classes):
-        raise InvalidPackError(
-            f"{where}: axis {axis!r:.80} with first dimension {shape[0]}", code="E_SHAPE"
-        )
-    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
-        raise _section_error(f"{where}: the sha256 is not 64 hex digits")
-    return entry
-
-
-def build_header(manifest: str, slots: tuple[Slot, ...]) -> bytes:
-    """Return the first bytes of the file, up to the first tensor."""
-    parts = [f'{{"__metadata__":{{"d3m":{json.dumps(manifest)}}}']
-    for name, dtype, shape, start, stop in _header_entries(slots):
-        parts.append(
-            f'"{name}":{{"dtype":"{dtype}","shape":{dumps(shape)},"data_offsets":[{start},{stop}]}}'
-        )
-    text = (",".join(parts) + "}").encode("ascii")
-    size = -(-(8 + len(text)) // ALIGN) * ALIGN - 8
-    return size.to_bytes(8, "little") + text.ljust(size)
-
-
-def gaps(slots: tuple[Slot, ...]) -> Iterator[tuple[int, int]]:
-    """Yield the padding between tensors, as (first byte, byte after the last)."""
-    for before, after in pairwise(slots):
-        if before.stop < after.start:
-            yield before.stop, after.start
-
-
-def data_parts(slots: tuple[Slot, ...], sections: Mapping[str, Coded]) -> Iterator[Any]:
-    """Yield the bytes after the header, piece by piece."""
-    at = 0
-    for slot in slots:
-        yield bytes(slot.start - at)
-        yield sections[slot.section].tensors[slot.tensor].data.cast("B")
-        at = slot.stop
-
-
-def _header_entries(
-    slots: tuple[Slot, ...],
-) -> Iterator[tuple[str, str, tuple[int, ...], int, int]]:
-    """Yield (name, dtype, shape, start, stop) of tensors and padding."""
-    at = count = 0
-    for slot in slots:
-        if at < slot.start:
-            yield f"pad.{count}", "U8", (slot.start - at,), at, slot.start
-            count += 1
-        yield slot.name, slot.dtype, slot.shape, slot.start, slot.stop
-        at = slot.stop
+def build_header(manifest: str, placement: Placement) -> bytes:
+    """Return the first bytes of the file, up to the data."""
+    shared, size, shape = placement.shared, placement.size, (placement.classes, placement.row)
+    text = (
+        f'{{"__metadata__":{{"d3m":{json.dumps(manifest)}}},'
+        f'"shared":{{"dtype":"U8","shape":[{shared}],"data_offsets":[0,{shared}]}},'
+        f'"rows":{{"dtype":"U8","shape":[{shape[0]},{shape[1]}],"data_offsets":[{shared},{size}]}}}}'
+    ).encode("ascii")
+    length = -(-(8 + len(text)) // ALIGN) * ALIGN - 8
+    return length.to_bytes(8, "little") + text.ljust(length)
 
 
 def _section_error(message: str) -> InvalidPackError:

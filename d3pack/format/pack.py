@@ -19,9 +19,12 @@ from d3pack.format.codecs.files import decode_files
 from d3pack.format.codecs.labels import first_labels, restrict_labels
 from d3pack.format.codecs.picks import decode_picks, first_picks
 from d3pack.format.coded import EMPTY, Array, Coded, freeze_array
-from d3pack.format.recipe import Recipe
+from d3pack.format.recipe import DEFAULTS as RECIPE_DEFAULTS
+from d3pack.format.recipe import Recipe, backbone_defaults, lock_of, parse_files
 
 MAJOR, MINOR = 1, 0
+# A field with its default is left out of the manifest.
+DEFAULTS: Mapping[str, Any] = {"optional": {}, "provenance": {}, "requires": [], "seed": "0" * 16}
 EMBEDDED = "backbone"  # the optional feature of a carried backbone, and its section
 
 
@@ -160,23 +163,33 @@ class Pack:
 
     @property
     def manifest(self) -> Mapping[str, Any]:
-        """The manifest as it stands in the file."""
+        """The manifest as it stands in the file: fields that have their default are left out."""
         if self._manifest is None:
+            classes, images = len(self.classes), self.images_per_class
             manifest = to_plain({
                 "d3m": [MAJOR, self.minor],
-                "requires": [],
                 "optional": self.optional,
-                "classes": len(self.classes),
-                "images_per_class": self.images_per_class,
+                "classes": classes,
+                "images_per_class": images,
                 "seed": f"{self.seed:016x}",
                 "recipe": self.recipe.to_json(),
                 "provenance": self.provenance,
-                "sections": container.describe_sections(self.sections()),
+                "sections": container.describe_sections(self.sections(), classes, images),
             })  # fmt: skip
+            manifest = without_defaults(manifest)
             manifest["root"] = manifest_root(manifest)
             object.__setattr__(self, "_manifest", freeze(manifest))
         assert self._manifest is not None
         return self._manifest
+
+    def placement(self) -> container.Placement:
+        """Return where every section lies in the file."""
+        return container.place_sections(
+            to_plain(self.manifest["sections"]),
+            len(self.classes),
+            self.images_per_class,
+            self.optional,
+        )
 
     def sections(self) -> dict[str, Coded]:
         """Return everything that is stored as tensors, in file order."""
@@ -191,7 +204,14 @@ class Pack:
         if self.probes is not None:
             names = ("images", "labels", "indices")
             tensors = {name: getattr(self.probes, name) for name in names}
-            sections["probes"] = Coded("u8", tensors, shared=frozenset(names))
+            if self.probes.images.ndim != 4:
+                raise UsageError(
+                    f"the probes have shape {self.probes.images.shape}",
+                    hint="expected (probes, 3, height, width)",
+                )
+            count, _, height, width = self.probes.images.shape
+            params = {"shape": [count, height, width]}
+            sections["probes"] = Coded("u8", tensors, params, frozenset(names))
         sections |= {name: self.extensions[name] for name in sorted(self.extensions)}
         present = {name: coded for name, coded in sections.items() if coded is not None}
         for name, coded in present.items():
@@ -204,7 +224,7 @@ class Pack:
         text = np.frombuffer("\n".join(self.classes).encode("utf-8", "surrogatepass"), np.uint8)
         leaves = container.compute_leaves(present.values(), len(self.classes))
         return {
-            "classes": Coded("utf8", {"text": text}, shared=frozenset({"text"})),
+            "classes": Coded("utf8", {"text": text}, {"bytes": text.size}, frozenset({"text"})),
             "leaves": Coded("sha256-128", {"hash": leaves}, shared=frozenset({"hash"})),
             **present,
         }
@@ -293,11 +313,15 @@ class Pack:
     def ledger(self) -> Ledger:
         """Return what the bytes of the file are spent on, and what is needed besides the file."""
         manifest = self.manifest
-        slots = container.place_tensors(to_plain(manifest["sections"]), len(self.classes))
-        total = len(container.build_header(dumps(manifest), slots)) + slots[-1].stop
-        parts = [(s.section, s.stop - s.start) for s in slots if s.section != "leaves"]
+        placement = self.placement()
+        total = len(container.build_header(dumps(manifest), placement)) + placement.size
+        parts = [
+            (part.name, _length(part.shared) + len(self.classes) * _length(part.row))
+            for part in placement.parts
+            if part.name != "leaves"
+        ]
         for name in ("recipe", "provenance", "optional"):
-            if manifest[name]:
+            if name in manifest:
                 parts.append((name, len(json.dumps(dumps(manifest[name]))) - 2))  # in the header
         sections = {"container": total}
         for name, nbytes in parts:  # sections of newer minors may be called like these
@@ -357,8 +381,9 @@ def carried_files(pack: Pack) -> dict[str, bytes] | None:
     decoder call this.
 
     Raises:
-        InvalidPackError: the section does not hold the files of the recipe (E_CODEC).
-        BackboneChangedError: a file has another hash than the recipe says.
+        InvalidPackError: the section does not hold files of the size that the recipe names
+            (E_CODEC), or their list breaks a rule (E_RECIPE).
+        BackboneChangedError: the files have another lock than the recipe says.
     """
     coded = pack.extensions.get(EMBEDDED)
     if coded is None and EMBEDDED not in pack.optional:
@@ -367,15 +392,58 @@ def carried_files(pack: Pack) -> dict[str, bytes] | None:
         raise InvalidPackError(
             "backbone: the feature must be {} and have a section of its name", code="E_CODEC"
         )
-    locks = pack.recipe.backbone.files
-    files = decode_files(coded, {path: lock.size for path, lock in locks.items()})
-    for path, data in files.items():
-        if hashlib.sha256(data).hexdigest() != locks[path].sha256:
-            raise BackboneChangedError(
-                f"{path} of the carried backbone is not the one that the recipe names",
-                hint="the pack was not made correctly: ask its maker for another",
-            )
+    files = decode_files(coded, pack.recipe.backbone.nbytes)
+    digests = {path: [len(data), hashlib.sha256(data).hexdigest()] for path, data in files.items()}
+    if lock_of(parse_files(digests, "backbone.params.files")) != pack.recipe.backbone.lock:
+        raise BackboneChangedError(
+            "the carried backbone is not the one that the recipe names",
+            hint="the pack was not made correctly: ask its maker for another",
+        )
     return files
+
+
+def without_defaults(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest without the fields that have their default."""
+    recipe = manifest["recipe"]
+    backbone = _changed(recipe["backbone"], backbone_defaults(recipe["backbone"]))
+    return _changed(
+        {**manifest, "recipe": _changed({**recipe, "backbone": backbone}, RECIPE_DEFAULTS)},
+        DEFAULTS,
+    )
+
+
+def spelled_defaults(manifest: Mapping[str, Any]) -> list[str]:
+    """Return which fields of a manifest have their default, and so must be left out."""
+    recipe = manifest.get("recipe")
+    backbone = recipe.get("backbone") if isinstance(recipe, dict) else None
+    levels = (
+        ("", manifest, DEFAULTS),
+        ("recipe.", recipe, RECIPE_DEFAULTS),
+        (
+            "recipe.backbone.",
+            backbone,
+            backbone_defaults(backbone) if isinstance(backbone, dict) else {},
+        ),
+    )
+    return [
+        at + name
+        for at, value, defaults in levels
+        if isinstance(value, dict)
+        for name in sorted(set(value) - set(_changed(value, defaults)))
+    ]
+
+
+def _changed(value: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    # compared by their spelling, because 0 == False and 1 == 1.0
+    return {
+        name: item
+        for name, item in value.items()
+        if name not in defaults or dumps_plain(item) != dumps_plain(defaults[name])
+    }
+
+
+def _length(span: slice) -> int:
+    return int(span.stop - span.start)
 
 
 def manifest_root(manifest: Mapping[str, Any]) -> str:

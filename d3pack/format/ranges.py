@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ from d3pack.format import container, rules
 from d3pack.format.codecs.labels import restrict_labels
 from d3pack.format.coded import DTYPES, Coded
 from d3pack.format.pack import EMBEDDED, MINOR, Pack, derived
-from d3pack.format.reader import Header, build_pack, check_hash
+from d3pack.format.reader import Header, build_pack
 
 # Sections that a part has. As in `Pack.select`, those of newer minors are left out; probes are,
 # because one hash covers all of them.
@@ -21,43 +20,42 @@ _PARTS = (*(name for name in container.KNOWN if name != "probes"), EMBEDDED)
 
 
 class ByteRange(NamedTuple):
-    """A range of the file: a tensor, or one class's row of it."""
+    """A range of the file: shared bytes of a section, or the row of a class."""
 
-    name: str
     start: int
     stop: int
 
 
 def names_range(header: Header) -> ByteRange:
     """Return where the class names are."""
-    (slot,) = (slot for slot in header.slots if slot.section == "classes")
-    return ByteRange(slot.name, header.data + slot.start, header.data + slot.stop)
+    return _shared_range(header, header.part("classes"))
 
 
 def read_names(header: Header, data: bytes) -> tuple[str, ...]:
     """Return the class names from the bytes of `names_range`, which are verified."""
-    (slot,) = (slot for slot in header.slots if slot.section == "classes")
-    check_hash(header, slot, data)
-    section = header.section("classes", {slot.name: slot.array(data)})
-    return rules.decode_names(section, header.classes)
+    part = header.part("classes")
+    part.check_hash(data)
+    return rules.decode_names(part.decode(data, np.zeros((0, 0), np.uint8)), header.classes)
 
 
 def outline(header: Header, names: tuple[str, ...]) -> Pack:
     """Return a pack that can be described but not decoded: its tensors are empty."""
-    empty = {slot.name: np.zeros(0, DTYPES[slot.dtype]) for slot in header.slots}
-    return build_pack(header, names, header.sections(empty))
+    sections = {}
+    for part in header.placement.parts:
+        empty = {name: np.zeros(0, DTYPES[form.dtype]) for name, form in part.layout.items()}
+        sections[part.name] = Coded(part.codec, empty, part.params)
+    return build_pack(header, names, sections)
 
 
 def class_ranges(header: Header, rows: Sequence[int]) -> tuple[ByteRange, ...]:
-    """Return the ranges that these classes need besides the header, tensor by tensor."""
+    """Return the ranges that these classes need besides the header: shared bytes, then rows."""
     for row in rows:
         if not 0 <= row < header.classes:
             raise UsageError(f"the pack has no class {row}, only {header.classes} classes")
-    return tuple(
-        ByteRange(slot.name, header.data + start, header.data + stop)
-        for slot in _needed_slots(header)
-        for start, stop in _spans(slot, rows)
-    )
+    size = header.placement.row
+    shared = [_shared_range(header, part) for part in _shared_parts(header)]
+    starts = [header.rows + row * size for row in rows]
+    return (*shared, *(ByteRange(start, start + size) for start in starts))
 
 
 def read_class_ranges(header: Header, rows: Sequence[int], blobs: Sequence[bytes]) -> Pack:
@@ -66,32 +64,29 @@ def read_class_ranges(header: Header, rows: Sequence[int], blobs: Sequence[bytes
     Args:
         header: of the whole pack.
         rows: the classes.
-        blobs: bytes of the ranges of `class_ranges`, in its order. Shared tensors are compared
-            with their SHA-256, the rows of each class with its leaf.
+        blobs: bytes of the ranges of `class_ranges`, in its order. Shared bytes are compared
+            with the hash of their section, the row of each class with its leaf.
     """
-    arrays = {}
-    leaves = [hashlib.sha256() for _ in rows]
-    for slot in _needed_slots(header):
-        spans = _spans(slot, rows)
-        parts, blobs = blobs[: len(spans)], blobs[len(spans) :]
-        for (start, stop), data in zip(spans, parts, strict=True):
-            if len(data) != stop - start:
-                raise InvalidPackError(
-                    f"{slot.name}: got {len(data)} bytes, must be {stop - start}",
-                    code="E_TRUNCATED",
-                )
-        if slot.shared:
-            check_hash(header, slot, parts[0])
-        else:
-            for leaf, data in zip(leaves, parts, strict=True):
-                leaf.update(data)
-        if slot.section in _PARTS:
-            shape = slot.shape if slot.shared else (len(rows), *slot.shape[1:])
-            arrays[slot.name] = np.frombuffer(b"".join(parts), DTYPES[slot.dtype]).reshape(shape)
-    sections = header.sections(arrays)
+    for (start, stop), data in zip(class_ranges(header, rows), blobs, strict=True):
+        if len(data) != stop - start:
+            raise InvalidPackError(
+                f"the range at {start}: got {len(data)} bytes, must be {stop - start}",
+                code="E_TRUNCATED",
+            )
+    parts = _shared_parts(header)
+    shared = dict(zip((part.name for part in parts), blobs, strict=False))
+    for part in parts:
+        part.check_hash(shared[part.name])
+    size = header.placement.row
+    taken = np.frombuffer(b"".join(blobs[len(parts) :]), np.uint8).reshape(len(rows), size)
+    sections = {
+        part.name: part.decode(shared.get(part.name, b""), taken[:, part.row])
+        for part in header.placement.parts
+        if part.name in _PARTS
+    }
     names = rules.decode_names(sections["classes"], header.classes)
-    for row, leaf in zip(rows, leaves, strict=True):
-        if leaf.digest()[: container.LEAF] != arrays["leaves.hash"][row].tobytes():
+    for row, leaf in zip(rows, container.hash_rows(taken), strict=True):
+        if leaf != sections["leaves"].tensors["hash"][row].tobytes():
             raise InvalidPackError(
                 f"class {row} ({names[row]!r}) does not match its leaf hash",
                 code="E_LEAF",
@@ -104,9 +99,8 @@ def _build_part(
     header: Header, rows: Sequence[int], names: tuple[str, ...], sections: dict[str, Coded]
 ) -> Pack:
     carried = {name: sections.pop(name) for name in (EMBEDDED,) if name in sections}
-    images = header.manifest["images_per_class"]
     checked = {name: section for name, section in sections.items() if name != "ids"}
-    rules.check_values(checked, names, images)
+    rules.check_values(checked, names, header.images)
     take = np.array(rows)
     ids = sections["ids"].tensors["ids"] if "ids" in sections else take.astype(np.uint32)
     if np.unique(ids).size != ids.size:
@@ -114,28 +108,26 @@ def _build_part(
     labels = sections.get("labels")
     return Pack(
         classes=names,
-        images_per_class=images,
+        images_per_class=header.images,
         recipe=header.recipe,
         prompts=sections["prompts"],
-        seed=int(header.manifest["seed"], 16),
+        seed=header.seed,
         codes=sections.get("codes"),
         picks=sections.get("picks"),
         labels=restrict_labels(labels, np.arange(len(rows)), take) if labels else None,
         adapter=sections.get("adapter"),
-        provenance=derived(header.manifest["provenance"], header.root, {"select": len(rows)}),
+        provenance=derived(header.provenance, header.root, {"select": len(rows)}),
         ids=None if np.array_equal(ids, np.arange(len(rows))) else ids,
-        optional={name: header.manifest["optional"][name] for name in carried},
+        optional={name: header.optional[name] for name in carried},
         extensions=carried,
         minor=MINOR,
     )
 
 
-def _needed_slots(header: Header) -> Iterator[container.Slot]:
-    """Yield the tensors to fetch; the leaves also cover rows of sections of newer minors."""
-    return (slot for slot in header.slots if slot.section in _PARTS or not slot.shared)
+def _shared_parts(header: Header) -> list[container.Part]:
+    """Return the sections whose shared bytes are needed."""
+    return [part for part in header.placement.parts if part.digest and part.name in _PARTS]
 
 
-def _spans(slot: container.Slot, rows: Sequence[int]) -> list[tuple[int, int]]:
-    if slot.shared:
-        return [(slot.start, slot.stop)]
-    return [(slot.start + row * slot.row, slot.start + (row + 1) * slot.row) for row in rows]
+def _shared_range(header: Header, part: container.Part) -> ByteRange:
+    return ByteRange(header.data + part.shared.start, header.data + part.shared.stop)

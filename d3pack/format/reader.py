@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import stat
@@ -14,18 +13,23 @@ import numpy as np
 
 from d3pack.errors import InvalidPackError, NotFoundError
 from d3pack.format import canonical, container, rules
-from d3pack.format.coded import Array, Coded
-from d3pack.format.pack import MAJOR, Pack, Probes, manifest_root
+from d3pack.format.coded import EMPTY, Array, Coded
+from d3pack.format.pack import (
+    DEFAULTS,
+    MAJOR,
+    Pack,
+    Probes,
+    manifest_root,
+    spelled_defaults,
+)
 from d3pack.format.recipe import Recipe
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 
 MAX_CLASSES = 2**20
 MAX_IMAGES = 2**24
-FIELDS = {
-    "d3m", "requires", "optional", "classes", "images_per_class", "seed", "recipe", "provenance",
-    "sections", "root",
-}  # fmt: skip
+REQUIRED = {"d3m", "classes", "images_per_class", "recipe", "sections", "root"}
+FIELDS = REQUIRED | set(DEFAULTS)
 _SEED = re.compile(r"[0-9a-f]{16}")
 _FEATURE = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _DAMAGED = "the file is damaged: fetch it again"
@@ -33,13 +37,44 @@ _DAMAGED = "the file is damaged: fetch it again"
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Everything before the tensors, checked: the manifest, and where each tensor lies."""
+    """Everything before the data, checked: the manifest, and where each section lies."""
 
-    manifest: Mapping[str, Any]
+    manifest: Mapping[str, Any]  # as it stands in the file
     recipe: Recipe
-    slots: tuple[container.Slot, ...]  # offsets count from `data`
-    data: int  # where the tensors begin
-    size: int  # bytes of the whole file
+    placement: container.Placement
+    data: int  # where the data begin
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return self.data + self.placement.size
+
+    @property
+    def rows(self) -> int:
+        """Where the rows of the classes begin."""
+        return self.data + self.placement.shared
+
+    @property
+    def images(self) -> int:
+        """Number of images of each class."""
+        return int(self.manifest["images_per_class"])
+
+    @property
+    def seed(self) -> int:
+        """The seed of the noise."""
+        return int(self.manifest.get("seed", DEFAULTS["seed"]), 16)
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Where the pack comes from."""
+        value: Mapping[str, Any] = self.manifest.get("provenance", EMPTY)
+        return value
+
+    @property
+    def optional(self) -> Mapping[str, Any]:
+        """Features that may be ignored."""
+        value: Mapping[str, Any] = self.manifest.get("optional", EMPTY)
+        return value
 
     @property
     def classes(self) -> int:
@@ -51,6 +86,10 @@ class Header:
         """The identity of the pack."""
         return str(self.manifest["root"])
 
+    def part(self, name: str) -> container.Part:
+        """Return where a section lies."""
+        return next(part for part in self.placement.parts if part.name == name)
+
     def check_size(self, size: int) -> None:
         """Raise `InvalidPackError` unless the file has exactly the bytes that the header names."""
         if size < self.size:
@@ -60,25 +99,7 @@ class Header:
                 hint="fetch it again",
             )
         if size > self.size:
-            raise InvalidPackError(
-                f"{size - self.size} bytes after the last tensor", code="E_TRAILING"
-            )
-
-    def section(self, name: str, arrays: Mapping[str, Array]) -> Coded:
-        """Return a section with its tensors, which `arrays` holds by the names in the file."""
-        (entry,) = (entry for entry in self.manifest["sections"] if entry["name"] == name)
-        return Coded(
-            entry["codec"],
-            {tensor[0]: arrays[f"{name}.{tensor[0]}"] for tensor in entry["tensors"]},
-            entry["params"],
-            frozenset(tensor[0] for tensor in entry["tensors"] if tensor[3] == "shared"),
-        )
-
-    def sections(self, arrays: Mapping[str, Array]) -> dict[str, Coded]:
-        """Return all sections of which `arrays` holds the tensors."""
-        present = {name.partition(".")[0] for name in arrays}
-        names = [entry["name"] for entry in self.manifest["sections"]]
-        return {name: self.section(name, arrays) for name in names if name in present}
+            raise InvalidPackError(f"{size - self.size} bytes after the data", code="E_TRAILING")
 
 
 def read(source: Source) -> Pack:
@@ -109,19 +130,18 @@ def read(source: Source) -> Pack:
         header.check_size(len(data))
     else:
         header, data = _load(source)
-    for start, stop in container.gaps(header.slots):
-        if any(data[header.data + start : header.data + stop]):
-            raise InvalidPackError(
-                f"padding at offset {header.data + start} is not zero", code="E_PADDING"
-            )
-    view = memoryview(data)
-    for slot in header.slots:
-        check_hash(header, slot, view[header.data + slot.start : header.data + slot.stop])
-    arrays = {slot.name: slot.array(data, header.data + slot.start) for slot in header.slots}
-    sections = header.sections(arrays)
-    _check_leaves(sections, header.classes)
+    view, placement = memoryview(data), header.placement
+    shared = view[header.data : header.rows]
+    rows = np.frombuffer(view[header.rows :], np.uint8).reshape(placement.classes, placement.row)
+    for part in placement.parts:
+        if part.digest:
+            part.check_hash(shared[part.shared])
+    _check_leaves(placement, shared, rows)
+    sections = {
+        part.name: part.decode(shared[part.shared], rows[:, part.row]) for part in placement.parts
+    }
     names = rules.decode_names(sections["classes"], header.classes)
-    rules.check_values(sections, names, header.manifest["images_per_class"])
+    rules.check_values(sections, names, header.images)
     return build_pack(header, names, sections)
 
 
@@ -158,7 +178,7 @@ def _open_regular(path: str, flags: int) -> int:
 
 
 def header_length(first: bytes) -> int:
-    """Return the bytes before the tensors, from the first 8 bytes of a file."""
+    """Return the bytes before the data, from the first 8 bytes of a file."""
     if len(first) < 8:
         raise InvalidPackError(
             f"{len(first)} bytes, a pack begins with 8 bytes of header length", code="E_TRUNCATED"
@@ -174,41 +194,29 @@ def header_length(first: bytes) -> int:
 
 
 def read_header(data: bytes) -> Header:
-    """Check everything up to the first tensor; `data` may be the beginning of a file."""
+    """Check everything up to the data; `data` may be the beginning of a file."""
     end = header_length(data)
     if end > len(data):
         raise InvalidPackError(
             f"a header of {end - 8} bytes in {len(data)} bytes", code="E_TRUNCATED"
         )
     manifest, text = _parse_manifest(data[8:end])
-    recipe, slots = _check_manifest(manifest, text)
-    if data[:end] != container.build_header(text, slots):
+    recipe, placement = _check_manifest(manifest, text)
+    if data[:end] != container.build_header(text, placement):
         raise InvalidPackError(
             "the header is not the one that its manifest determines", code="E_CANON"
         )
-    return Header(canonical.freeze(manifest), recipe, slots, end, end + slots[-1].stop)
+    return Header(canonical.freeze(manifest), recipe, placement, end)
 
 
-def check_hash(header: Header, slot: container.Slot, data: bytes | memoryview) -> None:
-    """Refuse the bytes of a tensor that do not have its hash."""
-    sha256 = hashlib.sha256(data).hexdigest()
-    if sha256 != slot.sha256:
-        raise InvalidPackError(
-            f"{slot.name} at offset {header.data + slot.start}: sha256 is {sha256},"
-            f" must be {slot.sha256}",
-            code="E_HASH",
-            hint=_DAMAGED,
-        )
-
-
-def _check_leaves(sections: Mapping[str, Coded], classes: int) -> None:
-    hashed = (part for name, part in sections.items() if name not in ("classes", "leaves"))
-    leaves = container.compute_leaves(hashed, classes)
-    wrong = (leaves != sections["leaves"].tensors["hash"]).any(axis=1)
-    if wrong.any():
-        raise InvalidPackError(
-            f"class {int(np.argmax(wrong))} does not match its leaf hash", code="E_LEAF"
-        )
+def _check_leaves(placement: container.Placement, shared: memoryview, rows: Array) -> None:
+    stored = next(part.shared for part in placement.parts if part.name == "leaves")
+    leaves = b"".join(container.hash_rows(rows))
+    if leaves != shared[stored]:
+        size = container.LEAF
+        both = (np.frombuffer(one, np.uint8).reshape(-1, size) for one in (leaves, shared[stored]))
+        row = int(np.argmax(np.not_equal(*both).any(axis=1)))
+        raise InvalidPackError(f"class {row} does not match its leaf hash", code="E_LEAF")
 
 
 def build_pack(header: Header, names: tuple[str, ...], sections: Mapping[str, Coded]) -> Pack:
@@ -216,18 +224,18 @@ def build_pack(header: Header, names: tuple[str, ...], sections: Mapping[str, Co
     probes = sections.get("probes")
     pack = Pack(
         classes=names,
-        images_per_class=header.manifest["images_per_class"],
+        images_per_class=header.images,
         recipe=header.recipe,
         prompts=sections["prompts"],
-        seed=int(header.manifest["seed"], 16),
+        seed=header.seed,
         codes=sections.get("codes"),
         picks=sections.get("picks"),
         labels=sections.get("labels"),
         adapter=sections.get("adapter"),
         probes=Probes(**probes.tensors) if probes else None,
-        provenance=header.manifest["provenance"],
+        provenance=header.provenance,
         ids=sections["ids"].tensors["ids"] if "ids" in sections else None,
-        optional=header.manifest["optional"],
+        optional=header.optional,
         extensions={name: part for name, part in sections.items() if name not in container.KNOWN},
         minor=header.manifest["d3m"][1],
     )
@@ -260,20 +268,20 @@ def _parse_manifest(raw: bytes) -> tuple[dict[str, Any], str]:
     return manifest, text
 
 
-def _check_manifest(
-    manifest: dict[str, Any], text: str
-) -> tuple[Recipe, tuple[container.Slot, ...]]:
+def _check_manifest(manifest: dict[str, Any], text: str) -> tuple[Recipe, container.Placement]:
     _check_version(manifest)
     if canonical.dumps_plain(manifest) != text:
         raise InvalidPackError("the manifest is not in canonical form", code="E_CANON")
+    for name in spelled_defaults(manifest):
+        raise InvalidPackError(f"{name} has its default and must be left out", code="E_CANON")
     _check_fields(manifest)
     if manifest["root"] != manifest_root(manifest):
         raise InvalidPackError("root is not the hash of the manifest", code="E_ROOT", hint=_DAMAGED)
     recipe = Recipe.from_json(manifest["recipe"])
-    container.check_sections(manifest["sections"], manifest["optional"])
-    slots = container.place_tensors(manifest["sections"], manifest["classes"])
-    rules.check_specs(manifest)
-    return recipe, slots
+    classes, images = manifest["classes"], manifest["images_per_class"]
+    rules.check_total(classes, images)
+    optional = manifest.get("optional", {})
+    return recipe, container.place_sections(manifest["sections"], classes, images, optional)
 
 
 def _check_version(manifest: dict[str, Any]) -> None:
@@ -288,7 +296,7 @@ def _check_version(manifest: dict[str, Any]) -> None:
             code="E_VERSION",
             hint="install a newer d3pack",
         )
-    requires = manifest.get("requires")
+    requires = manifest.get("requires", [])
     if not isinstance(requires, list) or not all(isinstance(name, str) for name in requires):
         raise InvalidPackError("requires: not an array of feature names", code="E_MANIFEST")
     if requires:
@@ -301,16 +309,17 @@ def _check_version(manifest: dict[str, Any]) -> None:
 
 def _check_fields(manifest: dict[str, Any]) -> None:
     """Refuse fields of the manifest that are missing, unknown or of a wrong type."""
-    for name in sorted(set(manifest) ^ FIELDS):
+    for name in sorted((set(manifest) - FIELDS) | (REQUIRED - set(manifest))):
         raise InvalidPackError(
             f"{name}: {'unknown field' if name in manifest else 'missing'}", code="E_MANIFEST"
         )
-    optional = manifest["optional"]
+    optional = manifest.get("optional", {})
     if not isinstance(optional, dict) or not all(map(_FEATURE.fullmatch, optional)):
         raise InvalidPackError("optional: not an object of feature names", code="E_MANIFEST")
-    if not isinstance(manifest["provenance"], dict):
+    if not isinstance(manifest.get("provenance", {}), dict):
         raise InvalidPackError("provenance: not an object", code="E_MANIFEST")
-    if not isinstance(manifest["seed"], str) or not _SEED.fullmatch(manifest["seed"]):
+    seed = manifest.get("seed", DEFAULTS["seed"])
+    if not isinstance(seed, str) or not _SEED.fullmatch(seed):
         raise InvalidPackError("seed: not 16 hex digits", code="E_MANIFEST")
     for name, limit in (("classes", MAX_CLASSES), ("images_per_class", MAX_IMAGES)):
         if type(manifest[name]) is not int:

@@ -22,6 +22,24 @@ DTYPES: tuple[DType, ...] = get_args(DType)
 FRESH = ("ancestral", "lcm")  # samplers that take fresh noise in their steps
 NOISE = "philox-normal16"
 
+BACKBONE_FIELDS = ("kind", "repo", "lock", "bytes", "revision", "licence")
+# A field with its default is left out of the manifest.
+BACKBONE_DEFAULTS: Mapping[str, Any] = {
+    "kind": "stable-diffusion",
+    "licence": "unknown",
+    "repo": "",
+}
+DEFAULTS: Mapping[str, Any] = {
+    "dtype": "float32",
+    "extra": {},
+    "group": 16,
+    "guidance": 1.0,
+    "guided_channels": 0,
+    "noise": NOISE,
+    "sampler": "dpmpp-2m",
+    "template": "a photo of a {}",
+}
+
 MAX_STEPS = 1000
 MAX_FRESH = 256  # steps of a sampler that takes fresh noise: an epoch has as many draws
 MAX_ETA = 1000.0
@@ -31,12 +49,14 @@ MAX_SIDE = 8192
 MAX_GROUP = 1024
 MAX_FILES = 1024
 MAX_FILE_SIZE = 2**48
+MAX_BACKBONE = 2**48  # bytes
 MAX_TEXT = 1024  # characters of a path, template or licence
 MAX_PART = 255  # characters of a part of a path: what file systems accept
 
 _KIND = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 _REVISION = re.compile(r"[0-9a-f]{40}")
+_COMMIT = "40 hex digits, not a branch or a tag"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PART = rf"[A-Za-z0-9_][A-Za-z0-9._+-]{{0,{MAX_PART - 1}}}"
 _PATH = re.compile(f"{_PART}(/{_PART})*")
@@ -53,45 +73,52 @@ class FileLock:
 
 @dataclass(frozen=True, slots=True)
 class BackboneRef:
-    """An exact reference to a diffusion model: repository, revision and every file that is read."""
+    """An exact reference to a diffusion model: where it is published, and the lock of its files.
+
+    The lock is the hash of a list of files, which comes with the backbone. Where the list is known,
+    it is in `files`, and decides about lock and size.
+    """
 
     kind: str  # "stable-diffusion", "dit", or a plugin's name
     repo: str  # "mini", "org/name", or "" for a directory that is published nowhere
-    revision: str  # 40 hex digits; for a directory see `directory_revision`
-    files: Mapping[str, FileLock]  # by relative POSIX path
+    revision: str = ""  # 40 hex digits, a commit; by default the first digits of the lock
+    files: Mapping[str, FileLock] = field(default_factory=FrozenDict, compare=False)  # by path
     licence: str = "unknown"
+    lock: str = ""  # 64 hex digits, see `lock_of`
+    nbytes: int = 0  # of all files
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "files", FrozenDict(self.files))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all files."""
-        return sum(lock.size for lock in self.files.values())
+        put = object.__setattr__
+        put(self, "files", FrozenDict(self.files))
+        if self.files:
+            put(self, "lock", lock_of(self.files))
+            put(self, "nbytes", sum(lock.size for lock in self.files.values()))
+        if self.revision == "" and isinstance(self.lock, str):
+            put(self, "revision", self.lock[:40])
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {
             "kind": self.kind,
             "repo": self.repo,
+            "lock": self.lock,
+            "bytes": self.nbytes,
             "revision": self.revision,
-            "files": _files_json(self.files),
             "licence": self.licence,
         }
 
     @classmethod
     def from_json(cls, value: Any, at: str = "backbone") -> BackboneRef:
-        """Return the reference of `to_json`; unknown and missing keys are refused."""
-        items = _check_object(value, at, cls)
-        files = items["files"]
-        if not isinstance(files, Mapping):
-            raise _invalid(f"{at}.files: not an object")
-        locks = {}
-        for path, lock in files.items():
-            if not (isinstance(lock, (list, tuple)) and len(lock) == 2):
-                raise _invalid(f"{at}.files[{path!r}]: not a pair of size and sha256")
-            locks[path] = FileLock(lock[0], lock[1])
-        ref = cls(items["kind"], items["repo"], items["revision"], locks, items["licence"])
+        """Return the reference of `to_json`; unknown and missing keys are refused.
+
+        Those that have a default may be left out, as in the manifest.
+        """
+        defaults = backbone_defaults(value) if isinstance(value, Mapping) else {}
+        items = _check_object(value, at, BACKBONE_FIELDS, defaults)
+        items["nbytes"] = items.pop("bytes")
+        # an empty revision would become the default
+        _check_match(_REVISION, items["revision"], f"{at}.revision", _COMMIT)
+        ref = cls(**items)
         ref.check(at)
         return ref
 
@@ -100,23 +127,18 @@ class BackboneRef:
         _check_match(_KIND, self.kind, f"{at}.kind", "a short lower-case name")
         if self.repo != "":
             _check_match(_REPO, self.repo, f"{at}.repo", "`name` or `org/name`")
-        expected = "40 hex digits, not a branch or a tag"
-        _check_match(_REVISION, self.revision, f"{at}.revision", expected)
+        _check_match(_SHA256, self.lock, f"{at}.lock", "64 hex digits")
+        _check_match(_REVISION, self.revision, f"{at}.revision", _COMMIT)
+        _check_int(self.nbytes, 0, MAX_BACKBONE, f"{at}.bytes")
         _check_text(self.licence, f"{at}.licence")
-        if not 1 <= len(self.files) <= MAX_FILES:
-            raise _invalid(f"{at}.files: {len(self.files)} files, must be 1 to {MAX_FILES}")
-        for path, lock in self.files.items():
-            if len(path) > MAX_TEXT:
-                raise _invalid(f"{at}.files: a path is longer than {MAX_TEXT} characters")
-            _check_match(_PATH, path, f"{at}.files", "a relative path without dot-names")
-            _check_int(lock.size, 0, MAX_FILE_SIZE, f"{at}.files[{path!r}].size")
-            _check_match(_SHA256, lock.sha256, f"{at}.files[{path!r}].sha256", "64 hex digits")
-        for path in self.files:
-            parent = path.rpartition("/")[0]
-            while parent:
-                if parent in self.files:
-                    raise _invalid(f"{at}.files: {parent!r:.120} is a file and a directory")
-                parent = parent.rpartition("/")[0]
+        if self.files:
+            parse_files(files_json(self.files), f"{at}.files")
+
+
+def backbone_defaults(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults of a backbone reference; that of the revision depends on its lock."""
+    lock = value.get("lock")
+    return {**BACKBONE_DEFAULTS, "revision": lock[:40] if isinstance(lock, str) else ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +176,11 @@ class Recipe:
 
     @classmethod
     def from_json(cls, value: Any, at: str = "recipe") -> Recipe:
-        """Return the recipe of `to_json`; unknown and missing keys are refused with their path."""
-        items = _check_object(value, at, cls)
+        """Return the recipe of `to_json`; unknown and missing keys are refused with their path.
+
+        Those that have a default may be left out, as in the manifest.
+        """
+        items = _check_object(value, at, [item.name for item in fields(cls)], DEFAULTS)
         for name in ("size", "sigmas"):
             if not isinstance(items[name], (list, tuple)):
                 raise _invalid(f"{at}.{name}: not an array")
@@ -244,13 +269,41 @@ def table_rows(rows: Any, steps: int, at: str = "table") -> list[tuple[float, tu
     return coefficients
 
 
-def directory_revision(files: Mapping[str, FileLock]) -> str:
-    """Return the revision of a directory without a repository: 40 hex digits of a hash."""
-    return hashlib.sha256(dumps(_files_json(files)).encode("ascii")).hexdigest()[:40]
+def lock_of(files: Mapping[str, FileLock]) -> str:
+    """Return the lock of a backbone: the SHA-256 of the canonical list of its files."""
+    return hashlib.sha256(dumps(files_json(files)).encode("ascii")).hexdigest()
 
 
-def _files_json(files: Mapping[str, FileLock]) -> dict[str, list[Any]]:
+def files_json(files: Mapping[str, FileLock]) -> dict[str, list[Any]]:
+    """Return a list of files as plain JSON values."""
     return {path: [lock.size, lock.sha256] for path, lock in files.items()}
+
+
+def parse_files(value: Any, at: str = "files") -> dict[str, FileLock]:
+    """Return a list of files from JSON: path to [size, sha256].
+
+    Raises:
+        InvalidPackError: it breaks a rule of section 5 (E_RECIPE).
+    """
+    if not isinstance(value, Mapping):
+        raise _invalid(f"{at}: not an object")
+    if not 1 <= len(value) <= MAX_FILES:
+        raise _invalid(f"{at}: {len(value)} files, must be 1 to {MAX_FILES}")
+    for path, lock in value.items():
+        if not isinstance(path, str) or len(path) > MAX_TEXT:
+            raise _invalid(f"{at}: a path is longer than {MAX_TEXT} characters")
+        _check_match(_PATH, path, at, "a relative path without dot-names")
+        if not (isinstance(lock, (list, tuple)) and len(lock) == 2):
+            raise _invalid(f"{at}[{path!r}]: not a pair of size and sha256")
+        _check_int(lock[0], 0, MAX_FILE_SIZE, f"{at}[{path!r}].size")
+        _check_match(_SHA256, lock[1], f"{at}[{path!r}].sha256", "64 hex digits")
+    for path in value:
+        parent = path.rpartition("/")[0]
+        while parent:
+            if parent in value:
+                raise _invalid(f"{at}: {parent!r:.120} is a file and a directory")
+            parent = parent.rpartition("/")[0]
+    return {path: FileLock(*lock) for path, lock in value.items()}
 
 
 def _invalid(message: str) -> InvalidPackError:
@@ -263,18 +316,19 @@ def _to_float(value: Any) -> Any:
     return float(value)
 
 
-def _check_object(value: Any, at: str, cls: Any) -> dict[str, Any]:
-    """Return an object that has exactly the fields of a dataclass."""
-    names = tuple(item.name for item in fields(cls))
+def _check_object(
+    value: Any, at: str, names: Sequence[str], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return an object that has exactly these fields, with defaults filled in."""
     if not isinstance(value, Mapping):
         raise _invalid(f"{at}: not an object")
     for name in value:
         if name not in names:
             raise _invalid(f"{at}.{name}: unknown field")
     for name in names:
-        if name not in value:
+        if name not in value and name not in defaults:
             raise _invalid(f"{at}.{name}: missing")
-    return dict(value)
+    return {**defaults, **value}
 
 
 def _check_match(pattern: re.Pattern[str], value: Any, at: str, expected: str) -> None:

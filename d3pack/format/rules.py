@@ -2,51 +2,50 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from d3pack.errors import InvalidPackError
-from d3pack.format.codecs import _checks
-from d3pack.format.codecs._checks import Layout, SectionSpec
-from d3pack.format.codecs.adapter import check_adapter, check_adapter_values
-from d3pack.format.codecs.codes import check_code_values, check_codes
-from d3pack.format.codecs.labels import check_label_values, check_labels
-from d3pack.format.codecs.picks import check_pick_values, check_picks
-from d3pack.format.codecs.prompts import check_prompt_values, check_prompts
+from d3pack.format.codecs._checks import (
+    Layout,
+    SectionSpec,
+    Tensor,
+    check_codec,
+    check_integer,
+    check_keys,
+    check_shape,
+)
+from d3pack.format.codecs.adapter import check_adapter_values, layout_adapter
+from d3pack.format.codecs.codes import check_code_values, layout_codes
+from d3pack.format.codecs.labels import check_label_values, layout_labels
+from d3pack.format.codecs.picks import check_pick_values, layout_picks
+from d3pack.format.codecs.prompts import check_prompt_values, layout_prompts
 from d3pack.format.coded import Coded
+from d3pack.format.recipe import MAX_SIDE
 
+MAX_DATA = 2**40
 MAX_TOTAL = 2**32
 MAX_NAME = 1024
 MAX_PROBES = 4096
 
 # C0 and C1 controls, line and paragraph separators, and the marks that reverse text
 _CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]")
-_Check = Callable[[SectionSpec, int, int], None]  # of a section, with classes and images per class
 
 
-def check_specs(manifest: Mapping[str, Any]) -> None:
-    """Refuse known sections whose codec, parameters or tensors are not as specified."""
-    classes, images = manifest["classes"], manifest["images_per_class"]
+class Section(NamedTuple):
+    """How a section is stored: its tensors follow from codec, parameters, classes and images."""
+
+    layout: Callable[[SectionSpec, int, int], Layout]  # checks codec and parameters
+    implied: tuple[str, ...] = ()  # parameters that follow from the pack and are not stored
+
+
+def check_total(classes: int, images: int) -> None:
+    """Refuse more images than the counter of a dataset has."""
     if classes * images > MAX_TOTAL:
         raise InvalidPackError(f"{classes * images} images, at most {MAX_TOTAL}", code="E_LIMIT")
-    seeded = images  # images of a class that are made of seeds
-    for section in manifest["sections"]:
-        if section["name"] in _CHECKS:
-            spec = SectionSpec(
-                section["codec"],
-                section["params"],
-                {entry[0]: (entry[1], tuple(entry[2])) for entry in section["tensors"]},
-                frozenset(entry[0] for entry in section["tensors"] if entry[3] == "shared"),
-            )
-            _CHECKS[section["name"]](
-                spec, classes, seeded if section["name"] == "picks" else images
-            )
-            if section["name"] == "codes":
-                seeded -= section["params"]["images"]
 
 
 def decode_names(coded: Coded, classes: int) -> tuple[str, ...]:
@@ -104,48 +103,58 @@ def _name_error(message: str) -> InvalidPackError:
     return InvalidPackError(message, code="E_NAME")
 
 
-def _check_plain(
-    name: str, codec: str, layout: Callable[[SectionSpec, int], Layout], *, shared: bool = True
-) -> _Check:
-    """Return the check of a section with one codec and no parameters."""
-
-    def check(spec: SectionSpec, classes: int, images: int) -> None:
-        if spec.codec != codec:
-            raise InvalidPackError(f"{name}: unknown codec {spec.codec!r:.80}", code="E_CODEC")
-        _checks.check_keys(spec.params, name, set())
-        tensors = layout(spec, classes)
-        _checks.check_tensors(spec, name, tensors, frozenset(tensors) if shared else frozenset())
-
-    return check
+def layout_opaque(spec: SectionSpec, classes: int, name: str) -> Layout:
+    """Return the tensors of a section of a newer minor version: its bytes, whatever they mean."""
+    layout = {}
+    for key, tensor in (("row", "rows"), ("shared", "shared")):
+        if key in spec.params:
+            size = check_integer(spec.params, key, name, 1, MAX_DATA)
+            is_shared = key == "shared"
+            layout[tensor] = Tensor("U8", (size,) if is_shared else (classes, size), is_shared)
+    if not layout:
+        raise InvalidPackError(f"{name}.params: must have row, shared or both", code="E_CODEC")
+    return layout
 
 
-def _text_layout(spec: SectionSpec, classes: int) -> Layout:
-    size = math.prod(spec.tensors["text"][1]) if "text" in spec.tensors else 0
-    return {"text": ("U8", (size,))}
+def _layout_names(spec: SectionSpec, classes: int, images: int) -> Layout:
+    check_codec(spec, "utf8", "classes")
+    check_keys(spec.params, "classes", {"bytes"})
+    size = check_integer(spec.params, "bytes", "classes", 1, MAX_DATA)
+    return {"text": Tensor("U8", (size,), is_shared=True)}
 
 
-def _probe_layout(spec: SectionSpec, classes: int) -> Layout:
-    shape = spec.tensors.get("images", ("", ()))[1]
-    if len(shape) != 4:
-        raise InvalidPackError("probes.images: must be [probes, 3, height, width]", code="E_SHAPE")
-    count, _, height, width = shape
-    if count > MAX_PROBES:
-        raise InvalidPackError(f"{count} probes, at most {MAX_PROBES}", code="E_LIMIT")
+def _layout_leaves(spec: SectionSpec, classes: int, images: int) -> Layout:
+    check_codec(spec, "sha256-128", "leaves")
+    check_keys(spec.params, "leaves", set())
+    return {"hash": Tensor("U8", (classes, 16), is_shared=True)}
+
+
+def _layout_ids(spec: SectionSpec, classes: int, images: int) -> Layout:
+    check_codec(spec, "u32", "ids")
+    check_keys(spec.params, "ids", set())
+    return {"ids": Tensor("U32", (classes,))}
+
+
+def _layout_probes(spec: SectionSpec, classes: int, images: int) -> Layout:
+    check_codec(spec, "u8", "probes")
+    check_keys(spec.params, "probes", {"shape"})
+    limits = (MAX_PROBES, MAX_SIDE, MAX_SIDE)
+    count, height, width = check_shape(spec.params, "probes", limits)
     return {
-        "images": ("U8", (count, 3, height, width)),
-        "labels": ("U32", (count,)),
-        "indices": ("U32", (count,)),
+        "images": Tensor("U8", (count, 3, height, width), is_shared=True),
+        "labels": Tensor("U32", (count,), is_shared=True),
+        "indices": Tensor("U32", (count,), is_shared=True),
     }
 
 
-_CHECKS: dict[str, _Check] = {
-    "classes": _check_plain("classes", "utf8", _text_layout),
-    "leaves": _check_plain("leaves", "sha256-128", lambda _, count: {"hash": ("U8", (count, 16))}),
-    "ids": _check_plain("ids", "u32", lambda _, count: {"ids": ("U32", (count,))}, shared=False),
-    "prompts": lambda spec, classes, images: check_prompts(spec, classes),
-    "codes": check_codes,
-    "picks": check_picks,
-    "labels": check_labels,
-    "adapter": lambda spec, classes, images: check_adapter(spec),
-    "probes": _check_plain("probes", "u8", _probe_layout),
+SECTIONS: dict[str, Section] = {  # in the order of the file
+    "classes": Section(_layout_names),
+    "leaves": Section(_layout_leaves),
+    "ids": Section(_layout_ids),
+    "prompts": Section(layout_prompts),
+    "codes": Section(layout_codes),
+    "picks": Section(layout_picks, implied=("images",)),
+    "labels": Section(layout_labels, implied=("classes", "images")),
+    "adapter": Section(layout_adapter),
+    "probes": Section(_layout_probes),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from d3pack.format import container
-from d3pack.format.canonical import dumps, to_plain
+from d3pack.format.canonical import dumps
 from d3pack.format.pack import Pack, carried_files
 from d3pack.format.reader import read
 from d3pack.system import replace_file
@@ -20,10 +20,8 @@ def pack_bytes(pack: Pack) -> bytes:
         InvalidPackError: the pack breaks a rule of the format.
         UsageError: a tensor has a dtype or shape that no pack can hold.
     """
-    manifest = pack.manifest
-    slots = container.place_tensors(to_plain(manifest["sections"]), len(pack.classes))
-    header = container.build_header(dumps(manifest), slots)
-    data = b"".join([header, *container.data_parts(slots, pack.sections())])
+    header = container.build_header(dumps(pack.manifest), pack.placement())
+    data = b"".join([header, *container.data_parts(pack.sections())])
     carried_files(read(data))
     return data
 

@@ -145,10 +145,7 @@ def _backbone(pack: Pack) -> str:
         ("model", home),
         ("kind", escape(ref.kind)),
         ("revision", f"`{ref.revision}`"),
-        (
-            "files",
-            f"{len(ref.files)}, {ref.nbytes:,} bytes in all, each with its sha256 in the pack",
-        ),
+        ("files", f"{ref.nbytes:,} bytes in all, of lock `{ref.lock}`"),
         ("licence", escape(ref.licence)),
     ]
     return (

@@ -303,9 +303,9 @@ def _evaluation(
 def check_private(pack: Pack, files: Mapping[str, bytes]) -> None:
     """Raise `UsageError` if a pack or a file holds local paths or secrets of this machine."""
     for part in ("provenance", "optional", "recipe"):
-        for name, text in flatten(pack.manifest[part], part):
+        for name, text in flatten(pack.manifest.get(part, {}), part):
             match = _LOCAL_PATH.search(text)
-            if match and not name.startswith("recipe.backbone.files"):
+            if match:
                 raise UsageError(
                     f"the pack's {name} holds a local path: {match[0]!r}",
                     hint="encode it again without that option, or edit its provenance",

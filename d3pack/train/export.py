@@ -10,7 +10,7 @@ from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from d3pack.backbones import lock_directory
+from d3pack.backbones import lock_directory, write_list
 from d3pack.system import disk_full_as_error, write_text
 from d3pack.train.diffusion import SCHEDULE
 
@@ -69,6 +69,4 @@ def save_half(model: Any, folder: Path) -> None:
 
 def write_lock(folder: Path, licence: str) -> None:
     """Write `lock.json`: the licence and the files of a backbone with sizes and hashes."""
-    ref = lock_directory(folder, licence=licence).to_json()
-    lock = {key: ref[key] for key in ("kind", "revision", "licence", "files")}
-    write_text(folder / "lock.json", json.dumps(lock, indent=1, sort_keys=True) + "\n")
+    write_list(folder, lock_directory(folder, licence=licence))

@@ -13,7 +13,7 @@ def cases(plain: bytes) -> Iterator[Raw]:
     header, data = plain[8 : 8 + size], plain[8 + size :]
 
     def head(text: bytes) -> bytes:
-        text = text.ljust(-(-(8 + len(text)) // 64) * 64 - 8)
+        text = text.ljust(-(-(8 + len(text)) // 8) * 8 - 8)
         return struct.pack("<Q", len(text)) + text + data
 
     yield "empty", "E_TRUNCATED", "no byte at all", b""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import reader
 from draft import Draft
 
 from broken.case import Case, Edit
@@ -59,7 +60,7 @@ def cases() -> Iterator[Case]:
     yield "version-boolean", bad, "the version holds a boolean", source, put(d3m=[True, 0])
     yield "requires-object", bad, "requires is an object", source, put(requires={})
     yield "field-unknown", bad, "an unknown field", source, put(zzz=1)
-    yield "field-missing", bad, "no seed", source, drop("seed")
+    yield "field-missing", bad, "no number of images", source, drop("images_per_class")
     yield "field-root-missing", bad, "no root", source, drop("root")
     yield "seed-number", bad, "the seed is a number", source, put(seed=5)
     yield "seed-upper-case", bad, "the seed in capitals", source, put(seed="0123456789ABCDEF")
@@ -81,5 +82,7 @@ def cases() -> Iterator[Case]:
         "classes-300",
         put(images_per_class=2**24),
     )
+    for name, value in reader.DEFAULTS.items():
+        yield f"default-{name}", "E_CANON", f"{name} has its default", source, put(**{name: value})
     yield "root-wrong", "E_ROOT", "the identity of another pack", source, edit_root
     yield "root-upper-case", "E_ROOT", "the identity in capitals", source, edit_root_case

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import reader
 from draft import Draft
 
 from broken.case import Case, Edit
@@ -38,10 +39,27 @@ def cases() -> Iterator[Case]:
         draft.manifest["recipe"] = []
         draft.reroot()
 
-    lock = [5, "5a" * 32]
+    def unlocked(draft: Draft) -> None:
+        del draft.manifest["recipe"]["backbone"]["lock"]
+        draft.reroot()
+
+    def commit(draft: Draft) -> None:
+        home = draft.manifest["recipe"]["backbone"]
+        home["revision"] = home["lock"][:40]
+        draft.reroot()
+
+    breaks = "the revision has its default"
+    yield "default-backbone-revision", "E_CANON", breaks, source, commit
+    for name, value in reader.RECIPE_DEFAULTS.items():
+        breaks = f"{name} has its default"
+        yield f"default-{name}".replace("_", "-"), "E_CANON", breaks, source, put(**{name: value})
+    for name, value in reader.BACKBONE_DEFAULTS.items():
+        breaks = f"the backbone's {name} has its default"
+        yield f"default-backbone-{name}", "E_CANON", breaks, source, backbone(**{name: value})
+    yield "default-boolean", code, "false for 0", source, put(guided_channels=False)
     yield "recipe-array", code, "not an object", source, whole
     yield "recipe-unknown-field", code, "an unknown field", source, put(magic=1)
-    yield "recipe-missing-field", code, "no template", source, drop("template")
+    yield "recipe-missing-field", code, "no sigmas", source, drop("sigmas")
     yield "recipe-sampler", code, "an unknown sampler", source, put(sampler="magic")
     yield "recipe-dtype", code, "an unknown dtype", source, put(dtype="float8")
     yield "recipe-noise", code, "an unknown noise", source, put(noise="mt19937")
@@ -135,56 +153,15 @@ def cases() -> Iterator[Case]:
     yield "backbone-kind", code, "a kind with capitals", source, backbone(kind="Stable Diffusion")
     yield "backbone-repo", code, "a repository with dots", source, backbone(repo="../x/y")
     yield "backbone-branch", code, "a branch for a revision", source, backbone(revision="main")
-    yield "backbone-no-files", code, "nothing is locked", source, backbone(files={})
-    yield (
-        "backbone-path-up",
-        code,
-        "a path that leaves",
-        source,
-        backbone(files={"../x.json": lock}),
-    )
-    yield (
-        "backbone-path-absolute",
-        code,
-        "an absolute path",
-        source,
-        backbone(files={"/x.json": lock}),
-    )
-    yield (
-        "backbone-path-backslash",
-        code,
-        "a backslash",
-        source,
-        backbone(files={"a\\x.json": lock}),
-    )
-    yield (
-        "backbone-path-dot",
-        code,
-        "a name that begins with a dot",
-        source,
-        backbone(files={"a/.x": lock}),
-    )
-    yield (
-        "backbone-path-both",
-        code,
-        "a file that is also a directory",
-        source,
-        backbone(files={"a": lock, "a/b.json": lock}),
-    )
-    yield (
-        "backbone-path-part",
-        code,
-        "a name of 256 characters",
-        source,
-        backbone(files={"a/" + "x" * 256: lock}),
-    )
-    yield "backbone-path-empty", code, "an empty name", source, backbone(files={"a//x": lock})
-    yield "backbone-hash", code, "a hash of 63 digits", source, backbone(files={"x": [5, "5" * 63]})
-    yield "backbone-size", code, "a negative size", source, backbone(files={"x": [-1, "5a" * 32]})
-    yield (
-        "backbone-lock",
-        code,
-        "a lock of three parts",
-        source,
-        backbone(files={"x": [1, "5a" * 32, 2]}),
-    )
+    yield "backbone-revision-case", code, "in capitals", source, backbone(revision="AB" * 20)
+    yield "backbone-revision-empty", code, "no revision", source, backbone(revision="")
+    yield "backbone-lock", code, "a lock of 63 digits", source, backbone(lock="5" * 63)
+    yield "backbone-lock-case", code, "a lock in capitals", source, backbone(lock="5A" * 32)
+    yield "backbone-lock-number", code, "a number for a lock", source, backbone(lock=5)
+    yield "backbone-lock-missing", code, "no lock", source, unlocked
+    yield "backbone-size", code, "a negative size", source, backbone(bytes=-1)
+    yield "backbone-size-large", code, "2**48 + 1 bytes", source, backbone(bytes=2**48 + 1)
+    yield "backbone-size-real", code, "a real size", source, backbone(bytes=1e6)
+    files = {"unet/config.json": [5, "5a" * 32]}
+    yield "backbone-files", code, "the list itself", source, backbone(files=files)
+    yield "backbone-array", code, "not an object", source, put(backbone=[])

@@ -14,10 +14,10 @@ def cases() -> Iterator[Case]:
     def poke(name: str, at: int, value: bytes) -> Edit:
         return lambda draft: draft.poke(name, at, value).seal() and None
 
-    def names(text: bytes, shape: bool = True) -> Edit:
+    def names(text: bytes) -> Edit:
         def edit(draft: Draft) -> None:
             draft.blobs["classes.text"] = text
-            draft.tensor("classes.text")[2] = [len(text)]
+            draft.params("classes")["bytes"] = len(text)
             draft.seal()
 
         return edit
@@ -51,25 +51,28 @@ def cases() -> Iterator[Case]:
         return edit
 
     def spare(draft: Draft) -> None:
-        row = draft.tensor("labels.bits")[2][1]
+        row = len(draft.blobs["labels.bits"]) // draft.manifest["classes"]
         draft.poke(
             "labels.bits", row - 1, bytes([draft.blobs["labels.bits"][row - 1] | 0x80])
         ).seal()
 
     f16, topk, dense, full = "prompts-f16", "labels-topk", "labels-dense", "everything"
-    for section, tensor in (
-        ("classes", "text"),
-        ("leaves", "hash"),
-        ("prompts", "codes"),
-        ("picks", "codes"),
+    for name, code in (
+        ("classes.text", "E_HASH"),
+        ("leaves.hash", "E_HASH"),
+        ("prompts.codebook", "E_HASH"),
+        ("adapter.scales", "E_HASH"),
+        ("probes.indices", "E_HASH"),
+        ("prompts.codes", "E_LEAF"),
+        ("picks.codes", "E_LEAF"),
+        ("labels.bits", "E_LEAF"),
     ):
-        yield (
-            f"hash-{section}",
-            "E_HASH",
-            f"a bit of {section} flipped",
-            full,
-            flip(f"{section}.{tensor}"),
-        )
+        case = f"{'hash' if code == 'E_HASH' else 'leaf'}-{name.split('.')[0]}"
+        case += "-codebook" if name.endswith("codebook") else ""
+        yield case, code, f"a bit of {name} flipped", full, flip(name)
+    for name, code in (("shared", "E_HASH"), ("rows", "E_LEAF")):
+        case, breaks = f"newer-{name}-flipped", f"a bit of {name} flipped"
+        yield case, code, breaks, "newer-minor", flip(f"captions.{name}")
     yield (
         "leaf-wrong",
         "E_LEAF",

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,16 +16,18 @@ from safetensors.torch import load_file, save_file
 
 from d3pack.backbones import (
     cache_home,
+    complete,
     default_backbone,
     kinds,
     lock_backbone,
     lock_directory,
     open_backbone,
     verify_files,
+    write_list,
 )
 from d3pack.backbones.lock import check_path
 from d3pack.errors import BackboneChangedError, BackboneError, NotFoundError
-from d3pack.format import BackboneRef, FileLock, directory_revision
+from d3pack.format import BackboneRef, FileLock, files_json, lock_of
 from d3pack.testing import raises_code
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -55,7 +58,8 @@ def test_lock_names_the_needed_files_only(sd: Path) -> None:
         "vae/diffusion_pytorch_model.safetensors",
     ]
     assert ref.files[UNET].size == (sd / UNET).stat().st_size
-    assert ref.revision == directory_revision(ref.files)
+    assert ref.lock == lock_of(ref.files)
+    assert ref.revision == ref.lock[:40]
     assert ref.nbytes == sum((sd / path).stat().st_size for path in ref.files)
     assert lock_directory(shutil.copytree(sd, sd.parent / "copy")) == replace(
         ref, licence="unknown"
@@ -319,6 +323,155 @@ def test_unknown_kinds_are_refused_and_defaults_depend_on_the_device() -> None:
         open_backbone(replace(_ref({}), kind="gan"), path=".")
     assert default_backbone("cpu") == "mini"
     assert default_backbone("cuda:0") == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+# -- a pack has the lock; the list of files comes with the backbone -------------------------------
+
+
+def bare(ref: BackboneRef) -> BackboneRef:
+    """The reference as a pack has it: without the list of files."""
+    read = BackboneRef.from_json(ref.to_json())
+    assert (read, dict(read.files)) == (ref, {})
+    return read
+
+
+def forget(home: Path) -> None:
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.mark.parametrize("family", ["sd", "dit"])
+def test_list_is_made_from_the_files_of_the_family(
+    family: str, originals: dict[str, Path], tmp_path: Path, home: Path
+) -> None:
+    copy = Path(shutil.copytree(originals[family], tmp_path / "copy"))
+    ref = lock_directory(copy)
+    (copy / "unet/notes.txt" if family == "sd" else copy / "notes.txt").write_text("mine")
+    forget(home)
+    assert open_backbone(bare(ref), path=copy).ref.files == ref.files
+    forget(home)
+    flip(copy / "vae/config.json")
+    with pytest.raises(
+        BackboneChangedError, match=rf"does not hold the files of lock {ref.lock[:12]}"
+    ):
+        open_backbone(bare(ref), path=copy)
+    (copy / "vae/config.json").unlink()
+    with raises_code("E_BACKBONE_MISSING", match="vae/config.json"):
+        open_backbone(bare(ref), path=copy)
+
+
+def test_changed_file_is_named_where_a_list_is_there(sd: Path, home: Path) -> None:
+    ref = lock_directory(sd)
+    forget(home)
+    write_list(sd, ref)
+    flip(sd / UNET)
+    with pytest.raises(BackboneChangedError, match=UNET):
+        open_backbone(bare(ref), path=sd)
+    (sd / "lock.json").unlink()
+    with pytest.raises(BackboneChangedError, match="does not hold the files"):
+        open_backbone(bare(ref), path=sd)
+    flip(sd / UNET)
+    lock_directory(sd)  # remembers the list
+    flip(sd / UNET)
+    with pytest.raises(BackboneChangedError, match=UNET):
+        open_backbone(bare(ref), path=sd)
+
+
+def test_list_of_another_size_is_made_without_hashing(sd: Path, home: Path) -> None:
+    ref = lock_directory(sd)
+    forget(home)
+    hashed: list[str] = []
+    with (sd / UNET).open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(BackboneChangedError):
+        complete(bare(ref), sd, lambda path, done, size: hashed.append(path))
+    assert not hashed
+
+
+def test_other_variants_and_optional_files_beside_the_locked_ones(sd: Path, home: Path) -> None:
+    full = lock_directory(sd)
+    for part in (
+        "unet/diffusion_pytorch_model",
+        "vae/diffusion_pytorch_model",
+        "text_encoder/model",
+    ):
+        state = {n: t.half() for n, t in load_file(sd / f"{part}.safetensors").items()}
+        save_file(state, sd / f"{part}.fp16.safetensors")
+    half = lock_directory(sd, variant="fp16")
+    (sd / "tokenizer/special_tokens_map.json").write_text("{}")
+    for ref in (full, half):
+        forget(home)
+        assert open_backbone(bare(ref), path=sd).ref.files == ref.files
+
+
+def other_list(ref: BackboneRef, **changes: FileLock) -> str:
+    return json.dumps({"files": files_json({**ref.files, **changes})})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda ref: "",
+        lambda ref: "{",
+        lambda ref: "[]",
+        lambda ref: '{"files": 5}',
+        lambda ref: "[" * 100_000,
+        lambda ref: '{"files": {}}',
+        lambda ref: other_list(ref, **{UNET: FileLock(1, "0" * 64)}),
+        lambda ref: other_list(ref, **{"more.json": FileLock(1, "0" * 64)}),
+        lambda ref: other_list(ref, **{"../secret.json": FileLock(1, "0" * 64)}),
+        lambda ref: other_list(ref, **{"/etc/passwd.txt": FileLock(1, "0" * 64)}),
+        lambda ref: other_list(ref, **{f"f{i}.json": FileLock(1, "0" * 64) for i in range(1024)}),
+        lambda ref: other_list(ref, **{f"f{i}.json": FileLock(1, "0" * 64) for i in range(20_000)}),
+        lambda ref: json.dumps({"files": {path: [1, "0" * 64] for path in ref.files}}),
+        lambda ref: '{"files": ' + "9" * 5000 + "}",
+    ],
+)
+def test_wrong_list_beside_the_files_is_not_believed(
+    make: Callable[[BackboneRef], str], sd: Path, home: Path
+) -> None:
+    """It neither replaces the locked list nor makes other files be read."""
+    ref = lock_directory(sd)
+    forget(home)
+    (sd / "lock.json").write_text(make(ref))
+    assert open_backbone(bare(ref), path=sd).ref.files == ref.files
+    flip(sd / UNET)
+    with pytest.raises(BackboneChangedError):
+        open_backbone(bare(ref), path=sd)
+
+
+def test_long_list_and_one_that_is_no_file_are_not_read(sd: Path, home: Path) -> None:
+    ref = lock_directory(sd)
+    entries = ",".join(f'"f{i}": [1, "{"0" * 64}"]' for i in range(1_000_000))
+    (sd / "lock.json").write_text(f'{{"files": {{{entries}}}}}')
+    forget(home)
+    start = time.process_time()
+    assert complete(bare(ref), sd).files == ref.files
+    assert time.process_time() - start < 1
+    (sd / "lock.json").unlink()
+    os.mkfifo(sd / "lock.json")
+    forget(home)
+    assert complete(bare(ref), sd).files == ref.files
+
+
+@pytest.mark.parametrize(
+    "path", ["../outside.json", "a/.hidden.json", "unet/model.py", "a\\b.json"]
+)
+def test_locked_list_with_an_unsafe_path_is_refused(path: str, sd: Path, home: Path) -> None:
+    """The maker of a pack can lock any list: its hash is right, its paths are not."""
+    (sd.parent / "outside.json").write_text("{}")
+    good = lock_directory(sd)
+    bad = replace(good, files={**good.files, path: FileLock(2, "44" * 32)})
+    write_list(sd, bad)
+    with pytest.raises(BackboneError):
+        open_backbone(bare(bad), path=sd)
+
+
+def test_damaged_memory_of_lists_is_ignored(sd: Path, home: Path) -> None:
+    ref = lock_directory(sd)
+    (place,) = (home / "locks").iterdir()
+    for junk in (b"", b"{", b'{"files": {"../x.json": [1, "00"]}}', b"\xff"):
+        place.write_bytes(junk)
+        assert complete(bare(ref), sd).files == ref.files
 
 
 def test_lock_by_name_equals_lock_of_the_directory(sd: Path) -> None:

@@ -21,6 +21,7 @@ from d3pack.encode import encode
 from d3pack.errors import BackboneChangedError, D3MError
 from d3pack.format import carried_files, read, write
 from d3pack.format.codecs import decode_files, encode_files
+from d3pack.format.codecs.files import split_files
 from d3pack.format.coded import Coded
 from d3pack.format.pack import EMBEDDED, Pack
 from d3pack.testing import raises_code
@@ -87,9 +88,9 @@ def test_selection_of_a_pack_keeps_the_backbone(packed: Path, tmp_path: Path) ->
 def test_embedded_backbone_of_another_hash_is_refused(packed: Path, home: Path) -> None:
     pack = read(packed)
     coded = pack.extensions[EMBEDDED]
-    codes = coded.tensors["codes"].copy()
-    codes[5] ^= 1
-    other = Coded("files", {**coded.tensors, "codes": codes}, coded.params, coded.shared)
+    shared = coded.tensors["shared"].copy()
+    shared[coded.params["parts"][0] + 5] ^= 1
+    other = Coded("files", {"shared": shared}, coded.params, coded.shared)
     wrong = replace(pack, extensions={EMBEDDED: other})
     with pytest.raises(BackboneChangedError, match="not the one that the recipe names"):
         Decoder(wrong)
@@ -168,16 +169,29 @@ def test_inconsistent_sections_are_refused() -> None:
     coded = encode_files(files())
 
     def other(**changes: np.ndarray) -> Coded:
-        return Coded("files", {**coded.tensors, **changes}, coded.params, coded.shared)
+        runs = {
+            **dict(zip(("plain", "codes", "scales"), split_files(coded), strict=True)),
+            **changes,
+        }
+        shared = np.frombuffer(b"".join(run.tobytes() for run in runs.values()), np.uint8)
+        params = {**coded.params, "parts": [run.size for run in runs.values()]}
+        return Coded("files", {"shared": shared}, params, coded.shared)
 
-    codes, scales, plain = (coded.tensors[n] for n in ("codes", "scales", "plain"))
+    plain, codes, scales = split_files(coded)
+    assert decode_files(other()) == decode_files(coded)
     for bad in (
         other(codes=codes[:-1]),
         other(scales=np.append(scales, np.float16(1))),
         other(plain=plain[:40]),
         other(plain=np.append(plain, np.uint8(0))),
         Coded("zip", coded.tensors, coded.params, coded.shared),
-        Coded("files", coded.tensors, {"files": [["a/w.safetensors", "i8"]]}, coded.shared),
+        Coded(
+            "files",
+            coded.tensors,
+            {**coded.params, "files": [["a/w.safetensors", "i8"]]},
+            coded.shared,
+        ),
+        Coded("files", coded.tensors, {**coded.params, "parts": [1, 2]}, coded.shared),
         Coded("files", coded.tensors, {}, coded.shared),
     ):
         with raises_code("E_CODEC"):

@@ -27,7 +27,8 @@ def test_source_with_images_of_every_format(home: Path, tmp_path: Path) -> None:
     picture(1, 91).convert("L").save(odd / "grey.png")
     picture(1, 92).save(odd / "moving.gif", save_all=True, append_images=[picture(0, 1)])
     (odd / "broken.jpg").write_bytes(b"\xff\xd8\xff junk")
-    done = call(root, "-o", tmp_path / "o.d3m", "--backbone", home / "sd", *SHORT)
+    full = ("--provenance", "full")
+    done = call(root, "-o", tmp_path / "o.d3m", "--backbone", home / "sd", *full, *SHORT)
     assert done.exit_code == 0, done.exception
     source = d3pack.read(tmp_path / "o.d3m").provenance["source"]
     assert (source["images"], source["seen"], source["bad"]) == (29, 28, 1)

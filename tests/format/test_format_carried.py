@@ -24,24 +24,36 @@ def header(text: str) -> Callable[[Draft], None]:
     """The weights begin with another safetensors header of the same length, or a longer one."""
 
     def edit(draft: Draft) -> None:
-        plain = draft.blobs["backbone.plain"]
-        start = plain.index(b'{"matrix"') - 8
-        size = struct.unpack_from("<Q", plain, start)[0]
+        shared, params = draft.blobs["backbone.shared"], draft.params("backbone")
+        start = shared.index(b'{"matrix"') - 8
+        size = struct.unpack_from("<Q", shared, start)[0]
         new = text.encode().ljust(size)
-        draft.blobs["backbone.plain"] = (
-            plain[:start] + struct.pack("<Q", len(new)) + new + plain[start + 8 + size :]
+        draft.blobs["backbone.shared"] = (
+            shared[:start] + struct.pack("<Q", len(new)) + new + shared[start + 8 + size :]
         )
-        draft.tensor("backbone.plain")[2] = [len(draft.blobs["backbone.plain"])]
+        params["parts"][0] += len(new) - size
+        params["shared"] = len(draft.blobs["backbone.shared"])
 
     return edit
 
 
 def table(change: Callable[[list[Any]], Any]) -> Callable[[Draft], None]:
-    return lambda draft: change(draft.section("backbone")["params"]["files"])
+    return lambda draft: change(draft.params("backbone")["files"])
+
+
+def parts(*counts: Any) -> Callable[[Draft], None]:
+    return lambda draft: draft.params("backbone").update(parts=list(counts))
 
 
 def flipped(draft: Draft) -> None:
-    draft.poke("backbone.codes", 3, b"\x55")
+    draft.poke("backbone.shared", draft.params("backbone")["parts"][0] + 3, b"\x55")
+
+
+def rows(draft: Draft) -> None:
+    """The section has a row for each class besides."""
+    draft.params("backbone")["row"] = 2
+    draft.rows["backbone"] = ["backbone.rows"]
+    draft.blobs["backbone.rows"] = bytes(2 * draft.manifest["classes"])
 
 
 BAD: dict[str, tuple[Callable[[Draft], Any], str]] = {
@@ -61,7 +73,12 @@ BAD: dict[str, tuple[Callable[[Draft], Any], str]] = {
     "unsorted": (table(lambda files: files.reverse()), "E_CODEC"),
     "fewer": (table(lambda files: files.pop()), "E_CODEC"),
     "value": (lambda draft: draft.manifest["optional"].update(backbone=5), "E_CODEC"),
-    "codec": (lambda draft: draft.section("backbone").update(codec="zip"), "E_CODEC"),
+    "codec": (lambda draft: draft.section("backbone").__setitem__(1, "zip"), "E_CODEC"),
+    "parts": (parts(1, 2, 3), "E_CODEC"),
+    "parts-two": (parts(1, 2), "E_CODEC"),
+    "parts-minus": (parts(-2, 400, 0), "E_CODEC"),
+    "parts-real": (parts(1.0, 2, 3), "E_CODEC"),
+    "rows": (rows, "E_CODEC"),
     "flipped": (flipped, "E_BACKBONE_CHANGED"),
 }
 

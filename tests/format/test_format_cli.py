@@ -48,7 +48,8 @@ def test_info_names_everything_and_fits_80_columns(command: Any) -> None:
     assert max(map(len, got.stdout.splitlines())) <= 80
     pack = d3pack.read(EVERYTHING)
     words = "stable-diffusion mini ddim pq topk curated probes adapter container everything"
-    for text in (pack.root, *words.split(), ", 1 MB,", f"{pack.ledger().total:,}"):
+    lock = pack.recipe.backbone.lock
+    for text in (pack.root, lock, *words.split(), "1 MB, licence", f"{pack.ledger().total:,}"):
         assert text in got.stdout, text
 
 

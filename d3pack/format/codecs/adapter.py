@@ -14,7 +14,7 @@ import numpy as np
 
 from d3pack.errors import InvalidPackError, UsageError
 from d3pack.format.codecs import _checks
-from d3pack.format.codecs._checks import Layout, SectionSpec
+from d3pack.format.codecs._checks import Layout, SectionSpec, Tensor
 from d3pack.format.codecs.table import ADAPTER_CODECS, find_codec
 from d3pack.format.coded import Array, Coded
 
@@ -41,7 +41,7 @@ class AdapterCodec(Protocol):
 
 
 def encode_adapter(tensors: Mapping[str, Array], codec: str = "f16") -> Coded:
-    """Store named float tensors; the relative error is measured and recorded in the parameters.
+    """Store named float tensors; the relative error is measured: `figures["error"]` of the result.
 
     Args:
         tensors: by name, as `d3pack.backbones.apply_adapter` takes them.
@@ -67,8 +67,8 @@ def encode_adapter(tensors: Mapping[str, Array], codec: str = "f16") -> Coded:
     error = np.concatenate([decoded[name].ravel() for name in names]).astype(np.float64) - flat
     power = float((flat.astype(np.float64) ** 2).sum())
     rms = math.sqrt(float((error**2).sum()) / max(power, 1e-300))
-    params["error"] = {"rms": _checks.figure(rms)}
-    return Coded(codec, stored, params, frozenset(stored))
+    figures = {"error": {"rms": _checks.figure(rms)}}
+    return Coded(codec, stored, params, frozenset(stored), figures)
 
 
 def decode_adapter(coded: Coded) -> dict[str, Array]:
@@ -84,11 +84,10 @@ def decode_adapter(coded: Coded) -> dict[str, Array]:
     return tensors
 
 
-def check_adapter(spec: SectionSpec, at: str = "adapter") -> None:
-    """Refuse other parameters or tensors than the codec's, or a table that does not add up."""
+def layout_adapter(spec: SectionSpec, classes: int, images: int, at: str = "adapter") -> Layout:
+    """Return the tensors of an adapter; codec, parameters and table are checked."""
     method = _find(spec.codec, at)
-    _checks.check_keys(spec.params, at, {"table", "error"})
-    _checks.check_figures(spec.params, "error", at, {"rms"})
+    _checks.check_keys(spec.params, at, {"table"})
     table = spec.params["table"]
     if not isinstance(table, (list, tuple)) or not 1 <= len(table) <= MAX_TENSORS:
         raise _table_error(at, f"must list 1 to {MAX_TENSORS} tensors")
@@ -105,8 +104,7 @@ def check_adapter(spec: SectionSpec, at: str = "adapter") -> None:
         ):
             raise _table_error(at, f"the shape of {name!r:.80} is out of bounds")
         previous, values, rows = name, values + math.prod(shape), rows + _rows(shape)
-    layout = method.layout(values, rows)
-    _checks.check_tensors(spec, at, layout, frozenset(layout))
+    return method.layout(values, rows)
 
 
 def check_adapter_values(coded: Coded) -> None:
@@ -144,7 +142,7 @@ class Float16:
         return coded.tensors["values"][values].astype(np.float32)
 
     def layout(self, values: int, rows: int) -> Layout:
-        return {"values": ("F16", (values,))}
+        return {"values": Tensor("F16", (values,), is_shared=True)}
 
 
 class Int8:
@@ -164,4 +162,5 @@ class Int8:
         return flat
 
     def layout(self, values: int, rows: int) -> Layout:
-        return {"codes": ("I8", (values,)), "scales": ("F16", (rows,))}
+        codes = Tensor("I8", (values,), is_shared=True)
+        return {"codes": codes, "scales": Tensor("F16", (rows,), is_shared=True)}

@@ -20,7 +20,7 @@ import numpy as np
 
 from d3pack.errors import InvalidPackError, UsageError
 from d3pack.format.codecs import _checks
-from d3pack.format.codecs._checks import Layout, SectionSpec
+from d3pack.format.codecs._checks import Layout, SectionSpec, Tensor
 from d3pack.format.coded import Array, Coded
 from d3pack.format.recipe import MAX_ETA, MAX_FRESH, check_sigmas
 
@@ -159,12 +159,9 @@ def first_codes(coded: Coded, images: int) -> Coded:
     return Coded(CODEC, {"bits": np.packbits(bits, axis=1, bitorder="little")}, params)
 
 
-def check_codes(spec: SectionSpec, classes: int, images: int, at: str = "codes") -> None:
-    """Refuse other parameters or tensors than the codec's."""
-    if spec.codec != CODEC:
-        raise InvalidPackError(
-            f"{at}: unknown codec {spec.codec!r:.80}", code="E_CODEC", hint=f"known: {CODEC}"
-        )
+def layout_codes(spec: SectionSpec, classes: int, images: int, at: str = "codes") -> Layout:
+    """Return the tensor of codes; codec and parameters are checked."""
+    _checks.check_codec(spec, CODEC, at)
     _checks.check_keys(spec.params, at, _KEYS)
     bits = _checks.check_integer(spec.params, "bits", at, 1, MAX_BITS)
     coded = _checks.check_integer(spec.params, "images", at, 1, images)
@@ -172,8 +169,7 @@ def check_codes(spec: SectionSpec, classes: int, images: int, at: str = "codes")
     _check_sampling(spec.params, at)
     _check_atoms(spec.params, at, 1 << bits)
     width = sum(level_bits(1 << bits, atoms) for atoms in spec.params["atoms"])
-    layout: Layout = {"bits": ("U8", (classes, (count * width + 7) // 8))}
-    _checks.check_tensors(spec, at, layout)
+    return {"bits": Tensor("U8", (classes, (count * width + 7) // 8))}
 
 
 def _check_sampling(params: Mapping[str, Any], at: str) -> None:

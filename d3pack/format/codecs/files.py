@@ -1,9 +1,10 @@
 """A backbone's files inside a pack: matrices of safetensors files in eight bits, the rest as is.
 
-`files` lists [path, how, size] sorted by path. Everything that is stored unchanged is one run of
-bytes, `plain`: files stored as `bytes`, and of a file stored as `i8` its header and every tensor
-that is not an F16 array of several dimensions. Those arrays are `codes`, with a scale for each
-index of the first dimension, and
+`files` lists [path, how, size] sorted by path. The shared bytes of the section are three runs, of
+which `parts` has the numbers of values: `plain`, `codes` and `scales`. Everything that is stored
+unchanged is `plain`: files stored as `bytes`, and of a file stored as `i8` its header and every
+tensor that is not an F16 array of several dimensions. Those arrays are `codes`, with a scale for
+each index of the first dimension, and
 
     value = float16(float32(code) * float32(scale))
 
@@ -26,7 +27,7 @@ from d3pack.format.coded import Array, Coded
 CODEC = "files"
 # what the header of a file that is not safetensors can raise
 _MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-_DTYPES = {"plain": np.uint8, "codes": np.int8, "scales": np.float16}
+_DTYPES = ("|u1", "|i1", "<f2")  # of plain, codes and scales
 
 
 def encode_files(files: Mapping[str, bytes]) -> Coded:
@@ -56,29 +57,28 @@ def encode_files(files: Mapping[str, bytes]) -> Coded:
             row_codes, row_scales = quantize_rows(rows)
             codes.append(row_codes.ravel())
             scales.append(row_scales)
-    tensors = {
-        "plain": np.frombuffer(b"".join(plain), np.uint8),
-        "codes": np.concatenate(codes),
-        "scales": np.concatenate(scales),
-    }
-    stored = {name: array for name, array in tensors.items() if array.size}
-    return Coded(CODEC, stored, {"files": table}, frozenset(stored))
+    runs = [
+        np.frombuffer(b"".join(plain), np.uint8),
+        np.concatenate(codes),
+        np.concatenate(scales).astype("<f2"),
+    ]
+    shared = np.frombuffer(b"".join(run.tobytes() for run in runs), np.uint8)
+    params = {"files": table, "parts": [run.size for run in runs]}
+    return Coded(CODEC, {"shared": shared}, params, frozenset({"shared"}))
 
 
-def decode_files(coded: Coded, sizes: Mapping[str, int] | None = None) -> dict[str, bytes]:
+def decode_files(coded: Coded, nbytes: int | None = None) -> dict[str, bytes]:
     """Return the files by their paths. Their hashes are not checked here.
 
     Args:
         coded: the section of the carried backbone.
-        sizes: of the files that must be there; others are refused before anything is decoded.
+        nbytes: that all files must have; others are refused before anything is decoded.
 
     Raises:
         InvalidPackError: the section does not hold these files (E_CODEC).
     """
-    _check(coded, sizes)
-    plain, codes, scales = (
-        coded.tensors.get(name, np.zeros(0, dtype)) for name, dtype in _DTYPES.items()
-    )
+    _check(coded, nbytes)
+    plain, codes, scales = split_files(coded)
     raw = memoryview(plain.tobytes())
     at = code = row = 0
     files: dict[str, bytes] = {}
@@ -107,17 +107,34 @@ def decode_files(coded: Coded, sizes: Mapping[str, int] | None = None) -> dict[s
     except _MALFORMED as error:
         raise _invalid(f"the files cannot be restored: {error!s:.120}") from None
     if (at, code, row) != (len(raw), codes.size, scales.size):
-        raise _invalid("the tensors are longer or shorter than the files")
+        raise _invalid("the section is longer or shorter than the files")
     return files
 
 
-def _check(coded: Coded, sizes: Mapping[str, int] | None) -> None:
+def split_files(coded: Coded) -> tuple[Array, Array, Array]:
+    """Return the runs of a section: plain bytes, codes and scales."""
+    data, parts = coded.tensors["shared"].tobytes(), coded.params["parts"]
+    plain, codes, scales = (np.dtype(dtype) for dtype in _DTYPES)
+    first, second = parts[0], parts[0] + parts[1]
+    return (
+        np.frombuffer(data, plain, parts[0]),
+        np.frombuffer(data, codes, parts[1], first),
+        np.frombuffer(data, scales, parts[2], second),
+    )
+
+
+def _check(coded: Coded, nbytes: int | None) -> None:
     """Refuse a section that does not list files with sizes from 0."""
-    if coded.codec != CODEC or set(coded.params) != {"files"}:
+    if coded.codec != CODEC or set(coded.params) != {"files", "parts"}:
         raise _invalid(f"unknown codec {coded.codec!r:.80}, or parameters that it does not take")
-    for name, array in coded.tensors.items():
-        if _DTYPES.get(name) != array.dtype or array.ndim != 1 or name not in coded.shared:
-            raise _invalid(f"unexpected tensor {name!r}, {array.dtype} {list(array.shape)}")
+    size = coded.tensors["shared"].size if set(coded.tensors) == {"shared"} else -1
+    parts = coded.params["parts"]
+    if not (isinstance(parts, (list, tuple)) and len(parts) == 3) or not all(
+        type(count) is int and count >= 0 for count in parts
+    ):
+        raise _invalid(f"parts are {parts!r:.80}, not three counts")
+    if parts[0] + parts[1] + 2 * parts[2] != size:
+        raise _invalid("the parts do not add up to the section")
     table = coded.params["files"]
     for entry in table if isinstance(table, (list, tuple)) else [table]:
         is_row = isinstance(entry, (list, tuple)) and len(entry) == 3
@@ -129,8 +146,9 @@ def _check(coded: Coded, sizes: Mapping[str, int] | None) -> None:
     paths = [entry[0] for entry in table]
     if paths != sorted(set(paths)):
         raise _invalid("the files are not sorted, or one is listed twice")
-    if sizes is not None and {path: size for path, _, size in table} != dict(sizes):
-        raise _invalid("the files are not those of the recipe, or of other sizes")
+    total = sum(entry[2] for entry in table)
+    if nbytes is not None and total != nbytes:
+        raise _invalid(f"the files have {total} bytes, those of the recipe {nbytes}")
 
 
 def _invalid(problem: str) -> InvalidPackError:

@@ -12,7 +12,7 @@ import numpy as np
 
 from d3pack.errors import InvalidPackError, UsageError
 from d3pack.format.codecs import _bits, _checks
-from d3pack.format.codecs._checks import Layout, SectionSpec
+from d3pack.format.codecs._checks import Layout, SectionSpec, Tensor
 from d3pack.format.codecs.table import LABEL_CODECS, find_codec
 from d3pack.format.coded import Array, Coded
 
@@ -25,7 +25,7 @@ CHUNK = 2**20  # bytes of labels to decode at a time
 class LabelCodec(Protocol):
     """How one codec stores labels."""
 
-    params: frozenset[str]  # parameters besides `classes`, `images` and `error`
+    params: frozenset[str]  # parameters
     tensor: str  # the name of its only tensor
 
     def encode(self, labels: Array, params: Mapping[str, Any]) -> tuple[Array, Array | None]:
@@ -50,7 +50,7 @@ class LabelCodec(Protocol):
 
 
 def encode_labels(probs: Array, codec: str = "topk", k: int = 10, bits: int = 8) -> Coded:
-    """Store probabilities; the mass kept and the error are recorded in the parameters.
+    """Store probabilities; the mass kept and the error are measured: `figures` of the result.
 
     Args:
         probs: (rows, images, classes); each distribution sums to one within 0.01.
@@ -91,11 +91,11 @@ def _encode(rows: Iterable[Array], codec: str, params: dict[str, Any]) -> Coded:
         error = np.abs(decode_labels(Coded(codec, {method.tensor: data}, params), 0) - labels)
         errors.append((float(error.mean()), float(error.max())))
     means, maxima = np.array(errors).T
-    params |= {"error": _figures(mean=means.mean(), max=maxima.max())}
+    figures = {"error": _figures(mean=means.mean(), max=maxima.max())}
     if masses:
         mass = np.concatenate(masses)
-        params |= {"kept": _figures(mean=mass.mean(), min=mass.min())}
-    return Coded(codec, {method.tensor: np.concatenate(parts)}, params)
+        figures |= {"kept": _figures(mean=mass.mean(), min=mass.min())}
+    return Coded(codec, {method.tensor: np.concatenate(parts)}, params, figures=figures)
 
 
 def decode_labels(coded: Coded, class_index: int | None = None) -> Array:
@@ -106,18 +106,11 @@ def decode_labels(coded: Coded, class_index: int | None = None) -> Array:
     return _find(coded.codec).decode(coded)
 
 
-def check_labels(spec: SectionSpec, classes: int, images: int, at: str = "labels") -> None:
-    """Refuse other parameters or tensors than the codec's."""
+def layout_labels(spec: SectionSpec, classes: int, images: int, at: str = "labels") -> Layout:
+    """Return the tensor of labels; codec and parameters are checked."""
     method = _find(spec.codec, at)
-    required = {"classes", "images", "error"} | method.params
-    _checks.check_keys(spec.params, at, required, {"restricted"})
-    layout = method.layout(spec, classes, images, at)
-    for name, value in (("classes", classes), ("images", images)):
-        _checks.check_integer(spec.params, name, at, value, value)
-    _checks.check_figures(spec.params, "error", at, {"mean", "max"})
-    if "restricted" in spec.params:
-        _checks.check_figures(spec.params, "restricted", at, {"mean", "min", "empty"})
-    _checks.check_tensors(spec, at, layout)
+    _checks.check_keys(spec.params, at, method.params)
+    return method.layout(spec, classes, images, at)
 
 
 def check_label_values(coded: Coded, classes: tuple[str, ...]) -> None:
@@ -155,19 +148,22 @@ def restrict_labels(coded: Coded, rows: Array, keep: Array) -> Coded:
         params["k"] = min(params["k"], len(keep))
     cut = _encode(map(restricted, rows.tolist(), keep.tolist()), coded.codec, params)
     mass = np.concatenate(masses)
-    before = coded.params["error"]
+    before = coded.figures.get("error", {})  # not known of a pack that was read
+    error = cut.figures["error"].items()
     figures = {
-        "error": {name: max(value, before[name]) for name, value in cut.params["error"].items()},
+        **cut.figures,
+        "error": {name: max(value, before.get(name, 0.0)) for name, value in error},
         "restricted": _figures(mean=mass.mean(), min=mass.min(), empty=(mass <= 0).mean()),
     }
-    return Coded(cut.codec, cut.tensors, {**cut.params, **figures})
+    return Coded(cut.codec, cut.tensors, cut.params, figures=figures)
 
 
 def first_labels(coded: Coded, images: int) -> Coded:
     """Return the labels of the first images of every class; the figures stay those of all."""
     method = _find(coded.codec)
     data = method.cut(coded.tensors[method.tensor], coded.params, 0, images)
-    return Coded(coded.codec, {method.tensor: data}, {**coded.params, "images": images})
+    params = {**coded.params, "images": images}
+    return Coded(coded.codec, {method.tensor: data}, params, figures=coded.figures)
 
 
 def _find(codec: str, at: str = "labels") -> LabelCodec:
@@ -218,7 +214,7 @@ class Dense:
         return labels
 
     def layout(self, spec: SectionSpec, classes: int, images: int, at: str) -> Layout:
-        return {"probs": ("F16", (classes, images, classes))}
+        return {"probs": Tensor("F16", (classes, images, classes))}
 
     def cut(self, data: Array, params: Mapping[str, Any], start: int, stop: int) -> Array:
         return data[:, start:stop]
@@ -238,7 +234,7 @@ class TopK:
     The mass of all other classes is one more code, and is spread over them evenly.
     """
 
-    params = frozenset({"k", "bits", "octaves", "kept"})
+    params = frozenset({"k", "bits", "octaves"})
     tensor = "bits"
 
     def encode(self, labels: Array, params: Mapping[str, Any]) -> tuple[Array, Array | None]:
@@ -278,9 +274,8 @@ class TopK:
         _checks.check_integer(spec.params, "k", at, 1, classes)
         _checks.check_integer(spec.params, "bits", at, 2, MAX_BITS)
         _checks.check_integer(spec.params, "octaves", at, 1, MAX_OCTAVES)
-        _checks.check_figures(spec.params, "kept", at, {"mean", "min"})
         row = _bits.row_bytes(_widths(spec.params, classes), images)
-        return {"bits": ("U8", (classes, row))}
+        return {"bits": Tensor("U8", (classes, row))}
 
     def cut(self, data: Array, params: Mapping[str, Any], start: int, stop: int) -> Array:
         width = sum(_widths(params, params["classes"]))

@@ -14,6 +14,7 @@ import numpy as np
 
 from d3pack.errors import InvalidPackError, UsageError
 from d3pack.format.codecs import _bits, _checks
+from d3pack.format.codecs._checks import Layout, SectionSpec, Tensor
 from d3pack.format.coded import Array, Coded
 
 CODEC = "lanes"
@@ -55,20 +56,15 @@ def first_picks(coded: Coded, images: int) -> Coded:
     return _coded(decode_picks(coded)[:, :images] // lanes, coded.params["bits"], lanes)
 
 
-def check_picks(spec: _checks.SectionSpec, classes: int, images: int, at: str = "picks") -> None:
-    """Refuse other parameters or tensors than the codec's."""
-    if spec.codec != CODEC:
-        raise InvalidPackError(
-            f"{at}: unknown codec {spec.codec!r:.80}", code="E_CODEC", hint=f"known: {CODEC}"
-        )
-    _checks.check_keys(spec.params, at, {"bits", "images", "lanes"})
+def layout_picks(spec: SectionSpec, classes: int, images: int, at: str = "picks") -> Layout:
+    """Return the tensor of picks; codec and parameters are checked."""
+    _checks.check_codec(spec, CODEC, at)
+    _checks.check_keys(spec.params, at, {"bits", "lanes"})
     if not images:
         raise InvalidPackError(f"{at}: all images are made of codes", code="E_CODEC")
     bits = _checks.check_integer(spec.params, "bits", at, 1, MAX_BITS)
-    _checks.check_integer(spec.params, "images", at, images, images)
     _checks.check_integer(spec.params, "lanes", at, 1, 2 ** (32 - bits))
-    layout: _checks.Layout = {"codes": ("U8", (classes, _bits.row_bytes((bits,), images)))}
-    _checks.check_tensors(spec, at, layout)
+    return {"codes": Tensor("U8", (classes, _bits.row_bytes((bits,), images)))}
 
 
 def check_pick_values(coded: Coded, classes: tuple[str, ...], chunk: int = 2**20) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from d3pack.errors import InvalidPackError, UsageError
 from d3pack.format.codecs import _checks
-from d3pack.format.codecs._checks import Layout, SectionSpec
+from d3pack.format.codecs._checks import Layout, SectionSpec, Tensor
 from d3pack.format.codecs.table import PROMPT_CODECS, find_codec
 from d3pack.format.coded import Array, Coded
 
@@ -22,12 +22,13 @@ GROUP = 32
 CODEBOOK = 256
 
 Shape = tuple[int, int, int, int]  # classes, modes, vectors, width
+Tensors = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape by name
 
 
 class PromptCodec(Protocol):
     """How one codec stores prompts."""
 
-    params: frozenset[str]  # parameters besides `shape` and `error`
+    params: frozenset[str]  # parameters besides `shape`
     shared: frozenset[str]  # tensors that all classes share
 
     def encode(self, values: Array, **options: Any) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -38,8 +39,8 @@ class PromptCodec(Protocol):
         """Return float32 (C, m, k, D)."""
         ...
 
-    def layout(self, spec: SectionSpec, shape: Shape, at: str) -> Layout:
-        """Check the codec's own parameters; return the tensors that they ask for."""
+    def layout(self, spec: SectionSpec, shape: Shape, at: str) -> Tensors:
+        """Check the codec's own parameters; return dtype and shape of the tensors."""
         ...
 
     def valid_codes(self, coded: Coded) -> Array:
@@ -48,7 +49,7 @@ class PromptCodec(Protocol):
 
 
 def encode_prompts(values: Array, codec: str = "f16", **options: Any) -> Coded:
-    """Store prompts; the relative error is measured and recorded in the parameters.
+    """Store prompts; the relative error is measured: `figures["error"]` of the result.
 
     Args:
         values: (classes, modes, vectors, D).
@@ -68,7 +69,7 @@ def encode_prompts(values: Array, codec: str = "f16", **options: Any) -> Coded:
     tensors, extra = method.encode(values, **options)
     params = {"shape": list(values.shape[1:]), **extra}
     decoded = method.decode(Coded(codec, tensors, params, method.shared))
-    return Coded(codec, tensors, {**params, "error": _error(decoded, values)}, method.shared)
+    return Coded(codec, tensors, params, method.shared, {"error": _error(decoded, values)})
 
 
 def decode_prompts(coded: Coded) -> Array:
@@ -76,23 +77,14 @@ def decode_prompts(coded: Coded) -> Array:
     return _find(coded.codec).decode(coded)
 
 
-def check_prompts(spec: SectionSpec, classes: int, at: str = "prompts") -> None:
-    """Refuse other parameters or tensors than the codec's."""
+def layout_prompts(spec: SectionSpec, classes: int, images: int, at: str = "prompts") -> Layout:
+    """Return the tensors of prompts; codec and parameters are checked."""
     method = _find(spec.codec, at)
-    _checks.check_keys(spec.params, at, {"shape", "error"} | method.params)
-    shape = spec.params["shape"]
+    _checks.check_keys(spec.params, at, {"shape"} | method.params)
     limits = (MAX_MODES, MAX_VECTORS, MAX_WIDTH)
-    if not (isinstance(shape, (list, tuple)) and len(shape) == 3) or not all(
-        type(side) is int and 1 <= side <= limit for side, limit in zip(shape, limits, strict=True)
-    ):
-        raise InvalidPackError(
-            f"{at}.params.shape: must be [modes, vectors, D], at most {list(limits)}",
-            code="E_CODEC",
-        )
-    _checks.check_figures(spec.params, "error", at, {"rms", "worst"})
-    modes, vectors, width = shape
-    layout = method.layout(spec, (classes, modes, vectors, width), at)
-    _checks.check_tensors(spec, at, layout, method.shared)
+    modes, vectors, width = _checks.check_shape(spec.params, at, limits)
+    tensors = method.layout(spec, (classes, modes, vectors, width), at)
+    return {name: Tensor(*form, name in method.shared) for name, form in tensors.items()}
 
 
 def check_prompt_values(coded: Coded, classes: tuple[str, ...]) -> None:
@@ -139,7 +131,7 @@ class Float16:
     def decode(self, coded: Coded) -> Array:
         return coded.tensors["values"].astype(np.float32)
 
-    def layout(self, spec: SectionSpec, shape: Shape, at: str) -> Layout:
+    def layout(self, spec: SectionSpec, shape: Shape, at: str) -> Tensors:
         return {"values": ("F16", shape)}
 
     def valid_codes(self, coded: Coded) -> Array:
@@ -162,7 +154,7 @@ class Int8:
         values: Array = coded.tensors["codes"].astype(np.float32) * scales[..., None]
         return values
 
-    def layout(self, spec: SectionSpec, shape: Shape, at: str) -> Layout:
+    def layout(self, spec: SectionSpec, shape: Shape, at: str) -> Tensors:
         return {"codes": ("I8", shape), "scales": ("F16", shape[:3])}
 
     def valid_codes(self, coded: Coded) -> Array:
@@ -197,7 +189,7 @@ class Int4:
         values: Array = (codes[..., :width].astype(np.float32) - np.float32(8)) * scales
         return values
 
-    def layout(self, spec: SectionSpec, shape: Shape, at: str) -> Layout:
+    def layout(self, spec: SectionSpec, shape: Shape, at: str) -> Tensors:
         *front, width = shape
         group = _checks.check_integer(spec.params, "group", at, 1, MAX_WIDTH)
         return {
@@ -237,7 +229,7 @@ def _best_scales(blocks: Array) -> Array:
 class ProductQuantizer:
     """A byte for every `dim` values, an entry of a codebook that all classes share."""
 
-    params = frozenset({"dim"})
+    params = frozenset({"dim", "entries"})
     shared = frozenset({"codebook"})
 
     def encode(self, values: Array, dim: int = 4) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -252,7 +244,7 @@ class ProductQuantizer:
         codebook = _half(_kmeans(points, CODEBOOK))
         codes = _nearest(points, codebook.astype(np.float32)).reshape(*front, parts)
         tensors = {"codebook": codebook, "codes": codes.astype(np.uint8), "scales": scales}
-        return tensors, {"dim": dim}
+        return tensors, {"dim": dim, "entries": len(codebook)}
 
     def decode(self, coded: Coded) -> Array:
         codebook = coded.tensors["codebook"].astype(np.float32)
@@ -261,14 +253,10 @@ class ProductQuantizer:
         values: Array = rows * coded.tensors["scales"].astype(np.float32)[..., None]
         return values
 
-    def layout(self, spec: SectionSpec, shape: Shape, at: str) -> Layout:
+    def layout(self, spec: SectionSpec, shape: Shape, at: str) -> Tensors:
         *front, width = shape
         dim = _checks.check_integer(spec.params, "dim", at, 1, MAX_WIDTH)
-        entries = spec.tensors.get("codebook", ("", (1,)))[1][0]
-        if not 1 <= entries <= CODEBOOK:
-            raise InvalidPackError(
-                f"{at}.codebook: {entries} entries, must be 1 to {CODEBOOK}", code="E_CODEC"
-            )
+        entries = _checks.check_integer(spec.params, "entries", at, 1, CODEBOOK)
         return {
             "codebook": ("F16", (entries, dim)),
             "codes": ("U8", (*front, -(-width // dim))),

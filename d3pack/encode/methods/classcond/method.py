@@ -35,9 +35,9 @@ from d3pack.encode.sampler_search import best_sampling, grid
 from d3pack.encode.settings import ClassCondSettings, EncodeSettings
 from d3pack.encode.teaching import open_teacher
 from d3pack.errors import UsageError
-from d3pack.format import BackboneRef, FileLock, Recipe
+from d3pack.format import BackboneRef, Recipe
 from d3pack.sources import Source
-from d3pack.train import DIT_MODELS, EXPORTED, VAE_FILES, DiTConfig
+from d3pack.train import DIT_MODELS, VAE_FILES, DiTConfig
 
 
 class ClassCond:
@@ -144,9 +144,7 @@ class ClassCondJob:
     def expected_bytes(self, allocation: Allocation) -> int:
         """Return the bytes of the pack, with file names and figures as long as the real ones."""
         plan = self.plan
-        lock = FileLock(1_000_000, "0" * 64)
-        files = dict.fromkeys(EXPORTED, lock)
-        ref = BackboneRef("dit", "", "0" * 40, files, self.own.licence)
+        ref = BackboneRef("dit", "", licence=self.own.licence, lock="0" * 64, nbytes=10**8)
         sigmas = tuple(round(14.61464 * 0.5**i, 6) for i in range(8))
         recipe = Recipe(ref, plan.size, "dpmpp-2m", (*sigmas, 0.0), 1.5, group=plan.group)
         figures = ("held_loss", "right", "distance")

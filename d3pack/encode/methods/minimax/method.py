@@ -229,4 +229,4 @@ def adapter_bytes(backbone: DiT, classes: tuple[str, ...], codec: str) -> int:
     full = full_adapter(backbone, classes)
     coded = encode_adapter({name: v.numpy() for name, v in full.items()}, codec)
     table = sum(len(str(entry)) for entry in coded.params["table"])
-    return coded.nbytes + table + 500  # and the section's entry
+    return coded.nbytes + table + 100  # and the rest of the entry
