@@ -115,6 +115,14 @@ def schema() -> dict[str, Any]:
             )
             | {
                 "allOf": [
+                    sampled(
+                        "ancestral",
+                        sigmas={"maxItems": recipe.MAX_FRESH + 1},
+                        extra={
+                            "required": ["eta"],
+                            "properties": {"eta": {**real, "minimum": 0, "maximum": 1000}},
+                        },
+                    ),
                     sampled("lcm", sigmas={"maxItems": recipe.MAX_FRESH + 1}),
                     sampled("table", extra={"required": ["table"], "properties": {"table": rows}}),
                 ]

@@ -25,8 +25,11 @@ from broken import broken
 from d3pack import BackboneRef, Coded, FileLock, Pack, Probes, Recipe, pack_bytes
 from d3pack.decode import noise
 from d3pack.format.codecs import (
+    Codes,
+    Coding,
     decode_files,
     encode_adapter,
+    encode_codes,
     encode_files,
     encode_labels,
     encode_picks,
@@ -87,6 +90,17 @@ def probes(count: int = 2, side: int = 4) -> Probes:
     """Return reference images of noise."""
     pixels = np.clip(normals(11, count, 3, side, side) * 40 + 128, 0, 255).astype(np.uint8)
     return Probes(pixels, np.arange(count), np.arange(count)[::-1].copy())
+
+
+def codes(classes: int, count: int, images: int, coding: Coding) -> Coded:
+    """Return codes, of which those of the first class have the atoms of highest rank."""
+    levels, signs = [], normals(20, classes, count, sum(coding.atoms)) < 0
+    for level, atoms in enumerate(coding.atoms):
+        order = np.argsort(normals(21 + level, classes, count, coding.entries), axis=2)
+        order[0] = np.arange(coding.entries)[::-1]
+        levels.append(np.sort(order[..., :atoms], axis=2))
+    chosen = np.concatenate(levels, axis=2)
+    return encode_codes(Codes(coding, images, chosen, np.where(signs, -1, 1).astype(np.int8)))
 
 
 def adapter(codec: str) -> Coded:
@@ -179,6 +193,11 @@ def valid() -> Iterator[tuple[str, str, Pack]]:
     own = encode_picks(np.arange(6) + 6 * (np.arange(24).reshape(4, 6) % 5), 6)
     yield "picks-own", "each image out of five of its own, three bits each", base(picks=own)
     yield "picks-modes", "out of four a mode", base(prompts=many, picks=picks(4, 6, 4, lanes=3))
+    five = Coding((8.0, 4.0, 2.0, 1.0, 0.5, 0.0), (1,) * 5, bits=8)
+    yield "codes", "five levels of one atom out of 256, 45 bits", base(codes=codes(4, 6, 6, five))
+    sets = Coding((8.0, 2.0, 0.5, 0.0), (2, 0, 3), bits=4, eta=0.75, guidance=2.0, prompts=False)
+    mixed = base(codes=codes(4, 2, 3, sets), picks=picks(4, 3, 256))
+    yield "codes-mixed", "two codes for three images, fresh noise in a level, then picks", mixed
     yield "labels-topk", "the best two of four", base(labels=encode_labels(beliefs(4, 6), k=2))
     yield (
         "labels-topk-all",
@@ -216,13 +235,16 @@ def valid() -> Iterator[tuple[str, str, Pack]]:
     extra = {"table": [[0.5, [0.5]], [0.25, [1, -0.25]], [0, [1.0]]], "name": "am-ed"}
     table = replace(RECIPE, sampler="table", extra=extra, dtype="bfloat16", guided_channels=3)
     yield "recipe-table", "a sampler given as a table", base(recipe=table)
+    ancestral = replace(RECIPE, sampler="ancestral", extra={"eta": 1.0})
+    yield "recipe-ancestral", "a sampler that adds noise", base(recipe=ancestral)
     files = {f"part-{i:02d}/weights.safetensors": FileLock(i, f"{i:064x}") for i in range(12)}
     home = replace(RECIPE, backbone=BackboneRef("dit", "", files=files, licence="apache-2.0"))
     yield "recipe-directory", "a backbone without a public home", base(recipe=home)
     yield "newer-minor", "version 1.7 with an optional feature and its section", newer()
     full = base(
         prompts=quantised(),
-        picks=picks(4, 6, 256),
+        codes=codes(4, 2, 3, sets),
+        picks=picks(4, 3, 256),
         labels=encode_labels(beliefs(4, 6), k=2),
         adapter=adapter("i8"),
         probes=probes(),

@@ -11,7 +11,8 @@ import struct
 import sys
 
 CODECS = {"classes": "utf8", "leaves": "sha256-128", "ids": "u32", "prompts": "f16 i8 i4 pq",
-          "picks": "lanes", "labels": "topk dense", "adapter": "f16 i8", "probes": "u8"}
+          "codes": "noise", "picks": "lanes", "labels": "topk dense", "adapter": "f16 i8",
+          "probes": "u8"}
 ORDER, SHARED = list(CODECS), ("classes", "leaves", "adapter", "probes")
 DEFAULTS = {"optional": {}, "provenance": {}, "requires": [], "seed": "0" * 16}
 RECIPE_DEFAULTS = {"dtype": "float32", "extra": {}, "group": 16, "guidance": 1.0,
@@ -19,6 +20,7 @@ RECIPE_DEFAULTS = {"dtype": "float32", "extra": {}, "group": 16, "guidance": 1.0
                    "template": "a photo of a {}"}
 BACKBONE_DEFAULTS = {"kind": "stable-diffusion", "licence": "unknown", "repo": ""}
 FORMS = {"U8": "B", "I8": "b", "U16": "H", "U32": "I", "F16": "e", "F32": "f"}
+OWN_CODES = "atoms codes eta guidance prompts sigmas"
 FIELDS = "classes d3m images_per_class optional provenance recipe requires root sections seed"
 RECIPE = "backbone dtype extra group guidance guided_channels noise sampler sigmas size template"
 LINE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{0,1024}"
@@ -90,6 +92,9 @@ def parse(text):
 
 digest = lambda data: hashlib.sha256(data).hexdigest()
 canonical = lambda value: json.dumps(value, sort_keys=True, separators=(",", ":"))
+sets = lambda p, count: math.comb(2 ** p["bits"], count)
+widths = lambda p: [(sets(p, count) - 1).bit_length() + count for count in p["atoms"]]
+real = lambda value, low, high: type(value) is float and low <= value <= high
 whole = lambda value, low, high: type(value) is int and low <= value <= high
 array = lambda value, low, high: isinstance(value, list) and low <= len(value) <= high
 like = lambda pattern, value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
@@ -132,20 +137,24 @@ def filled(value, defaults):
 def recipe_ok(r):
     need(has(r, RECIPE), "E_RECIPE", "fields")
     need(has(r["backbone"], "bytes kind licence lock repo revision"), "E_RECIPE", "backbone")
-    b, sigmas = r["backbone"], r["sigmas"]
+    b, sigmas, name = r["backbone"], r["sigmas"], r["sampler"]
     return (like("[a-z0-9][a-z0-9._-]{0,63}", b["kind"]) and like(REPO, b["repo"])
         and like("[0-9a-f]{40}", b["revision"]) and like(LINE, b["licence"])
         and like(HEX64, b["lock"]) and whole(b["bytes"], 0, 2**48)
         and array(r["size"], 2, 2) and all(whole(side, 1, 8192) for side in r["size"])
-        and like("ddim|dpmpp-2m|euler|lcm|table", r["sampler"]) and type(r["extra"]) is dict
+        and like("ancestral|ddim|dpmpp-2m|euler|lcm|table", name) and type(r["extra"]) is dict
         and r["dtype"] in ("float32", "bfloat16", "float16") and r["noise"] == "philox-normal16"
-        and array(sigmas, 2, 1001) and all(type(x) is float for x in (*sigmas, r["guidance"]))
-        and all(high >= low * (1 + 1e-6) for high, low in zip(sigmas, sigmas[1:]))
-        and canonical(sigmas[-1]) == "0.0" and sigmas[0] <= 1e6 and sigmas[-2] >= 1e-6
-        and (r["sampler"] != "lcm" or len(sigmas) <= 257) and -1000.0 <= r["guidance"] <= 1000.0
-        and (r["sampler"] != "table" or table_ok(r["extra"].get("table"), len(sigmas) - 1))
+        and sigmas_ok(sigmas, 257 if name in ("ancestral", "lcm") else 1001)
+        and (name != "ancestral" or real(r["extra"].get("eta"), 0, 1e3))
+        and (name != "table" or table_ok(r["extra"].get("table"), len(sigmas) - 1))
+        and real(r["guidance"], -1e3, 1e3)
         and whole(r["guided_channels"], 0, 1024) and whole(r["group"], 1, 1024)
         and like(LINE, r["template"]) and r["template"].count("{}") <= 1)
+
+def sigmas_ok(sigmas, most):
+    return (array(sigmas, 2, most) and all(type(x) is float for x in sigmas)
+        and all(high >= low * (1 + 1e-6) for high, low in zip(sigmas, sigmas[1:]))
+        and canonical(sigmas[-1]) == "0.0" and sigmas[0] <= 1e6 and sigmas[-2] >= 1e-6)
 
 def check_sections(entries, optional):
     need(array(entries, 0, 64), "E_SECTION", "sections")
@@ -163,12 +172,15 @@ def check_sections(entries, optional):
 
 def place(sections, C, n):
     """Find where the tensors lie; give the number of shared bytes, and of those of a class."""
-    at = {True: 0, False: 0}
+    at, seeded = {True: 0, False: 0}, n  # images without codes
     for name, s in sections.items():
         start, s["tensors"] = at[True], []
         need(name not in CODECS or s["codec"] in CODECS[name].split(), "E_CODEC", s["codec"])
-        rule = {"prompts": prompts, "labels": labels, "adapter": adapter}.get(name, other)
-        for tensor, (dtype, shape) in rule(name, s["codec"], s["params"], C, n).items():
+        rule = {"prompts": prompts, "codes": coded, "labels": labels, "adapter": adapter}
+        count = seeded if name == "picks" else n
+        tensors = rule.get(name, other)(name, s["codec"], s["params"], C, count)
+        seeded -= s["params"]["images"] if name == "codes" else 0
+        for tensor, (dtype, shape) in tensors.items():
             shared = name in SHARED or tensor in ("codebook", "shared")
             size = struct.calcsize(FORMS[dtype])
             stop = at[shared] + math.prod(shape) * size // (1 if shared else C)
@@ -209,6 +221,16 @@ def prompts(name, codec, p, C, n):
             "i4": {"codes": ["U8", [*front, -(-width // 2)]], "scales": ["F16", [*front, parts]]},
             "pq": {"codebook": book, "codes": ["U8", [*front, parts]], "scales": scales}}[codec]
 
+def coded(name, codec, p, C, n):
+    params(p, bits=(1, 16), images=(1, n), **dict.fromkeys(OWN_CODES.split()))
+    atoms, sigmas, most = p["atoms"], p["sigmas"], min(1024, 2 ** p["bits"])
+    fine = (whole(p["codes"], 1, p["images"]) and sigmas_ok(sigmas, 257)
+        and real(p["eta"], 0, 1e3) and real(p["guidance"], -1e3, 1e3) and type(p["prompts"]) is bool
+        and array(atoms, 1, 256) and len(atoms) == len(sigmas) - 1
+        and all(whole(count, 0, most) for count in atoms) and any(atoms))
+    need(fine, "E_CODEC", "codes")
+    return {"bits": ["U8", [C, (p["codes"] * sum(widths(p)) + 7) // 8]]}
+
 def labels(name, codec, p, C, n):
     params(p, **{"k": (1, C), "bits": (2, 12), "octaves": (1, 64)} if codec == "topk" else {})
     record = p.get("k", 0) * (max(1, (C - 1).bit_length()) + p.get("bits", 0))
@@ -235,7 +257,7 @@ def other(name, codec, p, C, n):
         return {k: ["U8", [size] if k == "shared" else [C, size]] for k, size in given.items()}
     params(p, **{"classes": {"bytes": (1, 2**40)}, "picks": {"bits": (1, 16), "lanes": (1, 2**31)},
                  "probes": {"shape": None}}.get(name, {}))
-    need(p.get("lanes", 1) << p.get("bits", 1) <= 2**32, "E_CODEC", "lanes")
+    need(p.get("lanes", 1) << p.get("bits", 1) <= 2**32 and n > 0, "E_CODEC", "lanes, images")
     count, *sides = shape(p, 4096, 8192, 8192) if name == "probes" else [1]
     images, one = ["U8", [count, 3, *sides]], ["U32", [count]]
     return {"classes": {"text": ["U8", [p.get("bytes")]]}, "leaves": {"hash": ["U8", [C, 16]]},
@@ -259,10 +281,15 @@ def check_values(sections, arrays, m):
     spare = codes[half :: half + 1] if codec == "i4" and odd else ()
     need(not any(byte >> 4 for byte in spare), "E_PROMPT", "spare nibble")
     need(codec != "pq" or max(codes) < p["entries"], "E_PROMPT", "")
+    for row in rows_of(arrays, "codes.bits", C):
+        q = sections["codes"]["params"]
+        for code in records(bytes(row), q["codes"], widths(q), "E_CODES"):
+            need(all(x >> m < sets(q, m) for x, m in zip(code, q["atoms"])), "E_CODES", "atoms")
     for row in rows_of(arrays, "picks.codes", C):
         q = sections["picks"]["params"]
-        codes = records(bytes(row), n, [q["bits"]], "E_PICKS")
-        need(len({(i % q["lanes"], *x) for i, x in enumerate(codes)}) == n, "E_PICKS", "twice")
+        count = n - sections.get("codes", {"params": {"images": 0}})["params"]["images"]
+        codes = records(bytes(row), count, [q["bits"]], "E_PICKS")
+        need(len({(i % q["lanes"], *x) for i, x in enumerate(codes)}) == count, "E_PICKS", "twice")
     for probs in rows_of(arrays, "labels.probs", C * n):
         need(all(math.copysign(1, x) > 0 and x < math.inf for x in probs), "E_LABEL", "value")
         need(abs(sum(probs) - 1) <= 2**-8, "E_LABEL", "mass")

@@ -74,6 +74,34 @@ def cases() -> Iterator[Case]:
     yield "prompts-entries-missing", code, "no size of the codebook", pq, drop("prompts", "entries")
     yield "prompts-group", code, "a group of none", i4, params("prompts", group=0)
     yield "prompts-dim", code, "a part of no value", pq, params("prompts", dim=0)
+    yield "codes-codec", code, "an unknown codec", "codes", codec("codes", "dct")
+    changes: dict[str, Any] = {
+        "bits": 17,
+        "images": 7,
+        "codes": 7,
+        "codes-none": 0,
+        "eta": -1.0,
+        "eta-integer": 1,
+        "guidance": 2000.0,
+        "prompts": 1,
+        "sigmas": [8.0, 4.0, 2.0, 1.0, 1.0, 0.0],
+        "sigmas-few": [0.0],
+        "atoms": [1, 1, 1, 1],
+        "atoms-none": [0] * 5,
+        "atoms-many": [1, 1, 1, 1, 257],
+        "atoms-boolean": [True, 1, 1, 1, 1],
+        "extra": 1,
+    }
+    for name, value in changes.items():
+        edit = params("codes", **{name.partition("-")[0]: value})
+        yield f"codes-{name}", code, f"{name} {value!r:.40}", "codes", edit
+    yield "codes-missing", code, "no atoms", "codes", drop("codes", "atoms")
+
+    def picked(draft: Draft) -> None:
+        draft.params("codes")["images"] = 6
+        draft.reroot()
+
+    yield "codes-all-picked", code, "picks of images that have codes", "codes-mixed", picked
     yield "classes-codec", code, "names in another encoding", f16, codec("classes", "utf16")
     yield "classes-param", code, "a parameter of the class names", f16, params("classes", x=1)
     yield "classes-bytes", code, "no name at all", f16, params("classes", bytes=0)

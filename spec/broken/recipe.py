@@ -93,6 +93,27 @@ def cases() -> Iterator[Case]:
         source,
         put(sampler="lcm", sigmas=many),
     )
+    wrong_eta = {
+        "none": {"rate": 1.0},
+        "negative": {"eta": -0.5},
+        "integer": {"eta": 1},
+        "huge": {"eta": 1e4},
+    }
+    for name, extra in wrong_eta.items():
+        yield (
+            f"recipe-ancestral-{name}",
+            code,
+            f"an eta that is {name}",
+            source,
+            put(sampler="ancestral", extra=extra),
+        )
+    yield (
+        "recipe-ancestral-many",
+        code,
+        "noise for more steps than an epoch has",
+        source,
+        put(sampler="ancestral", sigmas=many, extra={"eta": 1.0}),
+    )
     yield "recipe-table-none", code, "a sampler table without rows", source, put(sampler="table")
     rows = [[0.5, [0.5]], [0.25, [1.0]], [0.0, [1.0]]]
     wrong: dict[str, tuple[str, Any]] = {

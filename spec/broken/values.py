@@ -173,6 +173,20 @@ def cases() -> Iterator[Case]:
         "picks-own",
         poke("picks.codes", 2, b"\x04"),
     )
+    yield (
+        "codes-rank",
+        "E_CODES",
+        "a set of two of sixteen atoms that does not exist",
+        "codes-mixed",
+        poke("codes.bits", 0, b"\xff\x01"),
+    )
+    yield (
+        "codes-spare",
+        "E_CODES",
+        "a bit after the last code",
+        "codes-mixed",
+        poke("codes.bits", 5, b"\x80"),
+    )
     bad = "E_LABEL"
     two = [(0, 2), (1, 2), (9, 8), (9, 8)]
     yield "label-class-beyond", bad, "class 36 is 37", "labels-topk-bits", first_label([(37, 6)])
