@@ -210,10 +210,19 @@ def _provenance(facts: Facts) -> str:
 
 
 def _limits(facts: Facts) -> str:
-    return (
-        "## Limits\n\n"
+    codes = facts.pack.codes
+    kinds = (
         "- Every image is synthetic: made by a diffusion model from a learned prompt. They resemble"
         " the source data but do not reproduce it, and carry the biases of that model.\n"
+    )
+    if codes is not None:
+        kinds = (
+            f"- {codes.params['codes']:,} images of each class are photographs of the source data,"
+            " coded: their likeness can be rebuilt from this file. All images carry the biases of"
+            " a diffusion model.\n"
+        )
+    return (
+        f"## Limits\n\n{kinds}"
         "- They are for training and studying classifiers, not for measuring accuracy on the real"
         " task: test on real images.\n"
         "- Exact on machines where `d3pack verify --decode` says so; elsewhere within the"

@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str] | int] = {
     "encode photos/train -o a.d3m --method classcond": ("accelerate", "encode"),
     "encode photos/train --dry-run --backbone mini": ("threadpoolctl", "encode"),
     "train photos -o backbone --preset tiny": ("accelerate", "encode"),
+    "code photos/train -o c.d3m --bytes-per-image 3": 0,
     f"eval {PACK} --real photos --report a.html": ("matplotlib", "eval"),
     "demo": ("scikit-learn", "demo"),
     f"decode {PACK} -o out --to parquet": ("pyarrow", "encode"),
