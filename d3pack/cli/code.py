@@ -23,6 +23,9 @@ class Code:
     source: str = source_argument()
     output: Path | None = option(None, "The pack to write (.d3m).", short="-o")
     bytes_per_image: float = option(17.0, "Bytes of each image, at most.", ge=1, le=100_000)
+    tried: int = option(
+        1, "Choices tried at each level; more come nearer and take longer.", ge=1, le=256
+    )
     backbone: str | None = option(
         None, "Diffusion model: mini, a directory in diffusers' layout, or org/name."
     )
@@ -48,6 +51,7 @@ class Code:
                 code_steps=steps,
                 code_bits=bits,
                 code_atoms=atoms,
+                code_tried=self.tried,
             ),
             method_settings=None,
             class_names=self.class_names,

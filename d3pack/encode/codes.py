@@ -53,7 +53,7 @@ def with_codes(
                 photos = photographs(c)
                 with torch.no_grad():
                     parts = [backbone.encode(part).float() for part in photos.split(32)]
-                coder = Coder(backbone, coding, pack, c)
+                coder = Coder(backbone, coding, pack, c, run.settings.code_tried)
                 atoms, signs = coder.code(torch.cat(parts))
                 run.remember_skipped()
                 run.journal.save(_name(c), {"atoms": atoms, "signs": signs}, {})
@@ -89,6 +89,7 @@ class Coder:
     coding: Coding
     pack: Pack  # its prompts and its seed
     c: int  # the class
+    tried: int = 1  # choices of each level that are tried on the backbone
 
     @torch.inference_mode()
     def code(self, latents: Tensor) -> tuple[Array, Array]:
@@ -99,19 +100,31 @@ class Coder:
         return atoms.astype(np.int32), signs.astype(np.int8)
 
     def _code(self, latents: Tensor, first: int) -> tuple[Array, Array]:
-        coding, condition = self.coding, self._condition(first, len(latents))
-        steps = samplers.plan("ancestral", coding.sigmas, {"eta": coding.eta})
-        atoms, signs, chosen = self._choose(0, latents)
-        parts = [(atoms, signs)]
-        x = samplers.start(chosen, coding.sigmas)
-        for level, step in enumerate(steps[:-1], 1):
-            x0 = self.backbone.denoise(x, coding.sigmas[level - 1], condition)
+        coding, tried = self.coding, self.tried
+        begin = samplers.Step(0.0, (0.0,), math.sqrt(coding.sigmas[0] ** 2 + 1))
+        steps = (begin, *samplers.plan("ancestral", coding.sigmas, {"eta": coding.eta}))
+        condition = self._condition(first, len(latents))
+        shape = (len(latents) * tried, *latents.shape[1:])
+        every = condition[torch.arange(len(latents)).repeat_interleave(tried)]
+        x = x0 = torch.zeros_like(latents)
+        parts: list[tuple[Tensor, Tensor]] = []
+        for level, count in enumerate(coding.atoms):
+            step = steps[level]
             x = x * step.a + x0 * step.b[0]
-            if coding.atoms[level]:
-                atoms, signs, chosen = self._choose(level, latents - x0)
-                parts.append((atoms, signs))
-                x = x + chosen * step.c
-        return np.concatenate([a for a, _ in parts], 1), np.concatenate([s for _, s in parts], 1)
+            if not count:  # fresh noise, of which the encoder takes the mean
+                x0 = self.backbone.denoise(x, coding.sigmas[level], condition)
+                continue
+            atoms, signs, chosen = self._choose(level, latents - x0)
+            trials = x[:, None] + chosen * step.c
+            made = self.backbone.denoise(trials.reshape(shape), coding.sigmas[level], every)
+            made = made.reshape(trials.shape)
+            # the trial from which the backbone sees most of the photograph
+            best = (made - latents[:, None]).flatten(2).square().sum(2).argmin(1)
+            rows = torch.arange(len(latents))
+            x, x0 = trials[rows, best], made[rows, best]
+            parts.append((atoms[rows, best], signs[rows, best]))
+        atoms, signs = (torch.cat(tensors, 1) for tensors in zip(*parts, strict=True))
+        return atoms.cpu().numpy(), signs.cpu().numpy()
 
     def _condition(self, first: int, count: int) -> Condition:
         if not self.coding.prompts:
@@ -124,20 +137,22 @@ class Coder:
         ]
         return Condition.cat(modes[i % len(modes)] for i in range(first, first + count))
 
-    def _choose(self, level: int, wanted: Tensor) -> tuple[Array, Array, Tensor]:
-        """Return atoms, signs and their noise for what is wanted (N, C, H, W), by pursuit.
+    def _choose(self, level: int, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return atoms, signs (N, tried, m) and their noise for what is wanted, by pursuit.
 
         One atom after another is taken, and what it explains is subtracted: in small latents, the
-        entries of a codebook are not orthogonal.
+        entries of a codebook are not orthogonal. Trials begin with different atoms.
         """
-        coding, rest = self.coding, wanted.flatten(1)
         book = self._codebook(level, tuple(wanted.shape[1:]))
-        squares = book.square().sum(1)
+        squares, rows = book.square().sum(1), wanted.flatten(1)
+        starts = (rows @ book.T).abs().topk(self.tried, 1).indices.flatten()[:, None]
+        rest = rows.repeat_interleave(self.tried, 0)
         free = torch.ones(len(rest), len(book), device=rest.device)
-        atoms, signs = [], []
-        for _ in range(coding.atoms[level]):
+        atoms: list[Tensor] = []
+        signs: list[Tensor] = []
+        for _ in range(self.coding.atoms[level]):
             product = rest @ book.T
-            best = (product.abs() * free).argmax(1, keepdim=True)
+            best = (product.abs() * free).argmax(1, keepdim=True) if atoms else starts
             value = product.gather(1, best)
             free.scatter_(1, best, 0.0)
             rest = rest - book[best[:, 0]] * (value / squares[best])
@@ -146,7 +161,12 @@ class Coder:
         ascending = torch.cat(atoms, 1).sort(1)
         sign = torch.cat(signs, 1).gather(1, ascending.indices)
         noise = (book[ascending.values] * sign[..., None]).sum(1) / math.sqrt(len(atoms))
-        return ascending.values.cpu().numpy(), sign.cpu().numpy(), noise.reshape(wanted.shape)
+        trials = (len(wanted), self.tried)
+        return (
+            ascending.values.reshape(*trials, -1),
+            sign.reshape(*trials, -1),
+            noise.reshape(*trials, *wanted.shape[1:]),
+        )
 
     def _codebook(self, level: int, shape: tuple[int, ...]) -> Tensor:
         what = (self.pack.seed, level, self.coding.entries, shape, self.backbone.device)

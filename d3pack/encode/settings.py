@@ -87,6 +87,13 @@ class EncodeSettings:
         le=16,
         group="photographs as codes",
     )
+    code_tried: int = option(
+        1,
+        "Choices tried at each level; more come nearer and take as many times longer.",
+        ge=1,
+        le=256,
+        group="photographs as codes",
+    )
     code_atoms: int = option(
         1, "Entries that are chosen at each level.", ge=1, le=1024, group="photographs as codes"
     )
@@ -147,6 +154,8 @@ class EncodeSettings:
         parse_labels(self.labels or "none")
         if self.codes > self.images_per_class:
             raise SettingError("codes", self.codes, "at most images_per_class")
+        if self.code_tried > 2**self.code_bits:
+            raise SettingError("code_tried", self.code_tried, "at most 2**code_bits")
         if self.code_atoms > 2**self.code_bits:
             raise SettingError("code_atoms", self.code_atoms, "at most 2**code_bits")
 

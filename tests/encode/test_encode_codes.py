@@ -90,6 +90,18 @@ def test_more_bits_come_nearer(mini: Backbone, lemon: Pack, wanted: torch.Tensor
 
 
 @pytest.mark.heavy
+def test_more_trials_come_nearer(mini: Backbone, lemon: Pack, wanted: torch.Tensor) -> None:
+    coding = coding_for(EncodeSettings(codes=6, code_steps=6, code_bits=6, code_atoms=2))
+    distances = [
+        distance(
+            decoded(lemon, mini, coding, Coder(mini, coding, lemon, 0, n).code(wanted)), wanted
+        )
+        for n in (1, 4)
+    ]
+    assert distances[1] < distances[0]
+
+
+@pytest.mark.heavy
 def test_levels_may_be_left_to_fresh_noise(
     mini: Backbone, lemon: Pack, wanted: torch.Tensor
 ) -> None:

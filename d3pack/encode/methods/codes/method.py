@@ -104,7 +104,7 @@ class CodesJob:
         assert plan.coding is not None
         names = self._prompts()[:1]
         pack = Pack(("one",), 1, self.recipe(), encode_prompts(names, "f16"), seed=0)
-        coder = Coder(self.backbone, plan.coding, pack, 0)
+        coder = Coder(self.backbone, plan.coding, pack, 0, self.settings.code_tried)
         latents = torch.zeros((_TRIED, *self.backbone.latent_shape_for(plan.size)))
         seconds = seconds_of(lambda: coder.code(latents)) / _TRIED
         return Estimate(nbytes, {"codes": seconds * plan.codes * len(plan.classes)})
