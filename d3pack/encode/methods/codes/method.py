@@ -130,6 +130,8 @@ def images_of(source: Source, c: int, size: tuple[int, int], count: int) -> Tens
     height, width = size
     pixels = []
     for i in range(source.counts[c]):
+        if len(pixels) == count:
+            break
         image = source.get(c, i)
         if image is not None:
             image = image.resize((width, height), Image.Resampling.BICUBIC)

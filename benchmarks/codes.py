@@ -1,0 +1,117 @@
+"""How near codes come to their photographs, and how fast they are made and decoded.
+
+    python -m benchmarks codes photos/ --side 32 --images 6
+
+For several sizes, images of every class are coded for `mini` and decoded again, with class names as
+prompts. PSNR is measured at `--side`, where the photographs are of that size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.results import RESULTS, command, save
+from d3pack.backbones import Backbone, open_backbone
+from d3pack.decode import Decoder
+from d3pack.encode import EncodeSettings
+from d3pack.encode.codes import Coder
+from d3pack.encode.methods.codes.method import images_of
+from d3pack.encode.plan import coding_for
+from d3pack.format import Codes, Coding, Pack, Recipe, encode_codes, encode_prompts
+from d3pack.sources import open_source
+
+WHAT = "PSNR and speed of codes by their size"
+# levels, bits, atoms; and how many choices are tried at each level
+SIZES = ((15, 8, 1), (15, 12, 1), (30, 8, 1), (15, 8, 2), (15, 8, 4))
+TRIED = (1, 4)
+
+
+def psnr(made: Tensor, real: Tensor, side: int) -> float:
+    """Return the mean PSNR of uint8 images, made smaller to `side`."""
+
+    def small(images: Tensor) -> Tensor:
+        values = images.float() / 255
+        return functional.interpolate(values, size=(side, side), mode="bilinear", antialias=True)
+
+    errors = (small(made) - small(real)).square().mean((1, 2, 3)).clamp(min=1e-6)
+    return float(-10 * torch.log10(errors).mean())
+
+
+def measure(
+    backbone: Backbone, names: Sequence[str], photos: list[Tensor], coding: Coding, tried: int
+) -> tuple[Tensor, dict[str, Any]]:
+    """Return the decoded images of all classes, and images a second of both ways."""
+    vectors = [backbone.name_vectors(name, 1).detach().float().numpy() for name in names]
+    recipe = Recipe(backbone.ref, backbone.image_size, "euler", (1.0, 0.0))
+    pack = Pack(tuple(names), 1, recipe, encode_prompts(np.stack(vectors)[:, None]), seed=0)
+    count = len(photos[0])
+    began = time.perf_counter()
+    codes = []
+    for c, images in enumerate(photos):
+        with torch.no_grad():
+            latents = backbone.encode(images).float()
+        codes.append(Coder(backbone, coding, pack, c, tried).code(latents))
+    encoded = time.perf_counter() - began
+    atoms, signs = (np.stack([code[i] for code in codes]) for i in (0, 1))
+    section = encode_codes(Codes(coding, count, atoms.astype(np.int64), signs))
+    whole = Pack(tuple(names), count, recipe, pack.prompts, seed=0, codes=section)
+    decoder = Decoder(whole, backbone=backbone)
+    decoder.images(range(min(len(whole), 16)))  # kernels are compiled
+    began = time.perf_counter()
+    made = decoder.images(range(len(whole)))
+    decoded = time.perf_counter() - began
+    total = len(whole)
+    return made, {
+        "bytes": section.nbytes / total,
+        "encoded_per_second": round(total / encoded, 1),
+        "decoded_per_second": round(total / decoded, 1),
+    }
+
+
+def main(arguments: list[str]) -> None:
+    """Measure all sizes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source")
+    parser.add_argument("--side", type=int, default=32)
+    parser.add_argument("--images", type=int, default=6, help="of each class")
+    options = parser.parse_args(arguments)
+    backbone = open_backbone("mini", device="cpu")
+    source = open_source(options.source)
+    photos = [
+        images_of(source, c, backbone.image_size, options.images)
+        for c in range(len(source.classes))
+    ]
+    with torch.no_grad():
+        plain = torch.cat([backbone.decode(backbone.encode(part)) for part in photos])
+    real = torch.cat(photos)
+    figures: dict[str, Any] = {
+        "images": len(real),
+        "autoencoder_psnr": round(psnr(plain, real, options.side), 2),
+        "codes": [],
+    }
+    for steps, bits, atoms in SIZES:
+        settings = EncodeSettings(
+            codes=1, code_steps=steps, code_bits=bits, code_atoms=atoms
+        )  # fmt: skip
+        coding = coding_for(settings)
+        for tried in TRIED:
+            made, row = measure(backbone, source.classes, photos, coding, tried)
+            row = {"levels": steps, "bits": bits, "atoms": atoms, "tried": tried, **row}
+            row["psnr"] = round(psnr(made, real, options.side), 2)
+            figures["codes"].append(row)
+            print(row, flush=True)
+    save(RESULTS / "codes.json", WHAT, command("codes", arguments), figures)
+
+
+if __name__ == "__main__":
+    import sys
+
+    main(sys.argv[1:])
