@@ -258,6 +258,14 @@ QUICK = Protocol(
     precision="bfloat16",
 )
 
+# `quick` hides what more bytes buy: even the whole of CIFAR-10 reaches 57 % in 300 updates
+STANDARD = replace(
+    QUICK,
+    name="standard",
+    source="d3pack's own: as quick, but long enough to tell large payloads apart",
+    length=Updates(1500),
+)
+
 DC = Protocol(
     name="dc",
     source="VICO-UoE/DatasetCondensation utils.evaluate_synset, main.py without --dsa: the"
@@ -405,6 +413,7 @@ PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
         QUICK,
+        STANDARD,
         DC,
         ECCV24,
         MINIMAX_HARD,

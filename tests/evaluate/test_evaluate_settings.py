@@ -26,7 +26,7 @@ def test_choices_defaults_and_help_of_baselines_come_from_the_registry() -> None
 def test_choices_of_protocols_come_from_the_registry() -> None:
     assert OPTIONS["protocol"].choices == tuple(PROTOCOLS)
     small = "rded-soft-small"
-    names = ("quick", "dc", "eccv24", "minimax-hard", "dd-ranking", "rded-soft", small)
+    names = ("quick", "standard", "dc", "eccv24", "minimax-hard", "dd-ranking", "rded-soft", small)
     assert tuple(PROTOCOLS) == names
 
 
