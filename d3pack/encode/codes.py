@@ -23,7 +23,7 @@ from d3pack.decode import codebook, samplers
 from d3pack.encode.candidates import stored_arrays
 from d3pack.encode.contract import EncodeRun
 from d3pack.encode.plan import EncodePlan
-from d3pack.errors import SourceError, UsageError
+from d3pack.errors import UsageError
 from d3pack.format import Codes, Coding, Pack, decode_prompts, encode_codes
 from d3pack.teachers import Cut, Teacher, best_patches
 
@@ -73,10 +73,8 @@ def choose_photographs(run: EncodeRun, plan: EncodePlan, teacher: Teacher, c: in
 
     A class with too few of them repeats them.
     """
-    cut = Cut(size=plan.size, pool=POOL, seed=plan.seed)
+    cut = Cut(size=plan.size, pool=max(POOL, plan.codes), seed=plan.seed)
     patches = best_patches(run.source, c, teacher, cut)
-    if not len(patches.pixels):
-        raise SourceError(f"no image of class {plan.classes[c]!r} can be read")
     order = np.argsort(patches.costs, kind="stable")
     return torch.from_numpy(patches.pixels[np.resize(order, plan.codes)])
 

@@ -115,6 +115,7 @@ def _identity(facts: Facts) -> str:
         ("sampler", f"{recipe.sampler}, {len(recipe.sigmas) - 1} steps, guidance"
                     f" {recipe.guidance:g}, {recipe.dtype}"),
         ("prompts", f"codec {pack.prompts.codec}"),
+        ("codes", f"{pack.codes.params['codes']:,} photographs a class" if pack.codes else "none"),
         ("soft labels", f"codec {pack.labels.codec}" if pack.labels else "none"),
         ("signature", "OpenSSF model-signing, beside the pack" if facts.signed else "none"),
     ]  # fmt: skip

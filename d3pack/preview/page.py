@@ -172,6 +172,7 @@ def _recipe(pack: Pack) -> str:
         ("guidance", f"{recipe.guidance:g}"),
         ("template", recipe.template),
         ("prompts", f"{pack.prompts.codec}, {' x '.join(map(str, modes)) or 'see manifest'}"),
+        ("codes", _codes(pack)),
         ("seed", f"{pack.seed:016x}" + (", curated picks" if pack.picks is not None else "")),
         ("exact at", f"{recipe.dtype}, groups of {recipe.group}"),
     )
@@ -180,6 +181,13 @@ def _recipe(pack: Pack) -> str:
         [(what, f"<code>{html_text(value)}</code>") for what, value in rows],
         numbers=0,
     )
+
+
+def _codes(pack: Pack) -> str:
+    if pack.codes is None:
+        return "none"
+    count = pack.codes.params["codes"]
+    return f"{count:,} photographs a class, whose likeness can be rebuilt"
 
 
 def _provenance(values: Mapping[str, Any]) -> str:
