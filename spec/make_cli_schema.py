@@ -69,6 +69,25 @@ STORE = {
     "age_days": REAL,
     "in_use": FLAG,
 }
+EVENT = {
+    "type": "object",
+    "properties": {
+        "event": {"enum": ["plan", "note", "stage", "step", "stage-done", "sheets", "done"]}
+    },
+    "required": ["event"],
+}
+ESTIMATE = {
+    "type": "object",
+    "properties": {
+        "classes": several(TEXT),
+        "counts": several(WHOLE),
+        "plan": ANY,
+        "seconds": {"type": "object", "additionalProperties": REAL},
+        "seconds_total": REAL,
+        "bytes": WHOLE,
+    },
+    "required": ["bytes", "classes", "counts", "plan", "seconds", "seconds_total"],
+}
 FILE = thing({"path": TEXT, "bytes": WHOLE, "sha256": ROOT})
 VERBS: dict[str, Any] = {
     "info": {
@@ -117,25 +136,10 @@ VERBS: dict[str, Any] = {
             "decoder": ANY,
         }
     ),
-    "encode (an event a line)": {
-        "type": "object",
-        "properties": {
-            "event": {"enum": ["plan", "note", "stage", "step", "stage-done", "sheets", "done"]}
-        },
-        "required": ["event"],
-    },
-    "encode --dry-run": {
-        "type": "object",
-        "properties": {
-            "classes": several(TEXT),
-            "counts": several(WHOLE),
-            "plan": ANY,
-            "seconds": {"type": "object", "additionalProperties": REAL},
-            "seconds_total": REAL,
-            "bytes": WHOLE,
-        },
-        "required": ["bytes", "classes", "counts", "plan", "seconds", "seconds_total"],
-    },
+    "encode (an event a line)": EVENT,
+    "code (an event a line)": EVENT,
+    "encode --dry-run": ESTIMATE,
+    "code --dry-run": ESTIMATE,
     "train (an event a line)": {
         "type": "object",
         "properties": {"stage": TEXT, "step": WHOLE, "progress": REAL, "loss": REAL, "left": REAL},

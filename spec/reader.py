@@ -2,7 +2,7 @@
 python spec/reader.py FILE prints what the pack holds as JSON, or the code of the refusal."""
 
 # fmt: off
-# ruff: noqa: E731, N818, B905, SIM115, RUF007
+# ruff: noqa: E701, E731, N818, B905, SIM115, RUF007
 import hashlib
 import json
 import math
@@ -29,9 +29,7 @@ HEX32, HEX64, FEATURE = "[0-9a-f]{32}", "[0-9a-f]{64}", "[a-z][a-z0-9-]{0,31}"
 NAME = "[A-Za-z0-9_][A-Za-z0-9._-]{0,254}"
 BAD_IN_NAME = "[\0-\t\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\udc80-\udcff]"
 
-class Refused(Exception):
-    """The bytes are no pack; `code` names the rule."""
-    code = property(lambda self: self.args[0])
+class Refused(Exception): code = property(lambda self: self.args[0])
 
 def need(holds, code, why):
     if not holds:
@@ -100,6 +98,10 @@ array = lambda value, low, high: isinstance(value, list) and low <= len(value) <
 like = lambda pattern, value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
 table_ok = lambda rows, n: array(rows, n, n) and all(array(x, 2, 2) and array(x[1], 1, min(i, 4))
     and {*map(type, (x[0], *x[1]))} <= {int, float} for i, x in enumerate(rows, 1))
+sigmas_ok = lambda s, most: (array(s, 2, most) and all(type(x) is float for x in s)
+    and all(high >= low * (1 + 1e-6) for high, low in zip(s, s[1:]))
+    and canonical(s[-1]) == "0.0" and s[0] <= 1e6 and s[-2] >= 1e-6)
+rows_of = lambda v, n: [v[at : at + len(v) // n] for at in range(0, len(v), len(v) // n or 1)]
 has = lambda value, names: isinstance(value, dict) and sorted(value) == names.split()
 
 def check_manifest(m, text):
@@ -151,19 +153,14 @@ def recipe_ok(r):
         and whole(r["guided_channels"], 0, 1024) and whole(r["group"], 1, 1024)
         and like(LINE, r["template"]) and r["template"].count("{}") <= 1)
 
-def sigmas_ok(sigmas, most):
-    return (array(sigmas, 2, most) and all(type(x) is float for x in sigmas)
-        and all(high >= low * (1 + 1e-6) for high, low in zip(sigmas, sigmas[1:]))
-        and canonical(sigmas[-1]) == "0.0" and sigmas[0] <= 1e6 and sigmas[-2] >= 1e-6)
-
 def check_sections(entries, optional):
     need(array(entries, 0, 64), "E_SECTION", "sections")
     for entry in entries:
         need(array(entry, 3, 4) and like(FEATURE, entry[0]), "E_SECTION", "entry")
         name, codec, p, *sha256 = entry
         need(name in ORDER or name in optional, "E_SECTION", "unknown")
-        need(type(codec) is str and type(p) is dict, "E_SECTION", name)
-        need(all(like(HEX32, x) for x in sha256), "E_SECTION", name)
+        fine = type(codec) is str and type(p) is dict and all(like(HEX32, x) for x in sha256)
+        need(fine, "E_SECTION", name)
     names = [entry[0] for entry in entries]
     rank = [(ORDER.index(name) if name in ORDER else 99, name) for name in names]
     need(rank == sorted(set(rank)), "E_SECTION", "order")
@@ -171,14 +168,13 @@ def check_sections(entries, optional):
     return {e[0]: {"name": e[0], "codec": e[1], "params": e[2], "hash": e[3:]} for e in entries}
 
 def place(sections, C, n):
-    """Find where the tensors lie; give the number of shared bytes, and of those of a class."""
-    at, seeded = {True: 0, False: 0}, n  # images without codes
+    at, seeded = {True: 0, False: 0}, n  # shared bytes, bytes of a class; images without codes
     for name, s in sections.items():
         start, s["tensors"] = at[True], []
         need(name not in CODECS or s["codec"] in CODECS[name].split(), "E_CODEC", s["codec"])
         rule = {"prompts": prompts, "codes": coded, "labels": labels, "adapter": adapter}
-        count = seeded if name == "picks" else n
-        tensors = rule.get(name, other)(name, s["codec"], s["params"], C, count)
+        s["n"] = seeded if name == "picks" else n
+        tensors = rule.get(name, other)(name, s["codec"], s["params"], C, s["n"])
         seeded -= s["params"]["images"] if name == "codes" else 0
         for tensor, (dtype, shape) in tensors.items():
             shared = name in SHARED or tensor in ("codebook", "shared")
@@ -202,12 +198,10 @@ def header(text, shared, C, row):
     return struct.pack("<Q", size) + body.ljust(size)
 
 def params(p, **ranges):
-    need(set(p) == set(ranges), "E_CODEC", "params")
-    need(all(whole(p[key], *limits) for key, limits in ranges.items() if limits), "E_CODEC", "")
+    need({*p} == {*ranges} and all(whole(p[k], *v) for k, v in ranges.items() if v), "E_CODEC", "")
 
 def shape(p, *most):
-    fine = array(p["shape"], 3, 3) and all(map(whole, p["shape"], (1, 1, 1), most))
-    need(fine, "E_CODEC", "shape")
+    need(array(p["shape"], 3, 3) and all(map(whole, p["shape"], (1, 1, 1), most)), "E_CODEC", "")
     return p["shape"]
 
 def prompts(name, codec, p, C, n):
@@ -250,10 +244,9 @@ def adapter(name, codec, p, C, n):
 
 def other(name, codec, p, C, n):
     if name not in CODECS:  # of a newer minor version
-        sizes = {"rows": p.get("row"), "shared": p.get("shared")}
-        need({*p} & {"row", "shared"}, "E_CODEC", "neither row nor shared")
-        given = {k: size for k, size in sizes.items() if ("row" if k == "rows" else k) in p}
-        need(all(whole(size, 1, 2**40) for size in given.values()), "E_CODEC", "row or shared")
+        given = {k: p[q] for k, q in (("rows", "row"), ("shared", "shared")) if q in p}
+        fine = given and all(whole(size, 1, 2**40) for size in given.values())
+        need(fine, "E_CODEC", "row or shared")
         return {k: ["U8", [size] if k == "shared" else [C, size]] for k, size in given.items()}
     params(p, **{"classes": {"bytes": (1, 2**40)}, "picks": {"bits": (1, 16), "lanes": (1, 2**31)},
                  "probes": {"shape": None}}.get(name, {}))
@@ -281,28 +274,22 @@ def check_values(sections, arrays, m):
     spare = codes[half :: half + 1] if codec == "i4" and odd else ()
     need(not any(byte >> 4 for byte in spare), "E_PROMPT", "spare nibble")
     need(codec != "pq" or max(codes) < p["entries"], "E_PROMPT", "")
-    for row in rows_of(arrays, "codes.bits", C):
+    for row in rows_of(arrays.get("codes.bits", ()), C):
         q = sections["codes"]["params"]
         for code in records(bytes(row), q["codes"], widths(q), "E_CODES"):
             need(all(x >> m < sets(q, m) for x, m in zip(code, q["atoms"])), "E_CODES", "atoms")
-    for row in rows_of(arrays, "picks.codes", C):
-        q = sections["picks"]["params"]
-        count = n - sections.get("codes", {"params": {"images": 0}})["params"]["images"]
+    for row in rows_of(arrays.get("picks.codes", ()), C):
+        q, count = sections["picks"]["params"], sections["picks"]["n"]
         codes = records(bytes(row), count, [q["bits"]], "E_PICKS")
         need(len({(i % q["lanes"], *x) for i, x in enumerate(codes)}) == count, "E_PICKS", "twice")
-    for probs in rows_of(arrays, "labels.probs", C * n):
+    for probs in rows_of(arrays.get("labels.probs", ()), C * n):
         need(all(math.copysign(1, x) > 0 and x < math.inf for x in probs), "E_LABEL", "value")
         need(abs(sum(probs) - 1) <= 2**-8, "E_LABEL", "mass")
-    for row in rows_of(arrays, "labels.bits", C):
+    for row in rows_of(arrays.get("labels.bits", ()), C):
         topk_row(bytes(row), C, n, **sections["labels"]["params"])
     finite(sections, arrays, "adapter", "E_ADAPTER")
     pairs = list(zip(arrays.get("probes.labels", ()), arrays.get("probes.indices", ())))
     need(all(c < C and i < n for c, i in pairs) and len(set(pairs)) == len(pairs), "E_PROBE", "")
-
-def rows_of(arrays, name, count):
-    values = arrays.get(name, ())
-    size = len(values) // count
-    return [values[at : at + size] for at in range(0, len(values), size or 1)]
 
 def finite(sections, arrays, section, code):
     for t in sections.get(section, {"tensors": []})["tensors"]:

@@ -65,6 +65,7 @@ CALLS = [
     ("cache rm", "cache rm --all", 0),
     ("push --dry-run", "push a.d3m org/name --dry-run --backbone sd", 0),
     ("encode --dry-run", "encode photos -o p.d3m --backbone sd --dry-run", 0),
+    ("code --dry-run", "code photos -o c.d3m --backbone sd --dry-run", 0),
     ("env", "env", 0),
 ]
 

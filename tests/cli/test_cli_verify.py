@@ -78,7 +78,9 @@ def test_every_verb_has_the_same_default_device(
         for flag in flags_of(verb)
         if flag.label == "--device"
     }
-    assert {"decode", "encode", "eval", "preview", "push", "train", "verify"} == set(defaults)
+    assert {"code", "decode", "encode", "eval", "preview", "push", "train", "verify"} == set(
+        defaults
+    )
     assert set(defaults.values()) == {None}
     asked: list[str | None] = []
 

@@ -29,6 +29,7 @@ from d3pack.format.codecs import (
     LABEL_CODECS,
     PROMPT_CODECS,
     adapter,
+    codes,
     labels,
     picks,
     prompts,
@@ -67,7 +68,7 @@ def test_schema_refuses_invalid_manifests() -> None:
         "recipe-sigmas-minus", "recipe-sigmas-close", "recipe-sigmas-tiny", "recipe-table-few",
         "recipe-table-back", "default-backbone-revision", "recipe-template", "section-order",
         "section-twice", "section-unknown", "section-pad", "section-hash-missing",
-        "section-hash-needless", "backbone-size-real",
+        "section-hash-needless", "backbone-size-real", "recipe-ancestral-integer",
     }  # fmt: skip
     codes = {"E_MANIFEST", "E_VERSION", "E_FEATURE", "E_RECIPE", "E_SECTION"}
     tried = 0
@@ -137,6 +138,9 @@ LIMITS = {
     "values of a vector": prompts.MAX_WIDTH,
     "codebook entries": prompts.CODEBOOK,
     "bits of a pick": picks.MAX_BITS,
+    "levels of a code": recipe.MAX_FRESH,
+    "bits of the number of a codebook's entries": codes.MAX_BITS,
+    "atoms of a level": codes.MAX_ATOMS,
     "bits of a label code": labels.MAX_BITS,
     "octaves of a label": labels.MAX_OCTAVES,
     "tensors of an adapter": adapter.MAX_TENSORS,
@@ -144,7 +148,7 @@ LIMITS = {
     "one of these dimensions": adapter.MAX_SIDE,
     "probes": rules.MAX_PROBES,
     "steps": recipe.MAX_STEPS,
-    "steps of `lcm`": recipe.MAX_FRESH,
+    "steps of `ancestral` and `lcm`": recipe.MAX_FRESH,
     "pixels of a side": recipe.MAX_SIDE,
     "group": recipe.MAX_GROUP,
     "bytes of a backbone": recipe.MAX_BACKBONE,
@@ -178,6 +182,12 @@ BEYOND: dict[str, str | tuple[str, Callable[[Draft], Any]]] = {  # a corpus file
     "values of a vector": "prompts-shape-large",
     "codebook entries": "prompts-entries-many",
     "bits of a pick": "picks-bits",
+    "levels of a code": (
+        "codes",
+        _params("codes", sigmas=[*map(float, range(257, -1, -1))], atoms=[1] * 257),
+    ),
+    "bits of the number of a codebook's entries": "codes-bits",
+    "atoms of a level": ("codes", _params("codes", bits=11, atoms=[1025, 1, 1, 1, 1])),
     "bits of a label code": ("labels-topk", _params("labels", bits=13)),
     "octaves of a label": "labels-octaves",
     "tensors of an adapter": (
@@ -188,7 +198,7 @@ BEYOND: dict[str, str | tuple[str, Callable[[Draft], Any]]] = {  # a corpus file
     "one of these dimensions": "adapter-side-large",
     "probes": "probes-many",
     "steps": "recipe-sigmas-many",
-    "steps of `lcm`": "recipe-lcm-many",
+    "steps of `ancestral` and `lcm`": "recipe-lcm-many",
     "pixels of a side": ("prompts-f16", _recipe(size=[8193, 8])),
     "group": ("prompts-f16", _recipe(group=1025)),
     "bytes of a backbone": "backbone-size-large",

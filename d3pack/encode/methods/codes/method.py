@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -119,7 +120,7 @@ class CodesJob:
             seen=sum(run.source.counts),
         )
 
-    def _prompts(self) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def _prompts(self) -> npt.NDArray[np.float32]:
         """Return the vectors of the class names, (classes, 1, 1, width)."""
         vectors = [self.backbone.name_vectors(name, 1) for name in self.plan.classes]
         return torch.stack(vectors)[:, None].detach().float().cpu().numpy()
@@ -128,7 +129,7 @@ class CodesJob:
 def images_of(source: Source, c: int, size: tuple[int, int], count: int) -> Tensor:
     """Return `count` images of a class in the order of the source, of which it may repeat some."""
     height, width = size
-    pixels = []
+    pixels: list[npt.NDArray[np.uint8]] = []
     for i in range(source.counts[c]):
         if len(pixels) == count:
             break
