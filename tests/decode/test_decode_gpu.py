@@ -14,6 +14,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("home")
 def test_gpu_benchmark_runs_without_a_gpu(tmp_path: Path) -> None:
     from benchmarks import decode_gpu

@@ -276,7 +276,7 @@ def test_patience_gives_more_steps_to_rows_that_gain(backbone: Backbone) -> None
     assert patient.samples.tolist() == [(40 + 4) * 4 + inversion.PILOT // 2] * 2
 
 
-@pytest.mark.parametrize("codec", ["i8", "pq"])
+@pytest.mark.parametrize("codec", ["i8", pytest.param("pq", marks=pytest.mark.slow)])
 def test_run_continues_after_any_validation(backbone: Backbone, codec: str) -> None:
     options = settings(steps=4, cool=4, slots=2, batch=4, triples=2)
     whole = MemoryKeeper()

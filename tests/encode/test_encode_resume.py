@@ -162,6 +162,7 @@ def test_other_threads_do_not_change_the_teacher(server: Server, undisturbed: by
     assert server.bytes_of("threads.d3m") == undisturbed
 
 
+@pytest.mark.slow
 def test_half_a_teacher_of_other_threads_is_none(server: Server, undisturbed: bytes) -> None:
     server.run("half.d3m", kill_at=["step", "train the teacher", 1], threads=2)
     answer = server.run("half.d3m")
