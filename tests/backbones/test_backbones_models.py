@@ -52,6 +52,7 @@ def prompts(backbone: Backbone, count: int, k: int = 1) -> torch.Tensor:
     return torch.randn(count, k, backbone.prompt_shape[1], generator=generator) * 0.3
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["sd", "sd-kl-vocab-eps", "sd-77-sample"])
 @torch.no_grad()
 def test_spliced_token_embeddings_encode_as_transformers_does(
@@ -140,6 +141,7 @@ def test_attention_with_norms_predicts_as_diffusers_does(tmp_path: Path) -> None
         torch.testing.assert_close(backbone.predict(x, t, c), wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.heavy
 @torch.no_grad()
 def test_mini_predicts_as_diffusers_does() -> None:
     """Its UNet also reads the prompt pooled; that is remembered as well."""

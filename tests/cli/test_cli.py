@@ -16,6 +16,8 @@ from places import ROOT, load
 
 from d3pack.cli._command import all_verbs, flags_of
 
+pytestmark = pytest.mark.heavy
+
 PACK = ROOT / "examples" / "cifar10.d3m"
 MAKE = load(ROOT / "spec" / "make_cli.py")
 

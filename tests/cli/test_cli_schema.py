@@ -86,6 +86,7 @@ def test_output_fits_the_schema(
     check(verb, json.loads(done.stdout))
 
 
+@pytest.mark.heavy
 def test_encode_tells_an_event_a_line(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(world)
     monkeypatch.setenv("D3PACK_HOME", str(world / "home"))

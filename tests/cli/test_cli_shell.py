@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
+pytestmark = pytest.mark.e2e
+
 PACK = ROOT / "examples" / "cifar10.d3m"
 SCRIPTS = sysconfig.get_path("scripts")
 ESCAPE = "\x1b["

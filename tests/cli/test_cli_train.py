@@ -14,6 +14,8 @@ from d3pack.backbones import open_backbone
 from d3pack.errors import D3MError, UsageError
 from d3pack.system import parse_duration
 
+pytestmark = pytest.mark.heavy
+
 
 def call(*args: Any) -> Any:
     return invoke("train", *args)

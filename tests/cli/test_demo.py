@@ -15,6 +15,8 @@ from d3pack.demo import NAMES, SETTINGS, Demo, run_demo
 from d3pack.encode import D3MSettings
 from d3pack.sources import open_source
 
+pytestmark = pytest.mark.e2e
+
 SHORT = replace(
     SETTINGS,
     images_per_class=2,

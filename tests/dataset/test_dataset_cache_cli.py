@@ -60,6 +60,7 @@ def test_cache_rm_keeps_a_store_in_use(dataset: D3MDataset) -> None:
     assert list_stores(Path(os.environ["D3PACK_HOME"])) == []
 
 
+@pytest.mark.heavy
 def test_cache_rm_refuses_unknown_stores(dataset: D3MDataset) -> None:
     for args, code in ((("rm",), 2), (("rm", "--all", "x"), 2), (("rm", "zz"), 5), (("rm", ""), 5)):
         done = cache(*args)

@@ -63,6 +63,7 @@ def test_damaged_image_is_decoded_again(pack: Pack, backbone: Path, expected: Te
     assert verify_store(entry) == []
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("after", [0, 1, 9, 30])
 def test_full_disk_is_one_warning_and_training_continues(
     pack: Pack, backbone: Path, expected: Tensor, monkeypatch: pytest.MonkeyPatch, after: int
@@ -180,6 +181,7 @@ def test_progress_without_a_store_has_no_time_left(
     assert all(re.fullmatch(pattern, line) for line in lines), lines
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("cache", ["cpu", "disk", None])
 def test_memory_is_constant_over_epochs(pack: Pack, backbone: Path, cache: Any) -> None:
     loader = use(pack, backbone, cache=cache).loader(5)

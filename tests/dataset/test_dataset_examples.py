@@ -18,6 +18,8 @@ import d3pack
 from d3pack.dataset import D3MDataset
 from d3pack.format import Pack
 
+pytestmark = pytest.mark.heavy
+
 EXAMPLES = ROOT / "examples"
 
 

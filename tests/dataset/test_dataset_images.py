@@ -56,6 +56,7 @@ def test_single_images_equal_those_of_the_decoder(make: Make, expected: Tensor, 
         assert label == index // 7
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 9, 64])
 def test_batches_in_any_order_equal_those_of_the_decoder(
@@ -331,6 +332,7 @@ def test_invalid_and_missing_packs_are_refused(make: Make, pack: Pack, tmp_path:
 # Fresh images
 
 
+@pytest.mark.heavy
 def test_fresh_epochs_have_new_images(make: Make, expected: Tensor) -> None:
     dataset = make(fresh=True)
     epochs = []

@@ -200,6 +200,7 @@ def test_drop_last_leaves_out_the_last_images(pack: Pack, backbone: Path, expect
     assert len(loader) == 2
 
 
+@pytest.mark.heavy
 def test_loader_in_workers_is_refused(pack: Pack, backbone: Path) -> None:
     loader = use(pack, backbone).loader(4)
     with pytest.raises(UsageError, match="once a worker"):

@@ -22,6 +22,8 @@ from d3pack.format import Pack
 from d3pack.format.codecs import encode_prompts
 from d3pack.format.recipe import Recipe
 
+pytestmark = pytest.mark.heavy
+
 NAMES = ("goldfish", "school bus", "lemon")
 IMAGES = 5
 

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from places import HELPERS
 
 import d3pack
@@ -45,6 +46,7 @@ def run(folder: Path, world: int, batch: int, die_at: int) -> None:
         assert [rank.returncode for rank in ranks] == [0] * world, said
 
 
+@pytest.mark.heavy
 def test_every_image_is_seen_once_an_epoch_despite_kills_and_other_ranks(
     backbone: Path, tmp_path: Path
 ) -> None:

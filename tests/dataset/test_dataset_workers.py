@@ -16,7 +16,10 @@ from d3pack.dataset import D3MDataset, TransformError, list_stores
 from d3pack.errors import UsageError
 from d3pack.format import Pack
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a single core
+pytestmark = [
+    pytest.mark.heavy,
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),  # on a single core
+]
 
 
 def use(pack: Pack, backbone: Path, **options: Any) -> D3MDataset:

@@ -84,6 +84,7 @@ def test_image_is_the_one_of_the_specification(decoder: Decoder, image: tuple[in
     assert (found - by_hand(decoder, *image).int()).abs().max() <= 1
 
 
+@pytest.mark.heavy
 def test_image_does_not_depend_on_its_company(decoder: Decoder) -> None:
     pairs = [(c, i) for c in range(3) for i in range(8)]
     alone = torch.cat([decoder.images([pair]) for pair in pairs])

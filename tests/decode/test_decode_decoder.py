@@ -63,6 +63,7 @@ def test_describe_of_exact_numerics(pack: Any, folders: dict[str, Path]) -> None
     }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("family", ["sd", "dit"])
 @pytest.mark.parametrize(
     ("switches", "most"), [(["channels_last"], 1.0), (["fused_attention"], 1.0), (["bf16"], 40.0)]
@@ -116,6 +117,7 @@ def test_denoiser_and_autoencoder_are_compiled_once(
     torch._dynamo.reset()
 
 
+@pytest.mark.heavy
 def test_fast_numerics_keep_the_adapter(folders: dict[str, Path]) -> None:
     path = folders["sd"]
     backbone = open_backbone(str(path))
@@ -129,6 +131,7 @@ def test_fast_numerics_keep_the_adapter(folders: dict[str, Path]) -> None:
     assert rms(fast.images(range(4)), exact) < 0.5 * rms(bare, exact)
 
 
+@pytest.mark.heavy
 def test_other_groups_need_fast_numerics(pack: Any, folders: dict[str, Path]) -> None:
     with pytest.raises(UsageError, match="group of 4"):
         Decoder(pack, path=folders["sd"], group=8)

@@ -24,6 +24,8 @@ from d3pack.backbones import open_backbone
 from d3pack.decode import Decoder
 from d3pack.format.codecs import encode_adapter, encode_picks
 
+pytestmark = pytest.mark.heavy
+
 FAMILIES: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
     "sd": (tiny_sd, {"vectors": 2, "modes": 2}),
     "dit": (tiny_dit, {"guided_channels": 3, "sampler": "ddim"}),

@@ -52,6 +52,7 @@ def pixels(source: Any) -> np.ndarray[Any, Any]:
     return np.asarray(Image.open(source).convert("RGB"))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("suffix", ["png", "webp"])
 def test_folder_layout_holds_the_decoders_pixels(
     suffix: Literal["png", "webp"], made: dict[str, Any], tmp_path: Path
@@ -109,6 +110,7 @@ def test_folder_layout_resumes_and_grows(made: dict[str, Any], tmp_path: Path) -
     assert not list(out.rglob("*.part"))
 
 
+@pytest.mark.heavy
 def test_interrupted_export_leaves_complete_files_only(
     made: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -268,6 +268,7 @@ PROGRAMS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("make", [tiny_sd, tiny_dit])
 def test_images_do_not_depend_on_the_programs_settings(

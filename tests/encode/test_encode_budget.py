@@ -34,6 +34,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     return open_source(str(make_tree(tmp_path_factory.mktemp("budget") / "source", 8)))
 
 
+@pytest.mark.heavy
 def test_classcond_spends_a_budget_on_what_fits(source: Source, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="500 bytes are too few") as caught:
         encode(source, tmp_path / "none.d3m", settings_of(budget=500, **CLASSCOND))
@@ -60,6 +61,7 @@ def test_embedded_backbone_counts_against_the_budget(source: Source) -> None:
     assert 1_500_000 < estimate["bytes"] <= 4_000_000
 
 
+@pytest.mark.heavy
 def test_minimax_stores_a_coarser_adapter_where_the_budget_needs_it(
     source: Source, tmp_path: Path
 ) -> None:
@@ -96,6 +98,7 @@ def test_minimax_stores_a_coarser_adapter_where_the_budget_needs_it(
     assert plan["allocation"]["candidates"] > 1
 
 
+@pytest.mark.heavy
 def test_classcond_takes_the_cheapest_sampler_for_one_image_a_class(tmp_path: Path) -> None:
     """No distance can be measured."""
     lonely = open_source(str(make_tree(tmp_path / "lonely", 1)))

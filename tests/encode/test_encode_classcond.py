@@ -38,6 +38,8 @@ from d3pack.system import options_of
 from d3pack.testing import raises_code
 from d3pack.train.dit import DIT_MODELS, ClassConditioner, build_dit
 
+pytestmark = pytest.mark.heavy
+
 TINY: dict[str, Any] = {"model": "tiny", "search_images": 12}
 CHANGES: dict[str, Any] = {
     "method": "classcond",

@@ -26,6 +26,8 @@ from d3pack.format.codecs import decode_picks
 from d3pack.sources import open_source
 from d3pack.testing import raises_code
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def mini() -> Backbone:

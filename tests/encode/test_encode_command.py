@@ -26,6 +26,8 @@ from d3pack.format import pack_bytes, to_plain
 from d3pack.format.codecs import decode_labels, decode_picks, decode_prompts
 from d3pack.sources import open_source
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def made(home: Path) -> tuple[d3pack.Pack, EncodeSettings]:

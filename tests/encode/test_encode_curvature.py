@@ -39,6 +39,7 @@ def learned(line: Line, rows: int, at: np.ndarray) -> Curvature:
     return found
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("away", [0.0, 0.2])
 def test_curvature_is_the_hessian_of_the_mean_error(
     monkeypatch: pytest.MonkeyPatch, away: float

@@ -54,6 +54,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
+@pytest.mark.heavy
 def test_pack_with_its_backbone_decodes_alone(packed: Path, tmp_path: Path, home: Path) -> None:
     assert not backbone_path(packed).exists()
     shutil.copy(packed, tmp_path / "alone.d3m")

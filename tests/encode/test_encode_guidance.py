@@ -22,6 +22,8 @@ from d3pack.format import pack_bytes
 from d3pack.sources import Source, open_source
 from d3pack.teachers import Cut, SmallResNet, TrainedTeacher, batched, teacher_config
 
+pytestmark = pytest.mark.heavy
+
 CANDIDATES = 2
 SETTINGS = quick(
     Path("mini"), modes=1, candidates=CANDIDATES, labels="none", steps=0, cool=0, images_per_class=2

@@ -18,6 +18,8 @@ from d3pack.encode import encode
 from d3pack.errors import NoSpaceError
 from d3pack.sources import open_source
 
+pytestmark = pytest.mark.heavy
+
 
 def test_source_with_images_of_every_format(home: Path, tmp_path: Path) -> None:
     root = make_tree(tmp_path / "s", 8)

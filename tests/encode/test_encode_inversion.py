@@ -20,6 +20,8 @@ from d3pack.encode.methods.d3m.method import round_trip
 from d3pack.encode.methods.d3m.samples import BINS, Density, pick, split_latents
 from d3pack.system import Events
 
+pytestmark = pytest.mark.heavy
+
 NAMES = ("goldfish", "lemon", "school bus", "penguin", "castle")
 
 

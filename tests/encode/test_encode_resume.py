@@ -13,6 +13,8 @@ from encode_server import Server
 from encode_world import CLASSES, make_tree, save_classifier
 from tiny_backbones import tiny_dit
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:

@@ -29,6 +29,8 @@ from d3pack.evaluate.real import RealImages, common_size, match_classes
 from d3pack.sources import open_source
 from d3pack.testing import raises_code
 
+pytestmark = pytest.mark.heavy
+
 FORMATS = {format.codec: format for format in PAYLOADS}
 CODECS = tuple(FORMATS)
 NAMES = ("goldfish", "penguin", "lemon")

@@ -35,6 +35,8 @@ from d3pack.evaluate.real import RealImages
 from d3pack.format.codecs import encode_labels
 from d3pack.sources import open_source
 
+pytestmark = pytest.mark.heavy
+
 BLINK = replace(
     QUICK, name="blink", batch=((1 << 60, 8),), length=Updates(4), tests=Intervals(parts=2)
 )

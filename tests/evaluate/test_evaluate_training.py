@@ -151,6 +151,7 @@ def test_history_survives_json() -> None:
     assert History.from_json(json.loads(json.dumps(history.to_json()))) == history
 
 
+@pytest.mark.heavy
 def test_soft_labels_are_followed_and_hard_ones_on_request() -> None:
     known, tests = coloured(5, 1), coloured(20, 2)
     images, labels = known.images, known.labels
@@ -166,6 +167,7 @@ def test_soft_labels_are_followed_and_hard_ones_on_request() -> None:
     assert strict.last > 0.9
 
 
+@pytest.mark.heavy
 def test_a_teacher_labels_what_the_student_sees() -> None:
     seen: list[Tensor] = []
 
@@ -191,6 +193,7 @@ def test_a_teacher_labels_what_the_student_sees() -> None:
         train_student(known, tests, protocol, 0)
 
 
+@pytest.mark.heavy
 def test_batch_norm_students_train_on_whole_batches() -> None:
     protocol = replace(SMALL, student="resnet18", norm="batch", length=Updates(2))
     assert 0 <= train(protocol).last <= 1

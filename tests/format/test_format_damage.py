@@ -85,6 +85,7 @@ json_values = st.recursive(
 FIELDS = sorted(Draft(SMALL.read_bytes()).manifest)
 
 
+@pytest.mark.heavy
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(FIELDS), json_values)
 def test_both_readers_agree_on_random_json_in_a_field(name: str, value: Any) -> None:

@@ -150,6 +150,7 @@ sys.stdout.buffer.write(d3pack.pack_bytes(replace(pack, recipe=recipe)))
 """
 
 
+@pytest.mark.heavy
 def test_equal_packs_have_equal_bytes_in_other_processes() -> None:
     facts = {f"k{i}": {"a": i, "b": [1.5, {"y": 0.1, "x": None}], "é": "猫"} for i in range(20)}
     program = PROGRAM.format(paths=[str(HELPERS)], provenance=facts)

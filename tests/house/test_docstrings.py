@@ -30,6 +30,7 @@ SURFACE = (
 )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("path", EXAMPLES, ids=dotted)
 def test_examples_of_docstrings_give_what_they_show(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

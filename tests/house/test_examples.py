@@ -35,6 +35,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     sys.modules.pop("custom_backbone", None)
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("installed")
 def test_a_backbone_of_ones_own_makes_grey_images() -> None:
     path = mini_directory()
@@ -52,6 +53,7 @@ def test_there_are_two_packs() -> None:
     assert [path.stem for path in PACKS] == ["cifar10", "fashion-mnist"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("path", PACKS, ids=lambda path: path.stem)
 def test_packs_decode_on_the_embedded_backbone(path: Path) -> None:
     pack = d3pack.read(path)

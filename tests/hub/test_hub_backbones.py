@@ -211,6 +211,7 @@ def test_file_that_differs_by_a_byte_is_refused(hub: LoopbackHub, ref: BackboneR
     open_backbone(ref)
 
 
+@pytest.mark.heavy
 def test_offline_error_names_what_is_missing(
     hub: LoopbackHub, ref: BackboneRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +224,7 @@ def test_offline_error_names_what_is_missing(
     open_backbone(ref)
 
 
+@pytest.mark.heavy
 def test_damaged_copy_is_refused_offline(
     hub: LoopbackHub, ref: BackboneRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +283,7 @@ def test_files_in_the_shared_store_are_checked(hub: LoopbackHub, ref: BackboneRe
     open_backbone(ref)
 
 
+@pytest.mark.heavy
 def test_pull_downloads_the_backbone(
     hub: LoopbackHub,
     ref: BackboneRef,

@@ -256,6 +256,7 @@ FAULTS = ("cut", "stall", "drip", "short", "ignore_range", "wrong_range", "lying
           "other_bytes", "status 429", "status 500")  # fmt: skip
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("redirect", [True, False])
 @pytest.mark.parametrize("times", [1, 99])
 @pytest.mark.parametrize("what", FAULTS)

@@ -62,6 +62,7 @@ def files_at(hub: LoopbackHub, revision: str = "main", name: str = "org/set") ->
     return {path: blob.data for path, blob in repo.commits[str(repo.resolve(revision))].items()}
 
 
+@pytest.mark.heavy
 def test_pushed_pack_has_the_same_root_and_images(
     hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

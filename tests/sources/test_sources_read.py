@@ -300,6 +300,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.heavy
 def test_folder_source_uses_constant_memory(tmp_path: Path) -> None:
     seed = tmp_path / "seed.png"
     seed.write_bytes(png(pixels(0, 0)))

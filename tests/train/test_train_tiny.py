@@ -28,6 +28,8 @@ from d3pack.train.data import batch_rows, split
 from d3pack.train.loop import accelerator_on, learning_rate
 from d3pack.train.text import TextModule, TextTask
 
+pytestmark = pytest.mark.heavy
+
 CLASSES = {"red_ball": (220, 40, 40), "green_field": (40, 200, 60), "deep sea": (30, 60, 210)}
 
 
