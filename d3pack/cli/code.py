@@ -7,7 +7,7 @@ from pathlib import Path
 
 from d3pack.cli._fields import Format, format_option, overwrite_option, source_argument
 from d3pack.cli.encode import Encode
-from d3pack.encode import EncodeSettings, coding_within
+from d3pack.encode import EncodeSettings
 from d3pack.system import option
 
 
@@ -39,6 +39,8 @@ class Code:
 
     def run(self) -> None:
         """Code, or print what coding would take."""
+        from d3pack.encode import coding_within
+
         steps, bits, atoms = coding_within(self.bytes_per_image)
         Encode(
             source=self.source,

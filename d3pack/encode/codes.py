@@ -20,7 +20,7 @@ from torch import Tensor
 
 from d3pack.backbones import Backbone, Condition
 from d3pack.decode import codebook, samplers
-from d3pack.encode.candidates import stored_arrays
+from d3pack.encode.candidates import is_stored, stored_arrays
 from d3pack.encode.contract import EncodeRun
 from d3pack.encode.plan import EncodePlan
 from d3pack.errors import UsageError
@@ -49,7 +49,7 @@ def with_codes(
         raise UsageError("the backbone was not trained on the noise levels of codes")
     with run.events.stage("code photographs", total, "images"):
         for c in range(len(pack.classes)):
-            if run.journal.load(_name(c)) is None:
+            if not is_stored(run.journal, _name(c)):
                 photos = photographs(c)
                 with torch.no_grad():
                     parts = [backbone.encode(part).float() for part in photos.split(32)]

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
-from d3pack.backbones import Backbone
+from d3pack.backbones import Backbone, default_backbone, open_backbone
 from d3pack.decode import schedule
 from d3pack.encode.allocation import Allocation
 from d3pack.encode.settings import EncodeSettings
@@ -105,6 +106,15 @@ def typical_side(source: Source) -> int:
                 sides.append(min(image.size))
                 break
     return int(np.median(sides)) if sides else SMALL
+
+
+def chosen_backbone(settings: EncodeSettings, device: str) -> Backbone:
+    """Open the backbone that the settings name, or the default one of a device."""
+    return open_backbone(
+        settings.backbone or default_backbone(device),
+        device=device,
+        dtype=getattr(torch, dtype_for(device)),
+    )
 
 
 def dtype_for(device: str) -> DType:

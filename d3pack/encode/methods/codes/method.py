@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from d3pack.backbones import Backbone, default_backbone, open_backbone
+from d3pack.backbones import Backbone
 from d3pack.encode.allocation import Allocation, expected_bytes
 from d3pack.encode.codes import Coder
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate, NoSettings
 from d3pack.encode.estimate import seconds_of
 from d3pack.encode.finish import sample_provenance
-from d3pack.encode.plan import EncodePlan, dtype_for
+from d3pack.encode.plan import EncodePlan, chosen_backbone, dtype_for
 from d3pack.encode.settings import EncodeSettings
 from d3pack.errors import SourceError, UsageError
 from d3pack.format import Pack, Recipe, encode_prompts
@@ -40,11 +40,7 @@ class CodesOnly:
         self, source: Source, settings: EncodeSettings, own: NoSettings, context: EncodeContext
     ) -> CodesJob:
         """Refuse what only methods with a teacher can do."""
-        backbone = open_backbone(
-            settings.backbone or default_backbone(context.device),
-            device=context.device,
-            dtype=getattr(torch, dtype_for(context.device)),
-        )
+        backbone = chosen_backbone(settings, context.device)
         if (settings.candidates or 1) > 1 or settings.labels not in (None, "none"):
             raise UsageError("the method codes has no teacher to pick or label images")
         count = max(source.counts)

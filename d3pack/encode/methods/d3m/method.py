@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from d3pack.backbones import Backbone, DiT, default_backbone, default_guidance, open_backbone
+from d3pack.backbones import Backbone, DiT, default_guidance
 from d3pack.decode import Decoder
 from d3pack.encode.allocation import PICKY, SHARE, SMALLEST, Allocation, allocate, expected_bytes
 from d3pack.encode.candidates import stored_arrays
@@ -21,7 +21,15 @@ from d3pack.encode.methods.d3m.collages import clusters, make_collages
 from d3pack.encode.methods.d3m.guidance import MOST_CLASSES, best_guidance, trial_images
 from d3pack.encode.methods.d3m.inversion import Fitted, Inversion, groups_of
 from d3pack.encode.methods.dit import unknown_names_note
-from d3pack.encode.plan import SMALL, EncodePlan, backbone_json, dtype_for, sigmas_of, typical_side
+from d3pack.encode.plan import (
+    SMALL,
+    EncodePlan,
+    backbone_json,
+    chosen_backbone,
+    dtype_for,
+    sigmas_of,
+    typical_side,
+)
 from d3pack.encode.sampler_search import GUIDANCES
 from d3pack.encode.settings import D3MSettings, EncodeSettings
 from d3pack.encode.teaching import open_teacher
@@ -65,11 +73,7 @@ class D3M:
         self, source: Source, settings: EncodeSettings, own: D3MSettings, context: EncodeContext
     ) -> D3MJob:
         """Settle every setting; with a budget, choose what to spend it on."""
-        backbone = open_backbone(
-            settings.backbone or default_backbone(context.device),
-            device=context.device,
-            dtype=getattr(torch, dtype_for(context.device)),
-        )
+        backbone = chosen_backbone(settings, context.device)
         return prepare(source, settings, own, backbone)
 
 
