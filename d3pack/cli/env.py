@@ -68,6 +68,7 @@ def collect() -> dict[str, Any]:
     import torch
 
     from d3pack import __version__
+    from d3pack.system import fast_bfloat16
 
     return {
         "d3pack": __version__,
@@ -79,6 +80,7 @@ def collect() -> dict[str, Any]:
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
             "threads": torch.get_num_threads(),
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "bfloat16": fast_bfloat16("cpu"),
         },
         "settings": {name: setting(name) for name in SETTINGS},
         "terminal": sys.stdout.isatty(),

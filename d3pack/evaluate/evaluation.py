@@ -28,7 +28,15 @@ from d3pack.evaluate.teacher import open_teacher
 from d3pack.format import Pack, read
 from d3pack.hub import local_path
 from d3pack.sources import Source, open_source
-from d3pack.system import Events, Listener, count, duration, resolve_device, write_json
+from d3pack.system import (
+    Events,
+    Listener,
+    count,
+    duration,
+    fast_bfloat16,
+    resolve_device,
+    write_json,
+)
 
 LONG = 3600.0  # seconds: what takes longer needs `allow_long`
 _SPLITS = ("test", "val", "dev")  # names of the part to test on
@@ -340,6 +348,7 @@ def _compare(
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "device": bench.device,
+            "bfloat16": fast_bfloat16(bench.device),
         },
         _sample_images(pack, bench, entries),
         tuple(sweep),

@@ -238,9 +238,10 @@ def by_images(table: ByImages, images_per_class: int) -> int:
 
 
 # What `quick` gives up for its speed: it has 300 steps where the literature takes thousands, so
-# students of large sets are undertrained (of all entries alike), bfloat16 products, and AdamW
-# because it gets furthest in few steps. Chosen on ten random real images of each class of CIFAR-10,
-# never on a pack; `benchmarks/quick.py --choose` compares its neighbours on training images.
+# students of large sets are undertrained (of all entries alike), bfloat16 products where they are
+# fast, and AdamW because it gets furthest in few steps. Chosen on ten random real images of each
+# class of CIFAR-10, never on a pack; `benchmarks/quick.py --choose` compares its neighbours on
+# training images.
 QUICK = Protocol(
     name="quick",
     source="d3pack's own: made for two processor cores",

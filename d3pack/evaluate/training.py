@@ -32,7 +32,7 @@ from d3pack.evaluate.protocols import (
     by_images,
 )
 from d3pack.evaluate.students import build_student
-from d3pack.system import resolve_device, writing
+from d3pack.system import mixed_precision, resolve_device, writing
 
 IMAGENET: MeanStd = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CPU_CHUNK = 16  # so few images that a layer's activations stay in the processor's cache
@@ -363,7 +363,7 @@ class _Run:
             (loss / len(x)).backward()
 
     def _logits(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=not self.precise):
+        with mixed_precision(x.device, not self.precise):
             logits: Tensor = self.model(x)
             return logits
 

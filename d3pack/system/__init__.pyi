@@ -1,5 +1,7 @@
 # The public names of d3pack.system; each is imported when it is first used.
 
+from d3pack.system.devices import fast_bfloat16 as fast_bfloat16
+from d3pack.system.devices import mixed_precision as mixed_precision
 from d3pack.system.devices import resolve_device as resolve_device
 from d3pack.system.extras import EXTRAS as EXTRAS
 from d3pack.system.extras import load as load

@@ -41,3 +41,24 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError):
         raise missing from None
     return probe.device
+
+
+def fast_bfloat16(device: str | torch.device) -> bool:
+    """Return whether a device multiplies bfloat16 at least as fast as float32.
+
+    Processors without instructions for it take ten times as long and more.
+    """
+    import torch
+
+    if torch.device(device).type != "cpu":
+        return True
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    return bool(supported())
+
+
+def mixed_precision(device: str | torch.device, wanted: bool = True) -> torch.autocast:
+    """Return a context in which products are bfloat16, where that is wanted and not slower."""
+    import torch
+
+    kind = torch.device(device).type
+    return torch.autocast(kind, torch.bfloat16, enabled=wanted and fast_bfloat16(device))

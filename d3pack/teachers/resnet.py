@@ -22,7 +22,7 @@ from torch.nn import functional
 from d3pack.backbones import cache_home
 from d3pack.errors import SourceError
 from d3pack.sources import Source
-from d3pack.system import Events, Journal, replace_file
+from d3pack.system import Events, Journal, fast_bfloat16, replace_file
 from d3pack.teachers.teacher import fit
 
 MAX_BYTES = 512 * 1024 * 1024  # of decoded images kept in memory
@@ -359,8 +359,6 @@ def _load_state(journal: Journal, net: nn.Module, optimizer: torch.optim.SGD, ke
 def teacher_config(typical: int, samples: int, seed: int, device: str = "cpu") -> TeacherConfig:
     """Return the configuration for images of a typical side length on this machine."""
     size = 32 if typical <= 40 else 64
-    # two to three times faster where the processor has instructions for it, slower elsewhere
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    bf16 = not device.startswith("cpu") or bool(supported())
     # four times the pixels cost four times as much
-    return TeacherConfig(size, max(1, samples * 32**2 // size**2), seed=seed, bf16=bf16)
+    most = max(1, samples * 32**2 // size**2)
+    return TeacherConfig(size, most, seed=seed, bf16=fast_bfloat16(device))

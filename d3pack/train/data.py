@@ -17,7 +17,7 @@ from torch import Tensor
 
 from d3pack.errors import SourceError
 from d3pack.sources import Source
-from d3pack.system import disk_full_as_error, reserve, write_text, writing
+from d3pack.system import disk_full_as_error, mixed_precision, reserve, write_text, writing
 
 Pixels = NDArray[np.uint8]
 Encoder = Callable[[Pixels], Tensor]  # (N, S, S, 3) -> latents
@@ -127,7 +127,7 @@ def encode_pixels(model: AutoencoderTiny, pixels: NDArray[np.uint8]) -> Tensor:
     device = next(model.parameters()).device
     x = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
     x = x.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, torch.bfloat16):
+    with mixed_precision(device):
         raw = model.encoder(x).float()
     scaled: Tensor = raw * model.config.scaling_factor
     return scaled

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from d3pack.backbones import Levels
+from d3pack.system import mixed_precision
 from d3pack.train.config import DiffusionConfig, LoopConfig
 from d3pack.train.data import Latents, batch_rows, save_grid
 from d3pack.train.loop import Batch
@@ -176,7 +177,7 @@ class DiffusionTask:
         total = 0.0
         for start in range(0, len(rows), 128):
             part = {k: v[start : start + 128].to(device) for k, v in triples.items()}
-            with torch.autocast(device.type, torch.bfloat16):
+            with mixed_precision(device):
                 total += float(module(**part)["each"].sum())
         return {"held_loss": total / len(rows)}
 
@@ -212,7 +213,7 @@ def sample(
     both = {k: torch.cat([unconditional[k], conditional[k]]).to(device) for k in conditional}
     x: Tensor = noise.to(device) * scheduler.init_noise_sigma
     for time in scheduler.timesteps:
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             times = time.to(device).expand(2 * len(x))
             predicted = model(torch.cat([x, x]), times, **both, return_dict=False)[0].float()
         plain, prompted = predicted.chunk(2)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from d3pack.errors import UsageError
-from d3pack.system import resolve_device
+from d3pack.system import fast_bfloat16, mixed_precision, resolve_device
 
 
 def test_the_default_is_the_cpu_without_a_gpu() -> None:
@@ -63,3 +63,18 @@ def test_torch_is_imported_on_use() -> None:
         "s.parse_size; sys.exit(bool({'torch', 'numpy', 'rich', 'tempfile'} & sys.modules.keys()))"
     )
     subprocess.run([sys.executable, "-c", check], check=True)
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_products_are_bfloat16_where_the_processor_has_instructions_for_them(
+    monkeypatch: pytest.MonkeyPatch, supported: bool
+) -> None:
+    """Elsewhere a student takes sixteen times as long with them."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    x = torch.ones(2, 2)
+    assert fast_bfloat16("cpu") is supported
+    assert fast_bfloat16("cuda:0")
+    with mixed_precision("cpu"):
+        assert (x @ x).dtype == (torch.bfloat16 if supported else torch.float32)
+    with mixed_precision("cpu", False):
+        assert (x @ x).dtype == torch.float32

@@ -24,7 +24,7 @@ from d3pack.encode.sampler_search import STEPS
 from d3pack.encode.settings import ClassCondSettings
 from d3pack.format import Coded, decode_files, encode_files
 from d3pack.sources import Source
-from d3pack.system import Events, Journal
+from d3pack.system import Events, Journal, mixed_precision
 from d3pack.train import (
     SCHEDULE,
     VAE_FILES,
@@ -222,7 +222,7 @@ def measure_costs(
     times = torch.full((16,), 500, device=device)
 
     def train() -> None:
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             loss = module(x, torch.zeros_like(x), times, class_labels=labels)["loss"]
         torch.autograd.grad(loss, [p for p in module.parameters() if p.requires_grad])
 
