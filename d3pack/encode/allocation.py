@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,7 @@ LADDER: tuple[tuple[str, Any], ...] = (
     ("labels", "top10"),
     ("labels", "dense"),
 )
+SEEDS_LADDER = LADDER[:4]  # seeds and probes: codes bring more than the rest
 
 
 def allocate(
@@ -90,6 +91,7 @@ def allocate(
     default: Allocation,
     own: Mapping[str, int | None],
     most_vectors: int = 1,
+    ladder: Sequence[tuple[str, Any]] = LADDER,
 ) -> tuple[Allocation, tuple[str, ...]]:
     """Return the allocation of a pack, and a line on how a budget was spent.
 
@@ -99,6 +101,7 @@ def allocate(
         default: where there is no budget.
         own: parts that the method's own settings set; None is not set.
         most_vectors: that a prompt of the backbone can have.
+        ladder: what a budget buys, in this order.
 
     Raises:
         UsageError: if the smallest pack exceeds the budget.
@@ -107,8 +110,8 @@ def allocate(
     fixed = {name: value for name, value in {**own, **shared}.items() if value is not None}
     if settings.budget is None:
         return replace(default, **fixed), ()
-    allocation, size = spend(settings.budget, fixed, most_vectors, size_of)
-    seeds = allocation.seeds(settings.images_per_class - settings.codes)
+    allocation, size = spend(settings.budget, fixed, most_vectors, size_of, ladder)
+    seeds = allocation.seeds(settings.images - (settings.codes or 0))
     line = (
         f"budget {settings.budget:,} bytes: {allocation.prompts}, {seeds}, "
         f"labels {allocation.labels}, {count(allocation.probes, 'probe')}: about {size:,} bytes"
@@ -121,6 +124,7 @@ def spend(
     fixed: Mapping[str, Any],
     most_vectors: int,
     size_of: Callable[[Allocation], int],
+    ladder: Sequence[tuple[str, Any]] = LADDER,
 ) -> tuple[Allocation, int]:
     """Return the allocation that a budget buys, with its fixed parts, and its bytes."""
     allocation = replace(SMALLEST, **fixed)
@@ -130,7 +134,7 @@ def spend(
             f"{budget} bytes are too few: the smallest pack of these classes has {size + MARGIN}",
             hint="raise the budget, or take fewer classes",
         )
-    for name, value in LADDER:
+    for name, value in ladder:
         if name in fixed or (name == "vectors" and value > most_vectors):
             continue
         trial = replace(allocation, **{name: value})

@@ -52,7 +52,7 @@ def ask_teacher(
     """
     names = [f"{folder}/{c:06d}" for c in range(len(pack.classes))]
     missing = [c for c, name in enumerate(names) if not is_stored(journal, name)]
-    with events.stage(f"make and judge {folder}", len(names), "classes"):
+    with events.stage(f"make and judge {folder.partition('/')[0]}", len(names), "classes"):
         decoder = Decoder(pack, device=backbone.device, backbone=backbone)
         for done, c in enumerate(missing, len(names) - len(missing) + 1):
             images = decoder.images([(c, i) for i in range(pack.images_per_class)]).cpu()

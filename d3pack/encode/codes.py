@@ -20,16 +20,28 @@ from torch import Tensor
 
 from d3pack.backbones import Backbone, Condition
 from d3pack.decode import codebook, samplers
-from d3pack.encode.candidates import is_stored, stored_arrays
+from d3pack.encode.candidates import stored_arrays
 from d3pack.encode.contract import EncodeRun
+from d3pack.encode.estimate import seconds_of
 from d3pack.encode.plan import EncodePlan
 from d3pack.errors import UsageError
-from d3pack.format import Codes, Coding, Pack, decode_prompts, encode_codes
+from d3pack.format import (
+    Codes,
+    Coding,
+    Pack,
+    Recipe,
+    decode_prompts,
+    encode_codes,
+    encode_prompts,
+)
+from d3pack.sources import Source
 from d3pack.teachers import Cut, Teacher, best_patches
 
 Array = npt.NDArray[Any]
 BATCH = 64  # images that are coded at the same time
 POOL = 1000  # photographs of a class that are looked at
+HELD_BACK = 100  # photographs of a class, at most, that pilots are tested on
+_TRIED = 16  # images that are coded for an estimate
 _KEPT = 1 << 22  # values of a codebook that is worth keeping
 
 
@@ -44,28 +56,48 @@ def with_codes(
     count, total = plan.codes, len(pack.classes) * plan.codes
     coding = plan.coding
     assert coding is not None
-    table = backbone.levels.sigmas
-    if not table[0] <= coding.sigmas[-2] < coding.sigmas[0] <= table[-1]:
+    if not can_code(backbone, coding):
         raise UsageError("the backbone was not trained on the noise levels of codes")
+    names = [f"{_name(coding)}/{c:06d}" for c in range(len(pack.classes))]
     with run.events.stage("code photographs", total, "images"):
-        for c in range(len(pack.classes)):
-            if not is_stored(run.journal, _name(c)):
+        for c, name in enumerate(names):
+            stored = run.journal.load(name)
+            if stored is None or len(stored[0]["atoms"]) < count:
                 photos = photographs(c)
                 with torch.no_grad():
                     parts = [backbone.encode(part).float() for part in photos.split(32)]
                 coder = Coder(backbone, coding, pack, c, run.settings.code_tried)
                 atoms, signs = coder.code(torch.cat(parts))
                 run.remember_skipped()
-                run.journal.save(_name(c), {"atoms": atoms, "signs": signs}, {})
+                run.journal.save(name, {"atoms": atoms, "signs": signs}, {})
             run.events.step((c + 1) * count, samples=(c + 1) * count)
-    stored = [stored_arrays(run.journal, _name(c)) for c in range(len(pack.classes))]
-    atoms, signs = (np.stack([arrays[name] for arrays in stored]) for name in ("atoms", "signs"))
+    rows = [stored_arrays(run.journal, name) for name in names]
+    atoms, signs = (np.stack([row[key][:count] for row in rows]) for key in ("atoms", "signs"))
     codes = encode_codes(Codes(coding, count, atoms.astype(np.int64), signs))
     return replace(pack, images_per_class=plan.images_per_class, codes=codes)
 
 
-def _name(c: int) -> str:
-    return f"codes/{c:06d}"
+def can_code(backbone: Backbone, coding: Coding) -> bool:
+    """Return whether the backbone was trained on the noise levels of codes."""
+    table = backbone.levels.sigmas
+    return bool(table[0] <= coding.sigmas[-2] < coding.sigmas[0] <= table[-1])
+
+
+def _name(coding: Coding) -> str:
+    """Where the journal keeps codes: those of a pilot are the first of those of another."""
+    return f"codes/{len(coding.atoms)}-{coding.bits}-{max(coding.atoms)}"
+
+
+def held_back(source: Source, plan: EncodePlan, c: int) -> list[int]:
+    """Return the photographs of a class that pilots are tested on: they are never coded."""
+    count = min(HELD_BACK, source.counts[c] // 5) if plan.pilots else 0
+    return _order(source, plan, c)[source.counts[c] - count :]
+
+
+def _order(source: Source, plan: EncodePlan, c: int) -> list[int]:
+    rng = np.random.Generator(np.random.Philox(key=[plan.seed, c]))
+    order: list[int] = rng.permutation(source.counts[c]).tolist()
+    return order
 
 
 def choose_photographs(run: EncodeRun, plan: EncodePlan, teacher: Teacher, c: int) -> Tensor:
@@ -74,9 +106,20 @@ def choose_photographs(run: EncodeRun, plan: EncodePlan, teacher: Teacher, c: in
     A class with too few of them repeats them.
     """
     cut = Cut(size=plan.size, pool=max(POOL, plan.codes), seed=plan.seed)
-    patches = best_patches(run.source, c, teacher, cut)
+    held = len(held_back(run.source, plan, c))
+    free = _order(run.source, plan, c)[: run.source.counts[c] - held]
+    patches = best_patches(run.source, c, teacher, cut, free)
     order = np.argsort(patches.costs, kind="stable")
     return torch.from_numpy(patches.pixels[np.resize(order, plan.codes)])
+
+
+def code_seconds(backbone: Backbone, coding: Coding, recipe: Recipe, tried: int) -> float:
+    """Return the seconds that this machine takes to code one image."""
+    names = torch.zeros(1, 1, 1, backbone.prompt_shape[1]).numpy()
+    pack = Pack(("one",), 1, recipe, encode_prompts(names, "f16"), seed=0)
+    latents = torch.zeros((_TRIED, *backbone.latent_shape_for(recipe.size)), device=backbone.device)
+    coder = Coder(backbone, coding, pack, 0, tried)
+    return seconds_of(lambda: coder.code(latents)) / _TRIED
 
 
 @dataclass(frozen=True, slots=True)

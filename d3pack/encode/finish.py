@@ -13,7 +13,7 @@ import numpy as np
 import d3pack
 from d3pack.backbones import Backbone
 from d3pack.decode import Decoder, make_probes
-from d3pack.encode.allocation import PROBE, Allocation
+from d3pack.encode.allocation import PROBE, Allocation, expected_bytes
 from d3pack.encode.candidates import (
     Answers,
     agreement,
@@ -25,6 +25,7 @@ from d3pack.encode.candidates import (
 )
 from d3pack.encode.codes import choose_photographs, with_codes
 from d3pack.encode.contract import Draft, EncodeRun
+from d3pack.encode.pilots import choose_split
 from d3pack.encode.plan import EncodePlan
 from d3pack.encode.settings import EncodeSettings, parse_labels, recorded_settings
 from d3pack.errors import UsageError
@@ -41,17 +42,11 @@ MANY = 100  # classes; sheets of more show one image of each
 
 def finish(run: EncodeRun, plan: EncodePlan, draft: Draft, method: str) -> Pack:
     """Return the pack of a draft; what a killed run has finished is not done again."""
+    if plan.pilots:
+        plan = _split(run, plan, draft, method)
     allocation, backbone = plan.allocation, draft.backbone
-    pack = draft.pack(plan)
+    pack = _with_images(run, plan, draft, method)
     metrics = dict(draft.metrics)
-    if allocation.candidates > 1 and plan.seeded:
-        pack = _with_picks(run, pack, allocation, backbone, _teacher_of(draft, method))
-    if plan.codes:
-        photographs = draft.photographs
-        if photographs is None:
-            teacher = _teacher_of(draft, method)
-            photographs = partial(choose_photographs, run, plan, teacher)
-        pack = with_codes(run, plan, pack, backbone, photographs)
     if allocation.labels != "none":
         teacher = _teacher_of(draft, method)
         answers = ask_teacher(pack, backbone, teacher, run.journal, run.events, "labels")
@@ -75,6 +70,32 @@ def finish(run: EncodeRun, plan: EncodePlan, draft: Draft, method: str) -> Pack:
     return replace(pack, provenance=record)
 
 
+def _split(run: EncodeRun, plan: EncodePlan, draft: Draft, method: str) -> EncodePlan:
+    """Return the plan whose split between seeds and codes is the best."""
+    width = draft.prompts.shape[-1]
+    record = sample_provenance(method, run.source, run.settings, tuple(draft.metrics), {})
+
+    def size_of(plan: EncodePlan) -> int:
+        return expected_bytes(plan, draft.recipe, width, plan.allocation, record)
+
+    teacher, make = _teacher_of(draft, method), partial(_with_images, run, draft=draft, method=method)
+    return choose_split(run, plan, draft.backbone, teacher, make, size_of)
+
+
+def _with_images(run: EncodeRun, plan: EncodePlan, draft: Draft, method: str) -> Pack:
+    """Return the pack of a draft with picked seeds and codes, as the plan has them."""
+    pack, backbone = draft.pack(plan), draft.backbone
+    if plan.allocation.candidates > 1 and plan.seeded:
+        pack = _with_picks(run, pack, plan.allocation, backbone, _teacher_of(draft, method))
+    if plan.codes:
+        photographs = draft.photographs
+        if photographs is None:
+            teacher = _teacher_of(draft, method)
+            photographs = partial(choose_photographs, run, plan, teacher)
+        pack = with_codes(run, plan, pack, backbone, photographs)
+    return pack
+
+
 def _teacher_of(draft: Draft, method: str) -> Teacher:
     if draft.teacher is None:
         raise UsageError(
@@ -92,7 +113,8 @@ def _with_picks(
     lanes = lanes_of(count, allocation.modes, allocation.share)
     total = candidates_of(count, allocation.modes, allocation.candidates, allocation.share)
     many = replace(pack, images_per_class=total)
-    answers = ask_teacher(many, backbone, teacher, run.journal, run.events, "candidates")
+    folder = f"candidates/{total}"  # pilots may ask for several numbers
+    answers = ask_teacher(many, backbone, teacher, run.journal, run.events, folder)
     orders = [pick_order(answers(c), c, count, lanes) for c in range(len(pack.classes))]
     return replace(pack, picks=encode_picks(orders, lanes))
 

@@ -37,6 +37,7 @@ class EncodePlan:
     seed: int
     codes: int = 0  # images of each class that are photographs, as codes
     coding: Coding | None = None
+    pilots: int = 0  # updates of the students that choose codes and seeds; 0: nothing to choose
     details: Mapping[str, Any] = field(default_factory=dict)  # what the method adds, as JSON
     text: tuple[str, ...] = ()  # the same for a person
 
@@ -50,6 +51,7 @@ class EncodePlan:
         allocation: Allocation,
         dtype: DType = "float32",
         typical: int | None = None,
+        pilots: int = 0,
         details: Mapping[str, Any] | None = None,
         text: tuple[str, ...] = (),
     ) -> EncodePlan:
@@ -57,15 +59,16 @@ class EncodePlan:
         return cls(
             classes=source.classes,
             images=sum(source.counts),
-            images_per_class=settings.images_per_class,
+            images_per_class=settings.images,
             typical=typical_side(source) if typical is None else typical,
             size=size,
             dtype=dtype,
             allocation=allocation,
             group=settings.group or GROUP,
             seed=settings.seed,
-            codes=settings.codes,
+            codes=settings.codes or 0,
             coding=coding_for(settings) if settings.codes else None,
+            pilots=pilots,
             details=details or {},
             text=text,
         )
@@ -92,6 +95,11 @@ class EncodePlan:
             lines.append(
                 f"{self.codes} of each class are photographs as codes of {self.coding.nbytes:.1f}"
                 " bytes: their likeness can be rebuilt"
+            )
+        if self.pilots:
+            lines.append(
+                f"seeds, photographs as codes, or both: pilots of {self.pilots:,} updates choose"
+                " (no_codes keeps photographs out)"
             )
         return lines
 

@@ -22,6 +22,8 @@ from d3pack.system import (
 
 Sampler = Literal["ddim", "dpmpp-2m", "euler", "lcm"]
 LabelKind = Literal["none", "topk", "dense"]
+PILOT_SHARE = 4  # a pilot has a quarter of the updates
+UPDATES = {"quick": 300, "standard": 1500}  # of the protocols of these names
 
 
 def parse_side(text: str) -> tuple[int, int]:
@@ -39,11 +41,18 @@ def parse_labels(text: str) -> tuple[LabelKind, int]:
     raise SettingError("labels", text, "none, dense, or top1, top2, ...")
 
 
+def parse_updates(text: str) -> int:
+    """Return the updates of a training: their number, or the name of a protocol of d3pack."""
+    return UPDATES[text] if text in UPDATES else int(text)
+
+
 @dataclass(frozen=True, slots=True)
 class EncodeSettings:
     """Settings that every method reads. None means: chosen by the method, for source and budget."""
 
-    images_per_class: int = option(10, "Images per class.", flag="--ipc", ge=1, le=2**20)
+    images_per_class: int | None = option(
+        None, "Images per class; 10, or 150 with a budget.", flag="--ipc", ge=1, le=2**20
+    )
     budget: int | None = option(
         None,
         "Bytes of the whole pack, as 20KB; what is not set is chosen to fit.",
@@ -70,12 +79,24 @@ class EncodeSettings:
     labels: str | None = option(
         None, "Soft labels: none, top1, top2, ... or dense.", group="contents of the pack"
     )
-    codes: int = option(
-        0,
-        "Images per class that are photographs, coded in a few bytes each; they come first.",
+    for_updates: int = option(
+        1500,
+        "Updates of the training that the pack is meant for: pilots have a quarter of them.",
+        ge=4,
+        parse=parse_updates,
+        expected="an integer, quick or standard",
+        metavar="INTEGER",
+    )
+    codes: int | None = option(
+        None,
+        "Images per class that are photographs, coded in a few bytes each; they come first. "
+        "With a budget, pilots choose.",
         ge=0,
         le=2**20,
         group="photographs as codes",
+    )
+    no_codes: bool = option(
+        False, "Keep photographs out of the pack, whatever the budget.", group="photographs as codes"
     )
     code_steps: int = option(
         15, "Noise levels of a code.", ge=2, le=256, group="photographs as codes"
@@ -149,10 +170,23 @@ class EncodeSettings:
     )
     method_settings: Any = None  # an instance of the method's `settings`; None: its defaults
 
+    @property
+    def images(self) -> int:
+        """Images of each class; with a budget more, as seeds cost little."""
+        return self.images_per_class or (150 if self.budget else 10)
+
+    @property
+    def pilots(self) -> int:
+        """Updates of the students that choose how a budget is spent; 0: nothing to choose."""
+        choose = self.budget is not None and self.codes is None and not self.no_codes
+        return self.for_updates // PILOT_SHARE if choose else 0
+
     def __post_init__(self) -> None:
         check(self)
         parse_labels(self.labels or "none")
-        if self.codes > self.images_per_class:
+        if self.no_codes and self.codes:
+            raise UsageError("codes and no_codes exclude each other")
+        if (self.codes or 0) > self.images:
             raise SettingError("codes", self.codes, "at most images_per_class")
         if self.code_tried > 2**self.code_bits:
             raise SettingError("code_tried", self.code_tried, "at most 2**code_bits")

@@ -17,17 +17,14 @@ from torch import Tensor
 
 from d3pack.backbones import Backbone
 from d3pack.encode.allocation import Allocation, expected_bytes
-from d3pack.encode.codes import Coder
+from d3pack.encode.codes import code_seconds
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate, NoSettings
-from d3pack.encode.estimate import seconds_of
 from d3pack.encode.finish import sample_provenance
 from d3pack.encode.plan import EncodePlan, chosen_backbone, dtype_for
 from d3pack.encode.settings import EncodeSettings
 from d3pack.errors import SourceError, UsageError
-from d3pack.format import Pack, Recipe, encode_prompts
+from d3pack.format import Recipe
 from d3pack.sources import Source
-
-_TRIED = 16  # images that are coded for an estimate
 
 
 class CodesOnly:
@@ -99,11 +96,9 @@ class CodesJob:
         width = self.backbone.prompt_shape[1]
         nbytes = expected_bytes(plan, self.recipe(), width, plan.allocation, record)
         assert plan.coding is not None
-        names = self._prompts()[:1]
-        pack = Pack(("one",), 1, self.recipe(), encode_prompts(names, "f16"), seed=0)
-        coder = Coder(self.backbone, plan.coding, pack, 0, self.settings.code_tried)
-        latents = torch.zeros((_TRIED, *self.backbone.latent_shape_for(plan.size)))
-        seconds = seconds_of(lambda: coder.code(latents)) / _TRIED
+        seconds = code_seconds(
+            self.backbone, plan.coding, self.recipe(), self.settings.code_tried
+        )
         return Estimate(nbytes, {"codes": seconds * plan.codes * len(plan.classes)})
 
     def run(self, run: EncodeRun) -> Draft:

@@ -12,8 +12,18 @@ import torch
 
 from d3pack.backbones import Backbone, DiT, default_guidance
 from d3pack.decode import Decoder
-from d3pack.encode.allocation import PICKY, SHARE, SMALLEST, Allocation, allocate, expected_bytes
+from d3pack.encode.allocation import (
+    LADDER,
+    PICKY,
+    SEEDS_LADDER,
+    SHARE,
+    SMALLEST,
+    Allocation,
+    allocate,
+    expected_bytes,
+)
 from d3pack.encode.candidates import stored_arrays
+from d3pack.encode.codes import code_seconds
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate
 from d3pack.encode.estimate import seconds_of, teacher_seconds
 from d3pack.encode.finish import SHEET_IMAGES, sample_provenance
@@ -21,6 +31,7 @@ from d3pack.encode.methods.d3m.collages import clusters, make_collages
 from d3pack.encode.methods.d3m.guidance import MOST_CLASSES, best_guidance, trial_images
 from d3pack.encode.methods.d3m.inversion import Fitted, Inversion, groups_of
 from d3pack.encode.methods.dit import unknown_names_note
+from d3pack.encode.pilots import pilot_seconds
 from d3pack.encode.plan import (
     SMALL,
     EncodePlan,
@@ -100,6 +111,7 @@ def prepare(
         dtype=dtype_for(backbone.device.type),
         allocation=SMALLEST,
         typical=typical,
+        pilots=settings.pilots,
     )
     job = D3MJob(source, settings, own, backbone, plan, details)
     picks = small and plan.seeded >= WORTH_PICKING
@@ -109,6 +121,7 @@ def prepare(
         default=Allocation(codec="i4", candidates=PICKY if picks else 1, share=SHARE),
         own={"modes": own.modes, "vectors": own.vectors},
         most_vectors=most_vectors,
+        ladder=SEEDS_LADDER if plan.pilots else LADDER,
     )
     # where images are cheap and a teacher picks among them, guidance is measured
     if details.guidance is None and not (small and allocation.candidates > 1):
@@ -214,6 +227,13 @@ class D3MJob:
         candidates = allocation.candidates if allocation.candidates > 1 else 0
         images = (candidates + (allocation.labels != "none")) * plan.seeded
         stages["images"] = image * images * classes
+        settings = self.settings
+        if settings.budget and plan.pilots:  # the most that they may lead to
+            pilots = pilot_seconds(self.source, plan, settings, self.backbone, self.recipe(), image)
+            return Estimate(settings.budget, {**stages, **pilots})
+        if plan.coding is not None:
+            each = code_seconds(self.backbone, plan.coding, self.recipe(), settings.code_tried)
+            stages["codes"] = each * plan.codes * classes
         return Estimate(self.expected_bytes(allocation), stages)
 
     def _seconds(self) -> tuple[float, float, float]:

@@ -1,0 +1,270 @@
+"""How a budget is split between seeded images and codes: short students decide.
+
+What is generated and what is photographed teach different things, and which of them pays depends
+on the data and the size. Every split becomes a trial pack within the budget; students of its images
+are tested on real training images of which no pack of this run holds a code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from d3pack.backbones import Backbone
+from d3pack.decode import Decoder
+from d3pack.encode.codes import can_code, code_seconds, held_back
+from d3pack.encode.contract import EncodeRun
+from d3pack.encode.plan import SMALL, EncodePlan, coding_for
+from d3pack.encode.settings import EncodeSettings
+from d3pack.format import Coding, Pack, Recipe
+from d3pack.sources import Source
+from d3pack.students import (
+    PROTOCOLS,
+    Intervals,
+    LabelledImages,
+    Protocol,
+    Updates,
+    fit,
+    seconds_needed,
+    train_student,
+)
+from d3pack.teachers import Cut, Teacher, best_patches
+
+SizeOf = Callable[[EncodePlan], int]
+ROUNDS = 3  # students of the splits that are compared at last
+FINALISTS = 2
+TRAILING = 0.03  # accuracy: a split so far behind the best has no second student
+PICKS_SHARE = 10  # picks beside codes may take a tenth of the budget
+MARGIN = 16  # bytes: a figure in the manifest may have a digit more
+FINER = (12, 14)  # bits of larger codebooks, tried in turn where codes pay
+PILOTS = 8  # about so many students, for estimates
+_NAME = "pilots"  # in the journal
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """One way to spend a budget."""
+
+    name: str
+    plan: EncodePlan
+
+    @property
+    def text(self) -> str:
+        """What a class of the pack holds."""
+        parts = []
+        if self.plan.coding is not None:
+            parts.append(f"{self.plan.codes} codes of {self.plan.coding.nbytes:.1f} bytes")
+        if self.plan.seeded:
+            parts.append(f"{self.plan.seeded} seeded")
+        return f"{self.name} ({', '.join(parts)})"
+
+
+def first_splits(
+    plan: EncodePlan, settings: EncodeSettings, photographs: int, size_of: SizeOf
+) -> list[Split]:
+    """Return what is compared first: codes alone, both, seeds alone.
+
+    Without those whose codes do not fit. `photographs` can be coded of a class, at most.
+    """
+    wanted, limited = plan.images_per_class, settings.images_per_class is not None
+    most = min(photographs, wanted) if limited else photographs
+    derived = replace(plan, allocation=replace(plan.allocation, candidates=1, share=1))
+    picks = size_of(plan) - size_of(derived)
+    beside = derived if picks * PICKS_SHARE > (settings.budget or 0) else plan
+    seeded = wanted - wanted // 2 if limited else wanted
+    coding = coding_for(settings)
+    splits = [
+        ("codes", filled(derived, coding, 0, most, settings, size_of)),
+        ("both", filled(beside, coding, seeded, most - seeded if limited else most, settings, size_of)),
+    ]
+    return [*(Split(name, part) for name, part in splits if part), Split("seeds", plan)]
+
+
+def filled(
+    plan: EncodePlan,
+    coding: Coding,
+    seeded: int,
+    most: int,
+    settings: EncodeSettings,
+    size_of: SizeOf,
+) -> EncodePlan | None:
+    """Return the plan with as many codes as the budget holds; None where one a class is too many.
+
+    Args:
+        seeded: images of each class that are made of seeds.
+        most: codes of each class, at most.
+    """
+
+    def with_codes(codes: int) -> EncodePlan:
+        return replace(plan, codes=codes, images_per_class=codes + seeded, coding=coding)
+
+    free = (settings.budget or 0) - MARGIN
+    first = size_of(with_codes(1))
+    codes = 1 + int((free - first) // (coding.nbytes * len(plan.classes))) if first <= free else 0
+    codes = min(codes, most)
+    while codes and size_of(with_codes(codes)) > free:
+        codes -= 1
+    return with_codes(codes) if codes else None
+
+
+def choose_split(
+    run: EncodeRun,
+    plan: EncodePlan,
+    backbone: Backbone,
+    teacher: Teacher,
+    make: Callable[[EncodePlan], Pack],
+    size_of: SizeOf,
+) -> EncodePlan:
+    """Return the plan of the split whose images teach most, and say how they compared.
+
+    Args:
+        run: the run.
+        plan: of seeds alone.
+        backbone: makes the images.
+        teacher: sees the test images; it decides nothing here.
+        make: makes the pack of a plan, without labels.
+        size_of: bytes of the pack of a plan.
+    """
+    counts = enumerate(run.source.counts)
+    photographs = max(n - len(held_back(run.source, plan, c)) for c, n in counts)
+    splits = first_splits(plan, run.settings, photographs, size_of)
+    if len(splits) == 1 or not can_code(backbone, coding_for(run.settings)):
+        return plan
+    race = _Race(run, plan, backbone, teacher, make)
+    best = race.best(splits)
+    while best.plan.coding is not None:
+        coding = best.plan.coding
+        bits = next((bits for bits in FINER if bits > coding.bits), None)
+        if bits is None or coding != coding_for(replace(run.settings, code_bits=coding.bits)):
+            break
+        finest = replace(coding, bits=bits)
+        most, seeded = best.plan.codes, best.plan.seeded
+        larger = filled(best.plan, finest, seeded, most, run.settings, size_of)
+        if larger is None or race.best([best, finer := Split(best.name, larger)]) is best:
+            break
+        best = finer
+    run.events.note(f"chosen: {best.text}")
+    return best.plan
+
+
+@dataclass(slots=True)
+class _Race:
+    """Students of splits, trained until one split is ahead; the journal keeps what they reached."""
+
+    run: EncodeRun
+    plan: EncodePlan
+    backbone: Backbone
+    teacher: Teacher
+    make: Callable[[EncodePlan], Pack]
+    _images: dict[str, LabelledImages] = field(default_factory=dict)
+    _test: LabelledImages | None = None
+
+    def best(self, splits: Sequence[Split]) -> Split:
+        """Return the split that is ahead."""
+        marks = {split.text: [self._accuracy(split, 0)] for split in splits}
+        ahead = max(fmean(values) for values in marks.values())
+        left = sorted(splits, key=lambda split: -marks[split.text][0])[:FINALISTS]
+        left = [split for split in left if marks[split.text][0] >= ahead - TRAILING]
+        for seed in range(1, ROUNDS if len(left) > 1 else 1):
+            for split in left:
+                marks[split.text].append(self._accuracy(split, seed))
+        return max(left, key=lambda split: fmean(marks[split.text]))
+
+    def _accuracy(self, split: Split, seed: int) -> float:
+        """Accuracy of a student on the images that were held back."""
+        journal, events = self.run.journal, self.run.events
+        known: dict[str, Any] = dict(journal[_NAME]) if _NAME in journal else {}
+        name = f"{split.text}, {seed}"
+        if name not in known:
+            train, test = self._images_of(split), self._held()
+            protocol = pilot_protocol(self.plan)
+            with events.stage(f"pilot {seed + 1} of {split.name}", self.plan.pilots, "updates"):
+                history = train_student(
+                    train,
+                    test,
+                    protocol,
+                    seed,
+                    classes=len(self.plan.classes),
+                    updates=self.plan.pilots,
+                    device=self.backbone.device,
+                    progress=lambda done, total: events.step(done),
+                )
+            known[name] = round(history.last, 4)
+            journal.record(_NAME, known)
+            events.note(f"pilot {seed + 1}: {split.text}: {100 * known[name]:.1f} %")
+        return float(known[name])
+
+    def _images_of(self, split: Split) -> LabelledImages:
+        """All images of the trial pack, at the size that students see."""
+        if split.text not in self._images:
+            pack = self.make(split.plan)
+            decoder = Decoder(pack, device=self.backbone.device, backbone=self.backbone)
+            each, parts = pack.images_per_class, []
+            with self.run.events.stage(f"make images of {split.name}", len(pack), "images"):
+                for c in range(len(pack.classes)):
+                    images = decoder.images([(c, i) for i in range(each)]).cpu()
+                    parts.append(fit(images, student_size(self.plan)))
+                    self.run.events.step((c + 1) * each)
+            self._images[split.text] = _labelled(parts)
+        return self._images[split.text]
+
+    def _held(self) -> LabelledImages:
+        """The real images on which students are tested."""
+        if self._test is None:
+            side = student_size(self.plan)
+            cut = Cut(size=(side, side), pool=max(self.run.source.counts), seed=self.plan.seed)
+            parts = []
+            for c in range(len(self.plan.classes)):
+                held = held_back(self.run.source, self.plan, c)
+                patches = best_patches(self.run.source, c, self.teacher, cut, held)
+                parts.append(torch.from_numpy(patches.pixels))
+            self.run.remember_skipped()
+            self._test = _labelled(parts)
+        return self._test
+
+
+def pilot_seconds(
+    source: Source,
+    plan: EncodePlan,
+    settings: EncodeSettings,
+    backbone: Backbone,
+    recipe: Recipe,
+    image: float,
+) -> dict[str, float]:
+    """Return the seconds by stage: codes of two kinds, images of all splits, students of them.
+
+    `image` are the seconds that an image of the pack takes.
+    """
+    coding, classes = coding_for(settings), len(plan.classes)
+    codes = 2 * (settings.budget or 0) / coding.nbytes
+    images = plan.images_per_class * classes
+    student = seconds_needed(
+        replace(pilot_protocol(plan), length=Updates(plan.pilots)),
+        classes,
+        student_size(plan),
+        images,
+        sum(len(held_back(source, plan, c)) for c in range(classes)),
+        device=backbone.device,
+    )
+    each = code_seconds(backbone, coding, recipe, settings.code_tried)
+    made = (codes + 2 * images) * image
+    return {"codes": codes * each, "pilots": PILOTS * student + made}
+
+
+def student_size(plan: EncodePlan) -> int:
+    """Return the side of the images that pilots see: a multiple of 8, as students need."""
+    return max(16, min(plan.typical, SMALL) // 8 * 8)
+
+
+def pilot_protocol(plan: EncodePlan) -> Protocol:
+    """Return how pilots are trained: as `quick`, and tested once."""
+    return replace(PROTOCOLS["quick"], labels="hard", tests=Intervals(), size=student_size(plan))
+
+
+def _labelled(parts: Sequence[torch.Tensor]) -> LabelledImages:
+    counts = torch.tensor([len(part) for part in parts])
+    return LabelledImages(torch.cat(list(parts)), torch.arange(len(parts)).repeat_interleave(counts))
