@@ -79,7 +79,10 @@ def first_splits(
     coding = coding_for(settings)
     splits = [
         ("codes", filled(derived, coding, 0, most, settings, size_of)),
-        ("both", filled(beside, coding, seeded, most - seeded if limited else most, settings, size_of)),
+        (
+            "both",
+            filled(beside, coding, seeded, most - seeded if limited else most, settings, size_of),
+        ),
     ]
     return [*(Split(name, part) for name, part in splits if part), Split("seeds", plan)]
 
@@ -267,4 +270,6 @@ def pilot_protocol(plan: EncodePlan) -> Protocol:
 
 def _labelled(parts: Sequence[torch.Tensor]) -> LabelledImages:
     counts = torch.tensor([len(part) for part in parts])
-    return LabelledImages(torch.cat(list(parts)), torch.arange(len(parts)).repeat_interleave(counts))
+    return LabelledImages(
+        torch.cat(list(parts)), torch.arange(len(parts)).repeat_interleave(counts)
+    )

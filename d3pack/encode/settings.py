@@ -96,7 +96,9 @@ class EncodeSettings:
         group="photographs as codes",
     )
     no_codes: bool = option(
-        False, "Keep photographs out of the pack, whatever the budget.", group="photographs as codes"
+        False,
+        "Keep photographs out of the pack, whatever the budget.",
+        group="photographs as codes",
     )
     code_steps: int = option(
         15, "Noise levels of a code.", ge=2, le=256, group="photographs as codes"

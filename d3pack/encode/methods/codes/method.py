@@ -96,9 +96,7 @@ class CodesJob:
         width = self.backbone.prompt_shape[1]
         nbytes = expected_bytes(plan, self.recipe(), width, plan.allocation, record)
         assert plan.coding is not None
-        seconds = code_seconds(
-            self.backbone, plan.coding, self.recipe(), self.settings.code_tried
-        )
+        seconds = code_seconds(self.backbone, plan.coding, self.recipe(), self.settings.code_tried)
         return Estimate(nbytes, {"codes": seconds * plan.codes * len(plan.classes)})
 
     def run(self, run: EncodeRun) -> Draft:
