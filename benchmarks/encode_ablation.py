@@ -27,13 +27,12 @@ from d3pack.encode import D3MSettings, EncodeRun, EncodeSettings, encode
 from d3pack.encode.methods.d3m.method import D3M, D3MJob
 from d3pack.evaluate.baselines import names_pack
 from d3pack.evaluate.bench import Spread
-from d3pack.evaluate.entries import LabelledImages
-from d3pack.evaluate.protocols import QUICK
-from d3pack.evaluate.training import train_student
 from d3pack.format import pack_bytes
 from d3pack.format.codecs import decode_labels
 from d3pack.format.pack import Pack
 from d3pack.sources import Source, open_source
+from d3pack.students import LabelledImages, train_student
+from d3pack.students.protocols import QUICK
 
 # Settings that change the collages: with one of these they are made anew.
 CUTTING = {"factor", "pool", "crops", "crop_scale", "collages", "modes", "seed"}

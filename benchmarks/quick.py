@@ -25,11 +25,10 @@ import torch
 from torch import nn
 
 from benchmarks.results import RESULTS, command, load, save
-from d3pack.evaluate import students, training
-from d3pack.evaluate.entries import LabelledImages
-from d3pack.evaluate.protocols import ANY, QUICK, SGD, AdamW, Intervals, Protocol, Updates
 from d3pack.evaluate.real import RealImages, common_size
 from d3pack.sources import open_source
+from d3pack.students import LabelledImages, networks, training
+from d3pack.students.protocols import ANY, QUICK, SGD, AdamW, Intervals, Protocol, Updates
 
 WHAT = "Seconds of a `quick` student by part, and accuracy of protocols that take as long"
 CLASSES, PER_CLASS, SIDE = 10, 10, 32
@@ -142,7 +141,7 @@ def main(arguments: Sequence[str]) -> None:
     found["without bfloat16"] = per_update(plain, args.rounds)
     with changed(training, "_CPU_CHUNK", 1 << 20):
         found["without chunks"] = per_update(quick, args.rounds)
-    with changed(students, "ReluPool", two_steps):
+    with changed(networks, "ReluPool", two_steps):
         found["without the fused pooling"] = per_update(quick, args.rounds)
         with changed(training, "_CPU_CHUNK", 1 << 20):
             found["without all three"] = per_update(plain, args.rounds)

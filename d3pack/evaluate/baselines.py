@@ -15,13 +15,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from d3pack.errors import BackboneError
-from d3pack.evaluate.entries import (
-    Choice,
-    Entry,
-    LabelledImages,
-    PayloadFormat,
-    PayloadSettings,
-)
+from d3pack.evaluate.entries import Choice, Entry, PayloadFormat, PayloadSettings
+from d3pack.students import LabelledImages
 
 if TYPE_CHECKING:
     from torch import Tensor

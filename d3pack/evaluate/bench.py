@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -18,20 +18,22 @@ from torch import Tensor
 from d3pack.backbones import Backbone, open_backbone
 from d3pack.dataset import D3MDataset
 from d3pack.decode import unpack_backbone
-from d3pack.evaluate import training
-from d3pack.evaluate.entries import (
-    Choice,
-    Entry,
-    LabelledImages,
-    PayloadFormat,
-    PayloadSettings,
-)
+from d3pack.evaluate.entries import Choice, Entry, PayloadFormat, PayloadSettings
 from d3pack.evaluate.payload import choose_settings
-from d3pack.evaluate.protocols import Intervals, Protocol, Updates
 from d3pack.evaluate.real import RealImages
 from d3pack.evaluate.teacher import OrderedTeacher
-from d3pack.evaluate.training import History, lengths, seconds_needed, train_student
 from d3pack.format import Pack
+from d3pack.students import (
+    History,
+    Intervals,
+    LabelledImages,
+    Protocol,
+    Updates,
+    lengths,
+    seconds_needed,
+    statistics,
+    train_student,
+)
 from d3pack.system import Events, count, duration, resolve_device, write_json
 
 PILOT_SHARE = 4  # a pilot has a quarter of the updates
@@ -49,8 +51,8 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """Summarise one value per seed."""
-        std = statistics.stdev(values) if len(values) > 1 else 0.0
-        return cls(statistics.fmean(values), std)
+        std = stdev(values) if len(values) > 1 else 0.0
+        return cls(fmean(values), std)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,7 @@ class Bench:
             protocol = replace(protocol, whole=self._normalised(whole))
         if protocol.normalise == "data":
             sample = self.train.draw(min(_STATISTICS, max(self.train.counts)), 0)
-            protocol = replace(protocol, normalise=training.statistics(sample.images))
+            protocol = replace(protocol, normalise=statistics(sample.images))
         return protocol
 
     def _way(self, entry: Entry) -> tuple[Protocol, int | None]:

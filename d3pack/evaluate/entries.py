@@ -6,24 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from d3pack.students import LabelledImages
 
+if TYPE_CHECKING:
     from d3pack.format import Pack
 
 Layout = Literal["files", "sheet"]
 _LARGEST_WHOLE = 64  # pixels: RDED makes no collages of CIFAR and Tiny-ImageNet
-
-
-@dataclass(frozen=True, slots=True)
-class LabelledImages:
-    """Images in memory with a class each, and the bytes that it takes to send them."""
-
-    images: Tensor  # uint8 (N, 3, H, W)
-    labels: Tensor  # int64 (N,), the class of each
-    nbytes: int | None = None  # None where nobody would send them
-    note: str = ""
-    soft: Tensor | None = None  # soft labels, probabilities (N, C), where there are some
 
 
 @dataclass(frozen=True, slots=True)

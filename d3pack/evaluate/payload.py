@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from d3pack.evaluate.entries import LabelledImages, PayloadFormat, PayloadSettings
+from d3pack.evaluate.entries import PayloadFormat, PayloadSettings
 from d3pack.evaluate.real import RealImages
-from d3pack.evaluate.training import fit
+from d3pack.students import LabelledImages, fit
 
 # trains a student of a seed briefly on the first, and returns the accuracy on the second
 Pilot = Callable[[LabelledImages, LabelledImages, int], float]

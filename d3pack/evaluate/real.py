@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from d3pack.errors import SourceError
-from d3pack.evaluate.entries import LabelledImages
-from d3pack.evaluate.protocols import Resample
-from d3pack.evaluate.training import fit
 from d3pack.sources import Source, tidy
+from d3pack.students import LabelledImages, Resample, fit
 
 _NAMED = 6  # classes that an error lists
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from d3pack.errors import UsageError
 from d3pack.evaluate.baselines import BASELINES
-from d3pack.evaluate.protocols import PROTOCOLS
+from d3pack.students import PROTOCOLS
 from d3pack.system import SettingError, check, option
 
 _HELP = "; ".join(f"{name}: {baseline.help}" for name, baseline in BASELINES.items())

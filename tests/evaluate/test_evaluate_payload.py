@@ -15,7 +15,7 @@ from torch import Tensor
 from d3pack.errors import SourceError
 from d3pack.evaluate import baselines, payload
 from d3pack.evaluate.baselines import PAYLOADS
-from d3pack.evaluate.entries import LabelledImages, Layout, PayloadFormat, PayloadSettings
+from d3pack.evaluate.entries import Layout, PayloadFormat, PayloadSettings
 from d3pack.evaluate.payload import (
     as_files,
     candidates,
@@ -27,6 +27,7 @@ from d3pack.evaluate.payload import (
 )
 from d3pack.evaluate.real import RealImages, common_size, match_classes
 from d3pack.sources import open_source
+from d3pack.students import LabelledImages
 from d3pack.testing import raises_code
 
 pytestmark = pytest.mark.heavy

@@ -22,7 +22,10 @@ from d3pack.errors import NotFoundError, UsageError
 from d3pack.evaluate import Bench, EvalSettings, baselines, evaluate, sweep, write_report
 from d3pack.evaluate.bench import Spread
 from d3pack.evaluate.evaluation import label_robust_score
-from d3pack.evaluate.protocols import (
+from d3pack.evaluate.real import RealImages
+from d3pack.format.codecs import encode_labels
+from d3pack.sources import open_source
+from d3pack.students.protocols import (
     DD_RANKING,
     PROTOCOLS,
     QUICK,
@@ -31,9 +34,6 @@ from d3pack.evaluate.protocols import (
     Intervals,
     Updates,
 )
-from d3pack.evaluate.real import RealImages
-from d3pack.format.codecs import encode_labels
-from d3pack.sources import open_source
 
 pytestmark = pytest.mark.heavy
 
@@ -492,8 +492,8 @@ def ranking(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert DD_RANKING.whole is not None
     whole = replace(DD_RANKING.whole, batch=((1 << 60, 9),), **few)
     brief = replace(DD_RANKING, rates=(1e-6, 0.05), whole=whole, batch=((1 << 60, 5),), **few)
-    for module in ("protocols", "evaluation"):
-        monkeypatch.setattr(f"d3pack.evaluate.{module}.DD_RANKING", brief)
+    for module in ("students.protocols", "evaluate.evaluation"):
+        monkeypatch.setattr(f"d3pack.{module}.DD_RANKING", brief)
     monkeypatch.setattr("d3pack.evaluate.evaluation.RANKED", ((3, 16),))
     monkeypatch.setitem(PROTOCOLS, "dd-ranking", brief)
 

@@ -62,6 +62,11 @@ def test_invalid_settings_say_what_is_expected(values: dict[str, object], words:
         EvalSettings(**values)  # type: ignore[arg-type]
 
 
+def test_unknown_protocol() -> None:
+    with pytest.raises(UsageError, match=r"invalid protocol 'best': .*minimax-hard"):
+        EvalSettings(protocol="best")
+
+
 def test_sweep_is_read_axis_by_axis() -> None:
     assert parse_sweep(()) == {}
     texts = ("ipc=1,5", "codec=f16,i4", "labels=none,top2,dense", "vectors=3")

@@ -23,9 +23,9 @@ LEVELS = {name: level for level, name in enumerate(FLOORS)}
 HEAVY_ROOMS = {
     "backbones",
     "teachers",
+    "students",
     "train",
     "encode",
-    "evaluate",
 }  # may import diffusers and transformers
 NUMPY_ONLY = {"errors", "format"}  # in system, devices.py imports torch when it is called
 LIGHT_CALLS = (

@@ -16,7 +16,7 @@ from PIL import Image
 from places import ROOT
 
 import d3pack
-from d3pack.evaluate.protocols import PROTOCOLS, QUICK, Updates
+from d3pack.students.protocols import PROTOCOLS, QUICK, Updates
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # What the README leaves to the defaults takes minutes; the same verbs, with less to do.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from d3pack.errors import UsageError
-from d3pack.evaluate import EvalSettings, protocols
-from d3pack.evaluate.protocols import (
+from d3pack.students import protocols
+from d3pack.students.protocols import (
     DSA,
     PROTOCOLS,
     SGD,
@@ -23,7 +22,7 @@ from d3pack.evaluate.protocols import (
     Steps,
     Updates,
 )
-from d3pack.evaluate.training import lengths
+from d3pack.students.training import lengths
 
 
 def rates(protocol: Protocol, total: int) -> list[float]:
@@ -273,8 +272,3 @@ def test_settled_protocol_is_not_changed_again() -> None:
         once = protocol.settled(100, student="hf:vit", size=64)
         assert once.rules == ()
         assert once.settled(1000, size=32) == once
-
-
-def test_unknown_protocol() -> None:
-    with pytest.raises(UsageError, match=r"invalid protocol 'best': .*minimax-hard"):
-        EvalSettings(protocol="best")

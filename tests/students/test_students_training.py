@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from d3pack.errors import UsageError
-from d3pack.evaluate import protocols, training
-from d3pack.evaluate.entries import LabelledImages
-from d3pack.evaluate.protocols import CutMix, Epochs, Flip, Intervals, Protocol, Updates
-from d3pack.evaluate.students import build_student
-from d3pack.evaluate.training import (
+from d3pack.students import protocols, training
+from d3pack.students.images import LabelledImages
+from d3pack.students.networks import build_student
+from d3pack.students.protocols import CutMix, Epochs, Flip, Intervals, Protocol, Updates
+from d3pack.students.training import (
     History,
     fit,
     lengths,

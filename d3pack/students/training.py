@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from d3pack.decode import reproducible_cuda
 from d3pack.errors import UsageError
-from d3pack.evaluate.augment import apply_all, cutmix
-from d3pack.evaluate.entries import LabelledImages
-from d3pack.evaluate.protocols import (
+from d3pack.students.augment import apply_all, cutmix
+from d3pack.students.images import LabelledImages
+from d3pack.students.networks import build_student
+from d3pack.students.protocols import (
     AdamW,
     Intervals,
     Labels,
@@ -31,7 +32,6 @@ from d3pack.evaluate.protocols import (
     Updates,
     by_images,
 )
-from d3pack.evaluate.students import build_student
 from d3pack.system import mixed_precision, resolve_device, writing
 
 IMAGENET: MeanStd = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from d3pack.errors import NotFoundError, UsageError
-from d3pack.evaluate import students
-from d3pack.evaluate.students import build_student
+from d3pack.students import networks
+from d3pack.students.networks import build_student
 
 
 def parameters(model: torch.nn.Module) -> int:
@@ -74,7 +74,7 @@ def test_relu_and_pool_are_fused_without_a_difference(
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     x[0, 0, 0, 0] = 0.0
     fused, plain = x.clone().requires_grad_(), x.clone().requires_grad_()
-    one = students.ReluPool()(fused)
+    one = networks.ReluPool()(fused)
     other = torch.nn.functional.avg_pool2d(torch.nn.functional.relu(plain), 2)
     assert torch.equal(one, other)
     grad = torch.randn_like(other)

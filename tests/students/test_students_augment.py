@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from d3pack.evaluate.augment import apply, cutmix
-from d3pack.evaluate.protocols import (
+from d3pack.students.augment import apply, cutmix
+from d3pack.students.protocols import (
     DSA,
     BatchOp,
     ColorJitter,

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d3pack.errors import NotFoundError, UsageError
-from d3pack.evaluate.protocols import Norm
+from d3pack.students.protocols import Norm
 
 
 def _norm(kind: Norm, channels: int) -> nn.Module:

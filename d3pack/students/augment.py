@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from d3pack.evaluate.protocols import (
+from d3pack.students.protocols import (
     DSA,
     BatchOp,
     ColorJitter,
