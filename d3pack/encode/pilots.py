@@ -77,14 +77,10 @@ def first_splits(
     beside = derived if picks * PICKS_SHARE > (settings.budget or 0) else plan
     seeded = wanted - wanted // 2 if limited else wanted
     coding = coding_for(settings)
-    splits = [
-        ("codes", filled(derived, coding, 0, most, settings, size_of)),
-        (
-            "both",
-            filled(beside, coding, seeded, most - seeded if limited else most, settings, size_of),
-        ),
-    ]
-    return [*(Split(name, part) for name, part in splits if part), Split("seeds", plan)]
+    alone = filled(derived, coding, 0, most, settings, size_of)
+    both = filled(beside, coding, seeded, most - seeded if limited else most, settings, size_of)
+    splits = [Split("codes", alone) if alone else None, Split("both", both) if both else None]
+    return [*filter(None, splits), Split("seeds", plan)]
 
 
 def filled(
@@ -270,6 +266,5 @@ def pilot_protocol(plan: EncodePlan) -> Protocol:
 
 def _labelled(parts: Sequence[torch.Tensor]) -> LabelledImages:
     counts = torch.tensor([len(part) for part in parts])
-    return LabelledImages(
-        torch.cat(list(parts)), torch.arange(len(parts)).repeat_interleave(counts)
-    )
+    labels = torch.arange(len(parts)).repeat_interleave(counts)
+    return LabelledImages(torch.cat(list(parts)), labels)

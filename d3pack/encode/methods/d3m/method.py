@@ -232,8 +232,8 @@ class D3MJob:
             pilots = pilot_seconds(self.source, plan, settings, self.backbone, self.recipe(), image)
             return Estimate(settings.budget, {**stages, **pilots})
         if plan.coding is not None:
-            each = code_seconds(self.backbone, plan.coding, self.recipe(), settings.code_tried)
-            stages["codes"] = each * plan.codes * classes
+            code = code_seconds(self.backbone, plan.coding, self.recipe(), settings.code_tried)
+            stages["codes"] = code * plan.codes * classes
         return Estimate(self.expected_bytes(allocation), stages)
 
     def _seconds(self) -> tuple[float, float, float]:
