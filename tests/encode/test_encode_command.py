@@ -176,7 +176,14 @@ def test_budget_is_spent_but_not_exceeded(home: Path) -> None:
     source = open_source(home / "source")
     for budget in (3_000, 12_000):
         settings = quick(
-            home / "sd", budget=budget, modes=None, candidates=None, labels=None, steps=2, cool=2
+            home / "sd",
+            budget=budget,
+            no_codes=True,
+            modes=None,
+            candidates=None,
+            labels=None,
+            steps=2,
+            cool=2,
         )
         pack = encode(source, home / f"budget{budget}.d3m", settings)
         assert len(pack_bytes(pack)) <= budget

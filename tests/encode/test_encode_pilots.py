@@ -1,0 +1,203 @@
+"""A budget that pilots split between seeds and codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cli import invoke
+from encode_world import CLASSES, make_tree, quick
+from PIL import Image
+
+from d3pack.encode import EncodeSettings, encode, estimate_encode
+from d3pack.encode.allocation import Allocation
+from d3pack.encode.codes import HELD_BACK, choose_photographs, held_back
+from d3pack.encode.pilots import MARGIN, PICKS_SHARE, first_splits
+from d3pack.encode.plan import EncodePlan, coding_for
+from d3pack.errors import UsageError
+from d3pack.format import pack_bytes
+from d3pack.sources import Source, open_source
+
+PICKS = 300  # bytes of the toy's picks
+
+
+def plan_of(images: int, **parts: Any) -> EncodePlan:
+    return EncodePlan(
+        classes=("a", "b"),
+        images=400,
+        images_per_class=images,
+        typical=32,
+        size=(64, 64),
+        dtype="float32",
+        allocation=Allocation(candidates=8, share=8),
+        group=4,
+        seed=0,
+        pilots=10,
+        **parts,
+    )
+
+
+def toy_size(plan: EncodePlan) -> int:
+    codes = 0.0 if plan.coding is None else 2 * plan.codes * plan.coding.nbytes
+    picks = PICKS if plan.allocation.candidates > 1 and plan.seeded else 0
+    return 1000 + picks + int(np.ceil(codes))
+
+
+def splits_of(budget: int, images: int | None = None, photographs: int = 5000) -> dict[str, Any]:
+    settings = EncodeSettings(budget=budget, images_per_class=images)
+    splits = first_splits(plan_of(settings.images), settings, photographs, toy_size)
+    return {split.name: split.plan for split in splits}
+
+
+@pytest.mark.parametrize("budget", [1_400, 2_000, 3_001, 10_000, 30_000])
+def test_splits_fill_the_budget_and_do_not_exceed_it(budget: int) -> None:
+    splits = splits_of(budget)
+    assert list(splits) == ["codes", "both", "seeds"]
+    row = 2 * coding_for(EncodeSettings()).nbytes
+    for name in ("codes", "both"):
+        assert budget - MARGIN - row <= toy_size(splits[name]) <= budget - MARGIN
+    assert splits["codes"].seeded == 0
+    assert splits["both"].seeded == splits["seeds"].images_per_class == 150
+    assert splits["seeds"].codes == 0
+
+
+def test_picks_stay_beside_codes_where_they_are_a_small_share() -> None:
+    for budget in (PICKS * PICKS_SHARE - 1, PICKS * PICKS_SHARE):
+        picked = splits_of(budget)["both"].allocation.candidates > 1
+        assert picked is (budget == PICKS * PICKS_SHARE)
+
+
+def test_no_codes_where_not_one_of_each_class_fits() -> None:
+    assert list(splits_of(1_010)) == ["seeds"]
+
+
+def test_no_more_codes_than_photographs_or_images_that_are_wanted() -> None:
+    assert splits_of(30_000, photographs=20)["codes"].codes == 20
+    limited = splits_of(30_000, images=40)
+    assert limited["codes"].images_per_class == limited["codes"].codes == 40
+    assert (limited["both"].codes, limited["both"].seeded) == (20, 20)
+
+
+class _Opened:
+    """A source that remembers which images were opened."""
+
+    def __init__(self, count: int) -> None:
+        self.counts, self.classes, self.opened = (count,), ("one",), set[int]()
+
+    def get(self, c: int, i: int) -> Image.Image:
+        self.opened.add(i)
+        return Image.new("RGB", (8, 8))
+
+
+class _Even:
+    """A teacher without preferences."""
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(images), 1)
+
+
+@pytest.mark.parametrize(("count", "held"), [(10, 2), (50, 10), (2_000, HELD_BACK)])
+def test_photographs_that_pilots_are_tested_on_are_never_coded(count: int, held: int) -> None:
+    source: Any = _Opened(count)
+    run: Any = type("Run", (), {"source": source})
+    plan = replace(plan_of(4), codes=8, size=(8, 8))
+    kept = held_back(source, plan, 0)
+    assert len(kept) == len(set(kept)) == held
+    assert len(choose_photographs(run, plan, _Even(), 0)) == 8  # type: ignore[arg-type]
+    assert source.opened
+    assert not source.opened & set(kept)
+    assert held_back(source, replace(plan, pilots=0), 0) == []
+
+
+def test_updates_by_number_or_by_name_of_a_protocol(tmp_path: Path) -> None:
+    make_tree(tmp_path / "source", 4)
+    for word, pilots in (("quick", 75), ("standard", 375), ("800", 200)):
+        out = invoke("encode", str(tmp_path / "source"), "--dry-run", "--budget", "9KB",
+                     "--backbone", "mini", "--for-updates", word)  # fmt: skip
+        assert f"pilots of {pilots} updates choose" in out.stdout
+    wrong = invoke("encode", str(tmp_path / "source"), "--dry-run", "--for-updates", "long")
+    assert wrong.exit_code == 2
+    assert "invalid --for-updates 'long': expected an integer, quick or standard" in wrong.stderr
+
+
+def test_codes_and_no_codes_exclude_each_other() -> None:
+    with pytest.raises(UsageError, match="codes and no_codes exclude each other"):
+        EncodeSettings(codes=2, no_codes=True)
+    assert EncodeSettings(budget=9_000).pilots == 375
+    assert EncodeSettings(budget=9_000, no_codes=True).pilots == 0
+    assert EncodeSettings(budget=9_000, codes=2).pilots == EncodeSettings().pilots == 0
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return open_source(str(make_tree(tmp_path_factory.mktemp("pilots") / "source", 12)))
+
+
+SHORT: dict[str, Any] = {
+    "images_per_class": 4,
+    "budget": 2_500,
+    "for_updates": 8,
+    "code_steps": 4,
+    "guidance": 2.0,
+    "modes": 1,
+    "candidates": 1,
+    "labels": None,
+    "steps": 2,
+    "cool": 2,
+}
+
+
+class _StopError(Exception):
+    pass
+
+
+def _stop_at(text: str) -> Callable[[dict[str, Any]], None]:
+    def listener(event: dict[str, Any]) -> None:
+        if event["event"] == "note" and event["text"].startswith(text):
+            raise _StopError
+
+    return listener
+
+
+@pytest.mark.heavy
+def test_pilots_choose_and_a_stopped_run_remembers_them(source: Source, tmp_path: Path) -> None:
+    settings = quick("mini", **SHORT)
+    whole = encode(source, tmp_path / "whole.d3m", settings)
+    assert len(pack_bytes(whole)) <= settings.budget  # type: ignore[operator]
+    log = (tmp_path / "whole.d3m.work" / "log.txt").read_text()
+    assert "pilots of 2 updates choose" in log
+    assert "chosen: " in log
+    with pytest.raises(_StopError):
+        encode(source, tmp_path / "again.d3m", settings, listeners=[_stop_at("pilot 1: both")])
+    notes: list[str] = []
+    resumed = encode(
+        source,
+        tmp_path / "again.d3m",
+        settings,
+        listeners=[lambda e: notes.append(e["text"]) if e["event"] == "note" else None],
+    )
+    assert resumed.root == whole.root
+    trained = [note for note in notes if note.startswith("pilot 1: ")]
+    assert not any(note.startswith(("pilot 1: codes", "pilot 1: both")) for note in trained[:1])
+    assert trained[0].startswith("pilot 1: seeds (4 seeded)")
+
+
+@pytest.mark.heavy
+def test_no_codes_spends_a_budget_on_seeds_alone(source: Source, tmp_path: Path) -> None:
+    settings = replace(quick("mini", **SHORT), no_codes=True)
+    pack = encode(source, tmp_path / "seeds.d3m", settings)
+    assert pack.codes is None
+    assert pack.classes == CLASSES
+
+
+@pytest.mark.heavy
+def test_estimate_counts_codes_and_pilots(source: Source) -> None:
+    estimate = estimate_encode(source, quick("mini", **SHORT))
+    assert estimate["bytes"] == SHORT["budget"]
+    assert estimate["seconds"]["codes"] > 0
+    assert estimate["seconds"]["pilots"] > 0
