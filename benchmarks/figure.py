@@ -14,7 +14,7 @@ from d3pack.evaluate.charts import Series, accuracy_per_byte
 from d3pack.system import size
 
 TITLES = {
-    "pack": "packs: learned prompts",
+    "pack": "packs",
     "names": "class names as prompts, 0 bytes a class",
     "webp": "real images, WebP files",
     "jpeg": "real images, JPEG files",
@@ -24,6 +24,7 @@ TITLES = {
     "chosen": "images chosen by a teacher, tiles of one AVIF or WebP picture",
     "rded": "crops chosen by a teacher (RDED), tiles of one AVIF or WebP picture",
     "random": "random real images, lossless",
+    "whole": "all real images, lossless",
 }
 # Inside an <img> the figure does not inherit the page's colours: it asks for the scheme itself.
 STYLE = (
@@ -46,10 +47,12 @@ def figure(table: dict[str, Any]) -> str:
                     [row["last"]["std"] for row in rows],
                 )
             )
-    random = [row for row in table["rows"].values() if row["arm"] == "random"]
+    titles = {"random": f"{table['per_class']} random real images a class, lossless"}
+    titles["whole"] = TITLES["whole"]
     levels = {
-        f"{table['per_class']} random real images a class, lossless": row["last"]["mean"]
-        for row in random
+        titles[row["arm"]]: row["last"]["mean"]
+        for row in table["rows"].values()
+        if row["arm"] in titles
     }
     svg = accuracy_per_byte(
         series,
@@ -103,7 +106,7 @@ def markdown(table: dict[str, Any]) -> str:
                 ratios.append("–")
         if set(ratios) != {"–"}:
             lines.append(f"| pack to best real {name}, above chance | {' | '.join(ratios)} |")
-    for arm in ("names", "random"):
+    for arm in ("names", "random", "whole"):
         for row in rows.values():
             if row["arm"] == arm:
                 what = f"{row['runs'][0]['images']} images"

@@ -28,7 +28,7 @@ from d3pack.backbones import open_backbone
 from d3pack.encode import D3MSettings, EncodeSettings, encode
 from d3pack.encode.methods.d3m.method import prepare
 from d3pack.errors import D3MError
-from d3pack.evaluate import PROTOCOLS, Bench, Entry, EntryResult, baselines
+from d3pack.evaluate import Bench, Entry, EntryResult, baselines
 from d3pack.evaluate.entries import Choice
 from d3pack.evaluate.evaluation import LedgerView, jpeg_bytes
 from d3pack.evaluate.real import RealImages, common_size
@@ -36,18 +36,17 @@ from d3pack.evaluate.teacher import open_teacher
 from d3pack.format import Pack, read
 from d3pack.format.codecs import encode_prompts
 from d3pack.sources import open_source
+from d3pack.students import PROTOCOLS, lengths
 from d3pack.system import Events
 
 WHAT = "Packs of 1 to 100 kB beside every baseline: accuracy on real test images"
 FORMATS = {format.name: format for format in baselines.PAYLOADS}
 BUDGETS = (1_000, 3_000, 6_000, 10_000, 30_000, 100_000)
 PER_CLASS = 50  # random real images of each class, without loss
-# images of each class that packs of these sizes make, set by hand: a picked seed costs three to six
-# bits
-PACKED = {6_000: 150, 10_000: 250, 30_000: 200, 100_000: 150}
 NAMED = 200  # images of each class name: they cost nothing
 CHOICES = {choice.name: choice for choice in baselines.CHOICES}
-ARMS = ("pack", "names", "random", *(format.name for format in baselines.PAYLOADS), *CHOICES)
+SINGLE = ("names", "random", "whole")  # arms of one size
+ARMS = ("pack", *SINGLE, *(format.name for format in baselines.PAYLOADS), *CHOICES)
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,7 @@ class Table:
         test = open_source(args.real, split="test")
         size = common_size(test)
         self.args = args
+        self.protocol = PROTOCOLS[args.protocol]
         self.train = RealImages(train, train.classes, size, "training")
         self.test = RealImages(test, train.classes, size, "test")
         self.events = Events([lambda event: say(event["text"]) if "text" in event else None])
@@ -84,7 +84,7 @@ class Table:
                 self.train,
                 self.test,
                 PER_CLASS * len(self.train.classes),
-                PROTOCOLS["quick"],
+                self.protocol,
                 self.args.work,
                 backbone=self.args.backbone,
                 events=self.events,
@@ -97,6 +97,8 @@ class Table:
                 yield Cell(arm, None, lambda: baselines.random_entry(self.train, PER_CLASS))
             elif arm == "names":
                 yield Cell(arm, None, self.names)
+            elif arm == "whole":
+                yield Cell(arm, None, lambda: baselines.whole_entry(self.train))
             else:
                 for budget in map(int, self.args.budgets.split(",")):
                     yield Cell(arm, budget, self.maker(arm, budget))
@@ -125,8 +127,9 @@ class Table:
         if budget not in self._packs:
             path = self.args.packs / f"{self.args.name}-{budget}.d3m"
             settings = EncodeSettings(
-                images_per_class=self.args.images or PACKED.get(budget, PER_CLASS),
+                images_per_class=self.args.images,
                 budget=budget,
+                for_updates=lengths(self.protocol, PER_CLASS, len(self.train.classes)).updates,
                 teacher_samples=self.args.teacher_samples,
                 guidance=self.args.guidance,
                 backbone=str(self.args.backbone or "mini"),
@@ -166,7 +169,7 @@ class Table:
 
     def record(self, cell: Cell, result: EntryResult, command_line: str) -> None:
         """Put one row into the results file; rows of another protocol are dropped."""
-        identity = json.loads(json.dumps(asdict(PROTOCOLS["quick"])))
+        identity = json.loads(json.dumps(asdict(self.protocol)))
         value = load(self.args.name)
         if value.get("protocol") != identity:
             value = {"rows": {}, "packs": {}}
@@ -202,9 +205,8 @@ def load(name: str) -> dict[str, Any]:
 
 def names_of_cells() -> list[str]:
     """Every cell of a complete table."""
-    single = [arm for arm in ARMS if arm in ("names", "random")]
-    return single + [
-        f"{arm} {budget:,} B" for arm in ARMS if arm not in single for budget in BUDGETS
+    return [*SINGLE] + [
+        f"{arm} {budget:,} B" for arm in ARMS if arm not in SINGLE for budget in BUDGETS
     ]
 
 
@@ -240,7 +242,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, help="of a class that packs make [by their size]")
+    parser.add_argument("--protocol", default="standard", choices=("quick", "standard"))
+    parser.add_argument("--images", type=int, help="of a class that packs make [by pilots]")
     parser.add_argument("--guidance", type=float, help="of packs [by measurement, for each]")
     parser.add_argument(
         "--teacher-samples", type=int, default=EncodeSettings().teacher_samples, help="of encode"
