@@ -112,10 +112,10 @@ class Inversion:
     def run(self) -> Fitted:
         """Fit all rows, from where the keeper's state is."""
         state, settings = self._state, self._settings
-        rows = len(self._start)
+        total = len(self._start) * (settings.steps + settings.cool)
         each = max(1, settings.batch // len(self._groups[0]))
         # numpy on one thread: its pool and torch's would wait for each other at every step
-        with threadpool_limits(1, user_api="blas"), self._events.stage("invert", rows, "rows"):
+        with threadpool_limits(1, user_api="blas"), self._events.stage("invert", total, "steps"):
             while self._seat():
                 active = np.flatnonzero(
                     (state["status"] == EXPLORING) | (state["status"] == COOLING)
@@ -124,10 +124,9 @@ class Inversion:
                     self._step(active, each)
                 self._validate(active)
                 self._keeper.save(state)
-                done = int((state["status"] == DONE).sum())
                 known = np.isfinite(state["start_loss"]) & np.isfinite(state["best_loss"])
                 self._events.step(
-                    done,
+                    self._done(),
                     samples=int(state["samples"].sum()),
                     start_loss=round(float(state["start_loss"][known].mean()), 5),
                     loss=round(float(state["best_loss"][known].mean()), 5),
@@ -140,6 +139,15 @@ class Inversion:
             state["start_loss"],
             state["loss"],
         )
+
+    def _done(self) -> int:
+        """Steps of all rows that are done, or left out since the row had stopped gaining."""
+        state, settings = self._state, self._settings
+        done = np.select(
+            [state["status"] == EXPLORING, state["status"] == COOLING, state["status"] == DONE],
+            [state["step"], settings.steps + state["cooled"], settings.steps + settings.cool],
+        )
+        return int(done.sum())
 
     def _seat(self) -> bool:
         """Seat the rows at work; when there are none, the next group. False when no row is left."""
