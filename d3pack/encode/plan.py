@@ -98,8 +98,8 @@ class EncodePlan:
             )
         if self.pilots:
             lines.append(
-                f"seeds, photographs as codes, or both: pilots of {self.pilots:,} updates choose"
-                " (no_codes keeps photographs out)"
+                "seeds, photographs as codes (their likeness can be rebuilt), or both:"
+                f" pilots of {self.pilots:,} updates choose"
             )
         return lines
 
