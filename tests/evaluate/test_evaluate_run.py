@@ -538,6 +538,18 @@ def test_scores_where_the_ranking_is_followed(ranking: None, world: Path, tmp_pa
         assert other.scores() == {}
 
 
+def test_whole_set_trains_the_student_that_was_chosen(
+    ranking: None, world: Path, tmp_path: Path
+) -> None:
+    pack = d3pack.read(world / "plain.d3m")
+    source = open_source(world / "real")
+    train, test = (RealImages(source, pack.classes, 16, what) for what in ("training", "test"))
+    protocol = PROTOCOLS["dd-ranking"].settled(3, student="convnet4", size=16)
+    bench = Bench(train, test, 12, protocol, tmp_path)
+    for entry in (baselines.random_entry(train, 4), baselines.whole_entry(train)):
+        assert bench.run(entry, 1).histories[0].student == "convnet4"
+
+
 def test_best_rate_of_each_seed_counts(ranking: None, world: Path, tmp_path: Path) -> None:
     pack = d3pack.read(world / "plain.d3m")
     source = open_source(world / "real")
