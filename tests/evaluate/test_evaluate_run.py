@@ -330,6 +330,13 @@ def test_sweep_refuses_an_unknown_codec_and_unknown_recorded_settings(
     assert "invalid sweep codec=zip" in capsys.readouterr().err
 
 
+def test_vectors_are_not_swept_with_another_backbone(world: Path, tmp_path: Path) -> None:
+    pack = replace(tiny_pack(world / "backbone"), provenance={"method": "d3m", "options": {}})
+    learn = sweep.learner(pack, open_source(world / "real"), tmp_path, EvalSettings())
+    with pytest.raises(UsageError, match="published nowhere"):
+        learn(2)
+
+
 def test_only_what_decides_about_accuracy_names_a_student(world: Path, tmp_path: Path) -> None:
     pack = d3pack.read(world / "plain.d3m")
     source = open_source(world / "real")
