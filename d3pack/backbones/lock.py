@@ -29,7 +29,7 @@ from d3pack.errors import (
     InvalidPackError,
     NotFoundError,
 )
-from d3pack.format import BackboneRef, FileLock, files_json, lock_of, parse_files
+from d3pack.format import BackboneRef, FileLock, files_json, parse_files
 from d3pack.system import write_text
 
 FileProgress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
@@ -219,8 +219,10 @@ def list_path(ref: BackboneRef) -> Path:
 
 
 def with_list(ref: BackboneRef, files: Mapping[str, FileLock]) -> BackboneRef | None:
-    """Return a reference with this list of files if it is the one that the lock means."""
-    return replace(ref, files=files) if files and lock_of(files) == ref.lock else None
+    """Return a reference with this list of files if it has the lock and the total size."""
+    listed = replace(ref, files=files) if files else None
+    # a pack whose maker gave another size would have a wrong ledger
+    return listed if listed == ref else None
 
 
 def list_files(root: Path) -> tuple[str, ...]:

@@ -129,7 +129,6 @@ class Decoder:
         self.workers = workers
         self._steps = samplers.plan(recipe.sampler, recipe.sigmas, recipe.extra)
         self._coding = None if pack.codes is None else coding_of(pack.codes)
-        self._prompts = torch.from_numpy(decode_prompts(pack.prompts).copy())  # (C, m, k, D)
         self._resources = ExitStack()
         self._allocate("the backbone", partial(self._open, backbone, path, progress))
         self._conditions: OrderedDict[Pair, Condition] = OrderedDict()
@@ -151,6 +150,8 @@ class Decoder:
             progress=progress,
         )
         self._check_backbone()
+        # (C, m, k, D); what the backbone does not take could be far larger than the file
+        self._prompts = torch.from_numpy(decode_prompts(pack.prompts).copy())
         tensors = decode_adapter(pack.adapter) if pack.adapter is not None else {}
         self._adapter = {n: torch.from_numpy(v.copy()).to(self.device) for n, v in tensors.items()}
         self._adapter_size = len(self._adapter)
@@ -175,7 +176,7 @@ class Decoder:
             )
         self.latent_shape = backbone.latent_shape_for(recipe.size)
         max_vectors, width = backbone.prompt_shape
-        k, d = self._prompts.shape[2:]
+        _, k, d = self.pack.prompts.params["shape"]
         if d != width or k > max_vectors:
             raise BackboneError(
                 f"the pack holds {k} vectors of {d} a prompt, the backbone takes up to"

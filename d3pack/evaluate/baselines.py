@@ -201,6 +201,9 @@ def _fill_chosen(
 
 @baseline("names", "images of the same backbone, prompted by class names")
 def _names(bench: Bench, pack: Pack) -> Entry | None:
+    if pack.coded_images == pack.images_per_class:
+        bench.note("names: left out, all images of this pack are made of codes")
+        return None
     backbone = bench.open_backbone(pack)
     try:
         twin = names_pack(pack, backbone.name_vectors, backbone.prompt_shape[0])
@@ -222,6 +225,8 @@ def names_entry(bench: Bench, twin: Pack) -> Entry:
 def names_pack(pack: Pack, vectors: Callable[[str, int | None], Tensor], most: int) -> Pack:
     """Return the same recipe, seed and number of images, prompted by the classes' own names.
 
+    All images are seeded: codes hold photographs, whatever prompts they are decoded under.
+
     `vectors(name, k)` are the token embeddings of a name; a prompt may have `most` of them.
     """
     import torch
@@ -239,6 +244,7 @@ def names_pack(pack: Pack, vectors: Callable[[str, int | None], Tensor], most: i
         pack,
         recipe=recipe,
         prompts=encode_prompts(prompts[:, None].float().cpu().numpy(), "f16"),
+        codes=None,
         picks=None,
         labels=None,
         adapter=None,

@@ -156,7 +156,9 @@ class Bench:
     def _normalised(self, protocol: Protocol) -> Protocol:
         """The protocol, and its own for the whole set, with figures for "data"."""
         if protocol.whole is not None:
-            whole = protocol.whole.settled(len(self.train.classes), size=protocol.size)
+            whole = protocol.whole.settled(
+                len(self.train.classes), student=protocol.student, size=protocol.size
+            )
             protocol = replace(protocol, whole=self._normalised(whole))
         if protocol.normalise == "data":
             sample = self.train.draw(min(_STATISTICS, max(self.train.counts)), 0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from d3pack.decode import unpack_backbone
 from d3pack.encode import d3m_settings, encode
 from d3pack.errors import InvalidPackError, UsageError
 from d3pack.evaluate.baselines import pack_entry
@@ -124,10 +125,16 @@ def _encode_again(
         learned = d3m_settings({**record, "vectors": vectors})
     except UsageError as error:
         raise UsageError(f"invalid sweep vectors={vectors}: {error.args[0]}") from error
+    backbone = settings.backbone or pack.recipe.backbone.repo or unpack_backbone(pack)
+    if backbone is None:
+        raise UsageError(
+            f"invalid sweep vectors={vectors}: the pack's backbone is published nowhere",
+            hint="give its directory as backbone=",
+        )
     again = replace(
         learned,
         images_per_class=pack.images_per_class,
-        backbone=str(settings.backbone or pack.recipe.backbone.repo),
+        backbone=str(backbone),
         teacher=settings.teacher or "train",
     )
     return encode(source, folder / f"vectors-{vectors}-{pack.root[:12]}.d3m", again)

@@ -156,13 +156,6 @@ class ClassConditioner:
         return {LABELS: rows}, {LABELS: torch.full_like(rows, self.classes)}
 
 
-def class_table(model: DiTTransformer2DModel) -> NDArray[np.float32]:
-    """Return the rows of the classes, without the one that means no class."""
-    weight = model.transformer_blocks[0].norm1.emb.class_embedder.embedding_table.weight
-    found: NDArray[np.float32] = weight.detach().float().cpu().numpy()[:-1]
-    return found
-
-
 def export_dit(
     folder: Path, model: DiTTransformer2DModel, vae: Path, classes: Sequence[str], licence: str
 ) -> None:

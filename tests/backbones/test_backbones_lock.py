@@ -376,6 +376,21 @@ def test_changed_file_is_named_where_a_list_is_there(sd: Path, home: Path) -> No
         open_backbone(bare(ref), path=sd)
 
 
+def test_pack_that_names_another_size_is_refused_with_and_without_a_list(
+    sd: Path, home: Path
+) -> None:
+    """Its ledger would count other bytes than the backbone has."""
+    ref = lock_directory(sd)
+    wrong = replace(bare(ref), nbytes=ref.nbytes - 1)
+    for listed in ("remembered", "nowhere", "beside"):
+        if listed == "nowhere":
+            forget(home)
+        elif listed == "beside":
+            write_list(sd, ref)
+        with pytest.raises(BackboneChangedError, match=f"{ref.nbytes - 1:,} bytes"):
+            open_backbone(wrong, path=sd)
+
+
 def test_list_of_another_size_is_made_without_hashing(sd: Path, home: Path) -> None:
     ref = lock_directory(sd)
     forget(home)

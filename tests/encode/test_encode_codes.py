@@ -203,3 +203,11 @@ def test_codes_alone_refuse_a_teachers_work(home: Path) -> None:
     settings = EncodeSettings(method="codes", backbone=str(home / "sd"), labels="top2")
     with raises_code("E_USAGE", match="teacher"):
         estimate_encode(home / "source", settings, method=CodesOnly())
+
+
+def test_codes_alone_keep_within_the_budget(home: Path) -> None:
+    settings = EncodeSettings(method="codes", backbone=str(home / "sd"), code_steps=3, code_bits=4)
+    nbytes = estimate_encode(home / "source", settings, method=CodesOnly())["bytes"]
+    estimate_encode(home / "source", replace(settings, budget=2 * nbytes), method=CodesOnly())
+    with raises_code("E_USAGE", match="too few"):
+        estimate_encode(home / "source", replace(settings, budget=nbytes), method=CodesOnly())

@@ -23,6 +23,7 @@ from d3pack.evaluate import Bench, EvalSettings, baselines, evaluate, sweep, wri
 from d3pack.evaluate.bench import Spread
 from d3pack.evaluate.evaluation import label_robust_score
 from d3pack.evaluate.real import RealImages
+from d3pack.format import Codes, Coding, encode_codes
 from d3pack.format.codecs import encode_labels
 from d3pack.sources import open_source
 from d3pack.students.protocols import (
@@ -329,6 +330,13 @@ def test_sweep_refuses_an_unknown_codec_and_unknown_recorded_settings(
     assert "invalid sweep codec=zip" in capsys.readouterr().err
 
 
+def test_vectors_are_not_swept_with_another_backbone(world: Path, tmp_path: Path) -> None:
+    pack = replace(tiny_pack(world / "backbone"), provenance={"method": "d3m", "options": {}})
+    learn = sweep.learner(pack, open_source(world / "real"), tmp_path, EvalSettings())
+    with pytest.raises(UsageError, match="published nowhere"):
+        learn(2)
+
+
 def test_only_what_decides_about_accuracy_names_a_student(world: Path, tmp_path: Path) -> None:
     pack = d3pack.read(world / "plain.d3m")
     source = open_source(world / "real")
@@ -416,6 +424,25 @@ def test_pareto_front() -> None:
     points = [(10, 0.3), (10, 0.2), (20, 0.3), (20, 0.4), (5, 0.1), (40, 0.35)]
     assert sweep.pareto(points) == [True, False, False, True, True, False]
     assert sweep.pareto([(1, 0.5), (1, 0.5)]) == [True, True]
+
+
+def test_class_names_have_no_codes_of_photographs(world: Path, tmp_path: Path) -> None:
+    pack = d3pack.read(world / "plain.d3m")
+    source = open_source(world / "real")
+    train, test = (RealImages(source, pack.classes, 16, what) for what in ("training", "test"))
+    bench = Bench(train, test, len(pack), BLINK, tmp_path, backbone=world / "backbone")
+
+    def made(coded: int) -> Any:
+        atoms = np.zeros((len(pack.classes), coded, 2), np.int64)
+        coding = Coding(sigmas=(8.0, 0.5, 0.0), atoms=(1, 1), bits=4)
+        codes = encode_codes(Codes(coding, coded, atoms, np.ones_like(atoms)))
+        return baselines.BASELINES["names"].make(bench, replace(pack, codes=codes))
+
+    assert made(pack.images_per_class) is None
+    plain, mixed = baselines.BASELINES["names"].make(bench, pack), made(2)
+    assert plain is not None
+    assert torch.equal(mixed.build(0).images, plain.build(0).images)
+    assert mixed.build(0).nbytes == plain.build(0).nbytes
 
 
 def test_class_names_cost_nothing_a_class(world: Path, tmp_path: Path) -> None:
@@ -536,6 +563,18 @@ def test_scores_where_the_ranking_is_followed(ranking: None, world: Path, tmp_pa
         replace(evaluation, facts={**evaluation.facts, "size": 32}),
     ):
         assert other.scores() == {}
+
+
+def test_whole_set_trains_the_student_that_was_chosen(
+    ranking: None, world: Path, tmp_path: Path
+) -> None:
+    pack = d3pack.read(world / "plain.d3m")
+    source = open_source(world / "real")
+    train, test = (RealImages(source, pack.classes, 16, what) for what in ("training", "test"))
+    protocol = PROTOCOLS["dd-ranking"].settled(3, student="convnet4", size=16)
+    bench = Bench(train, test, 12, protocol, tmp_path)
+    for entry in (baselines.random_entry(train, 4), baselines.whole_entry(train)):
+        assert bench.run(entry, 1).histories[0].student == "convnet4"
 
 
 def test_best_rate_of_each_seed_counts(ranking: None, world: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -52,6 +53,23 @@ def test_decoded_prompts_are_within_the_error_of_the_codec(
     assert coded.figures["error"]["worst"] >= coded.figures["error"]["rms"] * 0.99
     per_class = sum(t.nbytes for n, t in coded.tensors.items() if n not in coded.shared)
     assert per_class == 7 * 2 * 3 * bytes_a_vector
+
+
+@pytest.mark.parametrize("codec", ["i4", "pq"])
+def test_a_group_that_is_wider_than_a_vector_takes_no_memory(codec: str) -> None:
+    """A file of kilobytes would otherwise be decoded by way of gigabytes."""
+    narrow = encode_prompts(VALUES[:1, :, :, :3].repeat(100, 2), codec)
+    tensors, params = dict(narrow.tensors), {**narrow.params, "group": 65536}
+    if codec == "pq":
+        params = {**narrow.params, "dim": 65536}
+        tensors["codebook"] = np.pad(tensors["codebook"], ((0, 0), (0, 65536 - 4)))
+    coded = replace(narrow, tensors=tensors, params=params)
+    tracemalloc.start()
+    values = decode_prompts(coded)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(values, decode_prompts(narrow))
+    assert peak < 1 << 20
 
 
 def test_smaller_codecs_have_larger_errors() -> None:

@@ -185,7 +185,8 @@ class Int4:
         width, group = coded.params["shape"][2], coded.params["group"]
         packed = coded.tensors["codes"]
         codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
-        scales = coded.tensors["scales"].astype(np.float32).repeat(group, axis=-1)[..., :width]
+        scales = coded.tensors["scales"].astype(np.float32)
+        scales = scales.repeat(min(group, width), axis=-1)[..., :width]  # a group may be wider
         values: Array = (codes[..., :width].astype(np.float32) - np.float32(8)) * scales
         return values
 
@@ -247,9 +248,9 @@ class ProductQuantizer:
         return tensors, {"dim": dim, "entries": len(codebook)}
 
     def decode(self, coded: Coded) -> Array:
-        codebook = coded.tensors["codebook"].astype(np.float32)
-        codes = coded.tensors["codes"]
-        rows = codebook[codes].reshape(*codes.shape[:-1], -1)[..., : coded.params["shape"][2]]
+        width, codes = coded.params["shape"][2], coded.tensors["codes"]
+        codebook = coded.tensors["codebook"][:, :width].astype(np.float32)  # it may be wider
+        rows = codebook[codes].reshape(*codes.shape[:-1], -1)[..., :width]
         values: Array = rows * coded.tensors["scales"].astype(np.float32)[..., None]
         return values
 

@@ -5,9 +5,7 @@ What another method has distilled or chosen travels exactly as it is, as closely
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from d3pack.backbones import Backbone
-from d3pack.encode.allocation import Allocation, expected_bytes
+from d3pack.encode.allocation import MARGIN, Allocation, expected_bytes
 from d3pack.encode.codes import code_seconds
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate, NoSettings
 from d3pack.encode.finish import sample_provenance
@@ -51,7 +49,14 @@ class CodesOnly:
             dtype=dtype_for(context.device),
             text=_uneven(source, count),
         )
-        return CodesJob(source, settings, backbone, plan)
+        job = CodesJob(source, settings, backbone, plan)
+        least, budget = job.expected_bytes() + MARGIN, settings.budget
+        if budget is not None and least > budget:
+            raise UsageError(
+                f"{budget} bytes are too few: the codes of all images take {least}",
+                hint="raise the budget, or take fewer bytes for each image",
+            )
+        return job
 
 
 def _uneven(source: Source, count: int) -> tuple[str, ...]:
@@ -87,17 +92,18 @@ class CodesJob:
             group=plan.group,
         )
 
+    def expected_bytes(self) -> int:
+        """Return the bytes of the pack."""
+        plan, width = self.plan, self.backbone.prompt_shape[1]
+        record = sample_provenance(CodesOnly.name, self.source, self.settings, (), {})
+        return expected_bytes(plan, self.recipe(), width, plan.allocation, record)
+
     def estimate(self) -> Estimate:
         """Code a few images."""
         plan = self.plan
-        record: Mapping[str, Any] = sample_provenance(
-            CodesOnly.name, self.source, self.settings, (), {}
-        )
-        width = self.backbone.prompt_shape[1]
-        nbytes = expected_bytes(plan, self.recipe(), width, plan.allocation, record)
         assert plan.coding is not None
         seconds = code_seconds(self.backbone, plan.coding, self.recipe(), self.settings.code_tried)
-        return Estimate(nbytes, {"codes": seconds * plan.codes * len(plan.classes)})
+        return Estimate(self.expected_bytes(), {"codes": seconds * plan.codes * len(plan.classes)})
 
     def run(self, run: EncodeRun) -> Draft:
         """Return class names as prompts; the driver codes the images."""
