@@ -113,6 +113,13 @@ def test_levels_may_be_left_to_fresh_noise(
     assert (atoms[:, 1] < atoms[:, 2]).all()
 
 
+def test_atoms_differ_where_none_comes_nearer(mini: Backbone, lemon: Pack) -> None:
+    coding = coding_for(EncodeSettings(codes=1, code_steps=2, code_bits=4, code_atoms=3))
+    atoms, signs = Coder(mini, coding, lemon, 0).code(torch.zeros(2, *mini.latent_shape))
+    assert (np.diff(atoms[:, :3], axis=1) > 0).all()
+    encode_codes(Codes(coding, 2, atoms[None].astype(np.int64), signs[None]))
+
+
 @pytest.mark.parametrize("nbytes", [3, 17, 24.4, 32, 67.5, 400])
 def test_settings_of_codes_stay_within_their_bytes(nbytes: float) -> None:
     steps, bits, atoms = coding_within(nbytes)
