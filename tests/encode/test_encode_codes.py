@@ -183,6 +183,14 @@ def test_command_codes_a_folder(home: Path, tmp_path: Path) -> None:
     assert "likeness of these photographs can be rebuilt" in described
 
 
+def test_command_refuses_fewer_bytes_than_any_code_takes(home: Path, tmp_path: Path) -> None:
+    place = ("code", home / "source", "-o", tmp_path / "x.d3m", "--backbone", home / "sd")
+    found = invoke(*place, "--bytes-per-image", "2.9", "--dry-run")
+    assert found.exit_code == 2
+    assert "from 3 to 100000" in found.stderr
+    assert invoke(*place, "--bytes-per-image", "3", "--dry-run").exit_code == 0
+
+
 def test_classes_with_few_images_repeat_them(home: Path, tmp_path: Path) -> None:
     for c, (name, count) in enumerate([("cat", 3), ("dog", 2)]):
         (tmp_path / "real" / name).mkdir(parents=True)
@@ -209,6 +217,13 @@ def test_images_are_taken_in_the_order_of_the_source(home: Path) -> None:
 def test_codes_alone_refuse_a_teachers_work(home: Path) -> None:
     settings = EncodeSettings(method="codes", backbone=str(home / "sd"), labels="top2")
     with raises_code("E_USAGE", match="teacher"):
+        estimate_encode(home / "source", settings, method=CodesOnly())
+
+
+@pytest.mark.parametrize("number", [{"images_per_class": 2}, {"images_per_class": 9, "codes": 2}])
+def test_codes_alone_take_all_images(home: Path, number: dict[str, Any]) -> None:
+    settings = EncodeSettings(method="codes", backbone=str(home / "sd"), **number)
+    with raises_code("E_USAGE", match="takes all images"):
         estimate_encode(home / "source", settings, method=CodesOnly())
 
 
