@@ -54,10 +54,12 @@ def tuples(*items: Any) -> dict[str, Any]:
     return {"type": "array", "prefixItems": list(items), "items": False, "minItems": len(items)}
 
 
-def sampled(name: str, **properties: Any) -> dict[str, Any]:
-    """What a sampler demands of other fields."""
+def sampled(name: str, own: str = "", **properties: Any) -> dict[str, Any]:
+    """What a sampler demands of other fields; no other sampler has `own` in `extra`."""
     chosen = {"properties": {"sampler": {"const": name}}, "required": ["sampler"]}
-    return {"if": chosen, "then": {"properties": properties, "required": sorted(properties)}}
+    rule = {"if": chosen, "then": {"properties": properties, "required": sorted(properties)}}
+    other = {"properties": {"extra": {"properties": {own: False}}}}
+    return {**rule, "else": other} if own else rule
 
 
 def schema() -> dict[str, Any]:
@@ -117,6 +119,7 @@ def schema() -> dict[str, Any]:
                 "allOf": [
                     sampled(
                         "ancestral",
+                        "eta",
                         sigmas={"maxItems": recipe.MAX_FRESH + 1},
                         extra={
                             "required": ["eta"],
@@ -124,7 +127,11 @@ def schema() -> dict[str, Any]:
                         },
                     ),
                     sampled("lcm", sigmas={"maxItems": recipe.MAX_FRESH + 1}),
-                    sampled("table", extra={"required": ["table"], "properties": {"table": rows}}),
+                    sampled(
+                        "table",
+                        "table",
+                        extra={"required": ["table"], "properties": {"table": rows}},
+                    ),
                 ]
             },
             provenance={"type": "object"},

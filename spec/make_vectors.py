@@ -195,9 +195,12 @@ def valid() -> Iterator[tuple[str, str, Pack]]:
     yield "picks-modes", "out of four a mode", base(prompts=many, picks=picks(4, 6, 4, lanes=3))
     five = Coding((8.0, 4.0, 2.0, 1.0, 0.5, 0.0), (1,) * 5, bits=8)
     yield "codes", "five levels of one atom out of 256, 45 bits", base(codes=codes(4, 6, 6, five))
-    sets = Coding((8.0, 2.0, 0.5, 0.0), (2, 0, 3), bits=4, eta=0.75, guidance=2.0, prompts=False)
+    sets = Coding((8.0, 2.0, 0.5, 0.0), (2, 0, 3), bits=4, eta=0.75, prompts=False)
     mixed = base(codes=codes(4, 2, 3, sets), picks=picks(4, 3, 256))
     yield "codes-mixed", "two codes for three images, fresh noise in a level, then picks", mixed
+    start = Coding((8.0, 2.0, 0.0), (3, 0), bits=4, eta=0.0, guidance=2.0)
+    alone = base(codes=codes(4, 6, 6, start))
+    yield "codes-start", "atoms of the first noise alone, guided", alone
     yield "labels-topk", "the best two of four", base(labels=encode_labels(beliefs(4, 6), k=2))
     yield (
         "labels-topk-all",

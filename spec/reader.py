@@ -92,7 +92,7 @@ digest = lambda data: hashlib.sha256(data).hexdigest()
 canonical = lambda value: json.dumps(value, sort_keys=True, separators=(",", ":"))
 sets = lambda p, count: math.comb(2 ** p["bits"], count)
 widths = lambda p: [(sets(p, count) - 1).bit_length() + count for count in p["atoms"]]
-real = lambda value, low, high: type(value) is float and low <= value <= high
+real = lambda x, low, high: type(x) is float and low <= x <= high and canonical(x) != "-0.0"
 whole = lambda value, low, high: type(value) is int and low <= value <= high
 array = lambda value, low, high: isinstance(value, list) and low <= len(value) <= high
 like = lambda pattern, value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
@@ -139,16 +139,16 @@ def filled(value, defaults):
 def recipe_ok(r):
     need(has(r, RECIPE), "E_RECIPE", "fields")
     need(has(r["backbone"], "bytes kind licence lock repo revision"), "E_RECIPE", "backbone")
-    b, sigmas, name = r["backbone"], r["sigmas"], r["sampler"]
+    b, x, sigmas, name = r["backbone"], r["extra"], r["sigmas"], r["sampler"]
     return (like("[a-z0-9][a-z0-9._-]{0,63}", b["kind"]) and like(REPO, b["repo"])
         and like("[0-9a-f]{40}", b["revision"]) and like(LINE, b["licence"])
         and like(HEX64, b["lock"]) and whole(b["bytes"], 0, 2**48)
         and array(r["size"], 2, 2) and all(whole(side, 1, 8192) for side in r["size"])
-        and like("ancestral|ddim|dpmpp-2m|euler|lcm|table", name) and type(r["extra"]) is dict
+        and like("ancestral|ddim|dpmpp-2m|euler|lcm|table", name) and type(x) is dict
         and r["dtype"] in ("float32", "bfloat16", "float16") and r["noise"] == "philox-normal16"
         and sigmas_ok(sigmas, 257 if name in ("ancestral", "lcm") else 1001)
-        and (name != "ancestral" or real(r["extra"].get("eta"), 0, 1e3))
-        and (name != "table" or table_ok(r["extra"].get("table"), len(sigmas) - 1))
+        and (real(x.get("eta"), 0, 1e3) if name == "ancestral" else "eta" not in x)
+        and (table_ok(x.get("table"), len(sigmas) - 1) if name == "table" else "table" not in x)
         and real(r["guidance"], -1e3, 1e3)
         and whole(r["guided_channels"], 0, 1024) and whole(r["group"], 1, 1024)
         and like(LINE, r["template"]) and r["template"].count("{}") <= 1)
@@ -220,9 +220,9 @@ def coded(name, codec, p, C, n):
     atoms, sigmas, most = p["atoms"], p["sigmas"], min(1024, 2 ** p["bits"])
     fine = (whole(p["codes"], 1, p["images"]) and sigmas_ok(sigmas, 257)
         and real(p["eta"], 0, 1e3) and real(p["guidance"], -1e3, 1e3) and type(p["prompts"]) is bool
-        and array(atoms, 1, 256) and len(atoms) == len(sigmas) - 1
-        and all(whole(count, 0, most) for count in atoms) and any(atoms))
-    need(fine, "E_CODEC", "codes")
+        and (p["prompts"] or p["guidance"] == 1) and array(atoms, len(sigmas) - 1, len(sigmas) - 1)
+        and all(whole(m, 0, most * (not i or p["eta"] > 0)) for i, m in enumerate(atoms)))
+    need(fine and any(atoms), "E_CODEC", "codes")
     return {"bits": ["U8", [C, (p["codes"] * sum(widths(p)) + 7) // 8]]}
 
 def labels(name, codec, p, C, n):

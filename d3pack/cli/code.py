@@ -22,7 +22,9 @@ class Code:
 
     source: str = source_argument()
     output: Path | None = option(None, "The pack to write (.d3m).", short="-o")
-    bytes_per_image: float = option(17.0, "Bytes of each image, at most.", ge=1, le=100_000)
+    bytes_per_image: float = option(
+        17.0, "Bytes of each image, at most; two levels take 3.", ge=3, le=100_000
+    )
     tried: int = option(
         1, "Choices tried at each level; more come nearer and take longer.", ge=1, le=256
     )

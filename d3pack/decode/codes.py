@@ -14,12 +14,10 @@ if TYPE_CHECKING:
 
     from d3pack.format import Array, Coding
 
-EPOCH = 2**24 - 1  # of the counter: the last one holds the codebooks
-
 
 def codebook(seed: int, level: int, atoms: Any, shape: tuple[int, ...], device: Any) -> Tensor:
     """Return entries of the codebook of a level: noise, with their number in the counter."""
-    draw = noise.draw_number(level, EPOCH)
+    draw = noise.EPOCHS * noise.STEPS + level  # in the last epoch of the counter
     return noise.normal_torch(seed, 0, atoms, shape, draw, device)
 
 

@@ -28,15 +28,16 @@ ROUNDS = 10
 WORDS = 8  # normals out of one block
 STEPS = 256  # draws of one epoch: 0 starts the image, 1, 2, ... are noise added on the way
 TABLE_SHA256 = "1cfbba1e07e34386a57626f82aeb43e6ed54ba70a3ea6b7d964dc66a841074a8"
+EPOCHS = 2**32 // STEPS - 1  # of images; one more, the last, holds the codebooks
 CHUNK = 1 << 14  # blocks at a time on a CPU, which stay in a core's cache
 CHUNK_DEVICE = 1 << 20  # and on an accelerator, which keep it busy
 
 
 def draw_number(step: int, epoch: int = 0) -> int:
     """Return the draw word of the counter: every epoch has its own noise."""
-    if not 0 <= step < STEPS or not 0 <= epoch < 2**32 // STEPS:
+    if not 0 <= step < STEPS or not 0 <= epoch < EPOCHS:
         raise UsageError(
-            f"step {step} of epoch {epoch} has no noise", hint="256 steps, 2**24 epochs"
+            f"step {step} of epoch {epoch} has no noise", hint="256 steps, 2**24 - 1 epochs"
         )
     return epoch * STEPS + step
 

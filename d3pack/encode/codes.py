@@ -188,14 +188,15 @@ class Coder:
         squares, rows = book.square().sum(1), wanted.flatten(1)
         starts = (rows @ book.T).abs().topk(self.tried, 1).indices.flatten()[:, None]
         rest = rows.repeat_interleave(self.tried, 0)
-        free = torch.ones(len(rest), len(book), device=rest.device)
+        taken = torch.zeros(len(rest), len(book), dtype=torch.bool, device=rest.device)
         atoms: list[Tensor] = []
         signs: list[Tensor] = []
         for _ in range(self.coding.atoms[level]):
             product = rest @ book.T
-            best = (product.abs() * free).argmax(1, keepdim=True) if atoms else starts
+            gain = product.abs().masked_fill(taken, -1)
+            best = gain.argmax(1, keepdim=True) if atoms else starts
             value = product.gather(1, best)
-            free.scatter_(1, best, 0.0)
+            taken.scatter_(1, best, True)
             rest = rest - book[best[:, 0]] * (value / squares[best])
             atoms.append(best)
             signs.append(torch.where(value < 0, -1, 1))

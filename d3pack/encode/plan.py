@@ -144,7 +144,7 @@ def coding_within(nbytes: float) -> tuple[int, int, int]:
     """Return levels, bits and atoms of codes of at most so many bytes.
 
     Fifteen levels come first, then larger codebooks, then more atoms in each level; for fewer bytes
-    than these take, there are fewer levels.
+    than these take, there are fewer levels, down to the two that take 3 bytes.
     """
     budget = nbytes * 8
     for atoms in range(min(1024, int(budget // (2 * CODE_STEPS))), 0, -1):

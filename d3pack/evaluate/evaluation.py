@@ -376,7 +376,8 @@ def _check_time(
     formats = [format for b in later for format in b.payloads]
     pilots = sum(pilots_of(len(candidates(format, bench.train.size))) for format in formats)
     each = bench.seconds_each(images)
-    total = each * (missing + pilots / PILOT_SHARE)
+    pilot = each / max(1, len(bench.protocol.rates)) / PILOT_SHARE  # it has one rate
+    total = each * missing + pilot * pilots
     wholes = sum(entry.whole for entry in undone)
     if wholes and bench.protocol.whole is not None:
         total += (bench.seconds_each(sum(bench.train.counts), whole=True) - each) * wholes

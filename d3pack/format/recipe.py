@@ -187,8 +187,8 @@ class Recipe:
         reals = {"guidance": items["guidance"]}
         reals |= {f"sigmas[{i}]": sigma for i, sigma in enumerate(items["sigmas"])}
         for name, real in reals.items():
-            if type(real) is not float:
-                raise _invalid(f"{at}.{name}: not a real number (write 1.0, not 1)")
+            if not is_real(real):
+                raise _invalid(f"{at}.{name}: not a real number (write 1.0, not 1; 0.0, not -0.0)")
         if not isinstance(items["extra"], Mapping):
             raise _invalid(f"{at}.extra: not an object")
         backbone = BackboneRef.from_json(items.pop("backbone"), f"{at}.backbone")
@@ -209,6 +209,9 @@ class Recipe:
         check_sigmas(self.sigmas, f"{at}.sigmas")
         if self.sampler in FRESH and len(self.sigmas) > MAX_FRESH + 1:
             raise _invalid(f"{at}.sigmas: {self.sampler} has noise for {MAX_FRESH} steps")
+        for name, sampler in (("eta", "ancestral"), ("table", "table")):
+            if name in self.extra and self.sampler != sampler:
+                raise _invalid(f"{at}.extra.{name}: only the sampler {sampler} has it")
         if self.sampler == "ancestral":
             eta_of(self.extra, f"{at}.extra.eta")
         if self.sampler == "table":
@@ -220,6 +223,11 @@ class Recipe:
         if self.template.count("{}") > 1:
             raise _invalid(f"{at}.template: more than one {{}}")
         _check_int(self.group, 1, MAX_GROUP, f"{at}.group")
+
+
+def is_real(value: Any) -> bool:
+    """Return whether a value is a real of the format, in which zero has one spelling."""
+    return type(value) is float and repr(value) != "-0.0"
 
 
 def check_sigmas(sigmas: Sequence[float], at: str, code: str = "E_RECIPE") -> None:
@@ -244,7 +252,7 @@ def check_sigmas(sigmas: Sequence[float], at: str, code: str = "E_RECIPE") -> No
 def eta_of(extra: Mapping[str, Any], at: str = "eta") -> float:
     """Return the share of noise in the steps of the sampler `ancestral`."""
     eta = extra.get("eta")
-    if type(eta) is not float or not 0.0 <= eta <= MAX_ETA:
+    if not is_real(eta) or not 0.0 <= eta <= MAX_ETA:
         raise _invalid(f"{at}: {eta!r:.80} is not a real from 0.0 to {MAX_ETA}")
     return eta
 
@@ -313,7 +321,7 @@ def _invalid(message: str) -> InvalidPackError:
 def _to_float(value: Any) -> Any:
     if type(value) is bool or not isinstance(value, Real):
         return value  # `check` refuses it
-    return float(value)
+    return float(value) + 0.0  # no -0.0
 
 
 def _check_object(

@@ -95,6 +95,13 @@ def cases() -> Iterator[Case]:
     for name, value in changes.items():
         edit = params("codes", **{name.partition("-")[0]: value})
         yield f"codes-{name}", code, f"{name} {value!r:.40}", "codes", edit
+    for name, breaks, source, value in (
+        ("eta-unused", "atoms of levels that take no noise", "codes", {"eta": 0.0}),
+        ("eta-minus", "an eta of minus zero", "codes-start", {"eta": -0.0}),
+        ("guidance-unused", "guidance without prompts", "codes-mixed", {"guidance": 2.0}),
+        ("guidance-minus", "guidance of minus zero", "codes", {"guidance": -0.0}),
+    ):
+        yield f"codes-{name}", code, breaks, source, params("codes", **value)
     yield "codes-missing", code, "no atoms", "codes", drop("codes", "atoms")
 
     def picked(draft: Draft) -> None:

@@ -98,6 +98,7 @@ def cases() -> Iterator[Case]:
         "negative": {"eta": -0.5},
         "integer": {"eta": 1},
         "huge": {"eta": 1e4},
+        "minus-zero": {"eta": -0.0},
     }
     for name, extra in wrong_eta.items():
         yield (
@@ -158,6 +159,10 @@ def cases() -> Iterator[Case]:
     yield "recipe-sigmas-large", code, "a sigma beyond 1e6", source, put(sigmas=[1e7, 0.0])
     yield "recipe-guidance", code, "guidance is an integer", source, put(guidance=2)
     yield "recipe-guidance-large", code, "guidance beyond 1000", source, put(guidance=1001.0)
+    yield "recipe-guidance-minus", code, "guidance of minus zero", source, put(guidance=-0.0)
+    yield "recipe-eta", code, "eta of another sampler", source, put(extra={"eta": 1.0})
+    rows = [[0.5, [0.5]]] * 3
+    yield "recipe-table", code, "a table of another sampler", source, put(extra={"table": rows})
     yield "recipe-channels", code, "a negative number of channels", source, put(guided_channels=-1)
     yield "recipe-size", code, "three sides", source, put(size=[64, 64, 3])
     yield "recipe-size-zero", code, "no pixel", source, put(size=[0, 64])

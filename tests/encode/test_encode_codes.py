@@ -113,6 +113,13 @@ def test_levels_may_be_left_to_fresh_noise(
     assert (atoms[:, 1] < atoms[:, 2]).all()
 
 
+def test_atoms_differ_where_none_comes_nearer(mini: Backbone, lemon: Pack) -> None:
+    coding = coding_for(EncodeSettings(codes=1, code_steps=2, code_bits=4, code_atoms=3))
+    atoms, signs = Coder(mini, coding, lemon, 0).code(torch.zeros(2, *mini.latent_shape))
+    assert (np.diff(atoms[:, :3], axis=1) > 0).all()
+    encode_codes(Codes(coding, 2, atoms[None].astype(np.int64), signs[None]))
+
+
 @pytest.mark.parametrize("nbytes", [3, 17, 24.4, 32, 67.5, 400])
 def test_settings_of_codes_stay_within_their_bytes(nbytes: float) -> None:
     steps, bits, atoms = coding_within(nbytes)
@@ -176,6 +183,14 @@ def test_command_codes_a_folder(home: Path, tmp_path: Path) -> None:
     assert "likeness of these photographs can be rebuilt" in described
 
 
+def test_command_refuses_fewer_bytes_than_any_code_takes(home: Path, tmp_path: Path) -> None:
+    place = ("code", home / "source", "-o", tmp_path / "x.d3m", "--backbone", home / "sd")
+    found = invoke(*place, "--bytes-per-image", "2.9", "--dry-run")
+    assert found.exit_code == 2
+    assert "from 3 to 100000" in found.stderr
+    assert invoke(*place, "--bytes-per-image", "3", "--dry-run").exit_code == 0
+
+
 def test_classes_with_few_images_repeat_them(home: Path, tmp_path: Path) -> None:
     for c, (name, count) in enumerate([("cat", 3), ("dog", 2)]):
         (tmp_path / "real" / name).mkdir(parents=True)
@@ -202,6 +217,13 @@ def test_images_are_taken_in_the_order_of_the_source(home: Path) -> None:
 def test_codes_alone_refuse_a_teachers_work(home: Path) -> None:
     settings = EncodeSettings(method="codes", backbone=str(home / "sd"), labels="top2")
     with raises_code("E_USAGE", match="teacher"):
+        estimate_encode(home / "source", settings, method=CodesOnly())
+
+
+@pytest.mark.parametrize("number", [{"images_per_class": 2}, {"images_per_class": 9, "codes": 2}])
+def test_codes_alone_take_all_images(home: Path, number: dict[str, Any]) -> None:
+    settings = EncodeSettings(method="codes", backbone=str(home / "sd"), **number)
+    with raises_code("E_USAGE", match="takes all images"):
         estimate_encode(home / "source", settings, method=CodesOnly())
 
 

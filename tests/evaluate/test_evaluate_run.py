@@ -207,6 +207,19 @@ def test_hours_of_pilots_and_of_rows_to_come_are_not_overlooked(
     assert command(world, monkeypatch, *args, "--baseline", "webp", "--yes") == 0
 
 
+def test_pilots_have_one_rate(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(PROTOCOLS, "quick", replace(BLINK, rates=(0.01, 0.05)))
+    monkeypatch.setattr("d3pack.evaluate.bench.seconds_needed", lambda *_, **__: 480.0)
+    args = (
+        *(str(world / "plain.d3m"), "--real", str(world / "real"), "--baseline", "webp"),
+        *("--seeds", "1", "--work", str(tmp_path / "work")),
+    )
+    # two students at two rates and ten pilots at one: 1,920 s and 1,200 s
+    assert command(world, monkeypatch, *args) == 0, capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("case", "words"),
     [

@@ -47,7 +47,7 @@ def with_codes(images: int = 6, coded: int = 4, count: int = 3, **changes: Any) 
 
 @pytest.mark.parametrize(("bits", "atoms"), SHAPES)
 def test_codes_come_back(bits: int, atoms: tuple[int, ...]) -> None:
-    coding = coding_of(bits, atoms, eta=0.5, guidance=2.0, prompts=False)
+    coding = coding_of(bits, atoms, eta=0.5, guidance=2.0)
     chosen, signs = choices(coding)
     coded = encode_codes(Codes(coding, 7, chosen, signs))
     assert coded.tensors["bits"].shape == (5, math.ceil(3 * sum(coding.widths) / 8))
@@ -137,7 +137,10 @@ def test_picks_of_a_pack_without_seeds_are_refused() -> None:
         ("images", 0),
         ("eta", -1.0),
         ("eta", 1),
+        ("eta", -0.0),
+        ("eta", 0.0),
         ("guidance", 1e4),
+        ("guidance", -0.0),
         ("prompts", 1),
         ("sigmas", [1.0, 2.0, 0.0]),
         ("sigmas", [2.0, 1.0]),
@@ -155,6 +158,17 @@ def test_other_parameters_are_refused(name: str, value: Any) -> None:
     wrong = Coded(codes.codec, codes.tensors, {**codes.params, name: value})
     with raises_code("E_CODEC"):
         pack_bytes(make(images=6, codes=wrong))
+
+
+def test_parameters_without_effect_are_refused() -> None:
+    codes = encode_codes(Codes(coding_of(prompts=False), 4, *choices(coding_of())))
+    assert not decode_codes(codes).coding.prompts
+    pack_bytes(make(images=6, codes=codes))
+    guided = Coded(codes.codec, codes.tensors, {**codes.params, "guidance": 2.0})
+    with raises_code("E_CODEC", match="guidance"):
+        pack_bytes(make(images=6, codes=guided))
+    first = coding_of(atoms=(2, 0), eta=0.0)
+    pack_bytes(make(images=6, codes=encode_codes(Codes(first, 4, *choices(first)))))
 
 
 def test_rank_of_no_set_is_refused() -> None:

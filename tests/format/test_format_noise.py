@@ -111,7 +111,8 @@ def test_draws_of_epochs_do_not_overlap() -> None:
     numbers = {noise.draw_number(step, epoch) for step in range(256) for epoch in range(4)}
     assert len(numbers) == 1024
     assert noise.draw_number(0) == 0
-    for step, epoch in ((256, 0), (-1, 0), (0, 2**24), (0, -1)):
+    assert noise.draw_number(255, 2**24 - 2) == 2**32 - 257  # the codebooks follow
+    for step, epoch in ((256, 0), (-1, 0), (0, 2**24), (0, -1), (0, 2**24 - 1)):
         with pytest.raises(UsageError):
             noise.draw_number(step, epoch)
 

@@ -189,7 +189,7 @@ def test_ledger_adds_up_to_the_file() -> None:
 
 
 def test_recipe_survives_json() -> None:
-    recipe = replace(RECIPE, extra={"table": [1, [2.5]]}, guidance=3, sigmas=(5, 1, 0))
+    recipe = replace(RECIPE, extra={"rows": [1, [2.5]]}, guidance=3, sigmas=(5, 1, 0))
     assert recipe.sigmas == (5.0, 1.0, 0.0)
     assert type(recipe.guidance) is float
     assert Recipe.from_json(recipe.to_json()) == recipe

@@ -69,6 +69,7 @@ def test_schema_refuses_invalid_manifests() -> None:
         "recipe-table-back", "default-backbone-revision", "recipe-template", "section-order",
         "section-twice", "section-unknown", "section-pad", "section-hash-missing",
         "section-hash-needless", "backbone-size-real", "recipe-ancestral-integer",
+        "recipe-ancestral-minus-zero", "recipe-guidance-minus",
     }  # fmt: skip
     codes = {"E_MANIFEST", "E_VERSION", "E_FEATURE", "E_RECIPE", "E_SECTION"}
     tried = 0

@@ -22,7 +22,7 @@ from d3pack.errors import InvalidPackError, UsageError
 from d3pack.format.codecs import _checks
 from d3pack.format.codecs._checks import Layout, SectionSpec, Tensor
 from d3pack.format.coded import Array, Coded
-from d3pack.format.recipe import MAX_ETA, MAX_FRESH, check_sigmas
+from d3pack.format.recipe import MAX_ETA, MAX_FRESH, check_sigmas, is_real
 
 CODEC = "noise"
 MAX_BITS = 16
@@ -181,10 +181,12 @@ def _check_sampling(params: Mapping[str, Any], at: str) -> None:
         raise _codec_error(f"{at}.params.sigmas: there is noise for {MAX_FRESH} steps")
     for name, low, high in (("eta", 0.0, MAX_ETA), ("guidance", -1000.0, 1000.0)):
         value = params[name]
-        if type(value) is not float or not low <= value <= high:
+        if not is_real(value) or not low <= value <= high:
             raise _codec_error(f"{at}.params.{name}: {value!r:.80} is not a real, {low} to {high}")
     if type(params["prompts"]) is not bool:
         raise _codec_error(f"{at}.params.prompts: {params['prompts']!r:.80} is not true or false")
+    if not params["prompts"] and params["guidance"] != 1.0:
+        raise _codec_error(f"{at}.params.guidance: must be 1.0, without prompts it has no effect")
 
 
 def _check_atoms(params: Mapping[str, Any], at: str, entries: int) -> None:
@@ -193,6 +195,8 @@ def _check_atoms(params: Mapping[str, Any], at: str, entries: int) -> None:
         raise _codec_error(f"{at}.params.atoms: must have a number for each step")
     if not all(type(count) is int and 0 <= count <= most for count in atoms) or not any(atoms):
         raise _codec_error(f"{at}.params.atoms: not integers from 0 to {most}, one above 0")
+    if params["eta"] == 0.0 and any(atoms[1:]):
+        raise _codec_error(f"{at}.params.atoms: with eta 0.0 only the first level takes noise")
 
 
 def check_code_values(coded: Coded, classes: tuple[str, ...], chunk: int = 256) -> None:

@@ -38,6 +38,11 @@ class CodesOnly:
         backbone = chosen_backbone(settings, context.device)
         if (settings.candidates or 1) > 1 or settings.labels not in (None, "none"):
             raise UsageError("the method codes has no teacher to pick or label images")
+        if settings.images_per_class is not None or settings.codes is not None:
+            raise UsageError(
+                "the method codes takes all images of the source",
+                hint="leave out the number of images, or give it a source of fewer",
+            )
         count = max(source.counts)
         settings = replace(settings, images_per_class=count, codes=count)
         allocation = Allocation(probes=1 if settings.probes is None else settings.probes)
