@@ -66,6 +66,43 @@ def test_ranks_count_all_sets(entries: int, count: int) -> None:
     assert np.array_equal(_sets(list(ranks), entries, count), sets)
 
 
+def slow_set(rank: int, entries: int, count: int) -> list[int]:
+    """The set of a rank, by the definition: each atom is the largest whose binomial fits."""
+    atoms = []
+    for k in range(count, 0, -1):
+        atom = max(n for n in range(entries) if math.comb(n, k) <= rank)
+        rank -= math.comb(atom, k)
+        atoms.append(atom)
+    return atoms[::-1]
+
+
+@pytest.mark.parametrize(
+    ("bits", "count"),
+    [(3, 7), (8, 2), (8, 30), (8, 128), (8, 250), (8, 256), (10, 45), (11, 4), (12, 2)],
+)
+def test_sets_are_those_of_the_definition(bits: int, count: int) -> None:
+    entries, rng = 1 << bits, np.random.default_rng(bits * count)
+    most = math.comb(entries, count)
+    ranks = [int(rng.random() * 2**53) * most >> 53 for _ in range(3)]
+    ranks += [int(math.exp(math.log(most) * rng.random())) for _ in range(3)]  # of any length
+    ranks = [min(rank, most - 1) for rank in [*ranks, 0, 1, most // 2, most - 2, most - 1]]
+    ranks = [max(rank, 0) for rank in ranks]
+    found = _sets(ranks, entries, count)
+    assert found.tolist() == [slow_set(rank, entries, count) for rank in ranks]
+    assert list(_ranks(found)) == ranks
+
+
+@pytest.mark.parametrize("count", [2, 45, 300])
+def test_sets_of_large_codebooks_come_back(count: int) -> None:
+    entries, rng = 1 << 14, np.random.default_rng(count)
+    low, high = np.arange(count), np.arange(entries - count, entries)
+    mixed = np.sort(np.concatenate([low[: count // 2], high[count // 2 :]]))
+    sets = [np.sort(rng.choice(entries, count, replace=False)) for _ in range(4)]
+    sets += [np.sort(rng.choice(2 * count, count, replace=False)) for _ in range(4)]
+    expected = np.array([*sets, low, high, mixed, low + 7, low * 2])
+    assert np.array_equal(_sets(list(_ranks(expected)), entries, count), expected)
+
+
 def test_bits_of_a_level_are_computed() -> None:
     assert level_bits(256, 1) == 9
     assert level_bits(4096, 1) == 13

@@ -9,10 +9,8 @@ set, so they are stored as the rank of that set, followed by m signs.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -90,7 +88,7 @@ def encode_codes(codes: Codes) -> Coded:
         or not np.isin(signs, (-1, 1)).all()
     ):
         raise UsageError("codes are atoms and signs (classes, codes, atoms of all levels)")
-    fields = []
+    fields: list[Array] = []
     for first, m, width in _levels(coding):
         chosen, sign = atoms[..., first : first + m], signs[..., first : first + m]
         if not m:
@@ -98,11 +96,8 @@ def encode_codes(codes: Codes) -> Coded:
         ascending = (np.diff(chosen, axis=-1) > 0).all()
         if not ascending or chosen.min() < 0 or chosen.max() >= coding.entries:
             raise UsageError(f"atoms of a level must ascend, from 0 to {coding.entries - 1}")
-        negative = (sign < 0).reshape(-1, m).astype(object) @ np.array(
-            [1 << i for i in range(m)], object
-        )
-        values = _ranks(chosen.reshape(-1, m)) * (1 << m) + negative
-        fields.append(_to_bits(values, width))
+        ranks = _ranks(chosen.reshape(-1, m))
+        fields += [sign.reshape(-1, m) < 0, _to_bits(ranks, width - m)]
     bits = np.concatenate(fields, axis=1)
     data = np.packbits(bits.reshape(classes, -1), axis=1, bitorder="little")
     params = {
@@ -137,11 +132,10 @@ def decode_codes(coded: Coded, rows: Sequence[int] | Array | None = None) -> Cod
     for _, m, width in _levels(coding):
         if not m:
             continue
-        values = _from_bits(bits[:, at : at + width])
+        signs.append(1 - 2 * bits[:, at : at + m].astype(np.int8))
+        ranks = _from_bits(bits[:, at + m : at + width])
+        atoms.append(_sets(ranks, coding.entries, m))
         at += width
-        negative = np.array([[value >> i & 1 for i in range(m)] for value in values], np.int8)
-        signs.append(1 - 2 * negative.reshape(len(values), m))
-        atoms.append(_sets([value >> m for value in values], coding.entries, m))
     shape = (len(data), count, -1)
     return Codes(
         coding,
@@ -245,18 +239,43 @@ def _sets(ranks: Sequence[int], entries: int, count: int) -> Array:
     """Return the sets of these ranks, ascending: the reverse of `_ranks`."""
     if count == 1:
         return np.array(ranks, np.int64)[:, None]
-    sets = np.empty((len(ranks), count), np.int64)
-    for row, rank in enumerate(ranks):
-        above = entries
-        for k in range(count, 0, -1):
-            above = bisect_right(range(above), rank, key=partial(_choose, k)) - 1
-            rank -= math.comb(above, k)
-            sets[row, k - 1] = above
-    return sets
+    first = math.comb(entries, count)
+    sets = [_set(rank, entries, count, first) for rank in ranks]
+    return np.array(sets, np.int64).reshape(len(ranks), count)
 
 
-def _choose(k: int, n: int) -> int:
-    return math.comb(n, k)
+def _set(rank: int, n: int, count: int, binomial: int) -> list[int]:
+    """Return the set of a rank below `binomial`, which is C(n, count).
+
+    The largest atom comes first. Atom k is the largest n with C(n, k) <= rank; it is estimated, as
+    C(n, k) grows almost like (n - (k - 1) / 2) ** k, and corrected with exact integers.
+    """
+    atoms = list(range(count))
+    for k in range(count, 0, -1):
+        if not rank:
+            break  # the others are the smallest
+        middle = (k - 1) / 2
+        ratio = 2 ** ((math.log2(rank) - math.log2(binomial)) / k)
+        guess = max(k, min(n - 1, int(middle + (n - middle) * ratio)))
+        binomial, n = _lower(binomial, n, k, guess), guess
+        while binomial > rank:
+            binomial, n = binomial * (n - k) // n, n - 1
+        rank -= binomial
+        binomial = binomial * k // (n - k + 1)  # C(n, k - 1) = C(n + 1, k) - C(n, k)
+        while rank >= binomial:
+            rank -= binomial
+            n += 1
+            binomial = binomial * n // (n - k + 1)
+        atoms[k - 1] = n
+    return atoms
+
+
+def _lower(binomial: int, n: int, k: int, m: int) -> int:
+    """Return C(m, k), of C(n, k) if that is near."""
+    steps = n - m
+    if steps >= k:
+        return math.comb(m, k)
+    return binomial * math.perm(n - k, steps) // math.perm(n, steps)
 
 
 def _to_bits(values: Array, width: int) -> Array:
