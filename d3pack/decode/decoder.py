@@ -31,7 +31,7 @@ from d3pack.decode.carried import unpack_backbone
 from d3pack.decode.codes import chosen_noise
 from d3pack.decode.numerics import Numerics, choose_numerics, exact_numerics
 from d3pack.errors import BackboneChangedError, BackboneError, UsageError
-from d3pack.format.codecs import coding_of, decode_adapter, decode_codes, decode_prompts
+from d3pack.format.codecs import codes_at, coding_of, decode_adapter, decode_prompts
 from d3pack.system import resolve_device
 
 if TYPE_CHECKING:
@@ -379,10 +379,8 @@ class Decoder:
         """Return atoms and signs of the codes of images."""
         codes = self.pack.codes
         assert codes is not None
-        rows, place = np.unique([c for c, _ in pairs], return_inverse=True)
-        decoded = decode_codes(codes, rows)
-        numbers = np.array([i for _, i in pairs]) % decoded.atoms.shape[1]
-        return decoded.atoms[place, numbers], decoded.signs[place, numbers]
+        classes, images = np.array(pairs).T
+        return codes_at(codes, classes, images % codes.params["codes"])
 
     def _guidance(self, pairs: list[Pair]) -> tuple[float, bool]:
         """Return how strongly images of one kind are guided, and whether a prompt is used."""

@@ -42,7 +42,11 @@ BATCH = 64  # images that are coded at the same time
 POOL = 1000  # photographs of a class that are looked at
 HELD_BACK = 100  # photographs of a class, at most, that pilots are tested on
 _TRIED = 16  # images that are coded for an estimate
+_PIXELS = 1 << 17  # that the autoencoder encodes at a time: 32 images of 64x64
+_VALUES = 1 << 18  # of latents that one forward pass takes: 16 of 4x64x64
 _KEPT = 1 << 22  # values of a codebook that is worth keeping
+_PART = 1 << 24  # and of a part of a codebook that is in memory as a whole: 64 MB
+_NEAR = 4  # entries that are in the running for each atom, where a codebook is larger
 
 
 def with_codes(
@@ -65,7 +69,8 @@ def with_codes(
             if stored is None or len(stored[0]["atoms"]) < count:
                 photos = photographs(c)
                 with torch.no_grad():
-                    parts = [backbone.encode(part).float() for part in photos.split(32)]
+                    step = max(1, _PIXELS // math.prod(photos.shape[2:]))
+                    parts = [backbone.encode(part).float() for part in photos.split(step)]
                 coder = Coder(backbone, coding, pack, c, run.settings.code_tried)
                 atoms, signs = coder.code(torch.cat(parts))
                 run.remember_skipped()
@@ -145,7 +150,6 @@ class Coder:
         begin = samplers.Step(0.0, (0.0,), math.sqrt(coding.sigmas[0] ** 2 + 1))
         steps = (begin, *samplers.plan("ancestral", coding.sigmas, {"eta": coding.eta}))
         condition = self._condition(first, len(latents))
-        shape = (len(latents) * tried, *latents.shape[1:])
         every = condition[torch.arange(len(latents)).repeat_interleave(tried)]
         x = x0 = torch.zeros_like(latents)
         parts: list[tuple[Tensor, Tensor]] = []
@@ -153,11 +157,11 @@ class Coder:
             step = steps[level]
             x = x * step.a + x0 * step.b[0]
             if not count:  # fresh noise, of which the encoder takes the mean
-                x0 = self.backbone.denoise(x, coding.sigmas[level], condition)
+                x0 = self._denoise(x, coding.sigmas[level], condition)
                 continue
             atoms, signs, chosen = self._choose(level, latents - x0)
             trials = x[:, None] + chosen * step.c
-            made = self.backbone.denoise(trials.reshape(shape), coding.sigmas[level], every)
+            made = self._denoise(trials.flatten(0, 1), coding.sigmas[level], every)
             made = made.reshape(trials.shape)
             # the trial from which the backbone sees most of the photograph
             best = (made - latents[:, None]).flatten(2).square().sum(2).argmin(1)
@@ -178,41 +182,76 @@ class Coder:
         ]
         return Condition.cat(modes[i % len(modes)] for i in range(first, first + count))
 
-    def _choose(self, level: int, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return atoms, signs (N, tried, m) and their noise for what is wanted, by pursuit.
+    def _denoise(self, x: Tensor, sigma: float, condition: Condition) -> Tensor:
+        """Return x0 in as many forward passes as memory asks for."""
+        step = max(1, _VALUES // math.prod(x.shape[1:]))
+        parts = [slice(at, at + step) for at in range(0, len(x), step)]
+        return torch.cat([self.backbone.denoise(x[p], sigma, condition[p]) for p in parts])
 
-        One atom after another is taken, and what it explains is subtracted: in small latents, the
-        entries of a codebook are not orthogonal. Trials begin with different atoms.
+    def _choose(self, level: int, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return atoms, signs (N, tried, m) and their noise for what is wanted."""
+        rows, shape = wanted.flatten(1), tuple(wanted.shape[1:])
+        count = self.coding.atoms[level]
+        if self.coding.entries * rows.shape[1] <= _PART:
+            atoms, signs, noise = _pursue(rows, self._codebook(level, shape), count, self.tried)
+        else:
+            nearest = self._nearest(level, rows, shape)
+            found = []
+            for row, entries in zip(rows[:, None], nearest, strict=True):
+                book = self._entries(level, entries.cpu().numpy(), shape)
+                own, *rest = _pursue(row, book, count, self.tried)
+                found.append((entries[own], *rest))
+            atoms, signs, noise = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return atoms, signs, noise.reshape(*noise.shape[:2], *shape)
+
+    def _nearest(self, level: int, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Return numbers of the entries, ascending, from which atoms are chosen for each row.
+
+        In large latents entries are nearly orthogonal: what one atom explains hardly changes which
+        others are near. So the codebook is computed once, in parts.
         """
-        book = self._codebook(level, tuple(wanted.shape[1:]))
-        squares, rows = book.square().sum(1), wanted.flatten(1)
-        starts = (rows @ book.T).abs().topk(self.tried, 1).indices.flatten()[:, None]
-        rest = rows.repeat_interleave(self.tried, 0)
-        taken = torch.zeros(len(rest), len(book), dtype=torch.bool, device=rest.device)
-        atoms: list[Tensor] = []
-        signs: list[Tensor] = []
-        for _ in range(self.coding.atoms[level]):
-            product = rest @ book.T
-            gain = product.abs().masked_fill(taken, -1)
-            best = gain.argmax(1, keepdim=True) if atoms else starts
-            value = product.gather(1, best)
-            taken.scatter_(1, best, True)
-            rest = rest - book[best[:, 0]] * (value / squares[best])
-            atoms.append(best)
-            signs.append(torch.where(value < 0, -1, 1))
-        ascending = torch.cat(atoms, 1).sort(1)
-        sign = torch.cat(signs, 1).gather(1, ascending.indices)
-        noise = (book[ascending.values] * sign[..., None]).sum(1) / math.sqrt(len(atoms))
-        trials = (len(wanted), self.tried)
-        return (
-            ascending.values.reshape(*trials, -1),
-            sign.reshape(*trials, -1),
-            noise.reshape(*trials, *wanted.shape[1:]),
-        )
+        total, step = self.coding.entries, max(1, _PART // rows.shape[1])
+        numbers = np.arange(total)
+        parts = (self._entries(level, numbers[at : at + step], shape) for at in numbers[::step])
+        near = torch.cat([rows @ part.T for part in parts], 1).abs()
+        count = min(total, max(_NEAR * self.coding.atoms[level], self.tried))
+        return near.topk(count, 1).indices.sort(1).values
+
+    def _entries(self, level: int, numbers: Array, shape: tuple[int, ...]) -> Tensor:
+        return codebook(self.pack.seed, level, numbers, shape, self.backbone.device).flatten(1)
 
     def _codebook(self, level: int, shape: tuple[int, ...]) -> Tensor:
         what = (self.pack.seed, level, self.coding.entries, shape, self.backbone.device)
         return (_kept_book if self.coding.entries * math.prod(shape) <= _KEPT else _book)(*what)
+
+
+def _pursue(wanted: Tensor, book: Tensor, count: int, tried: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return atoms, signs (N, tried, count) and their noise (N, tried, D) for wanted (N, D).
+
+    One atom after another is taken, and what it explains is subtracted: in small latents, the
+    entries of a codebook are not orthogonal. Trials begin with different atoms.
+    """
+    squares = book.square().sum(1)
+    starts = (wanted @ book.T).abs().topk(tried, 1).indices.flatten()[:, None]
+    rest = wanted.repeat_interleave(tried, 0)
+    taken = torch.zeros(len(rest), len(book), dtype=torch.bool, device=rest.device)
+    atoms: list[Tensor] = []
+    signs: list[Tensor] = []
+    for _ in range(count):
+        product = rest @ book.T
+        near = product.abs().masked_fill_(taken, -1.0)
+        best = near.argmax(1, keepdim=True) if atoms else starts
+        value = product.gather(1, best)
+        taken.scatter_(1, best, True)
+        rest = rest - book[best[:, 0]] * (value / squares[best])
+        atoms.append(best)
+        signs.append(torch.where(value < 0, -1, 1))
+    ascending = torch.cat(atoms, 1).sort(1)
+    sign = torch.cat(signs, 1).gather(1, ascending.indices)
+    weights = torch.zeros_like(near).scatter_(1, ascending.values, sign.to(near.dtype))
+    noise = weights @ book / math.sqrt(count)
+    trials = (len(wanted), tried, -1)
+    return ascending.values.reshape(trials), sign.reshape(trials), noise.reshape(trials)
 
 
 def _book(

@@ -15,7 +15,8 @@ from PIL import Image
 
 import d3pack
 from d3pack.backbones import Backbone, open_backbone
-from d3pack.decode import Decoder, verify_probes
+from d3pack.decode import Decoder, codebook, verify_probes
+from d3pack.encode import codes as codes_module
 from d3pack.encode import coding_within, encode, estimate_encode
 from d3pack.encode.codes import Coder
 from d3pack.encode.methods.codes.method import CodesOnly, images_of
@@ -118,6 +119,27 @@ def test_atoms_differ_where_none_comes_nearer(mini: Backbone, lemon: Pack) -> No
     atoms, signs = Coder(mini, coding, lemon, 0).code(torch.zeros(2, *mini.latent_shape))
     assert (np.diff(atoms[:, :3], axis=1) > 0).all()
     encode_codes(Codes(coding, 2, atoms[None].astype(np.int64), signs[None]))
+
+
+@pytest.mark.parametrize(("atoms", "tried"), [(16, 1), (20, 3)])
+def test_codebooks_in_parts_give_the_same_codes(
+    atoms: int, tried: int, mini: Backbone, lemon: Pack, wanted: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    coding = replace(coding_for(EncodeSettings(codes=1, code_steps=2)), atoms=(atoms, 1), bits=6)
+    coder = Coder(mini, coding, lemon, 0, tried)
+    whole = coder.code(wanted)
+    sizes = []
+
+    def recorded(seed: int, level: int, numbers: Any, *more: Any) -> torch.Tensor:
+        sizes.append(len(numbers))
+        return codebook(seed, level, numbers, *more)
+
+    monkeypatch.setattr(codes_module, "codebook", recorded)
+    monkeypatch.setattr(codes_module, "_PART", 10 * wanted[0].numel())
+    parts = coder.code(wanted)
+    assert set(sizes[:7]) == {10, 4}  # of 64 entries
+    assert all(np.array_equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 
 @pytest.mark.parametrize("nbytes", [3, 17, 24.4, 32, 67.5, 400])

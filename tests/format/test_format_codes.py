@@ -12,7 +12,7 @@ import pytest
 from format_packs import make
 
 from d3pack.format import Codes, Coding, Pack, decode_codes, encode_codes, pack_bytes, read
-from d3pack.format.codecs import encode_picks
+from d3pack.format.codecs import codes_at, encode_picks
 from d3pack.format.codecs.codes import _ranks, _sets, level_bits
 from d3pack.format.coded import Coded
 from d3pack.testing import raises_code
@@ -56,6 +56,10 @@ def test_codes_come_back(bits: int, atoms: tuple[int, ...]) -> None:
     assert np.array_equal(found.atoms, chosen)
     assert np.array_equal(found.signs, signs)
     assert np.array_equal(decode_codes(coded, [3, 1]).atoms, chosen[[3, 1]])
+    classes, numbers = np.array([4, 0, 4]), np.array([2, 1, 0])
+    single = codes_at(coded, classes, numbers)
+    assert np.array_equal(single[0], chosen[classes, numbers])
+    assert np.array_equal(single[1], signs[classes, numbers])
 
 
 @pytest.mark.parametrize(("entries", "count"), [(6, 1), (6, 2), (7, 3), (5, 5)])

@@ -69,10 +69,14 @@ def tiny_sd(
     tokenizer: str = "json",
     positions: int = 16,
     width: int = 32,
+    side: int = 8,
     seed: int = 0,
     scheduler: dict[str, Any] | None = None,
 ) -> Path:
-    """Save a Stable Diffusion of about 1 MB: 64 px, 8x8x4 latents, `width` wide prompts."""
+    """Save a Stable Diffusion of about 1 MB: 8x8x4 latents, 64 px, `width` wide prompts.
+
+    Another `side` of the latents makes images of eight times that.
+    """
     import torch
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from transformers.models.clip.configuration_clip import CLIPTextConfig
@@ -96,7 +100,7 @@ def tiny_sd(
             )
         )
         unet = UNet2DConditionModel(
-            sample_size=8,
+            sample_size=side,
             in_channels=4,
             out_channels=4,
             block_out_channels=(32, 64),

@@ -4,6 +4,7 @@ from d3pack.format.codecs.adapter import decode_adapter as decode_adapter
 from d3pack.format.codecs.adapter import encode_adapter as encode_adapter
 from d3pack.format.codecs.codes import Codes as Codes
 from d3pack.format.codecs.codes import Coding as Coding
+from d3pack.format.codecs.codes import codes_at as codes_at
 from d3pack.format.codecs.codes import coding_of as coding_of
 from d3pack.format.codecs.codes import decode_codes as decode_codes
 from d3pack.format.codecs.codes import encode_codes as encode_codes

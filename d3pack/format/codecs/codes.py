@@ -122,11 +122,24 @@ def coding_of(coded: Coded) -> Coding:
 
 def decode_codes(coded: Coded, rows: Sequence[int] | Array | None = None) -> Codes:
     """Return the codes of some classes, or of all."""
-    coding, count = coding_of(coded), coded.params["codes"]
-    data = coded.tensors["bits"] if rows is None else coded.tensors["bits"][np.asarray(rows)]
+    count = coded.params["codes"]
+    classes = np.arange(len(coded.tensors["bits"])) if rows is None else np.asarray(rows)
+    numbers = np.tile(np.arange(count), len(classes))
+    found = codes_at(coded, np.repeat(classes, count), numbers)
+    atoms, signs = (values.reshape(len(classes), count, -1) for values in found)
+    return Codes(coding_of(coded), coded.params["images"], atoms, signs)
+
+
+def codes_at(coded: Coded, classes: Array, numbers: Array) -> tuple[Array, Array]:
+    """Return atoms and signs (N, atoms of all levels) of code numbers[j] of classes[j]."""
+    coding, stored = coding_of(coded), coded.tensors["bits"]
     total = sum(coding.widths)
-    bits = np.unpackbits(data, axis=1, count=count * total, bitorder="little")
-    bits = bits.reshape(len(data) * count, total)
+    bits = np.stack(
+        [
+            _cut(stored[c], number * total, total)
+            for c, number in zip(classes.tolist(), numbers.tolist(), strict=True)
+        ]
+    )
     atoms, signs = [], []
     at = 0
     for _, m, width in _levels(coding):
@@ -136,13 +149,14 @@ def decode_codes(coded: Coded, rows: Sequence[int] | Array | None = None) -> Cod
         ranks = _from_bits(bits[:, at + m : at + width])
         atoms.append(_sets(ranks, coding.entries, m))
         at += width
-    shape = (len(data), count, -1)
-    return Codes(
-        coding,
-        coded.params["images"],
-        np.concatenate(atoms, axis=1).reshape(shape),
-        np.concatenate(signs, axis=1).reshape(shape),
-    )
+    return np.concatenate(atoms, axis=1), np.concatenate(signs, axis=1)
+
+
+def _cut(row: Array, start: int, width: int) -> Array:
+    """Return bits of a row of bytes."""
+    first, skipped = divmod(start, 8)
+    stop = -(-(start + width) // 8)
+    return np.unpackbits(row[first:stop], bitorder="little")[skipped : skipped + width]
 
 
 def first_codes(coded: Coded, images: int) -> Coded:
