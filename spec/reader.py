@@ -19,7 +19,7 @@ RECIPE_DEFAULTS = {"dtype": "float32", "extra": {}, "group": 16, "guidance": 1.0
                    "guided_channels": 0, "noise": "philox-normal16", "sampler": "dpmpp-2m",
                    "template": "a photo of a {}"}
 BACKBONE_DEFAULTS = {"kind": "stable-diffusion", "licence": "unknown", "repo": ""}
-FORMS = {"U8": "B", "I8": "b", "U16": "H", "U32": "I", "F16": "e", "F32": "f"}
+FORMS = {"U8": "B", "I8": "b", "U32": "I", "F16": "e"}
 OWN_CODES = "atoms codes eta guidance prompts sigmas"
 FIELDS = "classes d3m images_per_class optional provenance recipe requires root sections seed"
 RECIPE = "backbone dtype extra group guidance guided_channels noise sampler sigmas size template"

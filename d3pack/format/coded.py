@@ -14,7 +14,7 @@ from d3pack.format.canonical import FrozenDict, freeze, to_plain
 Array = npt.NDArray[Any]
 EMPTY: Mapping[str, Any] = FrozenDict()
 # dtypes of the format, and NumPy's spelling of them
-DTYPES = {"U8": "|u1", "I8": "|i1", "U16": "<u2", "U32": "<u4", "F16": "<f2", "F32": "<f4"}
+DTYPES = {"U8": "|u1", "I8": "|i1", "U32": "<u4", "F16": "<f2"}
 
 
 def freeze_array(array: Array) -> Array:

@@ -192,6 +192,8 @@ def join_rows(
         for tensor, array in coded.tensors.items()
         if tensor not in coded.shared
     ]
+    if not parts:
+        raise InvalidPackError("no section has a tensor that classes divide", code="E_CODEC")
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 

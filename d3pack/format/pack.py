@@ -216,11 +216,17 @@ class Pack:
         present = {name: coded for name, coded in sections.items() if coded is not None}
         for name, coded in present.items():
             for tensor, array in coded.tensors.items():
+                if 0 in (array.ndim, array.size):
+                    raise InvalidPackError(
+                        f"{name}.{tensor} has shape {array.shape}: expected values", code="E_CODEC"
+                    )
                 if tensor not in coded.shared and array.shape[:1] != (len(self.classes),):
                     raise UsageError(
                         f"{name}.{tensor} has shape {array.shape}",
                         hint=f"the first dimension must be the {len(self.classes)} classes",
                     )
+        if not all(self.classes):
+            raise InvalidPackError("a class name is empty", code="E_NAME")
         text = np.frombuffer("\n".join(self.classes).encode("utf-8", "surrogatepass"), np.uint8)
         leaves = container.compute_leaves(present.values(), len(self.classes))
         return {

@@ -22,7 +22,7 @@ from places import ROOT
 import d3pack
 from d3pack.decode import noise, samplers
 from d3pack.errors import CODES, InvalidPackError
-from d3pack.format import canonical, container, pack, recipe, rules
+from d3pack.format import canonical, coded, container, pack, recipe, rules
 from d3pack.format import reader as ours
 from d3pack.format.codecs import (
     ADAPTER_CODECS,
@@ -53,6 +53,12 @@ def table(number: int) -> list[list[str]]:
 def test_schema_is_made_from_the_code_and_valid() -> None:
     assert make_schema.schema() == SCHEMA
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+
+def test_dtypes_are_those_of_both_readers() -> None:
+    named = re.search(r"have the dtypes `([^`]+)`", SPEC)
+    assert named is not None
+    assert named[1].split() == list(coded.DTYPES) == list(reader.FORMS)
 
 
 @pytest.mark.parametrize("path", VALID, ids=lambda path: path.stem)

@@ -21,6 +21,7 @@ import d3pack
 from d3pack import Coded, Recipe
 from d3pack.errors import D3MError, InvalidPackError, NoSpaceError, NotFoundError, UsageError
 from d3pack.format.codecs import encode_picks
+from d3pack.testing import raises_code
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +185,34 @@ def test_invalid_packs_are_not_written(change: dict[str, Any], code: str, tmp_pa
         d3pack.write(make(**change), tmp_path / "x.d3m")
     assert caught.value.code == code
     assert list(tmp_path.iterdir()) == []
+
+
+def test_empty_class_name_is_named() -> None:
+    for names in (("",), ("a", "")):
+        with raises_code("E_NAME", match="a class name is empty"):
+            d3pack.pack_bytes(make(len(names), names=names))
+
+
+@pytest.mark.parametrize(
+    ("values", "shape", "shared"),
+    [
+        ({}, [2, 3, 40], ()),
+        ({"values": np.zeros((5, 2, 3, 40), np.float16)}, [2, 3, 40], ("values",)),
+        ({"values": np.zeros((5, 2, 3, 0), np.float16)}, [2, 3, 0], ()),
+        ({"values": np.float16(1)}, [1, 1, 1], ("values",)),
+    ],
+)
+def test_prompts_without_rows_are_refused(values: Any, shape: Any, shared: Any) -> None:
+    prompts = Coded("f16", values, {"shape": shape}, frozenset(shared))
+    with raises_code("E_CODEC"):
+        d3pack.pack_bytes(replace(make(), prompts=prompts))
+
+
+@pytest.mark.parametrize("shape", [(), (0,)])
+def test_shared_bytes_without_length_are_refused(shape: tuple[int, ...]) -> None:
+    mood = Coded("x", {"shared": np.zeros(shape, np.uint8)}, shared=frozenset({"shared"}))
+    with raises_code("E_CODEC", match="mood"):
+        d3pack.pack_bytes(make(optional={"mood": {}}, extensions={"mood": mood}))
 
 
 def test_invalid_values_of_a_pack_are_refused() -> None:

@@ -207,7 +207,7 @@ def _check_atoms(params: Mapping[str, Any], at: str, entries: int) -> None:
         raise _codec_error(f"{at}.params.atoms: with eta 0.0 only the first level takes noise")
 
 
-def check_code_values(coded: Coded, classes: tuple[str, ...], chunk: int = 256) -> None:
+def check_code_values(coded: Coded, classes: tuple[str, ...]) -> None:
     """Refuse ranks of no set, and bits without a meaning."""
     coding, count = coding_of(coded), coded.params["codes"]
     total, data = sum(coding.widths), coded.tensors["bits"]
