@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 from d3pack.errors import InvalidPackError
 from d3pack.format.canonical import FrozenDict, dumps, freeze, to_plain
@@ -225,7 +225,7 @@ class Recipe:
         _check_int(self.group, 1, MAX_GROUP, f"{at}.group")
 
 
-def is_real(value: Any) -> bool:
+def is_real(value: Any) -> TypeGuard[float]:
     """Return whether a value is a real of the format, in which zero has one spelling."""
     return type(value) is float and repr(value) != "-0.0"
 
