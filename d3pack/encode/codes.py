@@ -196,12 +196,12 @@ class Coder:
             atoms, signs, noise = _pursue(rows, self._codebook(level, shape), count, self.tried)
         else:
             nearest = self._nearest(level, rows, shape)
-            found = []
+            chosen = []
             for row, entries in zip(rows[:, None], nearest, strict=True):
                 book = self._entries(level, entries.cpu().numpy(), shape)
                 own, *rest = _pursue(row, book, count, self.tried)
-                found.append((entries[own], *rest))
-            atoms, signs, noise = (torch.cat(parts) for parts in zip(*found, strict=True))
+                chosen.append((entries[own], *rest))
+            atoms, signs, noise = (torch.cat(parts) for parts in zip(*chosen, strict=True))
         return atoms, signs, noise.reshape(*noise.shape[:2], *shape)
 
     def _nearest(self, level: int, rows: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -125,8 +125,8 @@ def decode_codes(coded: Coded, rows: Sequence[int] | Array | None = None) -> Cod
     count = coded.params["codes"]
     classes = np.arange(len(coded.tensors["bits"])) if rows is None else np.asarray(rows)
     numbers = np.tile(np.arange(count), len(classes))
-    found = codes_at(coded, np.repeat(classes, count), numbers)
-    atoms, signs = (values.reshape(len(classes), count, -1) for values in found)
+    values = codes_at(coded, np.repeat(classes, count), numbers)
+    atoms, signs = (part.reshape(len(classes), count, -1) for part in values)
     return Codes(coding_of(coded), coded.params["images"], atoms, signs)
 
 
