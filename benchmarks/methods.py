@@ -32,10 +32,10 @@ from benchmarks.results import RESULTS, command, load, save
 from d3pack.decode import Decoder, local_backbone
 from d3pack.evaluate import PROTOCOLS, Bench
 from d3pack.evaluate.baselines import pack_entry
-from d3pack.evaluate.real import RealImages, common_size
 from d3pack.format import Pack, read
 from d3pack.sources import open_source
 from d3pack.students import fit
+from d3pack.students.real import RealImages, common_size
 from d3pack.system import Events, Journal
 from d3pack.teachers import Teacher, batched, teacher_cache, teacher_config, train_teacher
 

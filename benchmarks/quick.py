@@ -25,10 +25,10 @@ import torch
 from torch import nn
 
 from benchmarks.results import RESULTS, command, load, save
-from d3pack.evaluate.real import RealImages, common_size
 from d3pack.sources import open_source
 from d3pack.students import LabelledImages, networks, training
 from d3pack.students.protocols import ANY, QUICK, SGD, AdamW, Intervals, Protocol, Updates
+from d3pack.students.real import RealImages, common_size
 
 WHAT = "Seconds of a `quick` student by part, and accuracy of protocols that take as long"
 CLASSES, PER_CLASS, SIDE = 10, 10, 32

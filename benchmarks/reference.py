@@ -16,8 +16,8 @@ from pathlib import Path
 from benchmarks.results import RESULTS, command, load, save
 from d3pack.evaluate import PROTOCOLS, Bench
 from d3pack.evaluate.baselines import random_entry
-from d3pack.evaluate.real import RealImages, common_size
 from d3pack.sources import open_source
+from d3pack.students.real import RealImages, common_size
 from d3pack.system import Events
 
 WHAT = "ConvNet-3 on random real images of CIFAR-10, beside published accuracies"

@@ -31,12 +31,12 @@ from d3pack.errors import D3MError
 from d3pack.evaluate import Bench, Entry, EntryResult, baselines
 from d3pack.evaluate.entries import Choice
 from d3pack.evaluate.evaluation import LedgerView, jpeg_bytes
-from d3pack.evaluate.real import RealImages, common_size
 from d3pack.evaluate.teacher import open_teacher
 from d3pack.format import Pack, read
 from d3pack.format.codecs import encode_prompts
 from d3pack.sources import open_source
 from d3pack.students import PROTOCOLS, lengths
+from d3pack.students.real import RealImages, common_size
 from d3pack.system import Events
 
 WHAT = "Packs of 1 to 100 kB beside every baseline: accuracy on real test images"

@@ -34,13 +34,13 @@ from d3pack.format import (
     encode_codes,
     encode_prompts,
 )
-from d3pack.sources import Source
+from d3pack.sources import Source, random_order
+from d3pack.students import held_back
 from d3pack.teachers import Cut, Teacher, best_patches
 
 Array = npt.NDArray[Any]
 BATCH = 64  # images that are coded at the same time
 POOL = 1000  # photographs of a class that are looked at
-HELD_BACK = 100  # photographs of a class, at most, that pilots are tested on
 _TRIED = 16  # images that are coded for an estimate
 _PIXELS = 1 << 17  # that the autoencoder encodes at a time: 32 images of 64x64
 _VALUES = 1 << 18  # of latents that one forward pass takes: 16 of 4x64x64
@@ -93,16 +93,11 @@ def _name(coding: Coding) -> str:
     return f"codes/{len(coding.atoms)}-{coding.bits}-{max(coding.atoms)}"
 
 
-def held_back(source: Source, plan: EncodePlan, c: int) -> list[int]:
-    """Return the photographs of a class that pilots are tested on: they are never coded."""
-    count = min(HELD_BACK, source.counts[c] // 5) if plan.pilots else 0
-    return _order(source, plan, c)[source.counts[c] - count :]
-
-
-def _order(source: Source, plan: EncodePlan, c: int) -> list[int]:
-    rng = np.random.Generator(np.random.Philox(key=[plan.seed, c]))
-    order: list[int] = rng.permutation(source.counts[c]).tolist()
-    return order
+def divided(source: Source, plan: EncodePlan, c: int) -> tuple[list[int], list[int]]:
+    """Return the photographs of a class that may be coded, and those that pilots are tested on."""
+    order = random_order(source.counts[c], plan.seed, c)
+    free = len(order) - (held_back(len(order)) if plan.pilots else 0)
+    return order[:free], order[free:]
 
 
 def choose_photographs(run: EncodeRun, plan: EncodePlan, teacher: Teacher, c: int) -> Tensor:
@@ -111,8 +106,7 @@ def choose_photographs(run: EncodeRun, plan: EncodePlan, teacher: Teacher, c: in
     A class with too few of them repeats them.
     """
     cut = Cut(size=plan.size, pool=max(POOL, plan.codes), seed=plan.seed)
-    held = len(held_back(run.source, plan, c))
-    free = _order(run.source, plan, c)[: run.source.counts[c] - held]
+    free, _ = divided(run.source, plan, c)
     patches = best_patches(run.source, c, teacher, cut, free)
     order = np.argsort(patches.costs, kind="stable")
     return torch.from_numpy(patches.pixels[np.resize(order, plan.codes)])
@@ -221,8 +215,9 @@ class Coder:
         return codebook(self.pack.seed, level, numbers, shape, self.backbone.device).flatten(1)
 
     def _codebook(self, level: int, shape: tuple[int, ...]) -> Tensor:
-        what = (self.pack.seed, level, self.coding.entries, shape, self.backbone.device)
-        return (_kept_book if self.coding.entries * math.prod(shape) <= _KEPT else _book)(*what)
+        if self.coding.entries * math.prod(shape) > _KEPT:
+            return self._entries(level, np.arange(self.coding.entries), shape)
+        return _kept_book(self.pack.seed, level, self.coding.entries, shape, self.backbone.device)
 
 
 def _pursue(wanted: Tensor, book: Tensor, count: int, tried: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -254,10 +249,8 @@ def _pursue(wanted: Tensor, book: Tensor, count: int, tried: int) -> tuple[Tenso
     return ascending.values.reshape(trials), sign.reshape(trials), noise.reshape(trials)
 
 
-def _book(
+@lru_cache(maxsize=64)
+def _kept_book(
     seed: int, level: int, entries: int, shape: tuple[int, ...], device: torch.device
 ) -> Tensor:
     return codebook(seed, level, np.arange(entries), shape, device).flatten(1)
-
-
-_kept_book = lru_cache(maxsize=64)(_book)

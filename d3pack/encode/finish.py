@@ -78,9 +78,8 @@ def _split(run: EncodeRun, plan: EncodePlan, draft: Draft, method: str) -> Encod
     def size_of(plan: EncodePlan) -> int:
         return expected_bytes(plan, draft.recipe, width, plan.allocation, record)
 
-    teacher = _teacher_of(draft, method)
     make = partial(_with_images, run, draft=draft, method=method)
-    return choose_split(run, plan, draft.backbone, teacher, make, size_of)
+    return choose_split(run, plan, draft.backbone, make, size_of)
 
 
 def _with_images(run: EncodeRun, plan: EncodePlan, draft: Draft, method: str) -> Pack:

@@ -12,11 +12,9 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from d3pack.backbones import Backbone
 from d3pack.decode import Decoder
-from d3pack.encode.codes import can_code, code_seconds, held_back
+from d3pack.encode.codes import can_code, code_seconds, divided
 from d3pack.encode.contract import EncodeRun
 from d3pack.encode.plan import SMALL, EncodePlan, coding_for
 from d3pack.encode.settings import EncodeSettings
@@ -27,12 +25,13 @@ from d3pack.students import (
     Intervals,
     LabelledImages,
     Protocol,
+    RealImages,
     Updates,
     fit,
+    held_back,
     seconds_needed,
     train_student,
 )
-from d3pack.teachers import Cut, Teacher, best_patches
 
 SizeOf = Callable[[EncodePlan], int]
 ROUNDS = 3  # students of the splits that are compared at last
@@ -114,7 +113,6 @@ def choose_split(
     run: EncodeRun,
     plan: EncodePlan,
     backbone: Backbone,
-    teacher: Teacher,
     make: Callable[[EncodePlan], Pack],
     size_of: SizeOf,
 ) -> EncodePlan:
@@ -124,16 +122,16 @@ def choose_split(
         run: the run.
         plan: of seeds alone.
         backbone: makes the images.
-        teacher: sees the test images; it decides nothing here.
         make: makes the pack of a plan, without labels.
         size_of: bytes of the pack of a plan.
     """
-    counts = enumerate(run.source.counts)
-    photographs = max(n - len(held_back(run.source, plan, c)) for c, n in counts)
-    splits = first_splits(plan, run.settings, photographs, size_of)
-    if len(splits) == 1 or not can_code(backbone, coding_for(run.settings)):
+    counts = run.source.counts
+    if max(counts) == 1 or not can_code(backbone, coding_for(run.settings)):
         return plan
-    race = _Race(run, plan, backbone, teacher, make)
+    splits = first_splits(plan, run.settings, max(n - held_back(n) for n in counts), size_of)
+    if len(splits) == 1:
+        return plan
+    race = _Race(run, plan, backbone, make)
     best = race.best(splits)
     while best.plan.coding is not None:
         coding = best.plan.coding
@@ -157,7 +155,6 @@ class _Race:
     run: EncodeRun
     plan: EncodePlan
     backbone: Backbone
-    teacher: Teacher
     make: Callable[[EncodePlan], Pack]
     _images: dict[str, LabelledImages] = field(default_factory=dict)
     _test: LabelledImages | None = None
@@ -208,21 +205,18 @@ class _Race:
                     images = decoder.images([(c, i) for i in range(each)]).cpu()
                     parts.append(fit(images, student_size(self.plan)))
                     self.run.events.step((c + 1) * each)
-            self._images[split.text] = _labelled(parts)
+            self._images[split.text] = LabelledImages.of(parts)
         return self._images[split.text]
 
     def _held(self) -> LabelledImages:
         """The real images on which students are tested."""
         if self._test is None:
-            side = student_size(self.plan)
-            cut = Cut(size=(side, side), pool=max(self.run.source.counts), seed=self.plan.seed)
-            parts = []
-            for c in range(len(self.plan.classes)):
-                held = held_back(self.run.source, self.plan, c)
-                patches = best_patches(self.run.source, c, self.teacher, cut, held)
-                parts.append(torch.from_numpy(patches.pixels))
+            source, size = self.run.source, student_size(self.plan)
+            real = RealImages(source, source.classes, size, "training")
+            held = [divided(source, self.plan, c)[1] for c in range(len(source.classes))]
+            parts = [real.take(c, numbers) for c, numbers in enumerate(held)]
             self.run.remember_skipped()
-            self._test = _labelled(parts)
+            self._test = LabelledImages.of(parts)
         return self._test
 
 
@@ -246,7 +240,7 @@ def pilot_seconds(
         classes,
         student_size(plan),
         images,
-        sum(len(held_back(source, plan, c)) for c in range(classes)),
+        sum(map(held_back, source.counts)),
         device=backbone.device,
     )
     each = code_seconds(backbone, coding, recipe, settings.code_tried)
@@ -262,9 +256,3 @@ def student_size(plan: EncodePlan) -> int:
 def pilot_protocol(plan: EncodePlan) -> Protocol:
     """Return how pilots are trained: as `quick`, and tested once."""
     return replace(PROTOCOLS["quick"], labels="hard", tests=Intervals(), size=student_size(plan))
-
-
-def _labelled(parts: Sequence[torch.Tensor]) -> LabelledImages:
-    counts = torch.tensor([len(part) for part in parts])
-    labels = torch.arange(len(parts)).repeat_interleave(counts)
-    return LabelledImages(torch.cat(list(parts)), labels)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from d3pack.errors import UsageError
 from d3pack.format.codecs import PROMPT_CODECS
+from d3pack.students import PILOT_SHARE, PROTOCOLS, Updates
 from d3pack.system import (
     SettingError,
     check,
@@ -22,8 +23,6 @@ from d3pack.system import (
 
 Sampler = Literal["ddim", "dpmpp-2m", "euler", "lcm"]
 LabelKind = Literal["none", "topk", "dense"]
-PILOT_SHARE = 4  # a pilot has a quarter of the updates
-UPDATES = {"quick": 300, "standard": 1500}  # of the protocols of these names
 
 
 def parse_side(text: str) -> tuple[int, int]:
@@ -42,8 +41,9 @@ def parse_labels(text: str) -> tuple[LabelKind, int]:
 
 
 def parse_updates(text: str) -> int:
-    """Return the updates of a training: their number, or the name of a protocol of d3pack."""
-    return UPDATES[text] if text in UPDATES else int(text)
+    """Return the updates of a training: their number, or the name of a protocol that has one."""
+    length = PROTOCOLS[text].length if text in PROTOCOLS else None
+    return length.count if isinstance(length, Updates) else int(text)
 
 
 @dataclass(frozen=True, slots=True)

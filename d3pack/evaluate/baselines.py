@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from d3pack.evaluate.bench import Bench
-    from d3pack.evaluate.real import RealImages
     from d3pack.evaluate.teacher import OrderedTeacher
     from d3pack.format import Pack
+    from d3pack.students import RealImages
 
 Make = Callable[["Bench", "Pack"], Entry | None]
 

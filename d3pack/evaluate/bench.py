@@ -20,14 +20,15 @@ from d3pack.dataset import D3MDataset
 from d3pack.decode import unpack_backbone
 from d3pack.evaluate.entries import Choice, Entry, PayloadFormat, PayloadSettings
 from d3pack.evaluate.payload import choose_settings
-from d3pack.evaluate.real import RealImages
 from d3pack.evaluate.teacher import OrderedTeacher
 from d3pack.format import Pack
 from d3pack.students import (
+    PILOT_SHARE,
     History,
     Intervals,
     LabelledImages,
     Protocol,
+    RealImages,
     Updates,
     lengths,
     seconds_needed,
@@ -36,7 +37,6 @@ from d3pack.students import (
 )
 from d3pack.system import Events, count, duration, resolve_device, write_json
 
-PILOT_SHARE = 4  # a pilot has a quarter of the updates
 FORMAT = 2  # raised when a change of the code makes older students incomparable
 _STATISTICS = 100  # real images of each class for mean and deviation
 

@@ -17,17 +17,24 @@ from d3pack import __version__
 from d3pack.decode import local_backbone
 from d3pack.errors import SourceError, UsageError
 from d3pack.evaluate.baselines import BASELINES, JPEG_FILES, Baseline, pack_entries, sent_bytes
-from d3pack.evaluate.bench import PILOT_SHARE, Bench, EntryResult
+from d3pack.evaluate.bench import Bench, EntryResult
 from d3pack.evaluate.entries import Entry, PayloadSettings
 from d3pack.evaluate.payload import candidates, file_bytes, pilots_of
-from d3pack.evaluate.real import RealImages, common_size
 from d3pack.evaluate.settings import EvalSettings
 from d3pack.evaluate.sweep import learner, parse_sweep, run_sweep, sweep_entry, variants
 from d3pack.evaluate.teacher import open_teacher
 from d3pack.format import Pack, read
 from d3pack.hub import local_path
 from d3pack.sources import Source, open_source
-from d3pack.students import DD_RANKING, PROTOCOLS, RANKED, Protocol
+from d3pack.students import (
+    DD_RANKING,
+    PILOT_SHARE,
+    PROTOCOLS,
+    RANKED,
+    Protocol,
+    RealImages,
+    common_size,
+)
 from d3pack.system import (
     Events,
     Listener,

@@ -19,8 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from d3pack.evaluate.entries import PayloadFormat, PayloadSettings
-from d3pack.evaluate.real import RealImages
-from d3pack.students import LabelledImages, fit
+from d3pack.students import HELD_BACK, LabelledImages, RealImages, fit, held_back
 
 # trains a student of a seed briefly on the first, and returns the accuracy on the second
 Pilot = Callable[[LabelledImages, LabelledImages, int], float]
@@ -28,7 +27,6 @@ Pilot = Callable[[LabelledImages, LabelledImages, int], float]
 Choose = Callable[[int, Sequence[int]], list[Tensor]]
 PILOTS = 3  # students of the settings that are compared at last
 _LEFT = 3  # a third of the settings gets there, after one student each
-HELD_BACK = 100  # images of each class, at most, that only judge settings; never test images
 _WIDEST = 8192  # pixels of a sheet's side: WebP and Pillow's guard against bombs both allow it
 _SMALLEST = {"files": 40, "sheet": 8}  # bytes that every image takes at least
 
@@ -186,16 +184,15 @@ def choose_settings(
     """
     limit = most_per_class(real.counts, budget, format)
     drawn = real.by_class(limit + HELD_BACK, 0)
-    # a fifth at most, and never the last image of a class
-    held = [
-        min(HELD_BACK, max(1, count // 5), len(images) - 1)
+    held = [  # of the readable ones that were drawn
+        min(held_back(count), len(images) - 1)
         for count, images in zip(real.counts, drawn, strict=True)
     ]
     if any(held):
-        test = _labelled([images[:n] for images, n in zip(drawn, held, strict=True)])
+        test = LabelledImages.of([images[:n] for images, n in zip(drawn, held, strict=True)])
         classes = [images[n : n + limit] for images, n in zip(drawn, held, strict=True)]
     else:  # one image of each class: there are no others to judge on
-        test, classes = _labelled(drawn), drawn
+        test, classes = LabelledImages.of(drawn), drawn
     if choose is not None:
         classes = choose(limit, held)
     tried = [(s, largest(classes, s, budget)) for s in candidates(format, real.size)]
@@ -215,8 +212,3 @@ def choose_settings(
     best = max(running, key=lambda settings: means[settings], default=None)
     scores = {payloads[settings].note: mean for settings, mean in means.items()}
     return Tuned(best, means[best] if best else 0.0, scores)
-
-
-def _labelled(classes: list[Tensor]) -> LabelledImages:
-    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(c) for c in classes]))
-    return LabelledImages(torch.cat(classes), labels)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from d3pack.encode import EncodeSettings
 from d3pack.evaluate.entries import Choice
-from d3pack.evaluate.real import RealImages
+from d3pack.students import RealImages
 from d3pack.system import Events, Journal
 from d3pack.teachers import (
     Cut,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from d3pack.errors import NotFoundError, SourceError
 from d3pack.sources.archive import TAR_SUFFIXES, TarStore, ZipStore
-from d3pack.sources.base import OnError, Skip, Source, Store
+from d3pack.sources.base import OnError, Skip, Source, Store, random_order
 from d3pack.sources.folder import FolderStore, holds_classes
 from d3pack.sources.images import BadImageError
 from d3pack.sources.names import neighbour_table, read_table, tidy
@@ -15,7 +15,16 @@ from d3pack.sources.shards import ShardStore, expand, looks_like_shards
 from d3pack.sources.splits import pick_files
 from d3pack.sources.table import ADDRESS, open_hub, open_parquet
 
-__all__ = ["BadImageError", "Skip", "Source", "Store", "open_source", "read_table", "tidy"]
+__all__ = [
+    "BadImageError",
+    "Skip",
+    "Source",
+    "Store",
+    "open_source",
+    "random_order",
+    "read_table",
+    "tidy",
+]
 
 
 def open_source(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
 from PIL import Image
 
 from d3pack.errors import SourceError
@@ -27,6 +28,13 @@ class Skip:
     class_name: str
     key: str
     reason: str
+
+
+def random_order(count: int, seed: int, c: int) -> list[int]:
+    """Return the numbers of the images of a class in the random order of a seed."""
+    rng = np.random.Generator(np.random.Philox(key=[seed, c]))
+    order: list[int] = rng.permutation(count).tolist()
+    return order
 
 
 class Store(Protocol):

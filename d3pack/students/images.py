@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,3 +19,12 @@ class LabelledImages:
     nbytes: int | None = None  # None where nobody would send them
     note: str = ""
     soft: Tensor | None = None  # soft labels, probabilities (N, C), where there are some
+
+    @classmethod
+    def of(cls, classes: Sequence[Tensor]) -> LabelledImages:
+        """Return images that lie class by class, (N, 3, H, W) each."""
+        import torch  # the help of the command reads this module
+
+        counts = torch.tensor([len(images) for images in classes])
+        labels = torch.arange(len(classes)).repeat_interleave(counts)
+        return cls(torch.cat(list(classes)), labels)

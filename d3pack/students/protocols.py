@@ -71,6 +71,15 @@ class CutMix:
     beta: float = 1.0
 
 
+PILOT_SHARE = 4  # pilots, short trainings that choose something, have a quarter of the updates
+HELD_BACK = 100  # training images of each class, at most, that only judge pilots
+
+
+def held_back(count: int) -> int:
+    """Return how many images of a class judge pilots: a fifth at most, and never the last."""
+    return min(HELD_BACK, max(1, count // 5), count - 1)
+
+
 BatchOp = Flip | RandomResizedCrop | ColorJitter | Lighting | ShufflePatches | DSA
 
 

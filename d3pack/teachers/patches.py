@@ -12,7 +12,7 @@ from PIL import Image
 from torch.nn import functional
 
 from d3pack.errors import SourceError
-from d3pack.sources import Source
+from d3pack.sources import Source, random_order
 from d3pack.teachers.teacher import Teacher
 
 Box = tuple[float, float, float, float]
@@ -106,8 +106,7 @@ def best_patches(
         SourceError: if no image of the class can be read.
     """
     if order is None:
-        rng = np.random.Generator(np.random.Philox(key=[cut.seed, c]))
-        order = rng.permutation(source.counts[c]).tolist()
+        order = random_order(source.counts[c], cut.seed, c)
     patches: list[npt.NDArray[np.uint8]] = []
     costs: list[float] = []
     trials: list[npt.NDArray[np.uint8]] = []

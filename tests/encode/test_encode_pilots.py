@@ -16,12 +16,14 @@ from PIL import Image
 
 from d3pack.encode import EncodeSettings, encode, estimate_encode
 from d3pack.encode.allocation import Allocation
-from d3pack.encode.codes import HELD_BACK, choose_photographs, held_back
+from d3pack.encode.codes import choose_photographs, divided
 from d3pack.encode.pilots import MARGIN, PICKS_SHARE, first_splits
 from d3pack.encode.plan import EncodePlan, coding_for
+from d3pack.encode.settings import parse_updates
 from d3pack.errors import UsageError
 from d3pack.format import pack_bytes
 from d3pack.sources import Source, open_source
+from d3pack.students import HELD_BACK
 
 PICKS = 300  # bytes of the toy's picks
 
@@ -101,17 +103,18 @@ class _Even:
         return torch.zeros(len(images), 1)
 
 
-@pytest.mark.parametrize(("count", "held"), [(10, 2), (50, 10), (2_000, HELD_BACK)])
+@pytest.mark.parametrize(("count", "held"), [(2, 1), (4, 1), (10, 2), (50, 10), (2_000, HELD_BACK)])
 def test_photographs_that_pilots_are_tested_on_are_never_coded(count: int, held: int) -> None:
     source: Any = _Opened(count)
     run: Any = type("Run", (), {"source": source})
     plan = replace(plan_of(4), codes=8, size=(8, 8))
-    kept = held_back(source, plan, 0)
-    assert len(kept) == len(set(kept)) == held
+    free, kept = divided(source, plan, 0)
+    assert len(kept) == held
+    assert sorted([*free, *kept]) == list(range(count))
     assert len(choose_photographs(run, plan, _Even(), 0)) == 8  # type: ignore[arg-type]
     assert source.opened
-    assert not source.opened & set(kept)
-    assert held_back(source, replace(plan, pilots=0), 0) == []
+    assert not source.opened & set(kept)  # a class with too few repeats some
+    assert divided(source, replace(plan, pilots=0), 0)[1] == []
 
 
 def test_updates_by_number_or_by_name_of_a_protocol(tmp_path: Path) -> None:
@@ -120,6 +123,7 @@ def test_updates_by_number_or_by_name_of_a_protocol(tmp_path: Path) -> None:
         out = invoke("encode", str(tmp_path / "source"), "--dry-run", "--budget", "9KB",
                      "--backbone", "mini", "--for-updates", word)  # fmt: skip
         assert f"pilots of {pilots} updates choose" in out.stdout
+    assert EncodeSettings().for_updates == parse_updates("standard")
     wrong = invoke("encode", str(tmp_path / "source"), "--dry-run", "--for-updates", "long")
     assert wrong.exit_code == 2
     assert "invalid --for-updates 'long': expected an integer, quick or standard" in wrong.stderr

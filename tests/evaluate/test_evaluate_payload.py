@@ -25,9 +25,9 @@ from d3pack.evaluate.payload import (
     pack_tiles,
     unpack_tiles,
 )
-from d3pack.evaluate.real import RealImages, common_size, match_classes
 from d3pack.sources import open_source
 from d3pack.students import LabelledImages
+from d3pack.students.real import RealImages, common_size, match_classes
 from d3pack.testing import raises_code
 
 pytestmark = pytest.mark.heavy
@@ -278,6 +278,8 @@ def test_unreadable_images_are_left_out_and_an_empty_class_is_an_error(tmp_path:
     (root / "goldfish" / "001.png").write_bytes(b"\x89PNG broken")
     images = RealImages(open_source(root), ("goldfish", "penguin"), 16, "test")
     assert len(images.all().images) == 4
+    assert images.take(0, [0, 1]).shape == (1, 3, 16, 16)
+    assert images.take(0, [1]).shape == (0, 3, 16, 16)
     for path in (root / "penguin").iterdir():
         path.write_bytes(b"")
     broken = RealImages(open_source(root), ("goldfish", "penguin"), 16, "test")

@@ -22,7 +22,6 @@ from d3pack.errors import NotFoundError, UsageError
 from d3pack.evaluate import Bench, EvalSettings, baselines, evaluate, sweep, write_report
 from d3pack.evaluate.bench import Spread
 from d3pack.evaluate.evaluation import label_robust_score
-from d3pack.evaluate.real import RealImages
 from d3pack.format import Codes, Coding, encode_codes
 from d3pack.format.codecs import encode_labels
 from d3pack.sources import open_source
@@ -35,6 +34,7 @@ from d3pack.students.protocols import (
     Intervals,
     Updates,
 )
+from d3pack.students.real import RealImages
 
 pytestmark = pytest.mark.heavy
 

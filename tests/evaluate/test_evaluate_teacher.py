@@ -16,9 +16,9 @@ from d3pack.encode import EncodeSettings
 from d3pack.evaluate import BASELINES
 from d3pack.evaluate import teacher as room
 from d3pack.evaluate.baselines import CHOICES
-from d3pack.evaluate.real import RealImages
 from d3pack.evaluate.teacher import OrderedTeacher, open_teacher
 from d3pack.sources import Source, open_source
+from d3pack.students.real import RealImages
 from d3pack.system import Events
 from d3pack.teachers import Cut, Patches, TeacherConfig, TransformersTeacher
 from d3pack.testing import raises_code

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from d3pack.errors import SourceError
-from d3pack.sources import Source, tidy
-from d3pack.students import LabelledImages, Resample, fit
+from d3pack.sources import Source, random_order, tidy
+from d3pack.students.images import LabelledImages
+from d3pack.students.protocols import Resample
+from d3pack.students.training import fit
 
 _NAMED = 6  # classes that an error lists
 
@@ -101,11 +103,15 @@ class RealImages:
             self._kept[c, i] = pixels
         return self._kept[c, i]
 
+    def take(self, c: int, numbers: Sequence[int]) -> Tensor:
+        """Return those of these images of the pack's class c that can be read."""
+        images = [self.get(c, i) for i in numbers]
+        none = torch.empty((0, 3, self.size, self.size), dtype=torch.uint8)
+        return torch.cat([none, *(image[None] for image in images if image is not None)])
+
     def permutation(self, c: int, seed: int) -> list[int]:
         """Return the numbers of the images of the pack's class c, in the order of a draw."""
-        rng = np.random.Generator(np.random.Philox(key=[seed, c]))
-        order: list[int] = rng.permutation(self.counts[c]).tolist()
-        return order
+        return random_order(self.counts[c], seed, c)
 
     def draw(self, per_class: int, seed: int) -> LabelledImages:
         """Return random images of each class, class by class.
