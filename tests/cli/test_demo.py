@@ -20,6 +20,8 @@ pytestmark = pytest.mark.e2e
 SHORT = replace(
     SETTINGS,
     images_per_class=2,
+    codes=2,
+    code_steps=3,
     sampler_steps=2,
     probes=1,
     teacher_samples=200,
