@@ -91,6 +91,7 @@ def sizes() -> dict[str, Any]:
     out: dict[str, Any] = {}
     for codec in ("f16", "i8", "i4", "pq"):
         pack = pack_of(1000, codec)
+        assert pack.prompts is not None
         out[f"1000_classes_{codec}"] = {
             "bytes": len(d3pack.pack_bytes(pack)),
             "ledger": dict(pack.ledger().sections),

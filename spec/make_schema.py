@@ -88,6 +88,7 @@ def schema() -> dict[str, Any]:
         ),
         "minItems": 3,
     }
+    bare = {"properties": {"prompts": {"const": False}}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "d3m-1/manifest.schema.json",
@@ -140,6 +141,10 @@ def schema() -> dict[str, Any]:
                 "allOf": [
                     {"contains": {"prefixItems": [{"const": required}]}}
                     for required in container.REQUIRED
+                ],
+                "anyOf": [
+                    {"contains": {"prefixItems": [{"const": "prompts"}]}},
+                    {"contains": {"prefixItems": [{"const": "codes"}, {}, bare]}},
                 ],
             },
             root=sha256,

@@ -201,6 +201,8 @@ def valid() -> Iterator[tuple[str, str, Pack]]:
     start = Coding((8.0, 2.0, 0.0), (3, 0), bits=4, eta=0.0, guidance=2.0)
     alone = base(codes=codes(4, 6, 6, start))
     yield "codes-start", "atoms of the first noise alone, guided", alone
+    bare = codes(4, 6, 6, replace(five, prompts=False))
+    yield "codes-bare", "codes of all images, and no prompt", base(prompts=None, codes=bare)
     yield "labels-topk", "the best two of four", base(labels=encode_labels(beliefs(4, 6), k=2))
     yield (
         "labels-topk-all",

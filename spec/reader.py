@@ -116,8 +116,7 @@ def check_manifest(m, text):
     if isinstance(m.get("recipe"), dict):
         recipe = full["recipe"] = filled(m["recipe"], RECIPE_DEFAULTS)
         if isinstance(recipe.get("backbone"), dict):
-            lock = recipe["backbone"].get("lock")
-            commit = {"revision": lock[:40] if isinstance(lock, str) else ""}
+            commit = {"revision": str(recipe["backbone"].get("lock"))[:40]}
             recipe["backbone"] = filled(recipe["backbone"], BACKBONE_DEFAULTS | commit)
     need(has(full, FIELDS) and like("[0-9a-f]{16}", full["seed"]), "E_MANIFEST", "fields, seed")
     fine = type(full["optional"]) is type(full["provenance"]) is dict
@@ -163,8 +162,7 @@ def check_sections(entries, optional):
         need(fine, "E_SECTION", name)
     names = [entry[0] for entry in entries]
     rank = [(ORDER.index(name) if name in ORDER else 99, name) for name in names]
-    need(rank == sorted(set(rank)), "E_SECTION", "order")
-    need({"classes", "leaves", "prompts"} <= set(names), "E_SECTION", "missing")
+    need(rank == sorted({*rank}) and {"classes", "leaves"} <= {*names}, "E_SECTION", "order")
     return {e[0]: {"name": e[0], "codec": e[1], "params": e[2], "hash": e[3:]} for e in entries}
 
 def place(sections, C, n):
@@ -186,6 +184,8 @@ def place(sections, C, n):
         s["span"] = slice(start, at[True])
         need(len(s["hash"]) == (start < at[True]), "E_SECTION", f"hash of {name}")
         need(at[True] + C * at[False] <= 2**40, "E_LIMIT", "data")
+    used = seeded > 0 or sections["codes"]["params"]["prompts"]
+    need(("prompts" in sections) == used, "E_SECTION", "prompts")
     return at[True], at[False]
 
 def header(text, shared, C, row):
@@ -265,15 +265,15 @@ def class_names(blob, count):
     return names
 
 def check_values(sections, arrays, m):
-    C, n, p = m["classes"], m["images_per_class"], sections["prompts"]["params"]
+    C, n, codes = m["classes"], m["images_per_class"], arrays.get("prompts.codes", ())
     ids = list(arrays.get("ids.ids", range(1, C + 1)))
     need(len(set(ids)) == C and ids != list(range(C)), "E_IDS", "ids")
     finite(sections, arrays, "prompts", "E_PROMPT")
-    codec, codes = sections["prompts"]["codec"], arrays.get("prompts.codes", ())
-    half, odd = divmod(p["shape"][2], 2)
-    spare = codes[half :: half + 1] if codec == "i4" and odd else ()
+    p = sections.get("prompts", {"codec": "", "params": {"shape": [0]}})
+    half, odd = divmod(p["params"]["shape"][-1], 2)
+    spare = codes[half :: half + 1] if p["codec"] == "i4" and odd else ()
     need(not any(byte >> 4 for byte in spare), "E_PROMPT", "spare nibble")
-    need(codec != "pq" or max(codes) < p["entries"], "E_PROMPT", "")
+    need(max(codes, default=0) < p["params"].get("entries", 256), "E_PROMPT", "codebook")
     for row in rows_of(arrays.get("codes.bits", ()), C):
         q = sections["codes"]["params"]
         for code in records(bytes(row), q["codes"], widths(q), "E_CODES"):

@@ -115,12 +115,10 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
 
 
 def _sections(pack: Pack) -> Iterator[str]:
-    prompts = pack.prompts
-    modes, vectors, width = prompts.params["shape"]
-    yield _row(
-        "prompts",
-        f"{prompts.codec}, {count(modes, 'mode')} of {count(vectors, 'vector')} of {width} values",
-    )
+    if pack.prompts is not None:
+        modes, vectors, width = pack.prompts.params["shape"]
+        size = f"{count(modes, 'mode')} of {count(vectors, 'vector')} of {width} values"
+        yield _row("prompts", f"{pack.prompts.codec}, {size}")
     if pack.codes is not None:
         params, codes = pack.codes.params, pack.codes.nbytes / len(pack.classes)
         yield _row(

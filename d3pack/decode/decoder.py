@@ -151,7 +151,8 @@ class Decoder:
         )
         self._check_backbone()
         # (C, m, k, D); what the backbone does not take could be far larger than the file
-        self._prompts = torch.from_numpy(decode_prompts(pack.prompts).copy())
+        prompts = np.zeros(0) if pack.prompts is None else decode_prompts(pack.prompts)
+        self._prompts = torch.from_numpy(prompts.copy())
         tensors = decode_adapter(pack.adapter) if pack.adapter is not None else {}
         self._adapter = {n: torch.from_numpy(v.copy()).to(self.device) for n, v in tensors.items()}
         self._adapter_size = len(self._adapter)
@@ -175,6 +176,8 @@ class Decoder:
                 hint=f"this pack and numerics need {self.numerics.dtype} on {self.device}",
             )
         self.latent_shape = backbone.latent_shape_for(recipe.size)
+        if self.pack.prompts is None:
+            return
         max_vectors, width = backbone.prompt_shape
         _, k, d = self.pack.prompts.params["shape"]
         if d != width or k > max_vectors:

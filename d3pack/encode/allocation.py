@@ -163,11 +163,13 @@ def expected_bytes(
     classes, images = len(plan.classes), plan.images_per_class
     shape = (classes, allocation.modes, allocation.vectors, width)
     values = np.random.default_rng(0).standard_normal(shape, np.float32)
+    if not plan.needs_prompts:
+        provenance = {**provenance, "coding": {}}
     pack = Pack(
         classes=plan.classes,
         images_per_class=images,
         recipe=recipe,
-        prompts=encode_prompts(values, allocation.codec),
+        prompts=encode_prompts(values, allocation.codec) if plan.needs_prompts else None,
         seed=plan.seed,
         provenance=provenance,
     )

@@ -46,6 +46,7 @@ _PIXELS = 1 << 17  # that the autoencoder encodes at a time: 32 images of 64x64
 _VALUES = 1 << 18  # of latents that one forward pass takes: 16 of 4x64x64
 _KEPT = 1 << 22  # values of a codebook that is worth keeping
 _PART = 1 << 24  # and of a part of a codebook that is in memory as a whole: 64 MB
+_PROMPT_SHARE = 0.1  # of the bytes of codes are saved where they have learned prompts: 0.2 dB
 _NEAR = 4  # entries that are in the running for each atom, where a codebook is larger
 
 
@@ -79,7 +80,8 @@ def with_codes(
     rows = [stored_arrays(run.journal, name) for name in names]
     atoms, signs = (np.stack([row[key][:count] for row in rows]) for key in ("atoms", "signs"))
     codes = encode_codes(Codes(coding, count, atoms.astype(np.int64), signs))
-    return replace(pack, images_per_class=plan.images_per_class, codes=codes)
+    prompts = pack.prompts if plan.needs_prompts else None
+    return replace(pack, images_per_class=plan.images_per_class, prompts=prompts, codes=codes)
 
 
 def can_code(backbone: Backbone, coding: Coding) -> bool:
@@ -90,7 +92,18 @@ def can_code(backbone: Backbone, coding: Coding) -> bool:
 
 def _name(coding: Coding) -> str:
     """Where the journal keeps codes: those of a pilot are the first of those of another."""
-    return f"codes/{len(coding.atoms)}-{coding.bits}-{max(coding.atoms)}"
+    bare = "" if coding.prompts else "-bare"
+    return f"codes/{len(coding.atoms)}-{coding.bits}-{max(coding.atoms)}{bare}"
+
+
+def coding_alone(plan: EncodePlan, size_of: Callable[[EncodePlan], int]) -> Coding:
+    """Return how codes are made where no image has a seed: without prompts that cost too much."""
+    coding = plan.coding
+    assert coding is not None
+    bare = replace(coding, prompts=False)
+    prompts = size_of(plan) - size_of(replace(plan, coding=bare))
+    codes = coding.nbytes * plan.codes * len(plan.classes)
+    return bare if prompts > codes * _PROMPT_SHARE else coding
 
 
 def divided(source: Source, plan: EncodePlan, c: int) -> tuple[list[int], list[int]]:
@@ -168,6 +181,7 @@ class Coder:
     def _condition(self, first: int, count: int) -> Condition:
         if not self.coding.prompts:
             return self.backbone.unconditional().expand(count)
+        assert self.pack.prompts is not None
         prompts = torch.from_numpy(decode_prompts(self.pack.prompts)[self.c].copy())
         template = self.pack.recipe.template
         modes = [

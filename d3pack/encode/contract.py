@@ -100,7 +100,8 @@ class Draft:
     """What a method has learned. `encode` turns it into a pack."""
 
     recipe: Recipe
-    prompts: npt.NDArray[np.float32]  # (classes, modes, vectors, width)
+    # (classes, modes, vectors, width); None where no image is made under a prompt
+    prompts: npt.NDArray[np.float32] | None
     backbone: Backbone  # open, as the recipe names it
     teacher: Teacher | None = None  # needed where images are picked or labelled
     adapter: Coded | None = None
@@ -119,11 +120,12 @@ class Draft:
         """Return the pack without picks, labels, probes and provenance."""
         from d3pack.format import EMBEDDED, Pack, encode_prompts
 
+        codec, prompts = plan.allocation.codec, self.prompts
         return Pack(
             classes=plan.classes,
             images_per_class=max(1, plan.seeded),  # without seeds, `codes` replaces this one
             recipe=self.recipe,
-            prompts=encode_prompts(self.prompts, plan.allocation.codec),
+            prompts=None if prompts is None else encode_prompts(prompts, codec),
             seed=plan.seed,
             adapter=self.adapter,
             optional={} if self.embedded is None else {EMBEDDED: {}},

@@ -72,7 +72,7 @@ def finish(run: EncodeRun, plan: EncodePlan, draft: Draft, method: str) -> Pack:
 
 def _split(run: EncodeRun, plan: EncodePlan, draft: Draft, method: str) -> EncodePlan:
     """Return the plan whose split between seeds and codes is the best."""
-    width = draft.prompts.shape[-1]
+    width = draft.backbone.prompt_shape[1]
     record = sample_provenance(method, run.source, run.settings, tuple(draft.metrics), {})
 
     def size_of(plan: EncodePlan) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 from d3pack.backbones import Backbone
 from d3pack.decode import Decoder
-from d3pack.encode.codes import can_code, code_seconds, divided
+from d3pack.encode.codes import can_code, code_seconds, coding_alone, divided
 from d3pack.encode.contract import EncodeRun
 from d3pack.encode.plan import SMALL, EncodePlan, coding_for
 from d3pack.encode.settings import EncodeSettings
@@ -56,7 +56,8 @@ class Split:
         """What a class of the pack holds."""
         parts = []
         if self.plan.coding is not None:
-            parts.append(f"{self.plan.codes} codes of {self.plan.coding.nbytes:.1f} bytes")
+            under = "" if self.plan.coding.prompts else " without prompts"
+            parts.append(f"{self.plan.codes} codes of {self.plan.coding.nbytes:.1f} bytes{under}")
         if self.plan.seeded:
             parts.append(f"{self.plan.seeded} seeded")
         return f"{self.name} ({', '.join(parts)})"
@@ -77,6 +78,8 @@ def first_splits(
     seeded = wanted - wanted // 2 if limited else wanted
     coding = coding_for(settings)
     alone = filled(derived, coding, 0, most, settings, size_of)
+    if alone is not None and not (bare := coding_alone(alone, size_of)).prompts:
+        alone = filled(derived, bare, 0, most, settings, size_of)
     both = filled(beside, coding, seeded, most - seeded if limited else most, settings, size_of)
     splits = [Split("codes", alone) if alone else None, Split("both", both) if both else None]
     return [*filter(None, splits), Split("seeds", plan)]
@@ -136,7 +139,8 @@ def choose_split(
     while best.plan.coding is not None:
         coding = best.plan.coding
         bits = next((bits for bits in FINER if bits > coding.bits), None)
-        if bits is None or coding != coding_for(replace(run.settings, code_bits=coding.bits)):
+        usual = coding_for(replace(run.settings, code_bits=coding.bits))
+        if bits is None or coding != replace(usual, prompts=coding.prompts):
             break
         finest = replace(coding, bits=bits)
         most, seeded = best.plan.codes, best.plan.seeded

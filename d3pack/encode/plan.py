@@ -78,6 +78,11 @@ class EncodePlan:
         """Images of each class that are made of seeds."""
         return self.images_per_class - self.codes
 
+    @property
+    def needs_prompts(self) -> bool:
+        """Whether any image is made under a prompt."""
+        return self.coding is None or self.coding.prompts or self.seeded > 0
+
     def to_json(self) -> dict[str, Any]:
         """Return what a run must have in common with the one that it continues."""
         value = asdict(self)

@@ -261,8 +261,10 @@ def prompted_by_names(pack: Pack, twin: Pack) -> bool:
 
     from d3pack.format import decode_prompts, encode_prompts
 
+    if pack.adapter is not None or pack.prompts is None or twin.prompts is None:
+        return False
     own, names = decode_prompts(pack.prompts), decode_prompts(twin.prompts)
-    if pack.adapter is not None or own.shape != names.shape:
+    if own.shape != names.shape:
         return False
     off = float(np.linalg.norm(own - names) / np.linalg.norm(names))
     rounded = encode_prompts(names, pack.prompts.codec)

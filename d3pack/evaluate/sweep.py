@@ -85,6 +85,8 @@ def _change(pack: Pack, axis: str, value: str) -> Pack:
     if axis == "ipc":
         return pack.first(int(value))
     if axis == "codec":
+        if pack.prompts is None:
+            raise UsageError(f"invalid sweep codec={value}: the pack has no prompts")
         if value == pack.prompts.codec:
             return pack
         try:

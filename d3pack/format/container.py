@@ -31,7 +31,7 @@ MAX_HEADER = 25_000_000  # what the Hub's own header parsers accept
 MAX_SECTIONS = 64
 
 KNOWN = tuple(SECTIONS)
-REQUIRED = ("classes", "leaves", "prompts")
+REQUIRED = ("classes", "leaves")
 
 _NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
 _SECTION = re.compile(r"[a-z][a-z0-9-]{0,31}")
@@ -230,6 +230,11 @@ def place_sections(
                 f"section {name!r}: more than {MAX_DATA} bytes of data", code="E_LIMIT"
             )
         parts.append(part)
+    codes = next((part.params for part in parts if part.name == "codes"), None)
+    needed = codes is None or codes["images"] < images or codes["prompts"]
+    if needed != any(part.name == "prompts" for part in parts):
+        problem = "is missing" if needed else "is used by no image, and must be left out"
+        raise _section_error(f"section 'prompts' {problem}")
     return Placement(tuple(parts), classes, shared, row)
 
 

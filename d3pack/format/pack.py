@@ -87,7 +87,8 @@ class Pack:
         classes: names of the C classes.
         images_per_class: n. The first k images of a class are its best k.
         recipe: the backbone and how it is used.
-        prompts: decodes to float32 (C, m, k, D). The i-th seeded image uses mode i mod m.
+        prompts: decodes to float32 (C, m, k, D). The i-th seeded image uses mode i mod m. None
+            where all images are made of codes without prompts.
         seed: 64 bits, the key of the noise of every image.
         codes: decodes to `Codes`: single images as choices among noise. They come before those
             that are made of seeds.
@@ -117,7 +118,7 @@ class Pack:
     classes: tuple[str, ...]
     images_per_class: int
     recipe: Recipe
-    prompts: Coded
+    prompts: Coded | None
     seed: int
     codes: Coded | None = None
     picks: Coded | None = None
@@ -258,7 +259,8 @@ class Pack:
 
     def modes(self, images: Any) -> Array:
         """Return which of the prompts of its class each image uses."""
-        columns, count = np.asarray(images, dtype=np.int64), self.prompts.params["shape"][0]
+        columns = np.asarray(images, dtype=np.int64)
+        count = 1 if self.prompts is None else self.prompts.params["shape"][0]
         seeded = columns - self.coded_images
         own = columns if self.codes is None else columns % self.codes.params["codes"]
         modes: Array = np.where(seeded < 0, own, seeded) % count
@@ -285,7 +287,7 @@ class Pack:
             self._part({"select": len(rows)}),
             classes=tuple(self.classes[row] for row in rows),
             ids=None if np.array_equal(ids, np.arange(len(rows))) else ids,
-            prompts=self.prompts.take(take),
+            prompts=None if self.prompts is None else self.prompts.take(take),
             codes=None if self.codes is None else self.codes.take(take),
             picks=None if self.picks is None else self.picks.take(take),
             labels=None if self.labels is None else restrict_labels(self.labels, take, take),
@@ -307,9 +309,11 @@ class Pack:
         if k == self.images_per_class:
             return self
         seeded = k - self.coded_images
+        unused = self.codes is not None and seeded <= 0 and not self.codes.params["prompts"]
         return replace(
             self._part({"first": k}),
             images_per_class=k,
+            prompts=None if unused else self.prompts,
             codes=None if self.codes is None else first_codes(self.codes, k),
             picks=first_picks(self.picks, seeded) if self.picks and seeded > 0 else None,
             labels=None if self.labels is None else first_labels(self.labels, k),

@@ -110,7 +110,7 @@ def _build_part(
         classes=names,
         images_per_class=header.images,
         recipe=header.recipe,
-        prompts=sections["prompts"],
+        prompts=sections.get("prompts"),
         seed=header.seed,
         codes=sections.get("codes"),
         picks=sections.get("picks"),

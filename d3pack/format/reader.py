@@ -226,7 +226,7 @@ def build_pack(header: Header, names: tuple[str, ...], sections: Mapping[str, Co
         classes=names,
         images_per_class=header.images,
         recipe=header.recipe,
-        prompts=sections["prompts"],
+        prompts=sections.get("prompts"),
         seed=header.seed,
         codes=sections.get("codes"),
         picks=sections.get("picks"),

@@ -78,7 +78,8 @@ def check_values(coded: Mapping[str, Coded], names: tuple[str, ...], images: int
             raise InvalidPackError("two classes have the same id", code="E_IDS")
         if np.array_equal(ids, np.arange(ids.size)):
             raise InvalidPackError("the ids are 0, 1, 2, ... and must be left out", code="E_IDS")
-    check_prompt_values(coded["prompts"], names)
+    if "prompts" in coded:
+        check_prompt_values(coded["prompts"], names)
     if "codes" in coded:
         check_code_values(coded["codes"], names)
     if "picks" in coded:

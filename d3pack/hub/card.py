@@ -114,7 +114,7 @@ def _identity(facts: Facts) -> str:
         ("images per class", f"{pack.images_per_class:,}"),
         ("sampler", f"{recipe.sampler}, {len(recipe.sigmas) - 1} steps, guidance"
                     f" {recipe.guidance:g}, {recipe.dtype}"),
-        ("prompts", f"codec {pack.prompts.codec}"),
+        ("prompts", f"codec {pack.prompts.codec}" if pack.prompts else "none"),
         ("codes", f"{pack.codes.params['codes']:,} photographs a class" if pack.codes else "none"),
         ("soft labels", f"codec {pack.labels.codec}" if pack.labels else "none"),
         ("signature", "OpenSSF model-signing, beside the pack" if facts.signed else "none"),

@@ -162,7 +162,10 @@ def _share(part: float) -> str:
 
 def _recipe(pack: Pack) -> str:
     recipe = pack.recipe
-    modes = pack.prompts.params.get("shape", ())
+    prompts = "none"
+    if pack.prompts is not None:
+        shape = " x ".join(map(str, pack.prompts.params.get("shape", ())))
+        prompts = f"{pack.prompts.codec}, {shape or 'see manifest'}"
     rows = (
         ("backbone", f"{recipe.backbone.repo or 'a directory'} ({recipe.backbone.kind})"),
         ("revision", recipe.backbone.revision),
@@ -171,7 +174,7 @@ def _recipe(pack: Pack) -> str:
         ("sampler", f"{recipe.sampler}, {len(recipe.sigmas) - 1} steps"),
         ("guidance", f"{recipe.guidance:g}"),
         ("template", recipe.template),
-        ("prompts", f"{pack.prompts.codec}, {' x '.join(map(str, modes)) or 'see manifest'}"),
+        ("prompts", prompts),
         ("codes", _codes(pack)),
         ("seed", f"{pack.seed:016x}" + (", curated picks" if pack.picks is not None else "")),
         ("exact at", f"{recipe.dtype}, groups of {recipe.group}"),

@@ -102,6 +102,9 @@ def cases() -> Iterator[Case]:
         ("guidance-minus", "guidance of minus zero", "codes", {"guidance": -0.0}),
     ):
         yield f"codes-{name}", code, breaks, source, params("codes", **value)
+    needed, unused = params("codes", prompts=True), params("codes", prompts=False)
+    yield "codes-prompts-needed", "E_SECTION", "codes under no prompts", "codes-bare", needed
+    yield "codes-prompts-unused", "E_SECTION", "prompts of no image", "codes", unused
     yield "codes-missing", code, "no atoms", "codes", drop("codes", "atoms")
 
     def picked(draft: Draft) -> None:

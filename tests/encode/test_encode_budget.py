@@ -46,6 +46,7 @@ def test_classcond_spends_a_budget_on_what_fits(source: Source, tmp_path: Path) 
         output = tmp_path / f"{budget}.d3m"
         pack = encode(source, output, settings_of(budget=budget, **CLASSCOND))
         assert len(pack_bytes(pack)) <= budget
+        assert pack.prompts is not None
         chosen.append((pack.prompts.codec, pack.picks is not None, pack.probes is not None))
         assert f"budget {budget:,} bytes: " in (tmp_path / f"{budget}.d3m.work/log.txt").read_text()
     assert chosen[0][1:] == (False, False)

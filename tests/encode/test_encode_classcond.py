@@ -147,6 +147,7 @@ def test_the_pack_opens_with_the_backbone_beside_it(server: Server, undisturbed:
     backbone = decoder.backbone
     assert isinstance(backbone, DiT)
     table = backbone.denoiser.transformer_blocks[0].norm1.emb.table[:-1].half().float()
+    assert pack.prompts is not None
     assert np.array_equal(decode_prompts(pack.prompts)[:, 0, 0], table.numpy())
     assert pack.classes == tuple(sorted(CLASSES))
     assert torch.equal(backbone.name_vectors("lemon")[0].half().float(), table[1])

@@ -18,11 +18,21 @@ from d3pack.backbones import Backbone, open_backbone
 from d3pack.decode import Decoder, codebook, verify_probes
 from d3pack.encode import codes as codes_module
 from d3pack.encode import coding_within, encode, estimate_encode
-from d3pack.encode.codes import Coder
+from d3pack.encode.allocation import SMALLEST
+from d3pack.encode.codes import Coder, coding_alone
 from d3pack.encode.methods.codes.method import CodesOnly, images_of
-from d3pack.encode.plan import coding_for, sigmas_of
+from d3pack.encode.plan import EncodePlan, coding_for, sigmas_of
 from d3pack.encode.settings import EncodeSettings
-from d3pack.format import Codes, Coding, Pack, Recipe, decode_codes, encode_codes, encode_prompts
+from d3pack.format import (
+    Codes,
+    Coding,
+    Pack,
+    Recipe,
+    decode_codes,
+    encode_codes,
+    encode_prompts,
+    pack_bytes,
+)
 from d3pack.format.codecs import decode_picks
 from d3pack.sources import open_source
 from d3pack.testing import raises_code
@@ -167,6 +177,56 @@ def test_pack_holds_photographs_and_seeds(home: Path, mixed: Pack) -> None:
     assert verify_probes(mixed, decoder).verdict == "exact"
 
 
+def test_few_codes_alone_come_without_prompts(home: Path) -> None:
+    """A teacher chooses the photographs; nothing is learned that no image uses."""
+    settings = quick(home / "sd", codes=4, code_steps=3, code_bits=4, probes=4)
+    pack = encode(home / "source", home / "few.d3m", settings)
+    assert pack.prompts is None
+    log = (home / "few.d3m.work" / "log.txt").read_text()
+    assert "code photographs" in log
+    assert "collages" not in log
+    assert "invert" not in log
+    assert abs(estimate_encode(home / "source", settings)["bytes"] - len(pack_bytes(pack))) < 100
+    decoder = Decoder(pack, path=home / "sd")
+    assert verify_probes(pack, decoder).verdict == "exact"
+    images = decoder.images([(1, 0), (1, 1), (2, 3)])
+    assert torch.equal(decoder.images([(2, 3), (1, 1)]), images[[2, 1]])
+    part = pack.select([1]).first(2)
+    assert part.prompts is None
+    assert torch.equal(Decoder(part, path=home / "sd").images(range(2)), images[:2])
+
+
+def test_prompts_stay_where_many_codes_gain_more_than_they_cost() -> None:
+    def plan(codes: int) -> EncodePlan:
+        coding = coding_for(EncodeSettings())
+        return EncodePlan(
+            ("a", "b"), 400, codes, 32, (64, 64), "float32", SMALLEST, 4, 0, codes, coding
+        )
+
+    def size_of(plan: EncodePlan) -> int:
+        return 1000 + 216 * plan.needs_prompts
+
+    # 216 bytes of prompts against a tenth of 2 * codes * 16.9 bytes
+    assert not coding_alone(plan(60), size_of).prompts
+    assert coding_alone(plan(70), size_of).prompts
+
+
+def test_first_images_of_a_pack_drop_prompts_that_none_uses(mini: Backbone, lemon: Pack) -> None:
+    coding = Coding((2.0, 0.5, 0.0), (1, 1), bits=4, prompts=False)
+    atoms, signs = np.array([[[3, 5], [0, 9]]]), np.ones((1, 2, 2), np.int8)
+    mixed = replace(lemon, images_per_class=3, codes=encode_codes(Codes(coding, 2, atoms, signs)))
+    coded = mixed.first(2)
+    assert mixed.prompts is not None
+    assert coded.prompts is None
+    assert d3pack.read(pack_bytes(coded)) == coded
+    with raises_code("E_SECTION", match="used by no image"):
+        pack_bytes(replace(coded, prompts=lemon.prompts))
+    with raises_code("E_SECTION", match="missing"):
+        pack_bytes(replace(mixed, prompts=None))
+    expected = Decoder(mixed, backbone=mini).images(range(2))
+    assert torch.equal(Decoder(coded, backbone=mini).images(range(2)), expected)
+
+
 def test_photographs_do_not_change_what_seeds_make(home: Path, mixed: Pack) -> None:
     settings = quick(home / "sd", images_per_class=2, probes=4)
     alone = encode(home / "source", home / "alone.d3m", settings)
@@ -200,6 +260,9 @@ def test_command_codes_a_folder(home: Path, tmp_path: Path) -> None:
     assert pack.picks is None
     assert pack.codes is not None
     assert pack.codes.nbytes <= 3 * 20 * 6
+    assert pack.prompts is None
+    assert "prompts" not in pack.ledger().sections
+    assert verify_probes(pack, Decoder(pack, path=home / "sd")).verdict == "exact"
     described = invoke("info", tmp_path / "x.d3m").output
     assert "20 photographs a class" in described
     assert "likeness of these photographs can be rebuilt" in described

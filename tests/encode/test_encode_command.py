@@ -49,6 +49,7 @@ def test_file_holds_the_pack_that_is_returned(
 def test_pack_has_what_the_settings_say(made: tuple[d3pack.Pack, EncodeSettings]) -> None:
     pack = made[0]
     assert pack.classes == CLASSES
+    assert pack.prompts is not None
     assert decode_prompts(pack.prompts).shape == (3, 2, 1, 32)
     assert pack.picks is not None
     picks = decode_picks(pack.picks)
@@ -188,6 +189,8 @@ def test_budget_is_spent_but_not_exceeded(home: Path) -> None:
         pack = encode(source, home / f"budget{budget}.d3m", settings)
         assert len(pack_bytes(pack)) <= budget
     small, large = (d3pack.read(home / f"budget{b}.d3m") for b in (3_000, 12_000))
+    assert large.prompts is not None
+    assert small.prompts is not None
     assert decode_prompts(large.prompts).size > decode_prompts(small.prompts).size
     assert "budget 12,000 bytes: " in (home / "budget12000.d3m.work" / "log.txt").read_text()
 
@@ -215,6 +218,7 @@ def test_command_prints_events_as_json_lines(home: Path) -> None:
 
 
 def test_dry_run_changes_nothing(home: Path) -> None:
+    (home / "cache").mkdir(exist_ok=True)  # where it is remembered that a backbone's files are good
     before = sorted(home.iterdir())
     done = call(home / "source", "--dry-run", "--backbone", home / "sd", *SHORT)
     assert done.exit_code == 0, done.exception

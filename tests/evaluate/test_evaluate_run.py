@@ -318,6 +318,7 @@ def test_vectors_are_learned_anew_as_recorded(world: Path, tmp_path: Path) -> No
     found = sweep.variants(pack, sweep.parse_sweep(["vectors=1,3"]), learn)
     assert [variant.title for variant in found] == ["pack as it is", "vectors 3"]
     learned = found[1].pack
+    assert learned.prompts is not None
     assert learned.prompts.params["shape"][1] == 3
     assert learned.recipe == pack.recipe
     assert learned.images_per_class == pack.images_per_class
@@ -475,6 +476,7 @@ def test_class_names_cost_nothing_a_class(world: Path, tmp_path: Path) -> None:
     from d3pack.format.codecs import decode_prompts
 
     opened = open_backbone(pack.recipe.backbone, path=world / "backbone")
+    assert twin.prompts is not None
     values = torch.from_numpy(decode_prompts(twin.prompts))
     tokens = opened.name_vectors(pack.classes[0], values.shape[2])
     torch.testing.assert_close(values[0, 0], tokens.float(), rtol=1e-3, atol=1e-3)

@@ -157,6 +157,7 @@ def test_seeded_images_count_behind_those_of_codes() -> None:
 
 def test_images_use_the_mode_of_their_code() -> None:
     pack = with_codes(images=8)
+    assert pack.prompts is not None
     modes = pack.prompts.params["shape"][0]
     assert pack.modes([0, 2, 3, 4, 7]).tolist() == [m % modes for m in (0, 2, 0, 0, 3)]
 

@@ -162,6 +162,7 @@ def test_pack_is_independent_of_the_bytes_it_was_read_from() -> None:
     data = bytearray(SMALL.read_bytes())
     pack = d3pack.read(data)
     data[-2:] = b"\0\0"
+    assert pack.prompts is not None
     assert pack.prompts.tensors["values"].ravel().tolist() == [0.5]
     assert d3pack.pack_bytes(pack) == SMALL.read_bytes()
 

@@ -28,8 +28,11 @@ def test_pack_is_immutable() -> None:
         pack.seed = 1  # type: ignore[misc]
     assert pack.probes is not None
     assert pack.picks is not None
+    assert pack.prompts is not None
     arrays = [pack.probes.images, *pack.picks.tensors.values(), *pack.prompts.tensors.values()]
-    arrays += list(d3pack.read(d3pack.pack_bytes(pack)).prompts.tensors.values())
+    again = d3pack.read(d3pack.pack_bytes(pack)).prompts
+    assert again is not None
+    arrays += list(again.tensors.values())
     for array in arrays:
         with pytest.raises(ValueError, match="read-only"):
             array[...] = 0

@@ -76,6 +76,7 @@ def test_schema_refuses_invalid_manifests() -> None:
         "section-twice", "section-unknown", "section-pad", "section-hash-missing",
         "section-hash-needless", "backbone-size-real", "recipe-ancestral-integer",
         "recipe-ancestral-minus-zero", "recipe-guidance-minus",
+        "codes-prompts-unused", "section-prompts-missing",
     }  # fmt: skip
     codes = {"E_MANIFEST", "E_VERSION", "E_FEATURE", "E_RECIPE", "E_SECTION"}
     tried = 0

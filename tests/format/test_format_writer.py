@@ -255,8 +255,8 @@ def test_big_endian_and_strided_arrays_give_the_same_pack() -> None:
         ),
         prompts=Coded(
             "f16",
-            {"values": pack.prompts.tensors["values"].astype(">f2")},
-            pack.prompts.params,
+            {"values": stored(pack.prompts).tensors["values"].astype(">f2")},
+            stored(pack.prompts).params,
         ),
     )
     assert d3pack.pack_bytes(turned) == d3pack.pack_bytes(pack)

@@ -6,6 +6,7 @@ What another method has distilled or chosen travels exactly as it is, as closely
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from d3pack.encode.allocation import MARGIN, Allocation, expected_bytes
 from d3pack.encode.codes import code_seconds
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate, NoSettings
 from d3pack.encode.finish import sample_provenance
-from d3pack.encode.plan import EncodePlan, chosen_backbone, dtype_for
+from d3pack.encode.plan import EncodePlan, chosen_backbone, coding_for, dtype_for
 from d3pack.encode.settings import EncodeSettings
 from d3pack.errors import SourceError, UsageError
 from d3pack.format import Recipe
@@ -45,15 +46,15 @@ class CodesOnly:
             )
         count = max(source.counts)
         settings = replace(settings, images_per_class=count, codes=count)
-        allocation = Allocation(probes=1 if settings.probes is None else settings.probes)
         plan = EncodePlan.of(
             source,
             settings,
             size=settings.size or backbone.image_size,
-            allocation=replace(allocation, codec=settings.codec or "i4"),
+            allocation=Allocation(probes=1 if settings.probes is None else settings.probes),
             dtype=dtype_for(context.device),
             text=_uneven(source, count),
         )
+        plan = replace(plan, coding=replace(coding_for(settings), prompts=False))
         job = CodesJob(source, settings, backbone, plan)
         least, budget = job.expected_bytes() + MARGIN, settings.budget
         if budget is not None and least > budget:
@@ -111,19 +112,19 @@ class CodesJob:
         return Estimate(self.expected_bytes(), {"codes": seconds * plan.codes * len(plan.classes)})
 
     def run(self, run: EncodeRun) -> Draft:
-        """Return class names as prompts; the driver codes the images."""
+        """Return an empty draft; the driver codes the images."""
         return Draft(
             recipe=self.recipe(),
-            prompts=self._prompts(),
+            prompts=None,
             backbone=self.backbone,
-            photographs=lambda c: images_of(run.source, c, self.plan.size, self.plan.codes),
+            photographs=partial(self._photographs, run.source),
+            real=lambda c, most: self._photographs(run.source, c, most).numpy(),
             seen=sum(run.source.counts),
         )
 
-    def _prompts(self) -> npt.NDArray[np.float32]:
-        """Return the vectors of the class names, (classes, 1, 1, width)."""
-        vectors = [self.backbone.name_vectors(name, 1) for name in self.plan.classes]
-        return torch.stack(vectors)[:, None].detach().float().cpu().numpy()
+    def _photographs(self, source: Source, c: int, most: int | None = None) -> Tensor:
+        count = self.plan.codes if most is None else min(most, self.plan.codes)
+        return images_of(source, c, self.plan.size, count)
 
 
 def images_of(source: Source, c: int, size: tuple[int, int], count: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from d3pack.encode.allocation import (
     expected_bytes,
 )
 from d3pack.encode.candidates import stored_arrays
-from d3pack.encode.codes import code_seconds
+from d3pack.encode.codes import code_seconds, coding_alone
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate
 from d3pack.encode.estimate import seconds_of, teacher_seconds
 from d3pack.encode.finish import SHEET_IMAGES, sample_provenance
@@ -123,6 +124,8 @@ def prepare(
         most_vectors=most_vectors,
         ladder=SEEDS_LADDER if plan.pilots else LADDER,
     )
+    if plan.coding is not None and not plan.seeded:
+        plan = replace(plan, coding=coding_alone(plan, partial(job.bytes_of, allocation)))
     # where images are cheap and a teacher picks among them, guidance is measured
     if details.guidance is None and not (small and allocation.candidates > 1):
         details = replace(details, guidance=default_guidance(backbone.ref))
@@ -154,6 +157,8 @@ def _details(settings: EncodeSettings, own: D3MSettings, backbone: Backbone, sid
 
 def _text(plan: EncodePlan, details: Details, allocation: Allocation) -> tuple[str, ...]:
     name = details.backbone.repo or details.backbone.revision[:12]
+    if not plan.needs_prompts:
+        return (f"backbone {name}, {plan.size[0]}x{plan.size[1]}, {plan.dtype}; no prompts",)
     guidance = "by measurement" if details.guidance is None else f"{details.guidance:g}"
     return (
         f"backbone {name}, {plan.size[0]}x{plan.size[1]}, {plan.dtype}; {details.sampler} "
@@ -195,10 +200,14 @@ class D3MJob:
 
     def expected_bytes(self, allocation: Allocation) -> int:
         """Return the bytes of the pack with that allocation."""
+        return self.bytes_of(allocation, self.plan)
+
+    def bytes_of(self, allocation: Allocation, plan: EncodePlan) -> int:
+        """Return the bytes of the pack of a plan with that allocation."""
         figures, counts = ("start_loss", "loss"), {"samples": 123456}
         seen = sum(min(count, self.own.pool) for count in self.source.counts)
         record = sample_provenance(D3M.name, self.source, self.settings, figures, counts, seen)
-        return expected_bytes(self.plan, self.recipe(), self.details.width, allocation, record)
+        return expected_bytes(plan, self.recipe(), self.details.width, allocation, record)
 
     def estimate(self) -> Estimate:
         """Measure a little of every stage on this machine."""
@@ -211,17 +220,17 @@ class D3MJob:
         looked = sum(min(count, own.pool) for count in self.source.counts)
         kept = min(own.collages, -(-looked // classes // details.factor**2)) * classes
         step, latents, image = self._seconds()
-        stages = {
-            "collages": looked * (read + 2e-4 * details.crops) + kept * latents,
+        stages = {}
+        if plan.needs_prompts:
+            stages["collages"] = looked * (read + 2e-4 * details.crops) + kept * latents
             # about three quarters of the steps are used before a row stops gaining
-            "inversion": rows * each * (0.75 * own.steps + own.cool) * step,
-        }
+            stages["inversion"] = rows * each * (0.75 * own.steps + own.cool) * step
         if self.settings.teacher == "train":
             stages["teacher"] = (
                 teacher_seconds(self.source, plan.typical, self.settings, str(self.backbone.device))
                 + sum(self.source.counts) * read
             )
-        if details.guidance is None:
+        if details.guidance is None and plan.needs_prompts:
             images = trial_images(allocation) * min(classes, MOST_CLASSES)
             stages["guidance"] = image * images * len(GUIDANCES)
         candidates = allocation.candidates if allocation.candidates > 1 else 0
@@ -262,6 +271,9 @@ class D3MJob:
         """Train a teacher, make collages, learn prompts, measure guidance."""
         plan, journal = self.plan, run.journal
         teacher = open_teacher(run, plan.typical)
+        if not plan.needs_prompts:
+            seen = sum(self.source.counts)
+            return Draft(self.recipe(), None, self.backbone, teacher, seen=seen)
         seen, bad = self._make_collages(run, teacher)
         fitted = self._learn_prompts(run)
         allocation = plan.allocation
