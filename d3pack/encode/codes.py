@@ -36,11 +36,13 @@ from d3pack.format import (
 )
 from d3pack.sources import Source, random_order
 from d3pack.students import held_back
-from d3pack.teachers import Cut, Teacher, best_patches
+from d3pack.teachers import Cut, Teacher, batched, best_patches
 
 Array = npt.NDArray[Any]
 BATCH = 64  # images that are coded at the same time
-POOL = 1000  # photographs of a class that are looked at
+POOL = 1000  # photographs of a class that are looked at, at least
+_LOOKED = 4  # for each one that is coded
+_COVERED = 4000  # photographs from which those to be coded are chosen so that they cover them
 _TRIED = 16  # images that are coded for an estimate
 _PIXELS = 1 << 17  # that the autoencoder encodes at a time: 32 images of 64x64
 _VALUES = 1 << 18  # of latents that one forward pass takes: 16 of 4x64x64
@@ -114,15 +116,38 @@ def divided(source: Source, plan: EncodePlan, c: int) -> tuple[list[int], list[i
 
 
 def choose_photographs(run: EncodeRun, plan: EncodePlan, teacher: Teacher, c: int) -> Tensor:
-    """Return the photographs of a class that the teacher finds most typical, best first.
+    """Return photographs that cover the half of a class that the teacher finds more typical.
 
-    A class with too few of them repeats them.
+    The first k of them cover it best with k. A class with too few photographs repeats them.
     """
-    cut = Cut(size=plan.size, pool=max(POOL, plan.codes), seed=plan.seed)
+    cut = Cut(size=plan.size, pool=max(POOL, _LOOKED * plan.codes), seed=plan.seed)
     free, _ = divided(run.source, plan, c)
     patches = best_patches(run.source, c, teacher, cut, free)
     order = np.argsort(patches.costs, kind="stable")
-    return torch.from_numpy(patches.pixels[np.resize(order, plan.codes)])
+    pixels = torch.from_numpy(patches.pixels[order[: max(plan.codes, -(-len(order) // 2))]])
+    if len(pixels) <= _COVERED:
+        pixels = pixels[covering(batched(teacher, pixels)[1], plan.codes)]
+    return pixels[np.resize(np.arange(len(pixels)), plan.codes)]
+
+
+def covering(features: Tensor, count: int) -> Tensor:
+    """Return `count` rows at most, by which all rows are covered best.
+
+    Each is the one that raises the sum of similarities to the nearest chosen row most (greedy
+    facility location).
+
+    Args:
+        features: unit vectors (N, F).
+    """
+    similar = features @ features.T
+    nearest = torch.full((len(features),), -1.0)
+    chosen: list[int] = []
+    for _ in range(min(count, len(features))):
+        gains = (similar - nearest[:, None]).clamp_(min=0).sum(0)
+        gains[chosen] = -1.0
+        chosen.append(int(gains.argmax()))
+        nearest = torch.maximum(nearest, similar[:, chosen[-1]])
+    return torch.tensor(chosen)
 
 
 def code_seconds(backbone: Backbone, coding: Coding, recipe: Recipe, tried: int) -> float:

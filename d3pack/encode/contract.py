@@ -110,7 +110,7 @@ class Draft:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     seen: int = 0  # real images that were used
     bad: int = 0  # real images that could not be read
-    # images of a class to be coded; None: those that the teacher finds most typical
+    # images of a class to be coded; None: the teacher chooses
     photographs: Callable[[int], Tensor] | None = None
     # real images of a class, at most so many, for contact sheets
     real: Callable[[int, int], npt.NDArray[np.uint8]] | None = None

@@ -19,7 +19,7 @@ from d3pack.decode import Decoder, codebook, verify_probes
 from d3pack.encode import codes as codes_module
 from d3pack.encode import coding_within, encode, estimate_encode
 from d3pack.encode.allocation import SMALLEST
-from d3pack.encode.codes import Coder, coding_alone
+from d3pack.encode.codes import Coder, choose_photographs, coding_alone, covering
 from d3pack.encode.methods.codes.method import CodesOnly, images_of
 from d3pack.encode.plan import EncodePlan, coding_for, sigmas_of
 from d3pack.encode.settings import EncodeSettings
@@ -290,6 +290,53 @@ def test_classes_with_few_images_repeat_them(home: Path, tmp_path: Path) -> None
     assert not torch.equal(first, second)
     pack = encode(tmp_path / "real", tmp_path / "x.d3m", settings)
     assert (pack.images_per_class, pack.coded_images) == (3, 3)
+
+
+def test_covering_takes_the_middle_of_every_group() -> None:
+    """The largest group comes first, and nothing is taken twice."""
+    random = torch.Generator().manual_seed(0)
+    centres = torch.eye(3, 8)
+    sizes = (30, 10, 4)
+    parts = [
+        centre + 0.1 * torch.randn(size, 8, generator=random)
+        for centre, size in zip(centres, sizes, strict=True)
+    ]
+    rows = torch.nn.functional.normalize(torch.cat(parts), dim=1)
+    group = torch.arange(3).repeat_interleave(torch.tensor(sizes))
+    chosen = covering(rows, 3)
+    assert group[chosen].tolist() == [0, 1, 2]
+    near = (rows[chosen] * centres).sum(1)
+    assert all(near[g] > (rows[group == g] @ centres[g]).median() for g in range(3))
+    assert covering(rows, 20)[:3].tolist() == chosen.tolist()
+    assert sorted(covering(rows, 100).tolist()) == list(range(44))
+
+
+def test_teacher_chooses_photographs_of_the_typical_half() -> None:
+    """Images 0 to 19 grow brighter, and the teacher likes dark ones; features are the pixels."""
+
+    class Grey:
+        classes, counts = ("a",), (20,)
+
+        def get(self, c: int, i: int) -> Image.Image:
+            return Image.new("RGB", (8, 8), (10 * i,) * 3)
+
+    class Dark:
+        def logits(self, images: torch.Tensor) -> torch.Tensor:
+            mean = images.float().flatten(1).mean(1)
+            return torch.stack([-mean, mean], 1)
+
+        def features(self, images: torch.Tensor) -> torch.Tensor:
+            return images.float().flatten(1)
+
+    run: Any = type("Run", (), {"source": Grey()})
+    teacher: Any = Dark()
+    plan = EncodePlan(("a",), 20, 4, 8, (8, 8), "float32", SMALLEST, 4, 0, codes=4)
+    images = choose_photographs(run, plan, teacher, 0)
+    shades = images.flatten(1)[:, 0].tolist()
+    assert len(set(shades)) == 4
+    assert max(shades) < 100
+    many = choose_photographs(run, replace(plan, codes=30, images_per_class=30), teacher, 0)
+    assert sorted(set(many.flatten(1)[:, 0].tolist())) == [10 * i for i in range(20)]
 
 
 def test_images_are_taken_in_the_order_of_the_source(home: Path) -> None:

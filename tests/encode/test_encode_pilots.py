@@ -102,6 +102,9 @@ class _Even:
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         return torch.zeros(len(images), 1)
 
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1).float()
+
 
 @pytest.mark.parametrize(("count", "held"), [(2, 1), (4, 1), (10, 2), (50, 10), (2_000, HELD_BACK)])
 def test_photographs_that_pilots_are_tested_on_are_never_coded(count: int, held: int) -> None:
