@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from d3pack.backbones.levels import Levels
-    from d3pack.format import BackboneRef
+    from d3pack.format import BackboneRef, Sampler
 
 TEMPLATE = "a photo of a {}"
 
@@ -50,6 +50,24 @@ class Condition:
 
         rows = list(parts)
         return Condition({n: torch.cat([r.tensors[n] for r in rows]) for n in rows[0].tensors})
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """One way to sample. The attribute `sampling` of a backbone is what it was made for, if it was
+    made for one."""
+
+    sampler: Sampler
+    steps: int
+    guidance: float
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes of the denoiser for one image."""
+        return self.steps * (1 if self.guidance == 1.0 else 2)
+
+    def __str__(self) -> str:
+        return f"{self.sampler} {self.steps} steps, guidance {self.guidance:g}"
 
 
 class Backbone(Protocol):

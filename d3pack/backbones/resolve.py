@@ -28,6 +28,7 @@ from d3pack.backbones.lock import (
     verify_files,
     with_list,
 )
+from d3pack.backbones.protocol import Sampling
 from d3pack.errors import BackboneChangedError, BackboneError, NoSpaceError, NotFoundError
 from d3pack.format import BackboneRef, FileLock
 from d3pack.system import first_line, is_disk_full
@@ -44,6 +45,7 @@ STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 _BUILT_IN = {
     "stable-diffusion": "d3pack.backbones.stable_diffusion:StableDiffusion",
     "dit": "d3pack.backbones.dit:DiT",
+    "sdxl": "d3pack.backbones.sdxl:StableDiffusionXL",
 }
 _MIRROR_HINT = "give a directory that holds the locked files"
 _log = logging.getLogger(__name__)
@@ -77,11 +79,14 @@ def default_backbone(device: str) -> str:
     return MINI if device.startswith("cpu") else STABLE_DIFFUSION
 
 
-def default_guidance(ref: BackboneRef) -> float:
-    """Return the guidance for prompts whose images nobody picks."""
-    if ref.repo == MINI:
-        return MINI_GUIDANCE
-    return 4.0 if ref.kind == "dit" else 5.0
+def default_sampling(backbone: Backbone) -> Sampling:
+    """Return how to sample prompts whose images nobody picks: as the backbone was made for."""
+    own = getattr(backbone, "sampling", None)
+    if isinstance(own, Sampling):
+        return own
+    if backbone.ref.repo == MINI:
+        return Sampling("dpmpp-2m", 12, MINI_GUIDANCE)
+    return Sampling("dpmpp-2m", 20, 4.0 if backbone.ref.kind == "dit" else 5.0)
 
 
 def mini_directory() -> Path:

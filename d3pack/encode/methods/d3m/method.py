@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from d3pack.backbones import Backbone, DiT, default_guidance
+from d3pack.backbones import Backbone, DiT, default_sampling
 from d3pack.decode import Decoder
 from d3pack.encode.allocation import (
     LADDER,
@@ -51,7 +51,7 @@ from d3pack.encode.teaching import open_teacher
 from d3pack.errors import UsageError
 from d3pack.format import BackboneRef, Pack, Recipe, Sampler, decode_prompts, encode_prompts
 from d3pack.sources import Source
-from d3pack.system import Checkpoint
+from d3pack.system import Checkpoint, SettingError
 from d3pack.teachers import Cut, Teacher
 
 Array = npt.NDArray[Any]
@@ -104,6 +104,8 @@ def prepare(
             f"invalid vectors {own.vectors}: this backbone takes"
             f" {f'{least} to' if least > 1 else 'at most'} {most} vectors"
         )
+    if outputs and least > 1 and settings.codec == "pq":  # zeros would not stay zeros
+        raise SettingError("codec", "pq", "another, for the pooled vector of this backbone")
     if (settings.candidates or 1) > 2**16 // SHARE:
         raise UsageError(
             f"invalid candidates {settings.candidates}: expected at most {2**16 // SHARE}"
@@ -133,7 +135,7 @@ def prepare(
     )
     # where images are cheap and a teacher picks among them, guidance is measured
     if details.guidance is None and not (small and allocation.candidates > 1):
-        details = replace(details, guidance=default_guidance(backbone.ref))
+        details = replace(details, guidance=default_sampling(backbone).guidance)
     text = _text(plan, details, allocation)
     if all(name.isdecimal() or name[1:].isdecimal() for name in source.classes):
         text += ("class names are numbers or ids: class_names give inversion a better start",)
@@ -147,6 +149,7 @@ def _details(settings: EncodeSettings, own: D3MSettings, backbone: Backbone, sid
     """Fill in the defaults, for images that have that side at least."""
     backbone.latent_shape_for(settings.size or backbone.image_size)  # refuses sizes that do not fit
     factor = own.factor or (1 if side <= SMALL else 2)
+    sampling = default_sampling(backbone)
     outputs = learns_outputs(backbone, own.condition)
     return Details(
         backbone=backbone.ref,
@@ -156,8 +159,8 @@ def _details(settings: EncodeSettings, own: D3MSettings, backbone: Backbone, sid
         crop_scale=own.crop_scale or ((1.0, 1.0) if factor == 1 else (0.25, 1.0)),
         template=own.template or TEMPLATES[factor],
         outputs=outputs,
-        sampler=settings.sampler or "dpmpp-2m",
-        sampler_steps=settings.sampler_steps or (12 if backbone.ref.repo == "mini" else 20),
+        sampler=settings.sampler or sampling.sampler,
+        sampler_steps=settings.sampler_steps or sampling.steps,
         guidance=settings.guidance,
     )
 
@@ -198,10 +201,11 @@ class D3MJob:
             size=plan.size,
             sampler=details.sampler,
             sigmas=sigmas_of(self.backbone, details.sampler, details.sampler_steps),
-            guidance=default_guidance(details.backbone) if guidance is None else guidance,
+            guidance=default_sampling(self.backbone).guidance if guidance is None else guidance,
             template=self._template,
             dtype=plan.dtype,
             group=plan.group,
+            extra={"eta": 1.0} if details.sampler == "ancestral" else {},
         )
 
     def expected_bytes(self, allocation: Allocation) -> int:
