@@ -311,6 +311,29 @@ class MinimaxSettings:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class ImportSettings:
+    """How images are made of imported embeddings."""
+
+    images_per_class: int = option(10, "Images per class.", flag="--ipc", ge=1, le=2**20)
+    seed: int = option(0, "Decides the noise of all images.", ge=0, lt=2**63)
+    codec: str = option("f16", "How vectors are stored.", choices=tuple(PROMPT_CODECS))
+    size: tuple[int, int] | None = option(
+        None,
+        "Size of the images in pixels; that of the backbone.",
+        ge=1,
+        parse=parse_side,
+        expected="an integer or HEIGHTxWIDTH",
+        metavar="SIZE",
+    )
+    sampler: Sampler | None = option(None, "How noise becomes an image.")
+    sampler_steps: int | None = option(None, "Steps of the sampler.", ge=1)
+    guidance: float | None = option(None, "Weight of the prompt.", ge=0, le=100)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
 # How packs record settings. The spelling is part of a pack's bytes: renaming a setting must not
 # change it, and readers of packs rely on it. The settings of d3m stand among the shared ones, those
 # of other methods under "extra", there as text but for a few.
