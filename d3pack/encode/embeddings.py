@@ -86,12 +86,12 @@ def _left_width(width: int, backbone: str | Path | None) -> int:
         raise UsageError(f"tokens of {width} are not SDXL's usual ones", hint="name the backbone")
     config = Path(backbone) / "text_encoder" / "config.json"
     try:
-        found = json.loads(config.read_text(encoding="utf-8"))["hidden_size"]
+        left = json.loads(config.read_text(encoding="utf-8"))["hidden_size"]
     except (OSError, ValueError, LookupError, TypeError):
         raise NotFoundError(f"{config} does not tell the width of the text encoder") from None
-    if type(found) is not int or not 0 < found < width:
-        raise UsageError(f"{config} has a hidden_size of {found!r:.40}, of tokens of {width}")
-    return found
+    if type(left) is not int or not 0 < left < width:
+        raise UsageError(f"{config} has a hidden_size of {left!r:.40}, of tokens of {width}")
+    return left
 
 
 def _file(stem: str, name: str, vectors: Array, left: int) -> bytes:
@@ -184,13 +184,13 @@ def import_embeddings(
     settings = settings or ImportSettings()
     if template.count("{}") != 1:
         raise SettingError("template", template, "a sentence with one {}")
-    found = _read_folder(Path(folder))
+    embeddings = _read_folder(Path(folder))
     opened = open_backbone(backbone) if isinstance(backbone, str) else backbone
     if opened.ref.kind not in KINDS:
         raise UsageError(f"embeddings are for {' and '.join(KINDS)}, not for {opened.ref.kind}")
-    _check_fit(found, opened)
-    vectors = np.stack([np.concatenate(parts, axis=1) for _, parts in found.values()])
-    classes = [(names or {}).get(Path(file).stem, name) for file, (name, _) in found.items()]
+    _check_fit(embeddings, opened)
+    vectors = np.stack([np.concatenate(parts, axis=1) for _, parts in embeddings.values()])
+    classes = [(names or {}).get(Path(file).stem, name) for file, (name, _) in embeddings.items()]
     sampling = default_sampling(opened)
     sampler = settings.sampler or sampling.sampler
     guidance = sampling.guidance if settings.guidance is None else settings.guidance
@@ -281,9 +281,9 @@ def _vectors(file: str, value: Any) -> Array:
     return array
 
 
-def _check_fit(found: Mapping[str, tuple[str, list[Array]]], backbone: Backbone) -> None:
+def _check_fit(embeddings: Mapping[str, tuple[str, list[Array]]], backbone: Backbone) -> None:
     """Refuse files of several base models, or of another one."""
-    shapes = {file: [part.shape for part in parts] for file, (_, parts) in found.items()}
+    shapes = {file: [part.shape for part in parts] for file, (_, parts) in embeddings.items()}
     first = next(iter(shapes))
     for file, shape in shapes.items():
         widths, wanted = ([s[1] for s in each] for each in (shape, shapes[first]))
