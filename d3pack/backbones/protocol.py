@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from d3pack.backbones.levels import Levels
-    from d3pack.format import BackboneRef
+    from d3pack.format import BackboneRef, Sampler
 
 TEMPLATE = "a photo of a {}"
 
@@ -52,6 +52,24 @@ class Condition:
         return Condition({n: torch.cat([r.tensors[n] for r in rows]) for n in rows[0].tensors})
 
 
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """One way to sample. The attribute `sampling` of a backbone is what it was made for, if it was
+    made for one."""
+
+    sampler: Sampler
+    steps: int
+    guidance: float
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes of the denoiser for one image."""
+        return self.steps * (1 if self.guidance == 1.0 else 2)
+
+    def __str__(self) -> str:
+        return f"{self.sampler} {self.steps} steps, guidance {self.guidance:g}"
+
+
 class Backbone(Protocol):
     """A diffusion model that makes images from learned vectors.
 
@@ -63,7 +81,8 @@ class Backbone(Protocol):
     ref: BackboneRef
     levels: Levels  # alphas_cumprod, prediction, noised(), targets, x0()
     image_size: tuple[int, int]  # the native one: height, width
-    prompt_shape: tuple[int, int]  # most vectors k, their width D
+    prompt_shape: tuple[int, int]  # most vectors k, their width D; (0, D): takes outputs only
+    output_shape: tuple[int, int, int]  # fewest and most outputs k, their width; (0, 0, 0): none
     device: torch.device
     dtype: torch.dtype  # of the models; x, x0 and gradients are float32
 
@@ -76,8 +95,11 @@ class Backbone(Protocol):
         """Return (C, H, W) of a latent for images of this height and width, or raise UsageError."""
         ...
 
-    def condition(self, prompts: Tensor, template: str = TEMPLATE) -> Condition:
-        """Return the condition of learned vectors (B, k, D); gradients pass."""
+    def condition(self, prompts: Tensor, template: str | None = TEMPLATE) -> Condition:
+        """Return the condition of learned vectors (B, k, D); gradients pass.
+
+        Without a template they are outputs of the text encoder, which then need not be open.
+        """
         ...
 
     def unconditional(self) -> Condition:
@@ -108,6 +130,13 @@ class Backbone(Protocol):
         """Return k vectors (k, D) for the name of a class: a start for learning prompts.
 
         With k None as many as the name has tokens.
+        """
+        ...
+
+    def outputs(self, text: str, k: int) -> Tensor:
+        """Return k outputs (k, D) of the text encoder for a text: a start for learning outputs.
+
+        A pooled vector comes last, filled with zeros. Of "" they are the unconditional ones.
         """
         ...
 

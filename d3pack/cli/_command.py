@@ -319,12 +319,13 @@ class _Group(click.Group):
 def verb_names() -> list[str]:
     """Return the names of all verbs and groups: the files of this package."""
     files = os.listdir(os.path.dirname(__file__))
-    return sorted(file[:-3] for file in files if file.endswith(".py") and file[0] != "_")
+    verbs = (file[:-3] for file in files if file.endswith(".py") and file[0] != "_")
+    return sorted(verb.replace("_", "-") for verb in verbs)
 
 
 def _help_of(name: str) -> str:
     """Return the help of a file: the docstring of its class or, of a group, its own."""
-    path = os.path.join(os.path.dirname(__file__), f"{name}.py")
+    path = os.path.join(os.path.dirname(__file__), f"{name.replace('-', '_')}.py")
     if not os.path.isfile(path):
         return _find(name, ()).help or ""
     with open(path, encoding="utf-8") as file:
@@ -340,7 +341,7 @@ def _help_of(name: str) -> str:
 
 def verbs_of(name: str) -> dict[str, type]:
     """Return the classes of a file by what is typed for them, as "cache ls"."""
-    module = import_module(f"d3pack.cli.{name}")
+    module = import_module(f"d3pack.cli.{name.replace('-', '_')}")
     classes = [
         kind
         for kind in vars(module).values()

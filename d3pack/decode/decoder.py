@@ -133,7 +133,7 @@ class Decoder:
         self._allocate("the backbone", partial(self._open, backbone, path, progress))
         self._conditions: OrderedDict[Pair, Condition] = OrderedDict()
         self._conditions_nbytes = 0
-        self._unconditional: Condition | None = None
+        self._unconditional: dict[bool, Condition] = {}  # by whether it guides
         self._lock = lock_of(self.backbone)
         self._pool: tuple[tuple[int, int], ThreadPoolExecutor] | None = None
 
@@ -147,6 +147,7 @@ class Decoder:
             path=path or unpack_backbone(pack),
             device=self.device,
             dtype=self.numerics.dtype,
+            encoder=pack.recipe.template is not None,
             progress=progress,
         )
         self._check_backbone()
@@ -176,14 +177,18 @@ class Decoder:
                 hint=f"this pack and numerics need {self.numerics.dtype} on {self.device}",
             )
         self.latent_shape = backbone.latent_shape_for(recipe.size)
-        if self.pack.prompts is None:
+        prompts = self.pack.prompts or self.pack.unconditional
+        if prompts is None:
             return
-        max_vectors, width = backbone.prompt_shape
-        _, k, d = self.pack.prompts.params["shape"]
-        if d != width or k > max_vectors:
+        least, most, width = (
+            backbone.output_shape if recipe.template is None else (1, *backbone.prompt_shape)
+        )
+        _, k, d = prompts.params["shape"]
+        if d != width or not least <= k <= most:
+            span = f"up to {most}" if least <= 1 else f"{least} to {most}"
+            what = "outputs" if recipe.template is None else "vectors"
             raise BackboneError(
-                f"the pack holds {k} vectors of {d} a prompt, the backbone takes up to"
-                f" {max_vectors} of {width}",
+                f"the pack holds {k} {what} of {d} a prompt, the backbone takes {span} of {width}",
                 code="E_BACKBONE_PROMPT",
                 hint="the pack was made for another backbone",
             )
@@ -200,7 +205,7 @@ class Decoder:
     def close(self) -> None:
         """Free the backbone and everything computed with it. Closing twice is allowed."""
         self._conditions.clear()
-        self._unconditional = None
+        self._unconditional.clear()
         self._conditions_nbytes = 0
         if self._pool is not None:
             self._pool[1].shutdown()
@@ -396,20 +401,18 @@ class Decoder:
         """Return the denoiser with its conditions; guidance takes one pass of twice the group."""
         recipe, backbone = self.pack.recipe, self.backbone
         guidance, prompts = self._guidance(pairs)
-        if self._unconditional is None and not (prompts and guidance == 1.0):
-            self._unconditional = backbone.unconditional()
+        if prompts not in self._unconditional and not (prompts and guidance == 1.0):
+            self._unconditional[prompts] = unconditional(backbone, self.pack, guides=prompts)
         if prompts:
             modes = self.pack.modes([i for _, i in pairs]).tolist()
             conditions = Condition.cat(
                 self._condition(c, mode) for (c, _), mode in zip(pairs, modes, strict=True)
             )
         else:
-            assert self._unconditional is not None
-            conditions = self._unconditional.expand(len(pairs))
+            conditions = self._unconditional[False].expand(len(pairs))
         if guidance == 1.0 or not prompts:
             return lambda x, sigma: backbone.denoise(x, sigma, conditions)
-        assert self._unconditional is not None
-        both = Condition.cat([self._unconditional.expand(len(pairs)), conditions])
+        both = Condition.cat([self._unconditional[True].expand(len(pairs)), conditions])
         channels = recipe.guided_channels or self.latent_shape[0]
 
         def guided(x: Tensor, sigma: float) -> Tensor:
@@ -452,6 +455,27 @@ class Decoder:
             hint="free memory, use a larger device, or encode the pack with a smaller group;"
             ' numerics="fast" also takes group= (other pixels)',
         )
+
+
+def unconditional(backbone: Backbone, pack: Pack, *, guides: bool = True) -> Condition:
+    """Return the condition of no class: the pack's, or that of the backbone.
+
+    Args:
+        backbone: an open one.
+        pack: its recipe and vectors.
+        guides: guidance compares a prompt with it, so it has as many vectors; otherwise codes are
+            made under it.
+    """
+    template, prompts = pack.recipe.template, pack.prompts
+    if pack.unconditional is not None:
+        none = torch.from_numpy(decode_prompts(pack.unconditional)[0].copy())
+    elif template is None:
+        fewest, _, width = backbone.output_shape
+        shape = prompts.params["shape"][1:] if prompts and guides else (fewest, width)
+        none = torch.zeros(1, *shape)
+    else:
+        return backbone.unconditional()
+    return backbone.condition(none.to(backbone.device), template)
 
 
 def _merged(group: list[Pair], kinds: list[list[Pair]], made: list[Tensor]) -> Tensor:

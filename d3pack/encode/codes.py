@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from d3pack.backbones import Backbone, Condition
-from d3pack.decode import codebook, samplers
+from d3pack.decode import codebook, samplers, unconditional
 from d3pack.encode.candidates import stored_arrays
 from d3pack.encode.contract import EncodeRun
 from d3pack.encode.estimate import seconds_of
@@ -152,7 +152,9 @@ def covering(features: Tensor, count: int) -> Tensor:
 
 def code_seconds(backbone: Backbone, coding: Coding, recipe: Recipe, tried: int) -> float:
     """Return the seconds that this machine takes to code one image."""
-    names = torch.zeros(1, 1, 1, backbone.prompt_shape[1]).numpy()
+    least, _, width = backbone.output_shape
+    shape = (1, backbone.prompt_shape[1]) if recipe.template is not None else (least, width)
+    names = torch.zeros(1, 1, *shape).numpy()
     pack = Pack(("one",), 1, recipe, encode_prompts(names, "f16"), seed=0)
     latents = torch.zeros((_TRIED, *backbone.latent_shape_for(recipe.size)), device=backbone.device)
     coder = Coder(backbone, coding, pack, 0, tried)
@@ -205,7 +207,7 @@ class Coder:
 
     def _condition(self, first: int, count: int) -> Condition:
         if not self.coding.prompts:
-            return self.backbone.unconditional().expand(count)
+            return unconditional(self.backbone, self.pack, guides=False).expand(count)
         assert self.pack.prompts is not None
         prompts = torch.from_numpy(decode_prompts(self.pack.prompts)[self.c].copy())
         template = self.pack.recipe.template

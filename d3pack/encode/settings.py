@@ -200,9 +200,16 @@ class EncodeSettings:
 class D3MSettings:
     """Settings of `d3m` alone."""
 
+    condition: Literal["tokens", "outputs"] | None = option(
+        None,
+        "What is learned: tokens, the default, or outputs of the text encoder, which are decoded "
+        "without it.",
+    )
     modes: int | None = option(None, "Prompts per class, each for a cluster of images.", ge=1)
     vectors: int | None = option(None, "Learned vectors per prompt.", ge=1)
-    template: str | None = option(None, "Sentence around the vectors, with one {}.")
+    template: str | None = option(
+        None, "Sentence around the vectors, with one {}; outputs start at those of its words."
+    )
     factor: int | None = option(
         None, "Side of a collage in patches: 1, 2 or 4.", choices=(1, 2, 4), group="collages"
     )
@@ -302,6 +309,29 @@ class MinimaxSettings:
                 "decode_seconds limits the search for a sampler, and minimax makes none by itself",
                 hint="set search_images as well, for instance to 200",
             )
+
+
+@dataclass(frozen=True, slots=True)
+class ImportSettings:
+    """How images are made of imported embeddings."""
+
+    images_per_class: int = option(10, "Images per class.", flag="--ipc", ge=1, le=2**20)
+    seed: int = option(0, "Decides the noise of all images.", ge=0, lt=2**63)
+    codec: str = option("f16", "How vectors are stored.", choices=tuple(PROMPT_CODECS))
+    size: tuple[int, int] | None = option(
+        None,
+        "Size of the images in pixels; that of the backbone.",
+        ge=1,
+        parse=parse_side,
+        expected="an integer or HEIGHTxWIDTH",
+        metavar="SIZE",
+    )
+    sampler: Sampler | None = option(None, "How noise becomes an image.")
+    sampler_steps: int | None = option(None, "Steps of the sampler.", ge=1)
+    guidance: float | None = option(None, "Weight of the prompt.", ge=0, le=100)
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 # How packs record settings. The spelling is part of a pack's bytes: renaming a setting must not

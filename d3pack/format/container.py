@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -220,6 +220,11 @@ def place_sections(
     for name, codec, params, *digest in sections:
         part = _place(name, codec, params, counts.of(name), shared, row, *digest)
         counts.update(part)
+        if name == "unconditional" and params["shape"] != _shape_of_one(params["shape"], parts):
+            raise InvalidPackError(
+                f"unconditional: the shape {params['shape']} is not that of a prompt",
+                code="E_CODEC",
+            )
         shared, row = part.shared.stop, part.row.stop
         if bool(digest) != (part.shared.start < shared):
             raise _section_error(
@@ -236,6 +241,12 @@ def place_sections(
         problem = "is missing" if needed else "is used by no image, and must be left out"
         raise _section_error(f"section 'prompts' {problem}")
     return Placement(tuple(parts), classes, shared, row)
+
+
+def _shape_of_one(shape: Sequence[int], parts: Iterable[Part]) -> list[int]:
+    """Return the shape of one prompt like those of the pack, or like this one without any."""
+    like = next((part.params["shape"] for part in parts if part.name == "prompts"), shape)
+    return [1, *like[1:]]
 
 
 def _check_entries(sections: Any, optional: Mapping[str, Any]) -> None:

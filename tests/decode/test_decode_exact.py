@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_backbones import tiny_dit, tiny_pack, tiny_sd
+from tiny_backbones import tiny_dit, tiny_pack, tiny_sd, tiny_sdxl
 
 import d3pack
 from d3pack.backbones import open_backbone
@@ -26,8 +26,12 @@ from d3pack.format.codecs import encode_adapter, encode_picks
 
 pytestmark = pytest.mark.heavy
 
+ETA: dict[str, Any] = {"extra": {"eta": 1.0}}
 FAMILIES: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
     "sd": (tiny_sd, {"vectors": 2, "modes": 2}),
+    "sd-outputs": (tiny_sd, {"template": None, "vectors": 3, "modes": 2}),
+    "sdxl": (tiny_sdxl, {"vectors": 2, "modes": 2}),
+    "sdxl-outputs": (tiny_sdxl, {"template": None, "vectors": 3, "sampler": "ancestral", **ETA}),
     "dit": (tiny_dit, {"guided_channels": 3, "sampler": "ddim"}),
 }
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]

@@ -13,7 +13,7 @@ from encode_world import make_tree
 from places import ROOT
 
 from d3pack.cli._command import all_verbs
-from d3pack.errors import HubError, UsageError
+from d3pack.errors import HubError, NotFoundError, UsageError
 from d3pack.system import EXTRAS, load, require
 
 WITHOUT_EXTRAS = f"""
@@ -41,6 +41,8 @@ COMMANDS: dict[str, tuple[str, str] | int] = {
     "demo": ("scikit-learn", "demo"),
     f"decode {PACK} -o out --to parquet": ("pyarrow", "encode"),
     f"decode {PACK} -o out --ipc 1 --classes 0": 0,
+    f"export-embeddings {PACK} -o out": 0,
+    "import-embeddings none --backbone mini --template {} -o a.d3m": NotFoundError.exit_code,
     f"info {PACK}": 0,
     f"verify {PACK}": 0,
     f"diff {PACK} {PACK}": 0,

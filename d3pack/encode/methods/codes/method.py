@@ -14,12 +14,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from d3pack.backbones import Backbone
+from d3pack.backbones import TEMPLATE, Backbone
 from d3pack.encode.allocation import MARGIN, Allocation, expected_bytes
 from d3pack.encode.codes import code_seconds
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate, NoSettings
 from d3pack.encode.finish import sample_provenance
-from d3pack.encode.plan import EncodePlan, chosen_backbone, coding_for, dtype_for
+from d3pack.encode.plan import (
+    EncodePlan,
+    chosen_backbone,
+    coding_for,
+    dtype_for,
+    learns_outputs,
+)
 from d3pack.encode.settings import EncodeSettings
 from d3pack.errors import SourceError, UsageError
 from d3pack.format import Recipe
@@ -94,15 +100,16 @@ class CodesJob:
             size=plan.size,
             sampler="euler",
             sigmas=(1.0, 0.0),
+            template=None if learns_outputs(self.backbone, None) else TEMPLATE,
             dtype=plan.dtype,
             group=plan.group,
         )
 
     def expected_bytes(self) -> int:
         """Return the bytes of the pack."""
-        plan, width = self.plan, self.backbone.prompt_shape[1]
+        plan = self.plan
         record = sample_provenance(CodesOnly.name, self.source, self.settings, (), {})
-        return expected_bytes(plan, self.recipe(), width, plan.allocation, record)
+        return expected_bytes(plan, self.recipe(), 1, plan.allocation, record)
 
     def estimate(self) -> Estimate:
         """Code a few images."""

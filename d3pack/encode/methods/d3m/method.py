@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from d3pack.backbones import Backbone, DiT, default_guidance
+from d3pack.backbones import Backbone, DiT, default_sampling
 from d3pack.decode import Decoder
 from d3pack.encode.allocation import (
     LADDER,
@@ -39,7 +40,10 @@ from d3pack.encode.plan import (
     backbone_json,
     chosen_backbone,
     dtype_for,
+    learns_outputs,
+    no_class,
     sigmas_of,
+    start_vectors,
     typical_side,
 )
 from d3pack.encode.sampler_search import GUIDANCES
@@ -48,7 +52,7 @@ from d3pack.encode.teaching import open_teacher
 from d3pack.errors import UsageError
 from d3pack.format import BackboneRef, Pack, Recipe, Sampler, decode_prompts, encode_prompts
 from d3pack.sources import Source
-from d3pack.system import Checkpoint
+from d3pack.system import Checkpoint, SettingError
 from d3pack.teachers import Cut, Teacher
 
 Array = npt.NDArray[Any]
@@ -67,6 +71,7 @@ class Details:
     crops: int
     crop_scale: tuple[float, float]
     template: str
+    outputs: bool  # of the text encoder are learned, from those of the template on
     sampler: Sampler
     sampler_steps: int
     guidance: float | None  # None: by measurement, when the prompts are learned
@@ -93,11 +98,15 @@ def prepare(
     source: Source, settings: EncodeSettings, own: D3MSettings, backbone: Backbone
 ) -> D3MJob:
     """Return the job of learning prompts for a backbone that is open."""
-    most_vectors = backbone.prompt_shape[0]
-    if (own.vectors or 1) > most_vectors:
+    outputs = learns_outputs(backbone, own.condition)
+    least, most, _ = backbone.output_shape if outputs else (1, *backbone.prompt_shape)
+    if not least <= (own.vectors or least) <= most:
         raise UsageError(
-            f"invalid vectors {own.vectors}: this backbone takes at most {most_vectors} vectors"
+            f"invalid vectors {own.vectors}: this backbone takes"
+            f" {f'{least} to' if least > 1 else 'at most'} {most} vectors"
         )
+    if outputs and least > 1 and settings.codec == "pq":  # zeros would not stay zeros
+        raise SettingError("codec", "pq", "another, for the pooled vector of this backbone")
     if (settings.candidates or 1) > 2**16 // SHARE:
         raise UsageError(
             f"invalid candidates {settings.candidates}: expected at most {2**16 // SHARE}"
@@ -121,14 +130,15 @@ def prepare(
         job.expected_bytes,
         default=Allocation(codec="i4", candidates=PICKY if picks else 1, share=SHARE),
         own={"modes": own.modes, "vectors": own.vectors},
-        most_vectors=most_vectors,
+        least_vectors=least,
+        most_vectors=most,
         ladder=SEEDS_LADDER if plan.pilots else LADDER,
     )
     if plan.coding is not None and not plan.seeded:
         plan = replace(plan, coding=coding_alone(plan, partial(job.bytes_of, allocation)))
     # where images are cheap and a teacher picks among them, guidance is measured
     if details.guidance is None and not (small and allocation.candidates > 1):
-        details = replace(details, guidance=default_guidance(backbone.ref))
+        details = replace(details, guidance=default_sampling(backbone).guidance)
     text = _text(plan, details, allocation)
     if all(name.isdecimal() or name[1:].isdecimal() for name in source.classes):
         text += ("class names are numbers or ids: class_names give inversion a better start",)
@@ -142,15 +152,18 @@ def _details(settings: EncodeSettings, own: D3MSettings, backbone: Backbone, sid
     """Fill in the defaults, for images that have that side at least."""
     backbone.latent_shape_for(settings.size or backbone.image_size)  # refuses sizes that do not fit
     factor = own.factor or (1 if side <= SMALL else 2)
+    sampling = default_sampling(backbone)
+    outputs = learns_outputs(backbone, own.condition)
     return Details(
         backbone=backbone.ref,
-        width=backbone.prompt_shape[1],
+        width=backbone.output_shape[2] if outputs else backbone.prompt_shape[1],
         factor=factor,
         crops=own.crops or (1 if factor == 1 else 5),
         crop_scale=own.crop_scale or ((1.0, 1.0) if factor == 1 else (0.25, 1.0)),
         template=own.template or TEMPLATES[factor],
-        sampler=settings.sampler or "dpmpp-2m",
-        sampler_steps=settings.sampler_steps or (12 if backbone.ref.repo == "mini" else 20),
+        outputs=outputs,
+        sampler=settings.sampler or sampling.sampler,
+        sampler_steps=settings.sampler_steps or sampling.steps,
         guidance=settings.guidance,
     )
 
@@ -160,9 +173,10 @@ def _text(plan: EncodePlan, details: Details, allocation: Allocation) -> tuple[s
     if not plan.needs_prompts:
         return (f"backbone {name}, {plan.size[0]}x{plan.size[1]}, {plan.dtype}; no prompts",)
     guidance = "by measurement" if details.guidance is None else f"{details.guidance:g}"
+    condition = f"{'outputs for ' if details.outputs else ''}{details.template!r}"
     return (
         f"backbone {name}, {plan.size[0]}x{plan.size[1]}, {plan.dtype}; {details.sampler} "
-        f"{details.sampler_steps} steps, guidance {guidance}, {details.template!r}",
+        f"{details.sampler_steps} steps, guidance {guidance}, {condition}",
         f"{allocation.prompts}, {allocation.seeds(plan.seeded)}, "
         f"labels {allocation.labels}, collages {details.factor}x{details.factor}",
     )
@@ -192,10 +206,11 @@ class D3MJob:
             size=plan.size,
             sampler=details.sampler,
             sigmas=sigmas_of(self.backbone, details.sampler, details.sampler_steps),
-            guidance=default_guidance(details.backbone) if guidance is None else guidance,
-            template=details.template,
+            guidance=default_sampling(self.backbone).guidance if guidance is None else guidance,
+            template=self._template,
             dtype=plan.dtype,
             group=plan.group,
+            extra={"eta": 1.0} if details.sampler == "ancestral" else {},
         )
 
     def expected_bytes(self, allocation: Allocation) -> int:
@@ -207,7 +222,31 @@ class D3MJob:
         figures, counts = ("start_loss", "loss"), {"samples": 123456}
         seen = sum(min(count, self.own.pool) for count in self.source.counts)
         record = sample_provenance(D3M.name, self.source, self.settings, figures, counts, seen)
-        return expected_bytes(plan, self.recipe(), self.details.width, allocation, record)
+        return expected_bytes(
+            plan,
+            self.recipe(),
+            self.details.width,
+            allocation,
+            record,
+            unconditional=plan.needs_prompts and self._no_class(allocation.vectors) is not None,
+        )
+
+    @property
+    def _template(self) -> str | None:
+        return None if self.details.outputs else self.details.template
+
+    def _no_class(self, k: int) -> Array | None:
+        """Return the outputs that guidance compares with, where the pack has to hold them."""
+        if not self.details.outputs or self.recipe().guidance == 1.0:
+            return None
+        with torch.no_grad():
+            return no_class(self.backbone, k)
+
+    def _start(self, name: str) -> Tensor:
+        details, k = self.details, self.plan.allocation.vectors
+        with torch.no_grad():
+            vectors = start_vectors(self.backbone, name, k, details.template, details.outputs)
+        return vectors.float()
 
     def estimate(self) -> Estimate:
         """Measure a little of every stage on this machine."""
@@ -247,8 +286,8 @@ class D3MJob:
 
     def _seconds(self) -> tuple[float, float, float]:
         """Of a sample of inversion, of the latents of a collage, and of a generated image."""
-        plan, backbone, template = self.plan, self.backbone, self.details.template
-        vectors = backbone.name_vectors(plan.classes[0], plan.allocation.vectors).float()[None]
+        plan, backbone, template = self.plan, self.backbone, self._template
+        vectors = self._start(plan.classes[0])[None]
         picture = torch.zeros((8, 3, *plan.size), dtype=torch.uint8)
         x = torch.zeros((8, *backbone.latent_shape_for(plan.size)), device=backbone.device)
         t = torch.full((8,), 500, device=backbone.device)
@@ -261,7 +300,7 @@ class D3MJob:
         with torch.no_grad():
             latents = seconds_of(lambda: backbone.encode(picture)) / 8
         short = replace(self, details=replace(self.details, sampler_steps=2)).recipe()
-        prompts = encode_prompts(np.zeros((1, 1, 1, self.details.width), np.float32), "f16")
+        prompts = encode_prompts(np.zeros((1, *vectors.shape), np.float32), "f16")
         pack = Pack(("one",), plan.group, short, prompts, seed=0)
         decoder = Decoder(pack, device=backbone.device, backbone=backbone)
         image = seconds_of(lambda: decoder.images(range(plan.group))) / plan.group
@@ -273,7 +312,7 @@ class D3MJob:
         teacher = open_teacher(run, plan.typical)
         if not plan.needs_prompts:
             seen = sum(self.source.counts)
-            return Draft(self.recipe(), None, self.backbone, teacher, seen=seen)
+            return Draft(self.recipe(), None, self.backbone, teacher=teacher, seen=seen)
         seen, bad = self._make_collages(run, teacher)
         fitted = self._learn_prompts(run)
         allocation = plan.allocation
@@ -281,6 +320,7 @@ class D3MJob:
         draft = Draft(
             recipe=self.recipe(),
             prompts=fitted.vectors.reshape(shape),
+            unconditional=self._no_class(allocation.vectors),
             backbone=self.backbone,
             teacher=teacher,
             metrics={
@@ -344,10 +384,7 @@ class D3MJob:
     def _learn_prompts(self, run: EncodeRun) -> Fitted:
         """Fit a prompt to each mode of each class, from the class name on."""
         backbone, plan, allocation = self.backbone, self.plan, self.plan.allocation
-        names = [
-            backbone.name_vectors(name, allocation.vectors).detach().float().cpu().numpy()
-            for name in plan.classes
-        ]
+        names = [self._start(name).cpu().numpy() for name in plan.classes]
 
         def latents(row: int) -> Array:
             arrays = stored_arrays(run.journal, _name(row // allocation.modes))
@@ -363,7 +400,7 @@ class D3MJob:
             latents,
             round_trip(allocation.codec),
             self.own,
-            template=self.details.template,
+            template=self._template,
             seed=plan.seed,
             keeper=Checkpoint(run.journal, "prompts"),
             events=run.events,
