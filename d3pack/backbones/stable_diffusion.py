@@ -9,7 +9,6 @@ sigma = s / (1 - s), and x_t is x * (1 - s)) and its own text encoders.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -131,7 +130,7 @@ class StableDiffusion:
     def denoise(self, x: Tensor, sigma: float, c: Condition) -> Tensor:
         """Return x0 from x = x0 + sigma * eps."""
         t = self._timesteps(self.levels.timestep(sigma))
-        out = self._forward(x / math.sqrt(sigma**2 + 1), t, c)
+        out = self._forward(self.levels.scaled(x, sigma), t, c)
         return self.levels.denoised(x, sigma, out)
 
     def predict(self, x_t: Tensor, t: Tensor, c: Condition) -> Tensor:
