@@ -34,6 +34,7 @@ from d3pack.format.codecs import (
     encode_labels,
     encode_picks,
     encode_prompts,
+    encode_unconditional,
 )
 from d3pack.format.pack import EMBEDDED
 
@@ -240,6 +241,14 @@ def valid() -> Iterator[tuple[str, str, Pack]]:
     yield "recipe-table", "a sampler given as a table", base(recipe=table)
     ancestral = replace(RECIPE, sampler="ancestral", extra={"eta": 1.0})
     yield "recipe-ancestral", "a sampler that adds noise", base(recipe=ancestral)
+    bare = replace(RECIPE, template=None)
+    two = encode_prompts(prompts(4, vectors=2, width=33), "i4")
+    yield "outputs", "outputs of the text encoder: no template", base(recipe=bare, prompts=two)
+    values = prompts(1, vectors=2, width=33, salt=19)[0, 0]
+    none = base(recipe=bare, prompts=two, unconditional=encode_unconditional(values))
+    yield "outputs-unconditional", "the same, and the outputs of no class", none
+    odd_none = encode_unconditional(values, "i4")
+    yield "unconditional", "tokens of no class", base(prompts=two, unconditional=odd_none)
     files = {f"part-{i:02d}/weights.safetensors": FileLock(i, f"{i:064x}") for i in range(12)}
     home = replace(RECIPE, backbone=BackboneRef("dit", "", files=files, licence="apache-2.0"))
     yield "recipe-directory", "a backbone without a public home", base(recipe=home)

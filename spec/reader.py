@@ -11,9 +11,9 @@ import struct
 import sys
 
 CODECS = {"classes": "utf8", "leaves": "sha256-128", "ids": "u32", "prompts": "f16 i8 i4 pq",
-          "codes": "noise", "picks": "lanes", "labels": "topk dense", "adapter": "f16 i8",
-          "probes": "u8"}
-ORDER, SHARED = list(CODECS), ("classes", "leaves", "adapter", "probes")
+          "unconditional": "f16 i8 i4 pq", "codes": "noise", "picks": "lanes",
+          "labels": "topk dense", "adapter": "f16 i8", "probes": "u8"}
+ORDER, SHARED = list(CODECS), ("classes", "leaves", "unconditional", "adapter", "probes")
 DEFAULTS = {"optional": {}, "provenance": {}, "requires": [], "seed": "0" * 16}
 RECIPE_DEFAULTS = {"dtype": "float32", "extra": {}, "group": 16, "guidance": 1.0,
                    "guided_channels": 0, "noise": "philox-normal16", "sampler": "dpmpp-2m",
@@ -125,8 +125,7 @@ def check_manifest(m, text):
     for name, most in (("classes", 2**20), ("images_per_class", 2**24)):
         need(type(m[name]) is int, "E_MANIFEST", name)
         need(1 <= m[name] <= most, "E_LIMIT", name)
-    rest = canonical({name: value for name, value in m.items() if name != "root"}).encode()
-    need(m["root"] == digest(rest), "E_ROOT", "root")
+    need(m["root"] == digest(canonical({x: m[x] for x in {*m} - {"root"}}).encode()), "E_ROOT", "")
     need(recipe_ok(full["recipe"]), "E_RECIPE", "recipe")
     need(m["classes"] * m["images_per_class"] <= 2**32, "E_LIMIT", "images")
     return full
@@ -139,7 +138,7 @@ def filled(value, defaults):
 def recipe_ok(r):
     need(has(r, RECIPE), "E_RECIPE", "fields")
     need(has(r["backbone"], "bytes kind licence lock repo revision"), "E_RECIPE", "backbone")
-    b, x, sigmas, name = r["backbone"], r["extra"], r["sigmas"], r["sampler"]
+    b, x, sigmas, name, t = (r[y] for y in ("backbone", "extra", "sigmas", "sampler", "template"))
     return (like("[a-z0-9][a-z0-9._-]{0,63}", b["kind"]) and like(REPO, b["repo"])
         and like("[0-9a-f]{40}", b["revision"]) and like(LINE, b["licence"])
         and like(HEX64, b["lock"]) and whole(b["bytes"], 0, 2**48)
@@ -151,16 +150,15 @@ def recipe_ok(r):
         and (table_ok(x.get("table"), len(sigmas) - 1) if name == "table" else "table" not in x)
         and real(r["guidance"], -1e3, 1e3)
         and whole(r["guided_channels"], 0, 1024) and whole(r["group"], 1, 1024)
-        and like(LINE, r["template"]) and r["template"].count("{}") <= 1)
+        and (t is None or (like(LINE, t) and t.count("{}") <= 1)))
 
 def check_sections(entries, optional):
     need(array(entries, 0, 64), "E_SECTION", "sections")
     for entry in entries:
         need(array(entry, 3, 4) and like(FEATURE, entry[0]), "E_SECTION", "entry")
-        name, codec, p, *sha256 = entry
+        name, c, p, *h = entry
         need(name in ORDER or name in optional, "E_SECTION", "unknown")
-        fine = type(codec) is str and type(p) is dict and all(like(HEX32, x) for x in sha256)
-        need(fine, "E_SECTION", name)
+        need(type(c) is str and type(p) is dict and all(like(HEX32, x) for x in h), "E_SECTION", "")
     names = [entry[0] for entry in entries]
     rank = [(ORDER.index(name) if name in ORDER else 99, name) for name in names]
     need(rank == sorted(set(rank)), "E_SECTION", "order")
@@ -168,14 +166,17 @@ def check_sections(entries, optional):
     return {e[0]: {"name": e[0], "codec": e[1], "params": e[2], "hash": e[3:]} for e in entries}
 
 def place(sections, C, n):
-    at, seeded = {True: 0, False: 0}, n  # shared bytes, bytes of a class; images without codes
+    at, seeded, vectors = {True: 0, False: 0}, n, []  # bytes shared, of a class; uncoded images
     for name, s in sections.items():
         start, s["tensors"] = at[True], []
         need(name not in CODECS or s["codec"] in CODECS[name].split(), "E_CODEC", s["codec"])
-        rule = {"prompts": prompts, "codes": coded, "labels": labels, "adapter": adapter}
-        s["n"] = seeded if name == "picks" else n
-        tensors = rule.get(name, other)(name, s["codec"], s["params"], C, s["n"])
-        seeded -= s["params"]["images"] if name == "codes" else 0
+        rule = {"prompts": prompts, "unconditional": prompts, "codes": coded, "labels": labels,
+                "adapter": adapter}
+        s["n"], p = seeded if name == "picks" else n, s["params"]
+        tensors = rule.get(name, other)(name, s["codec"], p, C, s["n"])
+        need(name != "unconditional" or p["shape"] == [1, *vectors], "E_CODEC", "shape")
+        vectors = p["shape"][1:] if name == "prompts" else vectors
+        seeded -= p["images"] if name == "codes" else 0
         for tensor, (dtype, shape) in tensors.items():
             shared = name in SHARED or tensor in ("codebook", "shared")
             size = struct.calcsize(FORMS[dtype])
@@ -207,7 +208,7 @@ def shape(p, *most):
 def prompts(name, codec, p, C, n):
     extra = {"i4": {"group": (1, 65536)}, "pq": {"dim": (1, 65536), "entries": (1, 256)}}
     params(p, shape=None, **extra.get(codec, {}))
-    *front, width = [C, *shape(p, 4096, 1024, 65536)]
+    *front, width = [1 if name == "unconditional" else C, *shape(p, 4096, 1024, 65536)]
     step = p.get("group", p.get("dim", 1))
     parts, scales, book = -(-width // step), ["F16", front], ["F16", [p.get("entries"), step]]
     return {"f16": {"values": ["F16", [*front, width]]},
@@ -245,8 +246,7 @@ def adapter(name, codec, p, C, n):
 def other(name, codec, p, C, n):
     if name not in CODECS:  # of a newer minor version
         given = {k: p[q] for k, q in (("rows", "row"), ("shared", "shared")) if q in p}
-        fine = given and all(whole(size, 1, 2**40) for size in given.values())
-        need(fine, "E_CODEC", "row or shared")
+        need(given and all(whole(size, 1, 2**40) for size in given.values()), "E_CODEC", "row")
         return {k: ["U8", [size] if k == "shared" else [C, size]] for k, size in given.items()}
     params(p, **{"classes": {"bytes": (1, 2**40)}, "picks": {"bits": (1, 16), "lanes": (1, 2**31)},
                  "probes": {"shape": None}}.get(name, {}))
@@ -265,15 +265,15 @@ def class_names(blob, count):
     return names
 
 def check_values(sections, arrays, m):
-    C, n, p = m["classes"], m["images_per_class"], sections["prompts"]["params"]
+    C, n = m["classes"], m["images_per_class"]
     ids = list(arrays.get("ids.ids", range(1, C + 1)))
     need(len(set(ids)) == C and ids != list(range(C)), "E_IDS", "ids")
-    finite(sections, arrays, "prompts", "E_PROMPT")
-    codec, codes = sections["prompts"]["codec"], arrays.get("prompts.codes", ())
-    half, odd = divmod(p["shape"][2], 2)
-    spare = codes[half :: half + 1] if codec == "i4" and odd else ()
-    need(not any(byte >> 4 for byte in spare), "E_PROMPT", "spare nibble")
-    need(codec != "pq" or max(codes) < p["entries"], "E_PROMPT", "")
+    for s in (sections[name] for name in ("prompts", "unconditional") if name in sections):
+        finite(sections, arrays, s["name"], "E_PROMPT")
+        codes, most = arrays.get(f"{s['name']}.codes", ()), s["params"].get("entries", 256)
+        half, odd = divmod(s["params"]["shape"][2], 2)
+        spare = codes[half :: half + 1] if s["codec"] == "i4" and odd else ()
+        need(all(x < 16 for x in spare) and max(codes, default=0) < most, "E_PROMPT", "code")
     for row in rows_of(arrays.get("codes.bits", ()), C):
         q = sections["codes"]["params"]
         for code in records(bytes(row), q["codes"], widths(q), "E_CODES"):

@@ -12,6 +12,7 @@ from d3pack.backbones.levels import Levels, Timesteps
 from d3pack.backbones.loading import Files, build, config_error
 from d3pack.backbones.lock import Layout, Part
 from d3pack.backbones.protocol import TEMPLATE, Condition
+from d3pack.backbones.text import no_outputs
 from d3pack.errors import BackboneError, UsageError
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class DiT:
         side = int(config.sample_size) * self.autoencoder.factor
         self.image_size = (side, side)
         self.prompt_shape = (1, int(model.inner_dim))
+        self.output_shape = (0, 0, 0)
         for index, block in enumerate(model.transformer_blocks):
             block.norm1.emb = _VectorEmbedding(block.norm1.emb, index)
         self._names = _label_names(files)
@@ -76,11 +78,13 @@ class DiT:
         side = int(self.denoiser.config.sample_size)
         return (self._channels, side, side)
 
-    def condition(self, prompts: Tensor, template: str = TEMPLATE) -> Condition:
+    def condition(self, prompts: Tensor, template: str | None = TEMPLATE) -> Condition:
         """Return the condition of vectors (B, 1, D), the same in all blocks.
 
         This family reads no text, so the template is not used.
         """
+        if template is None:
+            raise no_outputs()
         if tuple(prompts.shape[1:]) != self.prompt_shape:
             raise BackboneError(
                 f"prompts of shape {tuple(prompts.shape)} do not fit: this backbone takes"
@@ -148,6 +152,10 @@ class DiT:
                 hint="call the class by the number of its row, with class_names",
             )
         return table[rows[0] : rows[0] + 1].clone() if rows else table.mean(0, keepdim=True)
+
+    def outputs(self, text: str, k: int) -> Tensor:
+        """Raise: this family has no text encoder."""
+        raise no_outputs()
 
     def unknown_names(self, names: Sequence[str]) -> list[str]:
         """Return the names that no class of the model bears: they start at the mean of its rows."""

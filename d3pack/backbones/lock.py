@@ -63,6 +63,7 @@ class Part:
     weights: str = ""  # the name of the weights file, without variant and suffix
     others: tuple[tuple[str, ...], ...] = ()  # the first of these sets that is complete
     optional: tuple[str, ...] = ()
+    text: bool = False  # of the text encoder: a pack of its outputs is decoded without it
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,11 @@ class Layout:
                 complete = [paths for paths in sets if present.issuperset(paths)]
                 chosen += complete[0] if complete else [_require(present, sets[0][0])]
         return tuple(sorted(chosen))
+
+    def without_text(self, paths: Iterable[str]) -> tuple[str, ...]:
+        """Return the files that a pack of outputs is decoded with."""
+        text = tuple(f"{part.folder}/" for part in self.parts if part.text)
+        return tuple(path for path in paths if not path.startswith(text))
 
     def choices(self, paths: Iterable[str]) -> Iterator[tuple[str, ...]]:
         """Yield what may have been locked: of each variant, with more and fewer optional files.

@@ -63,7 +63,8 @@ class Backbone(Protocol):
     ref: BackboneRef
     levels: Levels  # alphas_cumprod, prediction, noised(), targets, x0()
     image_size: tuple[int, int]  # the native one: height, width
-    prompt_shape: tuple[int, int]  # most vectors k, their width D
+    prompt_shape: tuple[int, int]  # most vectors k, their width D; (0, D): takes outputs only
+    output_shape: tuple[int, int, int]  # fewest and most outputs k, their width; (0, 0, 0): none
     device: torch.device
     dtype: torch.dtype  # of the models; x, x0 and gradients are float32
 
@@ -76,8 +77,11 @@ class Backbone(Protocol):
         """Return (C, H, W) of a latent for images of this height and width, or raise UsageError."""
         ...
 
-    def condition(self, prompts: Tensor, template: str = TEMPLATE) -> Condition:
-        """Return the condition of learned vectors (B, k, D); gradients pass."""
+    def condition(self, prompts: Tensor, template: str | None = TEMPLATE) -> Condition:
+        """Return the condition of learned vectors (B, k, D); gradients pass.
+
+        Without a template they are outputs of the text encoder, which then need not be open.
+        """
         ...
 
     def unconditional(self) -> Condition:
@@ -108,6 +112,13 @@ class Backbone(Protocol):
         """Return k vectors (k, D) for the name of a class: a start for learning prompts.
 
         With k None as many as the name has tokens.
+        """
+        ...
+
+    def outputs(self, text: str, k: int) -> Tensor:
+        """Return k outputs (k, D) of the text encoder for a text: a start for learning outputs.
+
+        A pooled vector comes last, filled with zeros. Of "" they are the unconditional ones.
         """
         ...
 

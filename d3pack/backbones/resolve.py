@@ -166,9 +166,9 @@ def _another(ref: BackboneRef, place: str) -> BackboneChangedError:
 
 
 def _detect_kind(paths: tuple[str, ...], name: str) -> str:
-    for kind in kinds():
-        if _family(kind)[0].matches(paths):
-            return kind
+    fitting = {kind: len(_family(kind)[0].parts) for kind in kinds() if _fits(kind, paths)}
+    if fitting:  # a family with more parts has those of another, and is meant
+        return max(fitting, key=lambda kind: fitting[kind])
     if not {"unet/config.json", "transformer/config.json"}.isdisjoint(paths):
         raise BackboneError(
             f"{name} lacks parts of every known family",
@@ -181,6 +181,10 @@ def _detect_kind(paths: tuple[str, ...], name: str) -> str:
         code="E_BACKBONE_CONFIG",
         hint="expected unet/ or transformer/",
     )
+
+
+def _fits(kind: str, paths: tuple[str, ...]) -> bool:
+    return bool(_family(kind)[0].matches(paths))
 
 
 def lock_backbone(
@@ -225,18 +229,28 @@ def _mini_licence(root: Path) -> str:
     return "unknown"
 
 
-def fetch_backbone(ref: BackboneRef) -> Path:
+def fetch_backbone(ref: BackboneRef, *, encoder: bool = True) -> Path:
     """Return the directory of a backbone, downloaded if need be, with every file of its lock
-    verified."""
-    ref, directory = locate(ref)
-    verify_files(directory, ref)
+    verified; without its text encoder, those that a pack of outputs is decoded with."""
+    ref, directory = locate(ref, encoder=encoder)
+    verify_files(directory, _needed(ref, encoder=encoder))
     return directory
 
 
-def locate(ref: BackboneRef, progress: FileProgress | None = None) -> tuple[BackboneRef, Path]:
+def _needed(ref: BackboneRef, *, encoder: bool) -> BackboneRef:
+    """Return a reference whose list has only the files to fetch and verify."""
+    if encoder:
+        return ref
+    kept = _family(ref.kind)[0].without_text(ref.files)
+    return replace(ref, files={path: ref.files[path] for path in kept})
+
+
+def locate(
+    ref: BackboneRef, progress: FileProgress | None = None, *, encoder: bool = True
+) -> tuple[BackboneRef, Path]:
     """Return a reference with its list, and where the files are, fetched if necessary.
 
-    The files are not verified here.
+    The files are not verified here. Without the text encoder its files are not fetched.
     """
     if ref.repo == MINI:
         root = mini_directory()
@@ -248,7 +262,8 @@ def locate(ref: BackboneRef, progress: FileProgress | None = None) -> tuple[Back
             hint="put it next to the pack as NAME.backbone, or give its directory",
         )
     ref = _complete_from_hub(ref, progress)
-    return ref, _fetch(ref.repo, ref.revision, tuple(ref.files))
+    needed = _needed(ref, encoder=encoder)
+    return ref, _fetch(ref.repo, ref.revision, tuple(needed.files))
 
 
 def _complete_from_hub(ref: BackboneRef, progress: FileProgress | None) -> BackboneRef:
@@ -321,6 +336,7 @@ def open_backbone(
     path: str | Path | None = None,
     device: Any = "cpu",
     dtype: Any = None,
+    encoder: bool = True,
     progress: FileProgress | None = None,
 ) -> Backbone:
     """Open a backbone.
@@ -331,6 +347,8 @@ def open_backbone(
         path: a directory that holds the locked files; by default they come from the Hub's cache.
         device: where the models run.
         dtype: of the models; by default float32.
+        encoder: open the text encoder. Without it, its files are neither fetched nor read, and
+            the backbone takes outputs only; needs a lock.
         progress: called with (file, bytes done, bytes in all) while files are hashed.
 
     Raises:
@@ -344,12 +362,13 @@ def open_backbone(
     else:
         _family(ref.kind)  # an unknown one is refused before anything is fetched
         if path is None:
-            ref, root = locate(ref, progress)
+            ref, root = locate(ref, progress, encoder=encoder)
         else:
             root = Path(path)
             ref = complete(ref, root, progress)
     is_cached = path is None and ref.repo not in ("", MINI)
-    verified = _verify_or_repair(root, ref, progress, is_cached=is_cached)
+    needed = _needed(ref, encoder=encoder)
+    verified = _verify_or_repair(root, needed, progress, is_cached=is_cached)
     files = Files({name: file.path for name, file in verified.items()}, verified)
     # with its index: "cuda" may mean another device in another thread
     device = torch.empty(0, device=device).device

@@ -1,10 +1,6 @@
 """Stable Diffusion 1.x and 2.x, and everything in their layout: text, UNet, autoencoder.
 
-Another text-to-image family is one more module like this, see `d3pack.backbones.protocol`. SDXL
-would have a second `TextEncoder` and its pooled output, `added_cond_kwargs` made from a `Condition`
-with the tensors "hidden", "pooled" and "time_ids", and vectors as wide as both encoders together. A
-flow-matching transformer would have `Levels` for x_t = (1 - s) x0 + s eps (in our scale
-sigma = s / (1 - s), and x_t is x * (1 - s)) and its own text encoders.
+Another text-to-image family is one more module like this, see `d3pack.backbones.protocol`.
 """
 
 from __future__ import annotations
@@ -21,7 +17,13 @@ from d3pack.backbones.levels import Levels, Timesteps
 from d3pack.backbones.loading import Files, build, config_error, number
 from d3pack.backbones.lock import Layout, Part
 from d3pack.backbones.protocol import TEMPLATE, Condition
-from d3pack.backbones.text import TextEncoder
+from d3pack.backbones.text import (
+    POSITIONS,
+    TextEncoder,
+    check_outputs,
+    missing_encoder,
+    open_text,
+)
 from d3pack.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,12 +34,13 @@ if TYPE_CHECKING:
 LAYOUT = Layout(
     (
         Part("scheduler", "scheduler_config.json"),
-        Part("text_encoder", weights="model"),
+        Part("text_encoder", weights="model", text=True),
         Part(
             "tokenizer",
             config="",
             others=(("tokenizer.json",), ("vocab.json", "merges.txt")),
             optional=("special_tokens_map.json", "tokenizer_config.json"),
+            text=True,
         ),
         Part("unet", weights="diffusion_pytorch_model"),
         Part("vae", weights="diffusion_pytorch_model"),
@@ -66,13 +69,16 @@ class StableDiffusion:
         self.denoiser = build(
             files, "unet", stem, ("UNet2DConditionModel",), device=device, dtype=dtype
         )
-        self.text = TextEncoder(files, device=device, dtype=dtype)
+        self._text = open_text(files, device=device, dtype=dtype)
         self.autoencoder = Autoencoder(files, device=device, dtype=dtype)
         config = self.denoiser.config
         self._check(config)
         side = int(number("unet/config.json", config, "sample_size", 64)) * self.autoencoder.factor
         self.image_size = (side, side)
-        self.prompt_shape = (self.text.positions - 2, self.text.width)
+        width = int(config.cross_attention_dim)
+        positions = self._text.positions if self._text else POSITIONS
+        self.prompt_shape = (positions - 2 if self._text else 0, width)
+        self.output_shape = (1, positions, width)
         self._step = 2 ** (len(config.block_out_channels) - 1)
         self._attention = _CachedAttention()
         self._install(self._attention)
@@ -84,10 +90,10 @@ class StableDiffusion:
                 raise config_error(
                     f"unet/config.json sets {key}, which Stable Diffusion 1.x and 2.x do not"
                 )
-        if config.cross_attention_dim != self.text.width:
+        if self._text and config.cross_attention_dim != self._text.width:
             raise config_error(
                 f"the UNet takes states of width {config.cross_attention_dim}, the text encoder"
-                f" returns width {self.text.width}"
+                f" returns width {self._text.width}"
             )
         if not config.in_channels == config.out_channels == self.autoencoder.channels:
             raise config_error("UNet and autoencoder have different latent channels")
@@ -98,6 +104,13 @@ class StableDiffusion:
                 module.set_processor(processor)
             elif name == "add_embedding":
                 module.forward = processor.cached(module.forward)
+
+    @property
+    def text(self) -> TextEncoder:
+        """The text encoder, where it is open."""
+        if self._text is None:
+            raise missing_encoder()
+        return self._text
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -114,8 +127,11 @@ class StableDiffusion:
         factor = self.autoencoder.factor
         return (self.autoencoder.channels, size[0] // factor, size[1] // factor)
 
-    def condition(self, prompts: Tensor, template: str = TEMPLATE) -> Condition:
-        """Return the encoded template with vectors (B, k, D) in it."""
+    def condition(self, prompts: Tensor, template: str | None = TEMPLATE) -> Condition:
+        """Return the encoded template with vectors (B, k, D) in it; without one, the vectors."""
+        if template is None:
+            check_outputs(prompts, self.output_shape)
+            return Condition({"hidden": prompts.to(self.device, self.dtype)})
         spliced = self.text.splice(prompts.to(self.device), template)
         return Condition({"hidden": self.text.encode(spliced)})
 
@@ -168,6 +184,12 @@ class StableDiffusion:
         if len(tokens) <= k:
             return tokens[torch.arange(k, device=tokens.device) % len(tokens)]
         return torch.stack([part.mean(0) for part in torch.tensor_split(tokens, k)])
+
+    def outputs(self, text: str, k: int) -> Tensor:
+        """Return the last k outputs up to that of the end token, or the first k of all."""
+        ids = self.text.ids(text)
+        stop = max(k, ids.index(self.text.words.end, 1) + 1)
+        return self.sentence(text).tensors["hidden"][0, stop - k : stop].float()
 
     def named_tensors(self) -> Mapping[str, nn.Parameter]:
         """Return the UNet's parameters."""

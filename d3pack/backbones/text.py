@@ -13,6 +13,45 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+POSITIONS = 77  # of CLIP, and so of outputs where the encoder is not open
+
+
+def open_text(files: Files, *, device: torch.device, dtype: torch.dtype) -> TextEncoder | None:
+    """Return the text encoder, or None where its files are not among those to read."""
+    if "text_encoder/config.json" not in files:
+        return None
+    return TextEncoder(files, device=device, dtype=dtype)
+
+
+def check_outputs(vectors: Tensor, shape: tuple[int, int, int]) -> None:
+    """Refuse outputs (B, k, D) of another number or width than a backbone takes."""
+    least, most, width = shape
+    if vectors.ndim != 3 or vectors.shape[2] != width or not least <= vectors.shape[1] <= most:
+        raise BackboneError(
+            f"outputs of shape {tuple(vectors.shape)} do not fit: this backbone takes {least} to"
+            f" {most} of width {width}",
+            code="E_BACKBONE_PROMPT",
+            hint="the pack was made for another backbone",
+        )
+
+
+def no_outputs() -> BackboneError:
+    """Return the error for outputs where a family has no text encoder."""
+    return BackboneError(
+        "this backbone reads no text and takes no outputs of a text encoder",
+        code="E_BACKBONE_PROMPT",
+    )
+
+
+def missing_encoder() -> BackboneError:
+    """Return the error for text that is to be encoded where only outputs are decoded."""
+    return BackboneError(
+        "the text encoder of this backbone is not open",
+        code="E_BACKBONE_MISSING",
+        hint="a pack of outputs is decoded without it; encoding needs all files",
+    )
+
+
 class TextEncoder:
     """CLIP's text model, which takes embeddings instead of ids."""
 

@@ -104,7 +104,8 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
         f"guidance {recipe.guidance:g}",
     )
     yield _row("", f"{recipe.dtype}, groups of {recipe.group}, {recipe.noise} noise")
-    yield _row("", f"template {recipe.template!r}")
+    outputs = "no template: prompts are outputs of the text encoder"
+    yield _row("", outputs if recipe.template is None else f"template {recipe.template!r}")
     yield from _sections(pack)
     if pack.optional:
         labels = {EMBEDDED: "backbone (carried in this file)"}
@@ -121,6 +122,8 @@ def _sections(pack: Pack) -> Iterator[str]:
         "prompts",
         f"{prompts.codec}, {count(modes, 'mode')} of {count(vectors, 'vector')} of {width} values",
     )
+    if pack.unconditional is not None:
+        yield _row("", f"and one of no class, {pack.unconditional.codec}")
     if pack.codes is not None:
         params, codes = pack.codes.params, pack.codes.nbytes / len(pack.classes)
         yield _row(

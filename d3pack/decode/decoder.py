@@ -147,6 +147,7 @@ class Decoder:
             path=path or unpack_backbone(pack),
             device=self.device,
             dtype=self.numerics.dtype,
+            encoder=pack.recipe.template is not None,
             progress=progress,
         )
         self._check_backbone()
@@ -175,12 +176,15 @@ class Decoder:
                 hint=f"this pack and numerics need {self.numerics.dtype} on {self.device}",
             )
         self.latent_shape = backbone.latent_shape_for(recipe.size)
-        max_vectors, width = backbone.prompt_shape
+        least, most, width = (
+            backbone.output_shape if recipe.template is None else (1, *backbone.prompt_shape)
+        )
         _, k, d = self.pack.prompts.params["shape"]
-        if d != width or k > max_vectors:
+        if d != width or not least <= k <= most:
+            span = f"up to {most}" if least <= 1 else f"{least} to {most}"
+            what = "outputs" if recipe.template is None else "vectors"
             raise BackboneError(
-                f"the pack holds {k} vectors of {d} a prompt, the backbone takes up to"
-                f" {max_vectors} of {width}",
+                f"the pack holds {k} {what} of {d} a prompt, the backbone takes {span} of {width}",
                 code="E_BACKBONE_PROMPT",
                 hint="the pack was made for another backbone",
             )
@@ -394,7 +398,7 @@ class Decoder:
         recipe, backbone = self.pack.recipe, self.backbone
         guidance, prompts = self._guidance(pairs)
         if self._unconditional is None and not (prompts and guidance == 1.0):
-            self._unconditional = backbone.unconditional()
+            self._unconditional = unconditional(backbone, self.pack)
         if prompts:
             modes = self.pack.modes([i for _, i in pairs]).tolist()
             conditions = Condition.cat(
@@ -449,6 +453,18 @@ class Decoder:
             hint="free memory, use a larger device, or encode the pack with a smaller group;"
             ' numerics="fast" also takes group= (other pixels)',
         )
+
+
+def unconditional(backbone: Backbone, pack: Pack) -> Condition:
+    """Return the condition that guidance compares with: the pack's, or that of the backbone."""
+    template, prompts = pack.recipe.template, pack.prompts
+    if pack.unconditional is not None:
+        none = torch.from_numpy(decode_prompts(pack.unconditional)[0].copy())
+    elif template is None:
+        none = torch.zeros(1, *prompts.params["shape"][1:])
+    else:
+        return backbone.unconditional()
+    return backbone.condition(none.to(backbone.device), template)
 
 
 def _merged(group: list[Pair], kinds: list[list[Pair]], made: list[Tensor]) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from d3pack.backbones import Backbone, Condition
-from d3pack.decode import codebook, samplers
+from d3pack.decode import codebook, samplers, unconditional
 from d3pack.encode.candidates import stored_arrays
 from d3pack.encode.contract import EncodeRun
 from d3pack.encode.estimate import seconds_of
@@ -167,7 +167,7 @@ class Coder:
 
     def _condition(self, first: int, count: int) -> Condition:
         if not self.coding.prompts:
-            return self.backbone.unconditional().expand(count)
+            return unconditional(self.backbone, self.pack).expand(count)
         prompts = torch.from_numpy(decode_prompts(self.pack.prompts)[self.c].copy())
         template = self.pack.recipe.template
         modes = [

@@ -16,6 +16,7 @@ from d3pack.format.codecs import encode_files as encode_files
 from d3pack.format.codecs import encode_labels as encode_labels
 from d3pack.format.codecs import encode_picks as encode_picks
 from d3pack.format.codecs import encode_prompts as encode_prompts
+from d3pack.format.codecs import encode_unconditional as encode_unconditional
 from d3pack.format.codecs import level_bits as level_bits
 from d3pack.format.coded import Array as Array
 from d3pack.format.coded import Coded as Coded

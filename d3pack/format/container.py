@@ -220,6 +220,11 @@ def place_sections(
     for name, codec, params, *digest in sections:
         part = _place(name, codec, params, counts.of(name), shared, row, *digest)
         counts.update(part)
+        if name == "unconditional" and params["shape"] != [1, *_shape(parts, "prompts")[1:]]:
+            raise InvalidPackError(
+                f"unconditional: the shape {params['shape']} is not that of a prompt",
+                code="E_CODEC",
+            )
         shared, row = part.shared.stop, part.row.stop
         if bool(digest) != (part.shared.start < shared):
             raise _section_error(
@@ -231,6 +236,10 @@ def place_sections(
             )
         parts.append(part)
     return Placement(tuple(parts), classes, shared, row)
+
+
+def _shape(parts: Iterable[Part], name: str) -> list[int]:
+    return list(next(part.params["shape"] for part in parts if part.name == name))
 
 
 def _check_entries(sections: Any, optional: Mapping[str, Any]) -> None:

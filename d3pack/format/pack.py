@@ -88,6 +88,8 @@ class Pack:
         images_per_class: n. The first k images of a class are its best k.
         recipe: the backbone and how it is used.
         prompts: decodes to float32 (C, m, k, D). The i-th seeded image uses mode i mod m.
+        unconditional: decodes to float32 (1, 1, k, D), the vectors of no class, for guidance; None:
+            those of the empty text or, where the recipe has no template, zeros.
         seed: 64 bits, the key of the noise of every image.
         codes: decodes to `Codes`: single images as choices among noise. They come before those
             that are made of seeds.
@@ -119,6 +121,7 @@ class Pack:
     recipe: Recipe
     prompts: Coded
     seed: int
+    unconditional: Coded | None = None
     codes: Coded | None = None
     picks: Coded | None = None
     labels: Coded | None = None
@@ -196,6 +199,7 @@ class Pack:
         sections: dict[str, Coded | None] = {
             "ids": None if self.ids is None else Coded("u32", {"ids": self.ids}),
             "prompts": self.prompts,
+            "unconditional": self.unconditional,
             "codes": self.codes,
             "picks": self.picks,
             "labels": self.labels,

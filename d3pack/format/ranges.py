@@ -112,6 +112,7 @@ def _build_part(
         recipe=header.recipe,
         prompts=sections["prompts"],
         seed=header.seed,
+        unconditional=sections.get("unconditional"),
         codes=sections.get("codes"),
         picks=sections.get("picks"),
         labels=restrict_labels(labels, np.arange(len(rows)), take) if labels else None,

@@ -228,6 +228,7 @@ def build_pack(header: Header, names: tuple[str, ...], sections: Mapping[str, Co
         recipe=header.recipe,
         prompts=sections["prompts"],
         seed=header.seed,
+        unconditional=sections.get("unconditional"),
         codes=sections.get("codes"),
         picks=sections.get("picks"),
         labels=sections.get("labels"),

@@ -151,7 +151,8 @@ class Recipe:
     sigmas: tuple[float, ...]  # descending, in the scale x0 + sigma * eps, last one 0
     guidance: float = 1.0
     guided_channels: int = 0  # 0: all latent channels; DiT's original code guides the first 3
-    template: str = "a photo of a {}"  # {} is where the learned vectors go; unused by class tables
+    # {} is where the learned vectors go; None: they are outputs of the text encoder
+    template: str | None = "a photo of a {}"
     dtype: DType = "float32"
     group: int = 16  # the one batch size of every forward pass
     noise: str = NOISE
@@ -219,9 +220,10 @@ class Recipe:
         if not -1000.0 <= self.guidance <= 1000.0:
             raise _invalid(f"{at}.guidance: {self.guidance!r}, must be within ±1000")
         _check_int(self.guided_channels, 0, 1024, f"{at}.guided_channels")
-        _check_text(self.template, f"{at}.template")
-        if self.template.count("{}") > 1:
-            raise _invalid(f"{at}.template: more than one {{}}")
+        if self.template is not None:
+            _check_text(self.template, f"{at}.template")
+            if self.template.count("{}") > 1:
+                raise _invalid(f"{at}.template: more than one {{}}")
         _check_int(self.group, 1, MAX_GROUP, f"{at}.group")
 
 

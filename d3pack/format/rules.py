@@ -79,6 +79,8 @@ def check_values(coded: Mapping[str, Coded], names: tuple[str, ...], images: int
         if np.array_equal(ids, np.arange(ids.size)):
             raise InvalidPackError("the ids are 0, 1, 2, ... and must be left out", code="E_IDS")
     check_prompt_values(coded["prompts"], names)
+    if "unconditional" in coded:
+        check_prompt_values(coded["unconditional"], names, "unconditional")
     if "codes" in coded:
         check_code_values(coded["codes"], names)
     if "picks" in coded:
@@ -135,6 +137,11 @@ def _layout_ids(spec: SectionSpec, classes: int, images: int) -> Layout:
     return {"ids": Tensor("U32", (classes,))}
 
 
+def _layout_unconditional(spec: SectionSpec, classes: int, images: int) -> Layout:
+    layout = layout_prompts(spec, 1, images, "unconditional")
+    return {name: tensor._replace(is_shared=True) for name, tensor in layout.items()}
+
+
 def _layout_probes(spec: SectionSpec, classes: int, images: int) -> Layout:
     check_codec(spec, "u8", "probes")
     check_keys(spec.params, "probes", {"shape"})
@@ -152,6 +159,7 @@ SECTIONS: dict[str, Section] = {  # in the order of the file
     "leaves": Section(_layout_leaves),
     "ids": Section(_layout_ids),
     "prompts": Section(layout_prompts),
+    "unconditional": Section(_layout_unconditional),
     "codes": Section(layout_codes),
     "picks": Section(layout_picks, implied=("images",)),
     "labels": Section(layout_labels, implied=("classes", "images")),

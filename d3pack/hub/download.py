@@ -66,7 +66,7 @@ def pull(
             in the cache of the Hub.
         overwrite: replace another file at `output`.
         trust: who must have signed the pack. None: a signature is checked, but not required.
-        with_backbone: also download the backbone of the pack, by its lock.
+        with_backbone: also download the backbone of the pack, by its lock: all that decoding needs.
 
     Returns:
         The pack, its exact address, and where it is.
@@ -93,7 +93,8 @@ def pull(
     if with_backbone:
         from d3pack.backbones import fetch_backbone  # imports torch
 
-        backbone = fetch_backbone(pulled.pack.recipe.backbone)
+        recipe = pulled.pack.recipe
+        backbone = fetch_backbone(recipe.backbone, encoder=recipe.template is not None)
     return replace(pulled, path=path, signature=signature, backbone=backbone)
 
 

@@ -170,7 +170,7 @@ def _recipe(pack: Pack) -> str:
         ("size", f"{recipe.size[0]} x {recipe.size[1]} px"),
         ("sampler", f"{recipe.sampler}, {len(recipe.sigmas) - 1} steps"),
         ("guidance", f"{recipe.guidance:g}"),
-        ("template", recipe.template),
+        ("template", "none: outputs" if recipe.template is None else recipe.template),
         ("prompts", f"{pack.prompts.codec}, {' x '.join(map(str, modes)) or 'see manifest'}"),
         ("codes", _codes(pack)),
         ("seed", f"{pack.seed:016x}" + (", curated picks" if pack.picks is not None else "")),

@@ -74,6 +74,12 @@ def cases() -> Iterator[Case]:
     yield "prompts-entries-missing", code, "no size of the codebook", pq, drop("prompts", "entries")
     yield "prompts-group", code, "a group of none", i4, params("prompts", group=0)
     yield "prompts-dim", code, "a part of no value", pq, params("prompts", dim=0)
+    none, of_none = "unconditional", "outputs-unconditional"
+    yield f"{none}-codec", code, "an unknown codec", of_none, codec(none, "f8")
+    for name, shape in (("modes", [2, 2, 33]), ("vectors", [1, 1, 33]), ("width", [1, 2, 32])):
+        breaks = f"{name} that are not those of a prompt"
+        yield f"{none}-{name}", code, breaks, of_none, params(none, shape=shape)
+    yield f"{none}-param", code, "a parameter of another codec", of_none, params(none, group=32)
     yield "codes-codec", code, "an unknown codec", "codes", codec("codes", "dct")
     changes: dict[str, Any] = {
         "bits": 17,

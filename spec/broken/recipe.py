@@ -168,6 +168,8 @@ def cases() -> Iterator[Case]:
     yield "recipe-size-zero", code, "no pixel", source, put(size=[0, 64])
     yield "recipe-group", code, "a group of none", source, put(group=0)
     yield "recipe-template", code, "two places in the template", source, put(template="{} {}")
+    yield "recipe-template-empty", code, "false for no template", source, put(template=False)
+    yield "recipe-template-array", code, "an array for a template", source, put(template=[])
     yield (
         "recipe-template-control",
         code,

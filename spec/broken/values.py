@@ -151,6 +151,20 @@ def cases() -> Iterator[Case]:
         "prompts-pq",
         poke("prompts.codebook", 6, nan),
     )
+    none = "outputs-unconditional"
+    for name, breaks, at, value in (
+        ("code", "the code -128", "unconditional.codes", b"\x80"),
+        ("scale", "a scale of NaN", "unconditional.scales", nan),
+    ):
+        yield f"unconditional-{name}", bad, breaks, none, poke(at, 2, value)
+    yield (
+        "unconditional-nibble",
+        bad,
+        "a nibble beyond an odd width",
+        "unconditional",
+        poke("unconditional.codes", 16, b"\x1f"),
+    )
+    yield "hash-unconditional", "E_HASH", "a bit flipped", none, flip("unconditional.codes")
     yield "prompt-pq-scale", bad, "a scale of NaN", "prompts-pq", poke("prompts.scales", 0, nan)
     yield (
         "picks-twice",

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.heavy
 
 FAMILIES: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
     "sd": (tiny_sd, {"vectors": 2, "modes": 2}),
+    "sd-outputs": (tiny_sd, {"template": None, "vectors": 3, "modes": 2}),
     "dit": (tiny_dit, {"guided_channels": 3, "sampler": "ddim"}),
 }
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]

@@ -16,7 +16,13 @@ from format_packs import RECIPE, full, make, stored
 import d3pack
 from d3pack.decode import noise
 from d3pack.errors import UsageError
-from d3pack.format.codecs import decode_labels, decode_picks, decode_prompts, encode_labels
+from d3pack.format.codecs import (
+    decode_labels,
+    decode_picks,
+    decode_prompts,
+    encode_labels,
+    encode_unconditional,
+)
 from d3pack.format.coded import Coded
 from d3pack.format.recipe import BackboneRef, FileLock, Recipe, files_json, lock_of, parse_files
 from d3pack.testing import raises_code
@@ -150,6 +156,18 @@ def test_part_records_its_origin() -> None:
     assert steps[0]["from"] == pack.root
     assert steps[1]["from"] == pack.select([1, 2]).root
     assert pack.select(range(5)) is pack
+
+
+def test_parts_keep_the_vectors_of_no_class() -> None:
+    none = encode_unconditional(np.ones((3, 40), np.float32))
+    pack = make(unconditional=none, recipe=replace(RECIPE, template=None))
+    for part in (pack.select([2]), pack.first(1), d3pack.read(d3pack.pack_bytes(pack))):
+        assert part.recipe.template is None
+        assert part.unconditional is not None
+        assert np.allclose(decode_prompts(part.unconditional), 1, atol=1e-3)
+    assert pack.ledger().sections["unconditional"] == 3 * 40 + 3 * 2
+    with raises_code("E_CODEC", match="not that of a prompt"):
+        make(unconditional=encode_unconditional(np.ones((2, 40), np.float32))).placement()
 
 
 def test_probes_follow_their_images() -> None:

@@ -175,6 +175,7 @@ def tiny_pack(
     group: int = 4,
     dtype: str = "float32",
     size: tuple[int, int] | None = None,
+    template: str | None = "a photo of a {}",
     backbone: Any = None,
     **more: Any,
 ) -> Any:
@@ -196,10 +197,12 @@ def tiny_pack(
         guidance=guidance,
         group=group,
         dtype=dtype,  # type: ignore[arg-type]
+        template=template,
         guided_channels=more.pop("guided_channels", 0),
         extra=more.pop("extra", {}),
     )
-    shape = (classes, modes, vectors, backbone.prompt_shape[1])
+    width = backbone.prompt_shape[1] if template else backbone.output_shape[2]
+    shape = (classes, modes, vectors, width)
     values = np.random.default_rng(5).normal(size=shape).astype(np.float32)
     names = tuple(f"{WORDS.split()[4 + c % 20]} {c}" for c in range(classes))
     return Pack(
@@ -210,6 +213,17 @@ def tiny_pack(
         seed=more.pop("seed", 11),
         **more,
     )
+
+
+def without_text(path: str | Path, copy: Path) -> Path:
+    """A copy of a backbone directory that lacks the files of its text encoders."""
+    for source in Path(path).rglob("*"):
+        folder = source.relative_to(path).parts[0]
+        if source.is_file() and not folder.startswith(("text_encoder", "tokenizer")):
+            target = copy / source.relative_to(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+    return copy
 
 
 def _save_vae(path: Path, kind: str) -> None:

@@ -18,7 +18,7 @@ from hub_loopback import LoopbackHub
 from huggingface_hub import constants, file_download
 from tiny_backbones import tiny_sd
 
-from d3pack.backbones import lock_backbone, open_backbone
+from d3pack.backbones import fetch_backbone, lock_backbone, open_backbone
 from d3pack.backbones.lock import remember_list
 from d3pack.cli import main
 from d3pack.dataset import D3MDataset
@@ -98,6 +98,23 @@ def test_only_the_listed_files_are_downloaded_once(
     for name in ("socket", "create_connection", "getaddrinfo"):
         monkeypatch.setattr(socket, name, refuse)
     open_backbone(ref)
+
+
+def test_text_encoder_is_not_downloaded_for_outputs(
+    hub: LoopbackHub, ref: BackboneRef, known: BackboneRef, request: pytest.FixtureRequest
+) -> None:
+    fetch_backbone(ref, encoder=False)
+    text = {path for path in known.files if path.startswith(("text_encoder/", "tokenizer/"))}
+    assert len(text) >= 3
+    asked = requested(hub)
+    assert asked >= set(known.files) - text
+    # small files of no known hash are fetched for the list, weights never are
+    is_known = "remembered" in request.node.name
+    assert asked & text == (set() if is_known else text - {"text_encoder/model.safetensors"})
+    open_backbone(ref, encoder=False)
+    assert requested(hub) == asked
+    open_backbone(ref)
+    assert "text_encoder/model.safetensors" in requested(hub)
 
 
 def test_branch_is_locked_as_a_commit(hub: LoopbackHub, ref: BackboneRef) -> None:

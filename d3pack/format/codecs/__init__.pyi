@@ -18,6 +18,7 @@ from d3pack.format.codecs.picks import decode_picks as decode_picks
 from d3pack.format.codecs.picks import encode_picks as encode_picks
 from d3pack.format.codecs.prompts import decode_prompts as decode_prompts
 from d3pack.format.codecs.prompts import encode_prompts as encode_prompts
+from d3pack.format.codecs.prompts import encode_unconditional as encode_unconditional
 from d3pack.format.codecs.table import ADAPTER_CODECS as ADAPTER_CODECS
 from d3pack.format.codecs.table import LABEL_CODECS as LABEL_CODECS
 from d3pack.format.codecs.table import PROMPT_CODECS as PROMPT_CODECS

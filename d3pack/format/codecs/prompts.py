@@ -5,6 +5,7 @@ Scales and codebooks are float16, so that scale times code is exact in float32 o
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -72,6 +73,12 @@ def encode_prompts(values: Array, codec: str = "f16", **options: Any) -> Coded:
     return Coded(codec, tensors, params, method.shared, {"error": _error(decoded, values)})
 
 
+def encode_unconditional(values: Array, codec: str = "i8") -> Coded:
+    """Store the vectors of no class, (vectors, D), which all classes share."""
+    coded = encode_prompts(np.asarray(values)[None, None], codec)
+    return replace(coded, shared=frozenset(coded.tensors))
+
+
 def decode_prompts(coded: Coded) -> Array:
     """Return the values, float32 (C, m, k, D): the same bits on every machine."""
     return _find(coded.codec).decode(coded)
@@ -87,7 +94,7 @@ def layout_prompts(spec: SectionSpec, classes: int, images: int, at: str = "prom
     return {name: Tensor(*form, name in method.shared) for name, form in tensors.items()}
 
 
-def check_prompt_values(coded: Coded, classes: tuple[str, ...]) -> None:
+def check_prompt_values(coded: Coded, classes: tuple[str, ...], at: str = "prompts") -> None:
     """Refuse NaN, infinity and codes without a meaning, naming the class."""
     for name, array in coded.tensors.items():
         if array.dtype.kind == "f":
@@ -97,9 +104,12 @@ def check_prompt_values(coded: Coded, classes: tuple[str, ...]) -> None:
             valid = np.asarray(codes.all(axis=1))
         if not valid.all():
             row = int(np.argmin(valid))
-            owner = "the codebook" if name in coded.shared else f"class {row} ({classes[row]!r})"
+            if name in coded.shared:
+                owner = "the codebook" if name == "codebook" else "no class"
+            else:
+                owner = f"class {row} ({classes[row]!r})"
             raise InvalidPackError(
-                f"prompts.{name}: a value of {owner} is not a finite number", code="E_PROMPT"
+                f"{at}.{name}: a value of {owner} is not a finite number", code="E_PROMPT"
             )
 
 
