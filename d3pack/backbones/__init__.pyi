@@ -22,10 +22,11 @@ from d3pack.backbones.lock import write_list as write_list
 from d3pack.backbones.protocol import TEMPLATE as TEMPLATE
 from d3pack.backbones.protocol import Backbone as Backbone
 from d3pack.backbones.protocol import Condition as Condition
+from d3pack.backbones.protocol import Sampling as Sampling
 from d3pack.backbones.resolve import MINI_GUIDANCE as MINI_GUIDANCE
 from d3pack.backbones.resolve import complete as complete
 from d3pack.backbones.resolve import default_backbone as default_backbone
-from d3pack.backbones.resolve import default_guidance as default_guidance
+from d3pack.backbones.resolve import default_sampling as default_sampling
 from d3pack.backbones.resolve import fetch_backbone as fetch_backbone
 from d3pack.backbones.resolve import kinds as kinds
 from d3pack.backbones.resolve import lock_backbone as lock_backbone

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from d3pack.backbones.levels import Levels
-    from d3pack.format import BackboneRef
+    from d3pack.format import BackboneRef, Sampler
 
 TEMPLATE = "a photo of a {}"
 
@@ -52,12 +52,30 @@ class Condition:
         return Condition({n: torch.cat([r.tensors[n] for r in rows]) for n in rows[0].tensors})
 
 
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """One way to sample. The attribute `sampling` of a backbone is what it was made for, if it was
+    made for one."""
+
+    sampler: Sampler
+    steps: int
+    guidance: float
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes of the denoiser for one image."""
+        return self.steps * (1 if self.guidance == 1.0 else 2)
+
+    def __str__(self) -> str:
+        return f"{self.sampler} {self.steps} steps, guidance {self.guidance:g}"
+
+
 class Backbone(Protocol):
     """A diffusion model that makes images from learned vectors.
 
     There are two scales of x: x = x0 + sigma * eps for sampling (`denoise`), and
-    x_t = sqrt(alpha_t) x0 + sqrt(1 - alpha_t) eps for training (`predict`, and `levels` for noise
-    and targets).
+    x_t = sqrt(alpha_t) x0 + sqrt(1 - alpha_t) eps, or (1 - t) x0 + t eps of flow matching, for
+    training (`predict`, and `levels` for noise and targets).
     """
 
     ref: BackboneRef

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib import import_module, resources
 from importlib.metadata import entry_points
 from itertools import islice
@@ -28,6 +28,7 @@ from d3pack.backbones.lock import (
     verify_files,
     with_list,
 )
+from d3pack.backbones.protocol import Sampling
 from d3pack.errors import BackboneChangedError, BackboneError, NoSpaceError, NotFoundError
 from d3pack.format import BackboneRef, FileLock
 from d3pack.system import first_line, is_disk_full
@@ -44,6 +45,10 @@ STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 _BUILT_IN = {
     "stable-diffusion": "d3pack.backbones.stable_diffusion:StableDiffusion",
     "dit": "d3pack.backbones.dit:DiT",
+    "prx": "d3pack.backbones.prx:PRX",
+    "z-image": "d3pack.backbones.z_image:ZImage",
+    "flux2": "d3pack.backbones.flux2:Flux2",
+    "sana-sprint": "d3pack.backbones.sana:SanaSprint",
 }
 _MIRROR_HINT = "give a directory that holds the locked files"
 _log = logging.getLogger(__name__)
@@ -77,11 +82,14 @@ def default_backbone(device: str) -> str:
     return MINI if device.startswith("cpu") else STABLE_DIFFUSION
 
 
-def default_guidance(ref: BackboneRef) -> float:
-    """Return the guidance for prompts whose images nobody picks."""
-    if ref.repo == MINI:
-        return MINI_GUIDANCE
-    return 4.0 if ref.kind == "dit" else 5.0
+def default_sampling(backbone: Backbone) -> Sampling:
+    """Return how to sample prompts whose images nobody picks: as the backbone was made for."""
+    own = getattr(backbone, "sampling", None)
+    if isinstance(own, Sampling):
+        return own
+    if backbone.ref.repo == MINI:
+        return Sampling("dpmpp-2m", 12, MINI_GUIDANCE)
+    return Sampling("dpmpp-2m", 20, 4.0 if backbone.ref.kind == "dit" else 5.0)
 
 
 def mini_directory() -> Path:
@@ -119,7 +127,7 @@ def lock_directory(
     """
     root = Path(path)
     paths = list_files(root)
-    kind = kind or _detect_kind(paths, str(root))
+    kind = kind or _detect_kind(paths, str(root), root.joinpath)
     files = lock_files(root, _family(kind)[0].needed(paths, variant), progress)
     ref = BackboneRef(kind, repo, revision or "", files, licence)
     remember_list(ref)
@@ -165,10 +173,16 @@ def _another(ref: BackboneRef, place: str) -> BackboneChangedError:
     )
 
 
-def _detect_kind(paths: tuple[str, ...], name: str) -> str:
-    fitting = {kind: len(_family(kind)[0].parts) for kind in kinds() if _fits(kind, paths)}
+def _detect_kind(paths: tuple[str, ...], name: str, find: Callable[[str], Path]) -> str:
+    """Return the family whose layout fits; `find` returns a local copy of one of the files."""
+    layouts = {kind: _family(kind)[0] for kind in kinds()}
+    fitting = {kind: layout for kind, layout in layouts.items() if layout.matches(paths)}
+    if any(layout.denoiser for layout in fitting.values()):
+        config = "transformer/config.json"
+        found = Files({config: find(config)}).json(config).get("_class_name")
+        fitting = {k: v for k, v in fitting.items() if v.denoiser in ("", found)}
     if fitting:  # a family with more parts has those of another, and is meant
-        return max(fitting, key=lambda kind: fitting[kind])
+        return max(fitting, key=lambda kind: len(fitting[kind].parts))
     if not {"unet/config.json", "transformer/config.json"}.isdisjoint(paths):
         raise BackboneError(
             f"{name} lacks parts of every known family",
@@ -206,7 +220,8 @@ def lock_backbone(
             f"there is no backbone {name!r}", hint='use "mini", a directory, or org/name'
         )
     repository = _describe(name, revision)
-    kind = _detect_kind(repository.paths, name)
+    find = partial(_fetch_file, repository.name, repository.revision)
+    kind = _detect_kind(repository.paths, name, find)
     needed = _family(kind)[0].needed(repository.paths, variant)
     root = _fetch(repository.name, repository.revision, needed)
     ref = lock_directory(
@@ -297,7 +312,9 @@ def _published_list(ref: BackboneRef) -> BackboneRef:
         return {entry.path: entry for entry in islice(tree, MAX_TREE) if hasattr(entry, "size")}
 
     files = _ask_hub(ref.repo, ref.revision, list_tree)
-    if LIST in files and (found := with_list(ref, read_list(_fetch_file(ref, LIST)))):
+    if LIST in files and (
+        found := with_list(ref, read_list(_fetch_file(ref.repo, ref.revision, LIST)))
+    ):
         return found
     for chosen in _chosen(ref, {path: entry.size for path, entry in files.items()}):
         locks = {}
@@ -315,19 +332,19 @@ def _published_list(ref: BackboneRef) -> BackboneRef:
 
 def _fetch_small(ref: BackboneRef, path: str, blob: str) -> bytes:
     """Return a file that Git stores itself; one that was damaged in transfer is fetched again."""
-    data = _fetch_file(ref, path).read_bytes()
+    data = _fetch_file(ref.repo, ref.revision, path).read_bytes()
     known = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
     if known != blob:
         _fetch_again(ref.repo, ref.revision, path)
-        data = _fetch_file(ref, path).read_bytes()
+        data = _fetch_file(ref.repo, ref.revision, path).read_bytes()
     return data
 
 
-def _fetch_file(ref: BackboneRef, path: str) -> Path:
+def _fetch_file(repo: str, revision: str, path: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    download = lambda: hf_hub_download(ref.repo, path, revision=ref.revision)  # noqa: E731
-    return Path(_ask_hub(ref.repo, ref.revision, download))
+    download = lambda: hf_hub_download(repo, path, revision=revision)  # noqa: E731
+    return Path(_ask_hub(repo, revision, download))
 
 
 def open_backbone(

@@ -20,14 +20,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from d3pack.backbones import Backbone
+from d3pack.backbones import Backbone, Sampling
 from d3pack.decode import Decoder
 from d3pack.encode.contract import Draft, EncodeRun
 from d3pack.encode.estimate import wait_for_device
 from d3pack.encode.plan import EncodePlan, sigmas_of
 from d3pack.encode.settings import EncodeSettings
 from d3pack.errors import UsageError
-from d3pack.format import Pack, Recipe, Sampler
+from d3pack.format import Pack, Recipe
 from d3pack.teachers import Teacher
 
 STEPS = (4, 6, 8, 12, 18)
@@ -36,23 +36,6 @@ SLACK = 1.05
 _NAME = "sampler"  # in the journal
 
 Images = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """One way to sample."""
-
-    sampler: Sampler
-    steps: int
-    guidance: float
-
-    @property
-    def forwards(self) -> int:
-        """Forward passes of the denoiser for one image."""
-        return self.steps * (1 if self.guidance == 1.0 else 2)
-
-    def __str__(self) -> str:
-        return f"{self.sampler} {self.steps} steps, guidance {self.guidance:g}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from encode_server import Server
 from encode_world import CLASSES, make_tree, settings_of
 from places import ROOT
 
+from d3pack.backbones import Sampling
 from d3pack.backbones.dit import DiT
 from d3pack.dataset import D3MDataset
 from d3pack.decode import Decoder, backbone_path, local_backbone
@@ -29,7 +30,7 @@ from d3pack.encode import (
     encode,
     estimate_encode,
 )
-from d3pack.encode.sampler_search import Sampling, Speed, Trial, choose, energy_distance, grid
+from d3pack.encode.sampler_search import Speed, Trial, choose, energy_distance, grid
 from d3pack.errors import BackboneChangedError, UsageError
 from d3pack.format import read
 from d3pack.format.codecs import decode_prompts

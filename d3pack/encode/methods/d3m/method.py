@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from d3pack.backbones import Backbone, DiT, default_guidance
+from d3pack.backbones import Backbone, DiT, default_sampling
 from d3pack.decode import Decoder
 from d3pack.encode.allocation import (
     LADDER,
@@ -125,7 +125,7 @@ def prepare(
     )
     # where images are cheap and a teacher picks among them, guidance is measured
     if details.guidance is None and not (small and allocation.candidates > 1):
-        details = replace(details, guidance=default_guidance(backbone.ref))
+        details = replace(details, guidance=default_sampling(backbone).guidance)
     text = _text(plan, details, allocation)
     if all(name.isdecimal() or name[1:].isdecimal() for name in source.classes):
         text += ("class names are numbers or ids: class_names give inversion a better start",)
@@ -139,6 +139,7 @@ def _details(settings: EncodeSettings, own: D3MSettings, backbone: Backbone, sid
     """Fill in the defaults, for images that have that side at least."""
     backbone.latent_shape_for(settings.size or backbone.image_size)  # refuses sizes that do not fit
     factor = own.factor or (1 if side <= SMALL else 2)
+    sampling = default_sampling(backbone)
     return Details(
         backbone=backbone.ref,
         width=backbone.prompt_shape[1],
@@ -146,8 +147,8 @@ def _details(settings: EncodeSettings, own: D3MSettings, backbone: Backbone, sid
         crops=own.crops or (1 if factor == 1 else 5),
         crop_scale=own.crop_scale or ((1.0, 1.0) if factor == 1 else (0.25, 1.0)),
         template=own.template or TEMPLATES[factor],
-        sampler=settings.sampler or "dpmpp-2m",
-        sampler_steps=settings.sampler_steps or (12 if backbone.ref.repo == "mini" else 20),
+        sampler=settings.sampler or sampling.sampler,
+        sampler_steps=settings.sampler_steps or sampling.steps,
         guidance=settings.guidance,
     )
 
@@ -187,7 +188,7 @@ class D3MJob:
             size=plan.size,
             sampler=details.sampler,
             sigmas=sigmas_of(self.backbone, details.sampler, details.sampler_steps),
-            guidance=default_guidance(details.backbone) if guidance is None else guidance,
+            guidance=default_sampling(self.backbone).guidance if guidance is None else guidance,
             template=details.template,
             dtype=plan.dtype,
             group=plan.group,

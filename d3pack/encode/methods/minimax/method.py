@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from d3pack.backbones import DiT, open_backbone
+from d3pack.backbones import DiT, Sampling, open_backbone
 from d3pack.encode.allocation import MARGIN, SMALLEST, Allocation, expected_bytes
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate
 from d3pack.encode.estimate import seconds_of, teacher_seconds
@@ -34,7 +34,7 @@ from d3pack.encode.methods.dit import (
 from d3pack.encode.methods.minimax.difffit import fitted
 from d3pack.encode.methods.minimax.finetune import FineTuning, full_adapter, tuning_seconds
 from d3pack.encode.plan import EncodePlan, backbone_json, dtype_for, sigmas_of
-from d3pack.encode.sampler_search import Sampling, best_sampling
+from d3pack.encode.sampler_search import best_sampling
 from d3pack.encode.settings import EncodeSettings, MinimaxSettings
 from d3pack.encode.teaching import open_teacher
 from d3pack.errors import UsageError
