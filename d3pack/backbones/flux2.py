@@ -21,7 +21,7 @@ STEPS = 4
 
 def _velocity(model: Any, x_t: Tensor, times: Tensor, vectors: Tensor) -> Tensor:
     height, width = x_t.shape[2:]
-    out = model(
+    out: Tensor = model(
         x_t.flatten(2).transpose(1, 2),
         vectors,
         times,

@@ -51,7 +51,7 @@ def use_native_attention(model: nn.Module) -> None:
     from diffusers.models.attention_dispatch import AttentionBackendName
 
     for module in model.modules():
-        processor = getattr(module, "processor", None)
+        processor: Any = getattr(module, "processor", None)
         if hasattr(processor, "_attention_backend"):
             processor._attention_backend = AttentionBackendName.NATIVE
 

@@ -291,7 +291,10 @@ def test_ancestral_steps_of_a_flow_keep_the_distribution(eta: float) -> None:
     """Of data of variance 0.25, whose velocity is known, all steps together make such data."""
     levels, variance = Levels.flow(3.0), 0.25
     generator = torch.Generator().manual_seed(6)
-    draw = lambda *_: torch.randn(1, 4, 80, 80, generator=generator)  # noqa: E731
+
+    def draw(_: int = 0) -> torch.Tensor:
+        return torch.randn(1, 4, 80, 80, generator=generator)
+
     sigmas = samplers.schedule(levels.alphas_cumprod, "ancestral", 800)
 
     def model(x: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -246,12 +246,13 @@ def pipeline_of(kind: str, path: Path) -> Any:
     import transformers
 
     name = KINDS[kind][4]
-    transformer, vae, extra = {
+    classes: dict[str, tuple[str, str, dict[str, Any]]] = {
         "prx": ("PRXTransformer2DModel", "AutoencoderKL", {"default_sample_size": 64}),
         "z-image": ("ZImageTransformer2DModel", "AutoencoderKL", {}),
         "flux2": ("Flux2Transformer2DModel", "AutoencoderKLFlux2", {"is_distilled": True}),
         "sana-sprint": ("SanaTransformer2DModel", "AutoencoderDC", {}),
-    }[kind]
+    }
+    transformer, vae, extra = classes[kind]
     scheduler = getattr(diffusers, KINDS[kind][3]["_class_name"])
     if kind == "prx":
         from diffusers.pipelines.prx import T5GemmaEncoder
