@@ -20,6 +20,7 @@ from d3pack.format import (
     encode_labels,
     encode_picks,
     encode_prompts,
+    encode_unconditional,
     pack_bytes,
 )
 from d3pack.system import count
@@ -90,6 +91,7 @@ def allocate(
     *,
     default: Allocation,
     own: Mapping[str, int | None],
+    least_vectors: int = 1,
     most_vectors: int = 1,
     ladder: Sequence[tuple[str, Any]] = LADDER,
 ) -> tuple[Allocation, tuple[str, ...]]:
@@ -100,7 +102,8 @@ def allocate(
         size_of: bytes of the pack by its allocation.
         default: where there is no budget.
         own: parts that the method's own settings set; None is not set.
-        most_vectors: that a prompt of the backbone can have.
+        least_vectors: that a prompt of the backbone must have.
+        most_vectors: that it can have.
         ladder: what a budget buys, in this order.
 
     Raises:
@@ -109,8 +112,10 @@ def allocate(
     shared = {name: getattr(settings, name) for name in ("codec", "candidates", "labels", "probes")}
     fixed = {name: value for name, value in {**own, **shared}.items() if value is not None}
     if settings.budget is None:
-        return replace(default, **fixed), ()
-    allocation, size = spend(settings.budget, fixed, most_vectors, size_of, ladder)
+        return replace(default, **{"vectors": least_vectors, **fixed}), ()
+    allocation, size = spend(
+        settings.budget, fixed, most_vectors, size_of, ladder, least_vectors=least_vectors
+    )
     seeds = allocation.seeds(settings.images - (settings.codes or 0))
     line = (
         f"budget {settings.budget:,} bytes: {allocation.prompts}, {seeds}, "
@@ -125,9 +130,11 @@ def spend(
     most_vectors: int,
     size_of: Callable[[Allocation], int],
     ladder: Sequence[tuple[str, Any]] = LADDER,
+    *,
+    least_vectors: int = 1,
 ) -> tuple[Allocation, int]:
     """Return the allocation that a budget buys, with its fixed parts, and its bytes."""
-    allocation = replace(SMALLEST, **fixed)
+    allocation = replace(SMALLEST, **{"vectors": least_vectors, **fixed})
     size = size_of(allocation)
     if size + MARGIN > budget:
         raise UsageError(
@@ -135,7 +142,7 @@ def spend(
             hint="raise the budget, or take fewer classes",
         )
     for name, value in ladder:
-        if name in fixed or (name == "vectors" and value > most_vectors):
+        if name in fixed or (name == "vectors" and not allocation.vectors < value <= most_vectors):
             continue
         trial = replace(allocation, **{name: value})
         grown = size_of(trial)
@@ -150,6 +157,8 @@ def expected_bytes(
     width: int,
     allocation: Allocation,
     provenance: Mapping[str, Any],
+    *,
+    unconditional: bool = False,
 ) -> int:
     """Return the bytes of a pack: one of the same shapes, with random values, is made in memory.
 
@@ -159,6 +168,7 @@ def expected_bytes(
         width: of a vector.
         allocation: in place of the plan's.
         provenance: as long as the real one.
+        unconditional: the pack has vectors of no class.
     """
     classes, images = len(plan.classes), plan.images_per_class
     shape = (classes, allocation.modes, allocation.vectors, width)
@@ -169,6 +179,7 @@ def expected_bytes(
         recipe=recipe,
         prompts=encode_prompts(values, allocation.codec),
         seed=plan.seed,
+        unconditional=encode_unconditional(values[0, 0]) if unconditional else None,
         provenance=provenance,
     )
     if allocation.candidates > 1 and plan.seeded:

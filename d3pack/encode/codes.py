@@ -114,7 +114,9 @@ def choose_photographs(run: EncodeRun, plan: EncodePlan, teacher: Teacher, c: in
 
 def code_seconds(backbone: Backbone, coding: Coding, recipe: Recipe, tried: int) -> float:
     """Return the seconds that this machine takes to code one image."""
-    names = torch.zeros(1, 1, 1, backbone.prompt_shape[1]).numpy()
+    least, _, width = backbone.output_shape
+    shape = (1, backbone.prompt_shape[1]) if recipe.template is not None else (least, width)
+    names = torch.zeros(1, 1, *shape).numpy()
     pack = Pack(("one",), 1, recipe, encode_prompts(names, "f16"), seed=0)
     latents = torch.zeros((_TRIED, *backbone.latent_shape_for(recipe.size)), device=backbone.device)
     coder = Coder(backbone, coding, pack, 0, tried)

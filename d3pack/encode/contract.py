@@ -102,6 +102,7 @@ class Draft:
     recipe: Recipe
     prompts: npt.NDArray[np.float32]  # (classes, modes, vectors, width)
     backbone: Backbone  # open, as the recipe names it
+    unconditional: npt.NDArray[np.float32] | None = None  # (vectors, width), for guidance
     teacher: Teacher | None = None  # needed where images are picked or labelled
     adapter: Coded | None = None
     embedded: Coded | None = None  # files of the backbone, which the pack carries
@@ -117,7 +118,9 @@ class Draft:
 
     def pack(self, plan: EncodePlan) -> Pack:
         """Return the pack without picks, labels, probes and provenance."""
-        from d3pack.format import EMBEDDED, Pack, encode_prompts
+        from d3pack.format import EMBEDDED, Pack, encode_prompts, encode_unconditional
+
+        none = None if self.recipe.guidance == 1.0 else self.unconditional
 
         return Pack(
             classes=plan.classes,
@@ -125,6 +128,7 @@ class Draft:
             recipe=self.recipe,
             prompts=encode_prompts(self.prompts, plan.allocation.codec),
             seed=plan.seed,
+            unconditional=None if none is None else encode_unconditional(none),
             adapter=self.adapter,
             optional={} if self.embedded is None else {EMBEDDED: {}},
             extensions={} if self.embedded is None else {EMBEDDED: self.embedded},

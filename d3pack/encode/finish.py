@@ -76,7 +76,10 @@ def _split(run: EncodeRun, plan: EncodePlan, draft: Draft, method: str) -> Encod
     record = sample_provenance(method, run.source, run.settings, tuple(draft.metrics), {})
 
     def size_of(plan: EncodePlan) -> int:
-        return expected_bytes(plan, draft.recipe, width, plan.allocation, record)
+        none = draft.unconditional is not None
+        return expected_bytes(
+            plan, draft.recipe, width, plan.allocation, record, unconditional=none
+        )
 
     make = partial(_with_images, run, draft=draft, method=method)
     return choose_split(run, plan, draft.backbone, make, size_of)

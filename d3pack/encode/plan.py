@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from d3pack.backbones import Backbone, default_backbone, open_backbone
 from d3pack.decode import schedule
 from d3pack.encode.allocation import Allocation
 from d3pack.encode.settings import EncodeSettings
+from d3pack.errors import UsageError
 from d3pack.format import BackboneRef, Coding, DType, Sampler, level_bits
 from d3pack.sources import Source
 
@@ -162,6 +164,27 @@ def sigmas_of(backbone: Backbone, sampler: Sampler, steps: int) -> tuple[float, 
 def rounded(sigmas: tuple[float, ...]) -> tuple[float, ...]:
     """Return levels in six digits: enough to find them again, and half of the bytes."""
     return tuple(float(f"{sigma:.6g}") for sigma in sigmas)
+
+
+def learns_outputs(backbone: Backbone, condition: str | None) -> bool:
+    """Return whether vectors are to be outputs of the text encoder, and refuse what cannot be."""
+    tokens, outputs = backbone.prompt_shape[0] > 0, backbone.output_shape[1] > 0
+    if condition and not {"tokens": tokens, "outputs": outputs}[condition]:
+        raise UsageError(f"invalid condition {condition!r}: this backbone takes no {condition}")
+    return condition == "outputs" or not tokens
+
+
+def start_vectors(backbone: Backbone, name: str, k: int, template: str, outputs: bool) -> Tensor:
+    """Return k vectors for the name of a class: tokens, or outputs for it within the template."""
+    if not outputs:
+        return backbone.name_vectors(name, k)
+    return backbone.outputs(template.replace("{}", name.replace("_", " ").strip()), k)
+
+
+def no_class(backbone: Backbone, k: int) -> Any:
+    """Return k outputs (k, D) for the empty text; None where they are zeros, as without any."""
+    vectors = backbone.outputs("", k)
+    return vectors.detach().float().cpu().numpy() if vectors.any() else None
 
 
 def backbone_json(ref: BackboneRef) -> dict[str, str]:

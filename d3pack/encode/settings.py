@@ -200,9 +200,16 @@ class EncodeSettings:
 class D3MSettings:
     """Settings of `d3m` alone."""
 
+    condition: Literal["tokens", "outputs"] | None = option(
+        None,
+        "What is learned: tokens, which the backbone prefers, or outputs of the text encoder, which "
+        "are decoded without it.",
+    )
     modes: int | None = option(None, "Prompts per class, each for a cluster of images.", ge=1)
     vectors: int | None = option(None, "Learned vectors per prompt.", ge=1)
-    template: str | None = option(None, "Sentence around the vectors, with one {}.")
+    template: str | None = option(
+        None, "Sentence around the vectors, with one {}; outputs start at those of its words."
+    )
     factor: int | None = option(
         None, "Side of a collage in patches: 1, 2 or 4.", choices=(1, 2, 4), group="collages"
     )

@@ -21,6 +21,7 @@ from d3pack.students import LabelledImages
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from d3pack.backbones import Backbone
     from d3pack.evaluate.bench import Bench
     from d3pack.evaluate.teacher import OrderedTeacher
     from d3pack.format import Pack
@@ -206,7 +207,7 @@ def _names(bench: Bench, pack: Pack) -> Entry | None:
         return None
     backbone = bench.open_backbone(pack)
     try:
-        twin = names_pack(pack, backbone.name_vectors, backbone.prompt_shape[0])
+        twin = named_twin(pack, backbone)
     except BackboneError as error:  # two classes of the backbone have the same name
         bench.note(f"names: left out, {error.args[0]}")
         return None
@@ -214,6 +215,22 @@ def _names(bench: Bench, pack: Pack) -> Entry | None:
         bench.note("names: left out, the prompts of this pack are its backbone's own class table")
         return None
     return names_entry(bench, twin)
+
+
+def named_twin(pack: Pack, backbone: Backbone) -> Pack:
+    """Return the pack prompted by class names: as tokens, or as the outputs for them."""
+    from d3pack.backbones import TEMPLATE
+    from d3pack.format.codecs import encode_unconditional
+
+    if pack.recipe.template is not None:
+        return names_pack(pack, backbone.name_vectors, backbone.prompt_shape[0])
+    most = int(pack.prompts.params["shape"][1])
+
+    def outputs(name: str, k: int | None) -> Tensor:
+        return backbone.outputs(TEMPLATE.replace("{}", name.replace("_", " ").strip()), k or most)
+
+    none = encode_unconditional(backbone.outputs("", most).detach().float().cpu().numpy())
+    return names_pack(replace(pack, unconditional=none), outputs, most)
 
 
 def names_entry(bench: Bench, twin: Pack) -> Entry:
@@ -227,7 +244,7 @@ def names_pack(pack: Pack, vectors: Callable[[str, int | None], Tensor], most: i
 
     All images are seeded: codes hold photographs, whatever prompts they are decoded under.
 
-    `vectors(name, k)` are the token embeddings of a name; a prompt may have `most` of them.
+    `vectors(name, k)` are those of a name; a prompt may have `most` of them.
     """
     import torch
 

@@ -5,6 +5,7 @@ What another method has distilled or chosen travels exactly as it is, as closely
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,12 +14,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from d3pack.backbones import Backbone
+from d3pack.backbones import TEMPLATE, Backbone
 from d3pack.encode.allocation import MARGIN, Allocation, expected_bytes
 from d3pack.encode.codes import code_seconds
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate, NoSettings
 from d3pack.encode.finish import sample_provenance
-from d3pack.encode.plan import EncodePlan, chosen_backbone, dtype_for
+from d3pack.encode.plan import (
+    EncodePlan,
+    chosen_backbone,
+    dtype_for,
+    learns_outputs,
+    start_vectors,
+)
 from d3pack.encode.settings import EncodeSettings
 from d3pack.errors import SourceError, UsageError
 from d3pack.format import Recipe
@@ -93,13 +100,14 @@ class CodesJob:
             size=plan.size,
             sampler="euler",
             sigmas=(1.0, 0.0),
+            template=None if learns_outputs(self.backbone, None) else TEMPLATE,
             dtype=plan.dtype,
             group=plan.group,
         )
 
     def expected_bytes(self) -> int:
         """Return the bytes of the pack."""
-        plan, width = self.plan, self.backbone.prompt_shape[1]
+        plan, width = self.plan, self._prompts(self.plan.classes[:1]).shape[-1]
         record = sample_provenance(CodesOnly.name, self.source, self.settings, (), {})
         return expected_bytes(plan, self.recipe(), width, plan.allocation, record)
 
@@ -114,15 +122,17 @@ class CodesJob:
         """Return class names as prompts; the driver codes the images."""
         return Draft(
             recipe=self.recipe(),
-            prompts=self._prompts(),
+            prompts=self._prompts(self.plan.classes),
             backbone=self.backbone,
             photographs=lambda c: images_of(run.source, c, self.plan.size, self.plan.codes),
             seen=sum(run.source.counts),
         )
 
-    def _prompts(self) -> npt.NDArray[np.float32]:
-        """Return the vectors of the class names, (classes, 1, 1, width)."""
-        vectors = [self.backbone.name_vectors(name, 1) for name in self.plan.classes]
+    def _prompts(self, names: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return the fewest vectors of class names, (names, 1, vectors, width)."""
+        backbone, outputs = self.backbone, learns_outputs(self.backbone, None)
+        k = backbone.output_shape[0] if outputs else 1
+        vectors = [start_vectors(backbone, name, k, TEMPLATE, outputs) for name in names]
         return torch.stack(vectors)[:, None].detach().float().cpu().numpy()
 
 

@@ -81,7 +81,7 @@ class Inversion:
         latents: latents of a row.
         round_trip: what the codec of the pack makes of vectors.
         settings: lengths and sizes of the fit.
-        template: sentence around the vectors.
+        template: sentence around the vectors; None: they are outputs of the text encoder.
         seed: decides what is drawn.
         keeper: where the state is; `run` goes on from it.
         events: whom to report to.
@@ -95,7 +95,7 @@ class Inversion:
         round_trip: RoundTrip,
         settings: D3MSettings,
         *,
-        template: str,
+        template: str | None,
         seed: int,
         keeper: Keeper,
         events: Events,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from d3pack.backbones import Backbone, DiT, default_sampling
 from d3pack.decode import Decoder
@@ -38,7 +39,10 @@ from d3pack.encode.plan import (
     backbone_json,
     chosen_backbone,
     dtype_for,
+    learns_outputs,
+    no_class,
     sigmas_of,
+    start_vectors,
     typical_side,
 )
 from d3pack.encode.sampler_search import GUIDANCES
@@ -66,6 +70,7 @@ class Details:
     crops: int
     crop_scale: tuple[float, float]
     template: str
+    outputs: bool  # of the text encoder are learned, from those of the template on
     sampler: Sampler
     sampler_steps: int
     guidance: float | None  # None: by measurement, when the prompts are learned
@@ -92,10 +97,12 @@ def prepare(
     source: Source, settings: EncodeSettings, own: D3MSettings, backbone: Backbone
 ) -> D3MJob:
     """Return the job of learning prompts for a backbone that is open."""
-    most_vectors = backbone.prompt_shape[0]
-    if (own.vectors or 1) > most_vectors:
+    outputs = learns_outputs(backbone, own.condition)
+    least, most, _ = backbone.output_shape if outputs else (1, *backbone.prompt_shape)
+    if not least <= (own.vectors or least) <= most:
         raise UsageError(
-            f"invalid vectors {own.vectors}: this backbone takes at most {most_vectors} vectors"
+            f"invalid vectors {own.vectors}: this backbone takes"
+            f" {f'{least} to' if least > 1 else 'at most'} {most} vectors"
         )
     if (settings.candidates or 1) > 2**16 // SHARE:
         raise UsageError(
@@ -120,7 +127,8 @@ def prepare(
         job.expected_bytes,
         default=Allocation(codec="i4", candidates=PICKY if picks else 1, share=SHARE),
         own={"modes": own.modes, "vectors": own.vectors},
-        most_vectors=most_vectors,
+        least_vectors=least,
+        most_vectors=most,
         ladder=SEEDS_LADDER if plan.pilots else LADDER,
     )
     # where images are cheap and a teacher picks among them, guidance is measured
@@ -140,13 +148,15 @@ def _details(settings: EncodeSettings, own: D3MSettings, backbone: Backbone, sid
     backbone.latent_shape_for(settings.size or backbone.image_size)  # refuses sizes that do not fit
     factor = own.factor or (1 if side <= SMALL else 2)
     sampling = default_sampling(backbone)
+    outputs = learns_outputs(backbone, own.condition)
     return Details(
         backbone=backbone.ref,
-        width=backbone.prompt_shape[1],
+        width=backbone.output_shape[2] if outputs else backbone.prompt_shape[1],
         factor=factor,
         crops=own.crops or (1 if factor == 1 else 5),
         crop_scale=own.crop_scale or ((1.0, 1.0) if factor == 1 else (0.25, 1.0)),
         template=own.template or TEMPLATES[factor],
+        outputs=outputs,
         sampler=settings.sampler or sampling.sampler,
         sampler_steps=settings.sampler_steps or sampling.steps,
         guidance=settings.guidance,
@@ -156,9 +166,10 @@ def _details(settings: EncodeSettings, own: D3MSettings, backbone: Backbone, sid
 def _text(plan: EncodePlan, details: Details, allocation: Allocation) -> tuple[str, ...]:
     name = details.backbone.repo or details.backbone.revision[:12]
     guidance = "by measurement" if details.guidance is None else f"{details.guidance:g}"
+    condition = f"{'outputs for ' if details.outputs else ''}{details.template!r}"
     return (
         f"backbone {name}, {plan.size[0]}x{plan.size[1]}, {plan.dtype}; {details.sampler} "
-        f"{details.sampler_steps} steps, guidance {guidance}, {details.template!r}",
+        f"{details.sampler_steps} steps, guidance {guidance}, {condition}",
         f"{allocation.prompts}, {allocation.seeds(plan.seeded)}, "
         f"labels {allocation.labels}, collages {details.factor}x{details.factor}",
     )
@@ -189,7 +200,7 @@ class D3MJob:
             sampler=details.sampler,
             sigmas=sigmas_of(self.backbone, details.sampler, details.sampler_steps),
             guidance=default_sampling(self.backbone).guidance if guidance is None else guidance,
-            template=details.template,
+            template=self._template,
             dtype=plan.dtype,
             group=plan.group,
         )
@@ -199,7 +210,31 @@ class D3MJob:
         figures, counts = ("start_loss", "loss"), {"samples": 123456}
         seen = sum(min(count, self.own.pool) for count in self.source.counts)
         record = sample_provenance(D3M.name, self.source, self.settings, figures, counts, seen)
-        return expected_bytes(self.plan, self.recipe(), self.details.width, allocation, record)
+        return expected_bytes(
+            self.plan,
+            self.recipe(),
+            self.details.width,
+            allocation,
+            record,
+            unconditional=self._no_class(allocation.vectors) is not None,
+        )
+
+    @property
+    def _template(self) -> str | None:
+        return None if self.details.outputs else self.details.template
+
+    def _no_class(self, k: int) -> Array | None:
+        """Return the outputs that guidance compares with, where the pack has to hold them."""
+        if not self.details.outputs or self.recipe().guidance == 1.0:
+            return None
+        with torch.no_grad():
+            return no_class(self.backbone, k)
+
+    def _start(self, name: str) -> Tensor:
+        details, k = self.details, self.plan.allocation.vectors
+        with torch.no_grad():
+            vectors = start_vectors(self.backbone, name, k, details.template, details.outputs)
+        return vectors.float()
 
     def estimate(self) -> Estimate:
         """Measure a little of every stage on this machine."""
@@ -239,8 +274,8 @@ class D3MJob:
 
     def _seconds(self) -> tuple[float, float, float]:
         """Of a sample of inversion, of the latents of a collage, and of a generated image."""
-        plan, backbone, template = self.plan, self.backbone, self.details.template
-        vectors = backbone.name_vectors(plan.classes[0], plan.allocation.vectors).float()[None]
+        plan, backbone, template = self.plan, self.backbone, self._template
+        vectors = self._start(plan.classes[0])[None]
         picture = torch.zeros((8, 3, *plan.size), dtype=torch.uint8)
         x = torch.zeros((8, *backbone.latent_shape_for(plan.size)), device=backbone.device)
         t = torch.full((8,), 500, device=backbone.device)
@@ -253,7 +288,7 @@ class D3MJob:
         with torch.no_grad():
             latents = seconds_of(lambda: backbone.encode(picture)) / 8
         short = replace(self, details=replace(self.details, sampler_steps=2)).recipe()
-        prompts = encode_prompts(np.zeros((1, 1, 1, self.details.width), np.float32), "f16")
+        prompts = encode_prompts(np.zeros((1, *vectors.shape), np.float32), "f16")
         pack = Pack(("one",), plan.group, short, prompts, seed=0)
         decoder = Decoder(pack, device=backbone.device, backbone=backbone)
         image = seconds_of(lambda: decoder.images(range(plan.group))) / plan.group
@@ -270,6 +305,7 @@ class D3MJob:
         draft = Draft(
             recipe=self.recipe(),
             prompts=fitted.vectors.reshape(shape),
+            unconditional=self._no_class(allocation.vectors),
             backbone=self.backbone,
             teacher=teacher,
             metrics={
@@ -333,10 +369,7 @@ class D3MJob:
     def _learn_prompts(self, run: EncodeRun) -> Fitted:
         """Fit a prompt to each mode of each class, from the class name on."""
         backbone, plan, allocation = self.backbone, self.plan, self.plan.allocation
-        names = [
-            backbone.name_vectors(name, allocation.vectors).detach().float().cpu().numpy()
-            for name in plan.classes
-        ]
+        names = [self._start(name).cpu().numpy() for name in plan.classes]
 
         def latents(row: int) -> Array:
             arrays = stored_arrays(run.journal, _name(row // allocation.modes))
@@ -352,7 +385,7 @@ class D3MJob:
             latents,
             round_trip(allocation.codec),
             self.own,
-            template=self.details.template,
+            template=self._template,
             seed=plan.seed,
             keeper=Checkpoint(run.journal, "prompts"),
             events=run.events,
