@@ -176,13 +176,14 @@ def _another(ref: BackboneRef, place: str) -> BackboneChangedError:
 def _detect_kind(paths: tuple[str, ...], name: str, find: Callable[[str], Path]) -> str:
     """Return the family whose layout fits; `find` returns a local copy of one of the files."""
     layouts = {kind: _family(kind)[0] for kind in kinds()}
-    fitting = {kind: layout for kind, layout in layouts.items() if layout.matches(paths)}
-    if any(layout.denoiser for layout in fitting.values()):
-        config = "transformer/config.json"
+    if (config := "transformer/config.json") in paths:
         found = Files({config: find(config)}).json(config).get("_class_name")
-        fitting = {k: v for k, v in fitting.items() if v.denoiser in ("", found)}
+        for kind, layout in layouts.items():
+            if layout.denoiser and layout.denoiser == found:
+                return kind
+    fitting = [k for k, v in layouts.items() if not v.denoiser and v.matches(paths)]
     if fitting:  # a family with more parts has those of another, and is meant
-        return max(fitting, key=lambda kind: len(fitting[kind].parts))
+        return max(fitting, key=lambda kind: len(layouts[kind].parts))
     if not {"unet/config.json", "transformer/config.json"}.isdisjoint(paths):
         raise BackboneError(
             f"{name} lacks parts of every known family",
