@@ -74,8 +74,8 @@ def _latents(encoded: Any) -> Tensor:
     """Return what an autoencoder has encoded; of a distribution, the mode."""
     for name in ("latents", "latent"):
         if hasattr(encoded, name):
-            found: Tensor = getattr(encoded, name)
-            return found
+            latents: Tensor = getattr(encoded, name)
+            return latents
     mode: Tensor = encoded.latent_dist.mode()
     return mode
 

@@ -150,8 +150,8 @@ class FlowTransformer:
         language = self._text_encoder()
         if text or not self._family.padded:
             return language.last(text, k)
-        found = language.outputs(text)[-k:]
-        return torch.cat([found, found.new_zeros(k - len(found), found.shape[1])])
+        rows = language.outputs(text)[-k:]
+        return torch.cat([rows, rows.new_zeros(k - len(rows), rows.shape[1])])
 
     def name_vectors(self, name: str, k: int | None = None) -> Tensor:
         """Return the text encoder's last k outputs for the name of a class."""

@@ -52,13 +52,13 @@ class LanguageModel:
             return torch.zeros(0, self.model.config.hidden_size, device=self._device)
         if max(ids) >= self.model.config.vocab_size:
             raise config_error("the tokenizer has ids beyond the embedding table")
-        found = self.model(
+        encoded = self.model(
             input_ids=torch.tensor([ids], device=self._device), output_hidden_states=True
         )
         if how.layers:
-            hidden = torch.cat([found.hidden_states[layer] for layer in how.layers], dim=-1)
+            hidden = torch.cat([encoded.hidden_states[layer] for layer in how.layers], dim=-1)
         else:
-            hidden = found.last_hidden_state
+            hidden = encoded.last_hidden_state
         outputs = hidden[0].float()
         if how.instruction:
             first = len(self.words.ids(how.instruction)) - 1
