@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # the only classes that are ever built, whatever a config says
 CLASSES = {
+    "CLIPTextModelWithProjection": "transformers.models.clip.modeling_clip",
     "UNet2DConditionModel": "diffusers.models.unets.unet_2d_condition",
     "DiTTransformer2DModel": "diffusers.models.transformers.dit_transformer_2d",
     "AutoencoderKL": "diffusers.models.autoencoders.autoencoder_kl",
@@ -71,6 +72,7 @@ _CLIP_FIELDS = (
     "vocab_size",
     "hidden_size",
     "intermediate_size",
+    "projection_dim",
     "num_hidden_layers",
     "num_attention_heads",
     "max_position_embeddings",
@@ -316,7 +318,7 @@ def _numbers(path: str, key: str, value: Any) -> list[Any]:
 def _construct(path: str, cls: Any, config: Mapping[str, Any]) -> Any:
     """Return a model without weights; any failure of the library is blamed on the config."""
     try:
-        if cls.__name__ == "CLIPTextModel":
+        if cls.__name__.startswith("CLIPTextModel"):
             from transformers.models.clip.configuration_clip import CLIPTextConfig
 
             return cls(CLIPTextConfig(**{k: v for k, v in config.items() if k in _CLIP_FIELDS}))

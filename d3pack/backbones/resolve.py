@@ -47,6 +47,7 @@ DEFAULT_ON_GPU = "Photoroom/prx-256-t2i"
 _BUILT_IN = {
     "stable-diffusion": "d3pack.backbones.stable_diffusion:StableDiffusion",
     "dit": "d3pack.backbones.dit:DiT",
+    "sdxl": "d3pack.backbones.sdxl:StableDiffusionXL",
     "prx": "d3pack.backbones.prx:PRX",
     "z-image": "d3pack.backbones.z_image:ZImage",
     "flux2": "d3pack.backbones.flux2:Flux2",

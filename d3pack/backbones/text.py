@@ -16,11 +16,24 @@ if TYPE_CHECKING:
 POSITIONS = 77  # of CLIP, and so of outputs where the encoder is not open
 
 
-def open_text(files: Files, *, device: torch.device, dtype: torch.dtype) -> TextEncoder | None:
-    """Return the text encoder, or None where its files are not among those to read."""
-    if "text_encoder/config.json" not in files:
+def open_text(
+    files: Files, *, device: torch.device, dtype: torch.dtype, second: bool = False
+) -> TextEncoder | None:
+    """Return a text encoder, or None where its files are not among those to read."""
+    if f"text_encoder{'_2' if second else ''}/config.json" not in files:
         return None
-    return TextEncoder(files, device=device, dtype=dtype)
+    return TextEncoder(files, device=device, dtype=dtype, second=second)
+
+
+def spread(tokens: Tensor, k: int | None) -> Tensor:
+    """Return k vectors for some tokens: repeated in turn, or averaged; None: as many."""
+    import torch
+
+    if k is None:
+        return tokens
+    if len(tokens) <= k:
+        return tokens[torch.arange(k, device=tokens.device) % len(tokens)]
+    return torch.stack([part.mean(0) for part in torch.tensor_split(tokens, k)])
 
 
 def check_outputs(vectors: Tensor, shape: tuple[int, int, int]) -> None:
@@ -53,14 +66,21 @@ def missing_encoder() -> BackboneError:
 
 
 class TextEncoder:
-    """CLIP's text model, which takes embeddings instead of ids."""
+    """CLIP's text model, which takes embeddings instead of ids.
 
-    def __init__(self, files: Files, *, device: torch.device, dtype: torch.dtype) -> None:
-        model = build(
-            files, "text_encoder", "model", ("CLIPTextModel",), device=device, dtype=dtype
-        )
-        self.model = getattr(model, "text_model", model)  # transformers 4 wraps it once more
-        self.words = Words(files)
+    The second one of a backbone has a projection for the pooled vector.
+    """
+
+    def __init__(
+        self, files: Files, *, device: torch.device, dtype: torch.dtype, second: bool = False
+    ) -> None:
+        end, kind = ("_2", "CLIPTextModelWithProjection") if second else ("", "CLIPTextModel")
+        model = build(files, f"text_encoder{end}", "model", (kind,), device=device, dtype=dtype)
+        self.projection: Tensor | None = model.text_projection.weight if second else None
+        while hasattr(model, "text_model"):  # transformers 4 wraps it once more
+            model = model.text_model
+        self.model = model
+        self.words = Words(files, f"tokenizer{end}")
         self.table: Tensor = self.model.embeddings.token_embedding.weight
         self.positions = int(self.model.embeddings.position_embedding.weight.shape[0])
         self.embed([self.words.start, self.words.end, self.words.pad])  # are in the table
@@ -83,6 +103,11 @@ class TextEncoder:
         inner = self.words.ids(text)[: self.positions - 2]
         ids = [self.words.start, *inner, self.words.end]
         return ids + [self.words.pad] * (self.positions - len(ids))
+
+    def name_tokens(self, name: str) -> Tensor:
+        """Return the embeddings (n, D) of the words of a class name, at least one."""
+        words = name.replace("_", " ").strip()
+        return self.embed(self.words.ids(words) or [self.words.end]).float()
 
     def splice(self, vectors: Tensor, template: str) -> Tensor:
         """Return embeddings (B, positions, D) of a template with vectors (B, k, D) at its {}."""
@@ -114,13 +139,26 @@ class TextEncoder:
 
     def encode(self, embeddings: Tensor) -> Tensor:
         """Return the last hidden states of embeddings (B, T, D), after the final norm."""
-        import torch
-
-        hidden = self.model.embeddings(inputs_embeds=embeddings)
-        length = hidden.shape[1]
-        low = torch.finfo(hidden.dtype).min
-        mask = torch.full((length, length), low, dtype=hidden.dtype, device=hidden.device)
-        causal = mask.triu(1).expand(len(hidden), 1, length, length)
+        hidden, causal = self._embedded(embeddings)
         encoded = self.model.encoder(inputs_embeds=hidden, attention_mask=causal)
         normed: Tensor = self.model.final_layer_norm(encoded.last_hidden_state)
         return normed
+
+    def encode_deep(self, embeddings: Tensor, end: int) -> tuple[Tensor, Tensor]:
+        """Return the states before the last layer, and the last one of the end token, normed."""
+        hidden, causal = self._embedded(embeddings)
+        before = hidden
+        for layer in self.model.encoder.layers:
+            before, out = hidden, layer(hidden, attention_mask=causal)
+            hidden = out[0] if isinstance(out, tuple) else out
+        return before, self.model.final_layer_norm(hidden[:, end])
+
+    def _embedded(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the first layer takes: states with positions, and the causal mask."""
+        import torch
+
+        hidden: Tensor = self.model.embeddings(inputs_embeds=embeddings)
+        length = hidden.shape[1]
+        low = torch.finfo(hidden.dtype).min
+        mask = torch.full((length, length), low, dtype=hidden.dtype, device=hidden.device)
+        return hidden, mask.triu(1).expand(len(hidden), 1, length, length)

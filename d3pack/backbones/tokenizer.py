@@ -150,10 +150,10 @@ def _around(processor: Any, tokenizer: Tokenizer) -> tuple[list[int], list[int]]
 class Words:
     """A CLIP tokenizer, without the start, end and padding that its users add differently."""
 
-    def __init__(self, files: Files) -> None:
-        self._tokenizer = _read(files)
+    def __init__(self, files: Files, folder: str = "tokenizer") -> None:
+        self._tokenizer = _read(files, folder)
         self.start, self.end = self._special(_START), self._special(_END)
-        self.pad = self._special(_pad_token(files))
+        self.pad = self._special(_pad_token(files, folder))
 
     def ids(self, text: str) -> list[int]:
         """Return the ids of the words alone."""
@@ -166,9 +166,9 @@ class Words:
         return int(index)
 
 
-def _pad_token(files: Files) -> str:
+def _pad_token(files: Files, folder: str) -> str:
     """Return the token that fills prompts up: SD 1.x uses the end token, SD 2.x "!"."""
-    for path in ("tokenizer/special_tokens_map.json", "tokenizer/tokenizer_config.json"):
+    for path in (f"{folder}/special_tokens_map.json", f"{folder}/tokenizer_config.json"):
         if path in files:
             token = files.json(path).get("pad_token")
             token = token.get("content") if isinstance(token, dict) else token
@@ -177,15 +177,15 @@ def _pad_token(files: Files) -> str:
     return _END
 
 
-def _read(files: Files) -> Tokenizer:
-    if "tokenizer/tokenizer.json" in files:
-        return _build(files.json("tokenizer/tokenizer.json"), _CLIP_SHAPE)
+def _read(files: Files, folder: str) -> Tokenizer:
+    if f"{folder}/tokenizer.json" in files:
+        return _build(files.json(f"{folder}/tokenizer.json"), _CLIP_SHAPE)
     try:
-        lines = files.read("tokenizer/merges.txt").decode("utf-8").splitlines()
+        lines = files.read(f"{folder}/merges.txt").decode("utf-8").splitlines()
     except UnicodeDecodeError:
-        raise config_error("tokenizer/merges.txt is not UTF-8") from None
+        raise config_error(f"{folder}/merges.txt is not UTF-8") from None
     merges = [line.split() for line in lines if line and not line.startswith("#version")]
-    vocab = files.json("tokenizer/vocab.json")
+    vocab = files.json(f"{folder}/vocab.json")
     model = {"vocab": vocab, "merges": merges, "end_of_word_suffix": "</w>", "unk_token": _END}
     split = {"type": "Sequence", "pretokenizers": [_SPLITS[0], _BYTES]}
     value = {"model": model, "normalizer": _NORMALIZERS[0], "pre_tokenizer": split}

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -182,7 +183,7 @@ def start_vectors(backbone: Backbone, name: str, k: int, template: str, outputs:
     return backbone.outputs(template.replace("{}", name.replace("_", " ").strip()), k)
 
 
-def no_class(backbone: Backbone, k: int) -> Any:
+def no_class(backbone: Backbone, k: int) -> npt.NDArray[np.float32] | None:
     """Return k outputs (k, D) for the empty text; None where they are zeros, as without any."""
     vectors = backbone.outputs("", k)
     return vectors.detach().float().cpu().numpy() if vectors.any() else None

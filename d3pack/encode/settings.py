@@ -202,8 +202,8 @@ class D3MSettings:
 
     condition: Literal["tokens", "outputs"] | None = option(
         None,
-        "What is learned: tokens, which the backbone prefers, or outputs of the text encoder, which "
-        "are decoded without it.",
+        "What is learned: tokens, the default, or outputs of the text encoder, which are decoded "
+        "without it.",
     )
     modes: int | None = option(None, "Prompts per class, each for a cluster of images.", ge=1)
     vectors: int | None = option(None, "Learned vectors per prompt.", ge=1)

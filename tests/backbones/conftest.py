@@ -6,13 +6,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_backbones import tiny_dit, tiny_sd
+from tiny_backbones import tiny_dit, tiny_sd, tiny_sdxl
 
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("originals")
-    return {"sd": tiny_sd(root / "sd", tokenizer="vocab"), "dit": tiny_dit(root / "dit")}
+    return {
+        "sd": tiny_sd(root / "sd", tokenizer="vocab"),
+        "dit": tiny_dit(root / "dit"),
+        "sdxl": tiny_sdxl(root / "sdxl"),
+    }
 
 
 @pytest.fixture

@@ -44,3 +44,36 @@ def test_full_size_models_have_their_shapes(
         images = backbone.decode(x0)
     assert images.shape == (1, 3, 8 * latent[1], 8 * latent[2])
     assert images.dtype == torch.uint8
+
+
+def test_sdxl_has_its_published_parameters() -> None:
+    """On the meta device: without weights, which would take 14 GB."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from full_backbones import TEXT, TEXT_2, UNET_XL, VAE
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    from d3pack.backbones.loading import check_config
+    from d3pack.backbones.sdxl import _pooled_width
+
+    for config in (UNET_XL, TEXT_2, VAE):
+        check_config("config.json", config)
+    assert _pooled_width(UNET_XL) == 1280 == TEXT_2["projection_dim"]
+    assert TEXT["hidden_size"] + TEXT_2["hidden_size"] == UNET_XL["cross_attention_dim"] == 2048
+    bare = [{k: v for k, v in c.items() if k[0] != "_"} for c in (UNET_XL, VAE, TEXT, TEXT_2)]
+    with torch.device("meta"):
+        models = (
+            UNet2DConditionModel(**bare[0]),
+            AutoencoderKL(**bare[1]),
+            CLIPTextModel(CLIPTextConfig(**bare[2])),
+            CLIPTextModelWithProjection(CLIPTextConfig(**bare[3])),
+        )
+    counts = [sum(p.numel() for p in model.parameters()) for model in models]
+    assert counts == [2_567_463_684, 83_653_863, 123_060_480, 694_659_840]
+    x, states = torch.empty(1, 4, 128, 128, device="meta"), torch.empty(1, 3, 2048, device="meta")
+    added = {
+        "text_embeds": torch.empty(1, 1280, device="meta"),
+        "time_ids": torch.empty(1, 6, device="meta"),
+    }
+    t = torch.empty(1, device="meta")
+    out = models[0](x, t, encoder_hidden_states=states, added_cond_kwargs=added).sample
+    assert out.shape == x.shape

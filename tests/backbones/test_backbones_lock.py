@@ -77,7 +77,7 @@ def test_copy_in_another_directory_must_have_the_same_hashes(
         open_backbone(ref, path=sd / "nowhere")
 
 
-@pytest.mark.parametrize("family", ["sd", "dit"])
+@pytest.mark.parametrize("family", ["sd", "dit", "sdxl"])
 def test_changed_bit_in_any_file_is_refused(
     family: str, originals: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -95,7 +95,7 @@ def test_changed_bit_in_any_file_is_refused(
     verify_files(copy, ref)
 
 
-@pytest.mark.parametrize("family", ["sd", "dit"])
+@pytest.mark.parametrize("family", ["sd", "dit", "sdxl"])
 def test_missing_files_are_named(family: str, originals: dict[str, Path], tmp_path: Path) -> None:
     copy = Path(shutil.copytree(originals[family], tmp_path / "copy"))
     ref = lock_directory(copy)
@@ -339,7 +339,7 @@ def forget(home: Path) -> None:
     shutil.rmtree(home, ignore_errors=True)
 
 
-@pytest.mark.parametrize("family", ["sd", "dit"])
+@pytest.mark.parametrize("family", ["sd", "dit", "sdxl"])
 def test_list_is_made_from_the_files_of_the_family(
     family: str, originals: dict[str, Path], tmp_path: Path, home: Path
 ) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_backbones import tiny_dit, tiny_pack, tiny_sd
+from tiny_backbones import tiny_dit, tiny_pack, tiny_sd, tiny_sdxl
 from tiny_flow import tiny_flow
 
 import d3pack
@@ -28,6 +28,7 @@ from d3pack.format.codecs import encode_adapter, encode_picks
 
 pytestmark = pytest.mark.heavy
 
+ETA: dict[str, Any] = {"extra": {"eta": 1.0}}
 OUTPUTS: dict[str, Any] = {"template": None, "size": (64, 64)}
 FLOWS: dict[str, dict[str, Any]] = {
     "prx": {"sampler": "euler"},
@@ -38,6 +39,8 @@ FLOWS: dict[str, dict[str, Any]] = {
 FAMILIES: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
     "sd": (tiny_sd, {"vectors": 2, "modes": 2}),
     "sd-outputs": (tiny_sd, {"template": None, "vectors": 3, "modes": 2}),
+    "sdxl": (tiny_sdxl, {"vectors": 2, "modes": 2}),
+    "sdxl-outputs": (tiny_sdxl, {"template": None, "vectors": 3, "sampler": "ancestral", **ETA}),
     "dit": (tiny_dit, {"guided_channels": 3, "sampler": "ddim"}),
     **{
         kind: (partial(tiny_flow, kind), {**OUTPUTS, "vectors": 3, **more})

@@ -79,10 +79,10 @@ def test_every_file_that_is_read_is_verified(sd: Path, bare: Path) -> None:
             Decoder(pack, path=bare)
         path.write_bytes(kept)
     # a file that is not read may be any: it is another backbone only for those that read it
-    for path in ("text_encoder/config.json", TEXT):
-        (bare / path).parent.mkdir(exist_ok=True)
-        shutil.copy(sd / path, bare / path)
-        (bare / path).write_bytes((bare / path).read_bytes()[:-1] + b"!")
+    for name in ("text_encoder/config.json", TEXT):
+        (bare / name).parent.mkdir(exist_ok=True)
+        shutil.copy(sd / name, bare / name)
+        (bare / name).write_bytes((bare / name).read_bytes()[:-1] + b"!")
     Decoder(pack, path=bare)
     with pytest.raises(BackboneChangedError, match=r"text_encoder/config\.json"):
         open_backbone(pack.recipe.backbone, path=bare)
@@ -147,9 +147,9 @@ def test_outputs_of_wrong_shape_are_refused(sd: Path, tmp_path: Path) -> None:
         with raises_code("E_BACKBONE_PROMPT", match="outputs of .* takes up to 77 of 32"):
             Decoder(wrong, path=sd)
     backbone = open_backbone(str(sd))
-    for shape in ((1, 1, 31), (1, 17, 32)):
+    for outputs in (torch.zeros(1, 1, 31), torch.zeros(1, 17, 32)):
         with raises_code("E_BACKBONE_PROMPT", match="takes 1 to 16 of width 32"):
-            backbone.condition(torch.zeros(shape), None)
+            backbone.condition(outputs, None)
     dit = open_backbone(str(tiny_dit(tmp_path / "dit")))
     for call in (lambda: dit.outputs("cat", 1), lambda: dit.condition(torch.zeros(1, 1, 32), None)):
         with raises_code("E_BACKBONE_PROMPT", match="reads no text"):

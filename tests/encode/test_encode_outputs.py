@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from encode_world import fails, make_tree, quick
-from tiny_backbones import tiny_dit, tiny_sd, without_text
+from tiny_backbones import tiny_dit, tiny_sd, tiny_sdxl, without_text
 
 from d3pack.backbones import lock_directory, open_backbone, write_list
 from d3pack.decode import Decoder, verify_probes
@@ -17,6 +17,8 @@ from d3pack.encode import encode, estimate_encode
 from d3pack.errors import UsageError
 from d3pack.format import decode_prompts, read
 from d3pack.testing import raises_code
+
+TURBO = {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"}
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,32 @@ def test_learned_outputs_have_a_lower_loss(world: Path, tmp_path: Path) -> None:
     pack = encode(world / "source", tmp_path / "d.d3m", settings, teachers=world / "teachers")
     metrics = pack.provenance["metrics"]
     assert metrics["loss"] < metrics["start_loss"]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("condition", ["tokens", "outputs"])
+def test_sdxl_encodes_to_a_pack(condition: str, world: Path, tmp_path: Path) -> None:
+    root = tiny_sdxl(tmp_path / "xl", scheduler=TURBO)
+    settings = quick(root, condition=condition, sampler_steps=None, probes=2, labels="none")
+    pack = encode(world / "source", tmp_path / "x.d3m", settings, teachers=world / "teachers")
+    recipe, found = pack.recipe, read(tmp_path / "x.d3m")
+    assert (recipe.sampler, len(recipe.sigmas), recipe.guidance) == ("ancestral", 5, 1.0)
+    assert recipe.extra == {"eta": 1.0}
+    assert list(pack.prompts.params["shape"]) == [2, 1 if condition == "tokens" else 2, 64]
+    assert pack.unconditional is None
+    assert verify_probes(found, Decoder(found, path=root)).verdict == "exact"
+    if condition == "outputs":
+        bare = without_text(root, tmp_path / "bare")
+        assert verify_probes(found, Decoder(found, path=bare)).verdict == "exact"
+    expected = estimate_encode(world / "source", settings)["bytes"]
+    assert abs(expected - (tmp_path / "x.d3m").stat().st_size) < 120
+
+
+def test_pooled_vectors_are_not_stored_as_pq(world: Path, tmp_path: Path) -> None:
+    """A codebook would fill them up with other values than zeros."""
+    settings = quick(tiny_sdxl(tmp_path / "xl"), condition="outputs", codec="pq")
+    with pytest.raises(UsageError, match="invalid codec 'pq'"):
+        estimate_encode(world / "source", settings)
 
 
 def test_what_a_backbone_does_not_take_is_refused(world: Path, tmp_path: Path) -> None:

@@ -50,6 +50,30 @@ TEXT: dict[str, Any] = {
     "hidden_act": "quick_gelu",
     "eos_token_id": 2,
 }
+UNET_XL: dict[str, Any] = {
+    **UNET,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280],
+    "cross_attention_dim": 2048,
+    "down_block_types": ["DownBlock2D", *["CrossAttnDownBlock2D"] * 2],
+    "projection_class_embeddings_input_dim": 2816,
+    "sample_size": 128,
+    "transformer_layers_per_block": [1, 2, 10],
+    "up_block_types": [*["CrossAttnUpBlock2D"] * 2, "UpBlock2D"],
+    "use_linear_projection": True,
+}
+TEXT_2: dict[str, Any] = {
+    **TEXT,
+    "architectures": ["CLIPTextModelWithProjection"],
+    "hidden_act": "gelu",
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_attention_heads": 20,
+    "num_hidden_layers": 32,
+    "projection_dim": 1280,
+}
 DIT: dict[str, Any] = {
     "_class_name": "DiTTransformer2DModel",
     "num_attention_heads": 16,

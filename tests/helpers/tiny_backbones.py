@@ -123,6 +123,80 @@ def tiny_sd(
     return path
 
 
+def tiny_sdxl(
+    path: str | Path,
+    *,
+    positions: int = 16,
+    prediction: str = "epsilon",
+    zeros: bool = True,
+    scheduler: dict[str, Any] | None = None,
+) -> Path:
+    """Save a Stable Diffusion XL of about 1 MB: 64 px, tokens of 24 + 40, a pooled vector of 20."""
+    import torch
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers.models.clip.configuration_clip import CLIPTextConfig
+    from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
+
+    path = Path(path)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for end, width, cls in (("", 24, CLIPTextModel), ("_2", 40, CLIPTextModelWithProjection)):
+            tiny_tokenizer(path / f"tokenizer{end}", layout="vocab" if end else "json")
+            settings = path / f"tokenizer{end}" / "tokenizer_config.json"
+            more = {"model_max_length": positions, **({"pad_token": "!"} if end else {})}
+            _write(settings, {**json.loads(settings.read_text()), **more})
+            cls(
+                CLIPTextConfig(
+                    vocab_size=1000,
+                    hidden_size=width,
+                    intermediate_size=2 * width,
+                    projection_dim=20,
+                    num_hidden_layers=3,
+                    num_attention_heads=4,
+                    max_position_embeddings=positions,
+                    bos_token_id=0,
+                    eos_token_id=1,
+                    hidden_act="gelu" if end else "quick_gelu",
+                    initializer_factor=4.0,
+                )
+            ).save_pretrained(path / f"text_encoder{end}")
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2),
+            cross_attention_dim=64,
+            attention_head_dim=(4, 8),
+            norm_num_groups=8,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=20 + 6 * 8,
+        )
+        with torch.no_grad():  # so that prompt and pooled vector show in the image
+            for name, weight in unet.named_parameters():
+                if ".attn2.to_out" in name or name.startswith("add_embedding"):
+                    weight.mul_(5)
+        _save_vae(path / "vae", "kl")
+    unet.save_pretrained(path / "unet")
+    config = {"_class_name": "EulerDiscreteScheduler", **(scheduler or {})}
+    _save_scheduler(path, prediction, "scaled_linear", 0.00085, 0.012, config)
+    parts = {
+        "scheduler": ["diffusers", config["_class_name"]],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    index = {"_class_name": "StableDiffusionXLPipeline", **parts}
+    _write(path / "model_index.json", {**index, "force_zeros_for_empty_prompt": zeros})
+    return path
+
+
 def tiny_dit(
     path: str | Path,
     *,
@@ -204,6 +278,8 @@ def tiny_pack(
     width = backbone.prompt_shape[1] if template else backbone.output_shape[2]
     shape = (classes, modes, vectors, width)
     values = np.random.default_rng(5).normal(size=shape).astype(np.float32)
+    if template is None and backbone.ref.kind == "sdxl":
+        values[:, :, -1, 20:] = 0  # what fills a pooled vector up
     names = tuple(f"{WORDS.split()[4 + c % 20]} {c}" for c in range(classes))
     return Pack(
         classes=names,

@@ -62,7 +62,7 @@ from d3pack.format import (
     encode_prompts,
 )
 from d3pack.sources import Source
-from d3pack.system import Checkpoint
+from d3pack.system import Checkpoint, SettingError
 from d3pack.teachers import Cut, Teacher
 
 Array = npt.NDArray[Any]
@@ -116,6 +116,8 @@ def prepare(
             f"invalid vectors {own.vectors}: this backbone takes"
             f" {f'{least} to' if least > 1 else 'at most'} {most} vectors"
         )
+    if outputs and least > 1 and settings.codec == "pq":  # zeros would not stay zeros
+        raise SettingError("codec", "pq", "another, for the pooled vector of this backbone")
     if (settings.candidates or 1) > 2**16 // SHARE:
         raise UsageError(
             f"invalid candidates {settings.candidates}: expected at most {2**16 // SHARE}"
@@ -237,6 +239,7 @@ class D3MJob:
             template=self._template,
             dtype=plan.dtype,
             group=plan.group,
+            extra={"eta": 1.0} if details.sampler == "ancestral" else {},
         )
 
     def expected_bytes(self, allocation: Allocation) -> int:
