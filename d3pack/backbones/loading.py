@@ -53,7 +53,13 @@ _MAX_BY_NAME = {
     "vocab_size": _MAX_WORDS,
     "num_layers": 256,
     "num_hidden_layers": 256,
+    "depth": 256,
+    "n_layers": 256,
+    "n_refiner_layers": 256,
+    "num_single_layers": 256,
     "layers_per_block": 32,
+    "encoder_layers_per_block": 32,
+    "decoder_layers_per_block": 32,
     "transformer_layers_per_block": 64,
     "num_encoder_blocks": 32,
     "num_decoder_blocks": 32,
@@ -251,6 +257,8 @@ def _without_weights() -> Iterator[None]:
 
 def check_config(path: str, config: Mapping[str, Any]) -> None:
     """Refuse numbers that no real model has, before anything is allocated for them."""
+    if isinstance(config.get("encoder"), dict):  # of a model of two halves
+        check_config(path, config["encoder"])
     for key, value in config.items():
         if key.startswith("_") or key in ("id2label", "label2id"):
             continue

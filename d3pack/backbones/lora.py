@@ -25,11 +25,7 @@ _NAME = re.compile(
 _PARTS = {"lora_A": "a", "lora_down": "a", "down": "a", "lora_B": "b", "lora_up": "b", "up": "b"}
 _MODEL = re.compile(r"((unet|transformer|diffusion_model)\.|lora_(unet|transformer)_)")
 # names that the original code of Stable Diffusion XL gives to attention
-_ORIGINAL = (
-    (r"input_blocks_(\d+)_1_", lambda i: f"down_blocks_{(i - 1) // 3}_attentions_{(i - 1) % 3}_"),
-    (r"output_blocks_(\d+)_1_", lambda i: f"up_blocks_{i // 3}_attentions_{i % 3}_"),
-    (r"middle_block_(1)_", lambda i: "mid_block_attentions_0_"),
-)
+_ORIGINAL = re.compile(r"(input_blocks|middle_block|output_blocks)(?:_(\d+))?_1_")
 _METADATA = "lora_adapter_metadata"  # where diffusers keeps the settings of peft
 
 
@@ -101,9 +97,17 @@ def _layers_of(backbone: Backbone) -> dict[str, str]:
 def _plain(layer: str) -> str:
     """Return a layer's name as all formats spell it alike."""
     plain = layer.replace(".processor.", ".").replace(".", "_")
-    for pattern, rename in _ORIGINAL:
-        plain = re.sub(pattern, lambda match, rename=rename: rename(int(match[1])), plain)
+    plain = _ORIGINAL.sub(_current, plain)
     return plain[:-2] if plain.endswith("to_out_0") else plain
+
+
+def _current(match: re.Match[str]) -> str:
+    """Return diffusers' name for a block with attention."""
+    if match[1] == "middle_block":
+        return "mid_block_attentions_0_"
+    number = int(match[2] or 0) - (match[1] == "input_blocks")
+    side = "down" if match[1] == "input_blocks" else "up"
+    return f"{side}_blocks_{number // 3}_attentions_{number % 3}_"
 
 
 def _weight(layer: str, parts: Mapping[str, Tensor], rank: int, metadata: Mapping[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_backbones import tiny_pack
 from tiny_flow import KINDS, pipeline_of, tiny_flow
 
 from d3pack.backbones import Condition, lock_directory, open_backbone
 from d3pack.backbones.levels import PURE
 from d3pack.backbones.sana import INSTRUCTION
-from d3pack.decode import samplers
-from d3pack.errors import BackboneChangedError, UsageError
+from d3pack.decode import Decoder, samplers
+from d3pack.errors import BackboneChangedError, BackboneError, UsageError
 from d3pack.testing import raises_code
 
 TEXT = "a photo of a Golden Retriever"
@@ -144,7 +146,7 @@ def test_prx_makes_the_images_of_its_pipeline(
     ).images
     both = [backbone.condition(part, None) for part in (none, some)]
 
-    def model(x: torch.Tensor, sigma: float) -> torch.Tensor:
+    def model(x: torch.Tensor, sigma: float) -> Any:
         without, with_class = (backbone.denoise(x, sigma, c) for c in both)
         return (with_class - without) * 5.0 + without
 
@@ -287,6 +289,58 @@ def test_a_backbone_without_its_encoder_takes_outputs_alone(
         backbone.name_vectors("cat")
     with raises_code("E_BACKBONE_MISSING", match="text encoder"):
         backbone.outputs("cat", 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "values", "why"),
+    [
+        ("prx", "transformer/config.json", {"depth": 10**4}, "depth"),
+        ("prx", "text_encoder/config.json", {"encoder": {"num_hidden_layers": 10**9}}, "num_hid"),
+        ("z-image", "transformer/config.json", {"n_layers": 10**4}, "n_layers"),
+        ("flux2", "transformer/config.json", {"num_single_layers": 10**4}, "num_single"),
+        ("flux2", "transformer/config.json", {"in_channels": 8}, "has shape"),
+        ("sana-sprint", "vae/config.json", {"decoder_layers_per_block": [10**4] * 4}, "decoder_la"),
+        ("sana-sprint", "scheduler/scheduler_config.json", {}, "not a JSON object"),
+        ("z-image", "scheduler/scheduler_config.json", {"shift": -1}, "shift"),
+        ("z-image", "tokenizer/tokenizer.json", {"normalizer": {"type": "NFKC"}}, "normalizer"),
+        ("prx", "tokenizer/tokenizer.json", {"pre_tokenizer": {"type": "Punct"}}, "pre_tokenizer"),
+    ],
+)
+def test_files_that_lie_are_refused(
+    kind: str, path: str, values: dict[str, Any], why: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(folders[kind], tmp_path / "copy"))
+    changed = {**json.loads((root / path).read_text()), **values} if values else []
+    (root / path).write_text(json.dumps(changed))
+
+    def use() -> None:
+        backbone: Any = open_backbone(str(root))
+        backbone.name_vectors("cat")  # which opens the text encoder
+
+    with pytest.raises(BackboneError, match=why) as caught:
+        use()
+    assert caught.value.code in ("E_BACKBONE_CONFIG", "E_BACKBONE_WEIGHTS")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fast_numerics_make_nearly_the_same_images(
+    kind: str, folders: dict[str, Path], opened: dict[str, Any]
+) -> None:
+    sampling = opened[kind].sampling
+    pack = tiny_pack(
+        folders[kind],
+        template=None,
+        vectors=2,
+        sampler=sampling.sampler,
+        steps=2,
+        guidance=sampling.guidance,
+        size=(64, 64),
+    )
+    exact = Decoder(pack, path=folders[kind]).images(range(4)).float()
+    apart = (exact.roll(1, 0) - exact).abs().mean()
+    for switches, near in ((["channels_last", "fused_attention"], 0.01), (None, 0.3)):
+        fast = Decoder(pack, path=folders[kind], numerics="fast", switches=switches)
+        assert (fast.images(range(4)) - exact).abs().mean() < near * apart
 
 
 @pytest.mark.parametrize("kind", KINDS)

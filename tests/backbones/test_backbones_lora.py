@@ -64,7 +64,7 @@ def older(parts: Parts) -> dict[str, Any]:
 
 
 def kohya(parts: Parts) -> dict[str, Any]:
-    named = {}
+    named: dict[str, Any] = {}
     for layer, (a, b) in parts.items():
         flat = "lora_unet_" + layer.replace(".", "_")
         named |= {f"{flat}.lora_down.weight": a, f"{flat}.lora_up.weight": b}
