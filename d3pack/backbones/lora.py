@@ -111,7 +111,7 @@ def _current(match: re.Match[str]) -> str:
 
 
 def _weight(layer: str, parts: Mapping[str, Tensor], rank: int, metadata: Mapping[str, Any]) -> Any:
-    """Return alpha / rank; a file that says nothing of alpha means 1."""
+    """Return alpha / rank; 1 where a file has no alpha."""
     if "alpha" in parts:
         return float(parts["alpha"]) / rank
     model, _, rest = layer.partition(".")
