@@ -19,6 +19,7 @@ from d3pack.backbones.lock import Part as Part
 from d3pack.backbones.lock import cache_home as cache_home
 from d3pack.backbones.lock import verify_files as verify_files
 from d3pack.backbones.lock import write_list as write_list
+from d3pack.backbones.lora import read_lora as read_lora
 from d3pack.backbones.protocol import TEMPLATE as TEMPLATE
 from d3pack.backbones.protocol import Backbone as Backbone
 from d3pack.backbones.protocol import Condition as Condition

@@ -1,4 +1,4 @@
-"""Between latents and pixels, for both kinds of autoencoder."""
+"""Between latents and pixels, for all kinds of autoencoder."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+CLASSES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "AutoencoderKLFlux2")
 
 
 class Autoencoder:
     """An autoencoder whose latents have the diffusion model's scale.
 
-    The scaling and shift of the config are applied here.
+    The scaling and shift of the config are applied here, or those that FLUX.2 has for each channel
+    of its latents in patches of 2x2.
     """
 
     def __init__(self, files: Files, *, device: torch.device, dtype: torch.dtype) -> None:
@@ -29,28 +30,54 @@ class Autoencoder:
         self.channels = int(config.latent_channels)
         blocks = config.get("block_out_channels") or config["decoder_block_out_channels"]
         self.factor = 2 ** (len(blocks) - 1)
-        self._scale = number("vae/config.json", config, "scaling_factor", 1.0)
-        self._shift = number("vae/config.json", config, "shift_factor", 0.0)
+        self._scale: Any = number("vae/config.json", config, "scaling_factor", 1.0)
+        self._shift: Any = number("vae/config.json", config, "shift_factor", 0.0)
         if self._scale == 0:
             raise BackboneError("vae/config.json: scaling_factor is 0", code="E_BACKBONE_CONFIG")
         self._dtype = dtype
+        self._patch = 1
+        if hasattr(self.model, "bn"):
+            self._patch = int(config.patch_size[0])
+            variance = self.model.bn.running_var.float() + float(config.batch_norm_eps)
+            self._scale = 1 / variance.sqrt()[:, None, None]
+            self._shift = self.model.bn.running_mean.float()[:, None, None]
+            self.channels *= self._patch**2
+            self.factor *= self._patch
 
     def encode(self, images: Tensor) -> Tensor:
         """Return float32 latents of uint8 or [-1, 1] float images (B, 3, H, W).
 
         Of a distribution over latents it is the mode, not a sample.
         """
+        import torch
+
         pixels = images if images.is_floating_point() else images.float().div(127.5).sub(1)
         encoded = self.model.encode(match_memory_format(pixels.to(self._dtype)))
-        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        scaled: Tensor = (latents.float() - self._shift) * self._scale
+        latents = _latents(encoded).float()
+        if self._patch > 1:
+            latents = torch.nn.functional.pixel_unshuffle(latents, self._patch)
+        scaled: Tensor = (latents - self._shift) * self._scale
         return scaled
 
     def decode_float(self, latents: Tensor) -> Tensor:
         """Return float32 images around [-1, 1] of float32 latents."""
+        import torch
+
         raw = latents / self._scale + self._shift
+        if self._patch > 1:
+            raw = torch.nn.functional.pixel_shuffle(raw, self._patch)
         images: Tensor = self.model.decode(match_memory_format(raw.to(self._dtype))).sample
         return images.float()
+
+
+def _latents(encoded: Any) -> Tensor:
+    """Return what an autoencoder has encoded; of a distribution, the mode."""
+    for name in ("latents", "latent"):
+        if hasattr(encoded, name):
+            latents: Tensor = getattr(encoded, name)
+            return latents
+    mode: Tensor = encoded.latent_dist.mode()
+    return mode
 
 
 def to_uint8(images: Tensor) -> Tensor:

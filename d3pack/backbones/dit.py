@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +108,7 @@ class DiT:
     def denoise(self, x: Tensor, sigma: float, c: Condition) -> Tensor:
         """Return x0 from x = x0 + sigma * eps."""
         t = self._timesteps(self.levels.timestep(sigma))[None]
-        out = self._forward(x / math.sqrt(sigma**2 + 1), t, c)
+        out = self._forward(self.levels.scaled(x, sigma), t, c)
         return self.levels.denoised(x, sigma, out)
 
     def predict(self, x_t: Tensor, t: Tensor, c: Condition) -> Tensor:

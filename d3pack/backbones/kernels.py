@@ -32,12 +32,28 @@ def enable_fast_kernels(backbone: Any, switches: Collection[str]) -> None:
 
 def _fuse_attention(model: nn.Module) -> None:
     """Compute queries, keys and values of self-attention with one product."""
-    from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
+    from diffusers.models.attention_processor import (
+        Attention,
+        AttnProcessor2_0,
+        FusedAttnProcessor2_0,
+    )
 
     for name, module in model.named_modules():
-        if isinstance(module, Attention) and name.endswith("attn1"):
+        if not isinstance(module, Attention) or not name.endswith("attn1"):
+            continue
+        if isinstance(module.processor, AttnProcessor2_0):  # Sana's is another product
             module.fuse_projections()
             module.set_processor(FusedAttnProcessor2_0())
+
+
+def use_native_attention(model: nn.Module) -> None:
+    """Compute attention with torch, whatever diffusers was told to use for all models."""
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
+    for module in model.modules():
+        processor: Any = getattr(module, "processor", None)
+        if hasattr(processor, "_attention_backend"):
+            processor._attention_backend = AttentionBackendName.NATIVE
 
 
 def optimize_for_cpu(model: Any) -> None:

@@ -16,17 +16,25 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
+PREDICTIONS = ("epsilon", "v_prediction", "sample")  # of schedulers with betas
+VELOCITY = "velocity"  # of flow matching
+PURE = 1e6  # the largest sigma of a recipe: there x is noise alone
 _ZERO_SNR = 2.0**-24  # what diffusers puts in place of an alpha of exactly 0
 _CLOSE = 1e-5  # relative distance in sigma below which an entry of the table is meant
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Discrete training levels: x_t = sqrt(alpha_t) x0 + sqrt(1 - alpha_t) eps."""
+    """Discrete training levels, with two scales of what a model takes.
 
-    alphas_cumprod: npt.NDArray[np.float64]
-    prediction: str  # one of PREDICTIONS
+    Diffusion has x_t = sqrt(alpha) x0 + sqrt(1 - alpha) eps; flow matching, whose models predict
+    the velocity eps - x0, has x_t = (1 - time) x0 + time * eps. In the scale of samplers,
+    x = x0 + sigma * eps, both are the same: sigma is sqrt((1 - alpha) / alpha), or
+    time / (1 - time).
+    """
+
+    alphas_cumprod: npt.NDArray[np.float64]  # of flow matching: 1 / (1 + sigma^2)
+    prediction: str  # one of PREDICTIONS, or VELOCITY
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Levels:
@@ -55,10 +63,39 @@ class Levels:
             alphas = np.maximum(root**2, _ZERO_SNR)
         return cls(alphas.astype(np.float64), prediction)
 
+    @classmethod
+    def flow(cls, shift: float = 1.0, total: int = 1000) -> Levels:
+        """Return the levels of flow matching at times 1/total, 2/total, ..., 1.
+
+        A `shift` above 1 moves them towards noise, as diffusers' scheduler does: sigma is
+        multiplied by it. The last level is noise alone, and has the sigma `PURE`.
+        """
+        if not (math.isfinite(shift) and shift > 0):
+            raise _config_error(f"the scheduler's shift is {shift!r}")
+        times = np.arange(1, total) / total
+        sigmas = np.append(np.minimum(shift * times / (1 - times), PURE / 2), PURE * (1 - 1e-12))
+        return cls(1 / (1 + sigmas**2), VELOCITY)
+
     @property
     def sigmas(self) -> npt.NDArray[np.float64]:
         """sqrt((1 - alpha) / alpha) of each training timestep, ascending."""
         return np.sqrt((1 - self.alphas_cumprod) / self.alphas_cumprod)
+
+    @property
+    def powers(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Squares of the weights of x0 and of eps in x_t, for each training timestep."""
+        if self.prediction == VELOCITY:
+            return (1 / (1 + self.sigmas)) ** 2, (self.sigmas / (1 + self.sigmas)) ** 2
+        return self.alphas_cumprod, 1 - self.alphas_cumprod
+
+    def time(self, sigma: float) -> float:
+        """Return the time of a sigma in flow matching: 1 for `PURE`, where x is noise alone."""
+        return 1.0 if sigma >= PURE * (1 - _CLOSE) else sigma / (1 + sigma)
+
+    @property
+    def times(self) -> npt.NDArray[np.float64]:
+        """The time of each training timestep in flow matching."""
+        return np.array([self.time(sigma) for sigma in self.sigmas.tolist()])
 
     def timestep(self, sigma: float) -> float:
         """Return the timestep of a sigma: a whole one where the table has it, else between two."""
@@ -68,12 +105,18 @@ class Levels:
             return float(nearest)
         return float(np.interp(math.log(sigma), np.log(table), np.arange(len(table))))
 
+    def scaled(self, x: Tensor, sigma: float) -> Tensor:
+        """Return x_t, which the model takes, from x = x0 + sigma * eps."""
+        return x / (1 + sigma if self.prediction == VELOCITY else math.sqrt(sigma**2 + 1))
+
     def denoised(self, x: Tensor, sigma: float, out: Tensor) -> Tensor:
         """Return x0 from x = x0 + sigma * eps and the model's output there."""
         if self.prediction == "epsilon":
             return x - out * sigma
         if self.prediction == "sample":
             return out
+        if self.prediction == VELOCITY:
+            return x * (1 / (1 + sigma)) - out * (sigma / (1 + sigma))
         scale = 1 / math.sqrt(sigma**2 + 1)
         return x * (scale * scale) - out * (sigma * scale)
 
@@ -88,6 +131,8 @@ class Levels:
             return eps
         if self.prediction == "sample":
             return x0
+        if self.prediction == VELOCITY:
+            return eps - x0
         alpha, beta = self._scales(t, x0)
         return eps * alpha - x0 * beta
 
@@ -103,11 +148,14 @@ class Levels:
         alpha, beta = self._scales(t, x_t)
         if self.prediction == "epsilon":
             return (x_t - out * beta) / alpha
+        if self.prediction == VELOCITY:
+            return x_t - out * beta
         return x_t * alpha - out * beta
 
     def _scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        alphas = like.new_tensor(np.sqrt(self.alphas_cumprod))[t.to(like.device)]
-        betas = like.new_tensor(np.sqrt(1 - self.alphas_cumprod))[t.to(like.device)]
+        of_x0, of_eps = self.powers
+        alphas = like.new_tensor(np.sqrt(of_x0))[t.to(like.device)]
+        betas = like.new_tensor(np.sqrt(of_eps))[t.to(like.device)]
         shape = (-1,) + (1,) * (like.ndim - 1)
         return alphas.reshape(shape), betas.reshape(shape)
 

@@ -28,9 +28,24 @@ CLASSES = {
     "DiTTransformer2DModel": "diffusers.models.transformers.dit_transformer_2d",
     "AutoencoderKL": "diffusers.models.autoencoders.autoencoder_kl",
     "AutoencoderTiny": "diffusers.models.autoencoders.autoencoder_tiny",
+    "AutoencoderDC": "diffusers.models.autoencoders.autoencoder_dc",
+    "AutoencoderKLFlux2": "diffusers.models.autoencoders.autoencoder_kl_flux2",
+    "PRXTransformer2DModel": "diffusers.models.transformers.transformer_prx",
+    "ZImageTransformer2DModel": "diffusers.models.transformers.transformer_z_image",
+    "Flux2Transformer2DModel": "diffusers.models.transformers.transformer_flux2",
+    "SanaTransformer2DModel": "diffusers.models.transformers.sana_transformer",
     "CLIPTextModel": "transformers.models.clip.modeling_clip",
+    "Gemma2Model": "transformers.models.gemma2.modeling_gemma2",
+    "Qwen3Model": "transformers.models.qwen3.modeling_qwen3",
+    "T5GemmaEncoder": "transformers.models.t5gemma.modeling_t5gemma",
 }
-MAX_FILE = 1 << 24  # bytes of a config or a tokenizer; CLIP's tokenizer.json has under 4 MB
+# the part of a class that we use
+_INNER = {
+    "Gemma2ForCausalLM": "Gemma2Model",
+    "Qwen3ForCausalLM": "Qwen3Model",
+    "T5GemmaEncoderModel": "T5GemmaEncoder",
+}
+MAX_FILE = 1 << 26  # bytes of a config or a tokenizer; Gemma's tokenizer.json has 34 MB
 _FLOATS = ("F32", "F16", "BF16")
 _MAX_WORDS = 1 << 20  # of a vocabulary
 _MAX_WIDTH = 1 << 15  # of anything else: channels, heads, hidden sizes
@@ -38,13 +53,20 @@ _MAX_BY_NAME = {
     "vocab_size": _MAX_WORDS,
     "num_layers": 256,
     "num_hidden_layers": 256,
+    "depth": 256,
+    "n_layers": 256,
+    "n_refiner_layers": 256,
+    "num_single_layers": 256,
     "layers_per_block": 32,
+    "encoder_layers_per_block": 32,
+    "decoder_layers_per_block": 32,
     "transformer_layers_per_block": 64,
     "num_encoder_blocks": 32,
     "num_decoder_blocks": 32,
     "sample_size": 1024,
-    "max_position_embeddings": 4096,
+    "max_position_embeddings": 1 << 18,
     "num_train_timesteps": 100_000,
+    "rope_theta": 1 << 24,
 }
 _MAX_LIST = 64
 # products; SDXL's UNet has 60 layers by this count, a DiT-XL/2 for 512 px 1.2 million values
@@ -66,6 +88,32 @@ _CLIP_FIELDS = (
     "eos_token_id",
     "pad_token_id",
 )
+_LANGUAGE_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "hidden_activation",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "attention_bias",
+    "query_pre_attn_scalar",
+    "attn_logit_softcapping",
+    "sliding_window",
+    "use_sliding_window",
+    "max_window_layers",
+    "layer_types",
+    "rope_theta",
+    "rope_parameters",
+    "pad_token_id",
+)
+# tensors that nothing reads: a constant in old files, a counter, the output of a language model
+_UNUSED = ("position_ids", "num_batches_tracked", "lm_head.weight")
+_PREFIXES = ("text_model.", "model.", "encoder.")  # of a model around the one that we build
 _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -165,6 +213,8 @@ def build(
     model = model.eval().requires_grad_(False).to(device)
     for module in model.modules():
         for key, buffer in module.named_buffers(recurse=False):
+            if key.endswith("inv_freq"):  # of rotary positions, which bfloat16 could not tell apart
+                continue
             if buffer.is_floating_point():  # a new tensor: changed in place it would not compile
                 setattr(module, key, buffer.to(dtype))
     if device.type == "cpu":
@@ -178,6 +228,7 @@ def _class_name(path: str, config: Mapping[str, Any], allowed: tuple[str, ...]) 
     name = config.get("_class_name") or first
     if not isinstance(name, str):
         raise config_error(f"{path} names no model class")
+    name = _INNER.get(name, name)
     if name not in allowed or name not in CLASSES:
         raise config_error(f"{path} asks for {name!r}, which is not one of {', '.join(allowed)}")
     return name
@@ -206,6 +257,8 @@ def _without_weights() -> Iterator[None]:
 
 def check_config(path: str, config: Mapping[str, Any]) -> None:
     """Refuse numbers that no real model has, before anything is allocated for them."""
+    if isinstance(config.get("encoder"), dict):  # of a model of two halves
+        check_config(path, config["encoder"])
     for key, value in config.items():
         if key.startswith("_") or key in ("id2label", "label2id"):
             continue
@@ -277,12 +330,31 @@ def _construct(path: str, cls: Any, config: Mapping[str, Any]) -> Any:
             from transformers.models.clip.configuration_clip import CLIPTextConfig
 
             return cls(CLIPTextConfig(**{k: v for k, v in config.items() if k in _CLIP_FIELDS}))
+        if cls.__module__.startswith("transformers."):
+            return cls(_language_config(cls.__name__, config))
         known = {k: v for k, v in config.items() if k in inspect.signature(cls).parameters}
         return cls(**known)
     except Exception as error:
         raise config_error(
             f"{path} does not describe a {cls.__name__}: {first_line(error)}"
         ) from None
+
+
+def _language_config(name: str, config: Mapping[str, Any]) -> Any:
+    """Return the configuration of a language model; the one of T5Gemma may hold two."""
+    inner = config.get("encoder", config)
+    fields = {key: value for key, value in inner.items() if key in _LANGUAGE_FIELDS}
+    if name == "Qwen3Model":
+        from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
+
+        return Qwen3Config(**fields)
+    if name == "Gemma2Model":
+        from transformers.models.gemma2.configuration_gemma2 import Gemma2Config
+
+        return Gemma2Config(**fields)
+    from transformers.models.t5gemma.configuration_t5gemma import T5GemmaConfig
+
+    return T5GemmaConfig(encoder=fields, decoder=fields).encoder
 
 
 def _read_weights(
@@ -297,7 +369,7 @@ def _read_weights(
         try:
             with safe_open(path, framework="pt") as file:
                 for stored in file.keys():  # noqa: SIM118 - not a mapping
-                    if stored.endswith("position_ids"):  # a constant in old files
+                    if stored.endswith(_UNUSED):
                         continue
                     name = _current_name(stored, expected)
                     part = file.get_slice(stored)
@@ -307,7 +379,7 @@ def _read_weights(
         except (SafetensorError, OSError) as error:
             raise _weights_error(f"{folder}/{path.name} cannot be read: {error}") from None
     for name in expected:
-        if name not in state and not name.endswith("position_ids"):
+        if name not in state and not name.endswith(_UNUSED):
             raise _weights_error(f"{folder} has no tensor {name}", hint=_MISMATCH_HINT)
     for name, tensor in state.items():
         # a sum is NaN or infinite if any value is, in one pass and without a mask of its size
@@ -323,8 +395,8 @@ def _current_name(stored: str, expected: Mapping[str, torch.Tensor]) -> str:
     parts = stored.split(".")
     if len(parts) > 1 and parts[-2] in _RENAMED:
         parts[-2] = _RENAMED[parts[-2]]
-    bare = stored.removeprefix("text_model.")
-    for candidate in (bare, f"text_model.{stored}", ".".join(parts)):
+    bare = [stored.removeprefix(prefix) for prefix in _PREFIXES]
+    for candidate in (*bare, f"text_model.{stored}", ".".join(parts)):
         if candidate in expected:
             return candidate
     return stored

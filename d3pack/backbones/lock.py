@@ -72,6 +72,7 @@ class Layout:
 
     parts: tuple[Part, ...]
     optional: tuple[str, ...] = ()
+    denoiser: str = ""  # class of the transformer, where other families have the same folders
 
     def matches(self, paths: Iterable[str]) -> bool:
         """Return whether a listing has the folders of this family."""

@@ -74,8 +74,8 @@ class Backbone(Protocol):
     """A diffusion model that makes images from learned vectors.
 
     There are two scales of x: x = x0 + sigma * eps for sampling (`denoise`), and
-    x_t = sqrt(alpha_t) x0 + sqrt(1 - alpha_t) eps for training (`predict`, and `levels` for noise
-    and targets).
+    x_t = sqrt(alpha_t) x0 + sqrt(1 - alpha_t) eps, or (1 - t) x0 + t eps of flow matching, for
+    training (`predict`, and `levels` for noise and targets).
     """
 
     ref: BackboneRef

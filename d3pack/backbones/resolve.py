@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib import import_module, resources
 from importlib.metadata import entry_points
 from itertools import islice
@@ -31,7 +31,7 @@ from d3pack.backbones.lock import (
 from d3pack.backbones.protocol import Sampling
 from d3pack.errors import BackboneChangedError, BackboneError, NoSpaceError, NotFoundError
 from d3pack.format import BackboneRef, FileLock
-from d3pack.system import first_line, is_disk_full
+from d3pack.system import first_line, is_disk_full, size
 
 if TYPE_CHECKING:
     from d3pack.backbones.protocol import Backbone
@@ -41,11 +41,17 @@ T = TypeVar("T")
 MINI = "mini"
 MINI_GUIDANCE = 2.5  # of images that nobody picks
 MAX_TREE = 10_000  # files of a repository
-STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+# 256 pixels, Apache 2.0, 2.5 GB to decode, and, as it is not distilled to few steps, trained at all
+# noise levels, which learning prompts and codes ask of a backbone
+DEFAULT_ON_GPU = "Photoroom/prx-256-t2i"
 _BUILT_IN = {
     "stable-diffusion": "d3pack.backbones.stable_diffusion:StableDiffusion",
     "dit": "d3pack.backbones.dit:DiT",
     "sdxl": "d3pack.backbones.sdxl:StableDiffusionXL",
+    "prx": "d3pack.backbones.prx:PRX",
+    "z-image": "d3pack.backbones.z_image:ZImage",
+    "flux2": "d3pack.backbones.flux2:Flux2",
+    "sana-sprint": "d3pack.backbones.sana:SanaSprint",
 }
 _MIRROR_HINT = "give a directory that holds the locked files"
 _log = logging.getLogger(__name__)
@@ -75,8 +81,8 @@ def _family(kind: str) -> tuple[Any, Any]:
 
 
 def default_backbone(device: str) -> str:
-    """Return the backbone to use when none is named: "mini" on a CPU, else Stable Diffusion 1.5."""
-    return MINI if device.startswith("cpu") else STABLE_DIFFUSION
+    """Return the backbone to use when none is named: "mini" on a CPU, else PRX of 256 pixels."""
+    return MINI if device.startswith("cpu") else DEFAULT_ON_GPU
 
 
 def default_sampling(backbone: Backbone) -> Sampling:
@@ -124,7 +130,7 @@ def lock_directory(
     """
     root = Path(path)
     paths = list_files(root)
-    kind = kind or _detect_kind(paths, str(root))
+    kind = kind or _detect_kind(paths, str(root), root.joinpath)
     files = lock_files(root, _family(kind)[0].needed(paths, variant), progress)
     ref = BackboneRef(kind, repo, revision or "", files, licence)
     remember_list(ref)
@@ -170,10 +176,17 @@ def _another(ref: BackboneRef, place: str) -> BackboneChangedError:
     )
 
 
-def _detect_kind(paths: tuple[str, ...], name: str) -> str:
-    fitting = {kind: len(_family(kind)[0].parts) for kind in kinds() if _fits(kind, paths)}
+def _detect_kind(paths: tuple[str, ...], name: str, find: Callable[[str], Path]) -> str:
+    """Return the family whose layout fits; `find` returns a local copy of one of the files."""
+    layouts = {kind: _family(kind)[0] for kind in kinds()}
+    if (config := "transformer/config.json") in paths:
+        name_of_class = Files({config: find(config)}).json(config).get("_class_name")
+        for kind, layout in layouts.items():
+            if layout.denoiser and layout.denoiser == name_of_class:
+                return kind
+    fitting = [k for k, v in layouts.items() if not v.denoiser and v.matches(paths)]
     if fitting:  # a family with more parts has those of another, and is meant
-        return max(fitting, key=lambda kind: fitting[kind])
+        return max(fitting, key=lambda kind: len(layouts[kind].parts))
     if not {"unet/config.json", "transformer/config.json"}.isdisjoint(paths):
         raise BackboneError(
             f"{name} lacks parts of every known family",
@@ -211,8 +224,11 @@ def lock_backbone(
             f"there is no backbone {name!r}", hint='use "mini", a directory, or org/name'
         )
     repository = _describe(name, revision)
-    kind = _detect_kind(repository.paths, name)
-    needed = _family(kind)[0].needed(repository.paths, variant)
+    find = partial(_fetch_file, repository.name, repository.revision)
+    kind = _detect_kind(repository.paths, name, find)
+    layout = _family(kind)[0]
+    needed = layout.needed(repository.paths, variant)
+    _announce(repository, needed, layout.without_text(needed))
     root = _fetch(repository.name, repository.revision, needed)
     ref = lock_directory(
         root,
@@ -302,7 +318,9 @@ def _published_list(ref: BackboneRef) -> BackboneRef:
         return {entry.path: entry for entry in islice(tree, MAX_TREE) if hasattr(entry, "size")}
 
     files = _ask_hub(ref.repo, ref.revision, list_tree)
-    if LIST in files and (found := with_list(ref, read_list(_fetch_file(ref, LIST)))):
+    if LIST in files and (
+        found := with_list(ref, read_list(_fetch_file(ref.repo, ref.revision, LIST)))
+    ):
         return found
     for chosen in _chosen(ref, {path: entry.size for path, entry in files.items()}):
         locks = {}
@@ -320,19 +338,19 @@ def _published_list(ref: BackboneRef) -> BackboneRef:
 
 def _fetch_small(ref: BackboneRef, path: str, blob: str) -> bytes:
     """Return a file that Git stores itself; one that was damaged in transfer is fetched again."""
-    data = _fetch_file(ref, path).read_bytes()
+    data = _fetch_file(ref.repo, ref.revision, path).read_bytes()
     known = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
     if known != blob:
         _fetch_again(ref.repo, ref.revision, path)
-        data = _fetch_file(ref, path).read_bytes()
+        data = _fetch_file(ref.repo, ref.revision, path).read_bytes()
     return data
 
 
-def _fetch_file(ref: BackboneRef, path: str) -> Path:
+def _fetch_file(repo: str, revision: str, path: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    download = lambda: hf_hub_download(ref.repo, path, revision=ref.revision)  # noqa: E731
-    return Path(_ask_hub(ref.repo, ref.revision, download))
+    download = lambda: hf_hub_download(repo, path, revision=revision)  # noqa: E731
+    return Path(_ask_hub(repo, revision, download))
 
 
 def open_backbone(
@@ -411,34 +429,61 @@ class _Repository:
     name: str  # its name today: the Hub follows a repository that was renamed
     revision: str
     licence: str
-    paths: tuple[str, ...]
+    sizes: Mapping[str, int]  # bytes of each file; 0 where the Hub does not say
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(sorted(self.sizes))
+
+
+def _announce(repository: _Repository, needed: Sequence[str], decoding: Sequence[str]) -> None:
+    """Say what is about to be fetched."""
+    cached = _cached(repository.name, repository.revision, needed)
+    missing = [path for path, copy in zip(needed, cached, strict=True) if copy is None]
+    if missing:
+        _log.info(
+            "%s (licence %s): %s to fetch; %s are decoded with",
+            repository.name,
+            repository.licence,
+            size(sum(repository.sizes[path] for path in missing)),
+            size(sum(repository.sizes[path] for path in decoding)),
+        )
 
 
 def _describe(repo: str, revision: str | None) -> _Repository:
     """Resolve a branch or tag to a commit, and list its files."""
     from huggingface_hub import HfApi
 
-    info = _ask_hub(repo, revision, lambda: HfApi().model_info(repo, revision=revision))
+    ask = partial(HfApi().model_info, repo, revision=revision, files_metadata=True)
+    info = _ask_hub(repo, revision, ask)
     licence = info.card_data.get("license") if info.card_data else None
-    paths = tuple(sorted(s.rfilename for s in info.siblings or ()))
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     if not info.sha:
         raise BackboneError(f"the Hub names no commit for {repo}")
     if info.id != repo:
         _log.info("%s is now called %s on the Hub", repo, info.id)
-    return _Repository(info.id, info.sha, str(licence or "unknown"), paths)
+    return _Repository(info.id, info.sha, str(licence or "unknown"), sizes)
 
 
 def _fetch(repo: str, revision: str, paths: Sequence[str]) -> Path:
     """Return a local snapshot that has these files; from the cache alone if it has them all."""
-    from huggingface_hub import snapshot_download, try_to_load_from_cache
+    from huggingface_hub import snapshot_download
 
-    cached = [try_to_load_from_cache(repo, path, revision=revision) for path in paths]
-    if cached and all(isinstance(path, str) for path in cached):
-        return Path(str(cached[0])).parents[len(Path(paths[0]).parts) - 1]
+    cached = _cached(repo, revision, paths)
+    if cached and cached[0] is not None and None not in cached:
+        return cached[0].parents[len(Path(paths[0]).parts) - 1]
     _describe(repo, revision)  # logs a new name; the cache uses the name in the lock
     patterns = list(paths)
     download = lambda: snapshot_download(repo, revision=revision, allow_patterns=patterns)  # noqa: E731
     return Path(_ask_hub(repo, revision, download))
+
+
+def _cached(repo: str, revision: str, paths: Sequence[str]) -> list[Path | None]:
+    """Return where each file is in the cache, None for those that are not."""
+    from huggingface_hub import try_to_load_from_cache
+
+    copies = [try_to_load_from_cache(repo, path, revision=revision) for path in paths]
+    return [Path(copy) if isinstance(copy, str) else None for copy in copies]
 
 
 def _fetch_again(repo: str, revision: str, path: str) -> None:

@@ -8,7 +8,6 @@ would: few steps, without guidance.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -188,7 +187,7 @@ class StableDiffusionXL:
     def denoise(self, x: Tensor, sigma: float, c: Condition) -> Tensor:
         """Return x0 from x = x0 + sigma * eps."""
         t = self._timesteps(self.levels.timestep(sigma))
-        out = self._forward(x / math.sqrt(sigma**2 + 1), t, c)
+        out = self._forward(self.levels.scaled(x, sigma), t, c)
         return self.levels.denoised(x, sigma, out)
 
     def predict(self, x_t: Tensor, t: Tensor, c: Condition) -> Tensor:

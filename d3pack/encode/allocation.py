@@ -12,6 +12,7 @@ from d3pack.encode.candidates import candidates_of, lanes_of
 from d3pack.encode.settings import EncodeSettings, parse_labels
 from d3pack.errors import UsageError
 from d3pack.format import (
+    Coded,
     Codes,
     Pack,
     Probes,
@@ -159,6 +160,7 @@ def expected_bytes(
     provenance: Mapping[str, Any],
     *,
     unconditional: bool = False,
+    adapter: Coded | None = None,
 ) -> int:
     """Return the bytes of a pack: one of the same shapes, with random values, is made in memory.
 
@@ -169,6 +171,7 @@ def expected_bytes(
         allocation: in place of the plan's.
         provenance: as long as the real one.
         unconditional: the pack has vectors of no class.
+        adapter: of the pack.
     """
     classes, images = len(plan.classes), plan.images_per_class
     shape = (classes, allocation.modes, allocation.vectors, width)
@@ -182,6 +185,7 @@ def expected_bytes(
         prompts=encode_prompts(values, allocation.codec) if plan.needs_prompts else None,
         seed=plan.seed,
         unconditional=encode_unconditional(values[0, 0]) if unconditional else None,
+        adapter=adapter,
         provenance=provenance,
     )
     if allocation.candidates > 1 and plan.seeded:

@@ -23,7 +23,7 @@ from d3pack.decode import codebook, samplers, unconditional
 from d3pack.encode.candidates import stored_arrays
 from d3pack.encode.contract import EncodeRun
 from d3pack.encode.estimate import seconds_of
-from d3pack.encode.plan import EncodePlan
+from d3pack.encode.plan import EncodePlan, tuned
 from d3pack.errors import UsageError
 from d3pack.format import (
     Codes,
@@ -75,7 +75,8 @@ def with_codes(
                     step = max(1, _PIXELS // math.prod(photos.shape[2:]))
                     parts = [backbone.encode(part).float() for part in photos.split(step)]
                 coder = Coder(backbone, coding, pack, c, run.settings.code_tried)
-                atoms, signs = coder.code(torch.cat(parts))
+                with tuned(backbone, pack.adapter):
+                    atoms, signs = coder.code(torch.cat(parts))
                 run.remember_skipped()
                 run.journal.save(name, {"atoms": atoms, "signs": signs}, {})
             run.events.step((c + 1) * count, samples=(c + 1) * count)

@@ -78,7 +78,13 @@ def _split(run: EncodeRun, plan: EncodePlan, draft: Draft, method: str) -> Encod
     def size_of(plan: EncodePlan) -> int:
         none = draft.unconditional is not None
         return expected_bytes(
-            plan, draft.recipe, width, plan.allocation, record, unconditional=none
+            plan,
+            draft.recipe,
+            width,
+            plan.allocation,
+            record,
+            unconditional=none,
+            adapter=draft.adapter,
         )
 
     make = partial(_with_images, run, draft=draft, method=method)

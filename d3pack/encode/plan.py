@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,12 +12,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from d3pack.backbones import Backbone, default_backbone, open_backbone
+from d3pack.backbones import Backbone, apply_adapter, default_backbone, open_backbone
 from d3pack.decode import schedule
 from d3pack.encode.allocation import Allocation
 from d3pack.encode.settings import EncodeSettings
 from d3pack.errors import UsageError
-from d3pack.format import BackboneRef, Coding, DType, Sampler, level_bits
+from d3pack.format import BackboneRef, Coded, Coding, DType, Sampler, decode_adapter, level_bits
 from d3pack.sources import Source
 
 SMALL = 64  # pixels; patches of collages of images up to this side would show nothing
@@ -191,6 +192,15 @@ def no_class(backbone: Backbone, k: int) -> npt.NDArray[np.float32] | None:
     """Return k outputs (k, D) for the empty text; None where they are zeros, as without any."""
     vectors = backbone.outputs("", k)
     return vectors.detach().float().cpu().numpy() if vectors.any() else None
+
+
+@contextmanager
+def tuned(backbone: Backbone, adapter: Coded | None) -> Iterator[None]:
+    """Tune the backbone for a while, as a decoder of the pack will."""
+    tensors = {} if adapter is None else decode_adapter(adapter)
+    copies = {name: torch.from_numpy(value.copy()) for name, value in tensors.items()}
+    with apply_adapter(backbone, {n: t.to(backbone.device) for n, t in copies.items()}):
+        yield
 
 
 def backbone_json(ref: BackboneRef) -> dict[str, str]:

@@ -210,6 +210,9 @@ class D3MSettings:
     template: str | None = option(
         None, "Sentence around the vectors, with one {}; outputs start at those of its words."
     )
+    lora: Path | None = option(
+        None, "LoRA of the backbone, in safetensors, that the pack carries.", private=True
+    )
     factor: int | None = option(
         None, "Side of a collage in patches: 1, 2 or 4.", choices=(1, 2, 4), group="collages"
     )

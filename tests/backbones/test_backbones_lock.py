@@ -322,7 +322,7 @@ def test_unknown_kinds_are_refused_and_defaults_depend_on_the_device() -> None:
     with pytest.raises(BackboneError, match="unknown kind"):
         open_backbone(replace(_ref({}), kind="gan"), path=".")
     assert default_backbone("cpu") == "mini"
-    assert default_backbone("cuda:0") == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert default_backbone("cuda:0") == "Photoroom/prx-256-t2i"
 
 
 # -- a pack has the lock; the list of files comes with the backbone -------------------------------

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_backbones import tiny_dit, tiny_pack, tiny_sd, tiny_sdxl
+from tiny_flow import tiny_flow
 
 import d3pack
 from d3pack.backbones import open_backbone
@@ -27,12 +29,23 @@ from d3pack.format.codecs import encode_adapter, encode_picks
 pytestmark = pytest.mark.heavy
 
 ETA: dict[str, Any] = {"extra": {"eta": 1.0}}
+OUTPUTS: dict[str, Any] = {"template": None, "size": (64, 64)}
+FLOWS: dict[str, dict[str, Any]] = {
+    "prx": {"sampler": "euler"},
+    "z-image": {"sampler": "euler", "guidance": 1.0},
+    "flux2": {"sampler": "euler", "guidance": 1.0, "modes": 2},
+    "sana-sprint": {"sampler": "lcm", "steps": 2, "guidance": 1.0},
+}
 FAMILIES: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
     "sd": (tiny_sd, {"vectors": 2, "modes": 2}),
     "sd-outputs": (tiny_sd, {"template": None, "vectors": 3, "modes": 2}),
     "sdxl": (tiny_sdxl, {"vectors": 2, "modes": 2}),
     "sdxl-outputs": (tiny_sdxl, {"template": None, "vectors": 3, "sampler": "ancestral", **ETA}),
     "dit": (tiny_dit, {"guided_channels": 3, "sampler": "ddim"}),
+    **{
+        kind: (partial(tiny_flow, kind), {**OUTPUTS, "vectors": 3, **more})
+        for kind, more in FLOWS.items()
+    },
 }
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 DTYPES = ["float32", "bfloat16"]
@@ -48,6 +61,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def packs(folders: dict[str, Path]) -> dict[str, Any]:
     return {name: tiny_pack(folders[name], **more) for name, (_, more) in FAMILIES.items()}
+
+
+def takes(family: str) -> dict[str, Any]:
+    """What a pack of a family must say about its prompts and images."""
+    return OUTPUTS if family in FLOWS else {}
 
 
 def of_dtype(pack: Any, dtype: str) -> Any:
@@ -112,9 +130,8 @@ def test_images_do_not_depend_on_what_was_decoded_before(
     shared = open_backbone(
         pack.recipe.backbone, path=path, device=device, dtype=getattr(torch, dtype)
     )
-    other = Decoder(
-        tiny_pack(path, seed=77, guidance=1.0, dtype=dtype), backbone=shared, device=device
-    )
+    plain = tiny_pack(path, seed=77, guidance=1.0, dtype=dtype, **takes(family))
+    other = Decoder(plain, backbone=shared, device=device)
     mine = Decoder(pack, backbone=shared, device=device)
     noise = other.images([3])
     assert torch.equal(mine.images(range(COUNT)), first)
@@ -253,17 +270,16 @@ def test_guidance_mixes_conditional_and_unconditional(folders: dict[str, Path]) 
 def test_packs_with_adapters_share_a_backbone(family: str, folders: dict[str, Path]) -> None:
     path = folders[family]
     backbone = open_backbone(str(path))
-    names = [n for n in backbone.named_tensors() if n.endswith("to_q.weight")][:2]
+    queries = ("to_q.weight", "img_qkv_proj.weight")
+    names = [n for n in backbone.named_tensors() if n.endswith(queries)][:2]
     tuned = {
         f"{n}.delta": np.random.default_rng(1).normal(size=tuple(backbone.named_tensors()[n].shape))
         for n in names
     }
-    pack = tiny_pack(path)
+    pack = tiny_pack(path, **takes(family))
     plain = Decoder(pack, backbone=backbone)
-    adapted = Decoder(
-        tiny_pack(path, adapter=encode_adapter({n: t * 3 for n, t in tuned.items()})),
-        backbone=backbone,
-    )
+    adapter = encode_adapter({n: t * 3 for n, t in tuned.items()})
+    adapted = Decoder(tiny_pack(path, adapter=adapter, **takes(family)), backbone=backbone)
     bare, wanted = plain.images(range(6)), adapted.images(range(6))
     assert not torch.equal(bare, wanted)
     assert torch.equal(plain.images(range(6)), bare)

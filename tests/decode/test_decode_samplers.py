@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
 )
 
-from d3pack.backbones.levels import PREDICTIONS, Levels
+from d3pack.backbones.levels import PREDICTIONS, PURE, VELOCITY, Levels
 from d3pack.decode import samplers
 from d3pack.errors import UsageError
 from d3pack.testing import raises_code
@@ -235,9 +237,82 @@ def test_timesteps_of_other_sigmas_lie_between() -> None:
     assert levels.timestep(1e-9) == 0
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+def flowed(
+    sampler: str, times: list[float], first: torch.Tensor, noise: Any = None, **extra: Any
+) -> torch.Tensor:
+    """Sample with a velocity model over times of flow matching; time 1 is the sigma `PURE`."""
+    levels = Levels.flow()
+    sigmas = [PURE if t == 1 else t / (1 - t) for t in times]
+
+    def model(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        velocity = network(levels.scaled(x, sigma), 1000 * levels.time(sigma))
+        return levels.denoised(x, sigma, velocity)
+
+    return samplers.sample(sampler, model, samplers.start(first, sigmas), sigmas, noise, extra)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 28])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_matching_steps_match_diffusers(steps: int, shift: float) -> None:
+    """Euler over velocities is the same step as ours, from noise alone on."""
+    first = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist())
+    wanted = first
+    for t in scheduler.timesteps:
+        wanted = scheduler.step(network(wanted, float(t)), t, wanted).prev_sample
+    times = scheduler.sigmas.double().tolist()
+    for sampler in ("euler", "ddim"):
+        found = flowed(sampler, times, first)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    sigmas = samplers.schedule(Levels.flow(shift).alphas_cumprod, "euler", steps)
+    assert sigmas[0] <= PURE
+    assert [s / (1 + s) for s in sigmas] == pytest.approx(times, abs=1e-3 if steps == 28 else 2e-6)
+
+
+def test_stochastic_flow_steps_match_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What diffusers calls stochastic sampling of flows is the sampler lcm."""
+    generator = torch.Generator().manual_seed(5)
+    first, *fresh = (torch.randn(3, 4, 8, 8, generator=generator) for _ in range(6))
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=True)
+    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
+    pending = iter(fresh)
+    module = "diffusers.schedulers.scheduling_flow_match_euler_discrete.randn_tensor"
+    monkeypatch.setattr(module, lambda *_, **__: next(pending))
+    wanted = first
+    for t in scheduler.timesteps:
+        wanted = scheduler.step(network(wanted, float(t)), t, wanted).prev_sample
+    found = flowed("lcm", scheduler.sigmas.tolist(), first, lambda i: fresh[i - 1])
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_ancestral_steps_of_a_flow_keep_the_distribution(eta: float) -> None:
+    """Of data of variance 0.25, whose velocity is known, all steps together make such data."""
+    levels, variance = Levels.flow(3.0), 0.25
+    generator = torch.Generator().manual_seed(6)
+
+    def draw(_: int = 0) -> torch.Tensor:
+        return torch.randn(1, 4, 80, 80, generator=generator)
+
+    sigmas = samplers.schedule(levels.alphas_cumprod, "ancestral", 800)
+
+    def model(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        x_t, t = levels.scaled(x, sigma), levels.time(sigma)
+        total = (1 - t) ** 2 * variance + t**2
+        velocity = x_t * (t - (1 - t) * variance) / total  # E[eps - x0 | x_t]
+        return levels.denoised(x, sigma, velocity)
+
+    x = samplers.start(draw(), sigmas)
+    made = samplers.sample("ancestral", model, x, sigmas, draw, {"eta": eta})
+    assert float(made.var()) == pytest.approx(variance, rel=0.05)
+    assert abs(float(made.mean())) < 0.02
+
+
+@pytest.mark.parametrize("prediction", [*PREDICTIONS, VELOCITY])
 def test_targets_invert_on_the_training_scale(prediction: str) -> None:
-    levels = Levels.from_config({**SD, "prediction_type": prediction})
+    flow = prediction == VELOCITY
+    levels = Levels.flow(3.0) if flow else Levels.from_config({**SD, "prediction_type": prediction})
     x0, eps = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2)
     t = torch.tensor([0, 400, 999])
     x_t = levels.noised(x0, eps, t)
@@ -246,7 +321,7 @@ def test_targets_invert_on_the_training_scale(prediction: str) -> None:
     for row, step in enumerate(t.tolist()):
         sigma = float(levels.sigmas[step])
         x = x0[row] + sigma * eps[row]
-        torch.testing.assert_close(x / math.sqrt(sigma**2 + 1), x_t[row], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(levels.scaled(x, sigma), x_t[row], rtol=1e-4, atol=1e-5)
         found = levels.denoised(x, sigma, target[row])
         torch.testing.assert_close(found, x0[row], rtol=1e-3, atol=1e-3)
 

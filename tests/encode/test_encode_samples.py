@@ -8,7 +8,7 @@ import torch
 from tiny_backbones import tiny_sd
 
 from d3pack.backbones import Backbone, Levels, open_backbone
-from d3pack.backbones.levels import PREDICTIONS
+from d3pack.backbones.levels import PREDICTIONS, VELOCITY
 from d3pack.encode.methods.d3m.samples import (
     BINS,
     FLOOR,
@@ -156,6 +156,8 @@ SMALL = (4, 4, 4)
 
 
 def levels_of(prediction: str) -> Levels:
+    if prediction == VELOCITY:
+        return Levels.flow(3.0)
     return Levels.from_config({**SCHEDULE, "prediction_type": prediction})
 
 
@@ -163,7 +165,7 @@ def draw(count: int, rng: torch.Generator) -> torch.Tensor:
     return torch.randn(count, *SMALL, generator=rng)
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", [*PREDICTIONS, VELOCITY])
 def test_expected_target_is_the_mean_by_likelihood(prediction: str) -> None:
     levels, rng = levels_of(prediction), torch.Generator().manual_seed(0)
     latents = draw(7, rng)
@@ -172,8 +174,8 @@ def test_expected_target_is_the_mean_by_likelihood(prediction: str) -> None:
     x_t, found = expected_target(levels, x0, eps, t, latents)
     assert torch.equal(x_t, levels.noised(x0, eps, t))
     for i in range(3):
-        alpha = float(levels.alphas_cumprod[t[i]])
-        noises = (x_t[i].double() - alpha**0.5 * latents.double()) / (1 - alpha) ** 0.5
+        of_x0, of_eps = (float(power[t[i]]) for power in levels.powers)
+        noises = (x_t[i].double() - of_x0**0.5 * latents.double()) / of_eps**0.5
         normal = torch.distributions.Normal(0.0, 1.0)
         logs = normal.log_prob(noises).sum((1, 2, 3))
         shares = (logs - logs.logsumexp(0)).exp()
@@ -186,7 +188,7 @@ def test_expected_target_is_the_mean_by_likelihood(prediction: str) -> None:
     assert not torch.allclose(found[0], levels.target(x0, eps, t)[0], atol=1e-2)
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", [*PREDICTIONS, VELOCITY])
 def test_expected_target_of_one_image_is_its_own(prediction: str) -> None:
     levels, rng = levels_of(prediction), torch.Generator().manual_seed(1)
     latents, eps, t = draw(1, rng), draw(4, rng), torch.tensor([0, 10, 500, 999])

@@ -91,5 +91,8 @@ class Repo:
             "downloads": 0,
             "likes": 0,
             "tags": [],
-            "siblings": [{"rfilename": path} for path in sorted(self.commits[sha])],
+            "siblings": [
+                {"rfilename": path, "size": len(blob.data)}
+                for path, blob in sorted(self.commits[sha].items())
+            ],
         }

@@ -17,14 +17,16 @@ import pytest
 from hub_loopback import LoopbackHub
 from huggingface_hub import constants, file_download
 from tiny_backbones import tiny_sd
+from tiny_flow import tiny_flow
 
-from d3pack.backbones import fetch_backbone, lock_backbone, open_backbone
+from d3pack.backbones import fetch_backbone, lock_backbone, lock_directory, open_backbone
 from d3pack.backbones.lock import remember_list
 from d3pack.cli import main
 from d3pack.dataset import D3MDataset
 from d3pack.errors import BackboneChangedError, BackboneError, NoSpaceError
 from d3pack.format import files_json, pack_bytes
 from d3pack.format.recipe import BackboneRef
+from d3pack.system import size
 from d3pack.testing import raises_code
 
 Files = dict[str, bytes]
@@ -115,6 +117,37 @@ def test_text_encoder_is_not_downloaded_for_outputs(
     assert requested(hub) == asked
     open_backbone(ref)
     assert "text_encoder/model.safetensors" in requested(hub)
+
+
+def test_bytes_to_fetch_are_said_before_they_are_fetched(
+    hub: LoopbackHub, known: BackboneRef, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "d3pack")
+    lock_backbone(REPO)
+    text = ("text_encoder/", "tokenizer/")
+    decoding = sum(f.size for path, f in known.files.items() if not path.startswith(text))
+    (line,) = caplog.messages
+    assert line.startswith(f"{REPO} (licence ")
+    assert f"{size(known.nbytes)} to fetch; {size(decoding)} are decoded with" in line
+    caplog.clear()
+    lock_backbone(REPO)
+    assert not caplog.messages
+
+
+def test_flow_family_of_the_hub_is_known_by_one_small_file(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
+    root = tiny_flow("prx", tmp_path / "prx")
+    files = {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+    hub.put("org/prx", files, kind="models")
+    ref, _ = lock_backbone("org/prx")
+    assert ref.kind == "prx"
+    assert ref.files == lock_directory(root).files
 
 
 def test_branch_is_locked_as_a_commit(hub: LoopbackHub, ref: BackboneRef) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from d3pack.backbones import Backbone, DiT, default_sampling
+from d3pack.backbones import Backbone, DiT, default_sampling, read_lora
 from d3pack.decode import Decoder
 from d3pack.encode.allocation import (
     LADDER,
@@ -44,13 +45,23 @@ from d3pack.encode.plan import (
     no_class,
     sigmas_of,
     start_vectors,
+    tuned,
     typical_side,
 )
 from d3pack.encode.sampler_search import GUIDANCES
 from d3pack.encode.settings import D3MSettings, EncodeSettings
 from d3pack.encode.teaching import open_teacher
 from d3pack.errors import UsageError
-from d3pack.format import BackboneRef, Pack, Recipe, Sampler, decode_prompts, encode_prompts
+from d3pack.format import (
+    BackboneRef,
+    Coded,
+    Pack,
+    Recipe,
+    Sampler,
+    decode_prompts,
+    encode_adapter,
+    encode_prompts,
+)
 from d3pack.sources import Source
 from d3pack.system import Checkpoint, SettingError
 from d3pack.teachers import Cut, Teacher
@@ -71,6 +82,7 @@ class Details:
     crops: int
     crop_scale: tuple[float, float]
     template: str
+    lora: str  # hash of the adapter that rides in the pack, or ""
     outputs: bool  # of the text encoder are learned, from those of the template on
     sampler: Sampler
     sampler_steps: int
@@ -113,7 +125,8 @@ def prepare(
         )
     small = backbone.ref.repo == "mini"
     size, typical = settings.size or backbone.image_size, typical_side(source)
-    details = _details(settings, own, backbone, min(typical, *size))
+    adapter = _adapter(own, backbone)
+    details = _details(settings, own, backbone, min(typical, *size), adapter)
     plan = EncodePlan.of(
         source,
         settings,
@@ -123,7 +136,7 @@ def prepare(
         typical=typical,
         pilots=settings.pilots,
     )
-    job = D3MJob(source, settings, own, backbone, plan, details)
+    job = D3MJob(source, settings, own, backbone, plan, details, adapter)
     picks = small and plan.seeded >= WORTH_PICKING
     allocation, notes = allocate(
         settings,
@@ -148,7 +161,21 @@ def prepare(
     return replace(job, plan=plan, details=details)
 
 
-def _details(settings: EncodeSettings, own: D3MSettings, backbone: Backbone, side: int) -> Details:
+def _adapter(own: D3MSettings, backbone: Backbone) -> Coded | None:
+    """Return the LoRA of the settings as the pack holds it."""
+    if own.lora is None:
+        return None
+    tensors = read_lora(own.lora, backbone)
+    return encode_adapter({name: tensor.numpy() for name, tensor in tensors.items()})
+
+
+def _details(
+    settings: EncodeSettings,
+    own: D3MSettings,
+    backbone: Backbone,
+    side: int,
+    adapter: Coded | None,
+) -> Details:
     """Fill in the defaults, for images that have that side at least."""
     backbone.latent_shape_for(settings.size or backbone.image_size)  # refuses sizes that do not fit
     factor = own.factor or (1 if side <= SMALL else 2)
@@ -161,11 +188,17 @@ def _details(settings: EncodeSettings, own: D3MSettings, backbone: Backbone, sid
         crops=own.crops or (1 if factor == 1 else 5),
         crop_scale=own.crop_scale or ((1.0, 1.0) if factor == 1 else (0.25, 1.0)),
         template=own.template or TEMPLATES[factor],
+        lora="" if adapter is None else _digest(adapter),
         outputs=outputs,
         sampler=settings.sampler or sampling.sampler,
         sampler_steps=settings.sampler_steps or sampling.steps,
         guidance=settings.guidance,
     )
+
+
+def _digest(adapter: Coded) -> str:
+    data = b"".join(value.tobytes() for _, value in sorted(adapter.tensors.items()))
+    return hashlib.sha256(str(adapter.params).encode() + data).hexdigest()
 
 
 def _text(plan: EncodePlan, details: Details, allocation: Allocation) -> tuple[str, ...]:
@@ -192,6 +225,7 @@ class D3MJob:
     backbone: Backbone
     plan: EncodePlan
     details: Details
+    adapter: Coded | None = None
 
     def describe(self) -> EncodePlan:
         """Return the resolved settings."""
@@ -229,6 +263,7 @@ class D3MJob:
             allocation,
             record,
             unconditional=plan.needs_prompts and self._no_class(allocation.vectors) is not None,
+            adapter=self.adapter,
         )
 
     @property
@@ -312,15 +347,18 @@ class D3MJob:
         teacher = open_teacher(run, plan.typical)
         if not plan.needs_prompts:
             seen = sum(self.source.counts)
-            return Draft(self.recipe(), None, self.backbone, teacher=teacher, seen=seen)
+            draft = Draft(self.recipe(), None, self.backbone, teacher=teacher, seen=seen)
+            return replace(draft, adapter=self.adapter)
         seen, bad = self._make_collages(run, teacher)
-        fitted = self._learn_prompts(run)
+        with tuned(self.backbone, self.adapter):
+            fitted = self._learn_prompts(run)
         allocation = plan.allocation
         shape = (len(plan.classes), allocation.modes, allocation.vectors, self.details.width)
         draft = Draft(
             recipe=self.recipe(),
             prompts=fitted.vectors.reshape(shape),
             unconditional=self._no_class(allocation.vectors),
+            adapter=self.adapter,
             backbone=self.backbone,
             teacher=teacher,
             metrics={

@@ -108,10 +108,10 @@ def expected_target(
     """
     x_t = levels.noised(x0, eps, t)
     rows = latents.flatten(1).double()  # the exponents are differences of large numbers
-    alphas = rows.new_tensor(levels.alphas_cumprod)[t.to(rows.device)][:, None]
-    # log of exp(-|x_t - sqrt(alpha) x|^2 / (2 (1 - alpha))), without what all images share
-    near = alphas.sqrt() * (x_t.flatten(1).double() @ rows.T) - alphas * rows.square().sum(1) / 2
-    mean = torch.softmax(near / (1 - alphas), 1) @ rows
+    of_x0, of_eps = (rows.new_tensor(power)[t.to(rows.device)][:, None] for power in levels.powers)
+    # log of exp(-|x_t - sqrt(of_x0) x|^2 / (2 of_eps)), without what all images share
+    near = of_x0.sqrt() * (x_t.flatten(1).double() @ rows.T) - of_x0 * rows.square().sum(1) / 2
+    mean = torch.softmax(near / of_eps, 1) @ rows
     return x_t, levels.target_towards(x_t, mean.reshape(x0.shape).to(x0.dtype), t)
 
 
