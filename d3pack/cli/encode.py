@@ -49,10 +49,13 @@ class Encode:
 
     def run(self) -> None:
         """Encode, or print what encoding would take."""
+        from d3pack.encode import check_output
         from d3pack.sources import open_source
 
         if self.output is None and not self.dry_run:
             raise UsageError("no output", hint="name one with -o out.d3m, or pass --dry-run")
+        if self.output is not None:
+            check_output(self.output)
         settings = replace(self.settings, method_settings=self.method_settings)
         source = open_source(
             self.source,

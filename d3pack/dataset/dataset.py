@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from os import PathLike, fspath
 from pathlib import Path
@@ -82,6 +82,7 @@ class D3MDataset(Dataset[Any]):
         classes: Sequence[str | int] | None = None,
         device: str | torch.device | None = None,
         transform: Transform | None = None,
+        target_transform: Callable[[Any], Any] | None = None,
         batch_transform: Transform | None = None,
         output: Output = "uint8",
         soft_labels: bool = False,
@@ -104,6 +105,7 @@ class D3MDataset(Dataset[Any]):
             device: where images are decoded and batches of `loader` lie: "cpu", "cuda", "cuda:1"
                 or "mps". None: CUDA where there is one, else the CPU.
             transform: function of one image, applied last.
+            target_transform: function of one label: a number, or a vector of probabilities.
             batch_transform: function of a batch (NCHW tensor) that returns one row an image,
                 applied before `transform`.
             output: what transforms and the caller are given: "uint8" for tensors, "float" for
@@ -142,6 +144,7 @@ class D3MDataset(Dataset[Any]):
         if soft_labels and teacher is not None:
             raise UsageError("soft_labels=True and teacher= both give labels", hint="choose one")
         self.transform = transform
+        self.target_transform = target_transform
         self.batch_transform = batch_transform
         self.output: Output = output
         self.teacher = teacher
@@ -230,6 +233,7 @@ class D3MDataset(Dataset[Any]):
     def _class_numbers(self, classes: Iterable[str | int]) -> Ints:
         """Return the pack's numbers of classes, which are given by name or by label here."""
         labels = []
+        _check_list(classes)
         for name in classes:
             if isinstance(name, str):
                 label = self.class_to_idx.get(name, -1)
@@ -277,10 +281,21 @@ class D3MDataset(Dataset[Any]):
         if not chosen.size:
             return []
         images, labels = self._samples(chosen, self.images.get(self.numbers(chosen), self.epoch))
-        return list(zip(images, labels if self.probabilities else labels.tolist(), strict=True))
+        return list(zip(images, self._targets(labels), strict=True))
+
+    def _targets(self, labels: Tensor) -> Iterable[Any]:
+        """Return what the caller is given for labels."""
+        targets: Iterable[Any] = labels if self.probabilities else labels.tolist()
+        return targets if self.target_transform is None else map(self.target_transform, targets)
 
     def _checked(self, index: SupportsIndex) -> int:
-        number = operator.index(index)
+        try:
+            number = operator.index(index)
+        except TypeError:
+            raise UsageError(
+                f"invalid index {index!r}: expected an integer",
+                hint="torch.utils.data.Subset takes several",
+            ) from None
         if not -len(self) <= number < len(self):
             raise IndexOutOfRangeError(f"no image {number}: the dataset has {len(self)}")
         return number % len(self)
@@ -330,6 +345,9 @@ class D3MDataset(Dataset[Any]):
         rows, labels = self._samples(indices, images)
         if isinstance(rows, list) and not isinstance(rows[0], Image.Image):
             rows = default_collate(rows)
+        if self.target_transform is not None:
+            targets = default_collate(list(self._targets(labels)))
+            return rows, targets.to(self.device) if isinstance(targets, Tensor) else targets
         return rows, labels
 
     # Epochs, order and state
@@ -439,6 +457,12 @@ class D3MDataset(Dataset[Any]):
         """Free the decoder and the store; both are opened again when an image is read."""
         self.images.close()
 
+    def __enter__(self) -> D3MDataset:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def to_hf(self) -> datasets.Dataset:
         """Return images and labels, without transforms, as a Hugging Face dataset on disk.
 
@@ -454,15 +478,19 @@ def _open_pack(
     pack: str | PathLike[str] | Pack, classes: Sequence[str | int] | None
 ) -> tuple[Pack, Sequence[str | int] | None]:
     """Return the pack, and the classes that are still to be selected from it."""
-    if isinstance(classes, str):  # else each of its letters would be a class
-        raise UsageError(
-            f"invalid classes {classes!r}: expected a list", hint=f"write [{classes!r}]"
-        )
+    _check_list(classes)
     if isinstance(pack, Pack):
         return pack, classes
     if classes is not None and is_address(pack):
         return read_classes(pack, classes), None
     return load(pack), classes
+
+
+def _check_list(classes: object) -> None:
+    if isinstance(classes, str):  # else each of its letters would be a class
+        raise UsageError(
+            f"invalid classes {classes!r}: expected a list", hint=f"write [{classes!r}]"
+        )
 
 
 def _check_names(numerics: str, output: str, cache: Cache, backbone: object) -> None:

@@ -11,6 +11,7 @@ from d3pack.encode.contract import NoSettings as NoSettings
 from d3pack.encode.contract import available_methods as available_methods
 from d3pack.encode.contract import method_settings as method_settings
 from d3pack.encode.contract import open_method as open_method
+from d3pack.encode.driver import check_output as check_output
 from d3pack.encode.driver import encode as encode
 from d3pack.encode.driver import estimate_encode as estimate_encode
 from d3pack.encode.embeddings import export_embeddings as export_embeddings

@@ -111,7 +111,7 @@ def encode(
         >>> settings = EncodeSettings(images_per_class=50, labels="top3")
         >>> pack = encode("photos/", "photos.d3m", settings)  # doctest: +SKIP
     """
-    output = _checked(output)
+    output = check_output(output)
     source, settings = _opened(source), settings or EncodeSettings()
     method = method or open_method(settings.method)
     job, context = _prepare(method, source, settings, teachers)
@@ -148,7 +148,13 @@ def encode(
         return pack
 
 
-def _checked(output: str | Path) -> Path:
+def check_output(output: str | Path) -> Path:
+    """Return where a pack is to be written.
+
+    Raises:
+        UsageError: the name does not end in .d3m, or is that of a directory.
+        NotFoundError: the directory of the output does not exist.
+    """
     output = Path(output)
     if output.suffix != ".d3m":
         raise UsageError(f"invalid output {output.name!r}: expected a name that ends in .d3m")

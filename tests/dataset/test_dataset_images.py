@@ -190,6 +190,36 @@ def test_select_classes_refuses_unknown_and_repeated_classes(make: Make, wanted:
         make().select_classes(wanted)
 
 
+def test_a_name_alone_is_no_list_of_classes(make: Make) -> None:
+    with pytest.raises(UsageError, match="expected a list"):
+        make().select_classes("goldfish")
+
+
+@pytest.mark.parametrize("index", [slice(0, 3), "0", 1.0, None])
+def test_index_that_is_no_integer_is_refused(make: Make, index: Any) -> None:
+    with pytest.raises(UsageError, match=r"invalid index .*: expected an integer"):
+        make()[index]
+
+
+def test_target_transform_changes_labels_of_items_and_batches(make: Make) -> None:
+    dataset = make(target_transform=lambda label: 10 * label)
+    assert [label for _, label in dataset] == [10 * label for label in dataset.targets]
+    _, labels = next(iter(dataset.loader(20, shuffle=False)))
+    assert labels.tolist() == [10 * label for label in dataset.targets[:20]]
+    soft = make(soft_labels=True, target_transform=lambda label: label.argmax().item())
+    _, labels = next(iter(soft.loader(4, shuffle=False)))
+    assert labels.tolist() == [label for _, label in (soft[i] for i in range(4))]
+
+
+def test_dataset_is_closed_when_its_block_ends(make: Make, expected: Tensor) -> None:
+    with make() as dataset:
+        assert same(dataset[0][0], expected[0])
+        decoder = dataset.images._decoder
+    assert decoder is not None
+    assert dataset.images._decoder is None
+    assert same(dataset[1][0], expected[1]), "it opens again when an image is read"
+
+
 @pytest.mark.parametrize("k", [0, 8, -1])
 def test_first_refuses_more_images_than_there_are(make: Make, k: int) -> None:
     with pytest.raises(UsageError, match="images per class"):

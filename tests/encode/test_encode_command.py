@@ -217,6 +217,14 @@ def test_command_prints_events_as_json_lines(home: Path) -> None:
     assert stages == ["look through the source", *learning]
 
 
+@pytest.mark.parametrize(("output", "said"), [("noext", ".d3m"), ("none/x.d3m", "does not exist")])
+def test_dry_run_refuses_what_the_run_refuses(home: Path, output: str, said: str) -> None:
+    for more in ((), ("--dry-run",)):
+        done = call(home / "source", "-o", home / output, "--backbone", home / "sd", *more)
+        assert done.exit_code != 0
+        assert said in done.stderr
+
+
 def test_dry_run_changes_nothing(home: Path) -> None:
     (home / "cache").mkdir(exist_ok=True)  # where it is remembered that a backbone's files are good
     before = sorted(home.iterdir())
