@@ -48,9 +48,9 @@ _TICK = 2_000_000_000  # nanoseconds; the coarsest clock of a file system in use
 def cache_home() -> Path:
     """Return the folder of all caches: $D3PACK_HOME, $XDG_CACHE_HOME/d3pack or ~/.cache/d3pack."""
     if home := os.environ.get("D3PACK_HOME"):
-        return Path(home)
+        return Path(home).expanduser()
     if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "d3pack"
+        return Path(base).expanduser() / "d3pack"
     return Path.home() / ".cache" / "d3pack"
 
 

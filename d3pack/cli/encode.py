@@ -107,6 +107,7 @@ class Encode:
         if self.format == "human":
             nbytes, classes = output.stat().st_size, len(pack.classes)
             _out.show(f"{output}: {nbytes:,} bytes, {len(pack):,} images of {classes:,} classes")
+            _out.say(f"{output.name}.work holds sheets and the log, and may be deleted")
             if source.skipped:
                 skipped = count(len(source.skipped), "file")
                 _out.say(f"skipped {skipped}: {output.name}.work/skipped.txt names them")

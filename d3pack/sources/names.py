@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from d3pack.errors import NotFoundError, SourceError
 
@@ -31,7 +32,7 @@ def read_table(path: Path) -> dict[str, str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".json":
-            return _from_json(json.loads(text))
+            return _from_json(json.loads(text, object_pairs_hook=_unique))
         if path.suffix == ".csv":
             return _from_rows([row for row in csv.reader(text.splitlines()) if row])
     except (ValueError, TypeError, RecursionError, csv.Error) as error:
@@ -72,8 +73,8 @@ def _from_lines(lines: Sequence[str]) -> dict[str, str]:
     return {str(index): row for index, row in enumerate(rows)}
 
 
-def _unique(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
-    table: dict[str, str] = {}
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
     for key, name in pairs:
         if table.setdefault(key, name) != name:
             raise SourceError(f"the table of class names gives {key!r} two names")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -259,12 +259,20 @@ def _train(
         figures["held_accuracy"] = round(
             float((logits.argmax(1) == targets[held]).float().mean()), 4
         )
-        events.note(
-            f"teacher: {100 * figures['held_accuracy']:.1f} % on {len(held)} images held out"
-        )
+        for line in _held_out(figures["held_accuracy"], len(held), len(source.classes)):
+            events.note(line)
     state = {name: value.cpu().contiguous() for name, value in net.state_dict().items()}
     data: bytes = save_tensors(state, metadata={"figures": json.dumps(figures)})
     return data
+
+
+def _held_out(accuracy: float, images: int, classes: int) -> Iterator[str]:
+    yield f"teacher: {100 * accuracy:.1f} % on {images} images held out"
+    if accuracy <= 1 / classes:
+        yield (
+            "warning: the teacher does no better than chance on these; what it chooses and labels"
+            " is random. Give more images, or name a teacher"
+        )
 
 
 def hold_back(

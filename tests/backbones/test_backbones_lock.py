@@ -207,6 +207,11 @@ def test_cache_home_follows_the_environment(
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
     assert cache_home() == tmp_path / "me/.cache/d3pack"
+    monkeypatch.setenv("D3PACK_HOME", "~/packs")
+    assert cache_home() == tmp_path / "me/packs"
+    monkeypatch.delenv("D3PACK_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/cache")
+    assert cache_home() == tmp_path / "me/cache/d3pack"
 
 
 def test_read_only_cache_home_is_no_error(sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:

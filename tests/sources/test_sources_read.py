@@ -221,6 +221,12 @@ def test_class_without_a_name_is_refused(tree: Path) -> None:
         open_source(tree, class_names={"lemon": "lemon"})
 
 
+def test_key_that_a_json_table_gives_two_names_is_refused(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.json").write_text('{"lemon": "a", "school_bus": "b", "lemon": "c"}')
+    with pytest.raises(SourceError, match="gives 'lemon' two names"):
+        open_source(tree, class_names=tmp_path / "names.json")
+
+
 @pytest.mark.parametrize("text", ["{", "[1, 2]", '{"a": 3}', "5"])
 def test_invalid_table_is_refused(tree: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "names.json").write_text(text)

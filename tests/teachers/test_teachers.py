@@ -19,6 +19,7 @@ from d3pack.system import Events, Journal, Listener
 from d3pack.teachers.resnet import (
     TeacherConfig,
     TrainedTeacher,
+    _held_out,
     gather,
     hold_back,
     teacher_config,
@@ -73,6 +74,18 @@ def test_a_trained_teacher_knows_the_source(tmp_path: Path, root: Path) -> None:
     assert 0.8 < record["held_accuracy"] <= 1.0
     large = torch.nn.functional.interpolate(images.float(), scale_factor=4).to(torch.uint8)
     assert torch.equal(teacher.logits(large).argmax(1), logits.argmax(1))
+
+
+def test_teacher_that_knows_nothing_is_announced(tmp_path: Path, root: Path) -> None:
+    notes: list[str] = []
+    train(tmp_path, root, listeners=[lambda e: notes.append(str(e.get("text", "")))])
+    assert any("images held out" in note for note in notes)
+    assert not any("warning" in note for note in notes)
+    for accuracy in (0.0, 0.25):
+        said = list(_held_out(accuracy, 2, 4))
+        assert said[0] == f"teacher: {100 * accuracy:.1f} % on 2 images held out"
+        assert "no better than chance" in said[1]
+    assert len(list(_held_out(0.26, 50, 4))) == 1
 
 
 def test_it_is_trained_once(tmp_path: Path, root: Path) -> None:
