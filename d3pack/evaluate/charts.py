@@ -19,6 +19,7 @@ from d3pack.system import size
 _INK = "#010203"  # replaced by currentColor
 _FAINT = "#040506"
 _WIDE, _HIGH = 8.4, 4.2  # inches
+_SPAN = 2  # between the smallest and the largest size of a chart, at least
 # Okabe and Ito's colours, which colour-blind people can tell apart, and Tol's wine as the eighth;
 # the shapes differ as well.
 COLOURS = (
@@ -119,10 +120,13 @@ def accuracy_per_byte(
         nbytes, height = np.array(sorted(front)).T
         axes.step(nbytes, 100 * height, where="post", color=_FAINT, linestyle=":", label="front")
     _draw_levels(axes, levels, chance)
-    if any(value > 0 for points in series for value in points.nbytes):
+    sizes = [value for points in series for value in points.nbytes if value > 0]
+    if sizes:
         from matplotlib.ticker import LogLocator, NullFormatter
 
         axes.set_xscale("log")
+        if max(sizes) < _SPAN * min(sizes):  # sizes of a few bytes apart are one size
+            axes.set_xlim(min(sizes) / 2, max(sizes) * 2)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(lambda value, _: size(value))
         axes.xaxis.set_minor_formatter(NullFormatter())

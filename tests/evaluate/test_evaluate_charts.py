@@ -12,6 +12,7 @@ import pytest
 
 from d3pack.evaluate import charts
 from d3pack.evaluate.charts import Series, accuracy_per_byte, confusion
+from d3pack.system import size
 
 SERIES = [
     Series("packs", [3000, 10_000, 1000], [0.3, 0.35, 0.2], [0.01, 0.01, 0.0]),
@@ -47,6 +48,14 @@ def test_two_charts_share_no_identifier() -> None:
     for svg in both():
         wanted = set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg))
         assert wanted <= set(re.findall(r'\bid="([^"]+)"', svg))
+
+
+def test_sizes_that_are_nearly_equal_lie_close_together() -> None:
+    near = [Series("a", [8_270], [0.9], [0.0]), Series("b", [8_330], [0.8], [0.0])]
+    chart = accuracy_per_byte(near, title="sizes")
+    for tick in (5_000, 10_000):
+        assert f">{size(tick)}<" in chart
+    assert ">8.3 kB<" not in chart
 
 
 def test_charts_are_reproducible() -> None:
