@@ -204,6 +204,19 @@ def valid() -> Iterator[tuple[str, str, Pack]]:
     yield "codes-start", "atoms of the first noise alone, guided", alone
     unprompted = codes(4, 6, 6, replace(five, prompts=False))
     yield "codes-bare", "codes of all images, and no prompt", base(prompts=None, codes=unprompted)
+    shape = Coded(
+        "x", {"shared": np.arange(5, dtype=np.uint8)}, {"shape": 5}, frozenset({"shared"})
+    )
+    feature: dict[str, Any] = {
+        "optional": {"shape": {}},
+        "extensions": {"shape": shape},
+        "minor": 7,
+    }
+    yield (
+        "codes-bare-newer",
+        "the same with an optional feature that has a shape of its own",
+        base(prompts=None, codes=unprompted, **feature),
+    )
     yield "labels-topk", "the best two of four", base(labels=encode_labels(beliefs(4, 6), k=2))
     yield (
         "labels-topk-all",

@@ -172,7 +172,7 @@ def place(sections, C, n):
                 "adapter": adapter}
         s["n"], p = seeded if name == "picks" else n, s["params"]
         tensors = rule.get(name, other)(name, s["codec"], p, C, s["n"])
-        vectors = p["shape"][1:] if name == "prompts" else vectors or p.get("shape", [0])[1:]
+        vectors = vectors or p["shape"][1:] if rule.get(name) is prompts else vectors
         need(name != "unconditional" or p["shape"] == [1, *vectors], "E_CODEC", "shape")
         seeded -= p["images"] if name == "codes" else 0
         for tensor, (dtype, shape) in tensors.items():

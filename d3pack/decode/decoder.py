@@ -178,6 +178,13 @@ class Decoder:
             )
         self.latent_shape = backbone.latent_shape_for(recipe.size)
         prompts = self.pack.prompts or self.pack.unconditional
+        if not (backbone.output_shape[1] if recipe.template is None else backbone.prompt_shape[0]):
+            raise BackboneError(
+                f"the pack is made with {'outputs' if recipe.template is None else 'tokens'}, which"
+                " the backbone does not take",
+                code="E_BACKBONE_PROMPT",
+                hint="the pack was made for another backbone",
+            )
         if prompts is None:
             return
         least, most, width = (

@@ -95,6 +95,7 @@ def allocate(
     least_vectors: int = 1,
     most_vectors: int = 1,
     ladder: Sequence[tuple[str, Any]] = LADDER,
+    prompts: bool = True,
 ) -> tuple[Allocation, tuple[str, ...]]:
     """Return the allocation of a pack, and a line on how a budget was spent.
 
@@ -106,6 +107,7 @@ def allocate(
         least_vectors: that a prompt of the backbone must have.
         most_vectors: that it can have.
         ladder: what a budget buys, in this order.
+        prompts: whether the pack has any.
 
     Raises:
         UsageError: if the smallest pack exceeds the budget.
@@ -114,12 +116,15 @@ def allocate(
     fixed = {name: value for name, value in {**own, **shared}.items() if value is not None}
     if settings.budget is None:
         return replace(default, **{"vectors": least_vectors, **fixed}), ()
+    if not prompts:
+        ladder = [rung for rung in ladder if rung[0] in ("probes", "labels")]
     allocation, size = spend(
         settings.budget, fixed, most_vectors, size_of, ladder, least_vectors=least_vectors
     )
     seeds = allocation.seeds(settings.images - (settings.codes or 0))
+    vectors = f"{allocation.prompts}, {seeds}" if prompts else "no prompts"
     line = (
-        f"budget {settings.budget:,} bytes: {allocation.prompts}, {seeds}, "
+        f"budget {settings.budget:,} bytes: {vectors}, "
         f"labels {allocation.labels}, {count(allocation.probes, 'probe')}: about {size:,} bytes"
     )
     return allocation, (line,)

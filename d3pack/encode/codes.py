@@ -42,7 +42,7 @@ Array = npt.NDArray[Any]
 BATCH = 64  # images that are coded at the same time
 POOL = 1000  # photographs of a class that are looked at, at least
 _LOOKED = 4  # for each one that is coded
-_COVERED = 4000  # photographs from which those to be coded are chosen so that they cover them
+_COVERED = 2000  # photographs from which those to be coded are chosen so that they cover them
 _TRIED = 16  # images that are coded for an estimate
 _PIXELS = 1 << 17  # that the autoencoder encodes at a time: 32 images of 64x64
 _VALUES = 1 << 18  # of latents that one forward pass takes: 16 of 4x64x64
@@ -119,7 +119,8 @@ def divided(source: Source, plan: EncodePlan, c: int) -> tuple[list[int], list[i
 def choose_photographs(run: EncodeRun, plan: EncodePlan, teacher: Teacher, c: int) -> Tensor:
     """Return photographs that cover the half of a class that the teacher finds more typical.
 
-    The first k of them cover it best with k. A class with too few photographs repeats them.
+    The first k of them cover it best with k; where the half has more than 2,000, they are its most
+    typical ones. A class with too few photographs repeats them.
     """
     cut = Cut(size=plan.size, pool=max(POOL, _LOOKED * plan.codes), seed=plan.seed)
     free, _ = divided(run.source, plan, c)

@@ -223,7 +223,8 @@ def named_twin(pack: Pack, backbone: Backbone) -> Pack:
     from d3pack.format.codecs import encode_unconditional
 
     if pack.recipe.template is not None:
-        return names_pack(pack, backbone.name_vectors, backbone.prompt_shape[0])
+        tokens = replace(pack, unconditional=None)
+        return names_pack(tokens, backbone.name_vectors, backbone.prompt_shape[0])
     shape = pack.prompts.params["shape"] if pack.prompts else backbone.output_shape
     most = int(shape[1])
 

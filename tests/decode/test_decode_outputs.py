@@ -15,7 +15,7 @@ from tiny_backbones import tiny_dit, tiny_pack, tiny_sd, without_text
 from d3pack.backbones import lock_directory, open_backbone, write_list
 from d3pack.decode import Decoder
 from d3pack.errors import BackboneChangedError
-from d3pack.format import encode_prompts, encode_unconditional
+from d3pack.format import Codes, Coding, encode_codes, encode_prompts, encode_unconditional
 from d3pack.testing import raises_code
 
 TEXT = "text_encoder/model.safetensors"
@@ -154,3 +154,28 @@ def test_outputs_of_wrong_shape_are_refused(sd: Path, tmp_path: Path) -> None:
     for call in (lambda: dit.outputs("cat", 1), lambda: dit.condition(torch.zeros(1, 1, 32), None)):
         with raises_code("E_BACKBONE_PROMPT", match="reads no text"):
             call()
+
+
+def test_codes_without_prompts_are_refused_where_the_backbone_reads_other_vectors(
+    sd: Path, tmp_path: Path
+) -> None:
+    """A DiT takes class vectors alone: a pack of outputs is not for it, whatever its images use."""
+    coding = Coding((2.0, 0.5, 0.0), (1, 1), bits=4, prompts=False)
+    atoms, signs = np.tile([[[3, 5]]], (3, 1, 1)), np.ones((3, 1, 2), np.int8)
+    dit = tiny_dit(tmp_path / "dit")
+    for path, template, fits in ((sd, None, True), (dit, None, False), (dit, "{}", True)):
+        pack = tiny_pack(path)
+        bare = replace(
+            pack,
+            recipe=replace(pack.recipe, template=template),
+            images_per_class=1,
+            prompts=None,
+            codes=encode_codes(Codes(coding, 1, atoms, signs)),
+        )
+        if fits:
+            assert Decoder(bare, path=path).images(range(3)).shape[0] == 3
+        else:
+            with raises_code(
+                "E_BACKBONE_PROMPT", match="outputs, which the backbone does not take"
+            ):
+                Decoder(bare, path=path)

@@ -196,6 +196,17 @@ def test_few_codes_alone_come_without_prompts(home: Path) -> None:
     assert torch.equal(Decoder(part, path=home / "sd").images(range(2)), images[:2])
 
 
+def test_budget_of_codes_alone_has_no_room_for_prompts(home: Path) -> None:
+    """What would be spent on prompts is not missed, and not spent on more of them."""
+    settings = quick(home / "sd", codes=4, code_steps=3, code_bits=4, modes=None, candidates=1)
+    settings = replace(settings, labels="none", probes=0)
+    least = int(estimate_encode(home / "source", settings)["bytes"])
+    budget = replace(settings, budget=least + 250, candidates=None)
+    plan = estimate_encode(home / "source", budget)
+    assert plan["bytes"] <= least + 20
+    assert any("no prompts" in line for line in plan["lines"])
+
+
 def test_prompts_stay_where_many_codes_gain_more_than_they_cost() -> None:
     def plan(codes: int) -> EncodePlan:
         coding = coding_for(EncodeSettings())

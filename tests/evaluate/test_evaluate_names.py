@@ -11,7 +11,7 @@ from tiny_backbones import tiny_pack, tiny_sd
 
 from d3pack.backbones import open_backbone
 from d3pack.evaluate.baselines import named_twin
-from d3pack.format import decode_prompts
+from d3pack.format import decode_prompts, encode_unconditional
 
 
 def test_names_stand_for_prompts_of_either_kind(tmp_path: Path) -> None:
@@ -22,6 +22,11 @@ def test_names_stand_for_prompts_of_either_kind(tmp_path: Path) -> None:
         assert twin.prompts is not None
         assert decode_prompts(twin.prompts).shape == (3, 1, max(map(len, words)), 32)
         assert twin.unconditional is None
+        none = encode_unconditional(np.zeros((1, 32), np.float32))
+        guided = tiny_pack("", backbone=backbone, vectors=1, unconditional=none)
+        again = named_twin(guided, backbone)
+        assert again.ledger().total > 0  # a pack that can be written
+        assert again.unconditional is None
         outputs = named_twin(tiny_pack("", backbone=backbone, template=None, vectors=3), backbone)
         wanted = [backbone.outputs(f"a photo of a {name}", 3).numpy() for name in outputs.classes]
     assert outputs.recipe.template is None

@@ -137,6 +137,15 @@ def prepare(
         pilots=settings.pilots,
     )
     job = D3MJob(source, settings, own, backbone, plan, details, adapter)
+    if plan.coding is not None and not plan.seeded:
+        least_prompt = replace(
+            SMALLEST,
+            modes=own.modes or 1,
+            vectors=own.vectors or least,
+            codec=settings.codec or "i4",
+        )
+        plan = replace(plan, coding=coding_alone(plan, partial(job.bytes_of, least_prompt)))
+        job = replace(job, plan=plan)
     picks = small and plan.seeded >= WORTH_PICKING
     allocation, notes = allocate(
         settings,
@@ -146,9 +155,8 @@ def prepare(
         least_vectors=least,
         most_vectors=most,
         ladder=SEEDS_LADDER if plan.pilots else LADDER,
+        prompts=plan.needs_prompts,
     )
-    if plan.coding is not None and not plan.seeded:
-        plan = replace(plan, coding=coding_alone(plan, partial(job.bytes_of, allocation)))
     # where images are cheap and a teacher picks among them, guidance is measured
     if details.guidance is None and not (small and allocation.candidates > 1):
         details = replace(details, guidance=default_sampling(backbone).guidance)
@@ -253,9 +261,12 @@ class D3MJob:
 
     def bytes_of(self, allocation: Allocation, plan: EncodePlan) -> int:
         """Return the bytes of the pack of a plan with that allocation."""
-        figures, counts = ("start_loss", "loss"), {"samples": 123456}
         seen = sum(min(count, self.own.pool) for count in self.source.counts)
-        record = sample_provenance(D3M.name, self.source, self.settings, figures, counts, seen)
+        metrics: tuple[tuple[str, ...], dict[str, int], int]
+        metrics = (("start_loss", "loss"), {"samples": 123456}, seen)
+        if not plan.needs_prompts:  # nothing is learned
+            metrics = ((), {}, sum(self.source.counts))
+        record = sample_provenance(D3M.name, self.source, self.settings, *metrics)
         return expected_bytes(
             plan,
             self.recipe(),
