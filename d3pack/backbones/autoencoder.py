@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d3pack.backbones.kernels import match_memory_format
-from d3pack.backbones.loading import Files, build, number
-from d3pack.errors import BackboneError, UsageError
+from d3pack.backbones.loading import Files, build, config_error, number
+from d3pack.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -19,11 +19,13 @@ CLASSES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "AutoencoderKLFl
 class Autoencoder:
     """An autoencoder whose latents have the diffusion model's scale.
 
-    The scaling and shift of the config are applied here, or those that FLUX.2 has for each channel
-    of its latents in patches of 2x2.
+    The scaling and shift of the config are applied here, with mean and deviation of each channel
+    where it has them; or those that FLUX.2 has for each channel of its latents in patches of 2x2.
     """
 
     def __init__(self, files: Files, *, device: torch.device, dtype: torch.dtype) -> None:
+        import torch
+
         stem = "diffusion_pytorch_model"
         self.model = build(files, "vae", stem, CLASSES, device=device, dtype=dtype)
         config = self.model.config
@@ -33,12 +35,23 @@ class Autoencoder:
         self._scale: Any = number("vae/config.json", config, "scaling_factor", 1.0)
         self._shift: Any = number("vae/config.json", config, "shift_factor", 0.0)
         if self._scale == 0:
-            raise BackboneError("vae/config.json: scaling_factor is 0", code="E_BACKBONE_CONFIG")
+            raise config_error("vae/config.json: scaling_factor is 0")
+        if config.get("latents_mean") is not None or config.get("latents_std") is not None:
+            self._shift, std = (
+                torch.tensor(_of_channels(config, key, self.channels), device=device)[:, None, None]
+                for key in ("latents_mean", "latents_std")
+            )
+            if not (std > 0).all():
+                raise config_error("vae/config.json: latents_std has numbers that are not above 0")
+            self._scale = self._scale / std
         self._dtype = dtype
         self._patch = 1
         if hasattr(self.model, "bn"):
             self._patch = int(config.patch_size[0])
-            variance = self.model.bn.running_var.float() + float(config.batch_norm_eps)
+            eps = number("vae/config.json", config, "batch_norm_eps", 0.0)
+            variance = self.model.bn.running_var.float() + eps
+            if eps <= 0 or not (variance > 0).all():
+                raise config_error("vae/config.json: batch_norm_eps or a variance is not above 0")
             self._scale = 1 / variance.sqrt()[:, None, None]
             self._shift = self.model.bn.running_mean.float()[:, None, None]
             self.channels *= self._patch**2
@@ -68,6 +81,14 @@ class Autoencoder:
             raw = torch.nn.functional.pixel_shuffle(raw, self._patch)
         images: Tensor = self.model.decode(match_memory_format(raw.to(self._dtype))).sample
         return images.float()
+
+
+def _of_channels(config: Any, key: str, channels: int) -> list[float]:
+    """Return a number for each channel."""
+    values = config.get(key)
+    if not isinstance(values, list | tuple) or len(values) != channels or None in values:
+        raise config_error(f"vae/config.json: {key} has not {channels} numbers")
+    return [number("vae/config.json", {key: value}, key, 0.0) for value in values]
 
 
 def _latents(encoded: Any) -> Tensor:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from d3pack.format import BackboneRef
 
 _SCHEDULER = "scheduler/scheduler_config.json"
+_INDEX = "model_index.json"
+_MAX_SIDE = 8192
 
 
 def layout(transformer: str) -> Layout:
@@ -51,9 +53,17 @@ def layout(transformer: str) -> Layout:
     )
 
 
-def shift_of(config: Mapping[str, Any], tokens: int) -> float:
+def shift_of(config: Mapping[str, Any], tokens: int, steps: int) -> float:
     """Return the shift of a scheduler's config."""
     return number(_SCHEDULER, config, "shift", 1.0)
+
+
+def _side(index: Mapping[str, Any], default: int) -> int:
+    """Return the native side in pixels."""
+    side = number(_INDEX, index, "default_sample_size", default)
+    if not side.is_integer() or not 1 <= side <= _MAX_SIDE:
+        raise config_error(f"{_INDEX}: default_sample_size is {side:g}, not 1 to {_MAX_SIDE}")
+    return int(side)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +71,8 @@ class Family:
     """What one family adds.
 
     `velocity` is called with the model, x_t, times (B,) in (0, 1] and vectors (B, k, D), and
-    returns eps - x0. `shift` is called with the scheduler's config and the number of image tokens.
+    returns eps - x0. `shift` is called with the scheduler's config, the number of image tokens, and
+    that of steps.
     """
 
     transformer: str  # diffusers' class
@@ -72,7 +83,9 @@ class Family:
     size: int  # native side in pixels, unless model_index.json says another one
     sampling: Sampling  # that the model was made for
     patch: int = 1  # side of a token in latents
-    shift: Callable[[Mapping[str, Any], int], float] = shift_of
+    shift: Callable[[Mapping[str, Any], int, int], float] = shift_of
+    base: Sampling | None = None  # of models that model_index.json does not call distilled
+    check: Callable[[Mapping[str, Any]], None] | None = None  # of the transformer's config
     padded: bool = False  # vectors of zeros are no tokens
 
 
@@ -89,28 +102,35 @@ class FlowTransformer:
         dtype: torch.dtype,
     ) -> None:
         self.ref, self.device, self.dtype = ref, device, dtype
-        self.sampling = family.sampling
         self._family = family
+        index = files.json(_INDEX) if _INDEX in files else {}
+        base = None if index.get("is_distilled") is True else family.base
+        self.sampling = base or family.sampling
+        side = _side(index, family.size)
         stem = "diffusion_pytorch_model"
         self.denoiser = build(
             files, "transformer", stem, (family.transformer,), device=device, dtype=dtype
         )
+        if family.check:
+            family.check(self.denoiser.config)
         use_native_attention(self.denoiser)
         self.autoencoder = Autoencoder(files, device=device, dtype=dtype)
         if int(self.denoiser.config.in_channels) != self.autoencoder.channels:
             raise config_error("transformer and autoencoder have different latent channels")
         self._files = files
         self._language: LanguageModel | None = None
-        side = family.size
-        if "model_index.json" in files:
-            index = files.json("model_index.json")
-            side = int(number("model_index.json", index, "default_sample_size", side))
         self.image_size = (side, side)
         self.prompt_shape = (0, int(self.denoiser.config[family.width]))
         self.output_shape = (1, family.vectors, self.prompt_shape[1])
-        tokens = (side // (self.autoencoder.factor * family.patch)) ** 2
-        self.levels = Levels.flow(family.shift(files.json(_SCHEDULER), tokens))
+        self._scheduler = files.json(_SCHEDULER)
+        self.levels = self.levels_for(self.image_size, self.sampling.steps)
         self._times = torch.from_numpy(self.levels.times).float().to(device)
+
+    def levels_for(self, size: tuple[int, int], steps: int) -> Levels:
+        """Return the levels that the pipeline passes through for this size and number of steps."""
+        unit = self.autoencoder.factor * self._family.patch
+        tokens = (size[0] // unit) * (size[1] // unit)
+        return Levels.flow(self._family.shift(self._scheduler, tokens, steps))
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -165,7 +185,11 @@ class FlowTransformer:
             raise missing_encoder()
         if self._language is None:
             self._language = LanguageModel(
-                self._files, self._family.prompting, device=self.device, dtype=self.dtype
+                self._files,
+                self._family.prompting,
+                self._family.vectors,
+                device=self.device,
+                dtype=self.dtype,
             )
         return self._language
 

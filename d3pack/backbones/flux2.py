@@ -12,11 +12,11 @@ from torch import Tensor
 
 from d3pack.backbones.flow import Family, FlowTransformer, layout
 from d3pack.backbones.language import Prompting
+from d3pack.backbones.levels import MAX_SHIFT
 from d3pack.backbones.protocol import Sampling
 from d3pack.backbones.z_image import CHAT
 
 LAYOUT = layout("Flux2Transformer2DModel")
-STEPS = 4
 
 
 def _velocity(model: Any, x_t: Tensor, times: Tensor, vectors: Tensor) -> Tensor:
@@ -37,11 +37,13 @@ def _positions(*sizes: int, device: torch.device) -> Tensor:
     return torch.cartesian_prod(*(torch.arange(size, device=device) for size in sizes))
 
 
-def _shift(config: Mapping[str, Any], tokens: int) -> float:
-    """Return the shift that was fitted to FLUX.2 for this many image tokens, at 4 steps."""
+def _shift(config: Mapping[str, Any], tokens: int, steps: int) -> float:
+    """Return the shift that was fitted to FLUX.2 for this many image tokens and steps."""
     many = 0.00016927 * tokens + 0.45666666  # log of the shift at 200 steps
     few = 8.73809524e-05 * tokens + 1.89833333  # and at 10
-    return math.exp(many if tokens > 4300 else many + (few - many) * (200 - STEPS) / 190)
+    log = many if tokens > 4300 else many + (few - many) * (200 - steps) / 190
+    limit = math.log(MAX_SHIFT) - 1e-9  # reached by images and steps that it was not fitted to
+    return math.exp(min(max(log, -limit), limit))
 
 
 Flux2 = partial(
@@ -55,7 +57,8 @@ Flux2 = partial(
             "Qwen3Model", "qwen", CHAT + "<think>\n\n</think>\n\n", layers=(9, 18, 27)
         ),
         size=1024,
-        sampling=Sampling("euler", STEPS, 1.0),
+        sampling=Sampling("euler", 4, 1.0),
+        base=Sampling("euler", 50, 4.0),
         shift=_shift,
     ),
 )

@@ -34,10 +34,20 @@ class LanguageModel:
     """A text encoder and its tokenizer."""
 
     def __init__(
-        self, files: Files, prompting: Prompting, *, device: torch.device, dtype: torch.dtype
+        self,
+        files: Files,
+        prompting: Prompting,
+        most: int,  # tokens of a text; the pipelines cut longer ones too
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self._prompting, self._device = prompting, device
         self.words = LanguageWords(files, prompting.words)
+        # of an instruction, the outputs of all but the first and last token are left out
+        read = len(self.words.ids(prompting.instruction)) if prompting.instruction else 0
+        self._left_out = max(0, read - 2)
+        self._most = most + self._left_out
         self.model = build(
             files, "text_encoder", "model", (prompting.model,), device=device, dtype=dtype
         )
@@ -47,7 +57,7 @@ class LanguageModel:
         """Return what the denoiser takes for a text, float32 (tokens, D), without padding."""
         how = self._prompting
         text = text.lower().strip() if how.lower else text
-        ids = self.words.ids(how.instruction + how.around.format(text))
+        ids = self.words.ids(how.instruction + how.around.format(text), self._most)
         if not ids:  # of an empty text, where nothing stands around it
             return torch.zeros(0, self.model.config.hidden_size, device=self._device)
         if max(ids) >= self.model.config.vocab_size:
@@ -61,8 +71,7 @@ class LanguageModel:
             hidden = encoded.last_hidden_state
         outputs = hidden[0].float()
         if how.instruction:
-            first = len(self.words.ids(how.instruction)) - 1
-            outputs = torch.cat([outputs[:1], outputs[first:]])
+            outputs = torch.cat([outputs[:1], outputs[1 + self._left_out :]])
         return outputs
 
     def last(self, text: str, k: int) -> Tensor:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")  # of schedulers with betas
 VELOCITY = "velocity"  # of flow matching
+MAX_SHIFT = 100.0
 PURE = 1e6  # the largest sigma of a recipe: there x is noise alone
 _ZERO_SNR = 2.0**-24  # what diffusers puts in place of an alpha of exactly 0
 _CLOSE = 1e-5  # relative distance in sigma below which an entry of the table is meant
@@ -38,21 +39,27 @@ class Levels:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Levels:
-        """Return the levels of a diffusers scheduler config; the scheduler's class is ignored."""
+        """Return the levels of a diffusers scheduler config.
+
+        The scheduler's class is ignored, but for those whose models take x at another scale.
+        """
+        name = str(config.get("_class_name"))
+        if name.startswith(("EDM", "FlowMatch")):
+            raise _config_error(f"models with the scheduler {name:.80} are not supported here")
         total = config.get("num_train_timesteps", 1000)
         first, last = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
         prediction = config.get("prediction_type", "epsilon")
         if prediction not in PREDICTIONS:
             raise _config_error(
-                f"prediction_type {prediction!r} is not one of {', '.join(PREDICTIONS)}"
+                f"prediction_type {prediction!r:.40} is not one of {', '.join(PREDICTIONS)}"
             )
         if not isinstance(total, int) or not 2 <= total <= 100_000:
-            raise _config_error(f"num_train_timesteps is {total!r}")
-        name = config.get("beta_schedule", "linear")
+            raise _config_error(f"num_train_timesteps is {total!r:.40}")
+        schedule = config.get("beta_schedule", "linear")
         trained = config.get("trained_betas")
         try:
-            betas = _betas(name, total, float(first), float(last), trained)
-        except (TypeError, ValueError):
+            betas = _betas(schedule, total, float(first), float(last), trained)
+        except (OverflowError, TypeError, ValueError):
             raise _config_error("the scheduler's betas are not numbers") from None
         if betas.ndim != 1 or len(betas) < 2 or not ((betas > 0) & (betas < 1)).all():
             raise _config_error("the scheduler's betas do not lie between 0 and 1")
@@ -70,8 +77,8 @@ class Levels:
         A `shift` above 1 moves them towards noise, as diffusers' scheduler does: sigma is
         multiplied by it. The last level is noise alone, and has the sigma `PURE`.
         """
-        if not (math.isfinite(shift) and shift > 0):
-            raise _config_error(f"the scheduler's shift is {shift!r}")
+        if not 1 / MAX_SHIFT <= shift <= MAX_SHIFT:
+            raise _config_error(f"the scheduler's shift is {shift!r}, not from 0.01 to 100")
         times = np.arange(1, total) / total
         sigmas = np.append(np.minimum(shift * times / (1 - times), PURE / 2), PURE * (1 - 1e-12))
         return cls(1 / (1 + sigmas**2), VELOCITY)
@@ -192,7 +199,7 @@ def _betas(
     if name == "squaredcos_cap_v2":
         edges = np.cos((np.arange(total + 1) / total + 0.008) / 1.008 * math.pi / 2) ** 2
         return np.asarray(np.minimum(1 - edges[1:] / edges[:-1], 0.999), dtype=np.float64)
-    raise _config_error(f"beta_schedule {name!r} is unknown")
+    raise _config_error(f"beta_schedule {name!r:.40} is unknown")
 
 
 def _config_error(message: str) -> BackboneError:

@@ -69,6 +69,7 @@ _MAX_BY_NAME = {
     "rope_theta": 1 << 24,
 }
 _MAX_LIST = 64
+_MAX_NUMBER = 1e18  # of numbers that are read one by one
 # products; SDXL's UNet has 60 layers by this count, a DiT-XL/2 for 512 px 1.2 million values
 _MAX_LAYERS = 512
 _MAX_POSITIONS = 1 << 24
@@ -299,12 +300,13 @@ def _check_products(path: str, cls: Any, config: Mapping[str, Any]) -> None:
 
 
 def number(path: str, config: Mapping[str, Any], key: str, default: float) -> float:
-    """Return a finite number of a config, or the default where it is missing or null."""
+    """Return a number of a config, or the default where it is missing or null."""
     value = config.get(key)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise config_error(f"{path}: {key} is {value!r}, not a number")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not abs(value) <= _MAX_NUMBER:  # NaN is not
+        raise config_error(f"{path}: {key} is {value!r:.40}, not a number of a real model")
     return float(value)
 
 

@@ -41,6 +41,7 @@ _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack", ".h5"
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _SHARD = r"-\d{5}-of-\d{5}"
 _VARIANT = re.compile(r"\.([a-z0-9]+)(?:-\d{5}-of-\d{5})?\.safetensors$")
+_MAX_VARIANTS = 8  # that are looked for, besides the plain one
 _CHUNK = 1 << 22
 _TICK = 2_000_000_000  # nanoseconds; the coarsest clock of a file system in use
 
@@ -113,7 +114,7 @@ class Layout:
         optional = self._optional(present)
         missing: BackboneError | None = None
         seen: set[tuple[str, ...]] = set()
-        for variant in (None, *sorted(variants)):
+        for variant in (None, *sorted(variants)[:_MAX_VARIANTS]):
             try:
                 files = self.needed(present, variant)
             except BackboneError as error:

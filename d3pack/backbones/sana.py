@@ -9,6 +9,7 @@ which is the sampler "lcm".
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from d3pack.backbones.flow import Family, FlowTransformer, layout
 from d3pack.backbones.language import Prompting
+from d3pack.backbones.loading import config_error, number
 from d3pack.backbones.protocol import Sampling
 
 LAYOUT = layout("SanaTransformer2DModel")
@@ -49,6 +51,13 @@ def _velocity(model: Any, x_t: Tensor, times: Tensor, vectors: Tensor) -> Tensor
     return out
 
 
+def _check(config: Mapping[str, Any]) -> None:
+    path = "transformer/config.json"
+    if config.get("guidance_embeds") is not True:
+        raise config_error(f"{path}: of Sana models, Sana-Sprint only is supported")
+    number(path, config, "guidance_embeds_scale", 0.1)
+
+
 SanaSprint = partial(
     FlowTransformer,
     Family(
@@ -60,6 +69,7 @@ SanaSprint = partial(
         size=1024,
         sampling=Sampling("lcm", 2, 1.0),
         # half of the time is the second step's
-        shift=lambda config, tokens: math.tan(1.3),
+        shift=lambda config, tokens, steps: math.tan(1.3),
+        check=_check,
     ),
 )

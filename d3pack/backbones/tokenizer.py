@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MAX_WORDS = 1 << 18  # CLIP has 49,408
 MAX_ADDED = 64
+MAX_PIECES = 16  # text and special tokens around it; Gemma has 2
 MAX_LENGTH = 256  # characters of a word
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _WORD = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -38,6 +39,7 @@ _SPLITS: list[dict[str, Any]] = [
     {"type": "WhitespaceSplit"},
 ]
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+_BYTE_WORDS = {f"<0x{byte:02X}>" for byte in range(256)}  # what unknown words may fall back to
 # Fields of the model, and what they must be; the first value where they are missing.
 _MODEL: dict[str, tuple[Any, ...]] = {
     "type": ("BPE",),
@@ -119,9 +121,14 @@ class LanguageWords:
         self._tokenizer = _build(value, LANGUAGES[kind])
         self._before, self._after = _around(value.get("post_processor"), self._tokenizer)
 
-    def ids(self, text: str) -> list[int]:
-        """Return the ids of a text, in which special tokens may stand."""
+    def ids(self, text: str, most: int | None = None) -> list[int]:
+        """Return the ids of a text, in which special tokens may stand, or the first `most` of it.
+
+        What is put around the text is never cut off.
+        """
         inner = self._tokenizer.encode(text, add_special_tokens=False).ids
+        if most is not None:
+            inner = inner[: max(0, most - len(self._before) - len(self._after))]
         return [*self._before, *inner, *self._after]
 
 
@@ -134,7 +141,10 @@ def _around(processor: Any, tokenizer: Tokenizer) -> tuple[list[int], list[int]]
             continue
         sides: tuple[list[int], list[int]] = ([], [])
         after = 0
-        for piece in step.get("single") or []:
+        pieces = step.get("single")
+        if not isinstance(pieces, list) or len(pieces) > MAX_PIECES:
+            raise config_error(f"the tokenizer's post-processor has not up to {MAX_PIECES} pieces")
+        for piece in pieces:
             token = piece.get("SpecialToken") if isinstance(piece, dict) else None
             if not isinstance(token, dict):
                 after = 1
@@ -208,6 +218,9 @@ def _build(value: Mapping[str, Any], shape: _Shape) -> Tokenizer:
         raise _shape_error("pre_tokenizer", shape)
     vocab = _check_vocab(model.get("vocab"), shape)
     added = _check_added(value.get("added_tokens"), shape)
+    unknown = model.get("unk_token", shape.model["unk_token"][0])
+    if unknown is not None and unknown not in vocab and not vocab.keys() >= _BYTE_WORDS:
+        raise config_error(f"the tokenizer has no word {unknown}, which stands for unknown ones")
     checked = {
         "version": "1.0",
         "added_tokens": added,

@@ -196,11 +196,12 @@ def import_embeddings(
     sampling = default_sampling(opened)
     sampler = settings.sampler or sampling.sampler
     guidance = sampling.guidance if settings.guidance is None else settings.guidance
+    steps, size = settings.sampler_steps or sampling.steps, settings.size or opened.image_size
     recipe = Recipe(
         backbone=opened.ref,
-        size=settings.size or opened.image_size,
+        size=size,
         sampler=sampler,
-        sigmas=sigmas_of(opened, sampler, settings.sampler_steps or sampling.steps),
+        sigmas=sigmas_of(opened, sampler, steps, size),
         guidance=guidance,
         template=template,
         extra={"eta": 1.0} if sampler == "ancestral" else {},

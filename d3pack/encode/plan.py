@@ -163,9 +163,14 @@ def coding_within(nbytes: float) -> tuple[int, int, int]:
     return max(2, int(budget // level_bits(256, 1))), 8, 1
 
 
-def sigmas_of(backbone: Backbone, sampler: Sampler, steps: int) -> tuple[float, ...]:
-    """Return the noise levels of a backbone that so many steps pass through."""
-    return rounded(schedule(backbone.levels.alphas_cumprod, sampler, steps))
+def sigmas_of(
+    backbone: Backbone, sampler: Sampler, steps: int, size: tuple[int, int]
+) -> tuple[float, ...]:
+    """Return the noise levels of a backbone that so many steps pass through, for a size."""
+    levels = backbone.levels
+    if of_size := getattr(backbone, "levels_for", None):  # flow matching
+        levels = of_size(size, steps)
+    return rounded(schedule(levels.alphas_cumprod, sampler, steps))
 
 
 def rounded(sigmas: tuple[float, ...]) -> tuple[float, ...]:

@@ -72,7 +72,7 @@ def with_sampling(recipe: Recipe, backbone: Backbone, sampling: Sampling) -> Rec
     return replace(
         recipe,
         sampler=sampling.sampler,
-        sigmas=sigmas_of(backbone, sampling.sampler, sampling.steps),
+        sigmas=sigmas_of(backbone, sampling.sampler, sampling.steps, recipe.size),
         guidance=sampling.guidance,
     )
 

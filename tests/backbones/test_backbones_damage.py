@@ -28,6 +28,8 @@ SDXL: dict[str, Any] = {
     "transformer_layers_per_block": [1, 2, 10],
 }
 UNET = "unet/diffusion_pytorch_model.safetensors"
+SCHEDULER = "scheduler/scheduler_config.json"
+FLOW = "FlowMatchEulerDiscreteScheduler"
 
 
 def edit(path: Path, **values: Any) -> None:
@@ -111,6 +113,12 @@ CONFIGS: dict[str, tuple[str, dict[str, Any], str]] = {
     "odd shift": ("vae/config.json", {"shift_factor": [1]}, "shift_factor"),
     "odd size": ("unet/config.json", {"sample_size": "large"}, "sample_size"),
     "flow": ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "prediction_type"),
+    "betas beyond floats": (SCHEDULER, {"beta_end": 10**400}, "betas"),
+    "trained betas beyond floats": (SCHEDULER, {"trained_betas": [10**400] * 9}, "betas"),
+    "scale beyond floats": ("vae/config.json", {"scaling_factor": 10**400}, "scaling_factor"),
+    "infinite scale": ("vae/config.json", {"scaling_factor": float("inf")}, "scaling_factor"),
+    "scheduler of flow matching": (SCHEDULER, {"_class_name": FLOW}, FLOW),
+    "scheduler of EDM": (SCHEDULER, {"_class_name": "EDMEulerScheduler"}, "EDMEulerScheduler"),
     "no betas": ("scheduler/scheduler_config.json", {"beta_end": 7}, "betas"),
     "not an object": ("unet/config.json", {}, "not a JSON object"),
     "not json": ("vae/config.json", {}, "not JSON"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,11 @@ import torch
 from tiny_backbones import tiny_pack
 from tiny_flow import KINDS, pipeline_of, tiny_flow
 
-from d3pack.backbones import Condition, lock_directory, open_backbone
+from d3pack.backbones import Condition, Sampling, lock_directory, open_backbone
 from d3pack.backbones.levels import PURE
 from d3pack.backbones.sana import INSTRUCTION
 from d3pack.decode import Decoder, samplers
+from d3pack.encode.plan import sigmas_of
 from d3pack.errors import BackboneChangedError, BackboneError, UsageError
 from d3pack.testing import raises_code
 
@@ -96,6 +98,17 @@ def test_text_is_encoded_as_by_the_pipeline(
     torch.testing.assert_close(many[len(wanted) :], wanted[:2], rtol=1e-4, atol=1e-4)
     none = encoded_by(kind, pipelines[kind], "")
     torch.testing.assert_close(backbone.outputs("", len(none)), none, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_long_text_is_cut_as_by_the_pipeline(
+    kind: str, opened: dict[str, Any], pipelines: dict[str, Any]
+) -> None:
+    backbone, text = opened[kind], TEXT * 200
+    wanted = encoded_by(kind, pipelines[kind], text)
+    assert len(wanted) == backbone.output_shape[1]
+    torch.testing.assert_close(backbone.name_vectors(text), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_the_instruction_of_sana_is_that_of_its_pipeline() -> None:
@@ -292,6 +305,13 @@ def test_a_backbone_without_its_encoder_takes_outputs_alone(
         backbone.outputs("cat", 2)
 
 
+BOS = {"SpecialToken": {"id": "<bos>", "type_id": 0}}
+
+
+def template(single: Any) -> dict[str, Any]:
+    return {"type": "TemplateProcessing", "single": single}
+
+
 @pytest.mark.parametrize(
     ("kind", "path", "values", "why"),
     [
@@ -305,6 +325,19 @@ def test_a_backbone_without_its_encoder_takes_outputs_alone(
         ("z-image", "scheduler/scheduler_config.json", {"shift": -1}, "shift"),
         ("z-image", "tokenizer/tokenizer.json", {"normalizer": {"type": "NFKC"}}, "normalizer"),
         ("prx", "tokenizer/tokenizer.json", {"pre_tokenizer": {"type": "Punct"}}, "pre_tokenizer"),
+        ("prx", "tokenizer/tokenizer.json", {"post_processor": template(5)}, "16 pieces"),
+        ("prx", "tokenizer/tokenizer.json", {"post_processor": template([BOS] * 17)}, "16 pieces"),
+        ("prx", "scheduler/scheduler_config.json", {"shift": 10**400}, "shift"),
+        ("prx", "scheduler/scheduler_config.json", {"shift": 1e-300}, "shift"),
+        ("prx", "model_index.json", {"default_sample_size": 10**400}, "default_sample_size"),
+        ("prx", "model_index.json", {"default_sample_size": 1e300}, "default_sample_size"),
+        ("prx", "model_index.json", {"default_sample_size": 64.5}, "default_sample_size"),
+        ("prx", "model_index.json", {"default_sample_size": 0}, "default_sample_size"),
+        ("prx", "model_index.json", {"default_sample_size": -5}, "default_sample_size"),
+        ("flux2", "model_index.json", {"default_sample_size": 10**6}, "default_sample_size"),
+        ("flux2", "vae/config.json", {"batch_norm_eps": None}, "batch_norm_eps"),
+        ("flux2", "vae/config.json", {"batch_norm_eps": -1}, "batch_norm_eps"),
+        ("sana-sprint", "transformer/config.json", {"guidance_embeds_scale": "x"}, "embeds_scale"),
     ],
 )
 def test_files_that_lie_are_refused(
@@ -321,6 +354,65 @@ def test_files_that_lie_are_refused(
     with pytest.raises(BackboneError, match=why) as caught:
         use()
     assert caught.value.code in ("E_BACKBONE_CONFIG", "E_BACKBONE_WEIGHTS")
+
+
+def test_plain_sana_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    from diffusers import SanaTransformer2DModel
+
+    root = Path(shutil.copytree(folders["sana-sprint"], tmp_path / "copy"))
+    config = json.loads((root / "transformer/config.json").read_text())
+    shutil.rmtree(root / "transformer")
+    plain: Any = SanaTransformer2DModel.from_config({**config, "guidance_embeds": False})
+    plain.save_pretrained(root / "transformer")
+    with raises_code("E_BACKBONE_CONFIG", match="Sana-Sprint only"):
+        open_backbone(str(root))
+
+
+def test_a_tokenizer_without_its_unknown_word_is_refused(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(folders["prx"], tmp_path / "copy"))
+    path = root / "tokenizer/tokenizer.json"
+    value = json.loads(path.read_text())
+    for word in ("<unk>", "<0x7F>"):  # bytes stand for unknown words where all are there
+        del value["model"]["vocab"][word]
+        value["added_tokens"] = [t for t in value["added_tokens"] if t["content"] != word]
+        path.write_text(json.dumps(value))
+        backbone: Any = open_backbone(str(root))
+        if word == "<unk>":
+            assert len(backbone.name_vectors("cat \u65e5"))
+        else:
+            with raises_code("E_BACKBONE_CONFIG", match="no word <unk>"):
+                backbone.name_vectors("cat")
+
+
+def test_a_model_that_is_not_distilled_has_its_own_sampling(
+    folders: dict[str, Path], opened: dict[str, Any], tmp_path: Path
+) -> None:
+    from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
+    root = Path(shutil.copytree(folders["flux2"], tmp_path / "copy"))
+    index = json.loads((root / "model_index.json").read_text())
+    (root / "model_index.json").write_text(json.dumps({**index, "is_distilled": False}))
+    backbone: Any = open_backbone(str(root))
+    assert opened["flux2"].sampling == Sampling("euler", 4, 1.0)
+    assert backbone.sampling == Sampling("euler", 50, 4.0)
+    for found, steps in ((opened["flux2"], 4), (backbone, 50)):
+        shift = math.exp(compute_empirical_mu(16, steps))
+        assert found.levels.sigmas[499] == pytest.approx(shift)  # at time 1/2
+
+
+def test_recipes_have_the_levels_of_their_size(opened: dict[str, Any]) -> None:
+    from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
+    backbone = opened["flux2"]
+    for size, steps in (((64, 64), 4), ((512, 1024), 8)):
+        tokens = size[0] * size[1] // 16**2
+        first, second = sigmas_of(backbone, "euler", steps, size)[:2]
+        assert first > PURE / 2
+        shift = math.exp(compute_empirical_mu(tokens, steps))
+        assert second == pytest.approx(shift * (steps - 1), rel=1e-5)
+    assert backbone.levels_for((8192, 8192), 4).sigmas[499] == pytest.approx(100)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,6 +5,7 @@ The shapes are those of diffusers' classes, or of published descriptions where t
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -66,6 +67,7 @@ def test_full_size_shifts_are_those_of_the_pipeline() -> None:
     from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
     family = flux2.Flux2.args[0]
-    for tokens in (256, 1024, 4096, 5000):
-        mu = compute_empirical_mu(tokens, flux2.STEPS)
-        assert family.shift(SimpleNamespace(), tokens) == pytest.approx(torch.tensor(mu).exp())
+    for tokens, steps in itertools.product((256, 1024, 4096, 5000), (4, 50)):
+        mu = compute_empirical_mu(tokens, steps)
+        shift = family.shift(SimpleNamespace(), tokens, steps)
+        assert shift == pytest.approx(torch.tensor(mu).exp())

@@ -26,6 +26,7 @@ from d3pack.backbones import (
     write_list,
 )
 from d3pack.backbones.lock import check_path
+from d3pack.backbones.stable_diffusion import LAYOUT
 from d3pack.errors import BackboneChangedError, BackboneError, NotFoundError
 from d3pack.format import BackboneRef, FileLock, files_json, lock_of
 from d3pack.testing import raises_code
@@ -421,6 +422,15 @@ def test_other_variants_and_optional_files_beside_the_locked_ones(sd: Path, home
     for ref in (full, half):
         forget(home)
         assert open_backbone(bare(ref), path=sd).ref.files == ref.files
+
+
+def test_few_variants_are_looked_for(sd: Path) -> None:
+    paths = [p.relative_to(sd).as_posix() for p in sd.rglob("*") if p.is_file()]
+    made_up = [f"text_encoder/model.v{i:03}.safetensors" for i in range(200)]
+    plain = list(LAYOUT.choices(paths))
+    parts = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model")
+    made_up += [f"{part}.v{i:03}.safetensors" for i in range(200) for part in parts]
+    assert len(list(LAYOUT.choices(paths + made_up))) == 9 * len(plain)
 
 
 def other_list(ref: BackboneRef, **changes: FileLock) -> str:

@@ -245,6 +245,23 @@ def test_shift_factor_is_applied(tmp_path: Path) -> None:
     torch.testing.assert_close(shifted.decode_float(z), moved, rtol=1e-4, atol=1e-4)
 
 
+def test_mean_and_deviation_of_channels_are_applied(tmp_path: Path) -> None:
+    """As diffusers' pipeline of Stable Diffusion XL does."""
+    import json
+
+    path = tiny_sd(tmp_path / "scaled", vae="kl")
+    config = json.loads((path / "vae/config.json").read_text())
+    mean, std = [0.3, -0.2, 0.1, 0.7], [2.0, 0.5, 1.5, 3.0]
+    changed = {**config, "latents_mean": mean, "latents_std": std}
+    (path / "vae/config.json").write_text(json.dumps(changed))
+    backbone: Any = open_backbone(str(path))
+    z = latents(backbone, 1)
+    by_channel = [torch.tensor(values).view(1, 4, 1, 1) for values in (mean, std)]
+    raw = z * by_channel[1] / config["scaling_factor"] + by_channel[0]
+    wanted = backbone.autoencoder.model.decode(raw).sample
+    torch.testing.assert_close(backbone.decode_float(z), wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_gradients_pass_decode_float(opened: dict[str, Any]) -> None:
     z = latents(opened["sd"], 1).requires_grad_()
     opened["sd"].decode_float(z).mean().backward()

@@ -241,6 +241,9 @@ CONFIGS: dict[str, tuple[str, dict[str, Any], str]] = {
     "five sizes": ("unet", {"projection_class_embeddings_input_dim": 48}, "do not fit into 48"),
     "no sizes": ("unet", {"addition_embed_type": None}, "not the UNet of a Stable Diffusion XL"),
     "other pooled": ("text_encoder_2", {"projection_dim": 21}, "has shape"),
+    "one mean": ("vae", {"latents_mean": [0.1], "latents_std": [1] * 4}, "latents_mean has not 4"),
+    "no deviation": ("vae", {"latents_mean": [0.1] * 4}, "latents_std has not 4"),
+    "deviation of 0": ("vae", {"latents_mean": [0] * 4, "latents_std": [0.0] * 4}, "not above 0"),
     "one encoder twice": ("text_encoder_2", {"architectures": ["CLIPTextModel"]}, "CLIPTextModel"),
 }
 

@@ -55,7 +55,7 @@ def lemon(mini: Backbone) -> Pack:
 @pytest.fixture(scope="module")
 def wanted(mini: Backbone, lemon: Pack) -> torch.Tensor:
     """Latents that the backbone finds likely: its own."""
-    sigmas = sigmas_of(mini, "dpmpp-2m", 8)
+    sigmas = sigmas_of(mini, "dpmpp-2m", 8, mini.image_size)
     recipe = replace(lemon.recipe, sampler="dpmpp-2m", sigmas=sigmas)
     pack = replace(lemon, images_per_class=6, recipe=recipe, seed=77)
     images = Decoder(pack, backbone=mini).images(range(6))

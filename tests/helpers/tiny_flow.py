@@ -221,7 +221,7 @@ def tiny_flow(kind: str, path: str | Path, seed: int = 0) -> Path:
     tokenizer(path / "tokenizer")
     (path / "scheduler").mkdir()
     (path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
-    index = {"_class_name": pipeline, "default_sample_size": 64}
+    index = {"_class_name": pipeline, "default_sample_size": 64, "is_distilled": True}
     (path / "model_index.json").write_text(json.dumps(index))
     return path
 

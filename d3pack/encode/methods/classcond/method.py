@@ -195,7 +195,7 @@ class ClassCondJob:
                 backbone=backbone.ref,
                 size=plan.size,
                 sampler="dpmpp-2m",
-                sigmas=sigmas_of(backbone, "dpmpp-2m", 8),
+                sigmas=sigmas_of(backbone, "dpmpp-2m", 8, plan.size),
                 dtype=plan.dtype,
                 group=plan.group,
             ),

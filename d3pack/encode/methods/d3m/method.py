@@ -247,7 +247,7 @@ class D3MJob:
             backbone=details.backbone,
             size=plan.size,
             sampler=details.sampler,
-            sigmas=sigmas_of(self.backbone, details.sampler, details.sampler_steps),
+            sigmas=sigmas_of(self.backbone, details.sampler, details.sampler_steps, plan.size),
             guidance=default_sampling(self.backbone).guidance if guidance is None else guidance,
             template=self._template,
             dtype=plan.dtype,

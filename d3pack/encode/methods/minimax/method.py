@@ -146,7 +146,7 @@ class MinimaxJob:
             backbone=self.backbone.ref,
             size=self.plan.size,
             sampler=self.sampling.sampler,
-            sigmas=sigmas_of(backbone, self.sampling.sampler, self.sampling.steps),
+            sigmas=sigmas_of(backbone, self.sampling.sampler, self.sampling.steps, self.plan.size),
             guidance=self.sampling.guidance,
             guided_channels=self.guided_channels,
             dtype=self.plan.dtype,
