@@ -161,7 +161,7 @@ def put(root: Path, folder: str, stem: str, config: dict[str, Any]) -> int:
     (root / folder).mkdir()
     (root / folder / "config.json").write_text(json.dumps(config))
     # a prime number of values, so that the rows of a matrix differ
-    block = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0)).half() * 0.02
+    block = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0)).half()
     shards = list(_shards(shapes))
     for i, names in enumerate(shards, 1):
         end = f"-{i:05}-of-{len(shards):05}" if len(shards) > 1 else ""
@@ -185,8 +185,10 @@ def _shards(shapes: dict[str, torch.Size]) -> Iterator[list[str]]:
 def _values(name: str, shape: torch.Size, block: torch.Tensor) -> torch.Tensor:
     count = shape.numel()
     values = block.repeat(-(-count // len(block)))[:count].reshape(shape)
-    is_positive = name.endswith((".weight", ".running_var")) and len(shape) == 1  # of a norm
-    return 1 + values if is_positive else values
+    if len(shape) > 1:  # outputs as large as inputs
+        return values * shape[1:].numel() ** -0.5
+    is_positive = name.endswith((".weight", ".running_var"))  # of a norm
+    return is_positive + 0.02 * values
 
 
 def full_sd(root: Path) -> Path:
