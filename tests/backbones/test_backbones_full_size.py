@@ -1,21 +1,30 @@
-"""Stable Diffusion 1.5 at 512 px and DiT-XL/2 at 256 px, random half-size weights: minutes, 4 GB.
+"""Backbones of full size with random half-size weights: minutes, and up to 8 GB of memory and disk.
 
 The shapes are those of the published configs; they go through the code that opens everything else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from full_backbones import full_dit, full_sd
+from full_backbones import full_denoiser, full_dit, full_sd, model_of
 
 from d3pack.backbones import lock_directory, open_backbone
 from d3pack.decode import samplers
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory for gigabytes, which pytest would keep for three runs."""
+    monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
+    yield tmp_path / "full"
+    shutil.rmtree(tmp_path / "full", ignore_errors=True)
 
 
 @pytest.mark.parametrize(
@@ -26,13 +35,10 @@ def test_full_size_models_have_their_shapes(
     make: Callable[[Path], Path],
     latent: tuple[int, ...],
     prompt: tuple[int, int],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    place: Path,
 ) -> None:
-    monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
-    ref = lock_directory(make(tmp_path / "full"))
-    dtype = torch.bfloat16
-    backbone = open_backbone(ref, path=tmp_path / "full", dtype=dtype)
+    ref = lock_directory(make(place))
+    backbone = open_backbone(ref, path=place, dtype=torch.bfloat16)
     assert (backbone.latent_shape, backbone.prompt_shape) == (latent, prompt)
     with torch.no_grad():
         vectors = torch.randn(1, 1, prompt[1]) * 0.02
@@ -46,11 +52,47 @@ def test_full_size_models_have_their_shapes(
     assert images.dtype == torch.uint8
 
 
+@pytest.mark.parametrize(
+    ("kind", "latent", "outputs"),
+    [
+        ("prx", (16, 32, 32), (1, 256, 2304)),
+        ("sana-sprint", (32, 32, 32), (1, 300, 2304)),
+        ("sdxl", (4, 128, 128), (2, 78, 2048)),
+        ("flux2", (128, 64, 64), (1, 512, 7680)),
+    ],
+)
+@torch.no_grad()
+def test_full_size_denoisers_give_equal_bits_without_the_encoder(
+    kind: str, latent: tuple[int, ...], outputs: tuple[int, int, int], place: Path
+) -> None:
+    """At 64 pixels: processors without bfloat16 take minutes for the size of the model."""
+    ref = lock_directory(full_denoiser(kind, place))
+    for folder in [*place.glob("text_encoder*"), *place.glob("tokenizer*")]:
+        shutil.rmtree(folder)
+    backbone = open_backbone(ref, path=place, dtype=torch.bfloat16, encoder=False)
+    assert (backbone.latent_shape, backbone.output_shape) == (latent, outputs)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, *backbone.latent_shape_for((64, 64)), generator=generator)
+    vectors = torch.randn(2, outputs[0], outputs[2], generator=generator)
+    if kind == "sdxl":
+        vectors[:, -1, 1280:] = 0  # of the pooled vector
+    first, again, other = (
+        backbone.denoise(x, 1.0, backbone.condition(vectors[row : row + 1], None))
+        for row in (0, 0, 1)
+    )
+    assert (first.shape, first.dtype) == (x.shape, torch.float32)
+    assert torch.isfinite(first).all()
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    pixels = backbone.decode_float(first)
+    assert (pixels.shape, pixels.dtype) == ((1, 3, 64, 64), torch.float32)
+    assert torch.isfinite(pixels).all()
+    assert torch.equal(pixels, backbone.decode_float(again))
+
+
 def test_sdxl_has_its_published_parameters() -> None:
-    """On the meta device: without weights, which would take 14 GB."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    """With its text encoders, on the meta device."""
     from full_backbones import TEXT, TEXT_2, UNET_XL, VAE
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     from d3pack.backbones.loading import check_config
     from d3pack.backbones.sdxl import _pooled_width
@@ -59,14 +101,8 @@ def test_sdxl_has_its_published_parameters() -> None:
         check_config("config.json", config)
     assert _pooled_width(UNET_XL) == 1280 == TEXT_2["projection_dim"]
     assert TEXT["hidden_size"] + TEXT_2["hidden_size"] == UNET_XL["cross_attention_dim"] == 2048
-    bare = [{k: v for k, v in c.items() if k[0] != "_"} for c in (UNET_XL, VAE, TEXT, TEXT_2)]
     with torch.device("meta"):
-        models = (
-            UNet2DConditionModel(**bare[0]),
-            AutoencoderKL(**bare[1]),
-            CLIPTextModel(CLIPTextConfig(**bare[2])),
-            CLIPTextModelWithProjection(CLIPTextConfig(**bare[3])),
-        )
+        models = [model_of(config) for config in (UNET_XL, VAE, TEXT, TEXT_2)]
     counts = [sum(p.numel() for p in model.parameters()) for model in models]
     assert counts == [2_567_463_684, 83_653_863, 123_060_480, 694_659_840]
     x, states = torch.empty(1, 4, 128, 128, device="meta"), torch.empty(1, 3, 2048, device="meta")
