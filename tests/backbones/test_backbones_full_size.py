@@ -1,4 +1,4 @@
-"""Backbones of full size with random half-size weights: minutes, and up to 8 GB of memory and disk.
+"""Backbones of full size with random half-size weights: minutes, 10 GB of memory, 8 GB of disk.
 
 The shapes are those of the published configs; they go through the code that opens everything else.
 """

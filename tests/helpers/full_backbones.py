@@ -11,6 +11,7 @@ The shapes are those of diffusers' classes, or of published configs where those 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -186,8 +187,7 @@ def _values(name: str, shape: torch.Size, block: torch.Tensor) -> torch.Tensor:
     count = shape.numel()
     values: torch.Tensor = block.repeat(-(-count // len(block)))[:count].reshape(shape)
     if len(shape) > 1:  # outputs as large as inputs
-        scaled: torch.Tensor = values * shape[1:].numel() ** -0.5
-        return scaled
+        return values / math.sqrt(shape[1:].numel())
     is_positive = name.endswith((".weight", ".running_var"))  # of a norm
     return is_positive + 0.02 * values
 
