@@ -6,7 +6,6 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,29 +25,40 @@ _PARTS = {"lora_A": "a", "lora_down": "a", "down": "a", "lora_B": "b", "lora_up"
 _MODEL = re.compile(r"((unet|transformer|diffusion_model)\.|lora_(unet|transformer)_)")
 # names that the original code of Stable Diffusion XL gives to attention
 _ORIGINAL = re.compile(r"(input_blocks|middle_block|output_blocks)(?:_(\d+))?_1_")
+_LAYER = re.compile(r"[\w.]+")
+_PEFT = "base_model.model."  # before each name in the files of peft itself
+_CONFIG, _MOST = "adapter_config.json", 1 << 20  # most bytes of it
 _METADATA = "lora_adapter_metadata"  # where diffusers keeps the settings of peft
 
 
 def read_lora(path: Path, backbone: Backbone) -> dict[str, Tensor]:
     """Return the tensors of an adapter from a LoRA of the denoiser, in safetensors.
 
-    The weight of each layer, alpha / rank, is in its second factor.
+    The weight of each layer, alpha / rank, is in its second factor. Files of peft itself keep alpha
+    in the `adapter_config.json` beside them.
 
     Raises:
         UsageError: the file is not such a LoRA, or was made for another backbone.
     """
     layers: dict[str, dict[str, Tensor]] = {}
     metadata: dict[str, Any] = {}
+    own = False
     for name, tensor in _read(path, metadata):
         match = _NAME.fullmatch(name)
         if name.startswith(("text_encoder", "lora_te")):
             raise UsageError(f"{path}: {name} tunes a text encoder, an adapter tunes the denoiser")
         if match is None:
             raise UsageError(f"{path}: {name} is not part of a plain LoRA")
+        parts = layers.setdefault(match["layer"], {})
         part = _PARTS.get(match["part"], "alpha")
-        layers.setdefault(match["layer"], {})[part] = tensor
+        if part in parts:
+            raise UsageError(f"{path} names a tensor of {match['layer']} twice")
+        parts[part] = tensor
+        own = own or name.startswith(_PEFT)
     if not layers:
         raise UsageError(f"{path} holds no tensors")
+    if own and not all("alpha" in parts for parts in layers.values()):
+        metadata = _config(path.with_name(_CONFIG))
     known = _layers_of(backbone)
     adapter: dict[str, Tensor] = {}
     for layer, parts in layers.items():
@@ -56,11 +66,14 @@ def read_lora(path: Path, backbone: Backbone) -> dict[str, Tensor]:
         parameter = known.get(_plain(layer[model.end() :] if model else layer))
         if parameter is None:
             raise UsageError(f"{path} was made for another backbone: this one has no layer {layer}")
-        if not {"a", "b"} <= parts.keys():
-            raise UsageError(f"{path}: {layer} lacks one of its two factors")
-        a, b = parts["a"].flatten(1), parts["b"].flatten(1)
-        adapter[f"{parameter}.lora_a"] = a
-        adapter[f"{parameter}.lora_b"] = b * _weight(layer, parts, len(a), metadata)
+        if f"{parameter}.lora_a" in adapter:
+            raise UsageError(f"{path} tunes {parameter} twice, under two names")
+        settings = metadata if own else _settings_of(layer, metadata)
+        try:
+            a, b = _factors(layer, parts, settings)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error.args[0]}") from None
+        adapter[f"{parameter}.lora_a"], adapter[f"{parameter}.lora_b"] = a, b
     try:
         check_adapter(backbone, adapter)
     except InvalidPackError as error:
@@ -74,9 +87,11 @@ def _read(path: Path, metadata: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        if not path.is_file():
+            raise OSError
         with safe_open(path, framework="pt") as file:
-            with suppress(ValueError, TypeError, RecursionError):
-                metadata.update(json.loads((file.metadata() or {}).get(_METADATA, "{}")))
+            text = (file.metadata() or {}).get(_METADATA, "{}")
+            metadata.update(_object(text, f"the {_METADATA} of {path}"))
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 tensor = file.get_tensor(name)
                 if not tensor.is_floating_point() or not torch.isfinite(tensor.float()).all():
@@ -86,6 +101,41 @@ def _read(path: Path, metadata: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
         raise UsageError(
             f"{path} is not a safetensors file", hint="pickles can run code and are refused"
         ) from None
+
+
+def _object(text: str | bytes, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise UsageError(f"{what} is not a JSON object")
+    return value
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """Return the settings that peft keeps beside its file."""
+    try:
+        if not path.is_file():
+            raise OSError
+        with path.open("rb") as file:
+            settings = _object(file.read(_MOST), str(path))
+    except OSError:
+        raise UsageError(
+            f"{path.parent} holds a LoRA of peft without its {_CONFIG}, which tells alpha",
+            hint="put both files into one folder",
+        ) from None
+    if settings.get("peft_type", "LORA") != "LORA":
+        raise UsageError(f"{path} is not of a LoRA, but of {settings['peft_type']!r:.40}")
+    if "lora_alpha" not in settings:
+        raise UsageError(f"{path} tells no lora_alpha")
+    return settings
+
+
+def _settings_of(layer: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what diffusers writes of one model into its file."""
+    model = f"{layer.partition('.')[0]}."
+    return {k.removeprefix(model): v for k, v in metadata.items() if k.startswith(model)}
 
 
 def _layers_of(backbone: Backbone) -> dict[str, str]:
@@ -110,13 +160,55 @@ def _current(match: re.Match[str]) -> str:
     return f"{side}_blocks_{number // 3}_attentions_{number % 3}_"
 
 
-def _weight(layer: str, parts: Mapping[str, Tensor], rank: int, metadata: Mapping[str, Any]) -> Any:
+def _factors(
+    layer: str, parts: Mapping[str, Tensor], settings: Mapping[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Return both factors as matrices, the second times the weight of the layer."""
+    if not {"a", "b"} <= parts.keys():
+        raise UsageError(f"{layer} lacks one of its two factors")
+    if min(parts["a"].ndim, parts["b"].ndim) < 2 or not parts["a"].numel():
+        raise UsageError(f"the factors of {layer} are not matrices of rank 1 or more")
+    a, b = parts["a"].flatten(1), parts["b"].flatten(1)
+    b = b * _weight(layer, parts, len(a), settings)
+    if not b.isfinite().all():
+        raise UsageError(f"the alpha of {layer} is too large")
+    return a, b
+
+
+def _weight(
+    layer: str, parts: Mapping[str, Tensor], rank: int, settings: Mapping[str, Any]
+) -> float:
     """Return alpha / rank; 1 where a file has no alpha."""
+    if settings.get("use_dora"):
+        raise UsageError("a LoRA with use_dora is not a plain LoRA")
     if "alpha" in parts:
-        return float(parts["alpha"]) / rank
-    model, _, rest = layer.partition(".")
-    own = metadata.get(f"{model}.alpha_pattern") or {}
-    alpha = own.get(rest, metadata.get(f"{model}.lora_alpha", rank))
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise UsageError(f"the alpha of {layer} is {alpha!r:.40}, not a number")
-    return alpha / (math.sqrt(rank) if metadata.get(f"{model}.use_rslora") else rank)
+        if parts["alpha"].numel() != 1:
+            raise UsageError(f"the alpha of {layer} has {parts['alpha'].numel()} values")
+        return parts["alpha"].item() / rank
+    told = settings.get("r", rank)
+    if told != rank and not settings.get("rank_pattern"):
+        raise UsageError(f"{layer} has rank {rank}, its settings say {told!r:.40}")
+    alpha = _alpha(layer, settings, rank)
+    try:
+        if isinstance(alpha, bool) or not math.isfinite(alpha):
+            raise TypeError
+        return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    except (TypeError, OverflowError):
+        shown = f"{alpha!r:.40}" if isinstance(alpha, float | str) else type(alpha).__name__
+        raise UsageError(f"the alpha of {layer} is {shown}, not a finite number") from None
+
+
+def _alpha(layer: str, settings: Mapping[str, Any], rank: int) -> Any:
+    """Return the alpha of a layer: of the first pattern that its name ends in, else of all."""
+    patterns = settings.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise UsageError(f"alpha_pattern is a {type(patterns).__name__}, not an object")
+    model = _MODEL.match(layer)
+    names = {layer, layer[model.end() :] if model else layer}
+    for pattern, alpha in patterns.items():
+        plain = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
+        if not _LAYER.fullmatch(plain):
+            raise UsageError(f"alpha_pattern holds {pattern!r:.80}, which is not a layer's name")
+        if plain in names or (pattern[0] != "^" and layer.endswith(f".{plain}")):
+            return alpha
+    return settings.get("lora_alpha", rank)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +22,8 @@ from d3pack.backbones import TEMPLATE, default_sampling, open_backbone
 from d3pack.decode import class_folder
 from d3pack.encode.plan import sigmas_of
 from d3pack.encode.settings import ImportSettings
-from d3pack.errors import NotFoundError, UsageError
-from d3pack.format import Pack, Recipe, decode_prompts, encode_prompts
+from d3pack.errors import InvalidPackError, NotFoundError, UsageError
+from d3pack.format import Pack, Recipe, check_name, decode_prompts, encode_prompts
 from d3pack.system import SettingError, first_line, replace_folder
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ Array = npt.NDArray[np.float32]
 
 KINDS = ("stable-diffusion", "sdxl")  # whose tokens other programs can load
 SUFFIXES = (".safetensors", ".bin", ".pt")
-MAX_BYTES = 1 << 26  # of a file: a thousand vectors of SDXL have 8 MB
+MAX_BYTES = 1 << 26  # of a file and of what it unpacks to: a thousand vectors of SDXL have 8 MB
 _LEFT, _RIGHT = "clip_l", "clip_g"
 _SDXL = (768, 2048)  # of a token: what the first encoder reads, and both
 _NAME = "class"  # in the metadata of our files
@@ -62,6 +64,8 @@ def export_embeddings(
         raise UsageError(
             f"{what} cannot be loaded as embeddings", hint=f"only tokens for {' and '.join(KINDS)}"
         )
+    if pack.recipe.template.count("{}") != 1:
+        raise UsageError(f"the template {pack.recipe.template!r:.80} must have one {{}}")
     if output.exists() and not overwrite:
         raise UsageError(f"{output} exists", hint="name another folder, or set overwrite")
     if pack.prompts is None:
@@ -73,7 +77,8 @@ def export_embeddings(
         for c, name in enumerate(pack.classes):
             for mode, vectors in enumerate(prompts[c]):
                 stem = class_folder(c, name, len(pack.classes))
-                stem += f"_{mode}" if len(prompts[c]) > 1 else ""
+                most = len(prompts[c]) - 1
+                stem += f"_{mode:0{len(str(most))}d}" if most else ""
                 names.append((f"{stem}.safetensors", name))
                 (temporary / names[-1][0]).write_bytes(_file(stem, name, vectors, left))
         (temporary / "README.md").write_text(_readme(pack, names), encoding="utf-8")
@@ -110,7 +115,8 @@ def _readme(pack: Pack, names: list[tuple[str, str]]) -> str:
     recipe, two = pack.recipe, pack.recipe.backbone.kind == "sdxl"
     ref, (height, width) = recipe.backbone, recipe.size
     stem = names[0][0].removesuffix(".safetensors")
-    prompt = (recipe.template or TEMPLATE).replace("{}", stem)
+    template = recipe.template or TEMPLATE
+    prompt = template.replace("{}", stem)
     load = f'pipeline.load_textual_inversion("{stem}.safetensors", token="{stem}")'
     if two:
         load = "\n".join((
@@ -128,29 +134,38 @@ def _readme(pack: Pack, names: list[tuple[str, str]]) -> str:
     )
     lines = "\n".join(f"| `{file}` | {_cell(name)} |" for file, name in names)
     how = f"{recipe.sampler}, {len(recipe.sigmas) - 1} steps, guidance {recipe.guidance:g}"
+    revision, licence = _code(ref.revision or "unknown"), _code(ref.licence)
     return f"""# Embeddings for {ref.repo or "a backbone without a public home"}
 
 Learned vectors for the classes of the pack `{pack.root}`.
-They are for the base model `{ref.repo or ref.kind}` alone: revision `{ref.revision}`,
-licence {ref.licence}.
+They are for the base model `{ref.repo or ref.kind}` alone: revision {revision},
+licence {licence}.
 
-The template is `{recipe.template}`: write the name of a file, without `.safetensors`, in the place
+The template is {_code(template)}: write the name of a file, without `.safetensors`, in the place
 of `{{}}`. The pack makes images of {width}x{height} pixels with {how}.
 
 - ComfyUI: put the files into `models/embeddings`, and prompt
-  `{(recipe.template or TEMPLATE).replace("{}", f"embedding:{stem}")}`.
-- A1111: put the files into `embeddings`, and prompt `{prompt}`.
+  {_code(template.replace("{}", f"embedding:{stem}"))}.
+- A1111: put the files into `embeddings`, and prompt {_code(prompt)}.
 - diffusers:
 
 ```python
 {load}
-images = pipeline("{prompt}").images
+images = pipeline({json.dumps(prompt, ensure_ascii=False)}).images
 ```
 {note if two else ""}
 | file | class |
 |---|---|
 {lines}
 """
+
+
+def _code(text: str) -> str:
+    """Return a text as code of Markdown, which nothing in it can end."""
+    text = text if text.isprintable() else json.dumps(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if "`" in text else ""
+    return f"{fence}{space}{text}{space}{fence}"
 
 
 def _cell(text: str) -> str:
@@ -166,6 +181,8 @@ def import_embeddings(
     names: Mapping[str, str] | None = None,
 ) -> Pack:
     """Return a pack of embedding files: a class for each file, in the order of their names.
+
+    Files of one class are its modes, and each class needs as many.
 
     Args:
         folder: with `.safetensors`, or `.bin` and `.pt`, of which only tensors are loaded.
@@ -191,8 +208,9 @@ def import_embeddings(
     if opened.ref.kind not in KINDS:
         raise UsageError(f"embeddings are for {' and '.join(KINDS)}, not for {opened.ref.kind}")
     _check_fit(embeddings, opened)
-    vectors = np.stack([np.concatenate(parts, axis=1) for _, parts in embeddings.values()])
-    classes = [(names or {}).get(Path(file).stem, name) for file, (name, _) in embeddings.items()]
+    vectors = _by_class(embeddings, names or {})
+    prompts = np.stack(list(vectors.values()))
+    _check_template(prompts[0, :1], template, opened)
     sampling = default_sampling(opened)
     sampler = settings.sampler or sampling.sampler
     guidance = sampling.guidance if settings.guidance is None else settings.guidance
@@ -208,12 +226,12 @@ def import_embeddings(
     )
     opened.latent_shape_for(recipe.size)
     return Pack(
-        classes=tuple(classes),
+        classes=tuple(vectors),
         images_per_class=settings.images_per_class,
         recipe=recipe,
-        prompts=encode_prompts(vectors[:, None], settings.codec),
+        prompts=encode_prompts(prompts, settings.codec),
         seed=settings.seed,
-        provenance={"method": "import", "source": {"files": len(classes)}},
+        provenance={"method": "import", "source": {"files": len(embeddings)}},
     )
 
 
@@ -224,7 +242,48 @@ def _read_folder(folder: Path) -> dict[str, tuple[str, list[Array]]]:
     files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
     if not files:
         raise NotFoundError(f"{folder} has no file that ends in {', '.join(SUFFIXES)}")
+    stems: dict[str, str] = {}
+    for path in files:
+        if not path.is_file():
+            raise UsageError(f"{path.name} is not a regular file")
+        if stems.setdefault(path.stem, path.name) != path.name:
+            raise UsageError(f"{stems[path.stem]} and {path.name} have the same name: keep one")
     return {path.name: _read(path) for path in files}
+
+
+def _by_class(
+    embeddings: Mapping[str, tuple[str, list[Array]]], names: Mapping[str, str]
+) -> dict[str, Array]:
+    """Return the vectors (modes, k, D) of each class, in the order of the files."""
+    modes: dict[str, list[Array]] = {}
+    for file, (own, parts) in embeddings.items():
+        name = names.get(Path(file).stem, own)
+        try:
+            check_name(name)
+        except InvalidPackError as error:
+            raise UsageError(f"{file}: {error.args[0]}") from None
+        modes.setdefault(name, []).append(np.concatenate(parts, axis=1))
+    first = next(iter(modes))
+    for name, each in modes.items():
+        if len(each) != len(modes[first]):
+            raise UsageError(
+                f"{first!r:.80} has {len(modes[first])} files, {name!r:.80} {len(each)}: a pack has"
+                " as many modes for each class"
+            )
+    return {name: np.stack(each) for name, each in modes.items()}
+
+
+def _check_template(vectors: Array, template: str, backbone: Backbone) -> None:
+    """Refuse vectors (1, k, D) that do not fit into the text encoder with the template."""
+    import torch
+
+    most = backbone.prompt_shape[0]
+    if 0 < most < vectors.shape[1]:
+        raise UsageError(
+            f"the files have {vectors.shape[1]} vectors, this backbone takes {most} at most"
+        )
+    with torch.no_grad():
+        backbone.condition(torch.from_numpy(vectors), template)
 
 
 def _read(path: Path) -> tuple[str, list[Array]]:
@@ -261,26 +320,49 @@ def _load(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
     import torch
 
     try:
+        _check_zip(path)
         value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UsageError(
             f"{path.name} is a pickle that asks for more than tensors, which can run code",
             hint="convert it to safetensors where you trust it",
         ) from None
+    except UsageError:
+        raise
     except Exception as error:  # torch has no type of its own for a file that is none of its
         raise UsageError(f"{path.name} cannot be read: {first_line(error)}") from None
     return value if isinstance(value, Mapping) else {"": value}, {}
+
+
+def _check_zip(path: Path) -> None:
+    """Refuse what unpacks to more than it should, before torch unpacks it."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return  # older than torch 1.6: not compressed
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise UsageError(f"{path.name} is compressed, which torch never does")
+    if sum(entry.file_size for entry in entries) > MAX_BYTES:
+        raise UsageError(f"{path.name} unpacks to more than {MAX_BYTES} bytes: it is no embedding")
 
 
 def _vectors(file: str, value: Any) -> Array:
     """Return float32 (k, D) of a tensor (k, D) or (D)."""
     import torch
 
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point() or not value.numel():
+    if not isinstance(value, torch.Tensor):
         raise UsageError(f"{file} holds {type(value).__name__} where vectors are expected")
-    if value.ndim not in (1, 2) or not torch.isfinite(value).all():
+    if value.is_nested or value.layout != torch.strided or value.device.type != "cpu":
+        raise UsageError(f"{file} holds a tensor that is not dense")
+    if value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise UsageError(f"{file} holds values of {value.dtype}, expected float32 or float16")
+    if value.numel() * value.element_size() > MAX_BYTES:
+        raise UsageError(f"{file} has more than {MAX_BYTES} bytes: it is no embedding")
+    vectors = value.detach().float().resolve_neg()
+    if vectors.ndim not in (1, 2) or not vectors.numel() or not vectors.isfinite().all():
         raise UsageError(f"{file} holds no finite vectors, but shape {tuple(value.shape)}")
-    array: Array = value.detach().float().reshape(-1, value.shape[-1]).numpy()
+    array: Array = vectors.reshape(-1, vectors.shape[-1]).numpy()
     return array
 
 

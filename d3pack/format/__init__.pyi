@@ -47,5 +47,6 @@ from d3pack.format.recipe import files_json as files_json
 from d3pack.format.recipe import lock_of as lock_of
 from d3pack.format.recipe import parse_files as parse_files
 from d3pack.format.recipe import table_rows as table_rows
+from d3pack.format.rules import check_name as check_name
 from d3pack.format.writer import pack_bytes as pack_bytes
 from d3pack.format.writer import write as write

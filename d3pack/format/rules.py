@@ -70,6 +70,14 @@ def decode_names(coded: Coded, classes: int) -> tuple[str, ...]:
     return names
 
 
+def check_name(name: str) -> None:
+    """Raise `InvalidPackError` (E_NAME) unless a class can have the name."""
+    if not name or "\n" in name:
+        raise _name_error("a class name holds a line feed" if name else "a class name is empty")
+    text = np.frombuffer(name.encode("utf-8", "surrogatepass"), np.uint8)
+    decode_names(Coded("utf8", {"text": text}, {"bytes": text.size}, frozenset({"text"})), 1)
+
+
 def check_values(coded: Mapping[str, Coded], names: tuple[str, ...], images: int) -> None:
     """Refuse values that the sections do not allow, naming the class."""
     if "ids" in coded:

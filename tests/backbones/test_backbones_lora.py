@@ -170,6 +170,87 @@ def test_what_is_no_lora_of_this_backbone_is_refused(backbone: Any, tmp_path: Pa
             read_lora(tmp_path / name, backbone)
 
 
+DAMAGED: dict[str, tuple[Callable[[str, Any, Any], dict[str, Any]], str]] = {
+    "alphas": (lambda n, a, b: {n + "alpha": torch.ones(2)}, "alpha of .* has 2 values"),
+    "0-d": (lambda n, a, b: {n + "lora_A.weight": torch.tensor(1.0)}, "not matrices"),
+    "1-d": (lambda n, a, b: {n + "lora_B.weight": b[:, 0]}, "not matrices"),
+    "rank 0": (
+        lambda n, a, b: {n + "lora_A.weight": a[:0], n + "lora_B.weight": b[:, :0]},
+        "not matrices of rank 1",
+    ),
+    "two parts": (lambda n, a, b: {n + "lora_down.weight": a}, "a tensor of .* twice"),
+    "two names": (
+        lambda n, a, b: {
+            f"lora_{n.replace('.', '_')[:-1]}.lora_down.weight": a,
+            f"lora_{n.replace('.', '_')[:-1]}.lora_up.weight": b,
+        },
+        "twice, under two names",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_damaged_factors_are_refused_in_one_line(case: str, backbone: Any, tmp_path: Path) -> None:
+    change, why = DAMAGED[case]
+    parts = factors(backbone, LAYERS[:1])
+    named = {**peft(parts), **change(f"unet.{LAYERS[0]}.", *parts[LAYERS[0]])}
+    path = saved(tmp_path / "a.safetensors", {n: t.clone() for n, t in named.items()})
+    with pytest.raises(UsageError, match=why) as caught:
+        read_lora(path, backbone)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "why"),
+    [
+        ('{"unet.alpha_pattern": ["x"]}', "alpha_pattern is a list"),
+        ('{"unet.alpha_pattern": {".*to_q": 2}}', "not a layer's name"),
+        ('{"unet.lora_alpha": NaN}', "nan, not a finite number"),
+        ('{"unet.lora_alpha": 1e999}', "inf, not a finite number"),
+        ('{"unet.lora_alpha": 1e300}', "too large"),
+        ('{"unet.lora_alpha": 1%s}' % ("0" * 400), "int, not a finite number"),
+        ('{"unet.lora_alpha": true}', "bool, not a finite number"),
+        ('{"unet.lora_alpha": 1%s}' % ("0" * 5000), "not a JSON object"),
+        ("[1]", "not a JSON object"),
+    ],
+    ids=range(9),
+)
+def test_wrong_settings_are_refused_in_one_line(
+    metadata: str, why: str, backbone: Any, tmp_path: Path
+) -> None:
+    named = peft(factors(backbone, LAYERS[:1]))
+    path = saved(tmp_path / "a.safetensors", named, lora_adapter_metadata=metadata)
+    with pytest.raises(UsageError, match=why) as caught:
+        read_lora(path, backbone)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_peft_keeps_alpha_beside_its_file(rslora: bool, backbone: Any, tmp_path: Path) -> None:
+    parts = factors(backbone, LAYERS[:2])
+    path = saved(tmp_path / "adapter_model.safetensors", peft(parts, "base_model.model."))
+    with pytest.raises(UsageError, match=r"without its adapter_config\.json"):
+        read_lora(path, backbone)
+    config: dict[str, Any] = {"peft_type": "LORA", "r": RANK, "lora_alpha": 8}
+    config |= {"alpha_pattern": {"attn2.to_out.0": 5, "to_out": 9}, "use_rslora": rslora}
+    told = tmp_path / "adapter_config.json"
+    told.write_text(json.dumps(config))
+    adapter = read_lora(path, backbone)
+    for layer, alpha in zip(LAYERS, (8, 5), strict=False):
+        wanted = parts[layer][1] * (alpha / (math.sqrt(RANK) if rslora else RANK))
+        torch.testing.assert_close(adapter[f"{layer}.weight.lora_b"], wanted)
+    for wrong, why in (
+        ({"use_dora": True}, "use_dora"),
+        ({"r": 7}, "has rank 2, its settings say 7"),
+        ({"peft_type": "LOHA"}, "not of a LoRA"),
+        ({"lora_alpha": None}, "NoneType, not a finite number"),
+    ):
+        told.write_text(json.dumps({**config, **wrong}))
+        with pytest.raises(UsageError, match=why):
+            read_lora(path, backbone)
+
+
 def test_original_names_of_sdxl_are_those_of_diffusers() -> None:
     from d3pack.backbones.lora import _plain
 

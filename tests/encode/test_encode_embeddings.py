@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
+import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ import d3pack
 from d3pack.backbones import open_backbone
 from d3pack.decode import samplers
 from d3pack.encode import ImportSettings, export_embeddings, import_embeddings
-from d3pack.errors import D3MError, NotFoundError, UsageError
+from d3pack.errors import BackboneError, D3MError, NotFoundError, UsageError
 from d3pack.format import decode_prompts
 
 TEMPLATE = "a photo of a {}"
@@ -138,6 +141,35 @@ def test_files_come_back_as_the_same_prompts(
     assert d3pack.read(tmp_path / "back.d3m") == back
 
 
+def test_modes_come_back_in_their_order(folders: dict[str, Path], tmp_path: Path) -> None:
+    pack = tiny_pack(folders["sd"], modes=11)
+    export_embeddings(pack, tmp_path / "out")
+    back = import_embeddings(tmp_path / "out", str(folders["sd"]), TEMPLATE)
+    assert back.classes == pack.classes
+    assert back.prompts is not None
+    np.testing.assert_array_equal(decode_prompts(back.prompts), decode_prompts(pack.prompts))
+
+
+def test_template_cannot_leave_its_place_in_the_readme(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    harmful = 'a "{}"); exit() #`` \\ x\n```\n# Heading'
+    pack = tiny_pack(folders["sd"], template=harmful)
+    files = export_embeddings(pack, tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("#")] == [text.splitlines()[0]]
+    code = text.split("```python\n")[1].split("\n```\n")[0]
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    prompts = [ast.literal_eval(call.args[0]) for call in calls]
+    assert harmful.replace("{}", files[0].stem) in prompts
+    assert len(calls) == 2
+    assert "The template is ```` " in text
+    with pytest.raises(UsageError, match=r"must have one \{\}") as caught:
+        export_embeddings(tiny_pack(folders["sd"], template="a dog"), tmp_path / "none")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "none").exists()
+
+
 def test_readme_tells_template_and_files(folders: dict[str, Path], tmp_path: Path) -> None:
     pack = tiny_pack(folders["sd"], template="a blurry picture of {}", modes=2)
     files = export_embeddings(pack, tmp_path / "out")
@@ -185,6 +217,29 @@ def one(path: Path, width: int = 32, count: int = 1, **tensors: torch.Tensor) ->
     return path
 
 
+def compressed(path: Path) -> None:
+    torch.save(torch.zeros(2, 32), path.with_suffix(".stored"))
+    with (
+        zipfile.ZipFile(path.with_suffix(".stored")) as stored,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for entry in stored.infolist():
+            packed.writestr(entry.filename, stored.read(entry))
+
+
+def overlapping(path: Path) -> None:
+    """A small zip whose list names one entry many times."""
+    torch.save(torch.zeros(1 << 18), path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.filelist += [max(archive.filelist, key=lambda e: e.file_size)] * 64
+        archive.writestr("more", "")
+
+
+def of_class(path: Path, *names: str) -> None:
+    for n, name in enumerate(names):
+        save_file({"x": torch.ones(1, 32)}, path / f"{n}.safetensors", metadata={"class": name})
+
+
 WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "width": (lambda p: one(p / "a.safetensors", 33), "vectors of 33, this backbone takes 32"),
     "bases": (
@@ -213,6 +268,33 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "text": (lambda p: torch.save({"x": "y"}, p / "a.bin"), "holds str where vectors"),
     "nan": (lambda p: one(p / "a.safetensors", x=torch.full((1, 32), math.nan)), "no finite"),
     "dims": (lambda p: one(p / "a.safetensors", x=torch.ones(1, 1, 32)), "no finite vectors"),
+    "compressed": (lambda p: compressed(p / "a.pt"), "a.pt is compressed"),
+    "unpacked": (lambda p: overlapping(p / "a.pt"), "unpacks to more than"),
+    "expanded": (
+        lambda p: torch.save(torch.zeros(1).expand(10**7, 10**6), p / "a.pt"),
+        "has more than",
+    ),
+    "sparse": (lambda p: torch.save(torch.ones(2, 32).to_sparse(), p / "a.pt"), "not dense"),
+    "meta": (lambda p: torch.save(torch.ones(2, 32, device="meta"), p / "a.pt"), "not dense"),
+    "float8": (
+        lambda p: one(p / "a.safetensors", x=torch.ones(2, 32).to(torch.float8_e4m3fn)),
+        "values of torch.float8_e4m3fn",
+    ),
+    "float8 of torch": (
+        lambda p: torch.save(torch.ones(2, 32).to(torch.float8_e4m3fn), p / "a.pt"),
+        "values of torch.float8_e4m3fn",
+    ),
+    "integers": (lambda p: torch.save(torch.ones(2, 32).int(), p / "a.pt"), "torch.int32"),
+    "fifo": (lambda p: os.mkfifo(p / "a.pt"), "a.pt is not a regular file"),
+    "folder": (lambda p: (p / "a.safetensors").mkdir(), "is not a regular file"),
+    "two endings": (
+        lambda p: [one(p / "a.safetensors"), torch.save(torch.ones(1, 32), p / "a.pt")],
+        "a.pt and a.safetensors have the same name",
+    ),
+    "too many": (lambda p: one(p / "a.safetensors", 32, 20), "20 vectors, .* takes 14 at most"),
+    "modes": (lambda p: of_class(p, "cat", "dog", "cat"), "'cat' has 2 files, 'dog' 1"),
+    "name": (lambda p: of_class(p, "cat", "d\x07g"), "1.safetensors: a class name holds U"),
+    "lines": (lambda p: of_class(p, "c\nt"), "0.safetensors: a class name holds a line feed"),
     "none": (lambda p: (p / "a.txt").write_text(""), "has no file that ends in"),
 }
 
@@ -227,6 +309,14 @@ def test_wrong_files_are_refused_in_one_line(
         import_embeddings(tmp_path, str(folders["sd"]), TEMPLATE)
     assert "\n" not in str(caught.value)
     assert "code ran" not in capfd.readouterr().out
+
+
+def test_vectors_and_template_fit_together(folders: dict[str, Path], tmp_path: Path) -> None:
+    one(tmp_path / "a.safetensors", 32, 14)
+    with pytest.raises(BackboneError, match="14 vectors and the template") as caught:
+        import_embeddings(tmp_path, str(folders["sd"]), TEMPLATE)
+    assert "\n" not in str(caught.value)
+    assert import_embeddings(tmp_path, str(folders["sd"]), "{}").classes == ("a",)
 
 
 def test_what_cannot_be_exported_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
