@@ -48,10 +48,11 @@ FAMILIES: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
     },
 }
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+DTYPES = ("float32", "bfloat16")
 # processors without bfloat16 products take minutes for these: two families stand for all
 CASES = [
     pytest.param(family, dtype, marks=[pytest.mark.slow] if slow else [])
-    for family, dtype in product(FAMILIES, ("float32", "bfloat16"))
+    for family, dtype in product(FAMILIES, DTYPES)
     for slow in [dtype == "bfloat16" and family not in ("sd", "dit")]
 ]
 COUNT = 24  # 3 classes of 8
