@@ -55,6 +55,10 @@ class IndexOutOfRangeError(UsageError, IndexError):
     """There is no such image. Also an IndexError, as sequences raise it."""
 
 
+class InvalidIndexError(UsageError, TypeError):
+    """An index is no integer. Also a TypeError, as sequences raise it."""
+
+
 class D3MDataset(Dataset[Any]):
     """The images of a pack with their labels, decoded once and kept in a store.
 
@@ -292,7 +296,7 @@ class D3MDataset(Dataset[Any]):
         try:
             number = operator.index(index)
         except TypeError:
-            raise UsageError(
+            raise InvalidIndexError(
                 f"invalid index {index!r}: expected an integer",
                 hint="torch.utils.data.Subset takes several",
             ) from None

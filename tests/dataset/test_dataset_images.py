@@ -197,8 +197,9 @@ def test_a_name_alone_is_no_list_of_classes(make: Make) -> None:
 
 @pytest.mark.parametrize("index", [slice(0, 3), "0", 1.0, None])
 def test_index_that_is_no_integer_is_refused(make: Make, index: Any) -> None:
-    with pytest.raises(UsageError, match=r"invalid index .*: expected an integer"):
+    with pytest.raises(UsageError, match=r"invalid index .*: expected an integer") as caught:
         make()[index]
+    assert isinstance(caught.value, TypeError)  # as sequences raise it
 
 
 def test_target_transform_changes_labels_of_items_and_batches(make: Make) -> None:
