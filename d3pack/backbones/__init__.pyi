@@ -24,12 +24,14 @@ from d3pack.backbones.protocol import TEMPLATE as TEMPLATE
 from d3pack.backbones.protocol import Backbone as Backbone
 from d3pack.backbones.protocol import Condition as Condition
 from d3pack.backbones.protocol import Sampling as Sampling
+from d3pack.backbones.protocol import words_of as words_of
 from d3pack.backbones.resolve import MINI_GUIDANCE as MINI_GUIDANCE
 from d3pack.backbones.resolve import complete as complete
 from d3pack.backbones.resolve import default_backbone as default_backbone
 from d3pack.backbones.resolve import default_sampling as default_sampling
 from d3pack.backbones.resolve import fetch_backbone as fetch_backbone
 from d3pack.backbones.resolve import kinds as kinds
+from d3pack.backbones.resolve import levels_of as levels_of
 from d3pack.backbones.resolve import lock_backbone as lock_backbone
 from d3pack.backbones.resolve import lock_directory as lock_directory
 from d3pack.backbones.resolve import mini_directory as mini_directory

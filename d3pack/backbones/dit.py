@@ -11,7 +11,7 @@ from d3pack.backbones.autoencoder import Autoencoder, to_uint8
 from d3pack.backbones.levels import Levels, Timesteps
 from d3pack.backbones.loading import Files, build, config_error
 from d3pack.backbones.lock import Layout, Part
-from d3pack.backbones.protocol import TEMPLATE, Condition
+from d3pack.backbones.protocol import TEMPLATE, Condition, words_of
 from d3pack.backbones.text import no_outputs
 from d3pack.errors import BackboneError, UsageError
 
@@ -220,4 +220,4 @@ def _label_names(files: Files) -> dict[str, tuple[int, ...]]:
 
 
 def _normalized(name: str) -> str:
-    return name.replace("_", " ").strip().lower()
+    return words_of(name).lower()

@@ -18,7 +18,7 @@ from d3pack.backbones.language import LanguageModel, Prompting
 from d3pack.backbones.levels import Levels
 from d3pack.backbones.loading import Files, build, config_error, number
 from d3pack.backbones.lock import Layout, Part
-from d3pack.backbones.protocol import TEMPLATE, Condition, Sampling
+from d3pack.backbones.protocol import TEMPLATE, Condition, Sampling, words_of
 from d3pack.backbones.text import check_outputs, missing_encoder
 from d3pack.errors import BackboneError, UsageError
 
@@ -48,7 +48,7 @@ def layout(transformer: str) -> Layout:
             Part("transformer", weights="diffusion_pytorch_model"),
             Part("vae", weights="diffusion_pytorch_model"),
         ),
-        optional=("model_index.json",),
+        optional=(_INDEX,),
         denoiser=transformer,
     )
 
@@ -175,8 +175,8 @@ class FlowTransformer:
 
     def name_vectors(self, name: str, k: int | None = None) -> Tensor:
         """Return the text encoder's last k outputs for the name of a class."""
-        words = name.replace("_", " ").strip()
-        return self._text_encoder().last(words, k) if k else self._text_encoder().outputs(words)
+        language, words = self._text_encoder(), words_of(name)
+        return language.last(words, k) if k else language.outputs(words)
 
     def _text_encoder(self) -> LanguageModel:
         """Return the text encoder, which is opened when it is first needed: it may be the larger

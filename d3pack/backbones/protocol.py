@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 TEMPLATE = "a photo of a {}"
 
 
+def words_of(name: str) -> str:
+    """Return the name of a class as a text encoder should read it."""
+    return name.replace("_", " ").strip()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Condition:
     """What a denoiser takes besides x and sigma: named tensors, the first axis is the batch."""
@@ -76,6 +81,9 @@ class Backbone(Protocol):
     There are two scales of x: x = x0 + sigma * eps for sampling (`denoise`), and
     x_t = sqrt(alpha_t) x0 + sqrt(1 - alpha_t) eps, or (1 - t) x0 + t eps of flow matching, for
     training (`predict`, and `levels` for noise and targets).
+
+    It may also have `sampling`, a `Sampling` that it was made for; `levels_for(size, steps)`, the
+    levels of recipes where they depend on these; and `texts`, where it has two text encoders.
     """
 
     ref: BackboneRef

@@ -34,6 +34,7 @@ from d3pack.format import BackboneRef, FileLock
 from d3pack.system import first_line, is_disk_full, size
 
 if TYPE_CHECKING:
+    from d3pack.backbones.levels import Levels
     from d3pack.backbones.protocol import Backbone
 
 T = TypeVar("T")
@@ -93,6 +94,13 @@ def default_sampling(backbone: Backbone) -> Sampling:
     if backbone.ref.repo == MINI:
         return Sampling("dpmpp-2m", 12, MINI_GUIDANCE)
     return Sampling("dpmpp-2m", 20, 4.0 if backbone.ref.kind == "dit" else 5.0)
+
+
+def levels_of(backbone: Backbone, size: tuple[int, int], steps: int) -> Levels:
+    """Return the levels that a recipe takes its sigmas from."""
+    levels_for = getattr(backbone, "levels_for", None)
+    levels: Levels = levels_for(size, steps) if levels_for else backbone.levels
+    return levels
 
 
 def mini_directory() -> Path:
@@ -199,10 +207,6 @@ def _detect_kind(paths: tuple[str, ...], name: str, find: Callable[[str], Path])
         code="E_BACKBONE_CONFIG",
         hint="expected unet/ or transformer/",
     )
-
-
-def _fits(kind: str, paths: tuple[str, ...]) -> bool:
-    return bool(_family(kind)[0].matches(paths))
 
 
 def lock_backbone(

@@ -25,6 +25,7 @@ from d3pack.backbones.text import (
     missing_encoder,
     open_text,
     spread,
+    tokenizer,
 )
 from d3pack.backbones.unet import Unet
 from d3pack.errors import BackboneError
@@ -34,19 +35,13 @@ if TYPE_CHECKING:
 
     from d3pack.format import BackboneRef
 
-_TOKENIZER: Mapping[str, Any] = {
-    "config": "",
-    "others": (("tokenizer.json",), ("vocab.json", "merges.txt")),
-    "optional": ("special_tokens_map.json", "tokenizer_config.json"),
-    "text": True,
-}
 LAYOUT = Layout(
     (
         Part("scheduler", "scheduler_config.json"),
         Part("text_encoder", weights="model", text=True),
         Part("text_encoder_2", weights="model", text=True),
-        Part("tokenizer", **_TOKENIZER),
-        Part("tokenizer_2", **_TOKENIZER),
+        tokenizer("tokenizer"),
+        tokenizer("tokenizer_2"),
         Part("unet", weights="diffusion_pytorch_model"),
         Part("vae", weights="diffusion_pytorch_model"),
     ),

@@ -22,6 +22,7 @@ from d3pack.backbones.text import (
     missing_encoder,
     open_text,
     spread,
+    tokenizer,
 )
 from d3pack.backbones.unet import Unet
 
@@ -34,13 +35,7 @@ LAYOUT = Layout(
     (
         Part("scheduler", "scheduler_config.json"),
         Part("text_encoder", weights="model", text=True),
-        Part(
-            "tokenizer",
-            config="",
-            others=(("tokenizer.json",), ("vocab.json", "merges.txt")),
-            optional=("special_tokens_map.json", "tokenizer_config.json"),
-            text=True,
-        ),
+        tokenizer("tokenizer"),
         Part("unet", weights="diffusion_pytorch_model"),
         Part("vae", weights="diffusion_pytorch_model"),
     )

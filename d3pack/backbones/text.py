@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from d3pack.backbones.loading import Files, build, config_error
+from d3pack.backbones.lock import Part
+from d3pack.backbones.protocol import words_of
 from d3pack.backbones.tokenizer import Words
 from d3pack.errors import BackboneError, InvalidPackError
 
@@ -14,6 +16,17 @@ if TYPE_CHECKING:
 
 
 POSITIONS = 77  # of CLIP, and so of outputs where the encoder is not open
+
+
+def tokenizer(folder: str) -> Part:
+    """Return the part of a layout that is a tokenizer of CLIP."""
+    return Part(
+        folder,
+        config="",
+        others=(("tokenizer.json",), ("vocab.json", "merges.txt")),
+        optional=("special_tokens_map.json", "tokenizer_config.json"),
+        text=True,
+    )
 
 
 def open_text(
@@ -106,8 +119,7 @@ class TextEncoder:
 
     def name_tokens(self, name: str) -> Tensor:
         """Return the embeddings (n, D) of the words of a class name, at least one."""
-        words = name.replace("_", " ").strip()
-        return self.embed(self.words.ids(words) or [self.words.end]).float()
+        return self.embed(self.words.ids(words_of(name)) or [self.words.end]).float()
 
     def splice(self, vectors: Tensor, template: str) -> Tensor:
         """Return embeddings (B, positions, D) of a template with vectors (B, k, D) at its {}."""

@@ -23,7 +23,8 @@ from d3pack.decode import codebook, samplers, unconditional
 from d3pack.encode.candidates import stored_arrays
 from d3pack.encode.contract import EncodeRun
 from d3pack.encode.estimate import seconds_of
-from d3pack.encode.plan import EncodePlan, tuned
+from d3pack.encode.plan import EncodePlan
+from d3pack.encode.vectors import tuned
 from d3pack.errors import UsageError
 from d3pack.format import (
     Codes,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +23,14 @@ from d3pack.encode.plan import sigmas_of
 from d3pack.encode.settings import ImportSettings
 from d3pack.errors import InvalidPackError, NotFoundError, UsageError
 from d3pack.format import Pack, Recipe, check_name, decode_prompts, encode_prompts
-from d3pack.system import SettingError, first_line, replace_folder
+from d3pack.system import (
+    SettingError,
+    first_line,
+    markdown_code,
+    markdown_table,
+    markdown_text,
+    replace_folder,
+)
 
 if TYPE_CHECKING:
     from d3pack.backbones import Backbone
@@ -132,21 +138,22 @@ def _readme(pack: Pack, names: list[tuple[str, str]]) -> str:
         "\nWhere the second text encoder has the `eos_token_id` 2, as published ones do, diffusers"
         " takes the pooled vector from the last vector and not from the end of the sentence.\n"
     )
-    lines = "\n".join(f"| `{file}` | {_cell(name)} |" for file, name in names)
+    rows = [(markdown_code(file), markdown_text(name)) for file, name in names]
     how = f"{recipe.sampler}, {len(recipe.sigmas) - 1} steps, guidance {recipe.guidance:g}"
-    revision, licence = _code(ref.revision or "unknown"), _code(ref.licence)
+    revision, licence = markdown_code(ref.revision or "unknown"), markdown_code(ref.licence)
     return f"""# Embeddings for {ref.repo or "a backbone without a public home"}
 
 Learned vectors for the classes of the pack `{pack.root}`.
 They are for the base model `{ref.repo or ref.kind}` alone: revision {revision},
 licence {licence}.
 
-The template is {_code(template)}: write the name of a file, without `.safetensors`, in the place
-of `{{}}`. The pack makes images of {width}x{height} pixels with {how}.
+The template is {markdown_code(template)}:
+write the name of a file, without `.safetensors`, in the place of `{{}}`.
+The pack makes images of {width}x{height} pixels with {how}.
 
 - ComfyUI: put the files into `models/embeddings`, and prompt
-  {_code(template.replace("{}", f"embedding:{stem}"))}.
-- A1111: put the files into `embeddings`, and prompt {_code(prompt)}.
+  {markdown_code(template.replace("{}", f"embedding:{stem}"))}.
+- A1111: put the files into `embeddings`, and prompt {markdown_code(prompt)}.
 - diffusers:
 
 ```python
@@ -154,22 +161,8 @@ of `{{}}`. The pack makes images of {width}x{height} pixels with {how}.
 images = pipeline({json.dumps(prompt, ensure_ascii=False)}).images
 ```
 {note if two else ""}
-| file | class |
-|---|---|
-{lines}
+{markdown_table(("file", "class"), rows)}
 """
-
-
-def _code(text: str) -> str:
-    """Return a text as code of Markdown, which nothing in it can end."""
-    text = text if text.isprintable() else json.dumps(text)
-    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    space = " " if "`" in text else ""
-    return f"{fence}{space}{text}{space}{fence}"
-
-
-def _cell(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("`", "\\`").replace("<", "&lt;")
 
 
 def import_embeddings(
@@ -211,20 +204,7 @@ def import_embeddings(
     vectors = _by_class(embeddings, names or {})
     prompts = np.stack(list(vectors.values()))
     _check_template(prompts[0, :1], template, opened)
-    sampling = default_sampling(opened)
-    sampler = settings.sampler or sampling.sampler
-    guidance = sampling.guidance if settings.guidance is None else settings.guidance
-    steps, size = settings.sampler_steps or sampling.steps, settings.size or opened.image_size
-    recipe = Recipe(
-        backbone=opened.ref,
-        size=size,
-        sampler=sampler,
-        sigmas=sigmas_of(opened, sampler, steps, size),
-        guidance=guidance,
-        template=template,
-        extra={"eta": 1.0} if sampler == "ancestral" else {},
-    )
-    opened.latent_shape_for(recipe.size)
+    recipe = _recipe(opened, template, settings)
     return Pack(
         classes=tuple(vectors),
         images_per_class=settings.images_per_class,
@@ -232,6 +212,22 @@ def import_embeddings(
         prompts=encode_prompts(prompts, settings.codec),
         seed=settings.seed,
         provenance={"method": "import", "source": {"files": len(embeddings)}},
+    )
+
+
+def _recipe(backbone: Backbone, template: str, settings: ImportSettings) -> Recipe:
+    sampling = default_sampling(backbone)
+    sampler, steps = settings.sampler or sampling.sampler, settings.sampler_steps or sampling.steps
+    size = settings.size or backbone.image_size
+    backbone.latent_shape_for(size)  # refuses sizes that do not fit
+    return Recipe(
+        backbone=backbone.ref,
+        size=size,
+        sampler=sampler,
+        sigmas=sigmas_of(backbone, sampler, steps, size),
+        guidance=sampling.guidance if settings.guidance is None else settings.guidance,
+        template=template,
+        extra={"eta": 1.0} if sampler == "ancestral" else {},
     )
 
 

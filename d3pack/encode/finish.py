@@ -72,7 +72,8 @@ def finish(run: EncodeRun, plan: EncodePlan, draft: Draft, method: str) -> Pack:
 
 def _split(run: EncodeRun, plan: EncodePlan, draft: Draft, method: str) -> EncodePlan:
     """Return the plan whose split between seeds and codes is the best."""
-    width = draft.backbone.prompt_shape[1]
+    assert draft.prompts is not None  # seeds are always among what is compared
+    width = draft.prompts.shape[-1]
     record = sample_provenance(method, run.source, run.settings, tuple(draft.metrics), {})
 
     def size_of(plan: EncodePlan) -> int:

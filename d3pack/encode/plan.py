@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from d3pack.backbones import Backbone, apply_adapter, default_backbone, open_backbone
+from d3pack.backbones import Backbone, default_backbone, levels_of, open_backbone
 from d3pack.decode import schedule
 from d3pack.encode.allocation import Allocation
 from d3pack.encode.settings import EncodeSettings
-from d3pack.errors import UsageError
-from d3pack.format import BackboneRef, Coded, Coding, DType, Sampler, decode_adapter, level_bits
+from d3pack.format import BackboneRef, Coding, DType, Sampler, level_bits
 from d3pack.sources import Source
 
 SMALL = 64  # pixels; patches of collages of images up to this side would show nothing
@@ -167,45 +163,13 @@ def sigmas_of(
     backbone: Backbone, sampler: Sampler, steps: int, size: tuple[int, int]
 ) -> tuple[float, ...]:
     """Return the noise levels of a backbone that so many steps pass through, for a size."""
-    levels = backbone.levels
-    if of_size := getattr(backbone, "levels_for", None):  # flow matching
-        levels = of_size(size, steps)
+    levels = levels_of(backbone, size, steps)
     return rounded(schedule(levels.alphas_cumprod, sampler, steps))
 
 
 def rounded(sigmas: tuple[float, ...]) -> tuple[float, ...]:
     """Return levels in six digits: enough to find them again, and half of the bytes."""
     return tuple(float(f"{sigma:.6g}") for sigma in sigmas)
-
-
-def learns_outputs(backbone: Backbone, condition: str | None) -> bool:
-    """Return whether vectors are to be outputs of the text encoder, and refuse what cannot be."""
-    tokens, outputs = backbone.prompt_shape[0] > 0, backbone.output_shape[1] > 0
-    if condition and not {"tokens": tokens, "outputs": outputs}[condition]:
-        raise UsageError(f"invalid condition {condition!r}: this backbone takes no {condition}")
-    return condition == "outputs" or not tokens
-
-
-def start_vectors(backbone: Backbone, name: str, k: int, template: str, outputs: bool) -> Tensor:
-    """Return k vectors for the name of a class: tokens, or outputs for it within the template."""
-    if not outputs:
-        return backbone.name_vectors(name, k)
-    return backbone.outputs(template.replace("{}", name.replace("_", " ").strip()), k)
-
-
-def no_class(backbone: Backbone, k: int) -> npt.NDArray[np.float32] | None:
-    """Return k outputs (k, D) for the empty text; None where they are zeros, as without any."""
-    vectors = backbone.outputs("", k)
-    return vectors.detach().float().cpu().numpy() if vectors.any() else None
-
-
-@contextmanager
-def tuned(backbone: Backbone, adapter: Coded | None) -> Iterator[None]:
-    """Tune the backbone for a while, as a decoder of the pack will."""
-    tensors = {} if adapter is None else decode_adapter(adapter)
-    copies = {name: torch.from_numpy(value.copy()) for name, value in tensors.items()}
-    with apply_adapter(backbone, {n: t.to(backbone.device) for n, t in copies.items()}):
-        yield
 
 
 def backbone_json(ref: BackboneRef) -> dict[str, str]:

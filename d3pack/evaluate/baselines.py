@@ -220,6 +220,7 @@ def _names(bench: Bench, pack: Pack) -> Entry | None:
 def named_twin(pack: Pack, backbone: Backbone) -> Pack:
     """Return the pack prompted by class names: as tokens, or as the outputs for them."""
     from d3pack.backbones import TEMPLATE
+    from d3pack.encode import start_vectors
     from d3pack.format.codecs import encode_unconditional
 
     if pack.recipe.template is not None:
@@ -229,7 +230,7 @@ def named_twin(pack: Pack, backbone: Backbone) -> Pack:
     most = int(shape[1])
 
     def outputs(name: str, k: int | None) -> Tensor:
-        return backbone.outputs(TEMPLATE.replace("{}", name.replace("_", " ").strip()), k or most)
+        return start_vectors(backbone, name, k or most, TEMPLATE, outputs=True)
 
     none = encode_unconditional(backbone.outputs("", most).detach().float().cpu().numpy())
     return names_pack(replace(pack, unconditional=none), outputs, most)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from d3pack import __version__
 from d3pack.format import Pack
 from d3pack.hub.address import Address
-from d3pack.system import count, flatten, printable
+from d3pack.system import count, flatten, markdown_code, markdown_table, markdown_text
 
 MARK = "<!-- written by d3pack push: a later push may replace this card -->"
 
@@ -53,7 +53,7 @@ def render(facts: Facts) -> str:
     body = "\n\n".join(
         section
         for section in (
-            f"# {escape(facts.name)}",
+            f"# {markdown_text(facts.name)}",
             _summary(facts),
             _identity(facts),
             _usage(facts),
@@ -109,7 +109,7 @@ def _identity(facts: Facts) -> str:
     pack, recipe = facts.pack, facts.pack.recipe
     rows = [
         ("root (identity)", f"`{pack.root}`"),
-        ("file", code(str(facts.address.file))),
+        ("file", markdown_code(str(facts.address.file))),
         ("classes", f"{len(pack.classes):,}"),
         ("images per class", f"{pack.images_per_class:,}"),
         ("sampler", f"{recipe.sampler}, {len(recipe.sigmas) - 1} steps, guidance"
@@ -119,9 +119,9 @@ def _identity(facts: Facts) -> str:
         ("soft labels", f"codec {pack.labels.codec}" if pack.labels else "none"),
         ("signature", "OpenSSF model-signing, beside the pack" if facts.signed else "none"),
     ]  # fmt: skip
-    names = ", ".join(escape(name) for name in pack.classes[:20])
+    names = ", ".join(markdown_text(name) for name in pack.classes[:20])
     more = f", and {len(pack.classes) - 20:,} more" if len(pack.classes) > 20 else ""
-    return f"## Identity\n\n{table(('what', 'value'), rows)}\n\nClasses: {names}{more}."
+    return f"## Identity\n\n{markdown_table(('what', 'value'), rows)}\n\nClasses: {names}{more}."
 
 
 def _usage(facts: Facts) -> str:
@@ -139,18 +139,18 @@ def _backbone(pack: Pack) -> str:
     if ref.repo == "mini":
         home = "`mini`, which comes with d3pack"
     elif ref.repo:
-        home = f"[{escape(ref.repo)}](https://huggingface.co/{ref.repo}/tree/{ref.revision})"
+        home = f"[{markdown_text(ref.repo)}](https://huggingface.co/{ref.repo}/tree/{ref.revision})"
     else:
         home = "a directory without a public home: ask the authors for it"
     rows = [
         ("model", home),
-        ("kind", escape(ref.kind)),
+        ("kind", markdown_text(ref.kind)),
         ("revision", f"`{ref.revision}`"),
         ("files", f"{ref.nbytes:,} bytes in all, of lock `{ref.lock}`"),
-        ("licence", escape(ref.licence)),
+        ("licence", markdown_text(ref.licence)),
     ]
     return (
-        f"## Backbone\n\n{table(('what', 'value'), rows)}\n\n"
+        f"## Backbone\n\n{markdown_table(('what', 'value'), rows)}\n\n"
         "It is not part of this repository; its licence also governs what may be done with the"
         " images that it makes."
     )
@@ -158,7 +158,7 @@ def _backbone(pack: Pack) -> str:
 
 def _ledger(pack: Pack) -> str:
     ledger = pack.ledger()
-    rows = [(escape(name), f"{nbytes:,}") for name, nbytes in ledger.sections.items()]
+    rows = [(markdown_text(name), f"{nbytes:,}") for name, nbytes in ledger.sections.items()]
     rows += [
         ("**the pack**", f"**{ledger.total:,}**"),
         ("per class", f"{ledger.per_class:,.1f}"),
@@ -171,7 +171,7 @@ def _ledger(pack: Pack) -> str:
     if ledger.teacher is not None:
         rows.append(("teacher, needed only to encode", f"{ledger.teacher:,}"))
     rows.append(("everything", f"{ledger.everything:,}"))
-    return f"## Where the bytes are\n\n{table(('section', 'bytes'), rows)}"
+    return f"## Where the bytes are\n\n{markdown_table(('section', 'bytes'), rows)}"
 
 
 def _accuracy(facts: Facts) -> str:
@@ -182,11 +182,14 @@ def _accuracy(facts: Facts) -> str:
             " pack and tests them on real images."
         )
     measured = record["facts"]
+    student = markdown_text(str(measured["student"]))
+    protocol = markdown_code(record["protocol"]["name"])
     return (
-        f"## Accuracy\n\nStudents ({escape(str(measured['student']))}) trained from scratch under"
-        f" the protocol {code(record['protocol']['name'])}: {measured['updates']:,} updates,"
+        f"## Accuracy\n\nStudents ({student}) trained from scratch under"
+        f" the protocol {protocol}: {measured['updates']:,} updates,"
         f" {count(measured['seeds'], 'seed')}, tested on {measured['test_images']:,} real"
-        " images.\n\n" + table(("trained on", "bytes", "accuracy, %"), accuracy_rows(record))
+        " images.\n\n"
+        + markdown_table(("trained on", "bytes", "accuracy, %"), accuracy_rows(record))
     )
 
 
@@ -197,14 +200,16 @@ def accuracy_rows(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         nbytes = "-" if entry["bytes"] is None else f"{entry['bytes']:,.0f}"
         last = entry["last"]
         spread = f" ± {100 * last['std']:.1f}" if len(entry["runs"]) > 1 else ""
-        rows.append((escape(entry["title"]), nbytes, f"{100 * last['mean']:.1f}{spread}"))
+        rows.append((markdown_text(entry["title"]), nbytes, f"{100 * last['mean']:.1f}{spread}"))
     return rows
 
 
 def _provenance(facts: Facts) -> str:
-    rows = [(code(key), escape(value)) for key, value in flatten(facts.pack.provenance)]
-    text = table(("what", "value"), rows) if rows else "The pack records none."
-    source = escape(facts.source) if facts.source else (
+    rows = [
+        (markdown_code(key), markdown_text(value)) for key, value in flatten(facts.pack.provenance)
+    ]
+    text = markdown_table(("what", "value"), rows) if rows else "The pack records none."
+    source = markdown_text(facts.source) if facts.source else (
         "The publisher has not named them or their licence."
     )  # fmt: skip
     return f"## Provenance\n\nReal images: {source}\n\n{text}"
@@ -229,30 +234,6 @@ def _limits(facts: Facts) -> str:
         "- Exact on machines where `d3pack verify --decode` says so; elsewhere within the"
         " tolerance that it reports.\n"
         "- The source data's licence and the backbone's licence apply beside this repository's"
-        f" ({escape(facts.licence or 'unknown')}).\n\n"
+        f" ({markdown_text(facts.licence or 'unknown')}).\n\n"
         f"Written by d3pack {__version__}."
     )
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table of cells that are Markdown already."""
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join(lines)
-
-
-def escape(text: str) -> str:
-    """Return Markdown that shows a text from a file as it is: no links, mentions or layout.
-
-    Control characters, and those that change the direction of text, are shown as escapes.
-    """
-    text = re.sub(r"([\\`*_{}\[\]<>|#$~&!:@])", r"\\\1", printable(text))
-    return re.sub(r"(?i)\b(www)\.", r"\1\\.", text)
-
-
-def code(text: str) -> str:
-    """Return Markdown that shows a text from a file as code, also in a table."""
-    text = printable(text).replace("|", "\\|")
-    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    space = " " if "`" in text or not text.strip() else ""
-    return f"{fence}{space}{text}{space}{fence}"

@@ -50,6 +50,9 @@ from d3pack.system.text import count as count
 from d3pack.system.text import duration as duration
 from d3pack.system.text import first_line as first_line
 from d3pack.system.text import flatten as flatten
+from d3pack.system.text import markdown_code as markdown_code
+from d3pack.system.text import markdown_table as markdown_table
+from d3pack.system.text import markdown_text as markdown_text
 from d3pack.system.text import parse_duration as parse_duration
 from d3pack.system.text import parse_size as parse_size
 from d3pack.system.text import printable as printable

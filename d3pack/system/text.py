@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from d3pack.errors import UsageError
@@ -92,3 +92,27 @@ def flatten(value: Any, name: str = "") -> list[tuple[str, str]]:
     else:
         return [(name, ", ".join(map(str, value)))]
     return [pair for inner, item in items for pair in flatten(item, inner)]
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table of cells that are Markdown already."""
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(lines)
+
+
+def markdown_text(text: str) -> str:
+    """Return Markdown that shows a text from a file as it is: no links, mentions or layout.
+
+    Control characters, and those that change the direction of text, are shown as escapes.
+    """
+    text = re.sub(r"([\\`*_{}\[\]<>|#$~&!:@])", r"\\\1", printable(text))
+    return re.sub(r"(?i)\b(www)\.", r"\1\\.", text)
+
+
+def markdown_code(text: str) -> str:
+    """Return Markdown that shows a text from a file as code, also in a table."""
+    text = printable(text).replace("|", "\\|")
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if "`" in text or not text.strip() else ""
+    return f"{fence}{space}{text}{space}{fence}"

@@ -24,9 +24,9 @@ from d3pack.encode.plan import (
     chosen_backbone,
     coding_for,
     dtype_for,
-    learns_outputs,
 )
 from d3pack.encode.settings import EncodeSettings
+from d3pack.encode.vectors import learns_outputs
 from d3pack.errors import SourceError, UsageError
 from d3pack.format import Recipe
 from d3pack.sources import Source

@@ -41,20 +41,18 @@ from d3pack.encode.plan import (
     backbone_json,
     chosen_backbone,
     dtype_for,
-    learns_outputs,
-    no_class,
     sigmas_of,
-    start_vectors,
-    tuned,
     typical_side,
 )
 from d3pack.encode.sampler_search import GUIDANCES
 from d3pack.encode.settings import D3MSettings, EncodeSettings
 from d3pack.encode.teaching import open_teacher
+from d3pack.encode.vectors import learns_outputs, no_class, start_vectors, tuned
 from d3pack.errors import UsageError
 from d3pack.format import (
     BackboneRef,
     Coded,
+    Coding,
     Pack,
     Recipe,
     Sampler,
@@ -110,15 +108,7 @@ def prepare(
     source: Source, settings: EncodeSettings, own: D3MSettings, backbone: Backbone
 ) -> D3MJob:
     """Return the job of learning prompts for a backbone that is open."""
-    outputs = learns_outputs(backbone, own.condition)
-    least, most, _ = backbone.output_shape if outputs else (1, *backbone.prompt_shape)
-    if not least <= (own.vectors or least) <= most:
-        raise UsageError(
-            f"invalid vectors {own.vectors}: this backbone takes"
-            f" {f'{least} to' if least > 1 else 'at most'} {most} vectors"
-        )
-    if outputs and least > 1 and settings.codec == "pq":  # zeros would not stay zeros
-        raise SettingError("codec", "pq", "another, for the pooled vector of this backbone")
+    least, most = _numbers_of_vectors(settings, own, backbone)
     if (settings.candidates or 1) > 2**16 // SHARE:
         raise UsageError(
             f"invalid candidates {settings.candidates}: expected at most {2**16 // SHARE}"
@@ -137,15 +127,8 @@ def prepare(
         pilots=settings.pilots,
     )
     job = D3MJob(source, settings, own, backbone, plan, details, adapter)
-    if plan.coding is not None and not plan.seeded:
-        least_prompt = replace(
-            SMALLEST,
-            modes=own.modes or 1,
-            vectors=own.vectors or least,
-            codec=settings.codec or "i4",
-        )
-        plan = replace(plan, coding=coding_alone(plan, partial(job.bytes_of, least_prompt)))
-        job = replace(job, plan=plan)
+    plan = replace(plan, coding=_coding(job, least))
+    job = replace(job, plan=plan)
     picks = small and plan.seeded >= WORTH_PICKING
     allocation, notes = allocate(
         settings,
@@ -167,6 +150,36 @@ def prepare(
         text += unknown_names_note(backbone, source.classes)
     plan = replace(plan, allocation=allocation, details=details.to_json(), text=(*text, *notes))
     return replace(job, plan=plan, details=details)
+
+
+def _numbers_of_vectors(
+    settings: EncodeSettings, own: D3MSettings, backbone: Backbone
+) -> tuple[int, int]:
+    """Return the fewest and the most vectors of a prompt, and refuse what does not fit."""
+    outputs = learns_outputs(backbone, own.condition)
+    least, most, _ = backbone.output_shape if outputs else (1, *backbone.prompt_shape)
+    if not least <= (own.vectors or least) <= most:
+        raise UsageError(
+            f"invalid vectors {own.vectors}: this backbone takes"
+            f" {f'{least} to' if least > 1 else 'at most'} {most} vectors"
+        )
+    if outputs and least > 1 and settings.codec == "pq":  # zeros would not stay zeros
+        raise SettingError("codec", "pq", "another, for the pooled vector of this backbone")
+    return least, most
+
+
+def _coding(job: D3MJob, least: int) -> Coding | None:
+    """Return how photographs are coded: without prompts, where these would cost too much."""
+    plan, own = job.plan, job.own
+    if plan.coding is None or plan.seeded:
+        return plan.coding
+    prompt = replace(
+        SMALLEST,
+        modes=own.modes or 1,
+        vectors=own.vectors or least,
+        codec=job.settings.codec or "i4",
+    )
+    return coding_alone(plan, partial(job.bytes_of, prompt))
 
 
 def _adapter(own: D3MSettings, backbone: Backbone) -> Coded | None:
