@@ -192,3 +192,46 @@ def test_unknown_curvature_gives_no_step() -> None:
     assert not found.steps(gradient, 4).any()
     found.learn(np.zeros((5, 4, 2, DIM)), np.zeros((5, 4)), np.ones((5, 4)), VALUES)
     assert not found.steps(gradient, 4).any()
+
+
+def test_wide_vectors_are_cut_into_equal_blocks() -> None:
+    for dim, blocks in ((1024, 1), (2048, 2), (2304, 3), (2560, 4), (7680, 8), (1031, 1031)):
+        assert Curvature.unknown(2, dim).matrices.shape == (
+            2 * blocks,
+            dim // blocks,
+            dim // blocks,
+        )
+
+
+def test_blocks_step_as_if_each_were_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a block that says nothing of it, a block steps as a vector of its own width."""
+    rng = np.random.default_rng(5)
+    gradients, losses = rng.standard_normal((4, 10, 2, DIM)), np.ones((4, 10))
+    monkeypatch.setattr(curvature, "WIDEST", DIM // 2)
+    cut = Curvature.unknown(2, DIM)
+    assert cut.matrices.shape == (4, DIM // 2, DIM // 2)
+    cut.learn(gradients, losses, losses, VALUES)
+    alone = Curvature.unknown(4, DIM // 2)
+    alone.learn(gradients.reshape(4, 10, 4, DIM // 2), losses, losses, VALUES)
+    np.testing.assert_array_equal(cut.matrices, alone.matrices)
+    steps = cut.steps(gradients.mean(1), 10)
+    assert steps.shape == (4, 2, DIM)
+    assert (np.einsum("rkd,rkd->r", gradients.mean(1), steps) <= 0).all()
+    matrices = cut.matrices / cut.seen
+    mean = np.trace(matrices, axis1=1, axis2=2).reshape(2, 2).mean(1).repeat(2) / (DIM // 2)
+    ridge = mean * (OWN / 10 + DIM // 2 / cut.seen[0])
+    inverse = np.linalg.inv(matrices + ridge[:, None, None] * np.eye(DIM // 2))
+    parts = gradients.mean(1).reshape(4, 4, DIM // 2)
+    wanted = -np.einsum("pde,rpe->rpd", inverse, parts).reshape(4, 2, DIM)
+    np.testing.assert_allclose(cut._damped(gradients.mean(1), OWN / 10), wanted, rtol=1e-9)
+
+
+def test_blocks_still_reach_more_than_plain_descent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curvature, "WIDEST", DIM // 2)
+    line, at = Line(2), np.zeros(DIM)
+    first = line.excess(at)
+    found = learned(line, 20, at)
+    for _ in range(10):
+        gradients, _ = line.samples(1, 10, at)
+        at = at + found.steps(gradients.mean(1), 10)[0, 0]
+    assert line.excess(at) < 0.2 * first

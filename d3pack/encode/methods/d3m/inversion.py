@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from d3pack.backbones import Backbone, Condition
+from d3pack.encode.estimate import seconds_of
 from d3pack.encode.methods.d3m.curvature import TRUST, Curvature
 from d3pack.encode.methods.d3m.samples import BINS, Density, Draws, Latents, Samples
 from d3pack.encode.settings import D3MSettings
@@ -70,6 +71,16 @@ def fresh_state(start: Array) -> dict[str, Array]:
 def groups_of(rows: int, slots: int) -> list[Array]:
     """Return the rows of each group: as few groups as slots allow, of equal size but for one."""
     return np.array_split(np.arange(rows), -(-rows // slots))
+
+
+def solve_seconds(rows: int, vectors: int, width: int, slots: int) -> float:
+    """Return the seconds that a step of all groups takes beside the backbone's own."""
+    groups = groups_of(rows, slots)
+    known = Curvature.unknown(vectors, width)
+    known.matrices[:], known.seen[:] = np.eye(known.matrices.shape[1]), 1
+    gradients = np.ones((len(groups[0]), vectors, width))
+    with threadpool_limits(1, user_api="blas"):
+        return len(groups) * seconds_of(lambda: known.steps(gradients, 1))
 
 
 class Inversion:

@@ -32,7 +32,7 @@ from d3pack.encode.estimate import seconds_of, teacher_seconds
 from d3pack.encode.finish import SHEET_IMAGES, sample_provenance
 from d3pack.encode.methods.d3m.collages import clusters, make_collages
 from d3pack.encode.methods.d3m.guidance import MOST_CLASSES, best_guidance, trial_images
-from d3pack.encode.methods.d3m.inversion import Fitted, Inversion, groups_of
+from d3pack.encode.methods.d3m.inversion import Fitted, Inversion, groups_of, solve_seconds
 from d3pack.encode.methods.dit import unknown_names_note
 from d3pack.encode.pilots import pilot_seconds
 from d3pack.encode.plan import (
@@ -318,11 +318,13 @@ class D3MJob:
         looked = sum(min(count, own.pool) for count in self.source.counts)
         kept = min(own.collages, -(-looked // classes // details.factor**2)) * classes
         step, latents, image = self._seconds()
+        solve = solve_seconds(rows, allocation.vectors, details.width, own.slots)
         stages = {}
         if plan.needs_prompts:
             stages["collages"] = looked * (read + 2e-4 * details.crops) + kept * latents
             # about three quarters of the steps are used before a row stops gaining
-            stages["inversion"] = rows * each * (0.75 * own.steps + own.cool) * step
+            steps = 0.75 * own.steps + own.cool
+            stages["inversion"] = steps * (rows * each * step + solve)
         if self.settings.teacher == "train":
             stages["teacher"] = (
                 teacher_seconds(self.source, plan.typical, self.settings, str(self.backbone.device))
