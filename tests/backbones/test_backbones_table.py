@@ -243,10 +243,12 @@ def test_readme_repeats_rows_of_the_guide() -> None:
     for name, row in short.items():
         full = rows[name]
         fourth = [full[f"{what} in f16, i4"].split(", ")[-1] for what in ("a token", "an output")]
+        tera = full["TFLOP a pass, an image"].split(", ")[0]
         assert row == {
             "backbone": name,
             "licence": full["licence"],
             "pixels; steps": f"{full['pixels']}; {full['steps']}",
+            "parameters; TFLOP a pass": f"{full['parameters']}; {tera}",
             "to decode tokens, outputs": full["to decode tokens, outputs"],
             "bytes a class: a token, an output": "; ".join(fourth),
         }
