@@ -12,8 +12,9 @@
     └── NoSpaceError                exit 1   the disk is full; nothing is lost
 
 `d3pack.sources` adds BadImageError, `d3pack.dataset` TransformError, `d3pack.teachers` TeacherError
-and `d3pack.system` JournalError. A class is something to catch; a code says exactly what is wrong.
-Codes are stable: scripts and the conformance corpus (`spec/vectors/index.json`) rely on them.
+and `d3pack.system` JournalError and WaitingError (exit 8). A class is something to catch; a code
+says exactly what is wrong. Codes are stable: scripts and the conformance corpus
+(`spec/vectors/index.json`) rely on them.
 """
 
 from __future__ import annotations
@@ -115,6 +116,7 @@ CODES: Mapping[str, tuple[str, str]] = {
     "E_TRANSFORM": ("TransformError", "a transform failed or returned something else"),
     "E_TEACHER": ("TeacherError", "the teacher cannot be used"),
     "E_JOURNAL": ("JournalError", "the work directory cannot be used as it is"),
+    "E_WAITING": ("WaitingError", "a shard needs results of other shards first"),
 }
 
 

@@ -45,6 +45,8 @@ from d3pack.system.settings import nested as nested
 from d3pack.system.settings import option as option
 from d3pack.system.settings import options_of as options_of
 from d3pack.system.settings import plain as plain
+from d3pack.system.shard import Shard as Shard
+from d3pack.system.shard import WaitingError as WaitingError
 from d3pack.system.text import clock as clock
 from d3pack.system.text import count as count
 from d3pack.system.text import duration as duration
