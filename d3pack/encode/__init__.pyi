@@ -13,7 +13,9 @@ from d3pack.encode.contract import method_settings as method_settings
 from d3pack.encode.contract import open_method as open_method
 from d3pack.encode.driver import check_output as check_output
 from d3pack.encode.driver import encode as encode
+from d3pack.encode.driver import encode_shard as encode_shard
 from d3pack.encode.driver import estimate_encode as estimate_encode
+from d3pack.encode.driver import merge as merge
 from d3pack.encode.embeddings import export_embeddings as export_embeddings
 from d3pack.encode.embeddings import import_embeddings as import_embeddings
 from d3pack.encode.plan import EncodePlan as EncodePlan

@@ -15,8 +15,9 @@ import torch
 
 from d3pack.backbones import Backbone
 from d3pack.decode import Decoder
+from d3pack.encode.contract import EncodeRun
 from d3pack.format import Pack
-from d3pack.system import Arrays, Events, Journal
+from d3pack.system import Arrays, Journal
 from d3pack.teachers import Teacher, batched
 
 Array = npt.NDArray[np.float32]
@@ -43,33 +44,40 @@ class Answers:
 
 
 def ask_teacher(
-    pack: Pack, backbone: Backbone, teacher: Teacher, journal: Journal, events: Events, folder: str
+    run: EncodeRun,
+    pack: Pack,
+    backbone: Backbone,
+    teacher: Teacher,
+    folder: str,
+    *,
+    last: bool = False,
 ) -> Callable[[int], Answers]:
     """Make every image of a pack and keep the teacher's answers in `folder` of the journal.
+
+    Args:
+        last: whether a shard has nothing to do after this.
 
     Returns:
         A function that reads the answers for a class.
     """
     names = [f"{folder}/{c:06d}" for c in range(len(pack.classes))]
-    missing = [c for c, name in enumerate(names) if not is_stored(journal, name)]
-    with events.stage(f"make and judge {folder.partition('/')[0]}", len(names), "classes"):
+    stage = f"make and judge {folder.partition('/')[0]}"
+    done = sum(map(run.journal.has, names))
+    with run.events.stage(stage, len(names), "classes"):
         decoder = Decoder(pack, device=backbone.device, backbone=backbone)
-        for done, c in enumerate(missing, len(names) - len(missing) + 1):
+        for c in run.units(stage, names, last=last):
             images = decoder.images([(c, i) for i in range(pack.images_per_class)]).cpu()
             logits, features = batched(teacher, images)
-            journal.save(names[c], {"logits": logits.numpy(), "features": features.numpy()}, {})
-            events.step(done, samples=done * pack.images_per_class)
+            arrays = {"logits": logits.numpy(), "features": features.numpy()}
+            run.journal.save(names[c], arrays, {})
+            done += 1
+            run.events.step(done, samples=done * pack.images_per_class)
 
     def answers(c: int) -> Answers:
-        arrays = stored_arrays(journal, names[c])
+        arrays = stored_arrays(run.journal, names[c])
         return Answers(arrays["logits"], arrays["features"])
 
     return answers
-
-
-def is_stored(journal: Journal, name: str) -> bool:
-    """Return whether the journal has arrays of that name."""
-    return (journal.folder / f"{name}.safetensors").exists()
 
 
 def stored_arrays(journal: Journal, name: str) -> Arrays:

@@ -59,28 +59,39 @@ def with_codes(
     pack: Pack,
     backbone: Backbone,
     photographs: Callable[[int], Tensor],
+    *,
+    last: bool = False,
 ) -> Pack:
-    """Return the pack with codes of photographs in front of the images of every class."""
+    """Return the pack with codes of photographs in front of the images of every class.
+
+    Args:
+        last: whether a shard has nothing to do after this.
+    """
     count, total = plan.codes, len(pack.classes) * plan.codes
     coding = plan.coding
     assert coding is not None
     if not can_code(backbone, coding):
         raise UsageError("the backbone was not trained on the noise levels of codes")
     names = [f"{_name(coding)}/{c:06d}" for c in range(len(pack.classes))]
+
+    def is_done(c: int) -> bool:
+        stored = run.journal.load(names[c])
+        return stored is not None and len(stored[0]["atoms"]) >= count
+
+    done = count * sum(map(is_done, range(len(names))))
     with run.events.stage("code photographs", total, "images"):
-        for c, name in enumerate(names):
-            stored = run.journal.load(name)
-            if stored is None or len(stored[0]["atoms"]) < count:
-                photos = photographs(c)
-                with torch.no_grad():
-                    step = max(1, _PIXELS // math.prod(photos.shape[2:]))
-                    parts = [backbone.encode(part).float() for part in photos.split(step)]
-                coder = Coder(backbone, coding, pack, c, run.settings.code_tried)
-                with tuned(backbone, pack.adapter):
-                    atoms, signs = coder.code(torch.cat(parts))
-                run.remember_skipped()
-                run.journal.save(name, {"atoms": atoms, "signs": signs}, {})
-            run.events.step((c + 1) * count, samples=(c + 1) * count)
+        for c in run.units("code photographs", names, done=is_done, last=last):
+            photos = photographs(c)
+            with torch.no_grad():
+                step = max(1, _PIXELS // math.prod(photos.shape[2:]))
+                parts = [backbone.encode(part).float() for part in photos.split(step)]
+            coder = Coder(backbone, coding, pack, c, run.settings.code_tried)
+            with tuned(backbone, pack.adapter):
+                atoms, signs = coder.code(torch.cat(parts))
+            run.remember_skipped()
+            run.journal.save(names[c], {"atoms": atoms, "signs": signs}, {})
+            done += count
+            run.events.step(done, samples=done)
     rows = [stored_arrays(run.journal, name) for name in names]
     atoms, signs = (np.stack([row[key][:count] for row in rows]) for key in ("atoms", "signs"))
     codes = encode_codes(Codes(coding, count, atoms.astype(np.int64), signs))

@@ -7,7 +7,8 @@ provenance, contact sheets and writing. Other packages bring methods by entry po
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from d3pack.encode.settings import ClassCondSettings, D3MSettings, EncodeSettings, MinimaxSettings
 from d3pack.errors import UsageError
-from d3pack.system import load
+from d3pack.system import Shard, WaitingError, load
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +46,8 @@ _BUILT_IN: Mapping[str, tuple[str, type]] = {
     "minimax": ("d3pack.encode.methods.minimax.method:Minimax", MinimaxSettings),
 }
 _SKIPPED = "skipped"  # in the journal
+_LOOK_SECONDS = 1.0  # between two looks for what other shards have finished
+_NAMED_SHARDS = 8  # that a message lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +60,95 @@ class EncodeContext:
 
 @dataclass(frozen=True, slots=True)
 class EncodeRun:
-    """One run of a job: what it reads, where it keeps its state, and whom it reports to."""
+    """One run of a job: what it reads, where it keeps its state, and whom it reports to.
+
+    Attributes:
+        shard: the share of the work that this process does.
+        merging: whether it does none of it, and puts together what all shards have done.
+        wait: whether it waits for other shards, or stops where it needs them.
+    """
 
     source: Source
     settings: EncodeSettings
     context: EncodeContext
     journal: Journal
     events: Events
+    shard: Shard = Shard()
+    merging: bool = False
+    wait: bool = False
+
+    @property
+    def is_shard(self) -> bool:
+        """Whether others do a part of the work."""
+        return self.shard.count > 1 and not self.merging
+
+    def owns(self, unit: int) -> bool:
+        """Return whether this process does a unit of a stage."""
+        return not self.merging and self.shard.owns(unit)
+
+    def units(
+        self,
+        stage: str,
+        names: Sequence[str],
+        *,
+        done: Callable[[int], bool] | None = None,
+        last: bool = False,
+    ) -> Iterator[int]:
+        """Yield the numbers of the units that this process has to make; then all are there.
+
+        Args:
+            stage: what is done, for messages.
+            names: where the journal keeps the arrays of each unit.
+            done: whether a unit is there; by default, whether the journal has its arrays.
+            last: whether a shard has nothing to do after this stage.
+
+        Raises:
+            ShardFinishedError: this was the last stage, and others still work on it.
+            WaitingError: units of other shards are missing.
+        """
+        is_done = done or (lambda unit: self.journal.has(names[unit]))
+        for unit in range(len(names)):
+            if self.owns(unit) and not is_done(unit):
+                yield unit
+        missing = [unit for unit in range(len(names)) if not is_done(unit)]
+        if missing and self.is_shard and last:
+            raise ShardFinishedError(f"shard {self.shard} has finished")
+        if missing and self.wait:
+            self.events.note(f"waiting: {self._missing(stage, missing)}")
+        while missing:
+            self.journal.compare_parts()
+            if not self.wait:
+                raise WaitingError(
+                    self._missing(stage, missing),
+                    hint="run them first" if self.merging else "run this one again after them",
+                )
+            time.sleep(_LOOK_SECONDS)
+            missing = [unit for unit in missing if not is_done(unit)]
+
+    def _missing(self, stage: str, units: Sequence[int]) -> str:
+        count = self.shard.count
+        shards = sorted({unit % count + 1 for unit in units})
+        names = ", ".join(map(str, shards[:_NAMED_SHARDS])) + ", ..." * (
+            len(shards) > _NAMED_SHARDS
+        )
+        which = f"shard {names}" if len(shards) == 1 else f"shards {names}"
+        has = "has" if len(shards) == 1 else "have"
+        return f"{which} of {count} {has} not finished the stage {stage!r}"
+
+    def once(self, stage: str, name: str, *, last: bool = False) -> bool:
+        """Return whether this process has to do what is done once for all shards.
+
+        Args:
+            stage: what is done, for messages.
+            name: of the fact that the journal has when it is done.
+            last: whether a shard has nothing to do after this stage.
+
+        Raises:
+            WaitingError: another shard does it, and has not finished.
+        """
+        for _ in self.units(stage, [name], done=lambda _: name in self.journal, last=last):
+            return True
+        return False
 
     def remember_skipped(self) -> None:
         """Record the files that were left out, before a stage that has opened files is done.
@@ -71,20 +156,23 @@ class EncodeRun:
         A run that goes on does not open them again, and must still list them.
         """
         names = [[skip.class_name, skip.key, skip.reason] for skip in self.source.skipped]
-        if names and (_SKIPPED not in self.journal or self.journal[_SKIPPED] != names):
+        if names and self.journal.facts.get(_SKIPPED) != names:
             self.journal.record(_SKIPPED, names)
 
     def recall_skipped(self) -> None:
         """Open the recorded files again: they are listed, or an error where none may be bad."""
-        if _SKIPPED not in self.journal:
-            return
-        for class_name, key, _ in self.journal[_SKIPPED]:
+        skipped = [skip for names in self.journal.everywhere(_SKIPPED) for skip in names]
+        for class_name, key, _ in skipped:
             if class_name not in self.source.classes:
                 continue  # left out by its name: the source has listed it already
             c = self.source.classes.index(class_name)
             keys = list(self.source.names(c))
             if key in keys:
                 self.source.get(c, keys.index(key))
+
+
+class ShardFinishedError(WaitingError):
+    """A shard has done all of its work."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from d3pack.decode import backbone_path, reproducible_cuda
-from d3pack.encode.contract import EncodeContext, EncodeRun, Job, Method, open_method, own_settings
+from d3pack.encode.contract import (
+    EncodeContext,
+    EncodeRun,
+    Job,
+    Method,
+    ShardFinishedError,
+    open_method,
+    own_settings,
+)
 from d3pack.encode.finish import finish
+from d3pack.encode.parts import part_of, parts_folder, read_calls, record_call
 from d3pack.encode.plan import EncodePlan
 from d3pack.encode.settings import EncodeSettings
 from d3pack.errors import InvalidPackError, NotFoundError, UsageError
@@ -21,6 +30,7 @@ from d3pack.system import (
     Events,
     Journal,
     Listener,
+    Shard,
     all_plain,
     digest,
     disk_full_as_error,
@@ -32,7 +42,16 @@ from d3pack.system import (
 from d3pack.teachers import teacher_cache
 
 # folders of the journal that are not needed when the pack is written
-_TEMPORARY = ("classes", "candidates", "codes", "labels", "teacher", "training", "tuning")
+_TEMPORARY = (
+    "classes",
+    "candidates",
+    "codes",
+    "groups",
+    "labels",
+    "teacher",
+    "training",
+    "tuning",
+)
 _ROOT = "root"  # in the journal: identity of the pack that the run has led to
 _BACKBONE = "backbone"  # in the journal: digest of the lock of a trained backbone
 
@@ -112,40 +131,188 @@ def encode(
         >>> pack = encode("photos/", "photos.d3m", settings)  # doctest: +SKIP
     """
     output = check_output(output)
-    source, settings = _opened(source), settings or EncodeSettings()
-    method = method or open_method(settings.method)
-    job, context = _prepare(method, source, settings, teachers)
-    plan = job.describe()
-    events = Events(list(listeners))
-    events.emit("plan", lines=plan.lines())
-    with events.stage("look through the source", len(source.classes), "classes"):
-        source.fingerprint(events.step)
     work = output.with_name(output.name + ".work")
-    key = _journal_key(source, settings, own_settings(method, settings), plan)
-    with closing(Journal(work, key, restart=restart, start_over="set restart")) as journal:
-        if (finished := _finished(journal, output)) is not None:
+    whole = _Encoding(_opened(source), settings, method, teachers, listeners)
+    return whole.write(work, output, restart=restart, overwrite=overwrite)
+
+
+@disk_full_as_error()
+def encode_shard(
+    source: Source | str | Path,
+    output: str | Path,
+    shard: Shard,
+    settings: EncodeSettings | None = None,
+    *,
+    method: Method | None = None,
+    listeners: Sequence[Listener] = (),
+    restart: bool = False,
+    wait: bool = False,
+    teachers: Path | None = None,
+) -> Path:
+    """Do one share of an encoding; `merge` makes the pack when all are done.
+
+    Each shard keeps what it has done in a part, the directory `<output>.parts/NUMBER-of-COUNT`, and
+    reads what it needs of other shards from theirs. So the shards run at the same time where they
+    share storage, or one after another, each as often as it takes.
+
+    Args:
+        source: as for `encode`, the same images for all shards.
+        output: the file that `merge` is to write.
+        shard: which share; what a share has to do does not depend on how many there are.
+        settings: as for `encode`, the same for all shards.
+        method: as for `encode`.
+        listeners: as for `encode`.
+        restart: discard what an earlier run of this shard left.
+        wait: wait for other shards where their results are needed.
+        teachers: as for `encode`.
+
+    Returns:
+        The part, which is complete.
+
+    Raises:
+        WaitingError: results of other shards are needed first; the same call goes on later.
+        UsageError: another part was made with other settings.
+
+    Example:
+        >>> from d3pack.system import Shard
+        >>> encode_shard("photos/", "photos.d3m", Shard(3, 8), wait=True)  # doctest: +SKIP
+    """
+    output = check_output(output)
+    encoding = _Encoding(_opened(source), settings, method, teachers, listeners)
+    return encoding.do_share(parts_folder(output), shard, restart=restart, wait=wait)
+
+
+@disk_full_as_error()
+def merge(
+    parts: Sequence[str | Path],
+    output: str | Path,
+    source: Source | str | Path | None = None,
+    *,
+    method: Method | None = None,
+    listeners: Sequence[Listener] = (),
+    overwrite: bool = False,
+    teachers: Path | None = None,
+) -> Pack:
+    """Write the pack of an encoding from the parts of all of its shards.
+
+    Args:
+        parts: directories that `encode_shard` made, of all shards of one encoding.
+        output: the file to write.
+        source: the real images, if they are no longer where the shards found them.
+        method: as for `encode`.
+        listeners: as for `encode`.
+        overwrite: replace an output that exists.
+        teachers: as for `encode`.
+
+    Returns:
+        The pack: byte for byte that of `encode` on the same kind of machine.
+
+    Raises:
+        NotFoundError: a part does not exist.
+        UsageError: parts are missing, or belong to different encodings.
+        WaitingError: a shard has not finished.
+    """
+    output = check_output(output)
+    folders = [Path(part) for part in parts]
+    call, count = read_calls(folders)
+    if source is None:
+        source = call.open()
+    work = output.with_name(output.name + ".work")
+    encoding = _Encoding(_opened(source), call.settings, method, teachers, listeners)
+    return encoding.write(work, output, overwrite=overwrite, parts=folders, shards=count)
+
+
+class _Encoding:
+    """One encoding: a job and what it needs to run."""
+
+    def __init__(
+        self,
+        source: Source,
+        settings: EncodeSettings | None,
+        method: Method | None,
+        teachers: Path | None,
+        listeners: Sequence[Listener],
+    ) -> None:
+        self.source, self.settings = source, settings or EncodeSettings()
+        self.method = method or open_method(self.settings.method)
+        self.job, self.context = _prepare(self.method, source, self.settings, teachers)
+        self.plan, self.events = self.job.describe(), Events(list(listeners))
+        self.events.emit("plan", lines=self.plan.lines())
+        with self.events.stage("look through the source", len(source.classes), "classes"):
+            source.fingerprint(self.events.step)
+        own = own_settings(self.method, self.settings)
+        self.key = _journal_key(source, self.settings, own, self.plan)
+
+    def write(
+        self,
+        work: Path,
+        output: Path,
+        *,
+        restart: bool = False,
+        overwrite: bool = False,
+        parts: Sequence[Path] = (),
+        shards: int = 1,
+    ) -> Pack:
+        """Run the job, or put together what shards have done, and write the pack."""
+        with self._journal(work, restart, parts) as journal:
+            if (finished := _finished(journal, output)) is not None:
+                _remove_temporary(journal)
+                return finished
+            _check_free(output, overwrite, journal)
+            run = self._run(journal, shard=Shard(1, shards), merging=bool(parts))
+            with _deterministic(self.context.device):
+                draft = self.job.run(run)
+                pack = finish(run, self.plan, draft, self.method.name)
+            # for the user, not for the pack
+            write_text(work / "skipped.txt", self.source.skipped_lines())
+            if draft.trained is not None:
+                _publish_backbone(draft.trained, output, journal)
+            journal.record(_ROOT, pack.root)  # first: a file with that root is ours, and complete
+            write(pack, output)
             _remove_temporary(journal)
-            return finished
-        _check_free(output, overwrite, journal)
-        log = log_file(work / "log.txt")
-        log({"event": "plan", "lines": plan.lines()})
-        events.listeners.append(log)
-        run = EncodeRun(source, settings, context, journal, events)
+            self.events.emit("done", root=pack.root, bytes=output.stat().st_size)
+            return pack
+
+    def do_share(self, folder: Path, shard: Shard, *, restart: bool, wait: bool) -> Path:
+        """Run the job as far as it is this shard's; return its part."""
+        part = part_of(folder, shard)
+        folder.mkdir(exist_ok=True)
+        others = [
+            part_of(folder, Shard(number, shard.count))
+            for number in range(1, shard.count + 1)
+            if number != shard.number
+        ]
+        with self._journal(part, restart, others) as journal:
+            record_call(journal, self.source, self.settings, shard)
+            run = self._run(journal, shard=shard, wait=wait)
+            try:
+                with _deterministic(self.context.device):
+                    finish(run, self.plan, self.job.run(run), self.method.name)
+            except ShardFinishedError:
+                pass
+            self.events.emit("shard", shard=str(shard))
+        return part
+
+    @contextmanager
+    def _journal(self, folder: Path, restart: bool, parts: Sequence[Path]) -> Iterator[Journal]:
+        start_over = "set restart"
+        journal = Journal(folder, self.key, restart=restart, start_over=start_over, parts=parts)
+        with closing(journal):
+            journal.compare_parts()
+            log = log_file(folder / "log.txt")
+            log({"event": "plan", "lines": self.plan.lines()})
+            self.events.listeners.append(log)
+            try:
+                yield journal
+            finally:
+                self.events.listeners.remove(log)
+
+    def _run(self, journal: Journal, **share: Any) -> EncodeRun:
+        run = EncodeRun(self.source, self.settings, self.context, journal, self.events, **share)
         if journal.begun:
-            events.note("going on where the last run stopped")
+            self.events.note("going on where the last run stopped")
             run.recall_skipped()
-        with _deterministic(context.device):
-            draft = job.run(run)
-            pack = finish(run, plan, draft, method.name)
-        # for the user, not for the pack
-        write_text(work / "skipped.txt", source.skipped_lines())
-        if draft.trained is not None:
-            _publish_backbone(draft.trained, output, journal)
-        journal.record(_ROOT, pack.root)  # first: a file with that root is ours, and complete
-        write(pack, output)
-        _remove_temporary(journal)
-        events.emit("done", root=pack.root, bytes=output.stat().st_size)
-        return pack
+        return run
 
 
 def check_output(output: str | Path) -> Path:

@@ -24,7 +24,7 @@ from d3pack.encode.candidates import (
     probabilities,
 )
 from d3pack.encode.codes import choose_photographs, with_codes
-from d3pack.encode.contract import Draft, EncodeRun
+from d3pack.encode.contract import Draft, EncodeRun, ShardFinishedError
 from d3pack.encode.pilots import choose_split
 from d3pack.encode.plan import EncodePlan
 from d3pack.encode.settings import EncodeSettings, parse_labels, recorded_settings
@@ -41,17 +41,24 @@ MANY = 100  # classes; sheets of more show one image of each
 
 
 def finish(run: EncodeRun, plan: EncodePlan, draft: Draft, method: str) -> Pack:
-    """Return the pack of a draft; what a killed run has finished is not done again."""
+    """Return the pack of a draft; what a killed run has finished is not done again.
+
+    Raises:
+        ShardFinishedError: the run is a shard, and has done its share.
+        WaitingError: the run is a shard, and needs what others do.
+    """
     if plan.pilots:
         plan = _split(run, plan, draft, method)
     allocation, backbone = plan.allocation, draft.backbone
-    pack = _with_images(run, plan, draft, method)
+    pack = _with_images(run, plan, draft, method, last=allocation.labels == "none")
     metrics = dict(draft.metrics)
     if allocation.labels != "none":
         teacher = _teacher_of(draft, method)
-        answers = ask_teacher(pack, backbone, teacher, run.journal, run.events, "labels")
+        answers = ask_teacher(run, pack, backbone, teacher, "labels", last=True)
         metrics["agreement"] = agreement(answers, len(pack.classes))
         pack = with_labels(pack, answers, allocation.labels, run.settings.label_temperature)
+    if run.is_shard:
+        raise ShardFinishedError(f"shard {run.shard} has finished")
     pack = with_probes(pack, backbone, allocation.probes)
     record = provenance(
         method,
@@ -92,17 +99,25 @@ def _split(run: EncodeRun, plan: EncodePlan, draft: Draft, method: str) -> Encod
     return choose_split(run, plan, draft.backbone, make, size_of)
 
 
-def _with_images(run: EncodeRun, plan: EncodePlan, draft: Draft, method: str) -> Pack:
-    """Return the pack of a draft with picked seeds and codes, as the plan has them."""
+def _with_images(
+    run: EncodeRun, plan: EncodePlan, draft: Draft, method: str, *, last: bool = False
+) -> Pack:
+    """Return the pack of a draft with picked seeds and codes, as the plan has them.
+
+    Args:
+        last: whether a shard has nothing to do after this.
+    """
     pack, backbone = draft.pack(plan), draft.backbone
     if plan.allocation.candidates > 1 and plan.seeded:
-        pack = _with_picks(run, pack, plan.allocation, backbone, _teacher_of(draft, method))
+        teacher = _teacher_of(draft, method)
+        alone = last and not plan.codes
+        pack = _with_picks(run, pack, plan.allocation, backbone, teacher, last=alone)
     if plan.codes:
         photographs = draft.photographs
         if photographs is None:
             teacher = _teacher_of(draft, method)
             photographs = partial(choose_photographs, run, plan, teacher)
-        pack = with_codes(run, plan, pack, backbone, photographs)
+        pack = with_codes(run, plan, pack, backbone, photographs, last=last)
     return pack
 
 
@@ -116,7 +131,13 @@ def _teacher_of(draft: Draft, method: str) -> Teacher:
 
 
 def _with_picks(
-    run: EncodeRun, pack: Pack, allocation: Allocation, backbone: Backbone, teacher: Teacher
+    run: EncodeRun,
+    pack: Pack,
+    allocation: Allocation,
+    backbone: Backbone,
+    teacher: Teacher,
+    *,
+    last: bool,
 ) -> Pack:
     """Make candidates and keep the best."""
     count = pack.images_per_class
@@ -124,7 +145,7 @@ def _with_picks(
     total = candidates_of(count, allocation.modes, allocation.candidates, allocation.share)
     many = replace(pack, images_per_class=total)
     folder = f"candidates/{total}"  # pilots may ask for several numbers
-    answers = ask_teacher(many, backbone, teacher, run.journal, run.events, folder)
+    answers = ask_teacher(run, many, backbone, teacher, folder, last=last)
     orders = [pick_order(answers(c), c, count, lanes) for c in range(len(pack.classes))]
     return replace(pack, picks=encode_picks(orders, lanes))
 

@@ -7,10 +7,9 @@ are tested on real training images of which no pack of this run holds a code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
-from typing import Any
 
 from d3pack.backbones import Backbone
 from d3pack.decode import Decoder
@@ -41,7 +40,7 @@ PICKS_SHARE = 10  # picks beside codes may take a tenth of the budget
 MARGIN = 16  # bytes: a figure in the manifest may have a digit more
 FINER = (12, 14)  # bits of larger codebooks, tried in turn where codes pay
 PILOTS = 8  # about so many students, for estimates
-_NAME = "pilots"  # in the journal
+_NAME = "pilot {}: {}"  # in the journal: the accuracy of a student of a split
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,48 +159,63 @@ class _Race:
     plan: EncodePlan
     backbone: Backbone
     make: Callable[[EncodePlan], Pack]
+    _packs: dict[str, Pack] = field(default_factory=dict)
     _images: dict[str, LabelledImages] = field(default_factory=dict)
     _test: LabelledImages | None = None
 
     def best(self, splits: Sequence[Split]) -> Split:
         """Return the split that is ahead."""
-        marks = {split.text: [self._accuracy(split, 0)] for split in splits}
+        marks = self._accuracies(splits, [0])
         ahead = max(fmean(values) for values in marks.values())
         left = sorted(splits, key=lambda split: -marks[split.text][0])[:FINALISTS]
         left = [split for split in left if marks[split.text][0] >= ahead - TRAILING]
-        for seed in range(1, ROUNDS if len(left) > 1 else 1):
-            for split in left:
-                marks[split.text].append(self._accuracy(split, seed))
+        if len(left) > 1:
+            marks = self._accuracies(left, range(ROUNDS))
         return max(left, key=lambda split: fmean(marks[split.text]))
 
-    def _accuracy(self, split: Split, seed: int) -> float:
-        """Accuracy of a student on the images that were held back."""
-        journal, events = self.run.journal, self.run.events
-        known: dict[str, Any] = dict(journal[_NAME]) if _NAME in journal else {}
-        name = f"{split.text}, {seed}"
-        if name not in known:
-            train, test = self._images_of(split), self._held()
-            protocol = pilot_protocol(self.plan)
-            with events.stage(f"pilot {seed + 1} of {split.name}", self.plan.pilots, "updates"):
-                history = train_student(
-                    train,
-                    test,
-                    protocol,
-                    seed,
-                    classes=len(self.plan.classes),
-                    updates=self.plan.pilots,
-                    device=self.backbone.device,
-                    progress=lambda done, total: events.step(done),
-                )
-            known[name] = round(history.last, 4)
-            journal.record(_NAME, known)
-            events.note(f"pilot {seed + 1}: {split.text}: {100 * known[name]:.1f} %")
-        return float(known[name])
+    def _accuracies(
+        self, splits: Sequence[Split], seeds: Sequence[int]
+    ) -> Mapping[str, list[float]]:
+        """Accuracies of students on the images that were held back, seed by seed."""
+        journal = self.run.journal
+        runs = [(split, seed) for seed in seeds for split in splits]
+        names = [_NAME.format(seed + 1, split.text) for split, seed in runs]
+        if not all(name in journal for name in names):
+            for split in splits:  # each shard does its share of what all students need
+                self._pack_of(split)
+        for unit in self.run.units("pilots", names, done=lambda unit: names[unit] in journal):
+            accuracy = round(self._train(*runs[unit]), 4)
+            journal.record(names[unit], accuracy)
+            self.run.events.note(f"{names[unit]}: {100 * accuracy:.1f} %")
+        return {
+            split.text: [journal[_NAME.format(seed + 1, split.text)] for seed in seeds]
+            for split in splits
+        }
+
+    def _train(self, split: Split, seed: int) -> float:
+        train, test, events = self._images_of(split), self._held(), self.run.events
+        with events.stage(f"pilot {seed + 1} of {split.name}", self.plan.pilots, "updates"):
+            history = train_student(
+                train,
+                test,
+                pilot_protocol(self.plan),
+                seed,
+                classes=len(self.plan.classes),
+                updates=self.plan.pilots,
+                device=self.backbone.device,
+                progress=lambda done, total: events.step(done),
+            )
+        return history.last
+
+    def _pack_of(self, split: Split) -> Pack:
+        if split.text not in self._packs:
+            self._packs[split.text] = self.make(split.plan)
+        return self._packs[split.text]
 
     def _images_of(self, split: Split) -> LabelledImages:
         """All images of the trial pack, at the size that students see."""
         if split.text not in self._images:
-            pack = self.make(split.plan)
+            pack = self._pack_of(split)
             decoder = Decoder(pack, device=self.backbone.device, backbone=self.backbone)
             each, parts = pack.images_per_class, []
             with self.run.events.stage(f"make images of {split.name}", len(pack), "images"):

@@ -83,6 +83,13 @@ class EncodePlan:
         """Whether any image is made under a prompt."""
         return self.coding is None or self.coding.prompts or self.seeded > 0
 
+    @property
+    def makes_images(self) -> bool:
+        """Whether images are made, or photographs coded, when the method has learned."""
+        allocation = self.allocation
+        picks = allocation.candidates > 1 and self.seeded > 0
+        return bool(picks or self.codes or self.pilots or allocation.labels != "none")
+
     def to_json(self) -> dict[str, Any]:
         """Return what a run must have in common with the one that it continues."""
         value = asdict(self)

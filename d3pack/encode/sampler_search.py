@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +32,8 @@ from d3pack.teachers import Teacher
 STEPS = (4, 6, 8, 12, 18)
 GUIDANCES = (1.0, 1.5, 2.5, 4.0)
 SLACK = 1.05
-_NAME = "sampler"  # in the journal
+_NAME = "sampler {}"  # in the journal: what a sampling came to
+_SPEED = "speed"  # in the journal
 
 Images = npt.NDArray[np.uint8]
 
@@ -127,20 +127,20 @@ def best_sampling(
     each = max(4, images // len(classes))
     # noise of its own: the images of the pack are not those that chose the sampler
     trial = replace(pack, images_per_class=each, seed=pack.seed + 2**63)
-    if "speed" not in journal:
-        journal.record("speed", _measure_speed(trial, backbone))
-    speed = Speed(**journal["speed"])
-    features = [_features(teacher, draft.real(c, 4 * each)) for c in classes]
-    results: dict[str, Any] = dict(journal[_NAME]) if _NAME in journal else {}
-    with run.events.stage("choose the sampler", len(samplings), "settings"):
-        for done, sampling in enumerate(samplings, 1):
-            if str(sampling) not in results:
-                recipe = with_sampling(trial.recipe, backbone, sampling)
-                one = replace(trial, recipe=recipe)
-                results[str(sampling)] = _try(one, backbone, teacher, features)
-                journal.record(_NAME, results)
-            run.events.step(done, **results[str(sampling)])
-    trials = [Trial(sampling, **results[str(sampling)]) for sampling in samplings]
+    names, stage = [_NAME.format(sampling) for sampling in samplings], "choose the sampler"
+    if run.once(stage, names[-1]):  # by one shard: speeds of two machines do not compare
+        if _SPEED not in journal:
+            journal.record(_SPEED, _measure_speed(trial, backbone))
+        features = [_features(teacher, draft.real(c, 4 * each)) for c in classes]
+        with run.events.stage(stage, len(samplings), "settings"):
+            for done, (name, sampling) in enumerate(zip(names, samplings, strict=True), 1):
+                if name not in journal:
+                    recipe = with_sampling(trial.recipe, backbone, sampling)
+                    one = replace(trial, recipe=recipe)
+                    journal.record(name, _try(one, backbone, teacher, features))
+                run.events.step(done, **journal[name])
+    speed = Speed(**journal[_SPEED])
+    trials = [Trial(s, **journal[name]) for s, name in zip(samplings, names, strict=True)]
     best = choose(trials, speed, decode_seconds / len(pack) if decode_seconds else 0.0)
     run.events.note(
         f"sampler: {best.sampling}: {100 * best.right:.1f} % right, distance {best.distance:.4f}, "

@@ -6,9 +6,11 @@ import hashlib
 
 from d3pack.encode.contract import EncodeRun
 from d3pack.errors import UsageError
+from d3pack.system import replace_file
 from d3pack.teachers import Teacher, TransformersTeacher, teacher_config, teacher_key, train_teacher
 
 _KEY = "teacher key"  # in the journal: which teacher of the cache the run began with
+_WEIGHTS = "teacher.safetensors"  # in the journal of the shard that has trained it for all
 
 
 def open_teacher(run: EncodeRun, typical: int) -> Teacher:
@@ -52,8 +54,13 @@ def _open(run: EncodeRun, typical: int) -> Teacher:
         raise UsageError("teacher_map needs a teacher", hint="name one with teacher")
     lesson = teacher_config(typical, settings.teacher_samples, settings.seed, context.device)
     key = teacher_key(run.source, lesson, context.device)
-    if _KEY in journal and (context.teachers / f"{journal[_KEY]}.safetensors").exists():
-        key = journal[_KEY]  # also where threads or torch are others now
+    if not run.once("train the teacher", _KEY):
+        cached, weights = context.teachers / f"{journal[_KEY]}.safetensors", journal.find(_WEIGHTS)
+        if weights is not None and not cached.exists():
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(cached, weights.read_bytes())
+        if cached.exists():
+            key = journal[_KEY]  # also where threads or torch are others now
     teacher = train_teacher(
         run.source,
         lesson,
@@ -64,5 +71,9 @@ def _open(run: EncodeRun, typical: int) -> Teacher:
         key=key,
     )
     run.remember_skipped()
-    journal.record(_KEY, key)
+    if _KEY not in journal:
+        if run.is_shard:
+            trained = context.teachers / f"{key}.safetensors"
+            replace_file(journal.path(_WEIGHTS), trained.read_bytes())
+        journal.record(_KEY, key)
     return teacher

@@ -65,7 +65,15 @@ def open_source(
         table = neighbour_table(store.keys, path, path.parent)
     else:
         table = class_names
-    return Source(store, table=table, on_error=on_error, first=first)
+    source = Source(store, table=table, on_error=on_error, first=first)
+    source.opened_by = {
+        "address": str(path.absolute()) if path.exists() else str(address),
+        "class_names": str(class_names) if isinstance(class_names, Path) else class_names,
+        "split": split,
+        "on_error": on_error,
+        "first": first,
+    }
+    return source
 
 
 def _store(address: str, path: Path, split: str) -> Store:

@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -103,6 +103,7 @@ class Source:
         counts: images of each class.
         refused: how many files were left out before any was opened.
         skipped: files that were left out until now, and why.
+        opened_by: the arguments of `open_source` that open it again, where it was opened so.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class Source:
         self.classes = name_classes(store.keys, table)[:first]
         self.refused = len(store.refused)
         self.skipped: list[Skip] = []
+        self.opened_by: Mapping[str, Any] | None = None
         self._seen: set[Skip] = set()
         for skip in store.refused:
             self._skip(skip)

@@ -20,6 +20,7 @@ from d3pack.system.journal import Arrays as Arrays
 from d3pack.system.journal import Checkpoint as Checkpoint
 from d3pack.system.journal import Journal as Journal
 from d3pack.system.journal import JournalError as JournalError
+from d3pack.system.journal import read_facts as read_facts
 from d3pack.system.lazy import attach as attach
 from d3pack.system.locks import Lock as Lock
 from d3pack.system.locks import lock as lock

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,21 @@ class Journal:
         key: what must be the same for a run to go on: the source, the settings.
         restart: discard what an earlier run left.
         start_over: what to do to begin anew, for the hints of errors.
+        parts: work directories of other shards of the run: what they have finished is found in this
+            journal too, while they are at work.
     """
 
     def __init__(
-        self, folder: Path, key: Mapping[str, Any], *, restart: bool = False, start_over: str = ""
+        self,
+        folder: Path,
+        key: Mapping[str, Any],
+        *,
+        restart: bool = False,
+        start_over: str = "",
+        parts: Sequence[Path] = (),
     ) -> None:
-        self.folder = folder
+        self.folder, self.parts = folder, tuple(parts)
+        self._parts: dict[Path, tuple[int, dict[str, Any]]] = {}  # time of change, facts
         self.key = json.loads(json.dumps(dict(key)))
         self._start_over = start_over or f"delete {folder.name}"
         try:
@@ -75,7 +84,7 @@ class Journal:
     def _open(self, restart: bool) -> dict[str, Any]:
         path = self.folder / "journal.json"
         if path.exists() and not restart:
-            key, self.facts = self._read(path)
+            key, self.facts = _read(path, f"{self._start_over} to begin anew")
             if self.begun:
                 self._compare(key)
                 return self.facts
@@ -87,21 +96,6 @@ class Journal:
         self.facts = {}
         self._save()
         return self.facts
-
-    def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-        begin_anew = f"{self._start_over} to begin anew"
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            version, key, facts = record["version"], dict(record["key"]), dict(record["facts"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise JournalError(
-                f"{self.folder.name} holds no readable journal", hint=begin_anew
-            ) from error
-        if version != _VERSION:
-            raise JournalError(
-                f"{self.folder.name} was written by another version", hint=begin_anew
-            )
-        return key, facts
 
     def _compare(self, key: Mapping[str, Any]) -> None:
         for name in sorted({*key, *self.key}):
@@ -132,10 +126,57 @@ class Journal:
         self._save()
 
     def __contains__(self, name: str) -> bool:
-        return name in self.facts
+        return any(name in facts for facts in self._all_facts())
 
     def __getitem__(self, name: str) -> Any:
-        return self.facts[name]
+        for value in self.everywhere(name):
+            return value
+        raise KeyError(name)
+
+    def everywhere(self, name: str) -> Iterator[Any]:
+        """Yield the fact of this run, then those of its other parts, where there are any."""
+        yield from (facts[name] for facts in self._all_facts() if name in facts)
+
+    def _all_facts(self) -> Iterator[Mapping[str, Any]]:
+        yield self.facts
+        for part in self.parts:
+            path = part / "journal.json"
+            if not path.exists():  # not begun
+                continue
+            changed = path.stat().st_mtime_ns
+            known, facts = self._parts.get(part, (0, {}))
+            if known != changed:
+                key, facts = _read(path, f"{self._start_over} to begin anew")
+                self._compare_part(part.name, key)
+                self._parts[part] = changed, facts
+            yield facts
+
+    def compare_parts(self) -> None:
+        """Refuse parts that were begun with other settings.
+
+        Raises:
+            UsageError: if there is one.
+        """
+        for _ in self._all_facts():
+            pass
+
+    def _compare_part(self, part: str, key: Mapping[str, Any]) -> None:
+        for name in sorted({*key, *self.key}):
+            if key.get(name) != self.key.get(name):
+                what = "source" if name == "source" else f"setting {name}"
+                raise UsageError(
+                    f"the part {part} was made with another {what}",
+                    hint="give all shards the same command",
+                )
+
+    def find(self, name: str) -> Path | None:
+        """Return where a file or folder of this work lies, in this or another part of the run."""
+        folders = (self.folder, *self.parts)
+        return next((path for folder in folders if (path := folder / name).exists()), None)
+
+    def has(self, name: str) -> bool:
+        """Return whether there are arrays of that name."""
+        return self.find(f"{name}.safetensors") is not None
 
     @property
     def begun(self) -> bool:
@@ -156,8 +197,8 @@ class Journal:
 
     def load(self, name: str) -> tuple[Arrays, dict[str, Any]] | None:
         """Return the arrays and facts of `save`, or None when they were never finished."""
-        path = self.folder / f"{name}.safetensors"
-        if not path.exists():
+        path = self.find(f"{name}.safetensors")
+        if path is None:
             return None
         data = path.read_bytes()
         try:
@@ -167,7 +208,7 @@ class Journal:
             return arrays, json.loads(header["__metadata__"]["facts"])
         except (SafetensorError, ValueError, KeyError) as error:
             raise JournalError(
-                f"{path.name} in {self.folder.name} is damaged",
+                f"{path.name} in {path.parents[name.count('/')].name} is damaged",
                 hint=f"{self._start_over} to begin anew",
             ) from error
 
@@ -189,6 +230,8 @@ class Checkpoint:
 
     def load(self) -> Arrays | None:
         """Return the state that was saved last, or None."""
+        if not (self._journal.folder / f"{self._name}.safetensors").exists():
+            return None  # that of another part is none of this one
         stored = self._journal.load(self._name)
         return None if stored is None else stored[0]
 
@@ -197,6 +240,31 @@ class Checkpoint:
         if last or time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
             self._journal.save(self._name, state, {})
             self._saved = time.monotonic()
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Return the facts of a work directory; another process may be at work in it.
+
+    Raises:
+        JournalError: if it is none.
+    """
+    path = folder / "journal.json"
+    if not path.exists():
+        raise JournalError(f"{folder.name} is no work directory")
+    return _read(path, "make it again")[1]
+
+
+def _read(path: Path, hint: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return key and facts of a journal."""
+    name = path.parent.name
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        version, key, facts = record["version"], dict(record["key"]), dict(record["facts"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise JournalError(f"{name} holds no readable journal", hint=hint) from error
+    if version != _VERSION:
+        raise JournalError(f"{name} was written by another version", hint=hint)
+    return key, facts
 
 
 def _refuse_others(folder: Path) -> None:

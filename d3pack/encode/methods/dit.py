@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import ImageOps
 from torch import Tensor
 
 from d3pack.backbones import DiT
 from d3pack.encode.allocation import SHARE, Allocation, allocate
 from d3pack.encode.contract import EncodeRun
 from d3pack.encode.settings import EncodeSettings
+from d3pack.sources import Source
 from d3pack.system import throttled
 from d3pack.train import Latents, Photos, cached_latents, load_photos
 
@@ -20,6 +22,7 @@ Pixels = npt.NDArray[np.uint8]
 Encoder = Callable[[Tensor], Tensor]  # uint8 images -> latents
 _NAMED = 6  # classes that a note lists
 WORK = "training"  # folder of the journal
+IMAGES = "images"  # in the journal: how many could be read
 
 
 def allocate_rows(
@@ -49,11 +52,11 @@ def encode_images(
     cache = run.journal.path(WORK) / "cache"
     progress = throttled(lambda done, total: run.events.step(done))
     with run.events.stage("read the images", sum(run.source.counts), "images"):
-        if "images" not in run.journal:  # files that were left out are not in the journal either
+        if IMAGES not in run.journal:  # files that were left out are not in the journal either
             (cache / "photos.json").unlink(missing_ok=True)
         photos = load_photos(run.source, cache, side, hold_back, progress)
         run.remember_skipped()
-        run.journal.record("images", len(photos.labels))  # a journal without facts has not begun
+        run.journal.record(IMAGES, len(photos.labels))  # a journal without facts has not begun
     with run.events.stage("encode the images", 2 * len(photos.train), "images"):
         latents = cached_latents(photos, of_pixels(encode), cache, 0.0, run.settings.seed, progress)
     return photos, latents
@@ -69,8 +72,11 @@ def of_pixels(encode: Encoder) -> Callable[[Pixels], Tensor]:
     return through
 
 
-def photos_of(photos: Photos, c: int, most: int) -> Pixels:
-    """Return evenly spread images of a class, (N, 3, S, S)."""
-    rows = np.flatnonzero(photos.labels == c)
-    picked = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
-    return np.ascontiguousarray(photos.pixels[picked].transpose(0, 3, 1, 2))
+def spread_images(source: Source, side: int, c: int, most: int) -> Pixels:
+    """Return evenly spread images of a class, (N, 3, S, S), as they were trained on."""
+    bad = {skip.key for skip in source.skipped if skip.class_name == source.classes[c]}
+    good = [i for i, name in enumerate(source.names(c)) if name not in bad]
+    picked = np.linspace(0, len(good) - 1, min(most, len(good))).astype(int)
+    images = [source.load(c, good[i]) for i in picked]
+    pixels = np.stack([np.asarray(ImageOps.fit(image, (side, side))) for image in images])
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))

@@ -28,8 +28,8 @@ from d3pack.encode.allocation import SMALLEST, Allocation, expected_bytes
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate
 from d3pack.encode.estimate import teacher_seconds
 from d3pack.encode.finish import sample_provenance
-from d3pack.encode.methods.classcond.training import dit_weights, embed, measure_costs, train_dit
-from d3pack.encode.methods.dit import allocate_rows, photos_of
+from d3pack.encode.methods.classcond.training import dit_weights, embed, measure_costs, trained_dit
+from d3pack.encode.methods.dit import IMAGES, allocate_rows, spread_images
 from d3pack.encode.plan import EncodePlan, dtype_for, sigmas_of, typical_side
 from d3pack.encode.sampler_search import best_sampling, grid
 from d3pack.encode.settings import ClassCondSettings, EncodeSettings
@@ -179,7 +179,7 @@ class ClassCondJob:
         device = run.context.device
         teacher = open_teacher(run, plan.typical)
         vae = _open(self.vae, device)
-        trained = train_dit(run, DIT_MODELS[self.model], vae, self.vae, plan.size[0], own)
+        trained = trained_dit(run, DIT_MODELS[self.model], vae, self.vae, plan.size[0], own)
         folder, coded = embed(run.journal, trained.folder) if own.embed else (trained.folder, None)
         backbone = open_backbone(
             lock_directory(folder, licence=own.licence),
@@ -189,7 +189,7 @@ class ClassCondJob:
         )
         assert isinstance(backbone, DiT)
         rows = [backbone.label(c).tensors["vector"][0, 0] for c in range(len(plan.classes))]
-        photos = trained.photos
+        seen = run.journal[IMAGES]
         draft = Draft(
             recipe=Recipe(
                 backbone=backbone.ref,
@@ -209,9 +209,9 @@ class ClassCondJob:
                 "samples": trained.samples,
                 "held_loss": trained.validation_loss,
             },
-            seen=len(photos.labels),
-            bad=plan.images - len(photos.labels),
-            real=partial(photos_of, photos),
+            seen=seen,
+            bad=plan.images - seen,
+            real=partial(spread_images, run.source, plan.size[0]),
         )
         return best_sampling(
             run, plan, draft, images=own.search_images, decode_seconds=own.decode_seconds

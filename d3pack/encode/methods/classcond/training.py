@@ -34,7 +34,6 @@ from d3pack.train import (
     DiTConfig,
     Latents,
     LoopConfig,
-    Photos,
     accelerator_on,
     build_dit,
     export_dit,
@@ -46,6 +45,9 @@ from d3pack.train import (
 TIME_SHARE = 0.93  # of the time to train for, that the steps are meant to take
 TRIAL_STEPS = 24  # of the trial that measures how long one takes
 PREVIEWS = 16  # classes on a sheet of samples
+# in the journal
+_BACKBONE = f"{WORK}/backbone"
+_TRAINED = "trained"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +55,12 @@ class Trained:
     """A backbone's directory, and what led to it."""
 
     folder: Path
-    photos: Photos
     steps: int
     samples: int
     validation_loss: float
 
 
-def train_dit(
+def trained_dit(
     run: EncodeRun,
     config: DiTConfig,
     vae: Autoencoder,
@@ -67,7 +68,26 @@ def train_dit(
     side: int,
     own: ClassCondSettings,
 ) -> Trained:
-    """Train, from the last checkpoint on, and write the directory of the backbone."""
+    """Return the backbone, trained now or before; of several shards, one does it for all."""
+    journal = run.journal
+    if run.once("train the diffusion model", _TRAINED):
+        steps, loss = _train(run, config, vae, vae_folder, side, own)
+        facts = {"steps": steps, "samples": steps * config.loop.batch, "validation_loss": loss}
+        journal.record(_TRAINED, facts)
+    folder = journal.find(_BACKBONE)
+    assert folder is not None
+    return Trained(folder, **journal[_TRAINED])
+
+
+def _train(
+    run: EncodeRun,
+    config: DiTConfig,
+    vae: Autoencoder,
+    vae_folder: Path,
+    side: int,
+    own: ClassCondSettings,
+) -> tuple[int, float]:
+    """Train, from the last checkpoint on, and write the directory; return steps and loss."""
     work = run.journal.path(WORK)
     if not (work / "vae").exists():  # what makes the latents is what goes into the backbone
         _copy_autoencoder(vae_folder, work / "vae")
@@ -100,12 +120,11 @@ def train_dit(
         )
     assert isinstance(module, DenoiserModule)
     assert isinstance(module.model, DiTTransformer2DModel)
-    folder = run.journal.path(f"{WORK}/backbone")
+    folder = run.journal.path(_BACKBONE)
     if not (folder / "lock.json").exists():  # written last
         shutil.rmtree(folder, ignore_errors=True)
         export_dit(folder, module.model, work / "vae", run.source.classes, own.licence)
-    loss = _validation_loss(work / task.name)
-    return Trained(folder, photos, loop.steps, loop.steps * loop.batch, loss)
+    return loop.steps, _validation_loss(work / task.name)
 
 
 def _task(

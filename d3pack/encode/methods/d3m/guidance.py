@@ -26,7 +26,7 @@ from d3pack.teachers import batched
 
 KEPT = 5  # images of a class that a trial keeps, and as many more as modes need
 MOST_CLASSES = 50  # that a trial makes images of
-_NAME = "guidance"  # in the journal
+_NAME = "guidance/{:g}"  # in the journal: the distance at a weight
 
 
 def trial_images(allocation: Allocation) -> int:
@@ -58,16 +58,19 @@ def best_guidance(
         images_per_class=trial_images(plan.allocation),
         seed=plan.seed ^ 2**63,
     )
-    distances: dict[str, float] = dict(journal[_NAME]) if _NAME in journal else {}
-    with run.events.stage("choose the guidance", len(GUIDANCES), "weights"):
-        for done, weight in enumerate(GUIDANCES, 1):
-            if str(weight) not in distances:
-                weighted = replace(trial, recipe=replace(trial.recipe, guidance=weight))
-                distances[str(weight)] = _distance(weighted, plan.allocation, draft, features)
-                journal.record(_NAME, distances)
-            run.events.step(done, guidance=weight, distance=distances[str(weight)])
-    best = min(GUIDANCES, key=lambda weight: distances[str(weight)])
-    measured = ", ".join(f"{weight:g}: {distances[str(weight)]:.3f}" for weight in GUIDANCES)
+    names, stage = [*map(_NAME.format, GUIDANCES)], "choose the guidance"
+    done = sum(name in journal for name in names)
+    with run.events.stage(stage, len(GUIDANCES), "weights"):
+        for unit in run.units(stage, names, done=lambda unit: names[unit] in journal):
+            weight = GUIDANCES[unit]
+            weighted = replace(trial, recipe=replace(trial.recipe, guidance=weight))
+            distance = _distance(weighted, plan.allocation, draft, features)
+            journal.record(names[unit], distance)
+            done += 1
+            run.events.step(done, guidance=weight, distance=distance)
+    distances = {weight: journal[name] for weight, name in zip(GUIDANCES, names, strict=True)}
+    best = min(GUIDANCES, key=distances.__getitem__)
+    measured = ", ".join(f"{weight:g}: {distances[weight]:.3f}" for weight in GUIDANCES)
     run.events.note(f"guidance {best:g}; distance to real images at {measured}")
     return replace(draft, recipe=replace(draft.recipe, guidance=best))
 

@@ -11,7 +11,7 @@ had not been.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -96,6 +96,7 @@ class Inversion:
         seed: decides what is drawn.
         keeper: where the state is; `run` goes on from it.
         events: whom to report to.
+        groups: numbers of the groups to fit; by default all.
     """
 
     def __init__(
@@ -110,12 +111,15 @@ class Inversion:
         seed: int,
         keeper: Keeper,
         events: Events,
+        groups: Sequence[int] | None = None,
     ) -> None:
         self._backbone, self._settings, self._template = backbone, settings, template
         self._round_trip, self._keeper, self._events = round_trip, keeper, events
         self._start = start.astype(np.float32)
         self._unit = np.sqrt((self._start**2).mean((1, 2))).clip(1e-4)
-        self._groups = groups_of(len(start), settings.slots)
+        every = groups_of(len(start), settings.slots)
+        self._each = max(1, settings.batch // len(every[0]))
+        self._groups = every if groups is None else [every[group] for group in groups]
         self._draws = Draws(backbone, latents, seed, settings.triples)
         self._state = keeper.load() or fresh_state(self._start)
         self._curvature = Curvature(self._state["curvature"], self._state["seen"])
@@ -123,8 +127,7 @@ class Inversion:
     def run(self) -> Fitted:
         """Fit all rows, from where the keeper's state is."""
         state, settings = self._state, self._settings
-        total = len(self._start) * (settings.steps + settings.cool)
-        each = max(1, settings.batch // len(self._groups[0]))
+        total = sum(map(len, self._groups)) * (settings.steps + settings.cool)
         # numpy on one thread: its pool and torch's would wait for each other at every step
         with threadpool_limits(1, user_api="blas"), self._events.stage("invert", total, "steps"):
             while self._seat():
@@ -132,7 +135,7 @@ class Inversion:
                     (state["status"] == EXPLORING) | (state["status"] == COOLING)
                 )
                 for _ in range(self._stretch(active)):
-                    self._step(active, each)
+                    self._step(active, self._each)
                 self._validate(active)
                 self._keeper.save(state)
                 known = np.isfinite(state["start_loss"]) & np.isfinite(state["best_loss"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -68,6 +68,7 @@ Array = npt.NDArray[Any]
 TEMPLATES = {1: "a photo of a {}", 2: "a 2x2 collage of {}", 4: "a 4x4 collage of {}"}
 WORTH_PICKING = 20  # images a class, from which on the manifest's entry of picks is a small share
 THUMBNAIL = 128  # pixels, of the collages kept for the contact sheet
+_GROUPS = "groups"  # folder of the journal: what was learned, by groups of rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,9 +376,9 @@ class D3MJob:
             seen = sum(self.source.counts)
             draft = Draft(self.recipe(), None, self.backbone, teacher=teacher, seen=seen)
             return replace(draft, adapter=self.adapter)
-        seen, bad = self._make_collages(run, teacher)
         with tuned(self.backbone, self.adapter):
-            fitted = self._learn_prompts(run)
+            fitted = self._learn_prompts(run, teacher)
+        seen, bad = self._seen(run)
         allocation = plan.allocation
         shape = (len(plan.classes), allocation.modes, allocation.vectors, self.details.width)
         draft = Draft(
@@ -405,20 +406,23 @@ class D3MJob:
 
         return best_guidance(run, plan, draft, features)
 
-    def _make_collages(self, run: EncodeRun, teacher: Teacher) -> tuple[int, int]:
-        """Keep the collages of each class as latents in the journal; return images seen and bad."""
-        count = len(self.plan.classes)
-        seen = bad = 0
-        realism = 0.0
-        with run.events.stage("collages", count, "classes"):
-            for c in range(count):
+    def _make_collages(self, run: EncodeRun, teacher: Teacher, classes: Sequence[int]) -> None:
+        """Keep the collages of these classes as latents in the journal."""
+        seen, realism = 0, 0.0
+        with run.events.stage("collages", len(classes), "classes"):
+            for done, c in enumerate(classes, 1):
                 stored = run.journal.load(_name(c))
                 facts = self._collages_of(run, teacher, c) if stored is None else stored[1]
-                seen, bad = seen + facts["seen"], bad + facts["bad"]
-                realism += facts["realism"] / count
-                run.events.step(c + 1, samples=seen)
+                seen += facts["seen"]
+                realism += facts["realism"] / len(classes)
+                run.events.step(done, samples=seen)
         run.events.note(f"patches: cross-entropy {realism:.3f} under the teacher")
-        return seen, bad
+
+    def _seen(self, run: EncodeRun) -> tuple[int, int]:
+        """Return how many images were looked at for collages, and how many were bad."""
+        names = map(_name, range(len(self.plan.classes)))
+        facts = [stored[1] for name in names if (stored := run.journal.load(name)) is not None]
+        return sum(fact["seen"] for fact in facts), sum(fact["bad"] for fact in facts)
 
     def _collages_of(self, run: EncodeRun, teacher: Teacher, c: int) -> Mapping[str, Any]:
         plan, details = self.plan, self.details
@@ -445,8 +449,33 @@ class D3MJob:
         run.journal.save(_name(c), arrays, facts)
         return facts
 
-    def _learn_prompts(self, run: EncodeRun) -> Fitted:
+    def _learn_prompts(self, run: EncodeRun, teacher: Teacher) -> Fitted:
         """Fit a prompt to each mode of each class, from the class name on."""
+        journal, modes = run.journal, self.plan.allocation.modes
+        groups = groups_of(len(self.plan.classes) * modes, self.own.slots)
+        names = [f"{_GROUPS}/{group:06d}" for group in range(len(groups))]
+        missing = [g for g, name in enumerate(names) if run.owns(g) and not journal.has(name)]
+        if missing:
+            rows = np.concatenate([groups[group] for group in missing])
+            self._make_collages(run, teacher, np.unique(rows // modes).tolist())
+            fitted = self._invert(run, missing)
+            for group in missing:
+                arrays = {name: value[groups[group]] for name, value in asdict(fitted).items()}
+                journal.save(names[group], arrays, {})
+        last = self.details.guidance is not None and not self.plan.makes_images
+        assert not list(run.units("learn prompts", names, last=last))
+        parts = [stored_arrays(journal, name) for name in names]
+        fitted = Fitted(
+            **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        )
+        run.events.note(
+            f"loss {_figure(fitted.start_loss)} with class names, "
+            f"{_figure(fitted.loss)} with learned prompts"
+        )
+        return fitted
+
+    def _invert(self, run: EncodeRun, groups: Sequence[int]) -> Fitted:
+        """Fit the rows of these groups."""
         backbone, plan, allocation = self.backbone, self.plan, self.plan.allocation
         names = [self._start(name).cpu().numpy() for name in plan.classes]
 
@@ -458,7 +487,7 @@ class D3MJob:
             values: Array = arrays["latents"][groups == group]
             return values
 
-        fitted = Inversion(
+        return Inversion(
             backbone,
             np.repeat(np.stack(names), allocation.modes, axis=0),
             latents,
@@ -468,12 +497,8 @@ class D3MJob:
             seed=plan.seed,
             keeper=Checkpoint(run.journal, "prompts"),
             events=run.events,
+            groups=groups,
         ).run()
-        run.events.note(
-            f"loss {_figure(fitted.start_loss)} with class names, "
-            f"{_figure(fitted.loss)} with learned prompts"
-        )
-        return fitted
 
 
 def round_trip(codec: str) -> Callable[[Array], Array]:

@@ -22,17 +22,19 @@ import torch
 
 from d3pack.backbones import DiT, Sampling, open_backbone
 from d3pack.encode.allocation import MARGIN, SMALLEST, Allocation, expected_bytes
+from d3pack.encode.candidates import stored_arrays
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate
 from d3pack.encode.estimate import seconds_of, teacher_seconds
 from d3pack.encode.finish import sample_provenance
 from d3pack.encode.methods.dit import (
+    IMAGES,
     allocate_rows,
     encode_images,
-    photos_of,
+    spread_images,
     unknown_names_note,
 )
 from d3pack.encode.methods.minimax.difffit import fitted
-from d3pack.encode.methods.minimax.finetune import FineTuning, full_adapter, tuning_seconds
+from d3pack.encode.methods.minimax.finetune import FineTuning, Tuned, full_adapter, tuning_seconds
 from d3pack.encode.plan import EncodePlan, backbone_json, dtype_for, sigmas_of
 from d3pack.encode.sampler_search import best_sampling
 from d3pack.encode.settings import EncodeSettings, MinimaxSettings
@@ -41,6 +43,10 @@ from d3pack.errors import UsageError
 from d3pack.format import Recipe, encode_adapter
 from d3pack.sources import Source
 from d3pack.system import Checkpoint
+
+# in the journal
+_TUNED, _PROMPTS = "tuning/tuned", "prompts"
+_FIGURES = "figures of the tuning"
 
 
 class Minimax:
@@ -191,10 +197,7 @@ class MinimaxJob:
         """Train a teacher, tune the DiT, search for a sampler where images are set for it."""
         plan, own, backbone = self.plan, self.own, self.backbone
         teacher = open_teacher(run, plan.typical)
-        photos, latents = encode_images(run, backbone.encode, plan.size[0], 0)
-        with fitted(backbone, plan.classes) as fit:
-            tuning = FineTuning(fit, latents, own, self.steps, plan.seed)
-            tuned = tuning.run(Checkpoint(run.journal, "tuning/state"), run.events)
+        tuned, seen = self._tuned(run), run.journal[IMAGES]
         if plan.dtype != "float32":
             backbone = self._opened_for_decoding(run)
         draft = Draft(
@@ -204,15 +207,30 @@ class MinimaxJob:
             teacher=teacher,
             adapter=encode_adapter(tuned.adapter, self.adapter) if tuned.adapter else None,
             metrics={"steps": self.steps, **tuned.figures},
-            seen=len(photos.labels),
-            bad=plan.images - len(photos.labels),
-            real=partial(photos_of, photos),
+            seen=seen,
+            bad=plan.images - seen,
+            real=partial(spread_images, run.source, plan.size[0]),
         )
         if not own.search_images:
             return draft
         return best_sampling(
             run, plan, draft, images=own.search_images, decode_seconds=own.decode_seconds
         )
+
+    def _tuned(self, run: EncodeRun) -> Tuned:
+        """Fine-tune the backbone; of several shards, one does it for all."""
+        plan, backbone, journal = self.plan, self.backbone, run.journal
+        searches = self.own.search_images > 0
+        if run.once("fine-tune the backbone", _FIGURES, last=not (searches or plan.makes_images)):
+            _, latents = encode_images(run, backbone.encode, plan.size[0], 0)
+            with fitted(backbone, plan.classes) as fit:
+                tuning = FineTuning(fit, latents, self.own, self.steps, plan.seed)
+                tuned = tuning.run(Checkpoint(journal, "tuning/state"), run.events)
+            journal.save(_TUNED, {_PROMPTS: tuned.prompts, **tuned.adapter}, {})
+            journal.record(_FIGURES, tuned.figures)
+        arrays = stored_arrays(journal, _TUNED)
+        prompts = arrays.pop(_PROMPTS)
+        return Tuned(arrays, prompts, journal[_FIGURES])
 
     def _opened_for_decoding(self, run: EncodeRun) -> DiT:
         backbone = open_backbone(
