@@ -150,6 +150,7 @@ VERBS: dict[str, Any] = {
         "properties": {"arms": several(ANY), "ledger": ANY, "preset": ANY, "scores": ANY},
         "required": ["arms", "ledger", "pack", "preset", "scores"],
     },
+    "eval --shard": thing({"shard": TEXT, "trained": WHOLE}),
     "export-embeddings": thing({"files": several(TEXT)}),
     "import-embeddings": thing({"root": ROOT, "bytes": WHOLE, "path": TEXT, "classes": WHOLE}),
     "pull": thing(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from d3pack.system import argument, option
+from d3pack.system import Shard, argument, option
 
 Format = Literal["human", "json", "quiet"]
 
@@ -29,6 +29,18 @@ def backbone_option(
 def device_option() -> Any:
     """Declare the device to work on."""
     return option(None, "cpu, cuda, cuda:1, ...; without it, CUDA where there is one.")
+
+
+def shard_option() -> Any:
+    """Declare which share of the work to do."""
+    return option(
+        None,
+        "Only one share: 3/8 is the third of eight. Shares may be done at the same time, anywhere;"
+        " at last the command without --shard does what is missing.",
+        parse=Shard.parse,
+        expected="NUMBER/COUNT, as 3/8",
+        metavar="NUMBER/COUNT",
+    )
 
 
 def format_option(help: str = "How the result is printed.") -> Any:

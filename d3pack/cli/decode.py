@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d3pack.cli import _out
-from d3pack.cli._fields import Format, backbone_option, device_option, format_option, pack_argument
+from d3pack.cli._fields import (
+    Format,
+    backbone_option,
+    device_option,
+    format_option,
+    pack_argument,
+    shard_option,
+)
 from d3pack.decode import ExportSettings
 from d3pack.errors import NotFoundError, UsageError
-from d3pack.system import REQUIRED, nested, option, progress_bar
+from d3pack.system import REQUIRED, Shard, nested, option, progress_bar
 
 if TYPE_CHECKING:
     from d3pack.decode import Decoder
@@ -33,6 +40,7 @@ class Decode:
     images_per_class: int | None = option(
         None, "Images per class: the first, which are the best.", flag="--ipc"
     )
+    shard: Shard | None = shard_option()
     device: str | None = device_option()
     fast: str | None = option(
         None,
@@ -73,6 +81,7 @@ class Decode:
                 self.settings,
                 classes=classes,
                 images_per_class=count,
+                shard=self.shard,
                 progress=progress,
             )
         if self.format == "json":
@@ -90,7 +99,9 @@ class Decode:
         elif self.format == "human":
             before = written.images - written.decoded
             kept = f", {before:,} existed already" if before else ""
-            text = f"{written.images:,} images in {self.output} ({written.rate:.1f} a second{kept})"
+            share = f" of shard {self.shard}" if self.shard else ""
+            rate = f"{written.rate:.1f} a second{kept}"
+            text = f"{written.images:,} images{share} in {self.output} ({rate})"
             _out.show(text)
 
     def _decoder(self, pack: Pack) -> Decoder:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d3pack.cli import _out
-from d3pack.cli._fields import Format, format_option, pack_argument
+from d3pack.cli._fields import Format, format_option, pack_argument, shard_option
 from d3pack.evaluate import EvalSettings
-from d3pack.system import REQUIRED, count, live_view, nested, option, printable, size
+from d3pack.system import REQUIRED, Shard, count, live_view, nested, option, printable, size
 
 if TYPE_CHECKING:
     from d3pack.evaluate import Evaluation
@@ -32,6 +32,7 @@ class Eval:
     work: Path | None = option(None, "Where finished students are kept. [PACK.eval]")
     report: Path | None = option(None, "Write one HTML page here.")
     class_names: Path | None = option(None, "Table from folder names to class names.")
+    shard: Shard | None = shard_option()
     format: Format = format_option()
 
     def run(self) -> None:
@@ -41,6 +42,9 @@ class Eval:
         if self.report is not None:
             report_path(self.report)
         _out.if_interrupted("run the same command again and it goes on")
+        if self.shard is not None:
+            self._train(self.shard)
+            return
         with nullcontext() if self.format == "quiet" else live_view() as listener:
             evaluation = evaluate(
                 self.pack,
@@ -60,6 +64,27 @@ class Eval:
             _out.say(f"all figures: {evaluation.work / 'evaluation.json'}")
             if self.report is not None:
                 _out.say(f"report: {self.report}")
+
+    def _train(self, shard: Shard) -> None:
+        """Train the students of one share."""
+        from d3pack.evaluate import evaluate_shard
+
+        with nullcontext() if self.format == "quiet" else live_view() as listener:
+            trained = evaluate_shard(
+                self.pack,
+                self.real,
+                shard,
+                self.settings,
+                test=self.test,
+                work=self.work,
+                class_names=self.class_names,
+                listeners=[listener] if listener else [],
+            )
+        if self.format == "json":
+            _out.emit({"shard": str(shard), "trained": trained})
+        elif self.format == "human":
+            students = count(trained, "student")
+            _out.say(f"shard {shard}: {students} trained; the command without --shard compares")
 
 
 def _print(evaluation: Evaluation) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +31,7 @@ from d3pack.decode import noise, samplers
 from d3pack.decode.carried import unpack_backbone
 from d3pack.decode.codes import chosen_noise
 from d3pack.decode.numerics import Numerics, choose_numerics, exact_numerics
+from d3pack.decode.pairs import Pair
 from d3pack.errors import BackboneChangedError, BackboneError, UsageError
 from d3pack.format.codecs import codes_at, coding_of, decode_adapter, decode_prompts
 from d3pack.system import resolve_device
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
     from d3pack.format import Array, Pack
 
 T = TypeVar("T")
-Pair = tuple[int, int]  # class, index within the class
 # groups decoded in parallel, for backbones below and above this many parameters
 _MAX_SMALL, _MAX_LARGE, _SMALL = 32, 4, 100_000_000
 _MAX_CONDITIONS = 256 << 20  # bytes kept: of SD 1.5 in float32, 1100 classes
@@ -285,28 +286,27 @@ class Decoder:
         """Yield (positions, images) group by group, in memory that does not grow with the items.
 
         Args:
-            items: numbers of images, or (class, index) pairs.
+            items: numbers of images, or (class, index) pairs; they are read as they are needed.
             epoch: see `images`.
         """
-        pairs = self.pairs(items)
         height, width = self.pack.recipe.size
         what = f"a group of {self.group} images of {height}x{width}"
-        starts = range(0, len(pairs), self.group)
         parallel = self.workers or self._parallel_groups()
-        for first_start in range(0, len(starts), parallel):
-            batch = starts[first_start : first_start + parallel]
-            groups = [pairs[start : start + self.group] for start in batch]
+        items, start = iter(items), 0
+        while pairs := self.pairs(islice(items, parallel * self.group)):
+            groups = [pairs[at : at + self.group] for at in range(0, len(pairs), self.group)]
             # codes have a sampler of their own: a group of both kinds is made in two parts
             parts = [part for group in groups for part in self._kinds(group)]
             padded = [part + part[-1:] * (self.group - len(part)) for part in parts]
             results = iter(self._allocate(what, partial(self._decode, padded, epoch, parallel)))
-            for start, group in zip(batch, groups, strict=True):
+            for group in groups:
                 # a copy: tensors of inference mode cannot be changed in place outside of it
                 kinds = self._kinds(group)
                 made = [next(results)[: len(part)] for part in kinds]
                 images = made[0] if len(made) == 1 else _merged(group, kinds, made)
                 copy = images.clone(memory_format=torch.contiguous_format)
                 yield range(start, start + len(group)), copy
+                start += len(group)
 
     def _kinds(self, group: list[Pair]) -> list[list[Pair]]:
         """Return the images of a group that are made of codes, and those of seeds."""

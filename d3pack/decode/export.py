@@ -2,7 +2,10 @@
 
 Every file is written completely or not at all, so an interrupted export goes on where it stopped. A
 hidden file, `.d3pack-export.json`, says what a folder holds and is locked during an export. Other
-tools ignore it: shards lie in the folder alone, so that they load as a dataset.
+tools ignore it: files of images lie in the folder alone, so that they load as a dataset.
+
+A shard of an export writes its share of the files: of a tree, each unit is a group that is decoded
+together; else it is a file. Both are the same for every number of shards.
 """
 
 from __future__ import annotations
@@ -17,7 +20,6 @@ import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,29 +29,22 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from d3pack.decode.claim import claimed, to_json
+from d3pack.decode.pairs import Pairs
 from d3pack.decode.settings import ExportSettings
-from d3pack.errors import D3MError, UsageError
+from d3pack.errors import UsageError
 from d3pack.format.codecs import decode_labels
-from d3pack.system import (
-    Lock,
-    disk_full_as_error,
-    lock,
-    remove_leftovers,
-    replace_file,
-    require,
-    writing,
-)
+from d3pack.system import Shard, replace_file, require, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from d3pack.decode.decoder import Decoder, Pair
+    from d3pack.decode.decoder import Decoder
     from d3pack.format import Pack
 
 T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
 Progress = Callable[[int, int], None]  # images done, images in all
-MARK = ".d3pack-export.json"
 _PARQUET_ROWS = 256  # of a row group
 _MAX_SLUG = 48
 
@@ -58,7 +53,7 @@ _MAX_SLUG = 48
 class ExportReport:
     """What an export did."""
 
-    images: int
+    images: int  # of a shard: in its share
     decoded: int  # the others were there before
     seconds: float
 
@@ -70,7 +65,7 @@ class ExportReport:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image as it is stored in a shard."""
+    """One image as it is stored in a tar or parquet file."""
 
     label: int
     index: int
@@ -79,7 +74,7 @@ class Sample:
 
     @property
     def key(self) -> str:
-        """Name of the image in a shard, without suffix."""
+        """Name of the image in its file, without suffix."""
         return f"{self.label:05d}_{self.index:05d}"
 
 
@@ -90,34 +85,42 @@ def export_images(
     *,
     classes: Sequence[int] | None = None,
     images_per_class: int | None = None,
+    shard: Shard | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Decode images into a folder.
 
-    A folder that an earlier call has begun is completed: images that are there are kept. Shards
-    hold labels, class names and, where the pack has them, soft labels.
+    A folder that an earlier call has begun is completed: images that are there are kept. Tar,
+    parquet and npz files hold labels, class names and, where the pack has them, soft labels.
+
+    Shards may write into one folder from many processes and machines. They need nothing of each
+    other; the same call without a shard writes what is still missing, and removes what killed
+    processes left. The folder is then that of a single call.
 
     Args:
         decoder: of the pack.
         output: an empty folder, or that of an interrupted call; it is made where it is missing.
-        settings: layout, image format and size of shards.
+        settings: layout, image format and images of one file.
         classes: their numbers; by default all.
         images_per_class: the first, which are the best; by default all.
-        progress: called with (images done, images in all).
+        shard: which share to write; by default all.
+        progress: called with (images done, images in all), of the share.
 
     Raises:
-        UsageError: the folder holds something else, more images than asked for, or is in use.
+        UsageError: the folder holds something else, more images than asked for, or is in use by
+            another call without a shard or of the same one.
         NoSpaceError: the disk is full; what is complete is kept.
     """
     settings = settings or ExportSettings()
     pack = decoder.pack
     classes = range(len(pack.classes)) if classes is None else classes
     count = pack.images_per_class if images_per_class is None else images_per_class
-    pairs = [(c, i) for c in classes for i in range(count)]
+    shard = shard or Shard()
+    export = _Export(decoder, output, settings, Pairs(classes, count), shard, progress)
     started = time.perf_counter()
-    with _claimed(output, _mark(decoder, settings, classes, count)):
-        decoded = _Export(decoder, output, settings, pairs, progress).write()
-    return ExportReport(len(pairs), decoded, time.perf_counter() - started)
+    with claimed(output, _mark(decoder, settings, classes, count), shard):
+        decoded = export.write()
+    return ExportReport(export.images, decoded, time.perf_counter() - started)
 
 
 def select_classes(names: Sequence[str], selection: str | None) -> list[int]:
@@ -159,78 +162,97 @@ class _Export:
         decoder: Decoder,
         output: Path,
         settings: ExportSettings,
-        pairs: list[Pair],
+        pairs: Pairs,
+        shard: Shard,
         progress: Progress | None,
     ) -> None:
-        self.decoder, self.output, self.settings, self.pairs = decoder, output, settings, pairs
+        self.decoder, self.output, self.settings = decoder, output, settings
+        self.pairs, self.shard = pairs, shard
         self.pack = decoder.pack
         self.suffix = settings.image
+        self.images = 0  # of the share, once it is planned
         self._progress = progress
         self._done = 0
 
     def write(self) -> int:
         """Write what is missing; return the number of images decoded."""
-        return self._write_tree() if self.settings.layout == "folder" else self._write_shards()
+        return self._write_tree() if self.settings.layout == "folder" else self._write_files()
 
     def _add(self, images: int) -> None:
         self._done += images
         if self._progress:
-            self._progress(self._done, len(self.pairs))
+            self._progress(self._done, self.images)
 
     def _write_tree(self) -> int:
         names, output = self.pack.classes, self.output
         folders = [class_folder(c, name, len(names)) for c, name in enumerate(names)]
-        files = [f"{folders[c]}/{i:05d}.{self.suffix}" for c, i in self.pairs]
-        existing = {
-            f"{folder}/{name}"
-            for folder in folders
-            for name in _file_names(output / folder)
-            if name.endswith(f".{self.suffix}")
-        }
-        if extra := existing.difference(files):
-            raise UsageError(
-                f"{output} holds {len(extra)} images of an earlier export that this one lacks",
-                hint="choose an empty folder",
-            )
-        replace_file(output / "classes.json", _to_json(dict(zip(folders, names, strict=True))))
-        missing = [item for item in zip(self.pairs, files, strict=True) if item[1] not in existing]
-        for folder in {file.partition("/")[0] for _, file in missing}:
-            (output / folder).mkdir(exist_ok=True)
-        self._add(len(files) - len(missing))
+        missing = self._missing_images(folders)
+        replace_file(output / "classes.json", to_json(dict(zip(folders, names, strict=True))))
+        for c in {c for c, _ in missing}:
+            (output / folders[c]).mkdir(exist_ok=True)
+        self._add(self.images - len(missing))
 
-        def save(file: str, pixels: Pixels) -> None:
-            replace_file(output / file, _encode(pixels, self.settings))
+        def save(position: int, pixels: Pixels) -> None:
+            c, i = missing[position]
+            file = output / folders[c] / f"{i:05d}.{self.suffix}"
+            replace_file(file, _encode(pixels, self.settings))
 
         with _pool() as pool:
             groups = (
-                [pool.submit(save, missing[p][1], x) for p, x in zip(at, _pixels(i), strict=True)]
-                for at, i in self.decoder.stream(pair for pair, _ in missing)
+                [pool.submit(save, p, x) for p, x in zip(at, _pixels(images), strict=True)]
+                for at, images in self.decoder.stream(missing)
             )
             for group in _one_behind(groups):
                 self._add(len(group))
         return len(missing)
 
-    def _write_shards(self) -> int:
+    def _missing_images(self, folders: Sequence[str]) -> Pairs:
+        """Return the images of the share that the tree lacks; it must hold no others."""
+        wanted = [f"{i:05d}.{self.suffix}" for i in range(self.pairs.per_class)]
+        present = np.zeros((len(folders), len(wanted)), dtype=bool)
+        extra = 0
+        for c, folder in enumerate(folders):
+            names = {n for n in _file_names(self.output / folder) if n.endswith(f".{self.suffix}")}
+            present[c] = [name in names for name in wanted]
+            extra += len(names.difference(wanted if c in self.pairs.classes else ()))
+        if extra:
+            raise UsageError(
+                f"{self.output} holds {extra} images of an earlier export that this one lacks",
+                hint="choose an empty folder",
+            )
+        total, group = len(self.pairs), self.decoder.group
+        units = [self.shard.owns(unit) for unit in range(-(-total // group))]
+        mine = np.repeat(np.array(units, dtype=bool), group)[:total]
+        self.images = int(mine.sum())
+        missing = mine & ~present[list(self.pairs.classes)].ravel()
+        return self.pairs.some(np.flatnonzero(missing))
+
+    def _write_files(self) -> int:
         write, suffix = {
             "webdataset": (self._write_tar, "tar"),
             "parquet": (self._write_parquet, "parquet"),
             "npz": (self._write_npz, "npz"),
         }[self.settings.layout]
-        starts = range(0, len(self.pairs), self.settings.shard)
-        parts = {
-            f"part-{n:05d}-of-{len(starts):05d}.{suffix}": self.pairs[s : s + self.settings.shard]
-            for n, s in enumerate(starts)
-        }
+        size = self.settings.shard_size
+        files = -(-len(self.pairs) // size)
         existing = _file_names(self.output)
-        missing = {name: part for name, part in parts.items() if name not in existing}
-        decoded = sum(map(len, missing.values()))
-        self._add(len(self.pairs) - decoded)
-        for name, part in missing.items():
+        parts = {}
+        for n in filter(self.shard.owns, range(files)):
+            part, name = (
+                self.pairs[n * size : (n + 1) * size],
+                f"part-{n:05d}-of-{files:05d}.{suffix}",
+            )
+            self.images += len(part)
+            if name not in existing:
+                parts[name] = part
+        decoded = sum(map(len, parts.values()))
+        self._add(self.images - decoded)
+        for name, part in parts.items():
             with writing(self.output / name) as temporary, temporary.open("wb") as file:
                 write(file, part)
         return decoded
 
-    def _samples(self, part: list[Pair]) -> Iterator[Sample]:
+    def _samples(self, part: Pairs) -> Iterator[Sample]:
         """Decode images and yield them as they are stored."""
         encode = _raw if self.settings.layout == "npz" else _encode
         soft_labels = _SoftLabels(self.pack)
@@ -247,7 +269,7 @@ class _Export:
                 start = stop
                 self._add(len(images))
 
-    def _write_tar(self, file: Any, part: list[Pair]) -> None:
+    def _write_tar(self, file: Any, part: Pairs) -> None:
         """Write a WebDataset shard; its bytes depend on no clock.
 
         The members of an image have one key: `.json` with the class name, the image, `.cls` with
@@ -271,7 +293,7 @@ class _Export:
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
 
-    def _write_parquet(self, file: Any, part: list[Pair]) -> None:
+    def _write_parquet(self, file: Any, part: Pairs) -> None:
         """Write rows as `datasets` reads them: image, label with names, index, soft label."""
         pa = require("pyarrow", "parquet output")
         pq = require("pyarrow.parquet", "parquet output")
@@ -302,9 +324,9 @@ class _Export:
                 ]
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
-    def _write_npz(self, file: Any, part: list[Pair]) -> None:
+    def _write_npz(self, file: Any, part: Pairs) -> None:
         """Write `labels`, `indices`, `class_names`, `soft_labels` and `images` (N, H, W, 3)."""
-        labels, indices = np.array(part, dtype=np.int64).T
+        labels, indices = np.array(list(part), dtype=np.int64).T
         names = np.array(self.pack.classes)
         arrays = {"labels": labels, "indices": indices, "class_names": names}
         if self.pack.labels is not None:
@@ -388,65 +410,10 @@ def _mark(
         "images_per_class": count,
     }
     if settings.layout == "folder":
-        for name in ("shard", "classes", "images_per_class"):
+        for name in ("shard_size", "classes", "images_per_class"):
             del mark[name]
     return mark
 
 
-@contextmanager
-def _claimed(output: Path, mark: dict[str, Any]) -> Iterator[None]:
-    """Lock a folder that is empty or has the same mark, for one export at a time."""
-    path = output / MARK
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UsageError(f"{output} is not a folder", hint="choose another output") from None
-    except OSError as error:
-        raise D3MError(f"cannot make the folder {output}: {error.strerror}") from None
-    try:
-        with disk_full_as_error(f"to write into {output}"):
-            if not path.exists() and any(output.iterdir()):
-                raise UsageError(f"{output} is not empty", hint="choose an empty folder")
-            with _lock(path, output) as locked:
-                _check_mark(path, mark, output)
-                if locked.held:
-                    remove_leftovers(output)
-                yield
-    except BrokenPipeError:  # of a progress that nobody reads any more
-        raise
-    except OSError as error:
-        raise D3MError(
-            f"cannot write into {output}: {error.strerror or error}",
-            hint="finished files are kept: the same call goes on",
-        ) from error
-
-
-def _lock(path: Path, output: Path) -> Lock:
-    try:
-        return lock(path)
-    except BlockingIOError:
-        raise UsageError(
-            f"another export is writing into {output}", hint="wait for it, or choose another folder"
-        ) from None
-
-
-def _check_mark(path: Path, mark: dict[str, Any], output: Path) -> None:
-    """Write the mark of a new export, or compare it with the one that is there."""
-    content = path.read_bytes()
-    if not content:
-        path.write_bytes(_to_json(mark))  # in place: the file is locked
-        return
-    try:
-        is_same = json.loads(content) == mark
-    except ValueError:
-        is_same = False
-    if not is_same:
-        raise UsageError(f"{output} holds another export", hint="choose an empty folder")
-
-
 def _file_names(folder: Path) -> set[str]:
     return {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
-
-
-def _to_json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8")

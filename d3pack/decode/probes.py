@@ -15,7 +15,8 @@ from d3pack.format import Probes
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from d3pack.decode.decoder import Decoder, Pair
+    from d3pack.decode.decoder import Decoder
+    from d3pack.decode.pairs import Pair
     from d3pack.format import Pack
 
 Verdict = Literal["exact", "within tolerance", "wrong backbone"]

@@ -22,7 +22,7 @@ class ExportSettings:
     )
     image: Literal["png", "webp"] = option("png", "Image format; npz has none.")
     quality: int | None = option(None, "Lossy webp; without it: lossless.", ge=1, le=100)
-    shard: int = option(1024, "Images of one shard or part.", ge=1)
+    shard_size: int = option(1024, "Images of one file: tar, parquet or npz.", ge=1)
 
     def __post_init__(self) -> None:
         check(self)

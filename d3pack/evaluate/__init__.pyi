@@ -7,6 +7,7 @@ from d3pack.evaluate.entries import Entry as Entry
 from d3pack.evaluate.entries import PayloadFormat as PayloadFormat
 from d3pack.evaluate.evaluation import Evaluation as Evaluation
 from d3pack.evaluate.evaluation import evaluate as evaluate
+from d3pack.evaluate.evaluation import evaluate_shard as evaluate_shard
 from d3pack.evaluate.report import report_path as report_path
 from d3pack.evaluate.report import write_report as write_report
 from d3pack.evaluate.settings import EvalSettings as EvalSettings

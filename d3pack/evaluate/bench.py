@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from d3pack.decode import unpack_backbone
 from d3pack.evaluate.entries import Choice, Entry, PayloadFormat, PayloadSettings
 from d3pack.evaluate.payload import choose_settings
 from d3pack.evaluate.teacher import OrderedTeacher
+from d3pack.evaluate.turns import turn
 from d3pack.format import Pack
 from d3pack.students import (
     PILOT_SHARE,
@@ -35,7 +37,7 @@ from d3pack.students import (
     statistics,
     train_student,
 )
-from d3pack.system import Events, count, duration, resolve_device, write_json
+from d3pack.system import Events, count, duration, exclusive, resolve_device, write_json
 
 FORMAT = 2  # raised when a change of the code makes older students incomparable
 _STATISTICS = 100  # real images of each class for mean and deviation
@@ -150,7 +152,7 @@ class Bench:
         self.identity = self._identity(f"{test.fingerprint()}@{test.size}")
         self._backbone = backbone
         self._decoded: dict[str, tuple[LabelledImages, float]] = {}
-        self._expected = self._trained = 0
+        self._expected = self.trained = 0  # students
         self._seconds = 0.0
 
     def _normalised(self, protocol: Protocol) -> Protocol:
@@ -256,12 +258,20 @@ class Bench:
         """Return an entry with its students; those that are missing are trained now."""
         histories, sizes, notes = [], [], []
         for seed in range(seeds):
-            place = self._place(entry.key, entry.identity, seed)
-            history, facts = self._load(place) or self._train(entry, seed, place)
+            history, facts = self.student(entry, seed)
             histories.append(history)
             sizes.append(facts["bytes"])
             notes.append(facts["note"])
         return EntryResult(entry, tuple(histories), tuple(sizes), tuple(notes))
+
+    def student(self, entry: Entry, seed: int) -> tuple[History, dict[str, Any]]:
+        """Return a student and the facts about its training set; one process trains it."""
+        place = self._place(entry.key, entry.identity, seed)
+        known = self._load(place)
+        if known is None:
+            with turn(place, f"{entry.title}, seed {seed}", self.events):
+                known = self._load(place) or self._train(entry, seed, place)
+        return known
 
     def _train(self, entry: Entry, seed: int, place: Path) -> tuple[History, dict[str, Any]]:
         content = entry.build(seed)
@@ -296,19 +306,19 @@ class Bench:
         write_json(place, {"history": history.to_json(), "set": facts})
         for checkpoint in place.parent.glob(f"{place.stem}-*.safetensors"):
             checkpoint.unlink(missing_ok=True)
-        self._trained += 1
+        self.trained += 1
         self._seconds += history.seconds
         left = ""
-        if self._expected > self._trained:
-            more = self._expected - self._trained
-            time_left = duration(self._seconds / self._trained * more)
+        if self._expected > self.trained:
+            more = self._expected - self.trained
+            time_left = duration(self._seconds / self.trained * more)
             left = f"; {count(more, 'student')} left, about {time_left}"
         self.note(f"{title}: {100 * history.last:.1f} % in {history.seconds:.0f} s{left}")
         return history, facts
 
     def expect(self, students: int) -> None:
         """Set how many students are still to come, for the time that is left."""
-        self._expected = self._trained + students
+        self._expected = self.trained + students
 
     def payload_settings(
         self, formats: Sequence[PayloadFormat], budget: int, choice: Choice | None = None
@@ -323,7 +333,10 @@ class Bench:
         for format in formats:
             known = self._chosen_before(format, budget, choice)
             if known is None:
-                known = self._choose(format, budget, choice)
+                place = self._pilot_place(format, budget, choice)
+                with turn(place, f"pilots of {format.title}", self.events):
+                    known = self._chosen_before(format, budget, choice)
+                    known = known or self._choose(format, budget, choice)
             scores |= known["pilot"]
             if known["settings"] is not None:
                 settings = PayloadSettings(format, **known["settings"])
@@ -346,6 +359,20 @@ class Bench:
         }
         write_json(self._pilot_place(format, budget, choice), known)
         return known
+
+    def share_pilots(
+        self, formats: Iterable[tuple[PayloadFormat, Choice | None]], budget: int
+    ) -> None:
+        """Run the pilots that are missing, but for those that other processes run now."""
+        for format, choice in formats:
+            path = self._pilot_place(format, budget, choice).with_suffix(".lock")
+            with ExitStack() as held:
+                try:
+                    held.enter_context(exclusive(path))
+                except BlockingIOError:
+                    continue
+                if self.needs_pilots(format, budget, choice):
+                    self._choose(format, budget, choice)
 
     def needs_pilots(
         self, format: PayloadFormat, budget: int, choice: Choice | None = None

@@ -18,11 +18,12 @@ from d3pack.decode import local_backbone
 from d3pack.errors import SourceError, UsageError
 from d3pack.evaluate.baselines import BASELINES, JPEG_FILES, Baseline, pack_entries, sent_bytes
 from d3pack.evaluate.bench import Bench, EntryResult
-from d3pack.evaluate.entries import Entry, PayloadSettings
+from d3pack.evaluate.entries import Entry, PayloadFormat, PayloadSettings
 from d3pack.evaluate.payload import candidates, file_bytes, pilots_of
 from d3pack.evaluate.settings import EvalSettings
 from d3pack.evaluate.sweep import learner, parse_sweep, run_sweep, sweep_entry, variants
 from d3pack.evaluate.teacher import open_teacher
+from d3pack.evaluate.turns import only_process, turn
 from d3pack.format import Pack, read
 from d3pack.hub import local_path
 from d3pack.sources import Source, open_source
@@ -38,6 +39,7 @@ from d3pack.students import (
 from d3pack.system import (
     Events,
     Listener,
+    Shard,
     count,
     duration,
     fast_bfloat16,
@@ -223,9 +225,87 @@ def evaluate(
         >>> write_report(evaluation, "report.html")  # doctest: +SKIP
     """
     settings = settings or EvalSettings()
-    published = protocol or PROTOCOLS[settings.protocol]
     axes = parse_sweep(settings.sweep)
     name, pack, settings = _open_pack(pack, settings)
+    work = Path(work or f"{Path(name).stem}.eval")
+    bench, protocol = _open_bench(
+        pack, real, settings, test, work, class_names, protocol, listeners
+    )
+    evaluation = _compare(name, pack, bench, protocol, settings, axes)
+    write_json(work / "evaluation.json", evaluation.to_json())
+    return evaluation
+
+
+def evaluate_shard(
+    pack: str | Path | Pack,
+    real: str | Path | Source,
+    shard: Shard,
+    settings: EvalSettings | None = None,
+    *,
+    test: str | Path | Source | None = None,
+    work: str | Path | None = None,
+    class_names: str | Path | Mapping[str, str] | None = None,
+    protocol: Protocol | None = None,
+    listeners: Sequence[Listener] = (),
+) -> int:
+    """Train the students of one share of an evaluation, and keep them in the work directory.
+
+    Students are counted in the order of the evaluation: seed after seed, entry after entry. Any
+    number of shards may work in one directory at the same time, on one machine or on many that
+    share it. What several of them need is made by the first and awaited by the others: a teacher
+    that is trained, each format's pilots, packs that a sweep learns. Each decodes the packs that
+    its students need. When all are done, `evaluate` finds all students and puts them side by side.
+
+    Args:
+        pack: as for `evaluate`, like all others here.
+        real: real images.
+        shard: which share to train.
+        settings: what to compare, and how; the same for all shards.
+        test: real test images.
+        work: directory of finished students, which all shards share.
+        class_names: table from folder names to class names.
+        protocol: a protocol of your own.
+        listeners: receive the events of the run.
+
+    Returns:
+        The number of students that were trained now; the others of the share were there.
+
+    Raises:
+        UsageError: if another process trains the same shard, or as `evaluate` does.
+        SourceError: if the real images cannot be used, or have other classes (code `E_CLASSES`).
+        InvalidPackError: if the file is not a valid pack.
+        BackboneError: if the pack cannot be decoded.
+    """
+    settings = settings or EvalSettings()
+    axes = parse_sweep(settings.sweep)
+    name, pack, settings = _open_pack(pack, settings)
+    work = Path(work or f"{Path(name).stem}.eval")
+    with only_process(work, shard):
+        bench, _ = _open_bench(pack, real, settings, test, work, class_names, protocol, listeners)
+        plan = _Plan(pack, bench, settings, axes)
+        entries = plan.entries(shard)
+        before = bench.trained
+        for row, seed in plan.students(shard):
+            entry = entries[row]
+            if entry is not None:
+                bench.student(entry, seed)
+        if shard.owns(0):
+            bench.decode_seconds(pack)
+        return bench.trained - before
+
+
+def _open_bench(
+    pack: Pack,
+    real: str | Path | Source,
+    settings: EvalSettings,
+    test: str | Path | Source | None,
+    work: Path,
+    class_names: str | Path | Mapping[str, str] | None,
+    protocol: Protocol | None,
+    listeners: Sequence[Listener],
+) -> tuple[Bench, Protocol]:
+    """The bench of an evaluation, and its protocol as it is published for the pack."""
+    published = protocol or PROTOCOLS[settings.protocol]
     train_source, test_source = _open_real(real, test, class_names)
     protocol = published.settled(len(pack.classes), student=settings.student)
     size = choose_size(protocol, settings.size, test_source)
@@ -235,7 +315,6 @@ def evaluate(
     side = protocol.test_side(size)
     test_images = RealImages(test_source, pack.classes, side, "test", protocol.resample)
     events = Events(list(listeners))
-    work = Path(work or f"{Path(name).stem}.eval")
     teacher = None
     if settings.teacher is not None:
         device = resolve_device(settings.device)
@@ -251,9 +330,7 @@ def evaluate(
         teacher=teacher,
         events=events,
     )
-    evaluation = _compare(name, pack, bench, protocol, settings, axes)
-    write_json(work / "evaluation.json", evaluation.to_json())
-    return evaluation
+    return bench, protocol
 
 
 def _open_pack(pack: str | Path | Pack, settings: EvalSettings) -> tuple[str, Pack, EvalSettings]:
@@ -321,21 +398,11 @@ def _compare(
     axes: Mapping[str, Sequence[str]],
 ) -> Evaluation:
     """Train the students that are missing, and put everything side by side."""
-    chosen = [baseline for name, baseline in BASELINES.items() if name in settings.baselines]
-    seeds = settings.seeds or protocol.seeds
-    budget = sent_bytes(pack)
-    learn = learner(pack, bench.train.source, bench.work, settings)
-    swept = variants(pack, axes, learn)
-    first = pack_entries(bench, pack)
-    # Whether images fit at all is known only after the pilots: such baselines count as one entry.
-    later = [b for b in chosen if any(bench.needs_pilots(f, budget, b.choice) for f in b.payloads)]
-    by_name = {b.name: b.make(bench, pack) for b in chosen if b not in later}
-    certain = [*first, *filter(None, by_name.values()), *(sweep_entry(v, bench) for v in swept[1:])]
-    _check_time(bench, certain, later, seeds, len(pack), allow_long=settings.allow_long)
-    by_name |= {b.name: b.make(bench, pack) for b in later}
-    entries = [*first, *filter(None, (by_name[b.name] for b in chosen))]
-    results = tuple(bench.run(entry, seeds) for entry in entries)
-    sweep = run_sweep(swept, bench, seeds) if axes else []
+    plan = _Plan(pack, bench, settings, axes)
+    made = plan.entries(Shard())
+    entries = list(filter(None, (made[row] for row in range(plan.compared))))
+    results = tuple(bench.run(entry, plan.seeds) for entry in entries)
+    sweep = run_sweep(plan.swept, bench, plan.seeds) if axes else []
     history = results[0].histories[0]
     return Evaluation(
         name,
@@ -348,7 +415,7 @@ def _compare(
         {
             "student": bench.protocol.student,
             "size": bench.train.size,
-            "seeds": seeds,
+            "seeds": plan.seeds,
             "updates": history.updates,
             "batch": history.batch,
             "test_images": len(bench.test.images),
@@ -362,25 +429,78 @@ def _compare(
     )
 
 
+class _Plan:
+    """What students are trained on: entries, and baselines, of which some turn out to be none.
+
+    The first rows are `compared`; those behind are variants of a sweep.
+    """
+
+    def __init__(
+        self, pack: Pack, bench: Bench, settings: EvalSettings, axes: Mapping[str, Sequence[str]]
+    ) -> None:
+        self.pack, self.bench, self.settings = pack, bench, settings
+        self.seeds = settings.seeds or bench.protocol.seeds
+        learn = learner(pack, bench.train.source, bench.work, settings)
+        with turn(bench.work / "sweep", "packs of the sweep", bench.events):
+            self.swept = variants(pack, axes, learn)
+        chosen = [baseline for name, baseline in BASELINES.items() if name in settings.baselines]
+        rows: list[Entry | Baseline] = [*pack_entries(bench, pack), *chosen]
+        self.compared = len(rows)
+        self._rows = [*rows, *(sweep_entry(variant, bench) for variant in self.swept[1:])]
+
+    def students(self, shard: Shard) -> list[tuple[int, int]]:
+        """Return the row and the seed of all students of a share."""
+        units = range(len(self._rows) * self.seeds)
+        return [divmod(unit, self.seeds) for unit in units if shard.owns(unit)]
+
+    def entries(self, shard: Shard) -> dict[int, Entry | None]:
+        """Make the entries that a share needs, by row, once its time is known and allowed.
+
+        Whether images fit at all is known only after the pilots: such baselines count as entries.
+        """
+        bench, budget, students = self.bench, sent_bytes(self.pack), self.students(shard)
+        rows = {row: self._rows[row] for row, _ in students}
+        later = {
+            row: baseline
+            for row, baseline in rows.items()
+            if isinstance(baseline, Baseline)
+            and any(bench.needs_pilots(f, budget, baseline.choice) for f in baseline.payloads)
+        }
+        made = {row: self._make(what) for row, what in rows.items() if row not in later}
+        undone = [
+            entry
+            for row, seed in students
+            if (entry := made.get(row)) is not None and not bench.finished(entry, seed)
+        ]
+        more = sum(row in later for row, _ in students)
+        formats = [(format, b.choice) for b in later.values() for format in b.payloads]
+        images, allow_long = len(self.pack), self.settings.allow_long
+        _check_time(bench, undone, more, [f for f, _ in formats], images, allow_long=allow_long)
+        if shard.count > 1:
+            bench.share_pilots(formats, budget)
+        return made | {row: self._make(baseline) for row, baseline in later.items()}
+
+    def _make(self, what: Entry | Baseline) -> Entry | None:
+        return what if isinstance(what, Entry) else what.make(self.bench, self.pack)
+
+
 def _check_time(
     bench: Bench,
-    entries: Sequence[Entry],
-    later: Sequence[Baseline],
-    seeds: int,
+    undone: Sequence[Entry],
+    more: int,
+    formats: Sequence[PayloadFormat],
     images: int,
     *,
     allow_long: bool,
 ) -> None:
     """Note how long the missing students take; refuse hours that the user has not allowed.
 
-    `later` are the baselines that pilots come before: none of their students is finished.
+    `undone` has an entry for each of them; pilots of `formats` come before `more` of them.
     """
-    undone = [e for e in entries for seed in range(seeds) if not bench.finished(e, seed)]
-    missing = len(undone) + len(later) * seeds
+    missing = len(undone) + more
     bench.expect(missing)
     if missing == 0:
         return
-    formats = [format for b in later for format in b.payloads]
     pilots = sum(pilots_of(len(candidates(format, bench.train.size))) for format in formats)
     each = bench.seconds_each(images)
     pilot = each / max(1, len(bench.protocol.rates)) / PILOT_SHARE  # it has one rate

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,9 @@ from torch import Tensor
 
 from d3pack.encode import EncodeSettings
 from d3pack.evaluate.entries import Choice
+from d3pack.evaluate.turns import turn
 from d3pack.students import RealImages
-from d3pack.system import Events, Journal
+from d3pack.system import Events, Journal, replace_file
 from d3pack.teachers import (
     Cut,
     Teacher,
@@ -24,6 +27,7 @@ from d3pack.teachers import (
     collage_order,
     teacher_cache,
     teacher_config,
+    teacher_key,
     tile,
     train_teacher,
 )
@@ -90,7 +94,8 @@ def open_teacher(
 ) -> OrderedTeacher:
     """Open a transformers classifier, or train the small network that encode trains ("train").
 
-    `folder` keeps a training that was interrupted.
+    `folder` keeps a training that was interrupted, and the teacher: all processes that share it
+    have the same one, even where machines would train others.
     """
     source = real.source
     if name != "train":
@@ -99,11 +104,18 @@ def open_teacher(
     key = {"source": source.fingerprint(), "config": asdict(config)}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     work = folder / f"teacher-{digest[:12]}"
-    journal = Journal(work, key, start_over=f"delete {work}")
-    try:
-        teacher = train_teacher(
-            source, config, journal, events, cache=teacher_cache(), device=str(device)
-        )
-    finally:
-        journal.close()
+    kept = work / "teacher.safetensors"
+    with turn(work, "teacher", events):
+        journal = Journal(work, key, start_over=f"delete {work}")
+        train = partial(train_teacher, source, config, journal, events, device=str(device))
+        try:
+            if kept.exists():
+                teacher = train(cache=work, key=kept.stem)
+            else:
+                teacher = train(cache=teacher_cache())
+                name = f"{teacher_key(source, config, str(device))}.safetensors"
+                with suppress(FileNotFoundError):  # the cache was emptied meanwhile
+                    replace_file(kept, (teacher_cache() / name).read_bytes())
+        finally:
+            journal.close()
     return OrderedTeacher(teacher, real)

@@ -6,6 +6,7 @@ from d3pack.system.devices import resolve_device as resolve_device
 from d3pack.system.extras import EXTRAS as EXTRAS
 from d3pack.system.extras import load as load
 from d3pack.system.extras import require as require
+from d3pack.system.files import create_file as create_file
 from d3pack.system.files import digest as digest
 from d3pack.system.files import disk_full_as_error as disk_full_as_error
 from d3pack.system.files import is_disk_full as is_disk_full
@@ -23,6 +24,7 @@ from d3pack.system.journal import JournalError as JournalError
 from d3pack.system.journal import read_facts as read_facts
 from d3pack.system.lazy import attach as attach
 from d3pack.system.locks import Lock as Lock
+from d3pack.system.locks import exclusive as exclusive
 from d3pack.system.locks import lock as lock
 from d3pack.system.locks import locked as locked
 from d3pack.system.progress import Counter as Counter

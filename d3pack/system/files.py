@@ -123,6 +123,21 @@ def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
         raise D3MError(f"cannot write {os.fspath(path)}: {error.strerror}") from error
 
 
+def create_file(path: Path, data: bytes) -> None:
+    """Write a file unless there is one; whoever else does the same, one of them is there whole."""
+    temporary = temporary_path(path)
+    try:
+        temporary.write_bytes(data)
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise
+        with suppress(FileExistsError), path.open("xb") as file:  # a file system without links
+            file.write(data)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file like `replace_file`, and the folders that lead to it.
 

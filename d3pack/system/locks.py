@@ -11,7 +11,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 class Lock:
@@ -66,6 +66,37 @@ def lock(
     except BaseException:
         os.close(fd)
         raise
+
+
+@contextmanager
+def exclusive(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
+    """Hold a lock on a file that exists only while somebody holds it.
+
+    Args:
+        path: the file; killed processes leave it, which disturbs nobody.
+        wait: wait until the lock is free instead of raising.
+
+    Raises:
+        BlockingIOError: another process, or another lock in this one, holds it.
+        OSError: the file cannot be opened.
+    """
+    held = lock(path, wait=wait)
+    while not _is_at(held, path):  # its last holder removed it
+        held.close()
+        held = lock(path, wait=wait)
+    with held:
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # while it is held: nobody else can hold another file there
+                os.unlink(path)
+
+
+def _is_at(held: Lock, path: str | os.PathLike[str]) -> bool:
+    try:
+        return os.path.samestat(os.fstat(held.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

@@ -125,7 +125,7 @@ def test_interrupted_export_leaves_complete_files_only(
             export_images(
                 made["decoder"],
                 out / kind,
-                ExportSettings(kind, shard=8),
+                ExportSettings(kind, shard_size=8),
                 classes=[0, 1, 2],
                 images_per_class=COUNT,
                 progress=stop,
@@ -133,7 +133,7 @@ def test_interrupted_export_leaves_complete_files_only(
         whole = export_images(
             made["decoder"],
             out / kind,
-            ExportSettings(kind, shard=8),
+            ExportSettings(kind, shard_size=8),
             classes=[0, 1, 2],
             images_per_class=COUNT,
         )
@@ -143,7 +143,7 @@ def test_interrupted_export_leaves_complete_files_only(
         export_images(
             made["decoder"],
             fresh,
-            ExportSettings(kind, shard=8),
+            ExportSettings(kind, shard_size=8),
             classes=[0, 1, 2],
             images_per_class=COUNT,
         )
@@ -153,7 +153,7 @@ def test_interrupted_export_leaves_complete_files_only(
 
 
 def test_second_export_into_a_folder_is_refused(made: dict[str, Any], tmp_path: Path) -> None:
-    plan = ExportSettings("webdataset", shard=8)
+    plan = ExportSettings("webdataset", shard_size=8)
     refused = []
 
     def intrude(done: int, total: int) -> None:
@@ -273,7 +273,7 @@ def test_webdataset_shards_hold_the_decoders_pixels(made: dict[str, Any], tmp_pa
     export_images(
         made["decoder"],
         tmp_path / "out",
-        ExportSettings("webdataset", shard=10),
+        ExportSettings("webdataset", shard_size=10),
         classes=[0, 1, 2],
         images_per_class=COUNT,
     )
@@ -302,7 +302,7 @@ def test_parquet_parts_hold_the_decoders_pixels(made: dict[str, Any], tmp_path: 
     export_images(
         made["decoder"],
         tmp_path / "out",
-        ExportSettings("parquet", shard=6),
+        ExportSettings("parquet", shard_size=6),
         classes=[1, 2],
         images_per_class=5,
     )
@@ -321,7 +321,7 @@ def test_npz_parts_hold_the_decoders_pixels(made: dict[str, Any], tmp_path: Path
     export_images(
         made["decoder"],
         tmp_path / "out",
-        ExportSettings("npz", shard=20),
+        ExportSettings("npz", shard_size=20),
         classes=[0, 1, 2],
         images_per_class=COUNT,
     )
@@ -387,7 +387,7 @@ def test_exports_load_with_datasets(
 ) -> None:
     datasets = pytest.importorskip("datasets")
     decoder, soft = labelled
-    export_images(decoder, tmp_path / "out", ExportSettings(layout, shard=shard))
+    export_images(decoder, tmp_path / "out", ExportSettings(layout, shard_size=shard))
     loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
     rows = loaded["train"]
     assert len(rows) == 3 * COUNT
@@ -415,7 +415,7 @@ def test_shards_load_with_webdataset(
 ) -> None:
     webdataset = pytest.importorskip("webdataset")
     decoder, soft = labelled
-    export_images(decoder, tmp_path, ExportSettings("webdataset", shard=10))
+    export_images(decoder, tmp_path, ExportSettings("webdataset", shard_size=10))
     urls = sorted(str(path) for path in tmp_path.glob("*.tar"))
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
     assert len(samples) == 3 * COUNT
@@ -431,7 +431,7 @@ def test_npz_parts_hold_class_names_and_soft_labels(
     labelled: tuple[Decoder, Any], made: dict[str, Any], tmp_path: Path
 ) -> None:
     decoder, soft = labelled
-    export_images(decoder, tmp_path, ExportSettings("npz", shard=20))
+    export_images(decoder, tmp_path, ExportSettings("npz", shard_size=20))
     parts = [np.load(path, allow_pickle=False) for path in sorted(tmp_path.glob("*.npz"))]
     for part in parts:
         assert part["class_names"].tolist() == list(made["pack"].classes)
@@ -456,7 +456,7 @@ def test_shards_are_encoded_again_with_their_class_names(
 ) -> None:
     from d3pack.sources import open_source
 
-    export_images(made["decoder"], tmp_path, ExportSettings("webdataset", shard=10))
+    export_images(made["decoder"], tmp_path, ExportSettings("webdataset", shard_size=10))
     source = open_source(str(tmp_path))
     assert sorted(source.classes) == sorted(made["pack"].classes)
     assert list(source.counts) == [COUNT] * 3
@@ -484,7 +484,7 @@ def test_lossy_webp_is_smaller(made: dict[str, Any], tmp_path: Path) -> None:
         {"image": "gif"},
         {"quality": 50},
         {"image": "webp", "quality": 0},
-        {"shard": 0},
+        {"shard_size": 0},
     ],
 )
 def test_invalid_settings_are_refused(settings: dict[str, Any]) -> None:

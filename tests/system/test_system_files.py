@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from d3pack.errors import D3MError, NoSpaceError, NotFoundError, UsageError
 from d3pack.system import (
+    create_file,
     disk_full_as_error,
     files,
     remove_leftovers,
@@ -159,6 +160,20 @@ def test_text_makes_its_folders_and_escapes_what_is_no_utf8(tmp_path: Path) -> N
 def test_json_is_indented_and_sorted(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"b": 1, "a": [2]})
     assert (tmp_path / "x.json").read_text() == '{\n "a": [\n  2\n ],\n "b": 1\n}\n'
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_first_creator_of_a_file_wins(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: os.stat(tmp_path / "missing"))
+    for data in (b"first", b"second"):
+        create_file(tmp_path / "file", data)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"first"
+    with pytest.raises(FileNotFoundError):
+        create_file(tmp_path / "missing" / "file", b"")
 
 
 def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from d3pack.system import lock, locked
+from d3pack.system import exclusive, lock, locked
 from d3pack.system import locks as locks_module
 
 HOLD = """
@@ -48,6 +50,39 @@ def test_shared_locks_go_together_and_keep_exclusive_ones_out(tmp_path: Path) ->
         with pytest.raises(BlockingIOError):
             lock(tmp_path / "lock")
     lock(tmp_path / "lock").close()
+
+
+def test_an_exclusive_file_is_there_only_while_it_is_held(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with exclusive(path):
+        with pytest.raises(BlockingIOError), exclusive(path):
+            pass
+        assert path.exists()
+    assert not path.exists()
+    path.touch()  # of a killed process
+    with exclusive(path):
+        pass
+    assert not path.exists()
+
+
+def test_an_exclusive_file_is_not_the_one_that_was_removed(tmp_path: Path) -> None:
+    path, inside, most = tmp_path / "lock", [0], [0]
+
+    def work() -> None:
+        for _ in range(50):
+            with exclusive(path, wait=True):
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                time.sleep(0.0002)  # lets the others open the file that goes away
+                inside[0] -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1]
+    assert not path.exists()
 
 
 def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:

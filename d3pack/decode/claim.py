@@ -1,0 +1,102 @@
+"""The folder of an export: what it holds, and who writes into it.
+
+A mark says what decides about the files. One process without a shard holds its lock alone; shards
+share it, and each holds a lock file of its own. All of these names begin with `.d3pack-`, which
+other tools do not read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from d3pack.errors import D3MError, UsageError
+from d3pack.system import (
+    Shard,
+    create_file,
+    disk_full_as_error,
+    exclusive,
+    lock,
+    remove_leftovers,
+)
+
+_OURS = ".d3pack-"
+MARK = f"{_OURS}export.json"
+
+
+@contextmanager
+def claimed(output: Path, mark: Mapping[str, Any], shard: Shard) -> Iterator[None]:
+    """Lock a folder that is empty or has the same mark, for one export or one of each shard.
+
+    What killed processes left is removed where nobody else can be writing: without a shard.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"{output} is not a folder", hint="choose another output") from None
+    except OSError as error:
+        raise D3MError(f"cannot make the folder {output}: {error.strerror}") from None
+    try:
+        with disk_full_as_error(f"to write into {output}"):
+            path = output / MARK
+            used = any(not entry.name.startswith(_OURS) for entry in output.iterdir())
+            if used and not path.exists():  # in this order: another shard may have just begun
+                raise UsageError(f"{output} is not empty", hint="choose an empty folder")
+            create_file(path, to_json(mark))
+            with _locked(path, mark, shard):
+                yield
+    except BrokenPipeError:  # of a progress that nobody reads any more
+        raise
+    except OSError as error:
+        raise D3MError(
+            f"cannot write into {output}: {error.strerror or error}",
+            hint="finished files are kept: the same call goes on",
+        ) from error
+
+
+@contextmanager
+def _locked(path: Path, mark: Mapping[str, Any], shard: Shard) -> Iterator[None]:
+    output, alone = path.parent, shard.count == 1
+    with ExitStack() as held:
+        with _refusing(f"another export is writing into {output}"):
+            whole = held.enter_context(lock(path, shared=not alone))
+        _check(path, mark)
+        if not alone:
+            with _refusing(f"another process is writing shard {shard} into {output}"):
+                name = f"{_OURS}shard-{shard.number}-of-{shard.count}.lock"
+                held.enter_context(exclusive(output / name))
+        elif whole.held:
+            remove_leftovers(output)
+            for left in output.glob(f"{_OURS}shard-*.lock"):
+                left.unlink(missing_ok=True)
+        yield
+
+
+@contextmanager
+def _refusing(message: str) -> Iterator[None]:
+    try:
+        yield
+    except BlockingIOError:
+        raise UsageError(message, hint="wait for it, or choose another folder") from None
+
+
+def _check(path: Path, mark: Mapping[str, Any]) -> None:
+    """Compare the mark of an export with the one that is there."""
+    content = path.read_bytes()
+    if not content:  # its creator was killed
+        path.write_bytes(to_json(mark))  # in place: the file is locked
+        return
+    try:
+        is_same = json.loads(content) == mark
+    except ValueError:
+        is_same = False
+    if not is_same:
+        raise UsageError(f"{path.parent} holds another export", hint="choose an empty folder")
+
+
+def to_json(value: Any) -> bytes:
+    """Return a value as an indented JSON document."""
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8")
