@@ -14,6 +14,13 @@ def pack_argument(help: str = "A .d3m file, or an hf:// or s3:// address.") -> A
     return argument(help)
 
 
+def pack_output(default: Any) -> Any:
+    """Declare where a pack is written."""
+    return option(
+        default, "The pack to write (.d3m): a path, s3://, ...", short="-o", metavar="PATH"
+    )
+
+
 def source_argument() -> Any:
     """Declare a source of real images."""
     return argument(

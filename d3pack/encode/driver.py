@@ -16,15 +16,18 @@ from d3pack.encode.plan import EncodePlan
 from d3pack.encode.settings import EncodeSettings
 from d3pack.errors import InvalidPackError, NotFoundError, UsageError
 from d3pack.format import Pack, read, write
+from d3pack.hub import load
 from d3pack.sources import Source, open_source
 from d3pack.system import (
     Events,
     Journal,
     Listener,
+    ObjectPath,
     all_plain,
     digest,
     disk_full_as_error,
     log_file,
+    place,
     replace_folder,
     resolve_device,
     write_text,
@@ -71,7 +74,7 @@ def estimate_encode(
 @disk_full_as_error()
 def encode(
     source: Source | str | Path,
-    output: str | Path,
+    output: str | Path | ObjectPath,
     settings: EncodeSettings | None = None,
     *,
     method: Method | None = None,
@@ -88,7 +91,8 @@ def encode(
     Args:
         source: real images with class names: a directory of classes, an archive, shards, parquet,
             `hf://datasets/...`, or a `Source` from `open_source`.
-        output: the file to write; its name ends in `.d3m`.
+        output: the file to write, or an address such as `s3://bucket/x.d3m`, for which the work
+            directory lies in the current directory; its name ends in `.d3m`.
         settings: what the pack should be; by default ten images per class by `d3m`.
         method: an object to use in place of the method that the settings name.
         listeners: functions that receive the events of the run, such as those of `live_view`.
@@ -120,7 +124,7 @@ def encode(
     events.emit("plan", lines=plan.lines())
     with events.stage("look through the source", len(source.classes), "classes"):
         source.fingerprint(events.step)
-    work = output.with_name(output.name + ".work")
+    work = _work_directory(output)
     key = _journal_key(source, settings, own_settings(method, settings), plan)
     with closing(Journal(work, key, restart=restart, start_over="set restart")) as journal:
         if (finished := _finished(journal, output)) is not None:
@@ -148,16 +152,19 @@ def encode(
         return pack
 
 
-def check_output(output: str | Path) -> Path:
+def check_output(output: str | Path | ObjectPath) -> Path | ObjectPath:
     """Return where a pack is to be written.
 
     Raises:
         UsageError: the name does not end in .d3m, or is that of a directory.
         NotFoundError: the directory of the output does not exist.
     """
-    output = Path(output)
-    if output.suffix != ".d3m":
-        raise UsageError(f"invalid output {output.name!r}: expected a name that ends in .d3m")
+    where = place(output)
+    if where.suffix != ".d3m":
+        raise UsageError(f"invalid output {where.name!r}: expected a name that ends in .d3m")
+    if isinstance(where, ObjectPath):
+        return where
+    output = where
     if not output.parent.is_dir():
         raise NotFoundError(
             f"the directory {output.parent} of the output does not exist", hint="create it first"
@@ -165,6 +172,11 @@ def check_output(output: str | Path) -> Path:
     if os.path.isdir(output):  # unlike Path.is_dir, no error where the name is too long
         raise UsageError(f"the output {output.name} is a directory", hint="name another")
     return output
+
+
+def _work_directory(output: Path | ObjectPath) -> Path:
+    folder = Path() if isinstance(output, ObjectPath) else output.parent
+    return folder / f"{output.name}.work"
 
 
 def _opened(source: Source | str | Path) -> Source:
@@ -213,18 +225,18 @@ def _journal_key(
     return {"source": source.fingerprint(), **chosen, **planned}
 
 
-def _finished(journal: Journal, output: Path) -> Pack | None:
+def _finished(journal: Journal, output: Path | ObjectPath) -> Pack | None:
     """Return the pack if this very work has led to it."""
     if _ROOT not in journal or not output.exists():
         return None
     try:
-        pack = read(output)
+        pack = load(str(output)) if isinstance(output, ObjectPath) else read(output)
     except InvalidPackError:
         return None  # another file, which was there before
     return pack if pack.root == journal[_ROOT] else None
 
 
-def _check_free(output: Path, overwrite: bool, journal: Journal) -> None:
+def _check_free(output: Path | ObjectPath, overwrite: bool, journal: Journal) -> None:
     """Refuse to replace a pack, or a backbone next to it, that is not of this run."""
     backbone = backbone_path(output)
     # a run that was killed at its very end may have put its own backbone there
@@ -239,7 +251,7 @@ def _lock_digest(directory: Path) -> str | None:
     return digest(lock) if lock.is_file() else None
 
 
-def _publish_backbone(trained: Path, output: Path, journal: Journal) -> None:
+def _publish_backbone(trained: Path, output: Path | ObjectPath, journal: Journal) -> None:
     """Copy a trained backbone to where decoders look for it; all of it or nothing."""
     journal.record(_BACKBONE, _lock_digest(trained))
     with replace_folder(backbone_path(output)) as temporary:
