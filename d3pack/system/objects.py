@@ -118,10 +118,6 @@ class ObjectPath:
         folder = self._rest.rpartition("/")[0]
         return ObjectPath(f"{self.protocol}://{folder}") if folder else self
 
-    def relative_to(self, other: Any) -> PurePosixPath:
-        """Return the part of the address below another."""
-        return PurePosixPath(str(self)).relative_to(PurePosixPath(str(other)))
-
     def info(self) -> ObjectInfo | None:
         """Return what the store says now; None where there is nothing."""
         try:
@@ -167,8 +163,7 @@ class ObjectPath:
 
     def open(self, mode: str = "rb", *, block: int = _BLOCK) -> IO[bytes]:
         """Return a seekable stream that reads by blocks."""
-        stream = io.BufferedReader(cast(Any, _Stream(ObjectFile(self))), block)
-        return cast(IO[bytes], stream)
+        return ObjectFile(self).stream(block)
 
     def read_bytes(self) -> bytes:
         """Return the whole object."""
@@ -235,6 +230,10 @@ class ObjectFile:
         self._process = os.getpid()
         return _info(getattr(self._file, "details", None) or store.info(key))
 
+    def stream(self, block: int = _BLOCK) -> IO[bytes]:
+        """Return a seekable stream that reads by blocks."""
+        return cast(IO[bytes], io.BufferedReader(cast(Any, _Stream(self)), block))
+
     def read(self, begin: int, length: int) -> bytes:
         """Return the bytes from `begin` on, fewer than `length` only at the end."""
         expected = max(0, min(length, self.size - begin))
@@ -295,7 +294,8 @@ class _Stream(io.RawIOBase):
 def _info(row: Any) -> ObjectInfo:
     found = (str(row[name]) for name in _TAGS if row.get(name) is not None)
     tag = next(found, "") or str(row.get("LastModified", row.get("updated", "")))
-    return ObjectInfo(int(row.get("size") or 0), tag, row.get("type") == "directory")
+    # quotes belong to the header, and not every listing has them
+    return ObjectInfo(int(row.get("size") or 0), tag.strip('"'), row.get("type") == "directory")
 
 
 def _retried(path: ObjectPath, call: Callable[[], T]) -> T:
