@@ -70,9 +70,9 @@ def holds_object_classes(root: ObjectPath) -> bool:
     tops = [path for path in root.iterdir() if path.is_dir() and not is_hidden(path.name)]
     if all(path.name.casefold() in SPLITS for path in tops):
         return any(map(holds_object_classes, tops))
-    found = 0
+    with_images = 0
     for top in tops:
-        found += any(path.suffix.lower() in EXTENSIONS for path in walk(top, DEPTH + 1))
-        if found == 2:
+        with_images += any(path.suffix.lower() in EXTENSIONS for path in walk(top, DEPTH + 1))
+        if with_images == 2:
             return True
     return False

@@ -39,8 +39,8 @@ def open_parquet(path: Path | ObjectPath, split: str = "train") -> TableStore:
     datasets = _library()
     files = [path]
     if path.is_dir():
-        found = walk(path, _DEPTH) if isinstance(path, ObjectPath) else path.rglob("*.parquet")
-        files = sorted((one for one in found if one.suffix == ".parquet"), key=str)
+        below_it = walk(path, _DEPTH) if isinstance(path, ObjectPath) else path.rglob("*.parquet")
+        files = sorted((file for file in below_it if file.suffix == ".parquet"), key=str)
         files = [f for f in files if not any(map(is_hidden, below(f, path).parts))]
         files = pick_files(files, path, split)
     try:

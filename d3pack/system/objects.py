@@ -292,8 +292,8 @@ class _Stream(io.RawIOBase):
 
 
 def _info(row: Any) -> ObjectInfo:
-    found = (str(row[name]) for name in _TAGS if row.get(name) is not None)
-    tag = next(found, "") or str(row.get("LastModified", row.get("updated", "")))
+    tags = (str(row[name]) for name in _TAGS if row.get(name) is not None)
+    tag = next(tags, "") or str(row.get("LastModified", row.get("updated", "")))
     # quotes belong to the header, and not every listing has them
     return ObjectInfo(int(row.get("size") or 0), tag.strip('"'), row.get("type") == "directory")
 
