@@ -27,11 +27,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from d3pack.decode.objects import claimed_objects
 from d3pack.decode.settings import ExportSettings
 from d3pack.errors import D3MError, UsageError
 from d3pack.format.codecs import decode_labels
 from d3pack.system import (
     Lock,
+    ObjectPath,
     disk_full_as_error,
     lock,
     remove_leftovers,
@@ -85,7 +87,7 @@ class Sample:
 
 def export_images(
     decoder: Decoder,
-    output: Path,
+    output: Path | ObjectPath,
     settings: ExportSettings | None = None,
     *,
     classes: Sequence[int] | None = None,
@@ -99,7 +101,8 @@ def export_images(
 
     Args:
         decoder: of the pack.
-        output: an empty folder, or that of an interrupted call; it is made where it is missing.
+        output: an empty folder, or that of an interrupted call; it is made where it is missing. In
+            an object store each file is sent when it is complete.
         settings: layout, image format and size of shards.
         classes: their numbers; by default all.
         images_per_class: the first, which are the best; by default all.
@@ -108,6 +111,7 @@ def export_images(
     Raises:
         UsageError: the folder holds something else, more images than asked for, or is in use.
         NoSpaceError: the disk is full; what is complete is kept.
+        StorageError: the object store cannot be reached, or refuses; what is complete is kept.
     """
     settings = settings or ExportSettings()
     pack = decoder.pack
@@ -115,7 +119,13 @@ def export_images(
     count = pack.images_per_class if images_per_class is None else images_per_class
     pairs = [(c, i) for c in classes for i in range(count)]
     started = time.perf_counter()
-    with _claimed(output, _mark(decoder, settings, classes, count)):
+    mark = _mark(decoder, settings, classes, count)
+    claim = (
+        claimed_objects(output / MARK, mark)
+        if isinstance(output, ObjectPath)
+        else _claimed(output, mark)
+    )
+    with claim:
         decoded = _Export(decoder, output, settings, pairs, progress).write()
     return ExportReport(len(pairs), decoded, time.perf_counter() - started)
 
@@ -157,7 +167,7 @@ class _Export:
     def __init__(
         self,
         decoder: Decoder,
-        output: Path,
+        output: Path | ObjectPath,
         settings: ExportSettings,
         pairs: list[Pair],
         progress: Progress | None,
@@ -444,8 +454,8 @@ def _check_mark(path: Path, mark: dict[str, Any], output: Path) -> None:
         raise UsageError(f"{output} holds another export", hint="choose an empty folder")
 
 
-def _file_names(folder: Path) -> set[str]:
-    return {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+def _file_names(folder: Path | ObjectPath) -> set[str]:
+    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
 
 
 def _to_json(value: Any) -> bytes:
