@@ -110,6 +110,11 @@ CODES: Mapping[str, tuple[str, str]] = {
     "E_HUB_BYTES": ("HubError", "other bytes than were asked for"),
     "E_HUB_PIN": ("HubError", "another pack than the address pins"),
     "E_HUB_SIGNATURE": ("HubError", "a signature missing, of another pack, or by another signer"),
+    "E_STORAGE": ("StorageError", "an object store answered with a failure"),
+    "E_STORAGE_ACCESS": ("StorageError", "forbidden, or no credentials"),
+    "E_STORAGE_BUSY": ("StorageError", "failures, silence: the same call may work later"),
+    "E_STORAGE_BYTES": ("StorageError", "an object that changed while it was read"),
+    "E_STORAGE_PIN": ("StorageError", "another pack than the address pins"),
     "E_SOURCE": ("SourceError", "the real images cannot be used"),
     "E_CLASSES": ("SourceError", "the pack and the real images have other classes"),
     "E_SOURCE_IMAGE": ("BadImageError", "an image that cannot be read"),
@@ -203,6 +208,13 @@ class HubOfflineError(HubError):
     """Offline, and not in the cache."""
 
     code = "E_HUB_OFFLINE"
+
+
+class StorageError(D3MError):
+    """An object store answered with a failure, or could not be reached."""
+
+    code = "E_STORAGE"
+    exit_code = 6
 
 
 class SourceError(D3MError):

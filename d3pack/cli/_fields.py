@@ -9,14 +9,23 @@ from d3pack.system import Shard, argument, option
 Format = Literal["human", "json", "quiet"]
 
 
-def pack_argument(help: str = "A .d3m file or an hf:// address.") -> Any:
+def pack_argument(help: str = "A .d3m file, or an hf:// or s3:// address.") -> Any:
     """Declare a pack to read."""
     return argument(help)
 
 
+def pack_output(default: Any) -> Any:
+    """Declare where a pack is written."""
+    return option(
+        default, "The pack to write (.d3m): a path, s3://, ...", short="-o", metavar="PATH"
+    )
+
+
 def source_argument() -> Any:
     """Declare a source of real images."""
-    return argument("Class-folder tree, tar, zip, WebDataset shards, parquet, hf://datasets/...")
+    return argument(
+        "Class folders, tar, zip, WebDataset shards or parquet: path, s3://, hf://datasets/..."
+    )
 
 
 def backbone_option(

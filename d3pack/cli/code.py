@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from d3pack.cli._fields import Format, format_option, overwrite_option, source_argument
+from d3pack.cli._fields import (
+    Format,
+    format_option,
+    overwrite_option,
+    pack_output,
+    source_argument,
+)
 from d3pack.cli.encode import Encode
 from d3pack.encode import EncodeSettings
 from d3pack.system import option
@@ -21,7 +27,7 @@ class Code:
     """
 
     source: str = source_argument()
-    output: Path | None = option(None, "The pack to write (.d3m).", short="-o")
+    output: str | None = pack_output(None)
     bytes_per_image: float = option(
         17.0, "Bytes of each image, at most; two levels take 3.", ge=3, le=100_000
     )

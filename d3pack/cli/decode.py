@@ -17,7 +17,7 @@ from d3pack.cli._fields import (
 )
 from d3pack.decode import ExportSettings
 from d3pack.errors import NotFoundError, UsageError
-from d3pack.system import REQUIRED, Shard, nested, option, progress_bar
+from d3pack.system import REQUIRED, Shard, nested, option, place, progress_bar
 
 if TYPE_CHECKING:
     from d3pack.decode import Decoder
@@ -34,7 +34,7 @@ class Decode:
     """
 
     pack: str = pack_argument()
-    output: Path = option(REQUIRED, "Folder to write to.", short="-o")
+    output: str = option(REQUIRED, "Folder to write to, or s3://...", short="-o", metavar="PATH")
     settings: ExportSettings = nested(ExportSettings)
     classes: str | None = option(None, 'Names or numbers: "cat,dog", "0,5", "3-7".')
     images_per_class: int | None = option(
@@ -77,7 +77,7 @@ class Decode:
         with progress_bar("decoding", quiet=self.format == "quiet") as progress:
             written = export_images(
                 decoder,
-                self.output,
+                place(self.output),
                 self.settings,
                 classes=classes,
                 images_per_class=count,
@@ -91,7 +91,7 @@ class Decode:
                     "made": written.decoded,
                     "seconds": round(written.seconds, 3),
                     "images_per_second": round(written.rate, 2),
-                    "out": str(self.output),
+                    "out": self.output,
                     "root": pack.root,
                     "decoder": numerics,
                 }

@@ -10,14 +10,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from d3pack.cli import _out
 from d3pack.cli._command import chosen
-from d3pack.cli._fields import Format, format_option, overwrite_option, source_argument
+from d3pack.cli._fields import (
+    Format,
+    format_option,
+    overwrite_option,
+    pack_output,
+    source_argument,
+)
 from d3pack.encode import EncodeSettings, method_settings
 from d3pack.errors import UsageError
-from d3pack.system import count, duration, json_lines, live_view, nested, option
+from d3pack.system import count, duration, json_lines, live_view, nested, option, place
 
 if TYPE_CHECKING:
     from d3pack.sources import Source
-    from d3pack.system import Listener
+    from d3pack.system import Listener, ObjectPath
 
 _LISTED = 20  # classes that --dry-run lists
 
@@ -33,7 +39,7 @@ class Encode:
     """
 
     source: str = source_argument()
-    output: Path | None = option(None, "The pack to write (.d3m).", short="-o")
+    output: str | None = pack_output(None)
     settings: EncodeSettings = nested(EncodeSettings)
     method_settings: Any = chosen("method", method_settings)
     class_names: Path | None = option(None, "CSV or JSON: folder to name.", group="source")
@@ -67,7 +73,7 @@ class Encode:
         if self.output is None or self.dry_run:
             self._estimate(source, settings)
         else:
-            self._encode(source, self.output, settings)
+            self._encode(source, place(self.output), settings)
 
     def _estimate(self, source: Source, settings: EncodeSettings) -> None:
         from d3pack.encode import estimate_encode
@@ -88,7 +94,7 @@ class Encode:
         _out.show(f"about {duration(estimate['seconds_total'])} on this machine ({parts})")
         _out.show(f"about {estimate['bytes']:,} bytes")
 
-    def _encode(self, source: Source, output: Path, settings: EncodeSettings) -> None:
+    def _encode(self, source: Source, output: Path | ObjectPath, settings: EncodeSettings) -> None:
         from d3pack.encode import encode
 
         view: AbstractContextManager[Listener] = nullcontext(lambda event: None)

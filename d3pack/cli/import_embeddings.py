@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from d3pack.cli import _out
-from d3pack.cli._fields import Format, format_option, overwrite_option
+from d3pack.cli._fields import Format, format_option, overwrite_option, pack_output
 from d3pack.encode import ImportSettings
 from d3pack.errors import UsageError
-from d3pack.system import REQUIRED, argument, nested, option
+from d3pack.system import REQUIRED, argument, nested, option, place
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class ImportEmbeddings:
     """
 
     folder: Path = argument("Folder of embedding files of one base model.")
-    output: Path = option(REQUIRED, "The pack to write (.d3m).", short="-o")
+    output: str = pack_output(REQUIRED)
     backbone: str = option(REQUIRED, "Their base model: a directory or org/name.")
     template: str = option(REQUIRED, "Sentence that they were learned in, with one {}.")
     settings: ImportSettings = nested(ImportSettings)
@@ -34,20 +34,21 @@ class ImportEmbeddings:
         from d3pack.format import write
         from d3pack.sources import read_table
 
-        if self.output.exists() and not self.overwrite:
-            raise UsageError(f"{self.output} exists", hint="name another, or set --overwrite")
+        output = place(self.output)
+        if output.exists() and not self.overwrite:
+            raise UsageError(f"{output} exists", hint="name another, or set --overwrite")
         names = None if self.class_names is None else read_table(self.class_names)
         pack = import_embeddings(
             self.folder, self.backbone, self.template, self.settings, names=names
         )
-        write(pack, self.output)
-        size = self.output.stat().st_size
+        write(pack, output)
+        size = output.stat().st_size
         if self.format == "json":
             count = len(pack.classes)
-            value = {"root": pack.root, "bytes": size, "path": str(self.output), "classes": count}
+            value = {"root": pack.root, "bytes": size, "path": str(output), "classes": count}
             _out.emit(value)
         elif self.format == "quiet":
             print(pack.root)
         else:
             made = f"{len(pack)} images of {len(pack.classes)} classes"
-            _out.show(f"{self.output}  {size:,} bytes, {made}")
+            _out.show(f"{output}  {size:,} bytes, {made}")

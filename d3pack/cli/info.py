@@ -45,9 +45,9 @@ def _outline(file: str) -> Pack:
 
     if os.path.exists(file):  # no Path: it stumbles over a name that is too long
         return read(file)
-    from d3pack.hub import is_address, remote_info
+    from d3pack.hub import is_remote, remote_info
 
-    return remote_info(file).outline if is_address(file) else read(file)
+    return remote_info(file).outline if is_remote(file) else read(file)
 
 
 def _summary(pack: Pack) -> dict[str, Any]:

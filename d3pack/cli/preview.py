@@ -34,8 +34,7 @@ class Preview:
 
     def run(self) -> None:
         """Decode a few images and write the sheet or the page."""
-        from d3pack.format import read
-        from d3pack.hub import local_path
+        from d3pack.hub import load
         from d3pack.system import replace_file
 
         kind = self.output.suffix.lower()
@@ -45,23 +44,22 @@ class Preview:
             )
         if not self.output.parent.is_dir():
             raise NotFoundError(f"{self.output.parent} is not a directory", hint="create it first")
-        file = local_path(self.pack)
-        pack = read(file)
-        data = self._drawn(pack, file)
+        pack = load(self.pack)
+        data = self._drawn(pack)
         replace_file(self.output, data)
         if self.format == "json":
             _out.emit({"output": self.output.name, "bytes": len(data), "root": pack.root})
         elif self.format == "human":
             _out.say(f"wrote {self.output} ({len(data):,} bytes)")
 
-    def _drawn(self, pack: Pack, file: Path) -> bytes:
+    def _drawn(self, pack: Pack) -> bytes:
         """The bytes of the sheet or the page."""
         import io
 
         from d3pack.decode import Decoder, local_backbone, verify_probes
         from d3pack.preview import render_page, render_sheet, sample
 
-        path = self.backbone or local_backbone(file, pack)
+        path = self.backbone or local_backbone(self.pack, pack)
         decoder = Decoder(pack, device=self.device, path=path)
         with progress_bar("decoding", quiet=self.format == "quiet") as progress:
             samples = sample(

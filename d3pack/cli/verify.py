@@ -26,7 +26,7 @@ class Verify:
     Example: d3pack verify flowers.d3m birds.d3m
     """
 
-    packs: tuple[str, ...] = argument(".d3m files or hf:// addresses.")
+    packs: tuple[str, ...] = argument(".d3m files, or hf:// or s3:// addresses.")
     decode: bool = option(False, "Rebuild the probes as well and compare the images.")
     device: str | None = device_option()
     backbone: str | None = backbone_option()

@@ -32,7 +32,7 @@ from d3pack.dataset.store import CACHE_SIZE, CACHES, Cache, CacheSettings
 from d3pack.decode import local_backbone
 from d3pack.errors import NotFoundError, UsageError
 from d3pack.format import Pack
-from d3pack.hub import is_address, load, read_classes
+from d3pack.hub import is_remote, load, read_classes
 from d3pack.system import resolve_device
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ class D3MDataset(Dataset[Any]):
 
         Args:
             pack: path of a `.d3m` file, address on the Hub (`hf://datasets/org/name/file.d3m` or
-                `org/name`), or an open `Pack`.
-            classes: names or numbers of the classes to keep, in this order. Of a pack on the Hub
+                `org/name`) or in an object store (`s3://bucket/file.d3m`), or an open `Pack`.
+            classes: names or numbers of the classes to keep, in this order. Of a pack elsewhere
                 only their part is downloaded.
             device: where images are decoded and batches of `loader` lie: "cpu", "cuda", "cuda:1"
                 or "mps". None: CUDA where there is one, else the CPU.
@@ -134,6 +134,7 @@ class D3MDataset(Dataset[Any]):
             InvalidPackError: the file is not a valid pack.
             NotFoundError: there is no such file, repository or backbone directory.
             HubError: the Hub cannot be reached, or refuses.
+            StorageError: the object store cannot be reached, or refuses.
             UsageError: arguments that contradict each other, or a device that is not there.
         """
         self.pack, selection = _open_pack(pack, classes)
@@ -485,7 +486,7 @@ def _open_pack(
     _check_list(classes)
     if isinstance(pack, Pack):
         return pack, classes
-    if classes is not None and is_address(pack):
+    if classes is not None and is_remote(pack):
         return read_classes(pack, classes), None
     return load(pack), classes
 

@@ -10,15 +10,26 @@ from typing import TYPE_CHECKING
 from d3pack.backbones import cache_home, complete, verify_files, write_list
 from d3pack.errors import BackboneError
 from d3pack.format import EMBEDDED, FileLock, carried_files
-from d3pack.system import disk_full_as_error, lock, remove_leftovers, replace_folder
+from d3pack.system import (
+    ObjectPath,
+    disk_full_as_error,
+    lock,
+    place,
+    remove_leftovers,
+    replace_folder,
+)
 
 if TYPE_CHECKING:
     from d3pack.format import BackboneRef, Pack
 
 
-def backbone_path(file: str | Path) -> Path:
-    """Return where the backbone of a pack `name.d3m` lies if it is published nowhere else."""
-    return Path(file).with_suffix(".backbone")
+def backbone_path(file: str | Path | ObjectPath) -> Path:
+    """Return where the backbone of a pack `name.d3m` lies if it is published nowhere else.
+
+    It is a directory of this machine: in the current one if the pack is in an object store.
+    """
+    where = place(file)
+    return (Path(where.name) if isinstance(where, ObjectPath) else where).with_suffix(".backbone")
 
 
 def local_backbone(file: str | Path, pack: Pack) -> Path | None:

@@ -29,12 +29,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from d3pack.decode.claim import claimed, to_json
+from d3pack.decode.claim import MARK, claimed, to_json
+from d3pack.decode.objects import claimed_objects
 from d3pack.decode.pairs import Pairs
 from d3pack.decode.settings import ExportSettings
 from d3pack.errors import UsageError
 from d3pack.format.codecs import decode_labels
-from d3pack.system import Shard, replace_file, require, writing
+from d3pack.system import ObjectPath, Shard, replace_file, require, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +81,7 @@ class Sample:
 
 def export_images(
     decoder: Decoder,
-    output: Path,
+    output: Path | ObjectPath,
     settings: ExportSettings | None = None,
     *,
     classes: Sequence[int] | None = None,
@@ -99,7 +100,8 @@ def export_images(
 
     Args:
         decoder: of the pack.
-        output: an empty folder, or that of an interrupted call; it is made where it is missing.
+        output: an empty folder, or that of an interrupted call; it is made where it is missing. In
+            an object store each file is sent when it is complete.
         settings: layout, image format and images of one file.
         classes: their numbers; by default all.
         images_per_class: the first, which are the best; by default all.
@@ -110,6 +112,7 @@ def export_images(
         UsageError: the folder holds something else, more images than asked for, or is in use by
             another call without a shard or of the same one.
         NoSpaceError: the disk is full; what is complete is kept.
+        StorageError: the object store cannot be reached, or refuses; what is complete is kept.
     """
     settings = settings or ExportSettings()
     pack = decoder.pack
@@ -118,7 +121,13 @@ def export_images(
     shard = shard or Shard()
     export = _Export(decoder, output, settings, Pairs(classes, count), shard, progress)
     started = time.perf_counter()
-    with claimed(output, _mark(decoder, settings, classes, count), shard):
+    mark = _mark(decoder, settings, classes, count)
+    claim = (
+        claimed_objects(output / MARK, mark)
+        if isinstance(output, ObjectPath)
+        else claimed(output, mark, shard)
+    )
+    with claim:
         decoded = export.write()
     return ExportReport(export.images, decoded, time.perf_counter() - started)
 
@@ -160,7 +169,7 @@ class _Export:
     def __init__(
         self,
         decoder: Decoder,
-        output: Path,
+        output: Path | ObjectPath,
         settings: ExportSettings,
         pairs: Pairs,
         shard: Shard,
@@ -415,5 +424,5 @@ def _mark(
     return mark
 
 
-def _file_names(folder: Path) -> set[str]:
-    return {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+def _file_names(folder: Path | ObjectPath) -> set[str]:
+    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()

@@ -20,21 +20,24 @@ from d3pack.encode.contract import (
     own_settings,
 )
 from d3pack.encode.finish import finish
-from d3pack.encode.parts import part_of, parts_folder, read_calls, record_call
+from d3pack.encode.parts import part_of, read_calls, record_call
 from d3pack.encode.plan import EncodePlan
 from d3pack.encode.settings import EncodeSettings
 from d3pack.errors import InvalidPackError, NotFoundError, UsageError
 from d3pack.format import Pack, read, write
+from d3pack.hub import load
 from d3pack.sources import Source, open_source
 from d3pack.system import (
     Events,
     Journal,
     Listener,
+    ObjectPath,
     Shard,
     all_plain,
     digest,
     disk_full_as_error,
     log_file,
+    place,
     replace_folder,
     resolve_device,
     write_text,
@@ -90,7 +93,7 @@ def estimate_encode(
 @disk_full_as_error()
 def encode(
     source: Source | str | Path,
-    output: str | Path,
+    output: str | Path | ObjectPath,
     settings: EncodeSettings | None = None,
     *,
     method: Method | None = None,
@@ -107,7 +110,8 @@ def encode(
     Args:
         source: real images with class names: a directory of classes, an archive, shards, parquet,
             `hf://datasets/...`, or a `Source` from `open_source`.
-        output: the file to write; its name ends in `.d3m`.
+        output: the file to write, or an address such as `s3://bucket/x.d3m`, for which the work
+            directory lies in the current directory; its name ends in `.d3m`.
         settings: what the pack should be; by default ten images per class by `d3m`.
         method: an object to use in place of the method that the settings name.
         listeners: functions that receive the events of the run, such as those of `live_view`.
@@ -131,7 +135,7 @@ def encode(
         >>> pack = encode("photos/", "photos.d3m", settings)  # doctest: +SKIP
     """
     output = check_output(output)
-    work = output.with_name(output.name + ".work")
+    work = _local(output, ".work")
     whole = _Encoding(_opened(source), settings, method, teachers, listeners)
     return whole.write(work, output, restart=restart, overwrite=overwrite)
 
@@ -139,7 +143,7 @@ def encode(
 @disk_full_as_error()
 def encode_shard(
     source: Source | str | Path,
-    output: str | Path,
+    output: str | Path | ObjectPath,
     shard: Shard,
     settings: EncodeSettings | None = None,
     *,
@@ -179,13 +183,13 @@ def encode_shard(
     """
     output = check_output(output)
     encoding = _Encoding(_opened(source), settings, method, teachers, listeners)
-    return encoding.do_share(parts_folder(output), shard, restart=restart, wait=wait)
+    return encoding.do_share(_local(output, ".parts"), shard, restart=restart, wait=wait)
 
 
 @disk_full_as_error()
 def merge(
     parts: Sequence[str | Path],
-    output: str | Path,
+    output: str | Path | ObjectPath,
     source: Source | str | Path | None = None,
     *,
     method: Method | None = None,
@@ -217,7 +221,7 @@ def merge(
     call, count = read_calls(folders)
     if source is None:
         source = call.open()
-    work = output.with_name(output.name + ".work")
+    work = _local(output, ".work")
     encoding = _Encoding(_opened(source), call.settings, method, teachers, listeners)
     return encoding.write(work, output, overwrite=overwrite, parts=folders, shards=count)
 
@@ -246,7 +250,7 @@ class _Encoding:
     def write(
         self,
         work: Path,
-        output: Path,
+        output: Path | ObjectPath,
         *,
         restart: bool = False,
         overwrite: bool = False,
@@ -315,16 +319,19 @@ class _Encoding:
         return run
 
 
-def check_output(output: str | Path) -> Path:
+def check_output(output: str | Path | ObjectPath) -> Path | ObjectPath:
     """Return where a pack is to be written.
 
     Raises:
         UsageError: the name does not end in .d3m, or is that of a directory.
         NotFoundError: the directory of the output does not exist.
     """
-    output = Path(output)
-    if output.suffix != ".d3m":
-        raise UsageError(f"invalid output {output.name!r}: expected a name that ends in .d3m")
+    where = place(output)
+    if where.suffix != ".d3m":
+        raise UsageError(f"invalid output {where.name!r}: expected a name that ends in .d3m")
+    if isinstance(where, ObjectPath):
+        return where
+    output = where
     if not output.parent.is_dir():
         raise NotFoundError(
             f"the directory {output.parent} of the output does not exist", hint="create it first"
@@ -332,6 +339,12 @@ def check_output(output: str | Path) -> Path:
     if os.path.isdir(output):  # unlike Path.is_dir, no error where the name is too long
         raise UsageError(f"the output {output.name} is a directory", hint="name another")
     return output
+
+
+def _local(output: Path | ObjectPath, suffix: str) -> Path:
+    """Return the directory beside an output; of one in an object store, the current one has it."""
+    folder = Path() if isinstance(output, ObjectPath) else output.parent
+    return folder / f"{output.name}{suffix}"
 
 
 def _opened(source: Source | str | Path) -> Source:
@@ -380,18 +393,18 @@ def _journal_key(
     return {"source": source.fingerprint(), **chosen, **planned}
 
 
-def _finished(journal: Journal, output: Path) -> Pack | None:
+def _finished(journal: Journal, output: Path | ObjectPath) -> Pack | None:
     """Return the pack if this very work has led to it."""
     if _ROOT not in journal or not output.exists():
         return None
     try:
-        pack = read(output)
+        pack = load(str(output)) if isinstance(output, ObjectPath) else read(output)
     except InvalidPackError:
         return None  # another file, which was there before
     return pack if pack.root == journal[_ROOT] else None
 
 
-def _check_free(output: Path, overwrite: bool, journal: Journal) -> None:
+def _check_free(output: Path | ObjectPath, overwrite: bool, journal: Journal) -> None:
     """Refuse to replace a pack, or a backbone next to it, that is not of this run."""
     backbone = backbone_path(output)
     # a run that was killed at its very end may have put its own backbone there
@@ -406,7 +419,7 @@ def _lock_digest(directory: Path) -> str | None:
     return digest(lock) if lock.is_file() else None
 
 
-def _publish_backbone(trained: Path, output: Path, journal: Journal) -> None:
+def _publish_backbone(trained: Path, output: Path | ObjectPath, journal: Journal) -> None:
     """Copy a trained backbone to where decoders look for it; all of it or nothing."""
     journal.record(_BACKBONE, _lock_digest(trained))
     with replace_folder(backbone_path(output)) as temporary:

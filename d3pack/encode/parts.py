@@ -34,11 +34,6 @@ class Call:
         return open_source(**self.source)
 
 
-def parts_folder(output: Path) -> Path:
-    """Return the directory of the parts of an output."""
-    return output.with_name(output.name + ".parts")
-
-
 def part_of(folder: Path, shard: Shard) -> Path:
     """Return the part of a shard."""
     return folder / f"{shard.number}-of-{shard.count}"

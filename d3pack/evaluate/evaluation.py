@@ -24,8 +24,8 @@ from d3pack.evaluate.settings import EvalSettings
 from d3pack.evaluate.sweep import learner, parse_sweep, run_sweep, sweep_entry, variants
 from d3pack.evaluate.teacher import open_teacher
 from d3pack.evaluate.turns import only_process, turn
-from d3pack.format import Pack, read
-from d3pack.hub import local_path
+from d3pack.format import Pack
+from d3pack.hub import load_named
 from d3pack.sources import Source, open_source
 from d3pack.students import (
     DD_RANKING,
@@ -195,7 +195,7 @@ def evaluate(
     there; `write_report` makes a page of them.
 
     Args:
-        pack: a `.d3m` file, an `hf://` address or a pack.
+        pack: a `.d3m` file, an `hf://` or `s3://` address or a pack.
         real: real images with a train and a test part (also called val or dev): a folder, archive,
             or whatever else `open_source` reads; or the training images, as a source.
         settings: what to compare, and how; None for the defaults.
@@ -337,12 +337,11 @@ def _open_pack(pack: str | Path | Pack, settings: EvalSettings) -> tuple[str, Pa
     """Name, pack, and settings that name the backbone beside its file."""
     if isinstance(pack, Pack):
         return pack.root[:12], pack, settings
-    path = local_path(pack)
-    opened = read(path)
-    folder = None if settings.backbone else local_backbone(path, opened)
+    name, opened = load_named(pack)
+    folder = None if settings.backbone else local_backbone(pack, opened)
     if folder is not None:
         settings = replace(settings, backbone=str(folder))
-    return path.name, opened, settings
+    return name, opened, settings
 
 
 def _open_real(

@@ -8,7 +8,7 @@ from d3pack.format import container
 from d3pack.format.canonical import dumps
 from d3pack.format.pack import Pack, carried_files
 from d3pack.format.reader import read
-from d3pack.system import replace_file
+from d3pack.system import ObjectPath, place, replace_file
 
 
 def pack_bytes(pack: Pack) -> bytes:
@@ -26,18 +26,20 @@ def pack_bytes(pack: Pack) -> bytes:
     return data
 
 
-def write(pack: Pack, path: str | os.PathLike[str]) -> None:
+def write(pack: Pack, path: str | os.PathLike[str] | ObjectPath) -> None:
     """Write a pack so that a crash at any moment leaves the old file or the new one.
 
     Args:
         pack: what to write.
-        path: where. A link is followed, and the permissions of an old file are kept.
+        path: where, or an address such as `s3://bucket/x.d3m`. A link is followed, and the
+            permissions of an old file are kept.
 
     Raises:
         InvalidPackError: the pack breaks a rule of the format; nothing is written.
         UsageError: `path` is a folder, a device or a pipe.
         NotFoundError: the folder of `path` does not exist.
         NoSpaceError: the disk is full.
+        StorageError: the object store cannot be reached, or refuses.
 
     Example:
         >>> import d3pack
@@ -46,4 +48,4 @@ def write(pack: Pack, path: str | os.PathLike[str]) -> None:
         >>> d3pack.read("pets.d3m") == pets
         True
     """
-    replace_file(path, pack_bytes(pack))
+    replace_file(place(path), pack_bytes(pack))

@@ -1,12 +1,14 @@
 # The public names of d3pack.hub; each is imported when it is first used.
 
 from d3pack.hub.address import Address as Address
+from d3pack.hub.address import ObjectAddress as ObjectAddress
 from d3pack.hub.address import is_address as is_address
 from d3pack.hub.address import parse_address as parse_address
 from d3pack.hub.download import Pulled as Pulled
 from d3pack.hub.download import RemoteInfo as RemoteInfo
+from d3pack.hub.download import is_remote as is_remote
 from d3pack.hub.download import load as load
-from d3pack.hub.download import local_path as local_path
+from d3pack.hub.download import load_named as load_named
 from d3pack.hub.download import pull as pull
 from d3pack.hub.download import read_classes as read_classes
 from d3pack.hub.download import remote_info as remote_info

@@ -1,4 +1,7 @@
-"""Addresses of packs: `hf://datasets/org/name[@rev]/file.d3m[#sha256=ROOT]` and its short forms."""
+"""Addresses of packs: `hf://datasets/org/name[@rev]/file.d3m[#sha256=ROOT]` and its short forms.
+
+A pack in an object store is `s3://bucket/file.d3m[#sha256=ROOT]`, or whatever fsspec opens.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import quote, unquote, urlsplit
 
 from d3pack.errors import UsageError
+from d3pack.system import ObjectPath, is_url
 
 SCHEME = "hf://"
 EXAMPLE = "hf://datasets/org/name/file.d3m"
@@ -59,6 +63,25 @@ class Address:
         return f"{text}#sha256={self.root}" if self.root else text
 
 
+@dataclass(frozen=True, slots=True)
+class ObjectAddress:
+    """Where a pack is in an object store."""
+
+    path: ObjectPath
+    root: str | None = None  # the identity that the pack must have
+
+    def __str__(self) -> str:
+        return f"{self.path}#sha256={self.root}" if self.root else str(self.path)
+
+
+def parse_object(text: str) -> ObjectAddress:
+    """Read the address of an object; a name may hold `#`, but a pin is a pin."""
+    url, mark, pin = text.rpartition("#sha256=")
+    if not mark:
+        return ObjectAddress(ObjectPath(text))
+    return ObjectAddress(ObjectPath(url), _pin(f"sha256={pin}"))
+
+
 def endpoint() -> str:
     """Return the URL of the Hub: `HF_ENDPOINT` as huggingface_hub has read it."""
     from huggingface_hub import constants
@@ -86,6 +109,11 @@ def parse_address(text: str) -> Address:
         raise UsageError(
             f"invalid address {text!r}: it holds a space, a backslash or a control character",
             hint=f"write {EXAMPLE}, with %20 for a space",
+        )
+    if is_url(text):
+        raise UsageError(
+            f"{text} is in an object store, not on the Hub",
+            hint="it is read there: give it as it is",
         )
     location, _, fragment = text.partition("#")
     root = _pin(fragment) if "#" in text else None

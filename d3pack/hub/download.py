@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from d3pack.errors import HubError, NotFoundError, UsageError
+from d3pack.errors import (
+    HubError,
+    InvalidPackError,
+    NotFoundError,
+    StorageError,
+    UsageError,
+)
 from d3pack.format import (
     ByteRange,
     Header,
@@ -23,12 +30,12 @@ from d3pack.format import (
     read_header,
     read_names,
 )
-from d3pack.hub.address import Address, is_address, parse_address
+from d3pack.hub.address import Address, ObjectAddress, is_address, parse_address, parse_object
 from d3pack.hub.cache import cached, fetch, with_file
 from d3pack.hub.remote import RemoteFile
 from d3pack.hub.settings import Trust
 from d3pack.hub.signatures import check_remote
-from d3pack.system import replace_file
+from d3pack.system import ObjectFile, is_url, replace_file
 
 PathOrAddress = str | os.PathLike[str]
 FIRST = 1 << 16  # the first request: header, class names and leaves of most packs
@@ -120,49 +127,59 @@ def download(address: Address) -> Pulled:
     return Pulled(exact, path, data, pack)
 
 
-def _check_root(root: str, address: Address) -> None:
-    """Raise `HubError` unless the root is the one that the address pins."""
-    if address.root not in (None, root):
-        raise HubError(
-            f"{address} is a valid pack, but its root is {root}",
-            code="E_HUB_PIN",
-            hint="the pack was replaced: ask who gave you the address, or pin the new root",
-        )
+def _check_root(root: str, address: Address | ObjectAddress) -> None:
+    """Raise an error unless the root is the one that the address pins."""
+    if address.root in (None, root):
+        return
+    text = f"{address} is a valid pack, but its root is {root}"
+    hint = "the pack was replaced: ask who gave you the address, or pin the new root"
+    if isinstance(address, Address):
+        raise HubError(text, code="E_HUB_PIN", hint=hint)
+    raise StorageError(text, code="E_STORAGE_PIN", hint=hint)
 
 
-def local_path(value: PathOrAddress) -> Path:
-    """Return a path unchanged, and for an address the verified file in the cache."""
-    if is_address(value):
-        return download(parse_address(str(value))).path
-    return Path(value)
+def is_remote(value: PathOrAddress) -> bool:
+    """Return whether this is an address on the Hub or in an object store, and not a path."""
+    return is_url(value) or is_address(value)
 
 
 def load(value: PathOrAddress) -> Pack:
-    """Read a pack from a path or from the Hub."""
+    """Read a pack from a path, from the Hub or from an object store."""
+    return load_named(value)[1]
+
+
+def load_named(value: PathOrAddress) -> tuple[str, Pack]:
+    """Read a pack as `load` does; return the name of its file, too."""
+    if is_url(value):
+        address = parse_object(str(value))
+        return address.path.name, _Window(address).whole()
     if is_address(value):
-        return download(parse_address(str(value))).pack
+        pulled = download(parse_address(str(value)))
+        return pulled.path.name, pulled.pack
     path = Path(value)
     if not os.path.exists(path) and (path.suffix != ".d3m" or len(path.parts) == 3):
         raise NotFoundError(
             f"there is no file {value}", hint="for the Hub write hf://datasets/org/name/file.d3m"
         )
-    return read(path)
+    return path.name, read(path)
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteInfo:
     """What the first bytes of a remote pack contain."""
 
-    address: Address  # with file, commit and root
+    address: Address | ObjectAddress  # with file, commit and root
     header: Header
     outline: Pack  # to describe: names, recipe, sections and ledger are true, tensors are empty
     received: int  # bytes that were read of `header.size`
     requests: int
 
 
-def remote_info(address: Address | str) -> RemoteInfo:
-    """Read header and class names of a pack on the Hub, without the rest."""
-    window = _Window(parse_address(address) if isinstance(address, str) else address)
+def remote_info(address: Address | ObjectAddress | str) -> RemoteInfo:
+    """Read header and class names of a pack on the Hub or in a store, without the rest."""
+    if isinstance(address, str):
+        address = parse_object(address) if is_url(address) else parse_address(address)
+    window = _Window(address)
     file, names = window.file, window.names()
     _log.info("%s: read %d of %d bytes", window.address, file.received, file.size)
     header = window.header
@@ -172,12 +189,14 @@ def remote_info(address: Address | str) -> RemoteInfo:
 def read_classes(value: PathOrAddress, classes: Sequence[int | str]) -> Pack:
     """Return some classes of a pack, as `Pack.select` does but without probes.
 
-    From the Hub only their rows are read, and checked by their leaf hashes. A pack that is in the
-    cache, or of which most is needed, is downloaded whole.
+    From the Hub and from stores only their rows are read, and checked by their leaf hashes. A pack
+    that is in the cache, or of which most is needed, is downloaded whole.
 
     Raises:
         UsageError: a class is unknown or repeated, or there is none.
     """
+    if is_url(value):
+        return _read_part(_Window(parse_object(str(value))), classes)
     if not is_address(value):
         return _selected(load(value), classes)
     from huggingface_hub import constants
@@ -185,15 +204,20 @@ def read_classes(value: PathOrAddress, classes: Sequence[int | str]) -> Pack:
     address = with_file(parse_address(str(value)))
     if constants.HF_HUB_OFFLINE or cached(address) is not None:
         return _selected(download(address).pack, classes)
-    window = _Window(address)
+    return _read_part(_Window(address), classes)
+
+
+def _read_part(window: _Window, classes: Sequence[int | str]) -> Pack:
     header = window.header
     rows = _rows(window.names(), classes)
     ranges = class_ranges(header, rows)
     most = 2 * sum(one.stop - one.start for one in ranges) > header.size
     if most or sorted(rows) == list(range(header.classes)):
-        return _selected(download(window.address).pack, rows)
-    # the part is checked by every rule of a whole file
-    pack = read(pack_bytes(read_class_ranges(header, rows, window.parts(ranges))))
+        return _selected(window.whole(), rows)
+    parts = window.parts(ranges)
+    with window.one_version():
+        # the part is checked by every rule of a whole file
+        pack = read(pack_bytes(read_class_ranges(header, rows, parts)))
     _log.info("%s: read %d of %d bytes", window.address, window.file.received, window.file.size)
     return pack
 
@@ -217,16 +241,23 @@ def _rows(names: tuple[str, ...], classes: Sequence[int | str]) -> list[int]:
 class _Window:
     """The parts of a remote pack that were read, by their place in the file."""
 
-    def __init__(self, address: Address) -> None:
-        self.file = RemoteFile(with_file(address))
+    def __init__(self, address: Address | ObjectAddress) -> None:
+        self.address: Address | ObjectAddress
+        self.file: RemoteFile | ObjectFile
+        if isinstance(address, Address):
+            self.file = RemoteFile(with_file(address))
+        else:
+            self.file = ObjectFile(address.path)
         first = self.file.read(0, FIRST)
         missing = header_length(first) - len(first)
         if missing > 0 and len(first) < self.file.size:
             first += self.file.read(len(first), missing)
         self.header = read_header(first)
         self.header.check_size(self.file.size)
-        _check_root(self.header.root, self.file.address)
-        self.address = self.file.address.at(str(self.file.address.revision), root=self.header.root)
+        if isinstance(self.file, RemoteFile):
+            address = self.file.address.at(str(self.file.address.revision))  # of the commit
+        _check_root(self.header.root, address)
+        self.address = replace(address, root=self.header.root)
         self._parts: list[tuple[int, bytes]] = [(0, first)]
 
     def parts(self, ranges: Sequence[ByteRange]) -> list[bytes]:
@@ -246,7 +277,26 @@ class _Window:
     def names(self) -> tuple[str, ...]:
         """Return the class names, checked by their hash."""
         (data,) = self.parts([names_range(self.header)])
-        return read_names(self.header, data)
+        with self.one_version():
+            return read_names(self.header, data)
+
+    def whole(self) -> Pack:
+        """Return the whole pack."""
+        if isinstance(self.address, Address):
+            return download(self.address).pack
+        _, first = self._parts[0]
+        with self.one_version():
+            return read(first + self.file.read(len(first), self.file.size - len(first)))
+
+    @contextmanager
+    def one_version(self) -> Iterator[None]:
+        """Say of a pack that breaks a rule whether the object was replaced while it was read."""
+        try:
+            yield
+        except InvalidPackError:
+            if isinstance(self.file, ObjectFile):
+                self.file.check_unchanged()
+            raise
 
     def _find(self, start: int, stop: int) -> bytes | None:
         for at, data in self._parts:

@@ -11,9 +11,11 @@ from d3pack.sources.base import OnError, Skip, Source, Store, random_order
 from d3pack.sources.folder import FolderStore, holds_classes
 from d3pack.sources.images import BadImageError
 from d3pack.sources.names import neighbour_table, read_table, tidy
+from d3pack.sources.objects import ObjectTree, holds_object_classes
 from d3pack.sources.shards import ShardStore, expand, looks_like_shards
 from d3pack.sources.splits import pick_files
 from d3pack.sources.table import ADDRESS, open_hub, open_parquet
+from d3pack.system import ObjectPath, place
 
 __all__ = [
     "BadImageError",
@@ -39,7 +41,8 @@ def open_source(
 
     Args:
         address: a directory with a folder for each class, a tar or zip of one, WebDataset shards,
-            a parquet file or a directory of them, or `hf://datasets/org/name[@revision]`.
+            a parquet file or a directory of them, each a path or an address such as
+            `s3://bucket/photos`; or `hf://datasets/org/name[@revision]`.
         class_names: names by class key (name of the folder, WordNet id, label), or a file of them.
             None: a table that lies beside folders of WordNet ids, else the keys.
         split: the part to use, where the source has several.
@@ -50,6 +53,7 @@ def open_source(
         NotFoundError: there is no such file, directory or dataset.
         SourceError: it is not a source of at least two classes with images.
         HubError: the dataset cannot be loaded from the Hub.
+        StorageError: the object store cannot be reached, or refuses.
 
     Example:
         >>> from d3pack.sources import open_source
@@ -57,7 +61,7 @@ def open_source(
         >>> source.classes, source.counts  # doctest: +SKIP
         (('cat', 'dog'), (120, 118))
     """
-    path = Path(address)
+    path = place(address)
     store = _store(str(address), path, split)
     if isinstance(class_names, str | Path):
         table: Mapping[str, str] | None = read_table(Path(class_names))
@@ -67,7 +71,9 @@ def open_source(
         table = class_names
     source = Source(store, table=table, on_error=on_error, first=first)
     source.opened_by = {
-        "address": str(path.absolute()) if path.exists() else str(address),
+        "address": str(path.absolute())
+        if isinstance(path, Path) and path.exists()
+        else str(address),
         "class_names": str(class_names) if isinstance(class_names, Path) else class_names,
         "split": split,
         "on_error": on_error,
@@ -76,20 +82,22 @@ def open_source(
     return source
 
 
-def _store(address: str, path: Path, split: str) -> Store:
+def _store(address: str, path: Path | ObjectPath, split: str) -> Store:
     if address.startswith(ADDRESS):
         return open_hub(address, split)
     if "{" in address and not path.exists():
         return ShardStore(expand(address))
     if path.is_dir():
         suffixes = {entry.suffix.lower() for entry in path.iterdir() if entry.is_file()}
-        if holds_classes(path):
-            return FolderStore(path, split)
+        if holds_object_classes(path) if isinstance(path, ObjectPath) else holds_classes(path):
+            return _tree(path, split)
         if suffixes & TAR_SUFFIXES:
             return ShardStore(pick_files(expand(address), path, split))
-        if ".parquet" in suffixes or any((path / "data").glob("*.parquet")):
+        data = path / "data"
+        below = data.iterdir() if data.is_dir() else ()
+        if ".parquet" in suffixes or any(entry.suffix == ".parquet" for entry in below):
             return open_parquet(path, split)
-        return FolderStore(path, split)
+        return _tree(path, split)
     if not path.is_file():
         raise NotFoundError(
             f"there is no source {path.name}", hint="give a folder, archive or hf://datasets/..."
@@ -106,3 +114,7 @@ def _store(address: str, path: Path, split: str) -> Store:
         hint="give a folder of class folders, .tar, .zip, WebDataset shards, .parquet or"
         " hf://datasets/...",
     )
+
+
+def _tree(path: Path | ObjectPath, split: str) -> Store:
+    return FolderStore(path, split) if isinstance(path, Path) else ObjectTree(path, split)

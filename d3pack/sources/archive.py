@@ -15,17 +15,20 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from d3pack.errors import SourceError
+from d3pack.errors import D3MError, SourceError
 from d3pack.sources.base import Skip, edge_stamp
 from d3pack.sources.images import EXTENSIONS, MAX_BYTES, BadImageError
+from d3pack.sources.spill import spilled
 from d3pack.sources.splits import is_hidden, pick_folder
-from d3pack.system import first_line
+from d3pack.system import ObjectFile, ObjectPath, first_line
 
 MAX_RATIO = 200  # a tar that grows by more when it is uncompressed is a bomb, not a dataset
 SLACK = 1 << 30
+ZIP_BLOCK = 1 << 17  # bytes of one request into a zip, whose members are read in any order
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 DAMAGE = (tarfile.TarError, EOFError, OSError, ValueError, lzma.LZMAError, zlib.error)
 TAR_SUFFIXES = frozenset({".tar", *_OPENERS})
@@ -57,19 +60,28 @@ class _Rows:
 class TarBytes:
     """The bytes of a tar by offset: of the file, or of a temporary one if it is compressed."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | ObjectPath) -> None:
         self._path = path
+        self._object = ObjectFile(path) if isinstance(path, ObjectPath) else None
         self._spool: mmap.mmap | None = None
         opener = _OPENERS.get(path.suffix.lower())
         if opener is not None:
             limit = path.stat().st_size * MAX_RATIO + SLACK
-            with tempfile.TemporaryFile() as spool, opener(path, "rb") as packed:
+            with (
+                tempfile.TemporaryFile() as spool,
+                self._stored() as file,
+                opener(file, "rb") as packed,
+            ):
                 while block := packed.read(1 << 22):
                     spool.write(block)
                     if spool.tell() > limit:
                         raise SourceError(f"{path.name} grows beyond {MAX_RATIO} times its size")
                 spool.flush()
                 self._spool = mmap.mmap(spool.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def _stored(self) -> IO[bytes]:
+        """Return the tar as it is stored."""
+        return self._path.open("rb") if self._object is None else self._object.stream()
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
@@ -78,31 +90,46 @@ class TarBytes:
             self._spool.seek(0)
             yield cast(IO[bytes], self._spool)
         else:
-            with open(self._path, "rb") as file:
+            with self._stored() as file:
                 yield file
 
     def members(self) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]]:
-        """Yield members in their order, each with a function to read it; none is kept."""
+        """Yield members in their order, each with a function to read it before the next."""
+
+        def content(file: IO[bytes], member: tarfile.TarInfo) -> bytes:
+            file.seek(member.offset_data)
+            return file.read(member.size)
+
         with self.open() as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                yield member, lambda m=member: self.read_at(m.offset_data, m.size)  # type: ignore[misc]
+                yield member, partial(content, file, member)
                 tar.members = []  # type: ignore[attr-defined]
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Return bytes of the uncompressed tar."""
         if self._spool is not None:
             return self._spool[offset : offset + length]
-        with open(self._path, "rb") as file:
+        if (remote := self._object) is not None:
+            key = (str(self._path), remote.tag, offset, length)
+            return spilled(key, lambda: remote.read(offset, length))
+        with self._path.open("rb") as file:
             file.seek(offset)
             return file.read(length)
 
+    def stamp(self, offset: int, size: int, name: str) -> bytes:
+        """Return the stamp of a member; of an object by its ETag, without a request."""
+        if self._object is not None:
+            return f"{self._object.tag} {offset} {size}".encode()
+        return edge_stamp(size, lambda at, n: self.read_at(offset + at, n), name)
 
-class _TreeIndex:
+
+class TreeIndex:
     """Collects the members of an archive into classes, by their folders."""
 
     def __init__(self, split: str) -> None:
         self._split = split
         self._folders: dict[tuple[str, ...], _Rows] = {}
+        self.root: tuple[str, ...] = ()  # the folders above those of the classes
         self.refused: list[Skip] = []
 
     def add(self, name: str, place: int, size: int) -> None:
@@ -121,9 +148,11 @@ class _TreeIndex:
         folders = self._folders
         while folders and len({f[0] for f in folders}) == 1 and all(len(f) > 1 for f in folders):
             pick_folder({f[0] for f in folders}, self._split)  # raises if it is another split
+            self.root += next(iter(folders))[:1]
             folders = {f[1:]: rows for f, rows in folders.items()}
         part = pick_folder({f[0] for f in folders}, self._split)
         if part is not None:
+            self.root += (part,)
             folders = {f[1:]: r for f, r in folders.items() if f[0] == part and len(f) > 1}
         classes: dict[str, _Rows] = {}
         for folder, rows in folders.items():
@@ -137,10 +166,10 @@ class _TreeIndex:
         return dict(sorted(classes.items()))
 
 
-class _ArchiveStore:
-    """What tar and zip have in common: classes and names."""
+class IndexedStore:
+    """Classes and names from an index: of a tar, a zip, or a tree of objects."""
 
-    def __init__(self, index: _TreeIndex) -> None:
+    def __init__(self, index: TreeIndex) -> None:
         classes = index.classes()
         self.keys = tuple(classes)
         self._rows = tuple(classes.values())
@@ -151,13 +180,13 @@ class _ArchiveStore:
         return self._rows[c].names
 
 
-class TarStore(_ArchiveStore):
+class TarStore(IndexedStore):
     """A tar of class folders, compressed or not."""
 
     kind = "tar"
 
-    def __init__(self, path: Path, split: str = "train") -> None:
-        index = _TreeIndex(split)
+    def __init__(self, path: Path | ObjectPath, split: str = "train") -> None:
+        index = TreeIndex(split)
         try:
             self._bytes = TarBytes(path)
             for member, _ in self._bytes.members():
@@ -175,19 +204,21 @@ class TarStore(_ArchiveStore):
 
     def stamp(self, c: int, i: int) -> bytes:
         rows = self._rows[c]
-        start, size, name = rows.places[i], rows.sizes[i], rows.names[i]
-        return edge_stamp(size, lambda at, n: self._bytes.read_at(start + at, n), name)
+        return self._bytes.stamp(rows.places[i], rows.sizes[i], rows.names[i])
 
 
-class ZipStore(_ArchiveStore):
+class ZipStore(IndexedStore):
     """A zip of class folders."""
 
     kind = "zip"
 
-    def __init__(self, path: Path, split: str = "train") -> None:
-        index = _TreeIndex(split)
+    def __init__(self, path: Path | ObjectPath, split: str = "train") -> None:
+        index = TreeIndex(split)
+        self._object = ObjectFile(path) if isinstance(path, ObjectPath) else None
         try:
-            self._zip = zipfile.ZipFile(path)
+            self._zip = zipfile.ZipFile(
+                cast(Any, path if self._object is None else self._object.stream(ZIP_BLOCK))
+            )
         except (zipfile.BadZipFile, OSError) as error:
             raise SourceError(f"{path.name} is not a readable zip: {error}") from error
         self._infos = self._zip.infolist()
@@ -201,10 +232,19 @@ class ZipStore(_ArchiveStore):
         super().__init__(index)
 
     def read(self, c: int, i: int) -> bytes:
-        info = self._infos[self._rows[c].places[i]]
+        place = self._rows[c].places[i]
+        if self._object is None:
+            return self._unpacked(place)
+        key = (str(self._object.path), self._object.tag, place)
+        return spilled(key, lambda: self._unpacked(place))
+
+    def _unpacked(self, place: int) -> bytes:
+        info = self._infos[place]
         try:
             with self._zip.open(info) as file:
                 return file.read(min(info.file_size, MAX_BYTES) + 1)
+        except D3MError:  # of the store: not a fault of the image
+            raise
         # zipfile raises many types (bad CRC, unknown method, truncated stream)
         except Exception as error:
             raise BadImageError(f"cannot be unpacked: {first_line(error)}") from error

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from d3pack.errors import NotFoundError, SourceError
+from d3pack.system import ObjectPath
 
 MAX_TABLE = 16 * 1024 * 1024
 WORDNET = re.compile(r"n\d{8}")
@@ -18,7 +19,7 @@ WORDNET = re.compile(r"n\d{8}")
 NEIGHBOURS = ("class_names.json", "class_names.csv", "LOC_synset_mapping.txt", "words.txt")
 
 
-def read_table(path: Path) -> dict[str, str]:
+def read_table(path: Path | ObjectPath) -> dict[str, str]:
     """Return names by class key (folder name, or number as text) from a .json, .csv or .txt file.
 
     Raises:
@@ -86,7 +87,7 @@ def tidy(name: str) -> str:
     return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").split())
 
 
-def neighbour_table(keys: Sequence[str], *folders: Path) -> Mapping[str, str] | None:
+def neighbour_table(keys: Sequence[str], *folders: Path | ObjectPath) -> Mapping[str, str] | None:
     """Return the table that lies beside folders of WordNet ids, if there is one."""
     if not all(WORDNET.fullmatch(key) for key in keys):
         return None

@@ -10,27 +10,29 @@ from pathlib import Path, PurePosixPath
 
 from d3pack.errors import NotFoundError, SourceError
 from d3pack.sources.archive import DAMAGE, TAR_SUFFIXES, TarBytes
-from d3pack.sources.base import Skip, edge_stamp
+from d3pack.sources.base import Skip
 from d3pack.sources.images import EXTENSIONS, MAX_BYTES
 from d3pack.sources.names import read_table
+from d3pack.system import ObjectPath, place
 
 NAME_TABLES = ("classnames.txt", "classes.txt", "class_names.json", "classnames.json")
 MAX_LABEL = 1 << 20  # bytes; larger label members are not read
 _BRACES = re.compile(r"^(.*)\{(\d+)\.\.(\d+)\}(.*)$")
 
 
-def expand(address: str) -> list[Path]:
+def expand(address: str) -> list[Path | ObjectPath]:
     """Return the shards of `train-{0000..0012}.tar`, of a directory, or one tar, in order."""
     braces = _BRACES.match(address)
     if braces:
         head, low, high, tail = braces.groups()
         if int(high) - int(low) > 1_000_000:
             raise SourceError("the range of shards is too long")
-        paths = [Path(f"{head}{i:0{len(low)}d}{tail}") for i in range(int(low), int(high) + 1)]
-    elif Path(address).is_dir():
-        paths = sorted(p for p in Path(address).iterdir() if p.suffix.lower() in TAR_SUFFIXES)
+        paths = [place(f"{head}{i:0{len(low)}d}{tail}") for i in range(int(low), int(high) + 1)]
+    elif (folder := place(address)).is_dir():
+        tars = (path for path in folder.iterdir() if path.suffix.lower() in TAR_SUFFIXES)
+        paths = sorted(tars, key=str)
     else:
-        paths = [Path(address)]
+        paths = [folder]
     absent = [path.name for path in paths if not path.is_file()]
     if absent or not paths:
         raise NotFoundError(
@@ -39,7 +41,7 @@ def expand(address: str) -> list[Path]:
     return paths
 
 
-def looks_like_shards(path: Path) -> bool:
+def looks_like_shards(path: Path | ObjectPath) -> bool:
     """Return whether the first members of a tar are images with labels, and not a tree."""
     images: set[str] = set()
     labels: set[str] = set()
@@ -69,7 +71,7 @@ class ShardStore:
 
     kind = "webdataset"
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path | ObjectPath]) -> None:
         self._shards: list[TarBytes] = []
         self.refused: list[Skip] = []
         rows: dict[str, list[tuple[str, int, int, int]]] = {}
@@ -124,8 +126,7 @@ class ShardStore:
 
     def stamp(self, c: int, i: int) -> bytes:
         shard, offset, size = self._place(c, i)
-        name = self._names[c][i]
-        return edge_stamp(size, lambda at, n: self._shards[shard].read_at(offset + at, n), name)
+        return self._shards[shard].stamp(offset, size, self._names[c][i])
 
 
 def _label(ext: str, data: bytes) -> str | None:
@@ -147,7 +148,7 @@ def _label_order(label: str) -> tuple[bool, int, str]:
     return (not number, int(label) if number else 0, label)
 
 
-def _class_keys(labels: list[str], folder: Path) -> tuple[str, ...]:
+def _class_keys(labels: list[str], folder: Path | ObjectPath) -> tuple[str, ...]:
     ordered = sorted(labels, key=_label_order)
     if all(label.isdecimal() for label in ordered):
         for name in NAME_TABLES:

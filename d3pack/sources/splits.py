@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from d3pack.errors import SourceError
+from d3pack.system import ObjectPath
 
 SPLITS = {
     "train": "train",
@@ -45,13 +46,15 @@ def pick_folder(names: Iterable[str], split: str) -> str | None:
     return matching[0]
 
 
-def pick_files(paths: Sequence[Path], root: Path, split: str) -> list[Path]:
+def pick_files(
+    paths: Sequence[Path | ObjectPath], root: Path | ObjectPath, split: str
+) -> list[Path | ObjectPath]:
     """Return the files of a split, or all of them if no name contains a split.
 
     Raises:
         SourceError: there are splits, but not the one that is meant.
     """
-    splits = [_split_of(path.relative_to(root)) for path in paths]
+    splits = [_split_of(below(path, root)) for path in paths]
     special = split.casefold() not in SPLITS  # a split of this dataset only, such as "extra"
     matching = [
         path
@@ -63,11 +66,16 @@ def pick_files(paths: Sequence[Path], root: Path, split: str) -> list[Path]:
     return matching or list(paths)
 
 
+def below(path: Path | ObjectPath, root: Path | ObjectPath) -> PurePath:
+    """Return the part of a path below another."""
+    return PurePath(str(path)).relative_to(str(root))
+
+
 def _normal(split: str) -> str:
     return SPLITS.get(split.casefold(), split)
 
 
-def _split_of(path: Path) -> str | None:
+def _split_of(path: PurePath) -> str | None:
     """Return the split in the name of a file, or else in that of the nearest folder."""
     for part in reversed(path.parts):
         if word := _WORD.search(part.casefold()):

@@ -15,12 +15,14 @@ import numpy.typing as npt
 from d3pack.errors import HubError, NotFoundError, SourceError
 from d3pack.sources.base import Skip, edge_stamp
 from d3pack.sources.images import MAX_BYTES, BadImageError
-from d3pack.sources.splits import is_hidden, pick_files
-from d3pack.system import first_line, require
+from d3pack.sources.objects import walk
+from d3pack.sources.splits import below, is_hidden, pick_files
+from d3pack.system import ObjectPath, first_line, require
 
 LABELS = ("label", "labels", "fine_label", "class", "cls", "target", "y")
 IMAGES = ("image", "img", "pixel_values", "picture")
 ADDRESS = "hf://datasets/"
+_DEPTH = 8  # of folders of parquet files in an object store
 
 
 def _library() -> Any:
@@ -29,13 +31,17 @@ def _library() -> Any:
     return datasets
 
 
-def open_parquet(path: Path, split: str = "train") -> TableStore:
-    """Open one parquet file, or those of a directory (of `split`, if their names have splits)."""
+def open_parquet(path: Path | ObjectPath, split: str = "train") -> TableStore:
+    """Open one parquet file, or those of a directory (of `split`, if their names have splits).
+
+    Files of an object store are copied once into the cache of `datasets`.
+    """
     datasets = _library()
     files = [path]
     if path.is_dir():
-        files = sorted(path.rglob("*.parquet"))
-        files = [f for f in files if not any(map(is_hidden, f.relative_to(path).parts))]
+        below_it = walk(path, _DEPTH) if isinstance(path, ObjectPath) else path.rglob("*.parquet")
+        files = sorted((file for file in below_it if file.suffix == ".parquet"), key=str)
+        files = [f for f in files if not any(map(is_hidden, below(f, path).parts))]
         files = pick_files(files, path, split)
     try:
         table = datasets.Dataset.from_parquet([str(file) for file in files])

@@ -27,6 +27,11 @@ from d3pack.system.locks import Lock as Lock
 from d3pack.system.locks import exclusive as exclusive
 from d3pack.system.locks import lock as lock
 from d3pack.system.locks import locked as locked
+from d3pack.system.objects import ObjectFile as ObjectFile
+from d3pack.system.objects import ObjectInfo as ObjectInfo
+from d3pack.system.objects import ObjectPath as ObjectPath
+from d3pack.system.objects import is_url as is_url
+from d3pack.system.objects import place as place
 from d3pack.system.progress import Counter as Counter
 from d3pack.system.progress import Events as Events
 from d3pack.system.progress import Listener as Listener

@@ -10,10 +10,13 @@ from d3pack.errors import UsageError
 # import name: (package to install, extra of d3pack that installs it)
 EXTRAS = {
     "accelerate": ("accelerate", "encode"),
+    "adlfs": ("adlfs", "az"),
     "datasets": ("datasets", "encode"),
+    "gcsfs": ("gcsfs", "gs"),
     "matplotlib": ("matplotlib", "eval"),
     "model_signing": ("model-signing", "sign"),
     "pyarrow": ("pyarrow", "encode"),
+    "s3fs": ("s3fs", "s3"),
     "sklearn": ("scikit-learn", "demo"),
     "threadpoolctl": ("threadpoolctl", "encode"),
 }

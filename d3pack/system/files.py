@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from d3pack.errors import D3MError, NoSpaceError, NotFoundError, UsageError
+from d3pack.system.objects import ObjectPath
 
 # not `tempfile`, and `shutil` only on use: they cost every start of the command milliseconds
 PREFIX, SUFFIX = ".d3pack-", ".part"  # of temporary names
@@ -71,16 +72,21 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def writing(path: str | os.PathLike[str] | ObjectPath) -> Iterator[Path]:
     """Yield a temporary path to write to; it replaces the file at `path` when the block succeeds.
 
     The block creates the file. A link at `path` is followed, the old file's permissions are kept.
+    What is meant for an object store is sent when it is complete.
 
     Raises:
         UsageError: `path` is a folder, a device or a pipe, which must not become a file.
         NoSpaceError: the disk is full.
         OSError: whatever else the system reports.
     """
+    if isinstance(path, ObjectPath):
+        with _uploading(path) as temporary:
+            yield temporary
+        return
     if not Path(path).name or "\0" in os.fspath(path):
         raise UsageError(f"{os.fspath(path)!r} is not the name of a file")
     target = Path(os.path.realpath(path))
@@ -102,8 +108,19 @@ def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
         _sync_folder(target.parent)
 
 
-def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file so that a crash at any moment leaves the old one or the new one.
+@contextmanager
+def _uploading(path: ObjectPath) -> Iterator[Path]:
+    """Yield a local path; its file is sent when the block succeeds."""
+    from tempfile import TemporaryDirectory
+
+    with disk_full_as_error(f"to write {path.name}"), TemporaryDirectory(prefix=PREFIX) as folder:
+        file = Path(folder, path.name)
+        yield file
+        path.upload(file)
+
+
+def replace_file(path: str | os.PathLike[str] | ObjectPath, data: bytes) -> None:
+    """Write a file or an object so that a crash at any moment leaves the old one or the new one.
 
     Raises:
         UsageError: `path` is a folder, a device or a pipe, which must not become a file.
@@ -111,6 +128,9 @@ def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
         NoSpaceError: the disk is full.
         D3MError: the file cannot be written for another reason.
     """
+    if isinstance(path, ObjectPath):
+        path.write_bytes(data)
+        return
     try:
         with writing(path) as temporary, open(temporary, "xb", buffering=0) as file:
             view = memoryview(data)

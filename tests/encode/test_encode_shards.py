@@ -14,11 +14,15 @@ from encode_world import make_tree, quick, settings_of
 from tiny_backbones import tiny_dit
 
 from d3pack.encode import EncodeSettings, encode, encode_shard, merge
-from d3pack.encode.parts import part_of, parts_folder
+from d3pack.encode.parts import part_of
 from d3pack.errors import NotFoundError, UsageError
 from d3pack.system import JournalError, Shard, WaitingError
 
 COUNTS = (1, 2, 3, 7)
+
+
+def parts_folder(output: Path) -> Path:
+    return output.with_name(f"{output.name}.parts")
 
 
 def in_turn(home: Path, output: Path, settings: EncodeSettings, count: int) -> int:

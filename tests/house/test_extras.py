@@ -49,6 +49,8 @@ COMMANDS: dict[str, tuple[str, str] | int] = {
     f"preview {PACK} -o sheet.png --images 1": 0,
     f"push {PACK} org/name --licence mit --preview none": HubError.exit_code,  # no token
     "pull hf://datasets/org/name/a.d3m": HubError.exit_code,  # no network
+    "info s3://bucket/a.d3m": ("s3fs", "s3"),
+    "verify gs://bucket/a.d3m": UsageError.exit_code,
     "env": 0,
     "cache ls": 0,
     "cache rm --all": 0,

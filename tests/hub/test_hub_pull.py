@@ -46,7 +46,7 @@ def test_downloaded_pack_has_an_exact_address(
     assert caplog.messages == [exact]
     hub.seen.clear()
     assert d3hub.load(exact) == PACK
-    assert d3hub.local_path(exact).read_bytes() == DATA
+    assert d3hub.load_named(exact) == ("a.d3m", PACK)
     assert hub.seen == []
 
 
@@ -68,7 +68,7 @@ def test_pull_writes_the_output_and_checks_the_signature(hub: LoopbackHub, tmp_p
 def test_pack_with_another_root_than_the_pinned_one_is_refused(hub: LoopbackHub) -> None:
     hub.put("org/set", {"a.d3m": pack_bytes(make_pack(seed=2))})
     pinned = f"{ADDRESS}#sha256={PACK.root}"
-    for call in (d3hub.load, d3hub.local_path, d3hub.remote_info):
+    for call in (d3hub.load, d3hub.load_named, d3hub.remote_info):
         with raises_code("E_HUB_PIN", match="is a valid pack, but its root is"):
             call(pinned)
     with raises_code("E_HUB_PIN"):
@@ -113,7 +113,7 @@ def test_local_paths_make_no_request(hub: LoopbackHub, tmp_path: Path) -> None:
     path = tmp_path / "a.d3m"
     path.write_bytes(DATA)
     assert d3hub.load(path) == d3hub.load(str(path)) == PACK
-    assert d3hub.local_path(str(path)) == path
+    assert d3hub.load_named(str(path)) == ("a.d3m", PACK)
     assert d3hub.read_classes(path, [1]) == part_of(PACK, [1])
     with pytest.raises(NotFoundError, match="for the Hub write hf://datasets"):
         d3hub.load(tmp_path / "nowhere")
@@ -127,6 +127,7 @@ def test_remote_info_makes_one_request_of_64_kib(hub: LoopbackHub) -> None:
     data = pack_bytes(whole)
     commit = hub.put("org/set", {"a.d3m": data})
     info = d3hub.remote_info(ADDRESS)
+    assert isinstance(info.address, d3hub.Address)
     assert info.header.manifest == whole.manifest
     assert info.outline.classes == whole.classes
     assert info.outline.ledger() == whole.ledger()

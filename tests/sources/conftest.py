@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from object_stores import bucket, faulty, s3_endpoint
 from source_world import members
+
+__all__ = ["bucket", "faulty", "s3_endpoint"]
 
 
 @pytest.fixture

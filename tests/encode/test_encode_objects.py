@@ -1,0 +1,72 @@
+"""A pack that is written to an object store: the same bytes, and work that stays here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cli import Result, invoke
+from encode_world import make_tree
+from object_stores import FaultyStore, bucket, failing, faulty, s3_endpoint
+
+from d3pack.format import read
+
+__all__ = ["bucket", "faulty", "s3_endpoint"]
+URL = "faulty://bucket/sets/made.d3m"
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return make_tree(tmp_path / "photos", count=2)
+
+
+def code(source: Path, output: object, *more: str) -> Result:
+    words = ("--bytes-per-image", "3", "--device", "cpu", "--format", "quiet")
+    return invoke("code", source, "-o", output, *words, *more)
+
+
+@pytest.mark.heavy
+def test_code_writes_the_same_pack_to_a_store(
+    faulty: type[FaultyStore], photos: Path, tmp_path: Path
+) -> None:
+    assert code(photos, tmp_path / "here.d3m").exit_code == 0
+    faulty.fault = failing(9, PermissionError(), "write")
+    refused = code(photos, URL)
+    assert refused.exception is not None
+    assert refused.exception.code == "E_STORAGE_ACCESS"
+    assert not faulty.objects
+    work = tmp_path / "made.d3m.work"
+    assert work.is_dir()  # what was made is kept here
+    faulty.fault = failing(2, TimeoutError(), "write")
+    assert code(photos, URL).exit_code == 0
+    assert faulty.objects == {"bucket/sets/made.d3m": (tmp_path / "here.d3m").read_bytes()}
+    assert not list(tmp_path.glob("*:*"))
+    faulty.calls.clear()
+    assert code(photos, URL).exit_code == 0  # finished: read back, and nothing to do
+    assert "write" not in faulty.calls
+    other = code(make_tree(tmp_path / "more", count=3), URL, "--restart")
+    assert other.exit_code == 2
+    assert "made.d3m exists" in other.stderr
+
+
+def test_outputs_that_stay_here_refuse_addresses(photos: Path) -> None:
+    pack = Path(__file__).parents[2] / "examples" / "cifar10.d3m"
+    for words in (
+        ("preview", pack, "-o", "s3://bucket/sheet.png"),
+        ("export-embeddings", pack, "-o", URL),
+    ):
+        result = invoke(*words)
+        assert result.exit_code == 2
+        assert "expected a path" in result.stderr
+    assert code(photos, "s3://bucket/name").exit_code == 2
+
+
+@pytest.mark.e2e
+def test_code_writes_to_s3(bucket: str, photos: Path) -> None:
+    url = f"{bucket}/sets/made.d3m"
+    assert code(photos, url).exit_code == 0
+    assert invoke("verify", url).exit_code == 0
+    assert code(photos, "here.d3m").exit_code == 0
+    assert invoke("diff", url, "here.d3m").exit_code == 0
+    assert len(read("here.d3m")) == 6
