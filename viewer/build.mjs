@@ -9,7 +9,7 @@ const shared = { absWorkingDir: HERE, bundle: true, format: "esm", target: "es20
 
 if (isTests) {
   rmSync(`${HERE}/dist-tests`, { recursive: true, force: true });
-  const entryPoints = readdirSync(`${HERE}/tests`).filter((name) => name.endsWith(".test.ts"));
+  const entryPoints = ["verdicts.ts", ...readdirSync(`${HERE}/tests`).filter((name) => name.endsWith(".test.ts"))];
   await build({
     ...shared,
     entryPoints: entryPoints.map((name) => `tests/${name}`),

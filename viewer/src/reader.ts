@@ -38,7 +38,7 @@ export interface Section {
 export interface Pack {
   root: string;
   bytes: number;
-  headerBytes: number;
+  written: JsonObject; // the manifest as it is in the file
   manifest: JsonObject; // with its defaults
   names: string[];
   imagesPerClass: number;
@@ -106,7 +106,8 @@ export async function read(data: Uint8Array): Promise<Pack> {
   need(headerBytes <= data.length, "E_TRUNCATED", "the file ends before its header does");
   const raw = data.subarray(8, headerBytes);
   const text = headerText(raw);
-  const manifest = await checkManifest(parse(text), text);
+  const written = parse(text);
+  const manifest = await checkManifest(written, text);
   const classes = manifest.get("classes") as number;
   const images = manifest.get("images_per_class") as number;
   const optional = manifest.get("optional") as JsonObject;
@@ -128,7 +129,10 @@ export async function read(data: Uint8Array): Promise<Pack> {
   }
   checkValues(sections, arrays, classes, images);
   const root = manifest.get("root") as string;
-  return { root, bytes: data.length, headerBytes, manifest, names, imagesPerClass: images, sections, arrays };
+  return {
+    root, bytes: data.length, written: written as JsonObject, manifest, names,
+    imagesPerClass: images, sections, arrays,
+  };
 }
 
 /** Return the text of the manifest in a header. */
