@@ -1,6 +1,6 @@
 /** Bundle the page into dist/, or with --tests the tests into dist-tests/. */
 
-import { readdirSync, rmSync } from "node:fs";
+import { copyFileSync, existsSync, mkdirSync, readdirSync, rmSync } from "node:fs";
 import { build } from "esbuild";
 
 const HERE = import.meta.dirname;
@@ -18,4 +18,33 @@ if (isTests) {
     platform: "node",
     packages: "external",
   });
+} else {
+  await page();
+}
+
+/** Bundle page and worker, and put beside them what they fetch: the networks and WebAssembly. */
+async function page() {
+  const out = `${HERE}/dist`;
+  rmSync(out, { recursive: true, force: true });
+  await build({
+    ...shared,
+    entryPoints: ["src/main.ts", "src/worker.ts"],
+    outdir: "dist",
+    splitting: true,
+    minify: true,
+    legalComments: "none",
+  });
+  const copy = (from, to) => {
+    mkdirSync(`${out}/${to}`, { recursive: true });
+    copyFileSync(`${HERE}/${from}`, `${out}/${to}/${from.split("/").at(-1)}`);
+  };
+  for (const name of ["index.html", "style.css", "icon.svg"]) copy(name, ".");
+  const ort = "node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded";
+  for (const kind of ["", ".asyncify"]) copy(`${ort}${kind}.wasm`, "ort");
+  copy("../d3pack/decode/normal16.f32", "model");
+  if (!existsSync(`${HERE}/model/model.json`)) {
+    console.warn("viewer/model is empty: run `python viewer/export_onnx.py` first, or images are not rebuilt");
+    return;
+  }
+  for (const name of readdirSync(`${HERE}/model`)) copy(`model/${name}`, "model");
 }

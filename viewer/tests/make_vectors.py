@@ -1,6 +1,6 @@
 """Write `vectors.json`: what d3pack computes, which the viewer must compute too, to the bit.
 
-    python viewer/tests/make_vectors.py      # a test fails while the file and d3pack differ
+python viewer/tests/make_vectors.py      # a test fails while the file and d3pack differ
 """
 
 from __future__ import annotations
