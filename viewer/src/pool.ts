@@ -23,7 +23,7 @@ export class Pool {
   private most = 1;
   private batch = FIRST;
   private events: Events | undefined;
-  private pack = new Uint8Array();
+  private pack: Uint8Array = new Uint8Array();
   private gpu = false;
 
   /** Take another pack; what was queued for the one before is dropped. */
