@@ -1,7 +1,7 @@
 /** The page: a file comes in, is verified, described and rebuilt. */
 
 import { download, resolve, type Target } from "./address.ts";
-import { params, recipe } from "./content.ts";
+import { params, real, recipe } from "./content.ts";
 import { labelsTable, ledgerTable, manifestText, recipeFacts, summary } from "./describe.ts";
 import { el, grouped, paint, picture } from "./dom.ts";
 import { Pool } from "./pool.ts";
@@ -127,7 +127,8 @@ class Gallery {
     this.controls.append(all, stop);
     this.note.textContent = "Loading the backbone (23 MB, once).";
     this.begun = performance.now();
-    await pool.open(data, {
+    const rows = real(recipe(this.pack).get("guidance")) === 1 ? 1 : 2;
+    await pool.open(data, rows, {
       made: (pair, image) => mine === opened && this.made(pair, image),
       idle: () => mine === opened && this.idle(),
       failed: (message) => mine === opened && this.failed(message),

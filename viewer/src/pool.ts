@@ -5,6 +5,7 @@ import type { Reply, Request } from "./worker.ts";
 
 const MOST_WORKERS = 4;
 const FIRST = 1; // images of the first batch, so that one is seen soon
+const BATCH = 16; // rows of later ones: where a pass is fastest
 
 export interface Events {
   made(pair: Pair, image: Uint8Array): void;
@@ -24,12 +25,13 @@ export class Pool {
   private batch = FIRST;
   private events: Events | undefined;
   private pack: Uint8Array = new Uint8Array();
+  private rows = 1; // of the denoiser for an image: two with guidance
   private gpu = false;
 
   /** Take another pack; what was queued for the one before is dropped. */
-  async open(pack: Uint8Array, events: Events): Promise<void> {
+  async open(pack: Uint8Array, rows: number, events: Events): Promise<void> {
     this.close();
-    [this.pack, this.events] = [pack, events];
+    [this.pack, this.rows, this.events] = [pack, rows, events];
     this.gpu = await hasGpu();
     if (this.events !== events) return; // another pack was opened meanwhile
     this.most = this.gpu ? 1 : Math.min(navigator.hardwareConcurrency || 1, MOST_WORKERS);
@@ -90,7 +92,7 @@ export class Pool {
     if (member.busy || !this.queue.length) return;
     member.busy = true;
     const pairs = this.queue.splice(0, this.batch);
-    this.batch = 8;
+    this.batch = BATCH / this.rows;
     this.send(member, { kind: "make", pairs });
   }
 }
