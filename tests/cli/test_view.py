@@ -72,8 +72,9 @@ def test_page_and_pack_are_served_with_their_types(page: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/secret.txt", "/../secret.txt", "/link.txt", "/%2e%2e/secret.txt", "/ort", "//etc/passwd"]
-)  # fmt: skip
+    "path",
+    ["/secret.txt", "/../secret.txt", "/link.txt", "/%2e%2e/secret.txt", "/ort", "//etc/passwd"],
+)
 def test_nothing_else_is_served(page: str, path: str) -> None:
     response, body = fetch(page, path)
     assert response.status == 404

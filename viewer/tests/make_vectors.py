@@ -27,8 +27,10 @@ SHAPE = (4, 5, 3)  # of latents: not a whole number of blocks
 SIGMAS = (14.6146, 6.25, 2.0, 0.5, 0.0)
 EXTRAS: dict[str, dict[str, Any]] = {
     "ancestral": {"eta": 0.7},
-    "table": {"table": [[0.5, [0.5]], [0.25, [1, -0.25]], [0, [1.5, -0.5]], [0.5, [0.5, 0.1, -0.1]]]},
-}  # fmt: skip
+    "table": {
+        "table": [[0.5, [0.5]], [0.25, [1, -0.25]], [0, [1.5, -0.5]], [0.5, [0.5, 0.1, -0.1]]]
+    },
+}
 TEXTS = (
     "",
     "a photo of a {}",
@@ -44,12 +46,16 @@ def bits(values: Any) -> str:
 
 def noises() -> list[dict[str, Any]]:
     """Return noise of some counters."""
+    counters = (
+        (0, 0, 0, 0),
+        (2**64 - 1, 2**32 - 1, 2**32 - 1, 2**32 - 1),
+        (0x0123456789ABCDEF, noise.draw_number(3, 7), 999, 65535),
+    )
     rows = []
-    for seed, draw, c, j in ((0, 0, 0, 0), (2**64 - 1, 2**32 - 1, 2**32 - 1, 2**32 - 1),
-                             (0x0123456789ABCDEF, noise.draw_number(3, 7), 999, 65535)):  # fmt: skip
+    for seed, draw, c, j in counters:
         values = noise.normal(seed, c, j, SHAPE, draw)
-        rows.append({"seed": f"{seed:016x}", "draw": draw, "class": c, "image": j,
-                     "first": values.ravel()[:4].tolist(), "sha256": bits(values)})  # fmt: skip
+        row = {"seed": f"{seed:016x}", "draw": draw, "class": c, "image": j}
+        rows.append({**row, "first": values.ravel()[:4].tolist(), "sha256": bits(values)})
     return rows
 
 
@@ -109,14 +115,18 @@ def mini() -> dict[str, Any]:
     levels, sigmas = backbone.levels, (14.6146, 14.0, 3.21, 0.0292, 0.001, 1e6)
     return {
         "levels": [
-            {"sigma": s, "timestep": levels.timestep(s), "input": bits(levels.scaled(x, s)),
-             "x0": bits(levels.denoised(x, s, out))}
+            {
+                "sigma": s,
+                "timestep": levels.timestep(s),
+                "input": bits(levels.scaled(x, s)),
+                "x0": bits(levels.denoised(x, s, out)),
+            }
             for s in sigmas
         ],
         "prediction": levels.prediction,
         "sigmas": levels.sigmas.tolist(),
         "texts": {text: backbone.text.words.ids(text) for text in TEXTS},
-    }  # fmt: skip
+    }
 
 
 def vectors() -> dict[str, Any]:

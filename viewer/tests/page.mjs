@@ -1,10 +1,10 @@
 /**
  * Drive the page in headless Chromium and print what was seen as JSON.
  *
- *     node tests/page.mjs URL [--corpus INDEX_URL_PREFIX] [--images N] [--shots FOLDER]
+ *     node tests/page.mjs URL [--images N] [--pixels FILE] [--shots FOLDER] [--corpus FOLDER]
  *
- * Opens URL, which names a pack; reads the corpus with the page's reader; waits until N images are
- * made; saves screenshots in light, dark and phone width.
+ * Opens URL, which names a pack; waits until N images are made and saves their bytes; saves
+ * screenshots in light, dark and phone width; reads every file of the corpus with the page's reader.
  */
 
 import { readFileSync, readdirSync, writeFileSync } from "node:fs";
@@ -41,7 +41,7 @@ async function visit(page) {
   await page.setViewport({ width: 1100, height: 900 });
   await page.goto(positionals[0]);
   await page.waitForSelector("#name");
-  const seen = { heading: await text(page, "#name"), verdict: await text(page, ".verdict") };
+  const seen = { heading: await text(page, "#name"), verdict: await text(page, ".verdict"), body: await text(page, "#result") };
   if (wanted) {
     const timeout = 1000 * Number(values.seconds);
     await page.waitForFunction((count) => window.viewer.images.size >= count, { timeout }, wanted);
@@ -54,9 +54,33 @@ async function visit(page) {
     const images = await page.evaluate(() => [...window.viewer.images].map(([key, image]) => [key, [...image]]));
     writeFileSync(values.pixels, JSON.stringify(Object.fromEntries(images)));
   }
+  seen.unnamed = await page.evaluate(unnamed);
+  seen.tabs = await tabs(page);
   if (values.shots) await shoot(page);
   if (values.corpus) seen.corpus = await corpus(page);
   return { ...seen, hosts: [...hosts], problems };
+}
+
+/** Return the controls and pictures that a screen reader has no name for. */
+function unnamed() {
+  const named = (element) =>
+    element.labels?.length || element.getAttribute("aria-label") || element.textContent.trim() || element.tagName === "METER";
+  const all = document.querySelectorAll("input, button, summary, canvas, progress, meter, table");
+  return [...all].filter((element) => !named(element)).map((element) => element.outerHTML.slice(0, 80));
+}
+
+/** Return what the Tab key reaches from the top of the page. */
+async function tabs(page) {
+  await page.evaluate(() => {
+    document.body.tabIndex = -1;
+    document.body.focus();
+  });
+  const reached = [];
+  for (let i = 0; i < 8; i++) {
+    await page.keyboard.press("Tab");
+    reached.push(await page.evaluate(() => document.activeElement.id || document.activeElement.textContent.slice(0, 40)));
+  }
+  return reached;
 }
 
 async function corpus(page) {
