@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from d3pack.cli import _out
-from d3pack.cli._fields import pack_argument
+from d3pack.cli._fields import Format, format_option, pack_argument
 from d3pack.system import option
 
 
@@ -19,11 +20,13 @@ class View:
     """
 
     pack: str = pack_argument()
-    open: bool = option(True, "Print the address of the page, open no browser.")
+    no_open: bool = option(False, "Print the address of the page, open no browser.")
     port: int = option(0, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
+    format: Format = format_option()
 
     def run(self) -> None:
         """Serve the page and the pack."""
+        import sys
         import webbrowser
 
         from d3pack.hub import local_path
@@ -32,11 +35,14 @@ class View:
         file = local_path(self.pack)
         with viewer_server(file, viewer_directory(), self.port) as server:
             address = viewer_address(server, file)
-            print(address, flush=True)
-            _out.say("Ctrl-C ends the page")
-            if self.open:
+            if self.format == "json":
+                _out.emit({"address": address})
+            else:
+                _out.show(address)
+            sys.stdout.flush()
+            if self.format == "human":
+                _out.say("Ctrl-C ends the page")
+            if not self.no_open:
                 webbrowser.open(address)
-            try:
+            with suppress(KeyboardInterrupt):
                 server.serve_forever()
-            except KeyboardInterrupt:
-                _out.say("closed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 from urllib.parse import quote, urlsplit
 
 from d3pack.errors import D3MError, NotFoundError
@@ -75,7 +76,8 @@ def viewer_address(server: ThreadingHTTPServer, pack: Path) -> str:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    served: dict[str, Path] = {}  # noqa: RUF012
+    served: ClassVar[dict[str, Path]] = {}
+    server: ThreadingHTTPServer
 
     def do_GET(self) -> None:
         self._answer(with_body=True)
@@ -86,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, *, with_body: bool) -> None:
         path = self.served.get(urlsplit(self.path).path)
         # another name for this machine is a page elsewhere that wants to read the pack
-        names = {f"{name}:{self.server.server_address[1]}" for name in (HOST, "localhost")}
+        names = {f"{name}:{self.server.server_port}" for name in (HOST, "localhost")}
         if self.headers.get("Host") not in names:
             return self.send_error(403)
         if path is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import socket
@@ -10,16 +11,20 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPResponse
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import jsonschema
 import pytest
 from cli import invoke
 
 from d3pack.errors import D3MError, NotFoundError
 from d3pack.preview import viewer_address, viewer_directory, viewer_server
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "cifar10.d3m"
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "cifar10.d3m"
+SCHEMA = json.loads((ROOT / "spec" / "cli.schema.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -108,6 +113,25 @@ def test_taken_port_is_an_error(folder: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(D3MError, match=f"port {port} cannot be used"):
             viewer_server(EXAMPLE, folder, port)
+
+
+def test_browser_is_opened_at_the_address_that_is_printed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def interrupted(server: ThreadingHTTPServer) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("d3pack.preview.viewer_directory", lambda: folder)
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", interrupted)
+    done = invoke("view", EXAMPLE, "--format", "json")
+    printed = json.loads(done.stdout)
+    jsonschema.validate(printed, SCHEMA["$defs"]["view"])
+    assert (done.exit_code, opened) == (0, [printed["address"]])
+    assert invoke("view", EXAMPLE, "--no-open", "--format", "quiet").stderr == ""
+    assert len(opened) == 1
 
 
 @pytest.mark.e2e

@@ -120,9 +120,10 @@ def test_page_reads_the_corpus_and_rebuilds_a_pack(tmp_path: Path) -> None:
     assert seen["probes"].startswith(("Probes: exact.", "Probes: within tolerance."))
     assert seen["timings"]["ready"] <= 3000
 
-    made = {tuple(map(int, key.split())): x for key, x in json.loads(pixels.read_text()).items()}
+    made = json.loads(pixels.read_text(encoding="utf-8"))
+    pairs = [(int(c), int(j)) for c, j in map(str.split, made)]
     with d3pack.Decoder(d3pack.read(EXAMPLE), device="cpu") as decoder:
-        exact = decoder.images(list(made)).flatten(1).numpy().astype(int)
+        exact = decoder.images(pairs).flatten(1).numpy().astype(int)
     gap = np.abs(exact - np.array(list(made.values())))
     assert gap.max() <= 4
     assert gap.mean() < 0.3
