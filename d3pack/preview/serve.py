@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -101,7 +102,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if with_body:
-            self.wfile.write(data)
+            with suppress(ConnectionError):  # the page was closed
+                self.wfile.write(data)
         return None
 
     def log_message(self, format: str, *args: object) -> None:

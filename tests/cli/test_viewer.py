@@ -127,6 +127,10 @@ def test_page_reads_the_corpus_and_rebuilds_a_pack(tmp_path: Path) -> None:
     gap = np.abs(exact - np.array(list(made.values())))
     assert gap.max() <= 4
     assert gap.mean() < 0.3
+    # opened again, with the same networks
+    first = next(iter(made.values()))[:8]
+    assert seen["again"]["image"] == " ".join(map(str, first))
+    assert seen["again"]["workers"] <= 4
 
 
 @pytest.mark.slow

@@ -284,6 +284,10 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
     if (file) void openFile(file);
   });
 }
+// whoever is about to choose a pack waits less for its images
+const warm = async () => (await model) && pool.warm();
+form.addEventListener("focusin", warm, { once: true });
+document.addEventListener("dragenter", warm, { once: true });
 const given = new URL(location.href).searchParams.get("pack");
 if (given) void openAddress(given);
 timings.ready = performance.now();

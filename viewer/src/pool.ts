@@ -15,27 +15,33 @@ export interface Events {
 
 interface Member {
   worker: Worker;
-  busy: boolean;
+  pending: number; // requests that are not answered
 }
 
 export class Pool {
   private readonly members: Member[] = [];
   private readonly queue: Pair[] = [];
-  private most = 1;
   private batch = FIRST;
+  private current = 0; // the number of the pack; answers for an earlier one are dropped
   private events: Events | undefined;
+  private gpu: Promise<boolean> | undefined;
   private pack: Uint8Array = new Uint8Array();
   private rows = 1; // of the denoiser for an image: two with guidance
-  private gpu = false;
+
+  /** Load the networks before there is a pack. */
+  async warm(): Promise<void> {
+    const gpu = await (this.gpu ??= hasGpu());
+    if (!this.members.length) this.send(this.start(), { kind: "load", gpu });
+  }
 
   /** Take another pack; what was queued for the one before is dropped. */
   async open(pack: Uint8Array, rows: number, events: Events): Promise<void> {
     this.close();
+    const mine = this.current;
+    await this.warm();
+    if (mine !== this.current) return; // another pack was opened meanwhile
     [this.pack, this.rows, this.events] = [pack, rows, events];
-    this.gpu = await hasGpu();
-    if (this.events !== events) return; // another pack was opened meanwhile
-    this.most = this.gpu ? 1 : Math.min(navigator.hardwareConcurrency || 1, MOST_WORKERS);
-    this.start();
+    for (const member of this.members) this.give(member);
   }
 
   /** Add images to make. */
@@ -49,9 +55,10 @@ export class Pool {
     this.queue.length = 0;
   }
 
+  /** Forget the pack; the networks stay. */
   close(): void {
     this.stop();
-    for (const { worker } of this.members.splice(0)) worker.terminate();
+    this.current += 1;
     [this.events, this.batch] = [undefined, FIRST];
   }
 
@@ -59,41 +66,55 @@ export class Pool {
     return this.queue.length;
   }
 
-  private start(): void {
+  private start(): Member {
     const worker = new Worker(new URL("worker.js", document.baseURI), { type: "module" });
-    const member = { worker, busy: true };
+    const member = { worker, pending: 0 };
     this.members.push(member);
     worker.onmessage = ({ data }: MessageEvent<Reply>) => this.answer(member, data);
     worker.onerror = (event) => this.events?.failed(event.message || "a worker could not be started");
-    this.send(member, { kind: "open", pack: this.pack, gpu: this.gpu });
+    return member;
   }
 
-  private send({ worker }: Member, request: Request): void {
-    worker.postMessage(request);
+  private send(member: Member, request: Request): void {
+    member.pending += 1;
+    member.worker.postMessage(request);
   }
 
-  private answer(member: Member, reply: Reply): void {
-    member.busy = false;
+  private give(member: Member): void {
+    this.send(member, { kind: "open", id: this.current, pack: this.pack });
+  }
+
+  private async answer(member: Member, reply: Reply): Promise<void> {
+    member.pending -= 1;
     if (reply.kind === "failed") {
       this.stop();
       this.events?.failed(reply.message);
       return;
     }
-    if (reply.kind === "made") {
+    if (reply.kind === "made" && reply.id === this.current) {
       reply.pairs.forEach((pair, i) => this.events?.made(pair, reply.images[i]));
-      // the others are started once the first has shown an image: loading takes processor time
-      if (this.members.length < this.most && this.queue.length) this.start();
+      await this.grow();
     }
     this.next(member);
-    if (this.members.every(({ busy }) => !busy)) this.events?.idle();
+    if (this.members.every(({ pending }) => !pending)) this.events?.idle();
+  }
+
+  /** Start one more worker, once the first has shown an image: loading takes processor time. */
+  private async grow(): Promise<void> {
+    const gpu = await this.gpu;
+    const most = gpu ? 1 : Math.min(navigator.hardwareConcurrency || 1, MOST_WORKERS);
+    if (!gpu && this.members.length < most && this.queue.length) {
+      const member = this.start();
+      this.send(member, { kind: "load", gpu: false });
+      this.give(member);
+    }
   }
 
   private next(member: Member): void {
-    if (member.busy || !this.queue.length) return;
-    member.busy = true;
+    if (member.pending || !this.queue.length) return;
     const pairs = this.queue.splice(0, this.batch);
     this.batch = BATCH / this.rows;
-    this.send(member, { kind: "make", pairs });
+    this.send(member, { kind: "make", id: this.current, pairs });
   }
 }
 

@@ -3,20 +3,21 @@
 import type * as Ort from "onnxruntime-web";
 import { Levels } from "./levels.ts";
 import { Noise, quantiles } from "./noise.ts";
-import { digest, type Pack, read } from "./reader.ts";
+import { digest, read } from "./reader.ts";
 import { type ModelInfo, type Networks, type Pair, Rebuilder } from "./rebuild.ts";
 import { Tokenizer } from "./tokenizer.ts";
 
 export type Request =
-  | { kind: "open"; pack: Uint8Array; gpu: boolean }
-  | { kind: "make"; pairs: Pair[] };
+  | { kind: "load"; gpu: boolean }
+  | { kind: "open"; id: number; pack: Uint8Array }
+  | { kind: "make"; id: number; pairs: Pair[] };
 export type Reply =
   | { kind: "ready" }
-  | { kind: "made"; pairs: Pair[]; images: Uint8Array[]; milliseconds: number }
+  | { kind: "made"; id: number; pairs: Pair[]; images: Uint8Array[] }
   | { kind: "failed"; message: string };
 
 const BASE = new URL("./", self.location.href);
-let loaded: Promise<{ info: ModelInfo; networks: Networks; tokenizer: Tokenizer; table: Float32Array }> | undefined;
+let loaded: ReturnType<typeof load> | undefined;
 let rebuilder: Rebuilder | undefined;
 
 async function file(path: string): Promise<Uint8Array> {
@@ -82,23 +83,27 @@ async function openNetworks(ort: typeof Ort, wasm: string, providers: string[], 
 }
 
 async function answer(request: Request): Promise<Reply> {
-  if (request.kind === "open") {
+  if (request.kind === "load") {
     loaded ??= load(request.gpu);
-    const pack: Pack = await read(request.pack);
-    const { info, networks, tokenizer, table } = await loaded;
+    await loaded;
+    return { kind: "ready" };
+  }
+  if (request.kind === "open") {
+    const pack = await read(request.pack);
+    const { info, networks, tokenizer, table } = await (loaded as NonNullable<typeof loaded>);
     const noise = new Noise(table, pack.manifest.get("seed") as string);
     rebuilder = new Rebuilder(pack, { info, levels: new Levels(info.sigmas, info.prediction), networks, noise, tokenizer });
     return { kind: "ready" };
   }
-  const start = performance.now();
-  const images = await (rebuilder as Rebuilder).images(request.pairs);
-  return { kind: "made", pairs: request.pairs, images, milliseconds: performance.now() - start };
+  const { id, pairs } = request;
+  return { kind: "made", id, pairs, images: await (rebuilder as Rebuilder).images(pairs) };
 }
 
-self.onmessage = async ({ data }: MessageEvent<Request>) => {
-  try {
-    self.postMessage(await answer(data));
-  } catch (error) {
-    self.postMessage({ kind: "failed", message: error instanceof Error ? error.message : String(error) } satisfies Reply);
-  }
+let last: Promise<void> = Promise.resolve();
+self.onmessage = ({ data }: MessageEvent<Request>) => {
+  // one after the other: a session does not run twice at a time
+  last = last.then(async () => {
+    const failed = (error: unknown): Reply => ({ kind: "failed", message: error instanceof Error ? error.message : String(error) });
+    self.postMessage(await answer(data).catch(failed));
+  });
 };

@@ -57,8 +57,19 @@ async function visit(page) {
   seen.unnamed = await page.evaluate(unnamed);
   seen.tabs = await tabs(page);
   if (values.shots) await shoot(page);
+  if (wanted) seen.again = await again(page);
   if (values.corpus) seen.corpus = await corpus(page);
   return { ...seen, hosts: [...hosts], problems };
+}
+
+/** Open the same pack by keyboard; return its first image made anew and the workers in use. */
+async function again(page) {
+  await page.focus("#address");
+  await page.keyboard.type(new URL(positionals[0]).searchParams.get("pack"));
+  await page.keyboard.press("Enter");
+  await page.waitForFunction(() => window.viewer.images.size === 1, { polling: 5 });
+  const image = await page.evaluate(() => [...window.viewer.images.values()][0].slice(0, 8).join(" "));
+  return { image, workers: page.workers().length };
 }
 
 /** Return the controls and pictures that a screen reader has no name for. */
