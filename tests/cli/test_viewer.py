@@ -24,6 +24,7 @@ import pytest
 from draft import Draft
 
 import d3pack
+from d3pack.format import Codes, Coding, encode_codes
 from d3pack.preview import viewer_address, viewer_directory, viewer_server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,6 +103,18 @@ def visit(pack: Path, *options: str) -> dict[str, Any]:
     return seen
 
 
+def compare(file: Path, pixels: Path) -> dict[str, list[int]]:
+    """Compare the page's images with those of the exact decoder, and return them."""
+    made: dict[str, list[int]] = json.loads(pixels.read_text(encoding="utf-8"))
+    pairs = [(int(c), int(j)) for c, j in map(str.split, made)]
+    with d3pack.Decoder(d3pack.read(file), device="cpu") as decoder:
+        exact = decoder.images(pairs).flatten(1).numpy().astype(int)
+    gap = np.abs(exact - np.array(list(made.values())))
+    assert gap.max() <= 4
+    assert gap.mean() < 0.3
+    return made
+
+
 @pytest.mark.slow
 @needs_page
 def test_page_reads_the_corpus_and_rebuilds_a_pack(tmp_path: Path) -> None:
@@ -120,17 +133,43 @@ def test_page_reads_the_corpus_and_rebuilds_a_pack(tmp_path: Path) -> None:
     assert seen["probes"].startswith(("Probes: exact.", "Probes: within tolerance."))
     assert seen["timings"]["ready"] <= 3000
 
-    made = json.loads(pixels.read_text(encoding="utf-8"))
-    pairs = [(int(c), int(j)) for c, j in map(str.split, made)]
-    with d3pack.Decoder(d3pack.read(EXAMPLE), device="cpu") as decoder:
-        exact = decoder.images(pairs).flatten(1).numpy().astype(int)
-    gap = np.abs(exact - np.array(list(made.values())))
-    assert gap.max() <= 4
-    assert gap.mean() < 0.3
+    made = compare(EXAMPLE, pixels)
     # opened again, with the same networks
     first = next(iter(made.values()))[:8]
     assert seen["again"]["image"] == " ".join(map(str, first))
     assert seen["again"]["workers"] <= 4
+
+
+def coded_pack(*, prompts: bool) -> d3pack.Pack:
+    """Return the example with guidance, and two codes of each class before the seeded images."""
+    coding = Coding(
+        (14.6146, 6.0, 2.0, 0.5, 0.0), (3, 4, 0, 1), 8, 0.9, 2.0 if prompts else 1.0, prompts
+    )
+    rng = np.random.default_rng(7)
+    atoms = np.stack([
+        np.concatenate([np.sort(rng.permutation(coding.entries)[:m]) for m in coding.atoms])
+        for _ in range(4)
+    ]).reshape(2, 2, -1)  # fmt: skip
+    signs = rng.choice([-1, 1], atoms.shape)
+    pack = d3pack.read(EXAMPLE).select([0, 1])
+    return replace(
+        pack,
+        images_per_class=4,
+        codes=encode_codes(Codes(coding, 2, atoms, signs)),
+        picks=None,
+        probes=None,
+        recipe=replace(pack.recipe, guidance=3.0, guided_channels=7),
+    )
+
+
+@pytest.mark.slow
+@needs_page
+@pytest.mark.parametrize("prompts", [True, False])
+def test_page_makes_guided_images_and_codes(tmp_path: Path, prompts: bool) -> None:
+    file, pixels = tmp_path / "coded.d3m", tmp_path / "pixels.json"
+    d3pack.write(coded_pack(prompts=prompts), file)
+    visit(file, "--images", "8", "--pixels", str(pixels))
+    assert len(compare(file, pixels)) == 8
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ async function visit(page) {
     const timeout = 1000 * Number(values.seconds);
     await page.waitForFunction((count) => window.viewer.images.size >= count, { timeout }, wanted);
     await page.waitForFunction(() => window.viewer.timings.done, { timeout });
-    seen.probes = await text(page, "#probes");
+    seen.probes = await page.evaluate(() => document.getElementById("probes")?.textContent);
     seen.note = await text(page, "#images + p");
   }
   seen.timings = await page.evaluate(() => window.viewer.timings);
