@@ -10,6 +10,7 @@ import { compare, type ModelInfo, obstacle, type Pair, shrink } from "./rebuild.
 
 const FIRST_CLASSES = 20;
 const FIRST_IMAGES = 8;
+const MOST_IMAGES = 2000; // that one page holds
 
 /** What the tests of the page read. */
 const timings: Record<string, number> = { ready: 0 };
@@ -97,6 +98,7 @@ class Gallery {
   private readonly controls = el("p", { class: "controls" });
   private readonly probes = el("div", { class: "probes" });
   private readonly rows = el("div", { class: "classes" });
+  private readonly more = el("button", { type: "button" }, "Show more classes");
   private readonly canvases = new Map<string, HTMLCanvasElement>();
   private readonly size: number[];
   private asked = 0;
@@ -106,6 +108,8 @@ class Gallery {
   constructor(private readonly pack: Pack) {
     this.size = recipe(pack).get("size") as number[];
     this.element.append(this.note, this.progress, this.controls, this.probes, this.rows);
+    this.element.append(this.more);
+    this.more.addEventListener("click", () => this.showMore());
     this.showClasses(FIRST_CLASSES);
     this.showProbes();
   }
@@ -118,10 +122,12 @@ class Gallery {
     if (why) {
       this.note.textContent = `Not rebuilt here. ${why}`;
       this.progress.remove();
+      this.element.classList.add("described");
       return;
     }
     const stop = el("button", { type: "button" }, "Stop");
-    const all = el("button", { type: "button" }, `Rebuild all ${grouped(this.pack.names.length * this.pack.imagesPerClass)} images`);
+    const [most, total] = [this.everything().length, this.pack.names.length * this.pack.imagesPerClass];
+    const all = el("button", { type: "button" }, `Rebuild ${most === total ? "all " : ""}${grouped(most)} images`);
     stop.addEventListener("click", () => this.stop());
     all.addEventListener("click", () => this.all());
     this.controls.append(all, stop);
@@ -153,18 +159,26 @@ class Gallery {
   }
 
   private all(): void {
-    this.showClasses(this.pack.names.length);
+    const pairs = this.everything();
+    this.showClasses(pairs[pairs.length - 1][0] + 1);
     pool.stop();
-    const pairs: Pair[] = [];
-    this.pack.names.forEach((_, c) => {
-      for (let j = 0; j < this.pack.imagesPerClass; j++) {
-        this.canvas(c, j);
-        pairs.push([c, j]);
-      }
-    });
+    for (const [c, j] of pairs) this.canvas(c, j);
     this.begun = performance.now() - (images.size ? this.elapsed() : 0);
     this.ask(pairs);
     say(`Rebuilding ${grouped(pairs.length)} images.`);
+  }
+
+  /** Return the images of all classes, the first ones where there are too many for a page. */
+  private everything(): Pair[] {
+    const classes = Math.min(this.pack.names.length, MOST_IMAGES);
+    const count = Math.min(this.pack.imagesPerClass, Math.floor(MOST_IMAGES / classes));
+    return Array.from({ length: classes * count }, (_, i): Pair => [Math.floor(i / count), i % count]);
+  }
+
+  private showMore(): void {
+    this.showClasses(this.shown + FIRST_CLASSES);
+    if (this.begun) this.ask(this.first());
+    say(`${grouped(this.shown)} of ${grouped(this.pack.names.length)} classes are shown.`);
   }
 
   private elapsed(): number {
@@ -211,6 +225,7 @@ class Gallery {
 
   private showClasses(upTo: number): void {
     const count = Math.min(upTo, this.pack.names.length);
+    this.more.hidden = count === this.pack.names.length;
     for (; this.shown < count; this.shown++) {
       const c = this.shown;
       const labels = labelsTable(this.pack, c);

@@ -47,7 +47,8 @@ export function obstacle(pack: Pack, info: Pick<ModelInfo, "factor" | "lock" | "
   const unit = info.factor * info.step;
   const shape = (params(pack, "prompts") ?? params(pack, "unconditional"))?.get("shape") as number[] | undefined;
   if (backbone.get("lock") !== info.lock) {
-    return `The images are made by another backbone, ${backbone.get("repo") || backbone.get("kind")}; this page has mini alone.`;
+    const name = String(backbone.get("repo")) || String(backbone.get("kind"));
+    return `The pack names another backbone than the one of this page: ${name}, lock ${String(backbone.get("lock")).slice(0, 8)}.`;
   }
   if (pack.sections.has("adapter")) return "The pack changes the weights of the backbone, which this page does not.";
   if (template !== null && template.split("{}").length !== 2) return "The template has no place for vectors.";
