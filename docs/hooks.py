@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +45,10 @@ def on_page_markdown(markdown: str, /, *, page: Any, **_: Any) -> str:
         return target + (match[2] or "")
 
     return LINK.sub(link, text)
+
+
+def on_post_build(*, config: Any, **_: Any) -> None:
+    """Put the viewer into the site, where it is built."""
+    built = ROOT / "viewer" / "dist"
+    if built.is_dir():
+        shutil.copytree(built, Path(config["site_dir"]) / "viewer", dirs_exist_ok=True)

@@ -124,6 +124,7 @@ VERBS: dict[str, Any] = {
             "changes": several(thing({"what": TEXT, "a": {}, "b": {}})),
         }
     ),
+    "view": thing({"address": TEXT}),
     "preview": thing({"output": TEXT, "bytes": WHOLE, "root": ROOT}),
     "decode": thing(
         {
