@@ -40,12 +40,14 @@ def device_option() -> Any:
     return option(None, "cpu, cuda, cuda:1, ...; without it, CUDA where there is one.")
 
 
-def shard_option() -> Any:
+def shard_option(
+    help: str = "Only one share: 3/8 is the third of eight. Shares may be done at the same time,"
+    " anywhere; at last the command without --shard does what is missing.",
+) -> Any:
     """Declare which share of the work to do."""
     return option(
         None,
-        "Only one share: 3/8 is the third of eight. Shares may be done at the same time, anywhere;"
-        " at last the command without --shard does what is missing.",
+        help,
         parse=Shard.parse,
         expected="NUMBER/COUNT, as 3/8",
         metavar="NUMBER/COUNT",

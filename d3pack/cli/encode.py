@@ -15,11 +15,12 @@ from d3pack.cli._fields import (
     format_option,
     overwrite_option,
     pack_output,
+    shard_option,
     source_argument,
 )
 from d3pack.encode import EncodeSettings, method_settings
 from d3pack.errors import UsageError
-from d3pack.system import count, duration, json_lines, live_view, nested, option, place
+from d3pack.system import Shard, count, duration, json_lines, live_view, nested, option, place
 
 if TYPE_CHECKING:
     from d3pack.sources import Source
@@ -49,6 +50,10 @@ class Encode:
         "skip", "Bad files: skip (and count) or fail.", group="source"
     )
     dry_run: bool = option(False, "Print classes, plan, time and bytes; do nothing.")
+    shard: Shard | None = shard_option(
+        "Do only one share, as 3/8, into a part; `d3pack merge` makes the pack of all parts."
+    )
+    wait: bool = option(False, "With --shard: wait for other shards where they are needed.")
     restart: bool = option(False, "Discard what an earlier run left.")
     overwrite: bool = overwrite_option()
     format: Format = format_option("How progress is printed; json: events as lines.")
@@ -60,6 +65,8 @@ class Encode:
 
         if self.output is None and not self.dry_run:
             raise UsageError("no output", hint="name one with -o out.d3m, or pass --dry-run")
+        if self.wait and self.shard is None:
+            raise UsageError("--wait is for --shard")
         if self.output is not None:
             check_output(self.output)
         settings = replace(self.settings, method_settings=self.method_settings)
@@ -94,14 +101,39 @@ class Encode:
         _out.show(f"about {duration(estimate['seconds_total'])} on this machine ({parts})")
         _out.show(f"about {estimate['bytes']:,} bytes")
 
+    def _view(self) -> AbstractContextManager[Listener]:
+        if self.format == "quiet":
+            return nullcontext(lambda event: None)
+        return live_view() if self.format == "human" else nullcontext(json_lines(sys.stdout))
+
+    def _encode_shard(
+        self, source: Source, output: Path | ObjectPath, settings: EncodeSettings, shard: Shard
+    ) -> None:
+        from d3pack.encode import encode_shard
+
+        _out.if_interrupted("run the same command again and it goes on")
+        with self._view() as listener:
+            part = encode_shard(
+                source,
+                output,
+                shard,
+                settings,
+                listeners=[listener],
+                restart=self.restart,
+                wait=self.wait,
+            )
+        if self.format == "human":
+            _out.show(f"{part}: shard {shard} has finished")
+            _out.say(f"when all have: d3pack merge {part.parent}/*-of-{shard.count} -o {output}")
+
     def _encode(self, source: Source, output: Path | ObjectPath, settings: EncodeSettings) -> None:
         from d3pack.encode import encode
 
-        view: AbstractContextManager[Listener] = nullcontext(lambda event: None)
-        if self.format != "quiet":
-            view = live_view() if self.format == "human" else nullcontext(json_lines(sys.stdout))
+        if self.shard is not None:
+            self._encode_shard(source, output, settings, self.shard)
+            return
         _out.if_interrupted(f"run the same command again and it goes on ({output.name}.work)")
-        with view as listener:
+        with self._view() as listener:
             pack = encode(
                 source,
                 output,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from d3pack.cli import _out
 from d3pack.cli._fields import Format, format_option, pack_argument
@@ -29,11 +31,12 @@ class View:
         import sys
         import webbrowser
 
-        from d3pack.hub import local_path
         from d3pack.preview import viewer_address, viewer_directory, viewer_server
 
-        file = local_path(self.pack)
-        with viewer_server(file, viewer_directory(), self.port) as server:
+        with (
+            _local_file(self.pack) as file,
+            viewer_server(file, viewer_directory(), self.port) as server,
+        ):
             address = viewer_address(server, file)
             if self.format == "json":
                 _out.emit({"address": address})
@@ -46,3 +49,24 @@ class View:
                 webbrowser.open(address)
             with suppress(KeyboardInterrupt):
                 server.serve_forever()
+
+
+@contextmanager
+def _local_file(pack: str) -> Iterator[Path]:
+    """Yield the file of a pack; one from elsewhere lies in a directory that is then removed."""
+    import tempfile
+
+    from d3pack.errors import NotFoundError
+    from d3pack.format import write
+    from d3pack.hub import is_remote, load_named
+
+    if not is_remote(pack):
+        if not Path(pack).is_file():
+            raise NotFoundError(f"there is no file {pack}")
+        yield Path(pack)
+        return
+    name, loaded = load_named(pack)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / Path(name).name
+        write(loaded, file)
+        yield file

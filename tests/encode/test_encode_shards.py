@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from encode_world import make_tree, quick, settings_of
+from cli import invoke
+from encode_world import SHORT, make_tree, quick, settings_of
 from tiny_backbones import tiny_dit
 
 from d3pack.encode import EncodeSettings, encode, encode_shard, merge
@@ -213,3 +214,27 @@ def test_shards_at_the_same_time_wait_for_each_other(world: Path, tmp_path: Path
     third = start("3/3")
     assert [process.wait(120) for process in (first, second, third)] == [0, 0, 0]
     assert merged(output, 3) == (tmp_path / "whole.d3m").read_bytes()
+
+
+def test_command_encodes_in_shards_and_merges(home: Path, tmp_path: Path) -> None:
+    output, whole = tmp_path / "x.d3m", tmp_path / "whole.d3m"
+    words = ["encode", str(home / "source"), "--method", "codes", "--backbone", str(home / "sd")]
+    assert invoke(*words, "-o", str(whole)).exit_code == 0
+    for shard in ("1/2", "2/2"):
+        result = invoke(*words, "-o", str(output), "--shard", shard)
+        assert result.exit_code == 0, result.stderr
+        assert f"shard {shard} has finished" in result.stdout
+    parts = [str(parts_folder(output) / f"{i}-of-2") for i in (1, 2)]
+    assert "are missing: 2-of-2" in invoke("merge", parts[0], "-o", str(output)).stderr
+    result = invoke("merge", *parts, "-o", str(output))
+    assert result.exit_code == 0, result.stderr
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_command_says_what_a_shard_waits_for(home: Path, tmp_path: Path) -> None:
+    words = ["encode", str(home / "source"), "--backbone", str(home / "sd"), *SHORT]
+    result = invoke(*words, "-o", str(tmp_path / "x.d3m"), "--shard", "2/2")
+    assert result.exit_code == 8
+    assert "shard 1 of 2 has not finished the stage 'train the teacher'" in result.stderr
+    assert "--wait is for --shard" in invoke(*words, "-o", "x.d3m", "--wait").stderr
+    assert "expected NUMBER/COUNT" in invoke(*words, "-o", "x.d3m", "--shard", "3").stderr

@@ -1,0 +1,52 @@
+"""`d3pack merge`: the parts of all shards to a pack."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from d3pack.cli import _out
+from d3pack.cli._fields import overwrite_option, pack_output
+from d3pack.errors import UsageError
+from d3pack.system import argument, live_view, option, place
+
+if TYPE_CHECKING:
+    from d3pack.system import Listener
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Write the pack of an encoding whose shards have all finished.
+
+    On the same kind of machine it is byte for byte the pack that one run without shards writes.
+
+    Example: d3pack merge imnet.d3m.parts/* -o imnet.d3m
+    """
+
+    parts: tuple[Path, ...] = argument("Directories that encode --shard has made.")
+    output: str | None = pack_output(None)
+    source: str | None = option(None, "The real images, if they are elsewhere now.")
+    overwrite: bool = overwrite_option()
+    quiet: bool = option(False, "Print no progress.")
+
+    def run(self) -> None:
+        """Merge the parts."""
+        from d3pack.encode import merge
+
+        if self.output is None:
+            raise UsageError("no output", hint="name one with -o out.d3m")
+        view: AbstractContextManager[Listener] = nullcontext(lambda event: None)
+        if not self.quiet:
+            view = live_view()
+        with view as listener:
+            pack = merge(
+                self.parts,
+                self.output,
+                self.source,
+                listeners=[listener],
+                overwrite=self.overwrite,
+            )
+        nbytes, classes = place(self.output).stat().st_size, len(pack.classes)
+        _out.show(f"{self.output}: {nbytes:,} bytes, {len(pack):,} images of {classes:,} classes")
