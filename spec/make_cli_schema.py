@@ -140,6 +140,7 @@ VERBS: dict[str, Any] = {
     "encode (an event a line)": EVENT,
     "code (an event a line)": EVENT,
     "encode --dry-run": ESTIMATE,
+    "merge (an event a line)": EVENT,
     "code --dry-run": ESTIMATE,
     "train (an event a line)": {
         "type": "object",

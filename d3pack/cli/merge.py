@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d3pack.cli import _out
-from d3pack.cli._fields import overwrite_option, pack_output
+from d3pack.cli._fields import Format, format_option, overwrite_option, pack_output
 from d3pack.errors import UsageError
-from d3pack.system import argument, live_view, option, place
+from d3pack.system import argument, json_lines, live_view, option, place
 
 if TYPE_CHECKING:
     from d3pack.system import Listener
@@ -29,7 +30,7 @@ class Merge:
     output: str | None = pack_output(None)
     source: str | None = option(None, "The real images, if they are elsewhere now.")
     overwrite: bool = overwrite_option()
-    quiet: bool = option(False, "Print no progress.")
+    format: Format = format_option("How progress is printed; json: events as lines.")
 
     def run(self) -> None:
         """Merge the parts."""
@@ -38,8 +39,8 @@ class Merge:
         if self.output is None:
             raise UsageError("no output", hint="name one with -o out.d3m")
         view: AbstractContextManager[Listener] = nullcontext(lambda event: None)
-        if not self.quiet:
-            view = live_view()
+        if self.format != "quiet":
+            view = live_view() if self.format == "human" else nullcontext(json_lines(sys.stdout))
         with view as listener:
             pack = merge(
                 self.parts,
@@ -48,5 +49,8 @@ class Merge:
                 listeners=[listener],
                 overwrite=self.overwrite,
             )
-        nbytes, classes = place(self.output).stat().st_size, len(pack.classes)
-        _out.show(f"{self.output}: {nbytes:,} bytes, {len(pack):,} images of {classes:,} classes")
+        if self.format == "human":
+            nbytes, classes = place(self.output).stat().st_size, len(pack.classes)
+            _out.show(
+                f"{self.output}: {nbytes:,} bytes, {len(pack):,} images of {classes:,} classes"
+            )

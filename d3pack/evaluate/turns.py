@@ -14,7 +14,7 @@ from d3pack.system import Events, Shard, exclusive
 def turn(place: Path, what: str, events: Events) -> Iterator[None]:
     """Wait until no other process makes the file at `place`, and keep others waiting.
 
-    Whoever waited looks first whether it is there now.
+    One who waited looks first whether it is there now.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     path = place.with_suffix(".lock")

@@ -144,7 +144,7 @@ def replace_file(path: str | os.PathLike[str] | ObjectPath, data: bytes) -> None
 
 
 def create_file(path: Path, data: bytes) -> None:
-    """Write a file unless there is one; whoever else does the same, one of them is there whole."""
+    """Write a file unless there is one; of several that do the same, one is there whole."""
     temporary = temporary_path(path)
     try:
         temporary.write_bytes(data)

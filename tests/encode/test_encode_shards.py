@@ -1,4 +1,4 @@
-"""Shards of an encoding: whoever does the work, the pack is the same."""
+"""Shards of an encoding: the pack does not depend on their number."""
 
 from __future__ import annotations
 

@@ -48,6 +48,7 @@ COMMANDS: dict[str, tuple[str, str] | int] = {
     f"diff {PACK} {PACK}": 0,
     f"preview {PACK} -o sheet.png --images 1": 0,
     "view none.d3m": NotFoundError.exit_code,
+    "merge none.parts -o out.d3m": NotFoundError.exit_code,
     f"push {PACK} org/name --licence mit --preview none": HubError.exit_code,  # no token
     "pull hf://datasets/org/name/a.d3m": HubError.exit_code,  # no network
     "info s3://bucket/a.d3m": ("s3fs", "s3"),
