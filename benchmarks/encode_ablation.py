@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class SharedJob(D3MJob):
 
     folder: Path
 
-    def _make_collages(self, run: EncodeRun, teacher: Any) -> tuple[int, int]:
+    def _make_collages(self, run: EncodeRun, teacher: Any, classes: Sequence[int]) -> None:
         values = {**asdict(self.own), "seed": self.settings.seed}
         key = json.dumps({k: v for k, v in values.items() if k in CUTTING}, sort_keys=True)
         place = self.folder / f"collages-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
@@ -52,12 +53,11 @@ class SharedJob(D3MJob):
             target.mkdir()
             for file in place.iterdir():
                 os.link(file, target / file.name)
-        counts = super()._make_collages(run, teacher)
+        super()._make_collages(run, teacher, classes)
         if not place.exists():
             place.mkdir(parents=True)
             for file in target.iterdir():
                 os.link(file, place / file.name)
-        return counts
 
 
 class Shared(D3M):

@@ -24,6 +24,7 @@ from d3pack.evaluate import EvalSettings, Evaluation, bench, evaluate, evaluate_
 from d3pack.evaluate.baselines import AVIF_SHEET
 from d3pack.evaluate.payload import candidates, pilots_of
 from d3pack.evaluate.report import render
+from d3pack.students import train_student
 from d3pack.students.protocols import QUICK, Intervals, Updates
 from d3pack.system import Shard
 
@@ -115,7 +116,7 @@ def test_a_shard_runs_once_at_a_time_beside_others(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call = arguments(world, tmp_path / "work", baselines=("random",), seeds=1)
-    real, trained = bench.train_student, list[int]()
+    real, trained = train_student, list[int]()
 
     def watched(*args: Any, **more: Any) -> Any:
         monkeypatch.setattr(bench, "train_student", real)
@@ -135,7 +136,7 @@ def test_what_another_process_makes_is_waited_for(
     """The teacher, pilots and students: the second run trains none of them."""
     names = ("random", "chosen")
     call = arguments(world, tmp_path / "work", baselines=names, seeds=1, teacher="train")
-    real, notes, results = bench.train_student, list[str](), list[Evaluation]()
+    real, notes, results = train_student, list[str](), list[Evaluation]()
     trainings: list[int] = []
 
     def listen(event: dict[str, Any]) -> None:
