@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 HELP = {"help_option_names": ["-h", "--help"]}
 EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 wrong call, 3 no valid pack, 4 backbone, 5 not there, "
-    "6 the Hub or a store, 7 real images, 130 interrupted."
+    "6 the Hub or a store, 7 real images, 8 other shards first, 130 interrupted."
 )
 _CHOSEN = "d3pack.chosen"
 _METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}

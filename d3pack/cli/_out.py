@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from d3pack.system import printable
+
+if TYPE_CHECKING:
+    from d3pack.system import Listener
 
 
 def emit(value: Any) -> None:
@@ -24,6 +28,15 @@ def show(text: str) -> None:
 def say(text: str) -> None:
     """Print a message that is not part of the result."""
     print(printable(text), file=sys.stderr)
+
+
+def progress(format: str) -> AbstractContextManager[Listener]:
+    """Return a view of the events of a run: live, as lines of JSON, or none."""
+    from d3pack.system import json_lines, live_view
+
+    if format == "quiet":
+        return nullcontext(lambda event: None)
+    return live_view() if format == "human" else nullcontext(json_lines(sys.stdout))
 
 
 def fail(error: Exception) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,11 +18,11 @@ from d3pack.cli._fields import (
 )
 from d3pack.encode import EncodeSettings, method_settings
 from d3pack.errors import UsageError
-from d3pack.system import Shard, count, duration, json_lines, live_view, nested, option, place
+from d3pack.system import Shard, count, duration, nested, option, place
 
 if TYPE_CHECKING:
     from d3pack.sources import Source
-    from d3pack.system import Listener, ObjectPath
+    from d3pack.system import ObjectPath
 
 _LISTED = 20  # classes that --dry-run lists
 
@@ -79,6 +77,8 @@ class Encode:
         )
         if self.output is None or self.dry_run:
             self._estimate(source, settings)
+        elif self.shard is not None:
+            self._encode_shard(source, place(self.output), settings, self.shard)
         else:
             self._encode(source, place(self.output), settings)
 
@@ -101,18 +101,13 @@ class Encode:
         _out.show(f"about {duration(estimate['seconds_total'])} on this machine ({parts})")
         _out.show(f"about {estimate['bytes']:,} bytes")
 
-    def _view(self) -> AbstractContextManager[Listener]:
-        if self.format == "quiet":
-            return nullcontext(lambda event: None)
-        return live_view() if self.format == "human" else nullcontext(json_lines(sys.stdout))
-
     def _encode_shard(
         self, source: Source, output: Path | ObjectPath, settings: EncodeSettings, shard: Shard
     ) -> None:
         from d3pack.encode import encode_shard
 
         _out.if_interrupted("run the same command again and it goes on")
-        with self._view() as listener:
+        with _out.progress(self.format) as listener:
             part = encode_shard(
                 source,
                 output,
@@ -129,11 +124,8 @@ class Encode:
     def _encode(self, source: Source, output: Path | ObjectPath, settings: EncodeSettings) -> None:
         from d3pack.encode import encode
 
-        if self.shard is not None:
-            self._encode_shard(source, output, settings, self.shard)
-            return
         _out.if_interrupted(f"run the same command again and it goes on ({output.name}.work)")
-        with self._view() as listener:
+        with _out.progress(self.format) as listener:
             pack = encode(
                 source,
                 output,

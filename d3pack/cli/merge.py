@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from d3pack.cli import _out
 from d3pack.cli._fields import Format, format_option, overwrite_option, pack_output
 from d3pack.errors import UsageError
-from d3pack.system import argument, json_lines, live_view, option, place
-
-if TYPE_CHECKING:
-    from d3pack.system import Listener
+from d3pack.system import argument, option, place
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +32,7 @@ class Merge:
 
         if self.output is None:
             raise UsageError("no output", hint="name one with -o out.d3m")
-        view: AbstractContextManager[Listener] = nullcontext(lambda event: None)
-        if self.format != "quiet":
-            view = live_view() if self.format == "human" else nullcontext(json_lines(sys.stdout))
-        with view as listener:
+        with _out.progress(self.format) as listener:
             pack = merge(
                 self.parts,
                 self.output,

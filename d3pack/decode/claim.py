@@ -2,7 +2,8 @@
 
 A mark says what decides about the files. One process without a shard holds its lock alone; shards
 share it, and each holds a lock file of its own. All of these names begin with `.d3pack-`, which
-other tools do not read.
+other tools do not read. Object stores have no locks: two exports with one mark write equal
+objects, so they only waste work.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from typing import Any
 
 from d3pack.errors import D3MError, UsageError
 from d3pack.system import (
+    ObjectPath,
     Shard,
     create_file,
     disk_full_as_error,
     exclusive,
     lock,
     remove_leftovers,
+    replace_file,
 )
 
 _OURS = ".d3pack-"
@@ -28,11 +31,19 @@ MARK = f"{_OURS}export.json"
 
 
 @contextmanager
-def claimed(output: Path, mark: Mapping[str, Any], shard: Shard) -> Iterator[None]:
+def claimed(output: Path | ObjectPath, mark: Mapping[str, Any], shard: Shard) -> Iterator[None]:
     """Lock a folder that is empty or has the same mark, for one export or one of each shard.
 
     What killed processes left is removed where nobody else can be writing: without a shard.
     """
+    if isinstance(output, ObjectPath):
+        used = output.exists()  # in this order: another export may have just begun
+        if not (output / MARK).exists():
+            _refuse_used(output, used)
+            replace_file(output / MARK, to_json(mark))
+        _compare(output, (output / MARK).read_bytes(), mark)
+        yield
+        return
     try:
         output.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -43,8 +54,8 @@ def claimed(output: Path, mark: Mapping[str, Any], shard: Shard) -> Iterator[Non
         with disk_full_as_error(f"to write into {output}"):
             path = output / MARK
             used = any(not entry.name.startswith(_OURS) for entry in output.iterdir())
-            if used and not path.exists():  # in this order: another shard may have just begun
-                raise UsageError(f"{output} is not empty", hint="choose an empty folder")
+            if not path.exists():  # in this order: another shard may have just begun
+                _refuse_used(output, used)
             create_file(path, to_json(mark))
             with _locked(path, mark, shard):
                 yield
@@ -89,12 +100,21 @@ def _check(path: Path, mark: Mapping[str, Any]) -> None:
     if not content:  # its creator was killed
         path.write_bytes(to_json(mark))  # in place: the file is locked
         return
+    _compare(path.parent, content, mark)
+
+
+def _refuse_used(output: Path | ObjectPath, used: bool) -> None:
+    if used:
+        raise UsageError(f"{output} is not empty", hint="choose an empty folder")
+
+
+def _compare(output: Path | ObjectPath, content: bytes, mark: Mapping[str, Any]) -> None:
     try:
         is_same = json.loads(content) == mark
     except ValueError:
         is_same = False
     if not is_same:
-        raise UsageError(f"{path.parent} holds another export", hint="choose an empty folder")
+        raise UsageError(f"{output} holds another export", hint="choose an empty folder")
 
 
 def to_json(value: Any) -> bytes:

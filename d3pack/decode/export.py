@@ -29,8 +29,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from d3pack.decode.claim import MARK, claimed, to_json
-from d3pack.decode.objects import claimed_objects
+from d3pack.decode.claim import claimed, to_json
 from d3pack.decode.pairs import Pairs
 from d3pack.decode.settings import ExportSettings
 from d3pack.errors import UsageError
@@ -121,13 +120,7 @@ def export_images(
     shard = shard or Shard()
     export = _Export(decoder, output, settings, Pairs(classes, count), shard, progress)
     started = time.perf_counter()
-    mark = _mark(decoder, settings, classes, count)
-    claim = (
-        claimed_objects(output / MARK, mark)
-        if isinstance(output, ObjectPath)
-        else claimed(output, mark, shard)
-    )
-    with claim:
+    with claimed(output, _mark(decoder, settings, classes, count), shard):
         decoded = export.write()
     return ExportReport(export.images, decoded, time.perf_counter() - started)
 

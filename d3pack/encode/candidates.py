@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -80,11 +81,16 @@ def ask_teacher(
     return answers
 
 
+def stored(journal: Journal, name: str) -> tuple[Arrays, dict[str, Any]]:
+    """Return arrays and facts that an earlier stage has stored."""
+    values = journal.load(name)
+    assert values is not None, name
+    return values
+
+
 def stored_arrays(journal: Journal, name: str) -> Arrays:
     """Return arrays that an earlier stage has stored."""
-    stored = journal.load(name)
-    assert stored is not None, name
-    return stored[0]
+    return stored(journal, name)[0]
 
 
 def pick_order(answers: Answers, c: int, count: int, lanes: int) -> npt.NDArray[np.int64]:

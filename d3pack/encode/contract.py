@@ -98,8 +98,8 @@ class EncodeRun:
 
         Args:
             stage: what is done, for messages.
-            names: where the journal keeps the arrays of each unit.
-            done: whether a unit is there; by default, whether the journal has its arrays.
+            names: of each unit in the journal, where it is arrays or a fact.
+            done: whether a unit is there; by default, whether the journal has its name.
             last: whether a shard has nothing to do after this stage.
 
         Raises:
@@ -107,10 +107,9 @@ class EncodeRun:
             WaitingError: units of other shards are missing.
         """
         is_done = done or (lambda unit: self.journal.has(names[unit]))
-        for unit in range(len(names)):
-            if self.owns(unit) and not is_done(unit):
-                yield unit
-        missing = [unit for unit in range(len(names)) if not is_done(unit)]
+        left = [unit for unit in range(len(names)) if not is_done(unit)]
+        yield from filter(self.owns, left)
+        missing = [unit for unit in left if not is_done(unit)]
         if missing and self.is_shard and last:
             raise ShardFinishedError(f"shard {self.shard} has finished")
         if missing and self.wait:
@@ -140,15 +139,13 @@ class EncodeRun:
 
         Args:
             stage: what is done, for messages.
-            name: of the fact that the journal has when it is done.
+            name: of the arrays or the fact that the journal has when it is done.
             last: whether a shard has nothing to do after this stage.
 
         Raises:
             WaitingError: another shard does it, and has not finished.
         """
-        for _ in self.units(stage, [name], done=lambda _: name in self.journal, last=last):
-            return True
-        return False
+        return any(True for _ in self.units(stage, [name], last=last))
 
     def remember_skipped(self) -> None:
         """Record the files that were left out, before a stage that has opened files is done.

@@ -183,7 +183,7 @@ class _Race:
         if not all(name in journal for name in names):
             for split in splits:  # each shard does its share of what all students need
                 self._pack_of(split)
-        for unit in self.run.units("pilots", names, done=lambda unit: names[unit] in journal):
+        for unit in self.run.units("pilots", names):
             accuracy = round(self._train(*runs[unit]), 4)
             journal.record(names[unit], accuracy)
             self.run.events.note(f"{names[unit]}: {100 * accuracy:.1f} %")

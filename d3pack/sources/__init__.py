@@ -69,17 +69,14 @@ def open_source(
         table = neighbour_table(store.keys, path, path.parent)
     else:
         table = class_names
-    source = Source(store, table=table, on_error=on_error, first=first)
-    source.opened_by = {
-        "address": str(path.absolute())
-        if isinstance(path, Path) and path.exists()
-        else str(address),
+    opened_by = {
+        "address": str(path.absolute() if isinstance(path, Path) and path.exists() else address),
         "class_names": str(class_names) if isinstance(class_names, Path) else class_names,
         "split": split,
         "on_error": on_error,
         "first": first,
     }
-    return source
+    return Source(store, table=table, on_error=on_error, first=first, opened_by=opened_by)
 
 
 def _store(address: str, path: Path | ObjectPath, split: str) -> Store:

@@ -113,6 +113,7 @@ class Source:
         table: Mapping[str, str] | None = None,
         on_error: OnError = "skip",
         first: int | None = None,
+        opened_by: Mapping[str, Any] | None = None,
     ) -> None:
         self._store = store
         self._on_error = on_error
@@ -131,7 +132,7 @@ class Source:
         self.classes = name_classes(store.keys, table)[:first]
         self.refused = len(store.refused)
         self.skipped: list[Skip] = []
-        self.opened_by: Mapping[str, Any] | None = None
+        self.opened_by = opened_by
         self._seen: set[Skip] = set()
         for skip in store.refused:
             self._skip(skip)

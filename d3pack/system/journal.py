@@ -98,10 +98,8 @@ class Journal:
         return self.facts
 
     def _compare(self, key: Mapping[str, Any]) -> None:
-        for name in sorted({*key, *self.key}):
+        for name in self._differing(key):
             was, now = key.get(name), self.key.get(name)
-            if was == now:
-                continue
             if name == "source":
                 raise UsageError(
                     "the source has changed since this work began",
@@ -161,13 +159,15 @@ class Journal:
             pass
 
     def _compare_part(self, part: str, key: Mapping[str, Any]) -> None:
-        for name in sorted({*key, *self.key}):
-            if key.get(name) != self.key.get(name):
-                what = "source" if name == "source" else f"setting {name}"
-                raise UsageError(
-                    f"the part {part} was made with another {what}",
-                    hint="give all shards the same command",
-                )
+        for name in self._differing(key):
+            what = "source" if name == "source" else f"setting {name}"
+            raise UsageError(
+                f"the part {part} was made with another {what}",
+                hint="give all shards the same command",
+            )
+
+    def _differing(self, key: Mapping[str, Any]) -> list[str]:
+        return sorted(n for n in {*key, *self.key} if key.get(n) != self.key.get(n))
 
     def find(self, name: str) -> Path | None:
         """Return where a file or folder of this work lies, in this or another part of the run."""
@@ -175,8 +175,8 @@ class Journal:
         return next((path for folder in folders if (path := folder / name).exists()), None)
 
     def has(self, name: str) -> bool:
-        """Return whether there are arrays of that name."""
-        return self.find(f"{name}.safetensors") is not None
+        """Return whether there are arrays or a fact of that name."""
+        return self.find(f"{name}.safetensors") is not None or name in self
 
     @property
     def begun(self) -> bool:

@@ -238,3 +238,16 @@ def test_command_says_what_a_shard_waits_for(home: Path, tmp_path: Path) -> None
     assert "shard 1 of 2 has not finished the stage 'train the teacher'" in result.stderr
     assert "--wait is for --shard" in invoke(*words, "-o", "x.d3m", "--wait").stderr
     assert "expected NUMBER/COUNT" in invoke(*words, "-o", "x.d3m", "--shard", "3").stderr
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", ["d3m", "minimax"])
+def test_finished_run_that_lost_its_pack_makes_it_again(
+    world: Path, tmp_path: Path, name: str
+) -> None:
+    settings, output = settings_by_name(world, name), tmp_path / "x.d3m"
+    encode(world / "source", output, settings)
+    before = output.read_bytes()
+    output.unlink()
+    encode(world / "source", output, settings)
+    assert output.read_bytes() == before

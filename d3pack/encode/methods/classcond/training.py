@@ -17,6 +17,7 @@ from diffusers import DiTTransformer2DModel
 from torch import Tensor
 
 from d3pack.backbones import Autoencoder, Levels, lock_directory
+from d3pack.encode.candidates import stored
 from d3pack.encode.contract import EncodeRun
 from d3pack.encode.estimate import seconds_of
 from d3pack.encode.methods.dit import WORK, encode_images, of_pixels
@@ -47,7 +48,7 @@ TRIAL_STEPS = 24  # of the trial that measures how long one takes
 PREVIEWS = 16  # classes on a sheet of samples
 # in the journal
 _BACKBONE = f"{WORK}/backbone"
-_TRAINED = "trained"
+_TRAINED = f"{WORK}/trained"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +74,10 @@ def trained_dit(
     if run.once("train the diffusion model", _TRAINED):
         steps, loss = _train(run, config, vae, vae_folder, side, own)
         facts = {"steps": steps, "samples": steps * config.loop.batch, "validation_loss": loss}
-        journal.record(_TRAINED, facts)
+        journal.save(_TRAINED, {}, facts)
     folder = journal.find(_BACKBONE)
     assert folder is not None
-    return Trained(folder, **journal[_TRAINED])
+    return Trained(folder, **stored(journal, _TRAINED)[1])
 
 
 def _train(

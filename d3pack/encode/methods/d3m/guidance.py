@@ -61,7 +61,7 @@ def best_guidance(
     names, stage = [*map(_NAME.format, GUIDANCES)], "choose the guidance"
     done = sum(name in journal for name in names)
     with run.events.stage(stage, len(GUIDANCES), "weights"):
-        for unit in run.units(stage, names, done=lambda unit: names[unit] in journal):
+        for unit in run.units(stage, names):
             weight = GUIDANCES[unit]
             weighted = replace(trial, recipe=replace(trial.recipe, guidance=weight))
             distance = _distance(weighted, plan.allocation, draft, features)

@@ -25,7 +25,7 @@ from d3pack.encode.allocation import (
     allocate,
     expected_bytes,
 )
-from d3pack.encode.candidates import stored_arrays
+from d3pack.encode.candidates import stored, stored_arrays
 from d3pack.encode.codes import code_seconds, coding_alone
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate
 from d3pack.encode.estimate import seconds_of, teacher_seconds
@@ -411,8 +411,8 @@ class D3MJob:
         seen, realism = 0, 0.0
         with run.events.stage("collages", len(classes), "classes"):
             for done, c in enumerate(classes, 1):
-                stored = run.journal.load(_name(c))
-                facts = self._collages_of(run, teacher, c) if stored is None else stored[1]
+                known = run.journal.load(_name(c))
+                facts = self._collages_of(run, teacher, c) if known is None else known[1]
                 seen += facts["seen"]
                 realism += facts["realism"] / len(classes)
                 run.events.step(done, samples=seen)
@@ -420,8 +420,7 @@ class D3MJob:
 
     def _seen(self, run: EncodeRun) -> tuple[int, int]:
         """Return how many images were looked at for collages, and how many were bad."""
-        names = map(_name, range(len(self.plan.classes)))
-        facts = [stored[1] for name in names if (stored := run.journal.load(name)) is not None]
+        facts = [stored(run.journal, _name(c))[1] for c in range(len(self.plan.classes))]
         return sum(fact["seen"] for fact in facts), sum(fact["bad"] for fact in facts)
 
     def _collages_of(self, run: EncodeRun, teacher: Teacher, c: int) -> Mapping[str, Any]:

@@ -22,7 +22,7 @@ import torch
 
 from d3pack.backbones import DiT, Sampling, open_backbone
 from d3pack.encode.allocation import MARGIN, SMALLEST, Allocation, expected_bytes
-from d3pack.encode.candidates import stored_arrays
+from d3pack.encode.candidates import stored
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate
 from d3pack.encode.estimate import seconds_of, teacher_seconds
 from d3pack.encode.finish import sample_provenance
@@ -46,7 +46,6 @@ from d3pack.system import Checkpoint
 
 # in the journal
 _TUNED, _PROMPTS = "tuning/tuned", "prompts"
-_FIGURES = "figures of the tuning"
 
 
 class Minimax:
@@ -221,16 +220,15 @@ class MinimaxJob:
         """Fine-tune the backbone; of several shards, one does it for all."""
         plan, backbone, journal = self.plan, self.backbone, run.journal
         searches = self.own.search_images > 0
-        if run.once("fine-tune the backbone", _FIGURES, last=not (searches or plan.makes_images)):
+        if run.once("fine-tune the backbone", _TUNED, last=not (searches or plan.makes_images)):
             _, latents = encode_images(run, backbone.encode, plan.size[0], 0)
             with fitted(backbone, plan.classes) as fit:
                 tuning = FineTuning(fit, latents, self.own, self.steps, plan.seed)
                 tuned = tuning.run(Checkpoint(journal, "tuning/state"), run.events)
-            journal.save(_TUNED, {_PROMPTS: tuned.prompts, **tuned.adapter}, {})
-            journal.record(_FIGURES, tuned.figures)
-        arrays = stored_arrays(journal, _TUNED)
+            journal.save(_TUNED, {_PROMPTS: tuned.prompts, **tuned.adapter}, tuned.figures)
+        arrays, figures = stored(journal, _TUNED)
         prompts = arrays.pop(_PROMPTS)
-        return Tuned(arrays, prompts, journal[_FIGURES])
+        return Tuned(arrays, prompts, figures)
 
     def _opened_for_decoding(self, run: EncodeRun) -> DiT:
         backbone = open_backbone(
