@@ -47,17 +47,19 @@ def made(source: Source, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any,
     return pack, folder / "made.d3m.work"
 
 
-def facts(work: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((work / "journal.json").read_text())["facts"]
-    return found
+def measured(work: Path) -> dict[float, float]:
+    """The distances that the journal has, by weight."""
+    facts: dict[str, Any] = json.loads((work / "journal.json").read_text())["facts"]
+    names = [name for name in facts if name.startswith("guidance/")]
+    return {float(name.removeprefix("guidance/")): facts[name] for name in names}
 
 
 def test_guidance_with_the_nearest_images_is_chosen(made: tuple[Any, Path]) -> None:
     pack, work = made
-    distances = facts(work)["guidance"]
-    assert set(distances) == {str(weight) for weight in GUIDANCES}
+    distances = measured(work)
+    assert set(distances) == set(GUIDANCES)
     assert len(set(distances.values())) == len(GUIDANCES)
-    assert distances[str(pack.recipe.guidance)] == min(distances.values())
+    assert distances[pack.recipe.guidance] == min(distances.values())
     assert f"guidance {pack.recipe.guidance:g}; distance to real images" in (
         work / "log.txt"
     ).read_text(encoding="utf-8")
@@ -92,7 +94,7 @@ def test_distances_are_of_the_images_that_the_teacher_would_pick(
         real = teacher.features(collages.unchosen)
         assert len(real) == 12
         distances.append(energy_distance(teacher.features(own[kept]).double(), real.double()))
-    wanted = facts(work)["guidance"][str(weight)]
+    wanted = measured(work)[weight]
     assert sum(distances) / 2 == pytest.approx(wanted, abs=1e-4)
 
 
@@ -108,7 +110,7 @@ def test_stopped_measurement_continues_to_the_same_pack(
     output = tmp_path / "made.d3m"
     with pytest.raises(StopError):
         encode(source, output, SETTINGS, listeners=[stop], teachers=work.parent / "cache")
-    assert set(facts(tmp_path / "made.d3m.work")["guidance"]) == {str(GUIDANCES[0])}
+    assert set(measured(tmp_path / "made.d3m.work")) == {GUIDANCES[0]}
     again = encode(source, output, SETTINGS, teachers=work.parent / "cache")
     assert pack_bytes(again) == pack_bytes(pack)
 
@@ -119,7 +121,7 @@ def test_guidance_that_is_set_is_not_measured(
     settings = replace(SETTINGS, guidance=3.0)
     pack = encode(source, tmp_path / "given.d3m", settings, teachers=made[1].parent / "cache")
     assert pack.recipe.guidance == 3.0
-    assert "guidance" not in facts(tmp_path / "given.d3m.work")
+    assert not measured(tmp_path / "given.d3m.work")
 
 
 def test_one_image_a_class_gives_the_default_guidance(tmp_path: Path) -> None:

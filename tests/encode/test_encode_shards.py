@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,6 @@ from d3pack.encode import EncodeSettings, encode, encode_shard, merge
 from d3pack.encode.parts import part_of
 from d3pack.errors import NotFoundError, UsageError
 from d3pack.system import JournalError, Shard, WaitingError
-
-COUNTS = (1, 2, 3, 7)
 
 
 def parts_folder(output: Path) -> Path:
@@ -70,16 +70,30 @@ def settings_by_name(world: Path, name: str) -> EncodeSettings:
     raise AssertionError(name)
 
 
+@pytest.fixture(scope="module")
+def wholes(world: Path) -> Callable[[str], bytes]:
+    """Packs of runs without shards, each made once."""
+
+    @cache
+    def whole(name: str) -> bytes:
+        output = world / f"{name.replace(' ', '-')}.d3m"
+        encode(world / "source", output, settings_by_name(world, name))
+        return output.read_bytes()
+
+    return whole
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", ["d3m", "d3m without images", "codes", "minimax"])
-def test_shards_merge_to_the_bytes_of_a_whole_run(world: Path, tmp_path: Path, name: str) -> None:
-    settings = settings_by_name(world, name)
-    encode(world / "source", tmp_path / "whole.d3m", settings)
-    whole = (tmp_path / "whole.d3m").read_bytes()
-    for count in COUNTS:
-        output = tmp_path / f"{count}.d3m"
-        in_turn(world, output, settings, count)
-        assert merged(output, count) == whole, count
+@pytest.mark.parametrize(
+    "count", [3, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 2, 7))]
+)
+def test_shards_merge_to_the_bytes_of_a_whole_run(
+    world: Path, tmp_path: Path, wholes: Callable[[str], bytes], name: str, count: int
+) -> None:
+    output = tmp_path / "x.d3m"
+    in_turn(world, output, settings_by_name(world, name), count)
+    assert merged(output, count) == wholes(name)
 
 
 def test_shards_of_a_trained_model_take_it_from_the_one_that_trains(
@@ -99,7 +113,7 @@ def test_shards_of_a_trained_model_take_it_from_the_one_that_trains(
     ).read_bytes()
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_shards_of_a_budget_share_pilots(world: Path, tmp_path: Path) -> None:
     settings = quick(
         str(world / "sd"), budget=3200, candidates=None, labels=None, for_updates=40,
@@ -189,7 +203,7 @@ def test_bad_files_that_one_shard_meets_are_listed_by_the_merge(home: Path, tmp_
     assert "school bus\t000.png" in listed
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_shards_at_the_same_time_wait_for_each_other(world: Path, tmp_path: Path) -> None:
     """Two processes, and a third that is killed and run again."""
     encode(world / "source", tmp_path / "whole.d3m", quick(str(world / "sd")))

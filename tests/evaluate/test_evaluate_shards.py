@@ -186,6 +186,7 @@ print(evaluate_shard(**call, shard=Shard.parse(sys.argv[3])))
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_two_processes_and_a_killed_one(
     world: Path, whole: tuple[str, str], tmp_path: Path
 ) -> None:
