@@ -30,6 +30,7 @@ stdout is not a terminal or `NO_COLOR` is set.
 | 5 | a file, directory or repository is not there |
 | 6 | the Hugging Face Hub, or the way to it, failed |
 | 7 | the real images cannot be used |
+| 8 | a shard needs results of other shards first |
 | 130 | interrupted; `encode`, `decode`, `train`, `eval` and `demo` go on when called again |
 """
 METHODS = ("d3m", "classcond", "minimax")

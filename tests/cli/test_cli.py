@@ -130,12 +130,13 @@ def test_exit_codes_of_the_reference_are_those_of_the_errors() -> None:
     """Every code that an error can carry is in the table, and the table names no other."""
     from d3pack import errors
     from d3pack.cli import INTERRUPTED
+    from d3pack.system import WaitingError
 
     written = (ROOT / "spec" / "cli.md").read_text(encoding="utf-8")
     listed = {int(code) for code in re.findall(r"^\| (\d+) \|", written, re.MULTILINE)}
     carried = {
         error.exit_code
-        for error in vars(errors).values()
+        for error in (*vars(errors).values(), WaitingError)
         if isinstance(error, type) and issubclass(error, errors.D3MError)
     }
     assert listed == {0, INTERRUPTED, *carried}
