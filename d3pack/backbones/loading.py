@@ -303,7 +303,7 @@ def number(path: str, config: Mapping[str, Any], key: str, default: float) -> fl
     """Return a number of a config, or the default where it is missing or null."""
     value = config.get(key)
     if value is None:
-        return default
+        return float(default)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not abs(value) <= _MAX_NUMBER:  # NaN is not
         raise config_error(f"{path}: {key} is {value!r:.40}, not a number of a real model")

@@ -436,6 +436,19 @@ def test_fast_numerics_make_nearly_the_same_images(
         assert (fast.images(range(4)) - exact).abs().mean() < near * apart
 
 
+@pytest.mark.parametrize(
+    ("kind", "side"), [("prx", 512), ("z-image", 1024), ("flux2", 1024), ("sana-sprint", 1024)]
+)
+def test_the_side_is_that_of_the_family_where_no_file_says_it(
+    kind: str, side: int, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(folders[kind], tmp_path / "copy"))
+    index = json.loads((root / "model_index.json").read_text())
+    del index["default_sample_size"]
+    (root / "model_index.json").write_text(json.dumps(index))
+    assert open_backbone(str(root)).image_size == (side, side)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_does_not_fit_is_refused(kind: str, opened: dict[str, Any]) -> None:
     backbone = opened[kind]
