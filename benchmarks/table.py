@@ -120,7 +120,8 @@ class Table:
             device = torch.device("cpu")
             teacher = open_teacher("train", self.train, self.args.work, device, self.events)
             self.bench.teacher = teacher
-        return baselines.chosen_entry(self.bench, choice, budget)
+        sheets = tuple(FORMATS[name] for name in self.args.sheets.split(","))
+        return baselines.chosen_entry(self.bench, choice, budget, sheets)
 
     def pack(self, budget: int) -> Pack | None:
         """The pack of this budget, learned when it is not there; None when none is so small."""
@@ -241,6 +242,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--backbone", type=Path, help="a directory instead of the embedded mini")
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)))
+    sheets = ",".join(format.name for format in baselines.SHEETS)
+    parser.add_argument("--sheets", default=sheets, help="of chosen photographs [%(default)s]")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--protocol", default="standard", choices=("quick", "standard"))
     parser.add_argument("--images", type=int, help="of a class that packs make [by pilots]")

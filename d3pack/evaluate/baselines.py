@@ -164,12 +164,14 @@ for _choice in CHOICES:
     _add_choice(_choice)
 
 
-def chosen_entry(bench: Bench, choice: Choice, budget: int) -> Entry | None:
-    """Return the entry of what a teacher chooses, in so many bytes and the better of two codecs."""
+def chosen_entry(
+    bench: Bench, choice: Choice, budget: int, sheets: tuple[PayloadFormat, ...] = SHEETS
+) -> Entry | None:
+    """Return the entry of what a teacher chooses, in so many bytes and the better of the codecs."""
     teacher, real = bench.teacher, bench.train
     if teacher is None:
         return None
-    settings, scores = bench.payload_settings(SHEETS, budget, choice)
+    settings, scores = bench.payload_settings(sheets, budget, choice)
     if settings is None:
         return None
     identity = {"entry": choice.name, "budget": budget, "payload": str(settings)}
