@@ -231,9 +231,10 @@ def show(name: str, seeds: int) -> None:
     say(f"{missing} students missing")
 
 
-def main(arguments: Sequence[str]) -> None:
+def parser(description: str | None = __doc__) -> argparse.ArgumentParser:
+    """Return the arguments that say what a table is made of."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        description=description, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("name", help="of the target: part of the results' file name")
     parser.add_argument("--real", type=Path)
@@ -251,11 +252,16 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--teacher-samples", type=int, default=EncodeSettings().teacher_samples, help="of encode"
     )
-    parser.add_argument("--list", action="store_true", help="train nothing, say what is missing")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = parser()
+    options.add_argument("--list", action="store_true", help="train nothing, say what is missing")
+    args = options.parse_args(arguments)
     if not args.list:
         if args.real is None or args.work is None:
-            parser.error("--real and --work are needed to train")
+            options.error("--real and --work are needed to train")
         args.packs = args.packs or args.work / "packs"
         args.packs.mkdir(parents=True, exist_ok=True)
         table = Table(args)
