@@ -165,6 +165,33 @@ def test_what_another_process_makes_is_waited_for(
     assert len(trainings) == 3 + pilots
 
 
+def test_a_stopped_evaluation_keeps_its_pilots(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = arguments(world, tmp_path / "work", baselines=("avif",), seeds=1)
+    real, trainings = train_student, list[int]()
+
+    def stopped(*args: Any, **more: Any) -> Any:
+        if len(trainings) == 5:
+            raise KeyboardInterrupt
+        trainings.append(1)
+        return real(*args, **more)
+
+    def counted(*args: Any, **more: Any) -> Any:
+        trainings.append(1)
+        return real(*args, **more)
+
+    monkeypatch.setattr(bench, "train_student", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(**call)
+    monkeypatch.setattr(bench, "train_student", counted)
+    result = evaluate(**call)
+    pilots = pilots_of(len(candidates(AVIF_SHEET, result.facts["size"])))
+    assert len(trainings) == 2 + pilots
+    unbroken = arguments(world, tmp_path / "other", baselines=("avif",), seeds=1)
+    assert figures(evaluate(**unbroken)) == figures(result)
+
+
 def test_a_teacher_is_that_of_the_work_directory(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
