@@ -11,7 +11,7 @@ import pickle
 import random
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -189,12 +189,12 @@ def hub(folder: Path) -> Run:
     def run(rng: random.Random) -> None:
         changed = mutate_json(facts, rng)
         body = mutate_bytes(pack, [pack], rng) if rng.random() < 0.5 else pack
-        status, headers = (changed[k] for k in facts) if _is_answer(changed) else (200, {})
+        status, answered = (changed[k] for k in facts) if _is_answer(changed) else (200, {})
 
         @contextmanager
-        def stream(url: str, *args: Any) -> Any:
+        def stream(url: str, headers: dict[str, str], timeout: float) -> Iterator[Any]:
             yield http.Response(
-                status, headers=headers, content=body, request=http.Request("GET", url)
+                status, headers=answered, content=body, request=http.Request("GET", url)
             )
 
         kept, remote._stream = remote._stream, stream
@@ -208,9 +208,11 @@ def hub(folder: Path) -> Run:
 
 def _http_library() -> Any:
     """Return the library that huggingface_hub uses."""
-    from huggingface_hub.utils import get_session
+    import huggingface_hub.utils
 
-    return import_module(next(c.__module__ for c in type(get_session()).__mro__).split(".")[0])
+    utils: Any = huggingface_hub.utils  # exports lazily, which the type checker cannot see
+    session = utils.get_session()
+    return import_module(next(c.__module__ for c in type(session).__mro__).split(".")[0])
 
 
 def _is_answer(value: Any) -> bool:
