@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,13 +19,26 @@ from d3pack.cli._fields import (
 )
 from d3pack.encode import EncodeSettings, method_settings
 from d3pack.errors import UsageError
-from d3pack.system import Shard, count, duration, nested, option, place
+from d3pack.system import Shard, costs, count, nested, option, place
 
 if TYPE_CHECKING:
     from d3pack.sources import Source
     from d3pack.system import ObjectPath
 
 _LISTED = 20  # classes that --dry-run lists
+# the settings that decide how long a part of an estimate takes
+_DECIDE = {
+    "collages": "--pool and --crops",
+    "inversion": "--cool and --steps",
+    "teacher": "--teacher-samples",
+    "images": "--ipc and --candidates",
+    "codes": "--codes and --code-tried",
+    "pilots": "--for-updates; --no-codes makes none",
+    "train": "--train-steps or --time-budget",
+    "sampler": "--search-images",
+    "tune": "--train-steps",
+}
+_LONG, _SHARE = 30.0, 0.2  # seconds and share of a part about which it is worth to speak
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +111,9 @@ class Encode:
             _out.show(f"     ...  and {len(classes) - _LISTED} more classes")
         for line in lines:
             _out.show(line)
-        parts = ", ".join(f"{name} {duration(s)}" for name, s in estimate["seconds"].items())
-        _out.show(f"about {duration(estimate['seconds_total'])} on this machine ({parts})")
+        _out.show(costs(estimate["seconds"]))
+        for line in _shorter(estimate["seconds"]):
+            _out.show(line)
         _out.show(f"about {estimate['bytes']:,} bytes")
 
     def _encode_shard(
@@ -133,6 +148,7 @@ class Encode:
                 listeners=[listener],
                 restart=self.restart,
                 overwrite=self.overwrite,
+                estimate=self.format == "human",
             )
         if self.format == "human":
             nbytes, classes = output.stat().st_size, len(pack.classes)
@@ -141,3 +157,11 @@ class Encode:
             if source.skipped:
                 skipped = count(len(source.skipped), "file")
                 _out.say(f"skipped {skipped}: {output.name}.work/skipped.txt names them")
+
+
+def _shorter(seconds: dict[str, float]) -> Iterator[str]:
+    """Yield what decides about the long parts of an encoding."""
+    least = max(_LONG, _SHARE * sum(seconds.values()))
+    for name, value in seconds.items():
+        if value >= least and name in _DECIDE:
+            yield f"{name} depends on {_DECIDE[name]}"

@@ -10,6 +10,7 @@ from d3pack.decode.decoder import Decoder as Decoder
 from d3pack.decode.decoder import unconditional as unconditional
 from d3pack.decode.export import ExportReport as ExportReport
 from d3pack.decode.export import class_folder as class_folder
+from d3pack.decode.export import class_folders as class_folders
 from d3pack.decode.export import export_images as export_images
 from d3pack.decode.export import select_classes as select_classes
 from d3pack.decode.numerics import Numerics as Numerics

@@ -47,6 +47,9 @@ Pixels = npt.NDArray[np.uint8]
 Progress = Callable[[int, int], None]  # images done, images in all
 _PARQUET_ROWS = 256  # of a row group
 _MAX_SLUG = 48
+_PLAIN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 '(),_-]*[A-Za-z0-9()'])?")
+_TAKEN = {"con", "prn", "aux", "nul", "train", "training", "val", "valid", "validation", "test"}
+_TAKEN |= {"testing", "dev"} | {f"{port}{n}" for port in ("com", "lpt") for n in range(10)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +152,26 @@ def select_classes(names: Sequence[str], selection: str | None) -> list[int]:
     return sorted(chosen)
 
 
+def class_folders(names: Sequence[str]) -> list[str]:
+    """Return the folder name of every class.
+
+    They are the names themselves where all of these are safe, differ whatever their case, and sort
+    as the classes do, so that readers of folders give the same labels; else numbers come first.
+    """
+    differ = len({name.casefold() for name in names}) == len(names)
+    if differ and list(names) == sorted(names) and all(map(_is_safe, names)):
+        return list(names)
+    return [class_folder(c, name, len(names)) for c, name in enumerate(names)]
+
+
+def _is_safe(name: str) -> bool:
+    """Return whether a name can be a folder on every system, and is not taken for a split."""
+    plain = _PLAIN.fullmatch(name) and len(name) <= _MAX_SLUG
+    return bool(plain) and name.casefold() not in _TAKEN
+
+
 def class_folder(index: int, name: str, classes: int) -> str:
-    """Return the folder name of a class: its number, for the order, and its name in ASCII."""
+    """Return a name for what belongs to a class: its number, for the order, and its name."""
     ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
     slug = re.sub(r"[^a-z0-9]+", "_", ascii_name).strip("_")[:_MAX_SLUG].rstrip("_") or "class"
     return f"{index:0{max(5, len(str(classes - 1)))}d}_{slug}"
@@ -187,7 +208,7 @@ class _Export:
 
     def _write_tree(self) -> int:
         names, output = self.pack.classes, self.output
-        folders = [class_folder(c, name, len(names)) for c, name in enumerate(names)]
+        folders = class_folders(names)
         missing = self._missing_images(folders)
         replace_file(output / "classes.json", to_json(dict(zip(folders, names, strict=True))))
         for c in {c for c, _ in missing}:

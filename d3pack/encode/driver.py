@@ -23,6 +23,7 @@ from d3pack.encode.finish import finish
 from d3pack.encode.parts import part_of, read_calls, record_call
 from d3pack.encode.plan import EncodePlan
 from d3pack.encode.settings import EncodeSettings
+from d3pack.encode.teaching import check_named_teacher
 from d3pack.errors import InvalidPackError, NotFoundError, UsageError
 from d3pack.format import Pack, read, write
 from d3pack.hub import load
@@ -100,6 +101,7 @@ def encode(
     listeners: Sequence[Listener] = (),
     restart: bool = False,
     overwrite: bool = False,
+    estimate: bool = False,
     teachers: Path | None = None,
 ) -> Pack:
     """Make a pack of real images and write it.
@@ -117,6 +119,7 @@ def encode(
         listeners: functions that receive the events of the run, such as those of `live_view`.
         restart: discard what an earlier run left in the work directory.
         overwrite: replace an output that exists.
+        estimate: measure first what each part will take, and tell the listeners.
         teachers: directory of trained teachers; by default one in the cache that all runs share.
 
     Returns:
@@ -137,7 +140,7 @@ def encode(
     output = check_output(output)
     work = _local(output, ".work")
     whole = _Encoding(_opened(source), settings, method, teachers, listeners)
-    return whole.write(work, output, restart=restart, overwrite=overwrite)
+    return whole.write(work, output, restart=restart, overwrite=overwrite, estimate=estimate)
 
 
 @disk_full_as_error()
@@ -254,6 +257,7 @@ class _Encoding:
         *,
         restart: bool = False,
         overwrite: bool = False,
+        estimate: bool = False,
         parts: Sequence[Path] = (),
         shards: int = 1,
     ) -> Pack:
@@ -263,6 +267,8 @@ class _Encoding:
                 _remove_temporary(journal)
                 return finished
             _check_free(output, overwrite, journal)
+            if estimate:
+                self.events.emit("estimate", seconds=self.job.estimate().seconds)
             run = self._run(journal, shard=Shard(1, shards), merging=bool(parts))
             with _deterministic(self.context.device):
                 draft = self.job.run(run)
@@ -354,6 +360,7 @@ def _opened(source: Source | str | Path) -> Source:
 def _prepare(
     method: Method, source: Source, settings: EncodeSettings, teachers: Path | None
 ) -> tuple[Job, EncodeContext]:
+    check_named_teacher(settings)
     context = EncodeContext(_device(settings.device), teachers or teacher_cache())
     return method.prepare(source, settings, own_settings(method, settings), context), context
 

@@ -132,7 +132,7 @@ def best_sampling(
         if _SPEED not in journal:
             journal.record(_SPEED, _measure_speed(trial, backbone))
         features = [_features(teacher, draft.real(c, 4 * each)) for c in classes]
-        with run.events.stage(stage, len(samplings), "settings"):
+        with run.events.stage(stage, len(samplings), "settings", part="sampler"):
             for done, (name, sampling) in enumerate(zip(names, samplings, strict=True), 1):
                 if name not in journal:
                     recipe = with_sampling(trial.recipe, backbone, sampling)

@@ -5,12 +5,37 @@ from __future__ import annotations
 import hashlib
 
 from d3pack.encode.contract import EncodeRun
-from d3pack.errors import UsageError
+from d3pack.encode.settings import EncodeSettings
+from d3pack.errors import NotFoundError, UsageError
 from d3pack.system import replace_file
-from d3pack.teachers import Teacher, TransformersTeacher, teacher_config, teacher_key, train_teacher
+from d3pack.teachers import (
+    Teacher,
+    TransformersTeacher,
+    check_teacher,
+    teacher_config,
+    teacher_key,
+    train_teacher,
+)
 
 _KEY = "teacher key"  # in the journal: which teacher of the cache the run began with
 _WEIGHTS = "teacher.safetensors"  # in the journal of the shard that has trained it for all
+
+
+def check_named_teacher(settings: EncodeSettings) -> None:
+    """Refuse a teacher that is not there, and a table without a teacher, before any work.
+
+    Raises:
+        TeacherError: the name is neither that of a directory nor of a repository.
+        UsageError: the table is that of a teacher to be trained.
+        NotFoundError: there is no such table.
+    """
+    table = settings.teacher_map
+    if settings.teacher != "train":
+        check_teacher(settings.teacher)
+    elif table is not None:
+        raise UsageError("teacher_map needs a teacher", hint="name one with teacher")
+    if table is not None and not table.is_file():
+        raise NotFoundError(f"there is no table of labels {table}")
 
 
 def open_teacher(run: EncodeRun, typical: int) -> Teacher:
@@ -50,8 +75,6 @@ def _open(run: EncodeRun, typical: int) -> Teacher:
             table=None if table is None else str(table),
             device=context.device,
         )
-    if table is not None:
-        raise UsageError("teacher_map needs a teacher", hint="name one with teacher")
     lesson = teacher_config(typical, settings.teacher_samples, settings.seed, context.device)
     key = teacher_key(run.source, lesson, context.device)
     if not run.once("train the teacher", _KEY):

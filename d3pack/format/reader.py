@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from d3pack.errors import InvalidPackError, NotFoundError
+from d3pack.errors import InvalidPackError, NotFoundError, UsageError
 from d3pack.format import canonical, container, rules
 from d3pack.format.coded import EMPTY, Array, Coded
 from d3pack.format.pack import (
@@ -113,7 +113,8 @@ def read(source: Source) -> Pack:
 
     Raises:
         InvalidPackError: a rule is broken; `code` says which, see section 11 of the format.
-        NotFoundError: there is no regular file at the path, or it cannot be read.
+        NotFoundError: there is no file at the path, or it cannot be read.
+        UsageError: it is no regular file.
 
     Example:
         >>> import d3pack
@@ -174,7 +175,7 @@ def _open_regular(path: str, flags: int) -> int:
     if stat.S_ISREG(os.fstat(fd).st_mode):
         return fd
     os.close(fd)
-    raise NotFoundError(f"{path} is not a regular file")
+    raise UsageError(f"{path} is not a regular file", hint="expected a .d3m file")
 
 
 def header_length(first: bytes) -> int:

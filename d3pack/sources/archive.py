@@ -219,11 +219,14 @@ class ZipStore(IndexedStore):
             self._zip = zipfile.ZipFile(
                 cast(Any, path if self._object is None else self._object.stream(ZIP_BLOCK))
             )
-        except (zipfile.BadZipFile, OSError) as error:
+        except D3MError:  # of the store: not a fault of the archive
+            raise
+        # of versions that nobody has, of names that are not UTF-8, of damage
+        except Exception as error:
             raise SourceError(f"{path.name} is not a readable zip: {error}") from error
         self._infos = self._zip.infolist()
         for place, info in enumerate(self._infos):
-            if info.is_dir():
+            if info.filename.endswith("/"):  # unlike is_dir, for names that are empty, too
                 continue
             if stat.S_ISLNK(info.external_attr >> 16) or info.flag_bits & 1:
                 index.refused.append(Skip("", info.filename, "a link or an encrypted file"))

@@ -12,6 +12,8 @@ from d3pack.errors import SourceError
 from d3pack.system import first_line
 
 MAX_PIXELS = 64_000_000
+FLAT_PIXELS = 4_000_000  # an image of more is refused where few bytes promise them
+MAX_FLAT = 10_000  # pixels of a byte; blank paper as PNG has some hundreds
 MAX_BYTES = 256 * 1024 * 1024
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -43,6 +45,8 @@ def decode(data: bytes) -> Image.Image:
                     raise BadImageError(
                         f"{width}x{height} is over the limit of {MAX_PIXELS} pixels"
                     )
+                if width * height > max(FLAT_PIXELS, MAX_FLAT * len(data)):
+                    raise BadImageError(f"{len(data)} bytes that promise {width}x{height} pixels")
                 image.seek(0)
                 image.load()
                 return _rgb(ImageOps.exif_transpose(image), image.format)

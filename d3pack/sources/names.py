@@ -7,6 +7,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from d3pack.system import ObjectPath
 MAX_TABLE = 16 * 1024 * 1024
 WORDNET = re.compile(r"n\d{8}")
 # tables that often lie beside folders of WordNet ids
+CLASSES = "classes.json"
 NEIGHBOURS = ("class_names.json", "class_names.csv", "LOC_synset_mapping.txt", "words.txt")
 
 
@@ -88,7 +90,15 @@ def tidy(name: str) -> str:
 
 
 def neighbour_table(keys: Sequence[str], *folders: Path | ObjectPath) -> Mapping[str, str] | None:
-    """Return the table that lies beside folders of WordNet ids, if there is one."""
+    """Return the table that lies beside the folders, if there is one.
+
+    `classes.json`, which `decode` writes into the first of them, counts where it names all keys;
+    other tables count beside WordNet ids.
+    """
+    with suppress(SourceError, NotFoundError):  # a file of that name may hold anything
+        table = read_table(folders[0] / CLASSES)
+        if table.keys() >= set(keys):
+            return table
     if not all(WORDNET.fullmatch(key) for key in keys):
         return None
     for folder in folders:

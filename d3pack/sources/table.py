@@ -48,7 +48,7 @@ def open_parquet(path: Path | ObjectPath, split: str = "train") -> TableStore:
     # pyarrow and datasets raise many types for a damaged file
     except Exception as error:
         raise SourceError(f"{path.name} is not readable parquet: {first_line(error)}") from error
-    return TableStore(table, "parquet")
+    return TableStore(table, "parquet", [path if path.is_dir() else path.parent])
 
 
 def open_hub(address: str, split: str = "train") -> TableStore:
@@ -69,7 +69,10 @@ def open_hub(address: str, split: str = "train") -> TableStore:
             f"cannot load {repo}: {first_line(error)}",
             hint="check the name, the split and the network",
         ) from error
-    return TableStore(table, "hub")
+    from huggingface_hub import constants
+
+    caches = [datasets.config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE]
+    return TableStore(table, "hub", [Path(cache) for cache in caches])
 
 
 def _known(values: Sequence[Any], named: bool) -> npt.NDArray[np.bool_]:
@@ -82,11 +85,16 @@ def _known(values: Sequence[Any], named: bool) -> npt.NDArray[np.bool_]:
 
 
 class TableStore:
-    """Rows with a column of images and one of labels; only row numbers are kept in memory."""
+    """Rows with a column of images and one of labels; only row numbers are kept in memory.
 
-    def __init__(self, table: Any, kind: str) -> None:
+    A row may name a file in the place of bytes. It is read below one of the folders only: a table
+    of somebody else must not choose among all files of this machine.
+    """
+
+    def __init__(self, table: Any, kind: str, folders: Sequence[Path | ObjectPath]) -> None:
         datasets = _library()
         self.kind = kind
+        self._folders = [Path(os.path.realpath(f)) for f in folders if isinstance(f, Path)]
         features = table.features
         images = [n for n, f in features.items() if isinstance(f, datasets.Image)]
         images += [n for n in IMAGES if n in features and n not in images]
@@ -133,13 +141,19 @@ class TableStore:
         value = self._table[int(self._rows[c][i])][self._image]
         if isinstance(value, dict):
             data, path = value.get("bytes"), value.get("path")
-            if data is None and path:
-                with open(path, "rb") as file:
-                    return file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES + 1))
-            value = data
+            value = self._file(str(path)) if data is None and path else data
         if not isinstance(value, bytes):
             raise BadImageError("the row holds no image bytes")
         return value
+
+    def _file(self, path: str) -> bytes:
+        real = Path(os.path.realpath(path))
+        if not any(real.is_relative_to(folder) for folder in self._folders):
+            raise BadImageError("the row names a file that lies outside of the dataset")
+        if not real.is_file():
+            raise BadImageError("the row names a file that is not there, or no regular file")
+        with real.open("rb") as file:
+            return file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES + 1))
 
     def stamp(self, c: int, i: int) -> bytes:
         try:

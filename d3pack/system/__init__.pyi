@@ -36,6 +36,7 @@ from d3pack.system.progress import Counter as Counter
 from d3pack.system.progress import Events as Events
 from d3pack.system.progress import Listener as Listener
 from d3pack.system.progress import StatusLine as StatusLine
+from d3pack.system.progress import costs as costs
 from d3pack.system.progress import json_lines as json_lines
 from d3pack.system.progress import live_view as live_view
 from d3pack.system.progress import log_file as log_file

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from d3pack.system.text import clock, printable
+from d3pack.system.text import clock, duration, printable
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -48,11 +48,18 @@ class Events:
         self.emit("note", text=text)
 
     @contextmanager
-    def stage(self, name: str, total: int, unit: str) -> Iterator[None]:
-        """Report a part of the work that counts to `total`."""
+    def stage(self, name: str, total: int, unit: str, *, part: str = "") -> Iterator[None]:
+        """Report a stage of the work that counts to `total`.
+
+        Args:
+            name: what is done.
+            total: how many units there are.
+            unit: what is counted.
+            part: what an estimate of the run calls this stage.
+        """
         self._stage, self._total = name, total
         began = time.monotonic()
-        self.emit("stage", stage=name, total=total, unit=unit)
+        self.emit("stage", stage=name, total=total, unit=unit, part=part)
         yield
         self.emit("stage-done", stage=name, seconds=round(time.monotonic() - began, 2))
 
@@ -126,12 +133,40 @@ class _Speed:
         ]
 
 
+class _Whole:
+    """How far a run is, whose parts were estimated before it began, in their order."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, float] = {}
+        self._before = self._now = 0.0  # seconds of the parts before, and of the one that goes on
+
+    def listen(self, event: dict[str, Any]) -> None:
+        """Take an event; a part that begins ends those before it, and other stages the last."""
+        if event["event"] == "estimate":
+            self._parts = event["seconds"]
+        elif event["event"] == "stage":
+            self._before, self._now = self._before + self._now, 0.0
+            names = list(self._parts)
+            if event.get("part") in names:
+                at = names.index(event["part"])
+                before = sum(self._parts[name] for name in names[:at])
+                if before >= self._before:
+                    self._before, self._now = before, self._parts[names[at]]
+
+    def text(self, share: float) -> str:
+        """The share of all parts that is done, where `share` of the one that goes on is."""
+        total = sum(self._parts.values())
+        done = self._before + share * self._now
+        return f"{100 * done / total:.0f} % of all" if total > 0 else ""
+
+
 class View:
     """Turns events into a few lines that stay in place: stage, count, speed, time left, loss."""
 
     def __init__(self) -> None:
         self._stage, self._unit = "", ""
         self._speed = _Speed()
+        self._whole = _Whole()
         self._first_samples = 0
         self._step: dict[str, Any] = {}
         self._losses: list[float] = []
@@ -140,6 +175,7 @@ class View:
     def listen(self, event: dict[str, Any]) -> None:
         """Take an event."""
         kind = event["event"]
+        self._whole.listen(event)
         if kind == "stage":
             self._stage, self._unit = event["stage"], event["unit"]
             self._speed, self._losses = _Speed(), []
@@ -176,11 +212,12 @@ class View:
         return Group(*lines)
 
     def _texts(self) -> list[str]:
+        share = self._step["done"] / max(1, self._step["total"])
         texts = self._speed.texts(self._step["total"], self._unit)
         if texts and "samples" in self._step:
             samples = self._speed.per_second(self._step["samples"] - self._first_samples)
             texts[0] = f"{samples:.0f} samples/s"
-        return texts
+        return [*texts, *filter(None, [self._whole.text(share)])]
 
 
 def spark(values: list[float]) -> str:
@@ -198,11 +235,13 @@ class _Log:
         self._announce = announce
         self._unit = ""
         self._speed = _Speed()
+        self._whole = _Whole()
         self._shown = 0.0
 
     def listen(self, event: dict[str, Any]) -> None:
         """Take an event."""
         kind = event["event"]
+        self._whole.listen(event)
         if kind == "stage":
             self._unit, self._speed = event["unit"], _Speed()
             self._shown = time.monotonic()
@@ -216,17 +255,26 @@ class _Log:
                 self._shown = self._speed.now
                 facts = [f"loss {event['loss']:.4f}"] if "loss" in event else []
                 count = f"{event['stage']}: {event['done']:,} of {event['total']:,}"
-                _print(", ".join([count, *facts, *texts]))
+                whole = self._whole.text(event["done"] / max(1, event["total"]))
+                _print(", ".join([count, *facts, *texts, *filter(None, [whole])]))
         else:
             for line in _lines(event):
                 _print(line)
 
 
 def _lines(event: dict[str, Any]) -> list[str]:
-    """The lines of a note or a plan."""
+    """The lines of a note, a plan or an estimate."""
     if event["event"] == "note":
         return [printable(line) for line in event["text"].splitlines()]
+    if event["event"] == "estimate":
+        return [costs(event["seconds"])]
     return [printable(line) for line in event["lines"]] if event["event"] == "plan" else []
+
+
+def costs(seconds: Mapping[str, float]) -> str:
+    """Return what a run is expected to take on this machine, in all and by its parts."""
+    parts = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
+    return f"about {duration(sum(seconds.values()))} on this machine ({parts})"
 
 
 def _print(text: str) -> None:

@@ -16,5 +16,6 @@ from d3pack.teachers.teacher import Teacher as Teacher
 from d3pack.teachers.teacher import TeacherError as TeacherError
 from d3pack.teachers.teacher import TransformersTeacher as TransformersTeacher
 from d3pack.teachers.teacher import batched as batched
+from d3pack.teachers.teacher import check_teacher as check_teacher
 from d3pack.teachers.teacher import fit as fit
 from d3pack.teachers.teacher import match_labels as match_labels

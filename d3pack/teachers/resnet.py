@@ -232,7 +232,7 @@ def _train(
     steps = max(1, min(config.samples, config.epochs * len(train)) // batch)
     every = max(1, steps // CHECKPOINTS)
     step = _load_state(journal, net, optimizer, key)
-    with events.stage("train the teacher", steps, "steps"):
+    with events.stage("train the teacher", steps, "steps", part="teacher"):
         while step < steps:
             rows, moves = _batch_plan(len(train), batch, step, config)
             x = _augment(images[train[rows]].to(device), moves)

@@ -93,6 +93,18 @@ def match_labels(
     return indices
 
 
+def check_teacher(name: str) -> None:
+    """Refuse what is neither a directory nor a repository's name.
+
+    Raises:
+        TeacherError: it is neither.
+    """
+    if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/"))):
+        raise TeacherError(
+            f"no teacher directory {Path(name).name}", hint="give a directory or org/name"
+        )
+
+
 class TransformersTeacher:
     """A `transformers` image classifier stored as safetensors."""
 
@@ -102,12 +114,9 @@ class TransformersTeacher:
         from huggingface_hub import snapshot_download
         from transformers import AutoModelForImageClassification
 
+        check_teacher(name)
         path = Path(name)
         if not path.is_dir():
-            if name.count("/") != 1 or name.startswith((".", "/")):
-                raise TeacherError(
-                    f"no teacher directory {path.name}", hint="give a directory or org/name"
-                )
             try:
                 path = Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
             # the Hub client raises errors of its own and of the network

@@ -21,11 +21,19 @@ from PIL import Image
 from tiny_backbones import tiny_pack, tiny_sd
 
 import d3pack
-from d3pack.decode import Decoder, ExportSettings, class_folder, export_images, select_classes
+from d3pack.decode import (
+    Decoder,
+    ExportSettings,
+    class_folder,
+    class_folders,
+    export_images,
+    select_classes,
+)
 from d3pack.decode.export import _encode
 from d3pack.decode.settings import Layout
 from d3pack.errors import NoSpaceError, UsageError
 from d3pack.format.codecs import decode_labels, encode_labels
+from d3pack.sources import open_source
 
 COUNT = 8
 
@@ -67,22 +75,23 @@ def test_folder_layout_holds_the_decoders_pixels(
     assert (done.images, done.decoded) == (6, 6)
     names = made["pack"].classes
     folders = sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir())
-    assert folders == [f"{c:05d}_{class_folder(c, names[c], 3)[6:]}" for c in (0, 2)]
+    expected = class_folders(names)
+    assert folders == [expected[c] for c in (0, 2)]
     for c in (0, 2):
-        files = sorted((tmp_path / "out" / class_folder(c, names[c], 3)).iterdir())
+        files = sorted((tmp_path / "out" / expected[c]).iterdir())
         assert [f.name for f in files] == [f"{i:05d}.{suffix}" for i in range(3)]
         for i, file in enumerate(files):
             assert np.array_equal(pixels(file), made["images"][c, i])
     real = json.loads((tmp_path / "out/classes.json").read_text())
-    assert real == {class_folder(c, names[c], 3): names[c] for c in range(3)}
+    assert real == dict(zip(expected, names, strict=True))
 
 
 def test_folder_layout_resumes_and_grows(made: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "out"
     export_images(made["decoder"], out, ExportSettings(), classes=[0], images_per_class=2)
-    first = next(out.glob("00000_*/00000.png"))
+    first = out / "goldfish 0/00000.png"
     stamp = first.stat().st_mtime_ns
-    next(out.glob("00000_*/00001.png")).unlink()
+    (out / "goldfish 0/00001.png").unlink()
     (first.parent / "00003.png.part").write_bytes(b"half")  # what a crash leaves
     seen: list[tuple[int, int]] = []
     done = export_images(
@@ -99,7 +108,7 @@ def test_folder_layout_resumes_and_grows(made: dict[str, Any], tmp_path: Path) -
     assert first.stat().st_mtime_ns == stamp
     for c in range(2):
         for i in range(4):
-            file = next(out.glob(f"{c:05d}_*/{i:05d}.png"))
+            file = out / class_folders(made["pack"].classes)[c] / f"{i:05d}.png"
             assert np.array_equal(pixels(file), made["images"][c, i])
     assert (
         export_images(
@@ -361,7 +370,7 @@ def test_folder_with_more_images_than_asked_for_is_refused(
         with pytest.raises(UsageError, match=f"holds {extra} images of an earlier export"):
             export_images(made["decoder"], out, classes=classes, images_per_class=count)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
-    (out / next(out.glob("00000_*")) / "Thumbs.db").touch()  # what a file manager leaves
+    (out / "goldfish 0/Thumbs.db").touch()  # what a file manager leaves
     assert export_images(made["decoder"], out, classes=[0, 1], images_per_class=2).decoded == 0
 
 
@@ -492,6 +501,34 @@ def test_invalid_settings_are_refused(settings: dict[str, Any]) -> None:
         ExportSettings(**settings)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("dog", "cat"),  # readers of folders would swap their labels
+        ("Cat", "cat"),  # one folder where case does not count
+        ("cat", "nul"),
+        ("cat", "train"),
+        ("a" * 49, "b"),
+        *[("cat", name) for name in ("naïve", "../x", "x/y", "x.", "x ", "-x", ".x", "x:y", "猫")],
+    ],
+)
+def test_class_folders_are_numbered_where_names_are_not_safe(names: tuple[str, ...]) -> None:
+    assert class_folders(names) == [class_folder(c, name, 2) for c, name in enumerate(names)]
+
+
+def test_class_folders_are_the_names_where_these_are_safe() -> None:
+    names = ("Golden Retriever", "bus (yellow)", "cat", "x-ray")
+    assert class_folders(names) == list(names)
+
+
+def test_decoded_folders_give_the_names_of_the_pack_again(
+    made: dict[str, Any], tmp_path: Path
+) -> None:
+    export_images(made["decoder"], tmp_path / "out", images_per_class=1)
+    assert (tmp_path / "out/classes.json").is_file()
+    assert open_source(tmp_path / "out").classes == made["pack"].classes
+
+
 def test_class_folders_have_safe_names() -> None:
     assert class_folder(1, "Golden Retriever", 3) == "00001_golden_retriever"
     assert class_folder(1, "naïve café/../x", 3) == "00001_naive_cafe_x"
@@ -527,7 +564,7 @@ def test_decode_command_writes_and_reports_images(made: dict[str, Any], tmp_path
     assert answer["decoder"]["numerics"] == "exact"
     assert "exact on cpu" in first.stderr
     for i in range(2):
-        assert np.array_equal(pixels(next(out.glob(f"00001_*/{i:05d}.png"))), made["images"][1, i])
+        assert np.array_equal(pixels(out / f"penguin 1/{i:05d}.png"), made["images"][1, i])
     again = call(*words, "--ipc", "2")
     assert again.exit_code == 0
     assert "6 images" in again.stdout

@@ -22,6 +22,7 @@ from d3pack.decode import Decoder, verify_probes
 from d3pack.encode import EncodeSettings, contract, encode, estimate_encode
 from d3pack.encode.finish import provenance
 from d3pack.encode.methods.d3m.method import D3MJob, prepare
+from d3pack.errors import D3MError
 from d3pack.format import pack_bytes, to_plain
 from d3pack.format.codecs import decode_labels, decode_picks, decode_prompts
 from d3pack.sources import open_source
@@ -173,6 +174,12 @@ def test_estimate_has_the_bytes_of_the_pack(
     assert estimate["seconds_total"] == pytest.approx(sum(estimate["seconds"].values()), abs=0.5)
 
 
+def test_a_missing_teacher_is_refused_before_any_work(home: Path) -> None:
+    for changes in ({"teacher": "nowhere"}, {"teacher": "a/b", "teacher_map": Path("nowhere")}):
+        with pytest.raises(D3MError, match="nowhere"):
+            estimate_encode(home / "source", quick(home / "sd", **changes))
+
+
 def test_budget_is_spent_but_not_exceeded(home: Path) -> None:
     source = open_source(home / "source")
     for budget in (3_000, 12_000):
@@ -300,3 +307,20 @@ def test_method_of_a_plugin_is_found(home: Path, monkeypatch: pytest.MonkeyPatch
         assert {"d3m", "mine"} <= set(contract.available_methods())
     finally:
         contract._plugins.cache_clear()
+
+
+def test_the_parts_of_an_estimate_come_in_the_order_of_the_stages(
+    home: Path, tmp_path: Path
+) -> None:
+    events: list[dict[str, Any]] = []
+    encode(
+        home / "source",
+        tmp_path / "x.d3m",
+        quick(home / "sd", seed=77, guidance=None),
+        listeners=[events.append],
+        estimate=True,
+        teachers=tmp_path / "teachers",
+    )
+    (estimate,) = (event["seconds"] for event in events if event["event"] == "estimate")
+    parts = [event["part"] for event in events if event["event"] == "stage" and event["part"]]
+    assert list(dict.fromkeys(parts)) == list(estimate)

@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import d3pack
-from d3pack.errors import D3MError, InvalidPackError, NotFoundError
+from d3pack.errors import D3MError, InvalidPackError, NotFoundError, UsageError
 from d3pack.testing import raises_code
 
 SMALL = VECTORS / "valid" / "smallest.d3m"
@@ -143,18 +143,24 @@ def test_file_of_wrong_length_is_refused_before_it_takes_memory(tmp_path: Path) 
 def test_refused_path_leaves_no_file_open(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
-        with pytest.raises(NotFoundError):
+        with pytest.raises(UsageError):
             d3pack.read(tmp_path)
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
-def test_paths_without_a_regular_file_are_not_found(tmp_path: Path) -> None:
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
+def test_paths_without_a_file_are_not_found(tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
-    for path in (tmp_path / "no", tmp_path, fifo, SMALL / "x", loop, "\0", Path("/dev/zero")):
+    for path in (tmp_path / "no", SMALL / "x", loop, "\0"):
         with pytest.raises(NotFoundError):
+            d3pack.read(path)
+
+
+def test_folders_pipes_and_devices_are_wrong_calls(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for path in (tmp_path, fifo, Path("/dev/zero")):
+        with pytest.raises(UsageError, match="is not a regular file"):
             d3pack.read(path)
 
 

@@ -98,3 +98,21 @@ def test_glossary_explains_each_word_once() -> None:
     words = [word for row in rows for word in re.findall(r"\*\*(.+?)\*\*", row)]
     assert len(words) > 60
     assert len(set(words)) == len(words)
+
+
+def test_the_threat_model_names_code_and_tests_that_exist() -> None:
+    """A defence that was renamed or removed must not stay in the list."""
+    text = (ROOT / "docs/security.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ")[1:] for line in text.splitlines() if line.startswith("| ")]
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "d3pack").rglob("*.py"))
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    names = [(name, code) for answer, _ in rows for name in re.findall(r"`([\w.]+)`", answer)]
+    names += [(name, tests) for _, held in rows for name in re.findall(r"`(test_\w+)`", held)]
+    assert len(names) > 40
+    for name, where in names:
+        last = name.rpartition(".")[2]
+        assert re.search(rf"(def|class) {last}\b|^ *{last}\b.*=|: {last}\b", where, re.M) or (
+            last in {"view", "pull", "verify", "decode"}
+        ), name
+    for path in re.findall(r"`((?:tests|spec)/[\w./]+)`", text):
+        assert (ROOT / path).exists(), path

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -155,4 +156,25 @@ def test_tar_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         tar.addfile(info, io.BytesIO(bytes(info.size)))
     monkeypatch.setattr(archive, "SLACK", 0)
     with pytest.raises(SourceError, match="grows beyond"):
+        open_source(path)
+
+
+@pytest.mark.parametrize(
+    "edits",
+    [{6: b"\xff\x00"}, {8: b"\x00\x08", 46: b"\x90"}, {46: b"\0"}],
+    ids=["a version that nobody has", "a name that is not UTF-8", "an empty name"],
+)
+def test_zips_that_zipfile_fails_on_are_refused(tmp_path: Path, edits: dict[int, bytes]) -> None:
+    """A fuzzer found three exceptions of zipfile that are not its own."""
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as archive:
+        for name in ("cat/a.png", "dog/a.png"):
+            archive.writestr(name, png(pixels(0, 0)))
+    data = bytearray(whole.getvalue())
+    entry = data.index(b"PK\x01\x02")  # of the first member, in the central directory
+    for at, value in edits.items():
+        data[entry + at : entry + at + len(value)] = value
+    path = tmp_path / "a.zip"
+    path.write_bytes(data)
+    with pytest.raises(SourceError):
         open_source(path)

@@ -123,3 +123,12 @@ def test_file_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(images_module, "MAX_BYTES", 10)
     with pytest.raises(BadImageError, match="over the limit of 10"):
         decode(png(pixels(0, 0)))
+
+
+def test_few_bytes_that_promise_many_pixels_are_refused() -> None:
+    """A fuzzer found a TIFF of 386 bytes that took ten seconds; blank paper is still an image."""
+    bomb = saved(Image.new("1", (7000, 7000)), "TIFF", compression="group4")
+    assert len(bomb) < 4900
+    with pytest.raises(BadImageError, match="promise 7000x7000 pixels"):
+        decode(bomb)
+    assert decode(saved(Image.new("L", (2500, 2000), 255), "PNG")).size == (2500, 2000)

@@ -329,3 +329,17 @@ def test_folder_source_uses_constant_memory(tmp_path: Path) -> None:
         text=True,
     )
     assert int(done.stdout) < 8_000  # kB
+
+
+def test_classes_json_in_the_folder_names_the_classes(tree: Path) -> None:
+    keys = sorted(path.name for path in tree.iterdir())
+    names = {key: f"name {i}" for i, key in enumerate(keys)}
+    (tree / "classes.json").write_text(json.dumps({**names, "not decoded": "more"}))
+    assert open_source(tree).classes == tuple(names.values())
+    assert open_source(tree, class_names={key: key for key in keys}).classes == CLASSES
+
+
+@pytest.mark.parametrize("text", ['{"other": "name"}', "[1, 2]", "{", '["a", "b"]'])
+def test_a_classes_json_of_something_else_is_ignored(tree: Path, text: str) -> None:
+    (tree / "classes.json").write_text(text)
+    assert open_source(tree).classes == CLASSES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from d3pack.errors import D3MError, HubError, NotFoundError, SourceError
 from d3pack.sources import open_source
 
 datasets = pytest.importorskip("datasets")
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
 pytestmark = pytest.mark.usefixtures("hub_cache")
 
 
@@ -220,3 +223,28 @@ def test_shards_without_any_label_are_refused(tmp_path: Path) -> None:
     shard(tmp_path / "s" / "a.tar", {"000.png": png(pixels(0, 0)), "000.txt": b"a fig"})
     with pytest.raises(SourceError, match=r"no image with a \.cls or \.json label"):
         open_source(tmp_path / "s")
+
+
+def test_table_rows_cannot_name_files_elsewhere(tmp_path: Path) -> None:
+    """A table of a stranger would put private pictures of its reader into a pack."""
+    private, folder = tmp_path / "private.png", tmp_path / "table"
+    private.write_bytes(png(pixels(0, 0)))
+    folder.mkdir()
+    (folder / "link.png").symlink_to(private)
+    os.mkfifo(folder / "pipe.png")  # opening it would wait for ever
+    named = [str(private), str(folder / "link.png"), str(folder / "../private.png")]
+    named += [str(folder / "pipe.png"), "/dev/zero", "https://example.org/x.png"]
+    rows = {
+        "image": [{"bytes": png(pixels(0, 0)), "path": None}]
+        + [{"bytes": None, "path": name} for name in named],
+        "label": [0] + [1] * len(named),
+    }
+    # not by `datasets`, which puts the bytes of files into what it writes
+    pq.write_table(pa.table(rows), folder / "a.parquet")
+    source = open_source(folder / "a.parquet")
+    assert list(source.iter_class(1)) == []
+    reasons = [skip.reason for skip in source.skipped]
+    assert [("outside" in r, "no regular file" in r) for r in reasons] == [
+        (True, False), (True, False), (True, False), (False, True), (True, False), (True, False),
+    ]  # fmt: skip
+    assert len(source.fingerprint()) == 64

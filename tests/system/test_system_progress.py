@@ -190,3 +190,29 @@ def test_a_status_line_of_work_that_is_not_kept(capsys: pytest.CaptureFixture[st
     StatusLine("d3pack: decoded", 100).add(16, 4.0, None)
     StatusLine("d3pack: decoded", 100, quiet=True).add(16, 4.0, None)
     assert capsys.readouterr().err == "d3pack: decoded 16 images, 4.0 images/s\n"
+
+
+def test_the_share_of_all_parts_grows_from_stage_to_stage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("d3pack.system.progress.LOG_SECONDS", 0.0)
+    now = [100.0]
+    monkeypatch.setattr("d3pack.system.progress.time.monotonic", lambda: now[0])
+    with live_view() as listener:
+        events = Events([listener])
+        events.emit("estimate", seconds={"teacher": 10.0, "learning": 60.0, "images": 30.0})
+        for part in ("teacher", "", "learning", "images"):
+            with events.stage(f"stage {part}", 2, "steps", part=part):
+                for done in range(3):
+                    now[0] += 1.0
+                    events.step(done)
+    text = capsys.readouterr().err
+    assert (
+        "about 1 min 40 s on this machine (teacher 10 s, learning 1 min 00 s, images 30 s)" in text
+    )
+    shares = [
+        int(line.rpartition(", ")[2].split(" %")[0])
+        for line in text.splitlines()
+        if line.endswith("% of all")
+    ]
+    assert shares == [5, 10, 10, 10, 40, 70, 85, 100]

@@ -161,16 +161,17 @@ class ClassCondJob:
         candidates = plan.allocation.candidates
         images = (1 if candidates == 1 else candidates + 1) * plan.seeded
         steps = own.train_steps or config.loop.steps
-        stages = {
+        stages = {}
+        if self.settings.teacher == "train":
+            stages["teacher"] = teacher_seconds(
+                self.source, plan.typical, self.settings, self.context.device
+            )
+        stages |= {
             "read and encode": sum(self.source.counts) * costs.read_and_encode,
             "train": own.train_seconds or steps * config.loop.batch * costs.train,
             "sampler": len(grid(self.settings)) * own.search_images * costs.image,
             "images": images * len(plan.classes) * costs.image,
         }
-        if self.settings.teacher == "train":
-            stages["teacher"] = teacher_seconds(
-                self.source, plan.typical, self.settings, self.context.device
-            )
         return Estimate(self.expected_bytes(plan.allocation), stages)
 
     def run(self, run: EncodeRun) -> Draft:

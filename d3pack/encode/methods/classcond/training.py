@@ -109,7 +109,7 @@ def _train(
             steps = max(1, math.floor(TIME_SHARE * own.train_seconds * speed / samples))
             run.journal.record("train steps", steps)
         loop = replace(loop, steps=run.journal["train steps"])
-    with run.events.stage("train the diffusion model", loop.steps, "steps"):
+    with run.events.stage("train the diffusion model", loop.steps, "steps", part="train"):
         module = run_stage(
             task,
             loop,

@@ -60,7 +60,7 @@ def best_guidance(
     )
     names, stage = [*map(_NAME.format, GUIDANCES)], "choose the guidance"
     done = sum(name in journal for name in names)
-    with run.events.stage(stage, len(GUIDANCES), "weights"):
+    with run.events.stage(stage, len(GUIDANCES), "weights", part="guidance"):
         for unit in run.units(stage, names):
             weight = GUIDANCES[unit]
             weighted = replace(trial, recipe=replace(trial.recipe, guidance=weight))

@@ -129,7 +129,8 @@ class Inversion:
         state, settings = self._state, self._settings
         total = sum(map(len, self._groups)) * (settings.steps + settings.cool)
         # numpy on one thread: its pool and torch's would wait for each other at every step
-        with threadpool_limits(1, user_api="blas"), self._events.stage("invert", total, "steps"):
+        stage = self._events.stage("invert", total, "steps", part="inversion")
+        with threadpool_limits(1, user_api="blas"), stage:
             while self._seat():
                 active = np.flatnonzero(
                     (state["status"] == EXPLORING) | (state["status"] == COOLING)

@@ -321,16 +321,16 @@ class D3MJob:
         step, latents, image = self._seconds()
         solve = solve_seconds(rows, allocation.vectors, details.width, own.slots)
         stages = {}
-        if plan.needs_prompts:
-            stages["collages"] = looked * (read + 2e-4 * details.crops) + kept * latents
-            # about three quarters of the steps are used before a row stops gaining
-            steps = 0.75 * own.steps + own.cool
-            stages["inversion"] = steps * (rows * each * step + solve)
         if self.settings.teacher == "train":
             stages["teacher"] = (
                 teacher_seconds(self.source, plan.typical, self.settings, str(self.backbone.device))
                 + sum(self.source.counts) * read
             )
+        if plan.needs_prompts:
+            stages["collages"] = looked * (read + 2e-4 * details.crops) + kept * latents
+            # about three quarters of the steps are used before a row stops gaining
+            steps = 0.75 * own.steps + own.cool
+            stages["inversion"] = steps * (rows * each * step + solve)
         if details.guidance is None and plan.needs_prompts:
             images = trial_images(allocation) * min(classes, MOST_CLASSES)
             stages["guidance"] = image * images * len(GUIDANCES)
@@ -409,7 +409,7 @@ class D3MJob:
     def _make_collages(self, run: EncodeRun, teacher: Teacher, classes: Sequence[int]) -> None:
         """Keep the collages of these classes as latents in the journal."""
         seen, realism = 0, 0.0
-        with run.events.stage("collages", len(classes), "classes"):
+        with run.events.stage("collages", len(classes), "classes", part="collages"):
             for done, c in enumerate(classes, 1):
                 known = run.journal.load(_name(c))
                 facts = self._collages_of(run, teacher, c) if known is None else known[1]

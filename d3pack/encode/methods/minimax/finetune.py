@@ -69,7 +69,7 @@ class FineTuning:
         state = keeper.load()
         if state is not None:
             self._restore(state)
-        with events.stage("tune the backbone", self.steps, "steps"):
+        with events.stage("tune the backbone", self.steps, "steps", part="tune"):
             while self.step < self.steps:
                 losses = self._losses(self.step)
                 self.optimizer.zero_grad(set_to_none=True)

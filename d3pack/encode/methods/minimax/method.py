@@ -181,15 +181,16 @@ class MinimaxJob:
             decode = seconds_of(lambda: backbone.decode(x)) / 4
         candidates = allocation.candidates if allocation.candidates > 1 else 0
         images = (candidates + (allocation.labels != "none")) * plan.seeded
-        stages = {
-            "encode": 2 * plan.images * encode,
-            "tune": self.steps * tuning_seconds(backbone, plan.classes, self.own.batch),
-            "images": images * len(plan.classes) * (decode + forward * self.sampling.forwards),
-        }
+        stages = {}
         if self.settings.teacher == "train":
             stages["teacher"] = teacher_seconds(
                 self.source, plan.typical, self.settings, str(backbone.device)
             )
+        stages |= {
+            "encode": 2 * plan.images * encode,
+            "tune": self.steps * tuning_seconds(backbone, plan.classes, self.own.batch),
+            "images": images * len(plan.classes) * (decode + forward * self.sampling.forwards),
+        }
         return Estimate(self.expected_bytes(allocation), stages)
 
     def run(self, run: EncodeRun) -> Draft:

@@ -1,0 +1,205 @@
+"""Every verb that writes, on a disk that is full, then has a little more room, then more.
+
+The disk is a small tmpfs, which needs the right to mount; elsewhere these tests are skipped. What
+has no room ends in NoSpaceError without half a file; the bytes are those of an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli import invoke
+from encode_world import SHORT
+from PIL import Image
+
+import d3pack
+from d3pack.encode import encode
+from d3pack.errors import D3MError, NoSpaceError
+
+pytestmark = pytest.mark.slow
+FIRST, GROWTH = 8 << 10, 1.3  # bytes of the disk, and how it grows
+
+
+class Disk:
+    """A tmpfs whose size can change."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir()
+        self._mount("size=64k")
+
+    def _mount(self, options: str) -> None:
+        words = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.path)]
+        if subprocess.run(words, capture_output=True).returncode:
+            pytest.skip("a tmpfs cannot be mounted")
+
+    def resize(self, nbytes: int) -> None:
+        """Give the disk so many bytes; what is on it stays."""
+        self._mount(f"remount,size={nbytes}")
+
+    def close(self) -> None:
+        subprocess.run(["umount", "-l", str(self.path)], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    mounted = Disk(tmp_path / "disk")
+    yield mounted
+    mounted.close()
+
+
+@pytest.fixture(scope="module")
+def made(home: Path) -> Path:
+    """A pack to decode, and its prompts as embedding files."""
+    from encode_world import quick
+
+    encode(home / "source", home / "made.d3m", quick(home / "sd", labels="top2"))
+    done = invoke(*words_of("export-embeddings", home, home))
+    assert done.exit_code == 0, done.output
+    return home
+
+
+def whole(path: Path) -> bytes:
+    """Return the bytes of a file, which must be complete."""
+    data = path.read_bytes()
+    if path.suffix == ".d3m":
+        d3pack.read(data)
+    elif path.suffix in {".png", ".webp"}:
+        with Image.open(path) as image:
+            image.load()
+    elif path.suffix == ".npz":
+        with np.load(path) as arrays:
+            assert [arrays[name] is not None for name in arrays.files]
+    elif path.suffix == ".html":
+        assert data.rstrip().endswith(b"</html>")
+    elif path.suffix == ".parquet":
+        assert data[-4:] == b"PAR1"
+    return data
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return what a person sees in a folder, work directories left out; nothing is half-written."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {
+        str(path.relative_to(folder)): whole(path)
+        for path in files
+        if not any(part.startswith(".") or part.endswith(".work") for part in path.parts[-3:])
+    }
+
+
+def words_of(verb: str, made: Path, out: Path) -> list[object]:
+    """Return the words of a call that writes into a folder."""
+    pack, backbone = made / "made.d3m", ("--backbone", made / "sd")
+    kind, _, layout = verb.partition(" ")
+    match kind:
+        case "decode":
+            form = ("--to", layout, "--shard-size", "3")
+            return ["decode", pack, "-o", out / "images", *backbone, *form]
+        case "preview":
+            return ["preview", pack, "-o", out / "page.html", *backbone]
+        case "export-embeddings":
+            return ["export-embeddings", pack, "-o", out / "toys", *backbone]
+        case "import-embeddings":
+            sentence = ("--template", "a photo of a {}")
+            return ["import-embeddings", made / "toys", "-o", out / "t.d3m", *backbone, *sentence]
+    return ["encode", made / "source", "-o", out / "x.d3m", *backbone, *SHORT]
+
+
+VERBS = (
+    "decode folder", "decode webdataset", "decode parquet", "decode npz", "preview",
+    "export-embeddings", "import-embeddings", "encode",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_disk_that_is_full_at_every_size(
+    verb: str, made: Path, disk: Disk, tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    done = invoke(*words_of(verb, made, plain))
+    assert done.exit_code == 0, done.output
+    size, refused = FIRST, 0
+    disk.resize(size)
+    (disk.path / ".full").write_bytes(bytes(size))
+    while True:
+        disk.resize(size)
+        done = invoke(*words_of(verb, made, disk.path))
+        contents(disk.path)
+        if done.exit_code == 0:
+            break
+        assert isinstance(done.exception, NoSpaceError), done.output
+        refused += 1
+        size = int(size * GROWTH)
+        assert size < 1 << 28, "it never fits"
+    assert refused > 0
+    assert contents(disk.path) == contents(plain)
+
+
+SURROUNDINGS: dict[str, Callable[[Path], dict[str, str | None]]] = {
+    "HOME unset": lambda path: {"HOME": None},
+    "HOME missing": lambda path: {"HOME": str(path / "none")},
+    "HOME not a folder": lambda path: {"HOME": "/dev/null"},
+    "a home on a full or read-only disk": lambda path: {"HOME": "/proc/self"},
+    "locale C": lambda path: {"LC_ALL": "C", "LANG": None, "PYTHONUTF8": "0"},
+    "no environment": lambda path: dict.fromkeys(os.environ, None),
+}
+
+
+@pytest.mark.parametrize("case", SURROUNDINGS)
+def test_odd_surroundings_cost_no_traceback(case: str, made: Path, tmp_path: Path) -> None:
+    environment: dict[str, str | None] = dict(os.environ)
+    environment |= {"D3PACK_HOME": None, "XDG_CACHE_HOME": None, "HF_HOME": None}
+    environment |= SURROUNDINGS[case](tmp_path)
+    environment["PYTHONPATH"] = str(Path(d3pack.__file__).parents[1])
+    given = {name: value for name, value in environment.items() if value is not None}
+    train = f"""
+from d3pack import D3MDataset
+dataset = D3MDataset({str(made / "made.d3m")!r}, backbone={str(made / "sd")!r}, device="cpu")
+print(dataset[0][0].shape, len(dataset))
+"""
+    for words in (
+        ["-m", "d3pack", "info", str(made / "made.d3m")],
+        ["-m", "d3pack", *map(str, words_of("decode folder", made, tmp_path))],
+        ["-c", train],
+    ):
+        done = subprocess.run(
+            [sys.executable, *words], env=given, cwd=tmp_path, capture_output=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr.decode(errors="replace")
+        assert b"Traceback" not in done.stderr
+
+
+def test_a_clock_that_jumps_changes_nothing(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Backwards by a day, forwards by ten years: times of files and of messages are no input."""
+    import time
+
+    plain = invoke(*words_of("encode", made, tmp_path))
+    assert plain.exit_code == 0, plain.output
+    expected = d3pack.read(tmp_path / "x.d3m").root
+    now, calls = time.time, [0]
+
+    def jumping() -> float:
+        calls[0] += 1
+        return now() + (0, -86_400, 3.2e8)[calls[0] % 3]
+
+    (tmp_path / "again").mkdir()
+    monkeypatch.setattr(time, "time", jumping)
+    done = invoke(*words_of("encode", made, tmp_path / "again"))
+    assert done.exit_code == 0, done.output
+    assert d3pack.read(tmp_path / "again/x.d3m").root == expected
+
+
+def test_errors_have_one_line(made: Path, disk: Disk) -> None:
+    disk.resize(4096)
+    done = invoke(*words_of("decode folder", made, disk.path))
+    assert isinstance(done.exception, D3MError)
+    assert "\n" not in str(done.exception)
