@@ -2,8 +2,8 @@
 
 Writes wheel and sdist of d3pack, and of d3pack-mini in `dist/mini`. They are built from a copy of
 the files that git knows, in which d3pack asks for a published d3pack-mini, not for the checkout's.
-The built viewer, if viewer/dist has one, comes along: its networks, made of the weights of mini, in
-d3pack-mini, the page in d3pack. Needs the extra `test`.
+The built viewer, if viewer/dist has one, comes along: the page in d3pack, the networks of mini and
+what runs them in d3pack-mini. Needs the extra `test`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-NOISE = "normal16.f32"  # the only file of model/ that is not made of the weights
+NETWORKS = ("model/", "ort")  # names in the viewer: made of the weights, or ONNX Runtime
+NOISE = "model/normal16.f32"  # the format's
 CHECKOUT, PUBLISHED = "d3pack-mini @ {root:uri}/mini", "d3pack-mini>=1,<2"
 
 
@@ -44,11 +45,11 @@ def copied(folder: Path) -> Path:
 def add_viewer(built: Path, project: Path) -> None:
     """Put the built page into the package, and its networks into that of the weights."""
     page, networks = project / "d3pack/preview/viewer", project / "mini/d3pack_mini/viewer"
-    shutil.copytree(built, page)
-    networks.mkdir()
-    for path in (page / "model").iterdir():
-        if path.name != NOISE:
-            path.replace(networks / path.name)
+    for path in filter(Path.is_file, built.rglob("*")):
+        name = path.relative_to(built).as_posix()
+        target = (networks if name.startswith(NETWORKS) and name != NOISE else page) / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
 
 
 def main(out: Path) -> None:

@@ -36,7 +36,7 @@ def viewer_directory() -> Path:
 
 
 def viewer_networks() -> Path | None:
-    """Return where d3pack-mini has the networks of `mini` for the viewer."""
+    """Return where d3pack-mini has what the viewer needs to rebuild images of `mini`."""
     try:
         folder = mini_directory().with_name("viewer")
     except BackboneError:
@@ -53,7 +53,7 @@ def viewer_server(
         pack: a .d3m file; the page verifies it.
         folder: the built viewer.
         port: where to listen; 0 takes a free port.
-        networks: the networks of `mini`, where `folder` does not have them.
+        networks: the networks of `mini` and what runs them, where `folder` does not have them.
 
     Raises:
         NotFoundError: there is no such file, or the viewer is not built.
@@ -67,12 +67,11 @@ def viewer_server(
             hint="wheels of releases have it; in a checkout, see viewer/README.md",
         )
     files = {
-        f"/{path.relative_to(folder).as_posix()}": path
-        for path in folder.rglob("*")
+        f"/{path.relative_to(root).as_posix()}": path
+        for root in filter(None, (folder, networks))
+        for path in root.rglob("*")
         if path.is_file() and not path.is_symlink()
     }
-    if networks is not None:
-        files |= {f"/model/{path.name}": path for path in networks.iterdir() if path.is_file()}
     files["/"] = files["/index.html"]
     files[f"/pack/{quote(pack.name)}"] = pack
 

@@ -80,8 +80,8 @@ def test_networks_of_another_package_are_served_beside_the_page(
     folder: Path, tmp_path: Path
 ) -> None:
     networks = tmp_path / "networks"
-    networks.mkdir()
-    (networks / "model.json").write_text("{}", encoding="utf-8")
+    (networks / "model").mkdir(parents=True)
+    (networks / "model" / "model.json").write_text("{}", encoding="utf-8")
     with viewer_server(EXAMPLE, folder, networks=networks) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()

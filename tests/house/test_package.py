@@ -52,7 +52,7 @@ def test_the_wheel_is_the_package_and_nothing_else(built: Path) -> None:
         inside = {name for name in names if ".dist-info/" not in name}
         assert {name for name in inside if not name.startswith(VIEWER)} == PACKAGE
         assert (f"{VIEWER}index.html" in inside) == HAS_VIEWER
-        assert not [name for name in inside if name.endswith((".safetensors", ".onnx"))]
+        assert not [name for name in inside if name.endswith((".safetensors", ".onnx", ".wasm"))]
         assert "d3pack/py.typed" in inside
         assert {"d3pack/preview/page.html", "d3pack/decode/normal16.f32"} <= inside
         about = metadata(archive)
@@ -74,9 +74,9 @@ def test_the_weights_have_their_own_terms(built: Path) -> None:
         assert "non-commercial" in archive.read(place).decode()
         lock = json.loads(archive.read("d3pack_mini/weights/lock.json"))
         sizes = {info.filename: info.file_size for info in archive.infolist()}
-    assert about["License-Expression"] == "LicenseRef-mini-non-commercial-research"
-    assert about.get_all("License-File") == ["LICENSE"]
-    assert ("d3pack_mini/viewer/denoiser.onnx" in sizes) == HAS_VIEWER
+    assert about["License-Expression"] == "LicenseRef-mini-non-commercial-research AND MIT"
+    assert about.get_all("License-File") == ["LICENSE", "LICENSE.onnxruntime"]
+    assert ("d3pack_mini/viewer/model/denoiser.onnx" in sizes) == HAS_VIEWER
     for path, (size, _) in files(lock).items():
         assert sizes[f"d3pack_mini/weights/{path}"] == size, path
 
