@@ -1,5 +1,6 @@
 # The public names of d3pack.preview; each is imported when it is first used.
 
+from d3pack.preview.page import bar as bar
 from d3pack.preview.page import document as document
 from d3pack.preview.page import html_text as html_text
 from d3pack.preview.page import render_page as render_page
