@@ -137,7 +137,7 @@ def _usage(facts: Facts) -> str:
 def _backbone(pack: Pack) -> str:
     ref = pack.recipe.backbone
     if ref.repo == "mini":
-        home = "`mini`, which comes with d3pack"
+        home = "`mini`, by `pip install 'd3pack[mini]'`"
     elif ref.repo:
         home = f"[{markdown_text(ref.repo)}](https://huggingface.co/{ref.repo}/tree/{ref.revision})"
     else:

@@ -16,6 +16,7 @@ from email.message import Message
 from pathlib import Path
 
 import pytest
+import yaml
 from places import ROOT, load
 
 PACKAGE = {
@@ -160,3 +161,15 @@ def test_the_wheel_works_in_an_environment_of_its_own(built: Path, tmp_path: Pat
     # the embedded weights came along, whole: the same images as on the machine of the example
     checked = run("d3pack", "verify", "--decode", str(ROOT / "examples" / "cifar10.d3m"))
     assert "exact" in checked or "within tolerance" in checked
+
+
+def test_citation_has_what_its_schema_requires() -> None:
+    """Version 1.2.0 of the format; the version of d3pack comes from the tag."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0"
+    assert "version" not in citation
+    for work in (citation, *citation["references"]):
+        assert {"title", "type", "authors"} <= set(work)
+        for author in work["authors"]:
+            assert set(author) in ({"name"}, {"family-names", "given-names"})
+    assert {"message", "license"} <= set(citation)
