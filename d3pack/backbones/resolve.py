@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from importlib import import_module, resources
+from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -104,15 +105,19 @@ def levels_of(backbone: Backbone, size: tuple[int, int], steps: int) -> Levels:
 
 
 def mini_directory() -> Path:
-    """Return the directory of the embedded backbone."""
-    path = Path(str(resources.files("d3pack.backbones"))) / MINI
-    if not (path / "unet" / "config.json").is_file():
-        raise BackboneError(
-            "the embedded backbone is not in this installation",
-            code="E_BACKBONE_MISSING",
-            hint="install d3pack from a wheel, or name another backbone",
-        )
-    return path
+    """Return the directory of `mini`: in a checkout its own copy, else the package d3pack-mini."""
+    homes = [Path(__file__).parents[2] / "mini" / "d3pack_mini"]
+    spec = find_spec("d3pack_mini")
+    if spec is not None and spec.origin is not None:
+        homes.append(Path(spec.origin).parent)
+    for home in homes:
+        if (home / "weights" / "unet" / "config.json").is_file():
+            return home / "weights"
+    raise BackboneError(
+        "the weights of mini are not installed",
+        code="E_BACKBONE_MISSING",
+        hint="pip install 'd3pack[mini]' (non-commercial research), or name another backbone",
+    )
 
 
 def lock_directory(

@@ -33,6 +33,22 @@ EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 wrong call, 3 no valid pack, 4 backbone, 5 not there, "
     "6 the Hub or a store, 7 real images, 8 other shards first, 130 interrupted."
 )
+FIRST = """\
+d3pack: image-classification datasets as recipes of a few kilobytes.
+
+Three things to do first:
+
+  1. See it work, offline, in under three minutes:
+     d3pack demo
+
+  2. Make a pack of your images, a folder for each class:
+     d3pack encode photos/ -o photos.d3m
+
+  3. Train on it, in Python:
+     from d3pack import D3MDataset
+     dataset = D3MDataset("photos.d3m")  # a PyTorch dataset of images and labels
+
+d3pack --help lists all commands."""
 _CHOSEN = "d3pack.chosen"
 _METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
 
@@ -406,6 +422,9 @@ def execute(args: Sequence[str]) -> int:
     root = _root()
     if instruction := os.environ.get(_completion.VARIABLE):
         return _completion.complete(root, instruction)
+    if not args:
+        print(FIRST)
+        return 0
     try:
         with root.make_context(_completion.PROGRAM, list(args)) as ctx:
             return root.invoke(ctx) or 0

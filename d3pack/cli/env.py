@@ -12,6 +12,7 @@ from d3pack.cli import _out
 from d3pack.cli._fields import Format, format_option
 
 PACKAGES = (
+    "d3pack-mini",
     "torch",
     "diffusers",
     "transformers",

@@ -16,7 +16,7 @@ from d3pack.system import option
 class View:
     """Open a page that verifies the pack and rebuilds its images in the browser.
 
-    The page is served on this machine until Ctrl-C. It is built in a checkout of d3pack.
+    The page is served on this machine until Ctrl-C.
 
     Example: d3pack view cifar10.d3m
     """
@@ -31,11 +31,18 @@ class View:
         import sys
         import webbrowser
 
-        from d3pack.preview import viewer_address, viewer_directory, viewer_server
+        from d3pack.preview import (
+            viewer_address,
+            viewer_directory,
+            viewer_networks,
+            viewer_server,
+        )
 
         with (
             _local_file(self.pack) as file,
-            viewer_server(file, viewer_directory(), self.port) as server,
+            viewer_server(
+                file, viewer_directory(), self.port, networks=viewer_networks()
+            ) as server,
         ):
             address = viewer_address(server, file)
             if self.format == "json":

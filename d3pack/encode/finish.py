@@ -182,6 +182,14 @@ def spread(classes: int, count: int) -> list[tuple[int, int]]:
     return sorted((i % classes, i // classes) for i in range(count))
 
 
+def release(version: str) -> str:
+    """Return a released version as it is, and "dev" for what lies between releases.
+
+    Two checkouts of the same code, one of them without its tags, write the same bytes.
+    """
+    return "dev" if ".dev" in version or "+" in version else version
+
+
 def provenance(
     method: str,
     source: Source,
@@ -204,7 +212,7 @@ def provenance(
     if settings.provenance == "lean":
         options.pop("images_per_class", None)  # the pack has as many
         value = {
-            "d3pack": d3pack.__version__,
+            "d3pack": release(d3pack.__version__),
             "method": method,
             "options": options,
             "source": {"images": images},
@@ -224,7 +232,7 @@ def provenance(
         "metrics": dict(metrics),
         "coding": dict(coding),
         "versions": {
-            "d3pack": d3pack.__version__,
+            "d3pack": release(d3pack.__version__),
             "torch": importlib.metadata.version("torch"),
             "diffusers": importlib.metadata.version("diffusers"),
         },

@@ -6,9 +6,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from d3pack import __version__
 from d3pack.format import Pack
+from d3pack.hub import snippets
 from d3pack.hub.address import Address
 from d3pack.system import count, flatten, markdown_code, markdown_table, markdown_text
 
@@ -36,6 +38,7 @@ class Facts:
     source: str | None = None  # what the real images were, and their licence
     record: Mapping[str, Any] | None = None  # evaluation.json of `d3pack eval`
     preview: str | None = None  # path of the preview parquet in the repository
+    picture: str | None = None  # path of a picture of its images in the repository
     shown: int = 0  # images in it
     signed: bool = False
 
@@ -55,11 +58,12 @@ def render(facts: Facts) -> str:
         for section in (
             f"# {markdown_text(facts.name)}",
             _summary(facts),
-            _identity(facts),
+            _picture(facts),
             _usage(facts),
+            _accuracy(facts),
             _backbone(facts.pack),
             _ledger(facts.pack),
-            _accuracy(facts),
+            _identity(facts),
             _provenance(facts),
             _limits(facts),
             MARK,
@@ -96,13 +100,22 @@ def _licence(licence: str | None) -> dict[str, str]:
 def _summary(facts: Facts) -> str:
     pack = facts.pack
     height, width = pack.recipe.size
-    shown = f" The preview shows {facts.shown} of them." if facts.preview else ""
     return (
         f"**{len(pack):,} images of {len(pack.classes):,} classes, {width} x {height} pixels, in"
         f" {pack.ledger().total:,} bytes.** This is a `.d3m` pack: not the images, but the recipe"
         " by which a public diffusion model makes them - a learned prompt for every class, seeds,"
-        f" and an exact reference to the model. Everyone who opens it gets the same images.{shown}"
+        " and an exact reference to the model. Everyone who opens it gets the same images."
     )
+
+
+def _picture(facts: Facts) -> str:
+    classes = facts.pack.classes
+    names = ", ".join(markdown_text(name) for name in classes[:20])
+    text = f"Classes: {names}" + (f", and {len(classes) - 20:,} more." if classes[20:] else ".")
+    if facts.picture is None:
+        return text
+    shown = f"{count(facts.shown, 'image')} that the pack makes"
+    return f"![{shown}](<{quote(facts.picture)}>)\n\n{text}"
 
 
 def _identity(facts: Facts) -> str:
@@ -119,25 +132,23 @@ def _identity(facts: Facts) -> str:
         ("soft labels", f"codec {pack.labels.codec}" if pack.labels else "none"),
         ("signature", "OpenSSF model-signing, beside the pack" if facts.signed else "none"),
     ]  # fmt: skip
-    names = ", ".join(markdown_text(name) for name in pack.classes[:20])
-    more = f", and {len(pack.classes) - 20:,} more" if len(pack.classes) > 20 else ""
-    return f"## Identity\n\n{markdown_table(('what', 'value'), rows)}\n\nClasses: {names}{more}."
+    return f"## Identity\n\n{markdown_table(('what', 'value'), rows)}"
 
 
 def _usage(facts: Facts) -> str:
     pinned = Address(facts.address.repo, facts.address.file, None, facts.pack.root)
+    install = "'d3pack[mini]'" if facts.pack.recipe.backbone.repo == "mini" else "d3pack"
     return (
-        "## Use\n\n```python\nfrom d3pack import D3MDataset  # pip install d3pack\n"
-        f'data = D3MDataset("{pinned}")\nimage, label = data[0]\n```\n\n'
+        f"## Use\n\n{snippets.blocks(str(pinned), facts.pack.recipe.size, install)}\n\n"
         "The `#sha256=` part pins the identity: another pack under this name is refused."
-        f" `d3pack verify --decode {pinned}` checks that this machine makes the same images."
+        " `d3pack verify --decode` with this address checks that a machine makes the same images."
     )
 
 
 def _backbone(pack: Pack) -> str:
     ref = pack.recipe.backbone
     if ref.repo == "mini":
-        home = "`mini`, which comes with d3pack"
+        home = "`mini`, by `pip install 'd3pack[mini]'`"
     elif ref.repo:
         home = f"[{markdown_text(ref.repo)}](https://huggingface.co/{ref.repo}/tree/{ref.revision})"
     else:
@@ -171,7 +182,7 @@ def _ledger(pack: Pack) -> str:
     if ledger.teacher is not None:
         rows.append(("teacher, needed only to encode", f"{ledger.teacher:,}"))
     rows.append(("everything", f"{ledger.everything:,}"))
-    return f"## Where the bytes are\n\n{markdown_table(('section', 'bytes'), rows)}"
+    return f"## Where the bytes are\n\n{markdown_table(('section', 'bytes'), rows, numbers=1)}"
 
 
 def _accuracy(facts: Facts) -> str:
@@ -189,7 +200,7 @@ def _accuracy(facts: Facts) -> str:
         f" the protocol {protocol}: {measured['updates']:,} updates,"
         f" {count(measured['seeds'], 'seed')}, tested on {measured['test_images']:,} real"
         " images.\n\n"
-        + markdown_table(("trained on", "bytes", "accuracy, %"), accuracy_rows(record))
+        + markdown_table(("trained on", "bytes", "accuracy, %"), accuracy_rows(record), numbers=2)
     )
 
 

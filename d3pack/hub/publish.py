@@ -134,11 +134,15 @@ def prepare_push(
         record=_evaluation(path, pack, settings.evaluation, notes),
         signed=settings.signed,
     )
-    shown, preview = _preview(path, pack, settings, notes, progress)
+    shown, preview, picture = _preview(path, pack, settings, notes, progress)
     files = {str(address.file): data}
+    place = f"preview/{name.removesuffix('.d3m')}"
+    if picture is not None:
+        facts = replace(facts, picture=f"{place}.webp", shown=shown)
+        files[f"{place}.webp"] = picture
     if preview is not None:
-        facts = replace(facts, preview=f"preview/{name.removesuffix('.d3m')}.parquet", shown=shown)
-        files[str(facts.preview)] = preview
+        facts = replace(facts, preview=f"{place}.parquet")
+        files[f"{place}.parquet"] = preview
     if settings.signed:
         files[name + SUFFIX] = sign(data, name, settings.key)
     files["croissant.json"] = croissant.render(facts, data, preview)
@@ -248,15 +252,15 @@ def _same(entry: Any, data: bytes) -> bool:
 
 def _preview(
     path: Path, pack: Pack, settings: PushSettings, notes: list[str], progress: Counter | None
-) -> tuple[int, bytes | None]:
-    """Return the number of images of the preview, and its parquet."""
+) -> tuple[int, bytes | None, bytes | None]:
+    """Return the number of images of the preview, its parquet, and a picture of them."""
     if settings.preview == "none":
-        return 0, None
+        return 0, None, None
     try:
         import pyarrow  # noqa: F401
     except ImportError:
         notes.append("no preview: it needs pyarrow (pip install 'd3pack[encode]')")
-        return 0, None
+        return 0, None, None
     if settings.preview == "decode":
         from d3pack.decode import local_backbone
 
@@ -269,7 +273,8 @@ def _preview(
         )
     else:
         images, labels = viewer.probe_preview(pack, settings.images)
-    return len(images), viewer.parquet(images, labels, pack.classes)
+    table = viewer.parquet(images, labels, pack.classes)
+    return len(images), table, viewer.picture(images, labels)
 
 
 def _evaluation(

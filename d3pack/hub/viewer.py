@@ -17,6 +17,8 @@ MAX_IMAGES = 40
 MAX_LARGE_IMAGES = 12  # of more than _PNG_SIDE pixels: a minute each where there is no GPU
 MAX_SIDE = 256  # pixels; larger images are scaled down and stored as JPEG
 _PNG_SIDE = 128
+_COLUMNS = 10  # of the picture
+_PICTURE = 1280  # pixels of its larger side
 
 Images = npt.NDArray[np.uint8]  # (N, 3, h, w)
 
@@ -58,6 +60,27 @@ def probe_preview(pack: Pack, most: int | None = None) -> tuple[Images, list[int
         raise UsageError("the pack has no probes to show", hint="use preview='decode' or 'none'")
     most = MAX_IMAGES if most is None else most
     return pack.probes.images[:most], pack.probes.labels[:most].tolist()
+
+
+def picture(images: Images, labels: list[int]) -> bytes:
+    """Return images as tiles of one WebP picture, a column for each class if there are few."""
+    from PIL import Image
+
+    rows = labels.count(labels[0])
+    by_class = rows * len(set(labels)) == len(labels) and len(labels) <= rows * _COLUMNS
+    if by_class:
+        images = images.reshape(-1, rows, *images.shape[1:]).swapaxes(0, 1)
+        images = images.reshape(-1, *images.shape[2:])
+    columns = len(labels) // rows if by_class else min(_COLUMNS, len(labels))
+    height, width = images.shape[2:]
+    sheet = Image.new("RGB", (columns * width, -(-len(images) // columns) * height))
+    for number, image in enumerate(images):
+        place = (number % columns * width, number // columns * height)
+        sheet.paste(Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))), place)
+    sheet.thumbnail((_PICTURE, _PICTURE))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "WEBP", quality=90)
+    return buffer.getvalue()
 
 
 def parquet(images: Images, labels: list[int], classes: tuple[str, ...]) -> bytes:

@@ -142,10 +142,10 @@ def _bars(classes: Sequence[str], mean: npt.NDArray[np.float32]) -> str:
 
 def _ledger(ledger: Ledger) -> str:
     rows = [
-        (html_text(name), f"{nbytes:,} B", _share(nbytes / ledger.total))
+        (html_text(name), f"{nbytes:,} B", bar(nbytes / ledger.total))
         for name, nbytes in sorted(ledger.sections.items(), key=lambda entry: -entry[1])
     ]
-    rows.append(("<strong>file</strong>", f"<strong>{ledger.total:,} B</strong>", _share(1)))
+    rows.append(("<strong>file</strong>", f"<strong>{ledger.total:,} B</strong>", bar(1)))
     others = [f"backbone {ledger.backbone:,} B, downloaded once for all packs"]
     if ledger.teacher:
         others.append(f"teacher {ledger.teacher:,} B, needed only to encode")
@@ -155,7 +155,8 @@ def _ledger(ledger: Ledger) -> str:
     )
 
 
-def _share(part: float) -> str:
+def bar(part: float) -> str:
+    """Return a share of one as a bar with its figure, for a cell of a table."""
     bar = f'<span class="meter" aria-hidden="true"><i style="width:{100 * part:.1f}%"></i></span>'
     return f'{bar}<span class="share">{100 * part:.1f} %</span>'
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import quote, urlsplit
 
-from d3pack.errors import D3MError, NotFoundError
+from d3pack.backbones import mini_directory
+from d3pack.errors import BackboneError, D3MError, NotFoundError
 
 HOST = "127.0.0.1"
 _TYPES = {
@@ -28,17 +29,31 @@ _HEADERS = {
 
 
 def viewer_directory() -> Path:
-    """Return where the built viewer is: in a checkout of the repository."""
-    return Path(__file__).resolve().parents[2] / "viewer" / "dist"
+    """Return where the built viewer is: in the package, or in a checkout where it was built."""
+    package = Path(__file__).resolve().parent / "viewer"
+    checkout = package.parents[2] / "viewer" / "dist"
+    return package if package.is_dir() else checkout
 
 
-def viewer_server(pack: Path, folder: Path, port: int = 0) -> ThreadingHTTPServer:
+def viewer_networks() -> Path | None:
+    """Return where d3pack-mini has what the viewer needs to rebuild images of `mini`."""
+    try:
+        folder = mini_directory().with_name("viewer")
+    except BackboneError:
+        return None
+    return folder if folder.is_dir() else None
+
+
+def viewer_server(
+    pack: Path, folder: Path, port: int = 0, *, networks: Path | None = None
+) -> ThreadingHTTPServer:
     """Return a server of the viewer in `folder` and one pack; nothing else can be fetched from it.
 
     Args:
         pack: a .d3m file; the page verifies it.
         folder: the built viewer.
         port: where to listen; 0 takes a free port.
+        networks: the networks of `mini` and what runs them, where `folder` does not have them.
 
     Raises:
         NotFoundError: there is no such file, or the viewer is not built.
@@ -49,11 +64,12 @@ def viewer_server(pack: Path, folder: Path, port: int = 0) -> ThreadingHTTPServe
     if not (folder / "index.html").is_file():
         raise NotFoundError(
             f"the viewer is not built in {folder}",
-            hint="in a checkout of d3pack, see viewer/README.md",
+            hint="wheels of releases have it; in a checkout, see viewer/README.md",
         )
     files = {
-        f"/{path.relative_to(folder).as_posix()}": path
-        for path in folder.rglob("*")
+        f"/{path.relative_to(root).as_posix()}": path
+        for root in filter(None, (folder, networks))
+        for path in root.rglob("*")
         if path.is_file() and not path.is_symlink()
     }
     files["/"] = files["/index.html"]

@@ -94,9 +94,13 @@ def flatten(value: Any, name: str = "") -> list[tuple[str, str]]:
     return [pair for inner, item in items for pair in flatten(item, inner)]
 
 
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table of cells that are Markdown already."""
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: int = 0) -> str:
+    """Return a Markdown table of cells that are Markdown already.
+
+    The last `numbers` columns are figures.
+    """
+    rule = "---|" * (len(head) - numbers) + "---:|" * numbers
+    lines = [f"| {' | '.join(head)} |", f"|{rule}"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -164,6 +165,14 @@ def test_version_and_unknown_commands() -> None:
 
     assert invoke("--version").stdout == f"{d3pack.__version__}\n"
     assert "no command 'vreb'; did you mean 'verb'?" in invoke("vreb").stderr
-    empty = invoke()
-    assert (empty.exit_code, empty.stdout) == (2, "")
-    assert "Commands:" in empty.stderr
+    assert "Commands:" in invoke("--help").stdout
+
+
+def test_command_alone_shows_three_things_to_do_first() -> None:
+    alone = invoke()
+    assert (alone.exit_code, alone.stderr) == (0, "")
+    assert re.findall(r"^  (\d)\. ", alone.stdout, re.MULTILINE) == ["1", "2", "3"]
+    commands = re.findall(r"^ +d3pack (\w+)", alone.stdout, re.MULTILINE)
+    assert commands == ["demo", "encode"]
+    lines = [line for line in alone.stdout.splitlines() if "D3MDataset" in line]
+    compile("\n".join(line.strip() for line in lines), "lines", "exec")

@@ -76,6 +76,24 @@ def test_page_and_pack_are_served_with_their_types(page: str) -> None:
         assert (head.status, int(head.headers["Content-Length"]), body) == (200, len(data), b"")
 
 
+def test_networks_of_another_package_are_served_beside_the_page(
+    folder: Path, tmp_path: Path
+) -> None:
+    networks = tmp_path / "networks"
+    (networks / "model").mkdir(parents=True)
+    (networks / "model" / "model.json").write_text("{}", encoding="utf-8")
+    with viewer_server(EXAMPLE, folder, networks=networks) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        page = viewer_address(server, EXAMPLE)
+        response, body = fetch(page, "/model/model.json")
+        assert (response.status, response.headers["Content-Type"]) == (200, "application/json")
+        assert body == b"{}"
+        assert fetch(page, "/model/../secret.txt")[0].status == 404
+        server.shutdown()
+        thread.join()
+
+
 @pytest.mark.parametrize(
     "path",
     ["/secret.txt", "/../secret.txt", "/link.txt", "/%2e%2e/secret.txt", "/ort", "//etc/passwd"],

@@ -20,7 +20,7 @@ import d3pack
 from d3pack.backbones import open_backbone
 from d3pack.decode import Decoder, verify_probes
 from d3pack.encode import EncodeSettings, contract, encode, estimate_encode
-from d3pack.encode.finish import provenance
+from d3pack.encode.finish import provenance, release
 from d3pack.encode.methods.d3m.method import D3MJob, prepare
 from d3pack.errors import D3MError
 from d3pack.format import pack_bytes, to_plain
@@ -133,7 +133,7 @@ def test_lean_provenance_keeps_what_ledger_and_sweep_read(
     record = lean(bytes=12, name="x")
     options = {k: v for k, v in full["options"].items() if k != "images_per_class"}
     assert record == {
-        "d3pack": d3pack.__version__,
+        "d3pack": release(d3pack.__version__),
         "method": "d3m",
         "options": to_plain(options),
         "source": {"images": 60},
@@ -141,6 +141,21 @@ def test_lean_provenance_keeps_what_ledger_and_sweep_read(
     }
     assert replace(made[0], provenance=record).ledger().teacher == 12
     assert "teacher" not in lean()
+
+
+@pytest.mark.parametrize(
+    ("version", "recorded"),
+    [
+        ("1.2.0", "1.2.0"),
+        ("1.2.0rc1", "1.2.0rc1"),
+        ("0.dev0", "dev"),
+        ("1.2.1.dev3+g9364b2e1c", "dev"),
+        ("1.2.0+distributor.1", "dev"),
+    ],
+)
+def test_provenance_names_releases_alone(version: str, recorded: str) -> None:
+    """Nothing else is the same in every checkout of one commit."""
+    assert release(version) == recorded
 
 
 def test_run_leaves_contact_sheet_and_log(

@@ -106,6 +106,12 @@ def test_extras_are_those_of_the_project() -> None:
         listed = project["optional-dependencies"][extra]
         assert any(requirement.startswith(f"{package}>=") for requirement in listed), package
         assert not any(wish.startswith(f"{package}>=") for wish in project["dependencies"])
+    weights = [
+        extra
+        for extra, listed in project["optional-dependencies"].items()
+        if any(wish.startswith("d3pack-mini") for wish in listed)
+    ]
+    assert weights == ["mini"]  # they are asked for by this name
 
 
 @pytest.mark.e2e

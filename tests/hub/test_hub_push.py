@@ -17,6 +17,7 @@ from hub_loopback import LoopbackHub
 from hub_packs import make_pack
 from huggingface_hub import constants
 from markdown_it import MarkdownIt
+from PIL import Image
 from tiny_backbones import tiny_pack, tiny_sd
 
 from d3pack import Decoder, write
@@ -108,6 +109,7 @@ def test_push_makes_one_commit_and_reads_it_back(hub: LoopbackHub, file: Path) -
     held = files_at(hub)
     assert set(held) == {
         ".gitattributes", "README.md", "a.d3m", "croissant.json", "preview/a.parquet",
+        "preview/a.webp",
     }  # fmt: skip
     assert held["a.d3m"] == file.read_bytes()
     assert hub.repo("org/set").commits[str(done.address.revision)]["a.d3m"].lfs
@@ -141,8 +143,11 @@ def test_card_is_complete(hub: LoopbackHub, file: Path) -> None:
         "## Limits",
     ):
         assert text in readme, text
-    (usage,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    assert len(usage.strip().splitlines()) == 3
+    usage = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert len(usage) == 4  # tests/hub/test_hub_card.py runs them
+    (picture,) = re.findall(r"!\[.*?\]\(<(.*?)>\)", readme)
+    with Image.open(io.BytesIO(files_at(hub)[picture])) as shown:
+        assert shown.format == "WEBP"
 
 
 def test_preview_and_croissant_agree_with_the_pack(hub: LoopbackHub, file: Path) -> None:

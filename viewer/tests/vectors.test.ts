@@ -105,7 +105,7 @@ test("timesteps, inputs and predictions have the same bits", async () => {
 });
 
 test("the tokenizer reads the same ids", () => {
-  const tokenizer = new Tokenizer(JSON.parse(readFileSync(join(ROOT, "d3pack/backbones/mini/tokenizer/tokenizer.json"), "utf8")));
+  const tokenizer = new Tokenizer(JSON.parse(readFileSync(join(ROOT, "mini/d3pack_mini/weights/tokenizer/tokenizer.json"), "utf8")));
   for (const [text, ids] of Object.entries(VECTORS.mini.texts)) assert.deepEqual(tokenizer.ids(text), ids, text);
 });
 

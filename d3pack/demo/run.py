@@ -1,4 +1,4 @@
-"""The demo: real digits become a pack, and an evaluation says what the pack is worth.
+"""Real digits become a pack, and an evaluation says what the pack is worth.
 
 It calls `encode` and `evaluate` as any program does; nothing is prepared in advance. Digits are the
 hardest case: the backbone has only seen photographs, and one of these images takes 70 bytes.
@@ -7,9 +7,8 @@ Prompts alone teach little here (62 % in 6.3 kB): the pack holds digits as codes
 
 from __future__ import annotations
 
-import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +17,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from d3pack.backbones import mini_directory
+from d3pack.demo.page import render_demo
+from d3pack.demo.photographs import rebuild_photographs
 from d3pack.encode import EncodeSettings, encode
 from d3pack.evaluate import PROTOCOLS, EvalSettings, Evaluation, Updates, evaluate, write_report
 from d3pack.format import Pack
-from d3pack.preview import Row, contact_sheet
-from d3pack.sources import Source, open_source
+from d3pack.preview import Row
+from d3pack.sources import open_source
 from d3pack.system import Listener, replace_file, require
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -55,21 +57,8 @@ class Demo:
     seconds: float
 
     def sentence(self) -> str:
-        """Return what happened, in one or two sentences."""
-        size = self.pack.ledger().total
-        accuracy = {r.entry.key.split("-")[0]: r.last.mean for r in self.evaluation.results}
-        parts = [
-            f"{len(self.pack)} images of 10 classes travel in {size:,} bytes, as codes; a student "
-            f"of what they rebuild reads {accuracy['pack']:.0%} of real digits"
-        ]
-        if "webp" in accuracy:
-            parts.append(f"{accuracy['webp']:.0%} after as many bytes of real images")
-        if "random" in accuracy:
-            parts.append(f"{accuracy['random']:.0%} after as many real images without loss")
-        return (
-            ", ".join(parts)
-            + ". Digits are a hard case on purpose: the backbone knows photographs only."
-        )
+        """Return what happened, in one sentence."""
+        return _sentence(self.pack, self.evaluation)
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures, ready for JSON."""
@@ -81,6 +70,27 @@ class Demo:
             "seconds": round(self.seconds, 1),
             "files": [path.name for path in self.files],
         }
+
+
+def _accuracies(evaluation: Evaluation) -> dict[str, float]:
+    return {r.entry.key.split("-")[0]: r.last.mean for r in evaluation.results}
+
+
+def _sentence(pack: Pack, evaluation: Evaluation) -> str:
+    return (
+        f"{len(pack)} handwritten digits became a file of {pack.ledger().total:,} bytes, and a"
+        f" network that was trained only on what comes out of it reads"
+        f" {_accuracies(evaluation)['pack']:.0%} of real digits."
+    )
+
+
+def _comparison(evaluation: Evaluation) -> str:
+    accuracy = _accuracies(evaluation)
+    return (
+        f"As many bytes of WebP files make it {accuracy['webp']:.0%}, as many digits without loss"
+        f" {accuracy['random']:.0%}. Digits are a hard case on purpose: the backbone has seen"
+        " photographs only."
+    )
 
 
 def write_digits(folder: Path) -> None:
@@ -101,7 +111,7 @@ def run_demo(
     view: Callable[[], AbstractContextManager[Listener]],
     say: Callable[[str], None],
 ) -> Demo:
-    """Encode digits, evaluate the pack, and leave pack, contact sheet and report in `folder`.
+    """Encode digits, evaluate the pack, rebuild photographs, and leave a page in `folder`.
 
     Args:
         folder: where files are written; it is created where it is missing.
@@ -113,12 +123,13 @@ def run_demo(
     began = time.monotonic()
     for module in ("sklearn", "threadpoolctl", "matplotlib"):  # before minutes of work
         require(module, "the demo")
+    mini_directory()
     folder.mkdir(parents=True, exist_ok=True)
     digits = folder / "digits"
     say("1/4  real images: scikit-learn's digits, 8x8 pixels")
     write_digits(digits)
     source = open_source(digits)
-    path, sheet, report = folder / "digits.d3m", folder / "sheet.png", folder / "report.html"
+    path, report, page = (folder / name for name in ("digits.d3m", "report.html", "index.html"))
     say("2/4  coding digits as choices among noise")
     with view() as listener:
         pack = encode(source, path, settings, listeners=[listener], overwrite=True)
@@ -138,24 +149,27 @@ def run_demo(
         protocol=replace(PROTOCOLS["quick"], length=Updates(updates)),
         listeners=[note],
     )
-    say("4/4  writing sheet and report")
-    picture = io.BytesIO()
-    rows = sheet_rows(source, evaluation)
-    contact_sheet(rows, captions=("real", "", "", "", "rebuilt")).save(picture, "PNG")
-    replace_file(sheet, picture.getvalue())
+    say("4/4  rebuilding photographs from a pack of CIFAR-10, and writing the page")
     write_report(evaluation, report)
-    return Demo(pack, evaluation, (path, sheet, report), time.monotonic() - began)
+    made = render_demo(
+        _sentence(pack, evaluation),
+        _comparison(evaluation),
+        digit_sheets(evaluation),
+        evaluation,
+        rebuild_photographs(),
+    )
+    replace_file(page, made.encode())
+    return Demo(pack, evaluation, (path, report, page), time.monotonic() - began)
 
 
-def sheet_rows(source: Source, evaluation: Evaluation, each: int = 4) -> Sequence[Row]:
-    """Return a row for each class: real digits on the left, rebuilt ones on the right."""
-    decoded = evaluation.images["this pack"]
-    side = decoded.shape[-1]
-    rows = []
-    for c, name in enumerate(evaluation.pack.classes):
-        real = [
-            source.load(c, i).resize((side, side), Image.Resampling.BICUBIC) for i in range(each)
-        ]
-        left = np.stack([np.asarray(image.convert("RGB")).transpose(2, 0, 1) for image in real])
-        rows.append(Row(name, np.concatenate([left, decoded[c, :each].cpu().numpy()])))
-    return rows
+def digit_sheets(evaluation: Evaluation) -> list[tuple[str, list[Row]]]:
+    """Return a row for each digit, zero first: of real ones, and of what the pack rebuilds."""
+    classes = evaluation.pack.classes
+    order = sorted(range(len(classes)), key=lambda c: NAMES.index(classes[c]))
+    return [
+        (caption, [Row(classes[c], evaluation.images[title][c].cpu().numpy()) for c in order])
+        for caption, title in (
+            ("Real digits", "real images"),
+            ("What the file gives back", "this pack"),
+        )
+    ]
