@@ -124,11 +124,12 @@ def _sections(pack: Pack) -> Iterator[str]:
         yield _row("no class", f"{pack.unconditional.codec}, one prompt")
     if pack.codes is not None:
         params, codes = pack.codes.params, pack.codes.nbytes / len(pack.classes)
+        what = "photographs" if pack.holds_photographs else "made images"
         yield _row(
-            "codes",
-            f"{params['codes']:,} photographs a class, {codes / params['codes']:.1f} bytes each",
+            "codes", f"{params['codes']:,} {what} a class, {codes / params['codes']:.1f} bytes each"
         )
-        yield _row("", "the likeness of these photographs can be rebuilt")
+        if pack.holds_photographs:
+            yield _row("", "the likeness of these photographs can be rebuilt")
     how = (
         "derived"
         if pack.picks is None

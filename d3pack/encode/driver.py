@@ -51,6 +51,7 @@ _TEMPORARY = (
     "codes",
     "groups",
     "labels",
+    "modes",
     "teacher",
     "training",
     "tuning",

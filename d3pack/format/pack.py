@@ -245,6 +245,11 @@ class Pack:
         """Images of a class that are made of codes: the first ones."""
         return 0 if self.codes is None else int(self.codes.params["images"])
 
+    @property
+    def holds_photographs(self) -> bool:
+        """Whether codes are those of photographs; the method `modes` codes images that it makes."""
+        return self.codes is not None and self.provenance.get("method") != "modes"
+
     def counters(self, classes: Any, images: Any) -> tuple[Array, Array]:
         """Return the class and image words of the noise counter for images of classes.
 
