@@ -207,6 +207,8 @@ class Draft:
     photographs: Callable[[int], Tensor] | None = None
     # what is coded in their place: latents of images that were made
     latents: Callable[[int], Tensor] | None = None
+    # how much each image of a class counts in the loss of a training; asked for when all are made
+    weights: Callable[[int], npt.NDArray[np.float64]] | None = None
     # real images of a class, at most so many, for contact sheets
     real: Callable[[int, int], npt.NDArray[np.uint8]] | None = None
     title: str = "Real images, and what the pack makes"

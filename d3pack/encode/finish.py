@@ -30,7 +30,7 @@ from d3pack.encode.pilots import choose_split
 from d3pack.encode.plan import EncodePlan
 from d3pack.encode.settings import EncodeSettings, parse_labels, recorded_settings
 from d3pack.errors import UsageError
-from d3pack.format import Pack, encode_labels, encode_picks
+from d3pack.format import Pack, encode_labels, encode_picks, encode_weights
 from d3pack.preview import Row, contact_sheet
 from d3pack.sources import Source
 from d3pack.system import Journal
@@ -60,6 +60,9 @@ def finish(run: EncodeRun, plan: EncodePlan, draft: Draft, method: str) -> Pack:
         pack = with_labels(pack, answers, allocation.labels, run.settings.label_temperature)
     if run.is_shard:
         raise ShardFinishedError(f"shard {run.shard} has finished")
+    if draft.weights is not None:
+        weights = np.stack([draft.weights(c) for c in range(len(pack.classes))])
+        pack = replace(pack, weights=encode_weights(weights))
     pack = with_probes(pack, backbone, allocation.probes)
     record = provenance(
         method,

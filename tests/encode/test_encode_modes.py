@@ -23,8 +23,8 @@ from d3pack.encode.methods.modes.clusters import cluster, real_latents
 from d3pack.encode.methods.modes.guidance import ModeGuidance
 from d3pack.encode.plan import sigmas_of
 from d3pack.errors import UsageError
-from d3pack.format import Pack, Recipe, encode_prompts, read
-from d3pack.sources import open_source
+from d3pack.format import Pack, Recipe, decode_weights, encode_prompts, read
+from d3pack.sources import open_source, random_order
 
 
 def modes(backbone: Path | str, **changes: Any) -> EncodeSettings:
@@ -200,6 +200,33 @@ def test_clusters_take_turns_where_images_are_few(
     assert [len(latents) for latents in coded] == [5, 5, 5]
     rows = coded[0].flatten(1)
     assert torch.cdist(rows, rows).fill_diagonal_(1).min() > 1e-3  # each from noise of its own
+
+
+@pytest.mark.heavy
+def test_images_weigh_as_much_as_their_clusters(home: Path, tmp_path: Path) -> None:
+    pack = encode(home / "source", tmp_path / "a.d3m", modes(home / "sd"))
+    assert pack.weights is not None
+    weights = decode_weights(pack.weights)
+    assert weights.mean(1) == pytest.approx([1, 1, 1], abs=0.05)
+    assert (np.diff(weights, axis=1) <= 0).all()  # the largest cluster comes first
+    sd = open_backbone(str(home / "sd"))
+    latents = real_latents(open_source(home / "source"), 1, random_order(20, 0, 1), (64, 64), sd)
+    assert weights[1] == pytest.approx(np.array(cluster(latents, 3, 0).counts) / 20 * 3, rel=0.03)
+    equal = encode(home / "source", tmp_path / "b.d3m", modes(home / "sd", equal=True))
+    assert equal.weights is None
+    assert equal.codes is not None
+    assert pack.codes is not None
+    assert (equal.codes.tensors["bits"] == pack.codes.tensors["bits"]).all()
+
+
+@pytest.mark.heavy
+def test_images_of_one_cluster_divide_its_weight(home: Path, tmp_path: Path) -> None:
+    make_tree(tmp_path / "source", 2)
+    pack = encode(tmp_path / "source", tmp_path / "a.d3m", modes(home / "sd", images_per_class=5))
+    assert pack.weights is not None
+    # clusters of an image each: three images share the first, two the second
+    expected = np.array([1 / 3, 1 / 2, 1 / 3, 1 / 2, 1 / 3]) / 0.4
+    assert decode_weights(pack.weights)[0] == pytest.approx(expected, rel=0.03)
 
 
 @pytest.mark.heavy

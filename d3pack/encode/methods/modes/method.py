@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -163,7 +164,8 @@ class ModesJob:
             Modes.name, self.source, self.settings, (), {}, self._looked, teaches=self._teaches
         )
         recipe = recipe_of_codes(self.backbone, plan)
-        return expected_bytes(plan, recipe, 1, plan.allocation, record)
+        weights = not self.own.equal
+        return expected_bytes(plan, recipe, 1, plan.allocation, record, weights=weights)
 
     @property
     def _looked(self) -> int:
@@ -223,6 +225,7 @@ class ModesJob:
             backbone=self.backbone,
             teacher=teacher,
             latents=partial(self._images, run),
+            weights=None if self.own.equal else partial(self._weights, run),
             real=lambda c, most: images_of(run.source, c, plan.size, most).numpy(),
             seen=sum(fact["seen"] for fact in facts),
             bad=sum(fact["bad"] for fact in facts),
@@ -250,6 +253,17 @@ class ModesJob:
         wanted = centres[torch.arange(self.plan.codes) % len(centres)]
         made = self._guidance(self.sampling()).sample(self.plan.seed, c, condition, none, wanted)
         return made.to(self.backbone.device)
+
+    def _weights(self, run: EncodeRun, c: int) -> npt.NDArray[np.float64]:
+        """Return the shares of the images of a class, whose mean is 1.
+
+        Images of one cluster divide its share.
+        """
+        counts = stored(run.journal, _name(c))[0]["counts"]
+        cluster_of = np.arange(self.plan.codes) % len(counts)
+        shares = (counts / np.bincount(cluster_of))[cluster_of]
+        weights: npt.NDArray[np.float64] = shares / shares.mean()
+        return weights
 
     def _guidance(self, recipe: Recipe) -> ModeGuidance:
         steps = int((len(recipe.sigmas) - 1) * self.own.pulled)
