@@ -238,11 +238,11 @@ class ModesJob:
         plan, pool = self.plan, self._pool(c)
         numbers = random_order(run.source.counts[c], plan.seed, c)[:pool]
         latents = real_latents(run.source, c, numbers, plan.size, self.backbone)
-        found = cluster(latents, plan.codes, plan.seed)
+        clusters = cluster(latents, plan.codes, plan.seed)
         run.remember_skipped()
         run.journal.save(
             _name(c),
-            {"centres": found.centres.numpy(), "counts": np.asarray(found.counts)},
+            {"centres": clusters.centres.numpy(), "counts": np.asarray(clusters.counts)},
             {"seen": len(latents), "bad": pool - len(latents)},
         )
 
