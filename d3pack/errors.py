@@ -88,6 +88,7 @@ CODES: Mapping[str, tuple[str, str]] = {
         "InvalidPackError",
         "a label is not a distribution over the classes, or not in its one spelling",
     ),
+    "E_WEIGHTS": ("InvalidPackError", "all weights are 1 and so must be left out"),
     "E_PROBE": ("InvalidPackError", "a probe is of an image that the pack lacks, or is repeated"),
     "E_BACKBONE": ("BackboneError", "the backbone cannot be used as the pack demands"),
     "E_BACKBONE_MISSING": ("BackboneError", "a file that the backbone needs does not exist"),

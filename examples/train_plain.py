@@ -32,7 +32,8 @@ def augment(images: torch.Tensor) -> torch.Tensor:
 
 
 torch.manual_seed(0)
-dataset = D3MDataset(args.pack, output="float", batch_transform=augment, backbone=args.backbone)
+options = {"output": "float", "batch_transform": augment, "backbone": args.backbone}
+dataset = D3MDataset(args.pack, weights=True, **options)
 loader = dataset.loader(args.batch_size, seed=0)
 
 layers = [nn.Conv2d(3, 32, 3, padding=1), nn.GroupNorm(8, 32), nn.ReLU(), nn.AvgPool2d(2)]
@@ -52,9 +53,9 @@ if args.checkpoint and args.checkpoint.exists():
 
 while loader.epoch < args.epochs:
     epoch, total, right, seen = loader.epoch, 0.0, 0, 0
-    for images, labels in loader:
+    for images, labels, weights in loader:
         logits = model(images)
-        loss = F.cross_entropy(logits, labels)
+        loss = (F.cross_entropy(logits, labels, reduction="none") * weights).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -33,7 +33,7 @@ stdout is not a terminal or `NO_COLOR` is set.
 | 8 | a shard needs results of other shards first |
 | 130 | interrupted; `encode`, `decode`, `train`, `eval` and `demo` go on when called again |
 """
-METHODS = ("d3m", "classcond", "minimax")
+METHODS = ("d3m", "classcond", "minimax", "modes")
 VARIANTS = {"encode": [("--method", name) for name in METHODS]}  # settings that depend on a flag
 
 

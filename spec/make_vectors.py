@@ -34,7 +34,9 @@ from d3pack.format.codecs import (
     encode_labels,
     encode_picks,
     encode_prompts,
+    encode_sets,
     encode_unconditional,
+    encode_weights,
 )
 from d3pack.format.pack import EMBEDDED
 
@@ -85,6 +87,13 @@ def picks(classes: int, images: int, pool: int, lanes: int = 1) -> Coded:
     order = np.argsort(normals(9, classes, pool), axis=1, kind="stable")
     place = np.arange(images)
     return encode_picks(place % lanes + order[:, place // lanes] * lanes, lanes)
+
+
+def weights(classes: int, images: int) -> Coded | None:
+    """Return weights from a sixteenth to sixteen, of which the first class has the extremes."""
+    octaves = np.clip(normals(22, classes, images) * 2, -4, 4)
+    octaves[0, :2] = -9, 9  # cut to the least and the most
+    return encode_weights(np.exp2(octaves))
 
 
 def probes(count: int = 2, side: int = 4) -> Probes:
@@ -194,6 +203,10 @@ def valid() -> Iterator[tuple[str, str, Pack]]:
     own = encode_picks(np.arange(6) + 6 * (np.arange(24).reshape(4, 6) % 5), 6)
     yield "picks-own", "each image out of five of its own, three bits each", base(picks=own)
     yield "picks-modes", "out of four a mode", base(prompts=many, picks=picks(4, 6, 4, lanes=3))
+    eight = encode_sets(np.array([4, 0, 7, 2]), 6, 6)
+    yield "picks-sets", "one of eight sets a class, three bits each", base(picks=eight)
+    far = encode_sets(np.array([999_999, 3, 65_536, 0]), 6, 8)
+    yield "picks-sets-wide", "one of a million, eight candidates apart", base(picks=far)
     five = Coding((8.0, 4.0, 2.0, 1.0, 0.5, 0.0), (1,) * 5, bits=8)
     yield "codes", "five levels of one atom out of 256, 45 bits", base(codes=codes(4, 6, 6, five))
     sets = Coding((8.0, 2.0, 0.5, 0.0), (2, 0, 3), bits=4, eta=0.75, prompts=False)
@@ -232,6 +245,7 @@ def valid() -> Iterator[tuple[str, str, Pack]]:
         "one class, all the mass",
         base(1, labels=encode_labels(np.ones((1, 6, 1)))),
     )
+    yield "weights", "a weight for each image", base(weights=weights(4, 6))
     yield "adapter-f16", "two tuned tensors", base(adapter=adapter("f16"))
     yield "adapter-i8", "the same in a byte a value", base(adapter=adapter("i8"))
     gains = {"transformer.blocks.0.norm.weight.gain": normals(18, 7) * np.float32(0.125)}
@@ -273,6 +287,7 @@ def valid() -> Iterator[tuple[str, str, Pack]]:
         codes=codes(4, 2, 3, sets),
         picks=picks(4, 3, 256),
         labels=encode_labels(beliefs(4, 6), k=2),
+        weights=weights(4, 6),
         adapter=adapter("i8"),
         probes=probes(),
         provenance=facts,

@@ -11,8 +11,8 @@ import struct
 import sys
 
 CODECS = {"classes": "utf8", "leaves": "sha256-128", "ids": "u32", "prompts": "f16 i8 i4 pq",
-          "unconditional": "f16 i8 i4 pq", "codes": "noise", "picks": "lanes",
-          "labels": "topk dense", "adapter": "f16 i8", "probes": "u8"}
+          "unconditional": "f16 i8 i4 pq", "codes": "noise", "picks": "lanes sets",
+          "labels": "topk dense", "weights": "log", "adapter": "f16 i8", "probes": "u8"}
 ORDER, SHARED = list(CODECS), ("classes", "leaves", "unconditional", "adapter", "probes")
 DEFAULTS = {"optional": {}, "provenance": {}, "requires": [], "seed": "0" * 16}
 RECIPE_DEFAULTS = {"dtype": "float32", "extra": {}, "group": 16, "guidance": 1.0,
@@ -59,8 +59,7 @@ def read(data):
     leaves = body[sections["leaves"]["span"]].hex()
     for c in range(C):
         need(digest(rows[c])[:32] == leaves[32 * c :][:32], "E_LEAF", f"class {c}")
-    names = class_names(body[sections["classes"]["span"]], C)
-    arrays = {}
+    names, arrays = class_names(body[sections["classes"]["span"]], C), {}
     for t in (t for s in sections.values() for t in s["tensors"]):
         raw = b"".join(part[t["span"]] for part in ([body] if t["shared"] else rows))
         arrays[t["name"]] = struct.unpack(f"<{len(raw) // t['size']}{t['form']}", raw)
@@ -248,14 +247,15 @@ def other(name, codec, p, C, n):
         given = {k: p[q] for k, q in (("rows", "row"), ("shared", "shared")) if q in p}
         need(given and all(whole(size, 1, 2**40) for size in given.values()), "E_CODEC", "row")
         return {k: ["U8", [size] if k == "shared" else [C, size]] for k, size in given.items()}
-    params(p, **{"classes": {"bytes": (1, 2**40)}, "picks": {"bits": (1, 16), "lanes": (1, 2**31)},
-                 "probes": {"shape": None}}.get(name, {}))
-    need(p.get("lanes", 1) << p.get("bits", 1) <= 2**32 and n > 0, "E_CODEC", "lanes, images")
+    most, step, least, rows = (24, "stride", n, 1) if codec == "sets" else (16, "lanes", 1, n)
+    params(p, **{"classes": {"bytes": (1, 2**40)}, "probes": {"shape": None},
+                 "picks": {"bits": (1, most), step: (least, 2**31)}}.get(name, {}))
+    need(p.get(step, 1) << p.get("bits", 1) <= 2**32 and n > 0, "E_CODEC", f"{step}, images")
     count, *sides = shape(p, 4096, 8192, 8192) if name == "probes" else [1]
     images, one = ["U8", [count, 3, *sides]], ["U32", [count]]
     return {"classes": {"text": ["U8", [p.get("bytes")]]}, "leaves": {"hash": ["U8", [C, 16]]},
-            "ids": {"ids": ["U32", [C]]},
-            "picks": {"codes": ["U8", [C, (n * p.get("bits", 1) + 7) // 8]]},
+            "ids": {"ids": ["U32", [C]]}, "weights": {"codes": ["U8", [C, n]]},
+            "picks": {"codes": ["U8", [C, (rows * p.get("bits", 1) + 7) // 8]]},
             "probes": {"images": images, "labels": one, "indices": one}}[name]
 
 def class_names(blob, count):
@@ -265,9 +265,8 @@ def class_names(blob, count):
     return names
 
 def check_values(sections, arrays, m):
-    C, n = m["classes"], m["images_per_class"]
-    ids = list(arrays.get("ids.ids", range(1, C + 1)))
-    need(len(set(ids)) == C and ids != list(range(C)), "E_IDS", "ids")
+    C, n, ids = m["classes"], m["images_per_class"], arrays.get("ids.ids")
+    need(ids is None or (len({*ids}) == C and ids != (*range(C),)), "E_IDS", "ids")
     for s in (sections[name] for name in ("prompts", "unconditional") if name in sections):
         finite(sections, arrays, s["name"], "E_PROMPT")
         codes, most = arrays.get(f"{s['name']}.codes", ()), s["params"].get("entries", 256)
@@ -280,13 +279,14 @@ def check_values(sections, arrays, m):
             need(all(x >> m < sets(q, m) for x, m in zip(code, q["atoms"])), "E_CODES", "atoms")
     for row in rows_of(arrays.get("picks.codes", ()), C):
         q, count = sections["picks"]["params"], sections["picks"]["n"]
-        codes = records(bytes(row), count, [q["bits"]], "E_PICKS")
-        need(len({(i % q["lanes"], *x) for i, x in enumerate(codes)}) == count, "E_PICKS", "twice")
+        xs = records(bytes(row), count if "lanes" in q else 1, [q["bits"]], "E_PICKS")
+        need(len({(i % q.get("lanes", 1), *x) for i, x in enumerate(xs)}) == len(xs), "E_PICKS", "")
     for probs in rows_of(arrays.get("labels.probs", ()), C * n):
         need(all(math.copysign(1, x) > 0 and x < math.inf for x in probs), "E_LABEL", "value")
         need(abs(sum(probs) - 1) <= 2**-8, "E_LABEL", "mass")
     for row in rows_of(arrays.get("labels.bits", ()), C):
         topk_row(bytes(row), C, n, **sections["labels"]["params"])
+    need({*arrays.get("weights.codes", ())} != {128}, "E_WEIGHTS", "all are 1")
     finite(sections, arrays, "adapter", "E_ADAPTER")
     pairs = list(zip(arrays.get("probes.labels", ()), arrays.get("probes.indices", ())))
     need(all(c < C and i < n for c, i in pairs) and len(set(pairs)) == len(pairs), "E_PROBE", "")

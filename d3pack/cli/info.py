@@ -124,16 +124,16 @@ def _sections(pack: Pack) -> Iterator[str]:
         yield _row("no class", f"{pack.unconditional.codec}, one prompt")
     if pack.codes is not None:
         params, codes = pack.codes.params, pack.codes.nbytes / len(pack.classes)
+        what = "photographs" if pack.holds_photographs else "made images"
         yield _row(
-            "codes",
-            f"{params['codes']:,} photographs a class, {codes / params['codes']:.1f} bytes each",
+            "codes", f"{params['codes']:,} {what} a class, {codes / params['codes']:.1f} bytes each"
         )
-        yield _row("", "the likeness of these photographs can be rebuilt")
-    how = (
-        "derived"
-        if pack.picks is None
-        else f"curated, {count(pack.picks.params['bits'], 'bit')} an image"
-    )
+        if pack.holds_photographs:
+            yield _row("", "the likeness of these photographs can be rebuilt")
+    how = "derived"
+    if pack.picks is not None:
+        each = "a class" if pack.picks.codec == "sets" else "an image"
+        how = f"curated, {count(pack.picks.params['bits'], 'bit')} {each}"
     yield _row("seeds", f"{how}, from {pack.seed:016x}")
     if pack.labels is not None:
         params = pack.labels.params
@@ -141,6 +141,8 @@ def _sections(pack: Pack) -> Iterator[str]:
         if pack.labels.codec == "topk":
             text += f", top {params['k']} at {params['bits']} bits"
         yield _row("labels", text)
+    if pack.weights is not None:
+        yield _row("weights", f"{pack.weights.codec}, one for each image, for the loss")
     if pack.adapter is not None:
         table = pack.adapter.params["table"]
         yield _row("adapter", f"{pack.adapter.codec}, {count(len(table), 'tensor')}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -31,7 +32,7 @@ from d3pack.dataset.samples import (
 from d3pack.dataset.store import CACHE_SIZE, CACHES, Cache, CacheSettings
 from d3pack.decode import local_backbone
 from d3pack.errors import NotFoundError, UsageError
-from d3pack.format import Pack
+from d3pack.format import Pack, decode_weights
 from d3pack.hub import is_remote, load, read_classes
 from d3pack.system import resolve_device
 
@@ -90,6 +91,7 @@ class D3MDataset(Dataset[Any]):
         batch_transform: Transform | None = None,
         output: Output = "uint8",
         soft_labels: bool = False,
+        weights: bool = False,
         cache: Cache = "auto",
         fresh: bool = False,
         teacher: LabelTeacher | None = None,
@@ -116,6 +118,8 @@ class D3MDataset(Dataset[Any]):
                 tensors in [0, 1], "pil" for PIL images.
             soft_labels: give labels as the vectors of probabilities that the pack holds, instead
                 of class numbers.
+            weights: give `(image, label, weight)`, where the weight says how much the image counts
+                in the loss of a training; 1 in a pack that has no weights.
             cache: where decoded images are kept: "disk", shared by processes and later runs;
                 "cpu" or "gpu" memory; None, decoded each time; "auto", the fastest that fits.
             fresh: decode new images in every epoch, which `set_epoch` or a loader counts. Nothing
@@ -145,7 +149,7 @@ class D3MDataset(Dataset[Any]):
         if output == "pil" and batch_transform is not None:
             raise UsageError("batch_transform takes tensors, not PIL images", hint="use transform=")
         if fresh:
-            _check_fresh(cache, soft_labels)
+            _check_fresh(cache, soft_labels, weights)
         if soft_labels and teacher is not None:
             raise UsageError("soft_labels=True and teacher= both give labels", hint="choose one")
         self.transform = transform
@@ -168,6 +172,7 @@ class D3MDataset(Dataset[Any]):
             quiet=quiet,
         )
         self._soft_labels = soft_labels
+        self._weights = _all_weights(self.pack) if weights else None
         self._select(np.arange(len(self.pack.classes)), self.pack.images_per_class)
         if selection is not None:
             self._select(self._class_numbers(selection), self._per_class)
@@ -209,11 +214,16 @@ class D3MDataset(Dataset[Any]):
         """Whether labels are vectors of probabilities."""
         return self._labels is not None or self.teacher is not None
 
+    @property
+    def weighted(self) -> bool:
+        """Whether each image comes with its weight."""
+        return self._weights is not None
+
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.classes) * self._per_class
 
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
         """Yield every image with its label, in order."""
         return (self[index] for index in range(len(self)))
 
@@ -272,21 +282,24 @@ class D3MDataset(Dataset[Any]):
 
     # Images and labels
 
-    def __getitem__(self, index: SupportsIndex) -> tuple[Any, Any]:
-        """Return an image and its label.
+    def __getitem__(self, index: SupportsIndex) -> tuple[Any, ...]:
+        """Return an image and its label, and its weight where that was asked for.
 
         Raises:
             IndexError: the index is out of range.
         """
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[tuple[Any, Any]]:
+    def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[tuple[Any, ...]]:
         """Return many images with their labels, decoded together: DataLoader calls this."""
         chosen = np.array([self._checked(index) for index in indices], dtype=np.int64)
         if not chosen.size:
             return []
         images, labels = self._samples(chosen, self.images.get(self.numbers(chosen), self.epoch))
-        return list(zip(images, self._targets(labels), strict=True))
+        columns = [images, self._targets(labels)]
+        if self.weighted:
+            columns.append(self.weights(chosen))
+        return list(zip(*columns, strict=True))
 
     def _targets(self, labels: Tensor) -> Iterable[Any]:
         """Return what the caller is given for labels."""
@@ -327,6 +340,17 @@ class D3MDataset(Dataset[Any]):
             return logits[:, self._columns.to(logits.device)].float().softmax(1).to(self.device)
         return torch.from_numpy(label).to(self.device)
 
+    def weights(self, indices: Ints) -> Tensor:
+        """Return how much images count in the loss of a training, float32.
+
+        Raises:
+            UsageError: the dataset was not asked for weights.
+        """
+        if self._weights is None:
+            raise UsageError("no weights were asked for", hint="D3MDataset(..., weights=True)")
+        label, image = np.divmod(indices, self._per_class)
+        return torch.from_numpy(self._weights[self._numbers[label], image]).to(self.device)
+
     def _samples(self, indices: Ints, images: Tensor) -> tuple[Any, Tensor]:
         """Return transformed images (a list once a transform took single ones) and labels."""
         labels = self.labels(indices, images)
@@ -345,8 +369,12 @@ class D3MDataset(Dataset[Any]):
             ]
         return rows, labels
 
-    def collate(self, indices: Ints, images: Tensor) -> tuple[Any, Tensor]:
-        """Return one batch of a loader: transformed images, and labels."""
+    def collate(self, indices: Ints, images: Tensor) -> tuple[Any, ...]:
+        """Return one batch of a loader: transformed images, labels, weights if asked for."""
+        batch = self._labelled(indices, images)
+        return (*batch, self.weights(indices)) if self.weighted else batch
+
+    def _labelled(self, indices: Ints, images: Tensor) -> tuple[Any, Any]:
         rows, labels = self._samples(indices, images)
         if isinstance(rows, list) and not isinstance(rows[0], Image.Image):
             rows = default_collate(rows)
@@ -512,7 +540,14 @@ def _check_names(numerics: str, output: str, cache: Cache, backbone: object) -> 
         raise UsageError(f"invalid cache {cache!r}: expected auto, gpu, cpu, disk or None")
 
 
-def _check_fresh(cache: Cache, soft_labels: bool) -> None:
+def _all_weights(pack: Pack) -> npt.NDArray[np.float32]:
+    """Return the weights of all images of a pack."""
+    if pack.weights is None:
+        return np.ones((len(pack.classes), pack.images_per_class), dtype=np.float32)
+    return decode_weights(pack.weights)
+
+
+def _check_fresh(cache: Cache, soft_labels: bool, weights: bool) -> None:
     if cache not in ("auto", None):
         raise UsageError(
             f"fresh=True with cache={cache!r}: fresh images are used once", hint="use cache=None"
@@ -521,4 +556,8 @@ def _check_fresh(cache: Cache, soft_labels: bool) -> None:
         raise UsageError(
             "the pack's soft labels are of its own images, not of fresh ones",
             hint="give teacher=, or train on hard labels",
+        )
+    if weights:
+        raise UsageError(
+            "the pack's weights are of its own images, not of fresh ones", hint="use weights=False"
         )

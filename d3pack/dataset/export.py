@@ -27,6 +27,8 @@ def to_hf(dataset: D3MDataset) -> datasets.Dataset:
     columns = {"image": datasets.Image(), "label": datasets.ClassLabel(names=dataset.classes)}
     if dataset.probabilities:
         columns["probabilities"] = datasets.List(datasets.Value("float32"))
+    if dataset.weighted:
+        columns["weight"] = datasets.Value("float32")
     return datasets.Dataset.from_generator(
         lambda: _rows(dataset),
         features=datasets.Features(columns),
@@ -49,8 +51,13 @@ def _rows(dataset: D3MDataset) -> Iterator[dict[str, Any]]:
         images = dataset.images.get(dataset.numbers(indices), dataset.epoch)
         labels = dataset.labels(indices, images).cpu()
         hard = dataset.hard_labels(indices)
-        for image, vector, label in zip(images, labels, hard, strict=True):
+        weights = dataset.weights(indices).tolist() if dataset.weighted else [None] * len(hard)
+        for image, vector, label, weight in zip(images, labels, hard, weights, strict=True):
             png = io.BytesIO()
             as_pil(image).save(png, format="PNG")
             row = {"image": {"bytes": png.getvalue(), "path": None}, "label": label}
-            yield row | ({"probabilities": vector.tolist()} if dataset.probabilities else {})
+            if dataset.probabilities:
+                row["probabilities"] = vector.tolist()
+            if weight is not None:
+                row["weight"] = weight
+            yield row

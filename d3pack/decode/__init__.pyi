@@ -7,6 +7,7 @@ from d3pack.decode.carried import local_backbone as local_backbone
 from d3pack.decode.carried import unpack_backbone as unpack_backbone
 from d3pack.decode.codes import codebook as codebook
 from d3pack.decode.decoder import Decoder as Decoder
+from d3pack.decode.decoder import denoiser as denoiser
 from d3pack.decode.decoder import unconditional as unconditional
 from d3pack.decode.export import ExportReport as ExportReport
 from d3pack.decode.export import class_folder as class_folder

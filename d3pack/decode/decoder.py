@@ -417,19 +417,8 @@ class Decoder:
             )
         else:
             conditions = self._unconditional[False].expand(len(pairs))
-        if guidance == 1.0 or not prompts:
-            return lambda x, sigma: backbone.denoise(x, sigma, conditions)
-        both = Condition.cat([self._unconditional[True].expand(len(pairs)), conditions])
-        channels = recipe.guided_channels or self.latent_shape[0]
-
-        def guided(x: Tensor, sigma: float) -> Tensor:
-            without, with_class = backbone.denoise(torch.cat([x, x]), sigma, both).chunk(2)
-            mixed = (with_class - without) * guidance + without
-            if channels >= mixed.shape[1]:
-                return mixed
-            return torch.cat([mixed[:, :channels], with_class[:, channels:]], dim=1)
-
-        return guided
+        none = self._unconditional[True] if prompts and guidance != 1.0 else None
+        return denoiser(backbone, conditions, none, guidance, recipe.guided_channels)
 
     def _condition(self, c: int, mode: int) -> Condition:
         """Return the condition of a prompt; it is computed alone, so no other can change its bits.
@@ -462,6 +451,36 @@ class Decoder:
             hint="free memory, use a larger device, or encode the pack with a smaller group;"
             ' numerics="fast" also takes group= (other pixels)',
         )
+
+
+def denoiser(
+    backbone: Backbone,
+    conditions: Condition,
+    none: Condition | None = None,
+    guidance: float = 1.0,
+    guided_channels: int = 0,
+) -> samplers.Model:
+    """Return the model of a sampler; guidance takes one pass of twice the images.
+
+    Args:
+        backbone: an open one.
+        conditions: one for each image.
+        none: the condition of no class, one row; None: no guidance.
+        guidance: its weight.
+        guided_channels: leading channels of the latent that are guided; 0: all.
+    """
+    if none is None or guidance == 1.0:
+        return lambda x, sigma: backbone.denoise(x, sigma, conditions)
+    both = Condition.cat([none.expand(len(conditions)), conditions])
+
+    def guided(x: Tensor, sigma: float) -> Tensor:
+        without, with_class = backbone.denoise(torch.cat([x, x]), sigma, both).chunk(2)
+        mixed = (with_class - without) * guidance + without
+        if not 0 < guided_channels < mixed.shape[1]:
+            return mixed
+        return torch.cat([mixed[:, :guided_channels], with_class[:, guided_channels:]], dim=1)
+
+    return guided
 
 
 def unconditional(backbone: Backbone, pack: Pack, *, guides: bool = True) -> Condition:

@@ -22,6 +22,7 @@ from d3pack.format import (
     encode_picks,
     encode_prompts,
     encode_unconditional,
+    encode_weights,
     pack_bytes,
 )
 from d3pack.system import count
@@ -166,6 +167,7 @@ def expected_bytes(
     *,
     unconditional: bool = False,
     adapter: Coded | None = None,
+    weights: bool = False,
 ) -> int:
     """Return the bytes of a pack: one of the same shapes, with random values, is made in memory.
 
@@ -177,6 +179,7 @@ def expected_bytes(
         provenance: as long as the real one.
         unconditional: the pack has vectors of no class.
         adapter: of the pack.
+        weights: images have weights.
     """
     classes, images = len(plan.classes), plan.images_per_class
     shape = (classes, allocation.modes, allocation.vectors, width)
@@ -191,6 +194,7 @@ def expected_bytes(
         seed=plan.seed,
         unconditional=encode_unconditional(values[0, 0]) if unconditional else None,
         adapter=adapter,
+        weights=encode_weights(np.full((classes, images), 2.0)) if weights else None,
         provenance=provenance,
     )
     if allocation.candidates > 1 and plan.seeded:

@@ -58,13 +58,14 @@ def with_codes(
     plan: EncodePlan,
     pack: Pack,
     backbone: Backbone,
-    photographs: Callable[[int], Tensor],
+    latents: Callable[[int], Tensor],
     *,
     last: bool = False,
 ) -> Pack:
-    """Return the pack with codes of photographs in front of the images of every class.
+    """Return the pack with codes in front of the images of every class.
 
     Args:
+        latents: those of a class to be coded.
         last: whether a shard has nothing to do after this.
     """
     count, total = plan.codes, len(pack.classes) * plan.codes
@@ -81,13 +82,10 @@ def with_codes(
     done = count * sum(map(is_done, range(len(names))))
     with run.events.stage("code photographs", total, "images", part="codes"):
         for c in run.units("code photographs", names, done=is_done, last=last):
-            photos = photographs(c)
-            with torch.no_grad():
-                step = max(1, _PIXELS // math.prod(photos.shape[2:]))
-                parts = [backbone.encode(part).float() for part in photos.split(step)]
+            wanted = latents(c)
             coder = Coder(backbone, coding, pack, c, run.settings.code_tried)
             with tuned(backbone, pack.adapter):
-                atoms, signs = coder.code(torch.cat(parts))
+                atoms, signs = coder.code(wanted)
             run.remember_skipped()
             run.journal.save(names[c], {"atoms": atoms, "signs": signs}, {})
             done += count
@@ -97,6 +95,13 @@ def with_codes(
     codes = encode_codes(Codes(coding, count, atoms.astype(np.int64), signs))
     prompts = pack.prompts if plan.needs_prompts else None
     return replace(pack, images_per_class=plan.images_per_class, prompts=prompts, codes=codes)
+
+
+def latents_of(backbone: Backbone, images: Tensor) -> Tensor:
+    """Return the latents of images (N, 3, H, W)."""
+    step = max(1, _PIXELS // math.prod(images.shape[2:]))
+    with torch.no_grad():
+        return torch.cat([backbone.encode(part).float() for part in images.split(step)])
 
 
 def can_code(backbone: Backbone, coding: Coding) -> bool:

@@ -15,7 +15,13 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from d3pack.encode.settings import ClassCondSettings, D3MSettings, EncodeSettings, MinimaxSettings
+from d3pack.encode.settings import (
+    ClassCondSettings,
+    D3MSettings,
+    EncodeSettings,
+    MinimaxSettings,
+    ModesSettings,
+)
 from d3pack.errors import UsageError
 from d3pack.system import Shard, WaitingError, load
 
@@ -44,6 +50,7 @@ _BUILT_IN: Mapping[str, tuple[str, type]] = {
     "classcond": ("d3pack.encode.methods.classcond.method:ClassCond", ClassCondSettings),
     "codes": ("d3pack.encode.methods.codes.method:CodesOnly", NoSettings),
     "minimax": ("d3pack.encode.methods.minimax.method:Minimax", MinimaxSettings),
+    "modes": ("d3pack.encode.methods.modes.method:Modes", ModesSettings),
 }
 _SKIPPED = "skipped"  # in the journal
 _LOOK_SECONDS = 1.0  # between two looks for what other shards have finished
@@ -198,6 +205,10 @@ class Draft:
     bad: int = 0  # real images that could not be read
     # images of a class to be coded; None: the teacher chooses
     photographs: Callable[[int], Tensor] | None = None
+    # what is coded in their place: latents of images that were made
+    latents: Callable[[int], Tensor] | None = None
+    # how much each image of a class counts in the loss of a training; asked for when all are made
+    weights: Callable[[int], npt.NDArray[np.float64]] | None = None
     # real images of a class, at most so many, for contact sheets
     real: Callable[[int, int], npt.NDArray[np.uint8]] | None = None
     title: str = "Real images, and what the pack makes"

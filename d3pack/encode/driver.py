@@ -52,6 +52,7 @@ _TEMPORARY = (
     "codes",
     "groups",
     "labels",
+    "modes",
     "teacher",
     "training",
     "tuning",

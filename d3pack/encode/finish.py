@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 import d3pack
 from d3pack.backbones import Backbone
@@ -23,13 +24,13 @@ from d3pack.encode.candidates import (
     pick_order,
     probabilities,
 )
-from d3pack.encode.codes import choose_photographs, with_codes
+from d3pack.encode.codes import choose_photographs, latents_of, with_codes
 from d3pack.encode.contract import Draft, EncodeRun, ShardFinishedError
 from d3pack.encode.pilots import choose_split
 from d3pack.encode.plan import EncodePlan
 from d3pack.encode.settings import EncodeSettings, parse_labels, recorded_settings
 from d3pack.errors import UsageError
-from d3pack.format import Pack, encode_labels, encode_picks
+from d3pack.format import Pack, encode_labels, encode_picks, encode_weights
 from d3pack.preview import Row, contact_sheet
 from d3pack.sources import Source
 from d3pack.system import Journal
@@ -59,6 +60,9 @@ def finish(run: EncodeRun, plan: EncodePlan, draft: Draft, method: str) -> Pack:
         pack = with_labels(pack, answers, allocation.labels, run.settings.label_temperature)
     if run.is_shard:
         raise ShardFinishedError(f"shard {run.shard} has finished")
+    if draft.weights is not None:
+        weights = np.stack([draft.weights(c) for c in range(len(pack.classes))])
+        pack = replace(pack, weights=encode_weights(weights))
     pack = with_probes(pack, backbone, allocation.probes)
     record = provenance(
         method,
@@ -113,12 +117,18 @@ def _with_images(
         alone = last and not plan.codes
         pack = _with_picks(run, pack, plan.allocation, backbone, teacher, last=alone)
     if plan.codes:
-        photographs = draft.photographs
-        if photographs is None:
-            teacher = _teacher_of(draft, method)
-            photographs = partial(choose_photographs, run, plan, teacher)
-        pack = with_codes(run, plan, pack, backbone, photographs, last=last)
+        latents = draft.latents or _latents_of_photographs(run, plan, draft, method)
+        pack = with_codes(run, plan, pack, backbone, latents, last=last)
     return pack
+
+
+def _latents_of_photographs(
+    run: EncodeRun, plan: EncodePlan, draft: Draft, method: str
+) -> Callable[[int], Tensor]:
+    photographs = draft.photographs
+    if photographs is None:
+        photographs = partial(choose_photographs, run, plan, _teacher_of(draft, method))
+    return lambda c: latents_of(draft.backbone, photographs(c))
 
 
 def _teacher_of(draft: Draft, method: str) -> Teacher:
@@ -246,6 +256,15 @@ def coding_figures(pack: Pack) -> dict[str, Any]:
     return {name: dict(coded.figures) for name, coded in sections.items() if coded is not None}
 
 
+_SAMPLE_TEACHER: Mapping[str, Any] = {
+    "kind": "trained",
+    "name": "resnet-48-96-192-32px",
+    "bytes": 2778952,
+    "sha256": "0" * 32,
+    "held_accuracy": 0.1234,
+}
+
+
 def sample_provenance(
     method: str,
     source: Source,
@@ -253,6 +272,8 @@ def sample_provenance(
     figures: Sequence[str],
     counts: Mapping[str, int],
     seen: int | None = None,
+    *,
+    teaches: bool = True,
 ) -> dict[str, Any]:
     """Return provenance as long as the real one will be, for the size of a pack to come.
 
@@ -263,19 +284,14 @@ def sample_provenance(
         figures: names of measured numbers.
         counts: metrics that are whole numbers.
         seen: images that will be used; by default all.
+        teaches: whether there is a teacher.
     """
     labelled = ["agreement"] if settings.labels else []
     return provenance(
         method,
         source,
         settings,
-        teacher={
-            "kind": "trained",
-            "name": "resnet-48-96-192-32px",
-            "bytes": 2778952,
-            "sha256": "0" * 32,
-            "held_accuracy": 0.1234,
-        },
+        teacher=_SAMPLE_TEACHER if teaches else None,
         metrics={**dict.fromkeys([*figures, *labelled], 0.12345), **counts},
         seen=sum(source.counts) if seen is None else seen,
         bad=0,

@@ -35,11 +35,12 @@ class EncodePlan:
     allocation: Allocation
     group: int
     seed: int
-    codes: int = 0  # images of each class that are photographs, as codes
+    codes: int = 0  # images of each class that are coded: photographs, unless they are made
     coding: Coding | None = None
     pilots: int = 0  # updates of the students that choose codes and seeds; 0: nothing to choose
     details: Mapping[str, Any] = field(default_factory=dict)  # what the method adds, as JSON
     text: tuple[str, ...] = ()  # the same for a person
+    made: bool = False  # whether what is coded are images that the method makes
 
     @classmethod
     def of(
@@ -93,7 +94,7 @@ class EncodePlan:
     def to_json(self) -> dict[str, Any]:
         """Return what a run must have in common with the one that it continues."""
         value = asdict(self)
-        del value["text"], value["details"]
+        del value["text"], value["details"], value["made"]
         return {**value, "classes": len(self.classes), **self.details}
 
     def lines(self) -> list[str]:
@@ -103,7 +104,9 @@ class EncodePlan:
             f"{self.images_per_class} to make of each class"
         )
         lines = [first, *self.text]
-        if self.coding is not None:
+        if self.coding is not None and self.made:
+            lines.append(f"images as codes of {self.coding.nbytes:.1f} bytes")
+        elif self.coding is not None:
             lines.append(
                 f"{self.codes} of each class are photographs as codes of {self.coding.nbytes:.1f}"
                 " bytes: their likeness can be rebuilt"

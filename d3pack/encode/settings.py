@@ -58,7 +58,9 @@ class EncodeSettings:
         "Bytes of the whole pack, as 20KB; what is not set is chosen to fit.",
         parse=parse_size,
     )
-    method: str = option("d3m", "d3m, classcond, minimax, codes, or one that a plugin brings.")
+    method: str = option(
+        "d3m", "d3m, classcond, minimax, modes, codes, or one that a plugin brings."
+    )
     backbone: str | None = option(
         None, "Diffusion model: mini, a directory in diffusers' layout, or org/name.", private=True
     )
@@ -312,6 +314,21 @@ class MinimaxSettings:
                 "decode_seconds limits the search for a sampler, and minimax makes none by itself",
                 hint="set search_images as well, for instance to 200",
             )
+
+
+@dataclass(frozen=True, slots=True)
+class ModesSettings:
+    """Settings of `modes` alone; the defaults are those of the paper."""
+
+    pull: float = option(
+        0.1, "Pull towards a centre, in deviations of a step's noise.", ge=0, le=100
+    )
+    pulled: float = option(0.5, "Share of the steps that pull, from the first on.", ge=0, le=1)
+    pool: int = option(0, "Real images per class that are clustered; 0: all.", ge=0)
+    equal: bool = option(False, "Let all images count the same: store no weights of clusters.")
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True, slots=True)

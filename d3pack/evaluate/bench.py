@@ -201,18 +201,20 @@ class Bench:
                 pack,
                 device=self.device,
                 soft_labels=pack.labels is not None,
+                weights=pack.weights is not None,
                 cache="cpu",
                 backbone=self._backbone,
             )
             began = time.monotonic()
             batches = list(data.loader(64, shuffle=False))
             seconds = time.monotonic() - began
-            images = torch.cat([images.cpu() for images, _ in batches])
-            soft = None
-            if pack.labels is not None:
-                soft = torch.cat([labels.cpu() for _, labels in batches])
+            columns = [torch.cat([part.cpu() for part in c]) for c in zip(*batches, strict=True)]
+            images, given = columns[:2]
+            weights = columns[2] if pack.weights is not None else None
+            soft = None if pack.labels is None else given
             labels = torch.arange(len(pack.classes)).repeat_interleave(pack.images_per_class)
-            self._decoded[pack.root] = LabelledImages(images, labels, soft=soft), seconds
+            content = LabelledImages(images, labels, soft=soft, weights=weights)
+            self._decoded[pack.root] = content, seconds
         return self._decoded[pack.root]
 
     def decode_seconds(self, pack: Pack) -> float:

@@ -10,13 +10,16 @@ from d3pack.format.codecs import decode_files as decode_files
 from d3pack.format.codecs import decode_labels as decode_labels
 from d3pack.format.codecs import decode_picks as decode_picks
 from d3pack.format.codecs import decode_prompts as decode_prompts
+from d3pack.format.codecs import decode_weights as decode_weights
 from d3pack.format.codecs import encode_adapter as encode_adapter
 from d3pack.format.codecs import encode_codes as encode_codes
 from d3pack.format.codecs import encode_files as encode_files
 from d3pack.format.codecs import encode_labels as encode_labels
 from d3pack.format.codecs import encode_picks as encode_picks
 from d3pack.format.codecs import encode_prompts as encode_prompts
+from d3pack.format.codecs import encode_sets as encode_sets
 from d3pack.format.codecs import encode_unconditional as encode_unconditional
+from d3pack.format.codecs import encode_weights as encode_weights
 from d3pack.format.codecs import level_bits as level_bits
 from d3pack.format.coded import Array as Array
 from d3pack.format.coded import Coded as Coded

@@ -18,6 +18,7 @@ from d3pack.format.codecs.codes import first_codes
 from d3pack.format.codecs.files import decode_files
 from d3pack.format.codecs.labels import first_labels, restrict_labels
 from d3pack.format.codecs.picks import decode_picks, first_picks
+from d3pack.format.codecs.weights import part_of_weights
 from d3pack.format.coded import EMPTY, Array, Coded, freeze_array
 from d3pack.format.recipe import DEFAULTS as RECIPE_DEFAULTS
 from d3pack.format.recipe import Recipe, backbone_defaults, lock_of, parse_files
@@ -97,6 +98,8 @@ class Pack:
         picks: the candidate that each seeded image is, (C, n) or less by those of codes; None:
             the i-th one is candidate i.
         labels: decodes to float32 (C, n, C), the soft labels.
+        weights: decodes to float32 (C, n), how much each image counts in the loss of a training;
+            None: all the same.
         adapter: named tensors that tune the backbone.
         probes: reference images, by which a decoder is verified.
         provenance: where the pack comes from, for people.
@@ -126,6 +129,7 @@ class Pack:
     codes: Coded | None = None
     picks: Coded | None = None
     labels: Coded | None = None
+    weights: Coded | None = None
     adapter: Coded | None = None
     probes: Probes | None = None
     provenance: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
@@ -204,6 +208,7 @@ class Pack:
             "codes": self.codes,
             "picks": self.picks,
             "labels": self.labels,
+            "weights": self.weights,
             "adapter": self.adapter,
         }
         if self.probes is not None:
@@ -244,6 +249,11 @@ class Pack:
     def coded_images(self) -> int:
         """Images of a class that are made of codes: the first ones."""
         return 0 if self.codes is None else int(self.codes.params["images"])
+
+    @property
+    def holds_photographs(self) -> bool:
+        """Whether codes are those of photographs; the method `modes` codes images that it makes."""
+        return self.codes is not None and self.provenance.get("method") != "modes"
 
     def counters(self, classes: Any, images: Any) -> tuple[Array, Array]:
         """Return the class and image words of the noise counter for images of classes.
@@ -295,6 +305,7 @@ class Pack:
             codes=None if self.codes is None else self.codes.take(take),
             picks=None if self.picks is None else self.picks.take(take),
             labels=None if self.labels is None else restrict_labels(self.labels, take, take),
+            weights=None if self.weights is None else part_of_weights(self.weights, take),
             probes=self._probes({row: new for new, row in enumerate(rows)}, self.images_per_class),
         )
 
@@ -321,6 +332,7 @@ class Pack:
             codes=None if self.codes is None else first_codes(self.codes, k),
             picks=first_picks(self.picks, seeded) if self.picks and seeded > 0 else None,
             labels=None if self.labels is None else first_labels(self.labels, k),
+            weights=None if self.weights is None else part_of_weights(self.weights, images=k),
             probes=self._probes({row: row for row in range(len(self.classes))}, k),
         )
 

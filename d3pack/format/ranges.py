@@ -10,6 +10,7 @@ import numpy as np
 from d3pack.errors import InvalidPackError, UsageError
 from d3pack.format import container, rules
 from d3pack.format.codecs.labels import restrict_labels
+from d3pack.format.codecs.weights import part_of_weights
 from d3pack.format.coded import DTYPES, Coded
 from d3pack.format.pack import EMBEDDED, MINOR, Pack, derived
 from d3pack.format.reader import Header, build_pack
@@ -99,13 +100,14 @@ def _build_part(
     header: Header, rows: Sequence[int], names: tuple[str, ...], sections: dict[str, Coded]
 ) -> Pack:
     carried = {name: sections.pop(name) for name in (EMBEDDED,) if name in sections}
-    checked = {name: section for name, section in sections.items() if name != "ids"}
+    # what a whole pack must leave out, its part may have
+    checked = {name: part for name, part in sections.items() if name not in ("ids", "weights")}
     rules.check_values(checked, names, header.images)
     take = np.array(rows)
     ids = sections["ids"].tensors["ids"] if "ids" in sections else take.astype(np.uint32)
     if np.unique(ids).size != ids.size:
         raise InvalidPackError("two classes have the same id", code="E_IDS")
-    labels = sections.get("labels")
+    labels, weights = sections.get("labels"), sections.get("weights")
     return Pack(
         classes=names,
         images_per_class=header.images,
@@ -116,6 +118,7 @@ def _build_part(
         codes=sections.get("codes"),
         picks=sections.get("picks"),
         labels=restrict_labels(labels, np.arange(len(rows)), take) if labels else None,
+        weights=part_of_weights(weights) if weights else None,
         adapter=sections.get("adapter"),
         provenance=derived(header.provenance, header.root, {"select": len(rows)}),
         ids=None if np.array_equal(ids, np.arange(len(rows))) else ids,

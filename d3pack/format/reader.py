@@ -233,6 +233,7 @@ def build_pack(header: Header, names: tuple[str, ...], sections: Mapping[str, Co
         codes=sections.get("codes"),
         picks=sections.get("picks"),
         labels=sections.get("labels"),
+        weights=sections.get("weights"),
         adapter=sections.get("adapter"),
         probes=Probes(**probes.tensors) if probes else None,
         provenance=header.provenance,

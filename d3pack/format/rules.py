@@ -23,6 +23,7 @@ from d3pack.format.codecs.codes import check_code_values, layout_codes
 from d3pack.format.codecs.labels import check_label_values, layout_labels
 from d3pack.format.codecs.picks import check_pick_values, layout_picks
 from d3pack.format.codecs.prompts import check_prompt_values, layout_prompts
+from d3pack.format.codecs.weights import check_weight_values, layout_weights
 from d3pack.format.coded import Coded
 from d3pack.format.recipe import MAX_SIDE
 
@@ -95,6 +96,8 @@ def check_values(coded: Mapping[str, Coded], names: tuple[str, ...], images: int
         check_pick_values(coded["picks"], names)
     if "labels" in coded:
         check_label_values(coded["labels"], names)
+    if "weights" in coded:
+        check_weight_values(coded["weights"])
     if "adapter" in coded:
         check_adapter_values(coded["adapter"])
     if "probes" in coded:
@@ -171,6 +174,7 @@ SECTIONS: dict[str, Section] = {  # in the order of the file
     "codes": Section(layout_codes),
     "picks": Section(layout_picks, implied=("images",)),
     "labels": Section(layout_labels, implied=("classes", "images")),
+    "weights": Section(layout_weights),
     "adapter": Section(layout_adapter),
     "probes": Section(_layout_probes),
 }

@@ -120,6 +120,7 @@ def _picture(facts: Facts) -> str:
 
 def _identity(facts: Facts) -> str:
     pack, recipe = facts.pack, facts.pack.recipe
+    coded = "photographs" if pack.holds_photographs else "made images"
     rows = [
         ("root (identity)", f"`{pack.root}`"),
         ("file", markdown_code(str(facts.address.file))),
@@ -128,7 +129,7 @@ def _identity(facts: Facts) -> str:
         ("sampler", f"{recipe.sampler}, {len(recipe.sigmas) - 1} steps, guidance"
                     f" {recipe.guidance:g}, {recipe.dtype}"),
         ("prompts", f"codec {pack.prompts.codec}" if pack.prompts else "none"),
-        ("codes", f"{pack.codes.params['codes']:,} photographs a class" if pack.codes else "none"),
+        ("codes", f"{pack.codes.params['codes']:,} {coded} a class" if pack.codes else "none"),
         ("soft labels", f"codec {pack.labels.codec}" if pack.labels else "none"),
         ("signature", "OpenSSF model-signing, beside the pack" if facts.signed else "none"),
     ]  # fmt: skip
@@ -232,7 +233,7 @@ def _limits(facts: Facts) -> str:
         "- Every image is synthetic: made by a diffusion model from a learned prompt. They resemble"
         " the source data but do not reproduce it, and carry the biases of that model.\n"
     )
-    if codes is not None:
+    if codes is not None and facts.pack.holds_photographs:
         kinds = (
             f"- {codes.params['codes']:,} images of each class are photographs of the source data,"
             " coded: their likeness can be rebuilt from this file. All images carry the biases of"

@@ -191,6 +191,8 @@ def _codes(pack: Pack) -> str:
     if pack.codes is None:
         return "none"
     count = pack.codes.params["codes"]
+    if not pack.holds_photographs:
+        return f"{count:,} made images a class"
     return f"{count:,} photographs a class, whose likeness can be rebuilt"
 
 

@@ -19,6 +19,7 @@ class LabelledImages:
     nbytes: int | None = None  # None where nobody would send them
     note: str = ""
     soft: Tensor | None = None  # soft labels, probabilities (N, C), where there are some
+    weights: Tensor | None = None  # in the loss, (N,), where they differ
 
     @classmethod
     def of(cls, classes: Sequence[Tensor]) -> LabelledImages:

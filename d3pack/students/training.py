@@ -288,6 +288,7 @@ class _Run:
         self.protocol, self.seed, self.classes, self.teacher = protocol, seed, classes, teacher
         self.images = fit(train.images, size, resample=resample).to(device)
         self.targets = _targets(train, classes, protocol.labels).to(device)
+        self.weighted = train.weights is not None
         side = protocol.test_side(size)
         self.test_images = fit(test.images, size, side=side, resample=resample)
         self.test_labels = test.labels
@@ -347,7 +348,8 @@ class _Run:
             pixels = ((x * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)
             with torch.no_grad():
                 logits = self.teacher(pixels).to(x.device)
-                targets = F.softmax(logits.float() / protocol.temperature, 1)
+                answers = F.softmax(logits.float() / protocol.temperature, 1)
+            targets = answers * targets.sum(1, keepdim=True) if self.weighted else answers
         return x, targets
 
     def _backward(self, x: Tensor, targets: Tensor) -> None:
@@ -399,10 +401,18 @@ class _Run:
 
 
 def _targets(train: LabelledImages, classes: int, kind: Labels) -> Tensor:
-    """Labels as distributions over the classes: soft ones where they are asked for."""
+    """Labels as distributions over the classes: soft ones where they are asked for.
+
+    Where images have weights, a distribution is multiplied by that of its image, in units of their
+    mean: the loss is linear in it, and images that are mixed mix their weights, too.
+    """
     if train.soft is not None and kind == "stored":
-        return train.soft.float()
-    return F.one_hot(train.labels.long(), classes).float()
+        targets = train.soft.float()
+    else:
+        targets = F.one_hot(train.labels.long(), classes).float()
+    if train.weights is None:
+        return targets
+    return targets * (train.weights / train.weights.mean()).float()[:, None].to(targets.device)
 
 
 def save_checkpoint(

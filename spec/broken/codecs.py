@@ -130,6 +130,16 @@ def cases() -> Iterator[Case]:
     yield "picks-lanes", code, "no lane", "picks", params("picks", lanes=0)
     yield "picks-lanes-many", code, "more than 2**32", "picks", params("picks", lanes=2**24 + 1)
     yield "picks-param-missing", code, "no lanes", "picks", drop("picks", "lanes")
+    for name, breaks, value in (
+        ("bits", "25 bits", {"bits": 25}),
+        ("stride", "a stride of fewer than the images", {"stride": 5}),
+        ("stride-many", "more than 2**32 candidates", {"stride": 2**29 + 1}),
+        ("lanes", "a parameter of the other codec", {"lanes": 1}),
+    ):
+        yield f"picks-sets-{name}", code, breaks, "picks-sets", params("picks", **value)
+    yield "picks-sets-missing", code, "no stride", "picks-sets", drop("picks", "stride")
+    yield "weights-codec", code, "an unknown codec", "weights", codec("weights", "f16")
+    yield "weights-param", code, "a parameter of the weights", "weights", params("weights", bits=8)
     yield "ids-codec", code, "ids of two bytes", "selected", codec("ids", "u16")
     yield "probes-codec", code, "probes as reals", "probes", codec("probes", "f16")
     yield "ids-param", code, "a parameter of the ids", "selected", params("ids", classes=2)

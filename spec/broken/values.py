@@ -188,6 +188,20 @@ def cases() -> Iterator[Case]:
         poke("picks.codes", 2, b"\x04"),
     )
     yield (
+        "picks-sets-spare",
+        "E_PICKS",
+        "a bit after the set of a class",
+        "picks-sets",
+        poke("picks.codes", 0, b"\x0c"),
+    )
+    yield (
+        "weights-one",
+        "E_WEIGHTS",
+        "all weights are 1",
+        "weights",
+        poke("weights.codes", 0, b"\x80" * 24),
+    )
+    yield (
         "codes-rank",
         "E_CODES",
         "a set of two of sixteen atoms that does not exist",

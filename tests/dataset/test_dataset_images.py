@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch.utils.data import (
 import d3pack
 from d3pack.dataset import D3MDataset, TransformError
 from d3pack.errors import D3MError, InvalidPackError, NotFoundError, UsageError
-from d3pack.format import Pack
+from d3pack.format import Pack, encode_weights
 from d3pack.format.codecs import decode_labels
 
 CACHES = ["cpu", "disk", None]
@@ -266,6 +267,33 @@ def test_soft_labels_are_refused_without_any_in_the_pack(
         make(tiny_pack(backbone), soft_labels=True)
 
 
+def test_weights_come_with_each_image(make: Make, pack: Pack, expected: Tensor) -> None:
+    given = np.exp2(np.random.default_rng(2).integers(-16, 17, (3, 7)) / 16)
+    weighted = replace(pack, weights=encode_weights(given))
+    dataset = make(weighted, weights=True, soft_labels=True)
+    flat = torch.from_numpy(given.reshape(21)).float()
+    for index in (0, 9, 20):
+        image, label, weight = dataset[index]
+        assert same(image, expected[index])
+        assert label.shape == (3,)
+        assert weight == flat[index]
+        assert weight.dtype == torch.float32
+    *_, weights = next(iter(dataset.loader(21, shuffle=False)))
+    assert torch.equal(weights, flat)
+    *_, weights = next(iter(DataLoader(dataset, batch_size=21)))
+    assert torch.equal(weights, flat)
+    part = dataset.select_classes([2, 0]).first(2)
+    assert [float(row[2]) for row in part] == flat[[14, 15, 0, 1]].tolist()
+    assert len(make(weighted)[0]) == 2
+
+
+def test_weights_of_a_pack_without_them_are_one(make: Make) -> None:
+    *_, weights = next(iter(make(weights=True).loader(5)))
+    assert weights.tolist() == [1] * 5
+    with pytest.raises(UsageError, match="no weights were asked for"):
+        make().weights(np.array([0]))
+
+
 class MeanTeacher:
     """Real logits from real pixels: the mean of each channel, one per class."""
 
@@ -338,6 +366,7 @@ def test_transform_error_names_the_image(make: Make) -> None:
         {"output": "pil", "batch_transform": abs},
         {"fresh": True, "cache": "disk"},
         {"fresh": True, "soft_labels": True},
+        {"fresh": True, "weights": True},
         {"soft_labels": True, "teacher": MeanTeacher()},
         {"device": "gpu"},
         {"device": "cuda:99"},

@@ -27,6 +27,7 @@ from d3pack.encode import (
     D3MSettings,
     EncodeSettings,
     MinimaxSettings,
+    ModesSettings,
     encode,
     estimate_encode,
 )
@@ -299,7 +300,12 @@ def test_estimate_measures_classcond(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("d3m", D3MSettings), ("classcond", ClassCondSettings), ("minimax", MinimaxSettings)],
+    [
+        ("d3m", D3MSettings),
+        ("classcond", ClassCondSettings),
+        ("minimax", MinimaxSettings),
+        ("modes", ModesSettings),
+    ],
 )
 def test_every_setting_is_on_the_page(name: str, kind: type[Any]) -> None:
     page = (ROOT / "spec" / "methods.md").read_text(encoding="utf-8")

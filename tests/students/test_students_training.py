@@ -17,6 +17,7 @@ from d3pack.students.images import LabelledImages
 from d3pack.students.networks import build_student
 from d3pack.students.protocols import CutMix, Epochs, Flip, Intervals, Protocol, Updates
 from d3pack.students.training import (
+    IMAGENET,
     History,
     fit,
     lengths,
@@ -56,6 +57,37 @@ def test_a_student_learns() -> None:
     right = sum(row[c] for c, row in enumerate(history.confusion))
     assert history.last == pytest.approx(right / 60)
     assert [step for step, _ in history.curve] == [13, 26, 39, 40]
+
+
+def test_a_weight_counts_like_as_many_copies() -> None:
+    """Of a whole batch: copies of an image, or the image with a weight."""
+    images, labels = coloured(4, 1).images, coloured(4, 1).labels
+    copies = torch.tensor([3, 1, 1, 1] * 3)
+    many = LabelledImages(images.repeat_interleave(copies, 0), labels.repeat_interleave(copies))
+    weighted = LabelledImages(images, labels, weights=copies.float())
+    fixed: dict[str, Any] = {"normalise": IMAGENET, "batch_ops": (), "pixel_ops": (), "mix": None}
+    protocol = replace(SMALL, length=Updates(1), size=8, **fixed)
+    found = []
+    for content in (many, weighted, LabelledImages(images, labels)):
+        whole = replace(protocol, batch=((1 << 60, len(content.images)),))
+        run = training._Run(content, coloured(2, 2), whole, 0, 3, None, None, torch.device("cpu"))
+        run.update(torch.arange(len(content.images)))
+        grads = [p.grad for p in run.model.parameters() if p.grad is not None]
+        found.append(torch.cat([grad.flatten() for grad in grads]))
+    assert torch.allclose(found[0], found[1], atol=1e-6)
+    assert not torch.allclose(found[0], found[2], atol=1e-3)
+
+
+def test_mixed_images_have_mixed_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = replace(coloured(4, 1), weights=torch.tensor([2.0, 1.0, 0.5, 0.5] * 3))
+    protocol = replace(SMALL, size=8, labels="teacher", mix=CutMix(p=1.0, beta=1.0))
+    run = training._Run(
+        content, coloured(2, 2), protocol, 0, 3, None, lambda x: torch.zeros(len(x), 3),
+        torch.device("cpu"),
+    )  # fmt: skip
+    _, targets = run._batch(torch.arange(12), torch.Generator().manual_seed(1))
+    assert targets.sum() == pytest.approx(12)
+    assert len(set(targets.sum(1).tolist())) > 3
 
 
 def test_the_seed_decides() -> None:

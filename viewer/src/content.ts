@@ -59,7 +59,8 @@ export function sourceOf(pack: Pack, c: number, j: number): Source {
 function pickOf(pack: Pack, c: number, i: number): number {
   const picks = params(pack, "picks");
   if (!picks) return i;
-  const [bits, lanes] = [picks.get("bits") as number, picks.get("lanes") as number];
+  const [bits, lanes] = [picks.get("bits") as number, picks.get("lanes") as number | undefined];
+  if (lanes === undefined) return i + (picks.get("stride") as number) * smallBitsAt(rowOf(pack, "picks.codes", c), 0, bits);
   return (i % lanes) + lanes * smallBitsAt(rowOf(pack, "picks.codes", c), i * bits, bits);
 }
 
@@ -102,6 +103,12 @@ function topKLabel(indices: number[], codes: number[], ratios: number[], classes
   const label = new Float32Array(classes).fill(classes > indices.length ? tail / (classes - indices.length) : 0);
   indices.forEach((index, rank) => (label[index] = ((1 - tail) * top[rank]) / total));
   return label;
+}
+
+/** Return how much each image of a class counts in the loss of a training, or undefined where all count the same. */
+export function weightsOf(pack: Pack, c: number): Float32Array | undefined {
+  if (!pack.sections.has("weights")) return undefined;
+  return Float32Array.from(rowOf(pack, "weights.codes", c), (code) => 2 ** ((code - 128) / 16));
 }
 
 /** Return the bytes of a file by what they are spent on; they add up to its size. */

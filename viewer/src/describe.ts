@@ -38,7 +38,8 @@ export function recipeFacts(pack: Pack): HTMLElement {
     ["Template", template === null ? "none: vectors are outputs of the text encoder" : `“${template}”`],
     ["Prompts", vectors ?? "none"],
     ["Codes", coding ? `${grouped(coding.get("codes") as number)} a class, for ${grouped(coding.get("images") as number)} of its images` : "none"],
-    ["Seeds", `${picks ? `picked, ${picks.get("bits")} bits an image` : "in order"}, from ${pack.manifest.get("seed")}`],
+    ["Seeds", `${picks ? `picked, ${picks.get("bits")} bits ${picks.has("stride") ? "a class" : "an image"}` : "in order"}, from ${pack.manifest.get("seed")}`],
+    ["Weights", pack.sections.has("weights") ? "one for each image, for the loss of a training" : "none"],
     ["Arithmetic", `${r.get("dtype")}, groups of ${r.get("group")}`],
     ["Noise", String(r.get("noise"))],
   ]);

@@ -54,8 +54,9 @@ const CODECS: Record<string, string[]> = {
   prompts: ["f16", "i8", "i4", "pq"],
   unconditional: ["f16", "i8", "i4", "pq"],
   codes: ["noise"],
-  picks: ["lanes"],
+  picks: ["lanes", "sets"],
   labels: ["topk", "dense"],
+  weights: ["log"],
   adapter: ["f16", "i8"],
   probes: ["u8"],
 };
@@ -324,6 +325,9 @@ function shapesOf(section: Section, classes: number): Shapes {
       parameters(section.params, {});
       return { ids: ["U32", [classes]] };
     case "picks": return pickShapes(section, classes);
+    case "weights":
+      parameters(section.params, {});
+      return { codes: ["U8", [classes, section.images]] };
     case "probes": {
       parameters(section.params, { shape: undefined });
       const [count, ...sides] = promptShape(section.params, [4096, 8192, 8192]);
@@ -377,7 +381,12 @@ export function codeWidths(params: JsonObject): number[] {
   });
 }
 
-function pickShapes({ params, images }: Section, classes: number): Shapes {
+function pickShapes({ codec, params, images }: Section, classes: number): Shapes {
+  if (codec === "sets") {
+    const { bits, stride } = parameters(params, { bits: [1, 24], stride: [images, 2 ** 31] });
+    need(stride * 2 ** bits <= 2 ** 32 && images > 0, "E_CODEC", "stride, or no image is seeded");
+    return { codes: ["U8", [classes, Math.ceil(bits / 8)]] };
+  }
   const { bits, lanes } = parameters(params, { bits: [1, 16], lanes: [1, 2 ** 31] });
   need(lanes * 2 ** bits <= 2 ** 32 && images > 0, "E_CODEC", "lanes, or no image is seeded");
   return { codes: ["U8", [classes, Math.ceil((images * bits) / 8)]] };
@@ -530,6 +539,8 @@ function checkValues(sections: Map<string, Section>, arrays: Map<string, Values>
   for (const row of rowsOf("picks.codes")) checkPicks(row, sections.get("picks") as Section);
   checkDense(arrays.get("labels.probs") as Float32Array | undefined, classes);
   for (const row of rowsOf("labels.bits")) checkTopK(row, classes, images, params("labels"));
+  const says = arrays.get("weights.codes")?.some((code: number) => code !== 128);
+  need(says !== false, "E_WEIGHTS", "all weights are 1 and must be left out");
   if (sections.has("adapter")) checkFinite(sections.get("adapter") as Section, arrays, "E_ADAPTER");
   checkProbes(arrays, classes, images);
 }
@@ -573,7 +584,8 @@ function checkCodes(row: Uint8Array, params: JsonObject): void {
   need(isClear(row, at), "E_CODES", "a bit has no meaning");
 }
 
-function checkPicks(row: Uint8Array, { params, images }: Section): void {
+function checkPicks(row: Uint8Array, { codec, params, images }: Section): void {
+  if (codec === "sets") return need(isClear(row, params.get("bits") as number), "E_PICKS", "a bit has no meaning");
   const [bits, lanes] = [params.get("bits") as number, params.get("lanes") as number];
   const seen = new Set<number>();
   for (let i = 0; i < images; i++) seen.add((i % lanes) + lanes * smallBitsAt(row, i * bits, bits));

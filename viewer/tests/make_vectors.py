@@ -18,7 +18,7 @@ import d3pack
 from d3pack.backbones import open_backbone
 from d3pack.decode import noise, samplers
 from d3pack.decode.codes import chosen_noise
-from d3pack.format import Pack, coding_of, decode_labels, decode_prompts
+from d3pack.format import Pack, coding_of, decode_labels, decode_prompts, decode_weights
 from d3pack.format.codecs import codes_at
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,6 +92,8 @@ def content(pack: Pack) -> dict[str, Any]:
             row[name] = bits(decode_prompts(coded))
     if pack.labels is not None:
         row["labels"] = bits(np.stack([decode_labels(pack.labels, c) for c in range(count)]))
+    if pack.weights is not None:
+        row["weights"] = bits(decode_weights(pack.weights))
     if pack.codes is not None:
         row["codes"] = coded_noise(pack)
     return row

@@ -5,7 +5,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { choicesOf, chosenNoise } from "../src/codes.ts";
-import { decodePrompts, ledgerOf, params, rowOf, softLabels, sourceOf } from "../src/content.ts";
+import { decodePrompts, ledgerOf, params, rowOf, softLabels, sourceOf, weightsOf } from "../src/content.ts";
 import { type Json, parse, Real } from "../src/json.ts";
 import { Levels } from "../src/levels.ts";
 import { Noise, philox, quantiles } from "../src/noise.ts";
@@ -76,6 +76,9 @@ for (const [name, expected] of Object.entries<any>(VECTORS.content)) {
     const labels = classes.flatMap((c) => softLabels(pack, c) ?? []);
     assert.equal(labels.length > 0, "labels" in expected);
     if (labels.length) assert.equal(await bits(Float32Array.from(labels.flatMap((label) => [...label]))), expected.labels);
+    const weights = classes.flatMap((c) => [...(weightsOf(pack, c) ?? [])]);
+    assert.equal(weights.length > 0, "weights" in expected);
+    if (weights.length) assert.equal(await bits(Float32Array.from(weights)), expected.weights);
     const coding = params(pack, "codes");
     if (coding) {
       const noise = new Noise(TABLE, pack.manifest.get("seed") as string);

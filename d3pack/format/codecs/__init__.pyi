@@ -16,9 +16,12 @@ from d3pack.format.codecs.labels import encode_labels as encode_labels
 from d3pack.format.codecs.labels import restrict_labels as restrict_labels
 from d3pack.format.codecs.picks import decode_picks as decode_picks
 from d3pack.format.codecs.picks import encode_picks as encode_picks
+from d3pack.format.codecs.picks import encode_sets as encode_sets
 from d3pack.format.codecs.prompts import decode_prompts as decode_prompts
 from d3pack.format.codecs.prompts import encode_prompts as encode_prompts
 from d3pack.format.codecs.prompts import encode_unconditional as encode_unconditional
 from d3pack.format.codecs.table import ADAPTER_CODECS as ADAPTER_CODECS
 from d3pack.format.codecs.table import LABEL_CODECS as LABEL_CODECS
 from d3pack.format.codecs.table import PROMPT_CODECS as PROMPT_CODECS
+from d3pack.format.codecs.weights import decode_weights as decode_weights
+from d3pack.format.codecs.weights import encode_weights as encode_weights

@@ -71,6 +71,19 @@ class CodesOnly:
         return job
 
 
+def recipe_of_codes(backbone: Backbone, plan: EncodePlan) -> Recipe:
+    """Return a recipe whose sampler makes no image, since all have codes."""
+    return Recipe(
+        backbone=backbone.ref,
+        size=plan.size,
+        sampler="euler",
+        sigmas=(1.0, 0.0),
+        template=None if learns_outputs(backbone, None) else TEMPLATE,
+        dtype=plan.dtype,
+        group=plan.group,
+    )
+
+
 def _uneven(source: Source, count: int) -> tuple[str, ...]:
     """A line on classes that must repeat images: a pack has equally many of each class."""
     few = [name for name, n in zip(source.classes, source.counts, strict=True) if n < count]
@@ -93,17 +106,8 @@ class CodesJob:
         return self.plan
 
     def recipe(self) -> Recipe:
-        """Return the recipe; its sampler makes no image, since all have codes."""
-        plan = self.plan
-        return Recipe(
-            backbone=self.backbone.ref,
-            size=plan.size,
-            sampler="euler",
-            sigmas=(1.0, 0.0),
-            template=None if learns_outputs(self.backbone, None) else TEMPLATE,
-            dtype=plan.dtype,
-            group=plan.group,
-        )
+        """Return how the images are decoded."""
+        return recipe_of_codes(self.backbone, self.plan)
 
     def expected_bytes(self) -> int:
         """Return the bytes of the pack."""

@@ -1,0 +1,1 @@
+"""Images pulled towards the centres of clusters of real ones, as codes."""

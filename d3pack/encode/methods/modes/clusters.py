@@ -1,0 +1,108 @@
+"""Clusters of the real images of a class, in the latents of a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from d3pack.backbones import Backbone
+from d3pack.encode.codes import latents_of
+from d3pack.errors import SourceError
+from d3pack.sources import Source
+
+_ROUNDS = 300  # of k-means, at most
+_READ = 32  # images that are encoded at the same time
+
+
+@dataclass(frozen=True, slots=True)
+class Clusters:
+    """Clusters of latents, the largest first."""
+
+    centres: Tensor  # (K, C, H, W)
+    counts: tuple[int, ...]  # latents of each
+
+
+def real_latents(
+    source: Source, c: int, numbers: Sequence[int], size: tuple[int, int], backbone: Backbone
+) -> Tensor:
+    """Return the latents of images of a class, on the CPU, without those that cannot be read.
+
+    Raises:
+        SourceError: none can be read.
+    """
+    batches = _batches(source, c, numbers, size)
+    parts = [latents_of(backbone, pixels).cpu() for pixels in batches]
+    if not parts:
+        raise SourceError(f"no image of class {source.classes[c]!r} can be read")
+    return torch.cat(parts)
+
+
+def _batches(
+    source: Source, c: int, numbers: Sequence[int], size: tuple[int, int]
+) -> Iterator[Tensor]:
+    """Yield images, their centres cropped to the size."""
+    height, width = size
+    pixels: list[Tensor] = []
+    for i in numbers:
+        image = source.get(c, i)
+        if image is not None:
+            fitted = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+            pixels.append(torch.from_numpy(np.array(fitted).transpose(2, 0, 1)))
+        if len(pixels) == _READ:
+            yield torch.stack(pixels)
+            pixels = []
+    if pixels:
+        yield torch.stack(pixels)
+
+
+def cluster(latents: Tensor, count: int, seed: int) -> Clusters:
+    """Return at most `count` clusters of latents (N, C, H, W), by k-means.
+
+    There are fewer where fewer latents differ.
+    """
+    mean = latents.mean(0)
+    rows = (latents - mean).flatten(1)  # products of small numbers lose less
+    rng = np.random.Generator(np.random.Philox(key=[seed, 2**33 + 1]))
+    centres = _spread(rows, count, rng)
+    groups = torch.full((len(rows),), -1)
+    for _ in range(_ROUNDS):
+        moved = _apart(rows, centres).argmin(1)
+        if torch.equal(moved, groups):
+            break
+        groups = moved
+        centres = _means(rows, groups, centres)
+    counts = torch.bincount(groups, minlength=len(centres))
+    order = counts.argsort(descending=True, stable=True)
+    order = order[counts[order] > 0]
+    shaped = centres[order].reshape(-1, *latents.shape[1:]) + mean
+    return Clusters(shaped, tuple(counts[order].tolist()))
+
+
+def _spread(rows: Tensor, count: int, rng: np.random.Generator) -> Tensor:
+    """Return rows to begin with, each by chance and the squared distance to those before it."""
+    chosen = [int(rng.integers(len(rows)))]
+    nearest = (rows - rows[chosen[0]]).square().sum(1).double()
+    while len(chosen) < min(count, len(rows)) and nearest.max() > 0:
+        total = nearest.cumsum(0)
+        place = torch.searchsorted(total, float(rng.random()) * float(total[-1]), right=True)
+        chosen.append(min(int(place), len(rows) - 1))
+        nearest = torch.minimum(nearest, (rows - rows[chosen[-1]]).square().sum(1).double())
+    return rows[chosen]
+
+
+def _apart(rows: Tensor, centres: Tensor) -> Tensor:
+    """Return squared distances, less a term that all centres share."""
+    return centres.square().sum(1) - 2 * (rows @ centres.T)
+
+
+def _means(rows: Tensor, groups: Tensor, centres: Tensor) -> Tensor:
+    """Return the mean of each group; an empty one keeps its centre."""
+    counts = torch.bincount(groups, minlength=len(centres))
+    sums = torch.zeros_like(centres).index_add_(0, groups, rows)
+    means = sums / counts.clamp(min=1)[:, None]
+    return torch.where(counts[:, None] > 0, means, centres)

@@ -1,0 +1,289 @@
+"""MGD3 (arXiv 2505.18963): images pulled towards the centres of clusters of real latents.
+
+Nothing is learned. A class's real images are clustered in the latents of the backbone, an image is
+sampled for each cluster with the paper's mode guidance, and what comes out is stored as codes: a
+decoder that makes codes makes these images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from d3pack.backbones import TEMPLATE, Backbone, Condition, DiT, default_sampling
+from d3pack.encode.allocation import MARGIN, Allocation, expected_bytes
+from d3pack.encode.candidates import stored
+from d3pack.encode.codes import can_code, code_seconds
+from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate
+from d3pack.encode.estimate import seconds_of, teacher_seconds
+from d3pack.encode.finish import sample_provenance
+from d3pack.encode.methods.codes.method import images_of, recipe_of_codes
+from d3pack.encode.methods.dit import unknown_names_note
+from d3pack.encode.methods.modes.clusters import cluster, real_latents
+from d3pack.encode.methods.modes.guidance import ModeGuidance
+from d3pack.encode.plan import (
+    EncodePlan,
+    backbone_json,
+    chosen_backbone,
+    coding_for,
+    dtype_for,
+    sigmas_of,
+)
+from d3pack.encode.settings import EncodeSettings, ModesSettings
+from d3pack.encode.teaching import open_teacher
+from d3pack.encode.vectors import learns_outputs, start_vectors
+from d3pack.errors import UsageError
+from d3pack.format import Recipe
+from d3pack.sources import Source, random_order
+
+STEPS = 50  # of the sampler that makes the images, as in the paper
+_FEW = 8  # images that are tried for an estimate
+
+
+class Modes:
+    """Clusters, an image for each of them, codes."""
+
+    name = "modes"
+    settings = ModesSettings
+
+    def prepare(
+        self, source: Source, settings: EncodeSettings, own: ModesSettings, context: EncodeContext
+    ) -> ModesJob:
+        """Refuse what images that are made once cannot have."""
+        if (settings.candidates or 1) > 1:
+            raise UsageError("the method modes makes one image of each cluster: no candidates")
+        if settings.codes is not None or settings.no_codes:
+            raise UsageError(
+                "the method modes stores all images as codes, of images that it makes",
+                hint="leave out codes and no_codes",
+            )
+        if settings.sampler not in (None, "lcm"):
+            raise UsageError(
+                f"invalid sampler {settings.sampler!r}: mode guidance shifts the fresh noise of"
+                " ancestral, the default, or lcm"
+            )
+        backbone = chosen_backbone(settings, context.device)
+        coding = replace(coding_for(settings), prompts=False)
+        if not can_code(backbone, coding):
+            raise UsageError("the backbone was not trained on the noise levels of codes")
+        plan = replace(_plan(source, settings, backbone, context), coding=coding)
+        job = ModesJob(source, settings, own, backbone, plan)
+        least, budget = job.expected_bytes() + MARGIN, settings.budget
+        if budget is not None and least > budget:
+            raise UsageError(
+                f"{budget} bytes are too few: {settings.images} images of each class take {least}",
+                hint="raise the budget, or make fewer images",
+            )
+        return replace(job, plan=replace(job.plan, details=job.details(), text=job.text()))
+
+
+def _plan(
+    source: Source, settings: EncodeSettings, backbone: Backbone, context: EncodeContext
+) -> EncodePlan:
+    plan = EncodePlan.of(
+        source,
+        settings,
+        size=settings.size or backbone.image_size,
+        allocation=Allocation(
+            labels=settings.labels or "none",
+            probes=1 if settings.probes is None else settings.probes,
+        ),
+        dtype=dtype_for(context.device),
+    )
+    return replace(plan, codes=settings.images, made=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ModesJob:
+    """Images to be made and coded."""
+
+    source: Source
+    settings: EncodeSettings
+    own: ModesSettings
+    backbone: Backbone
+    plan: EncodePlan
+
+    def describe(self) -> EncodePlan:
+        """Return the resolved settings."""
+        return self.plan
+
+    def sampling(self) -> Recipe:
+        """Return how the images are made, before they are coded."""
+        usual, settings, plan = default_sampling(self.backbone), self.settings, self.plan
+        made_for = isinstance(getattr(self.backbone, "sampling", None), type(usual))
+        steps = settings.sampler_steps or (usual.steps if made_for else STEPS)
+        sampler = "lcm" if "lcm" in (settings.sampler, usual.sampler) else "ancestral"
+        channels = self.backbone.latent_shape_for(plan.size)[0]
+        return replace(
+            recipe_of_codes(self.backbone, plan),
+            sampler=sampler,
+            sigmas=sigmas_of(self.backbone, sampler, steps, plan.size),
+            guidance=usual.guidance if settings.guidance is None else settings.guidance,
+            # as the sampling of DiT's own code
+            guided_channels=3 if isinstance(self.backbone, DiT) and channels == 4 else 0,
+            extra={"eta": 1.0} if sampler == "ancestral" else {},
+        )
+
+    def details(self) -> Mapping[str, Any]:
+        """Return what the method adds to a plan."""
+        recipe = self.sampling()
+        return {
+            "backbone": backbone_json(self.backbone.ref),
+            "sampler": recipe.sampler,
+            "sampler_steps": len(recipe.sigmas) - 1,
+            "guidance": recipe.guidance,
+        }
+
+    def text(self) -> tuple[str, ...]:
+        """Return the same for a person."""
+        recipe, plan, ref = self.sampling(), self.plan, self.backbone.ref
+        name = ref.repo or ref.revision[:12]
+        unknown = ()
+        if isinstance(self.backbone, DiT):
+            unknown = unknown_names_note(self.backbone, plan.classes)
+        return (
+            f"backbone {name}, {plan.size[0]}x{plan.size[1]}, {plan.dtype}; made by"
+            f" {recipe.sampler} in {len(recipe.sigmas) - 1} steps, guidance {recipe.guidance:g},"
+            f" pull {self.own.pull:g} in {100 * self.own.pulled:.0f} % of the steps",
+            f"an image for each of {plan.images_per_class} clusters of a class, labels"
+            f" {plan.allocation.labels}",
+            *unknown,
+        )
+
+    def expected_bytes(self) -> int:
+        """Return the bytes of the pack."""
+        plan = self.plan
+        record = sample_provenance(
+            Modes.name, self.source, self.settings, (), {}, self._looked, teaches=self._teaches
+        )
+        recipe = recipe_of_codes(self.backbone, plan)
+        weights = not self.own.equal
+        return expected_bytes(plan, recipe, 1, plan.allocation, record, weights=weights)
+
+    @property
+    def _looked(self) -> int:
+        return sum(map(self._pool, range(len(self.source.classes))))
+
+    def _pool(self, c: int) -> int:
+        count = self.source.counts[c]
+        return min(count, self.own.pool) if self.own.pool else count
+
+    def estimate(self) -> Estimate:
+        """Read, make and code a few images."""
+        plan, backbone = self.plan, self.backbone
+        coding, classes = plan.coding, len(plan.classes)
+        assert coding is not None
+        numbers = range(min(_FEW, self.source.counts[0]))
+        read = seconds_of(lambda: real_latents(self.source, 0, numbers, plan.size, backbone))
+        condition, none = self._conditions(0)
+        centres = torch.zeros(plan.group, *backbone.latent_shape_for(plan.size))
+        full = self.sampling()
+        short = replace(full, sigmas=full.sigmas[-3:])
+        made = seconds_of(
+            lambda: self._guidance(short).sample(plan.seed, 0, condition, none, centres)
+        )
+        each = made / plan.group * (len(full.sigmas) - 1) / (len(short.sigmas) - 1)
+        code = code_seconds(
+            backbone, coding, recipe_of_codes(backbone, plan), self.settings.code_tried
+        )
+        images = plan.codes * classes
+        stages = {
+            "clusters": read / len(numbers) * self._looked,
+            "images": each * images,
+            "codes": code * images,
+        }
+        if self._teaches and self.settings.teacher == "train":
+            device = str(backbone.device)
+            stages["teacher"] = teacher_seconds(self.source, plan.typical, self.settings, device)
+        return Estimate(self.expected_bytes(), stages)
+
+    @property
+    def _teaches(self) -> bool:
+        return self.plan.allocation.labels != "none"
+
+    def run(self, run: EncodeRun) -> Draft:
+        """Cluster the real images; the rest is done class by class, when it is coded."""
+        plan = self.plan
+        teacher = open_teacher(run, plan.typical) if self._teaches else None
+        mine = [c for c in range(len(plan.classes)) if run.owns(c)]
+        with run.events.stage("cluster the images", len(mine), "classes"):
+            for done, c in enumerate(mine, 1):
+                self._cluster(run, c)
+                run.events.step(done)
+        known = [run.journal.load(_name(c)) for c in range(len(plan.classes))]
+        facts = [entry[1] for entry in known if entry is not None]
+        return Draft(
+            recipe=recipe_of_codes(self.backbone, plan),
+            prompts=None,
+            backbone=self.backbone,
+            teacher=teacher,
+            latents=partial(self._images, run),
+            weights=None if self.own.equal else partial(self._weights, run),
+            real=lambda c, most: images_of(run.source, c, plan.size, most).numpy(),
+            seen=sum(fact["seen"] for fact in facts),
+            bad=sum(fact["bad"] for fact in facts),
+        )
+
+    def _cluster(self, run: EncodeRun, c: int) -> None:
+        """Keep the clusters of a class in the journal."""
+        if run.journal.has(_name(c)):
+            return
+        plan, pool = self.plan, self._pool(c)
+        numbers = random_order(run.source.counts[c], plan.seed, c)[:pool]
+        latents = real_latents(run.source, c, numbers, plan.size, self.backbone)
+        clusters = cluster(latents, plan.codes, plan.seed)
+        run.remember_skipped()
+        run.journal.save(
+            _name(c),
+            {"centres": clusters.centres.numpy(), "counts": np.asarray(clusters.counts)},
+            {"seen": len(latents), "bad": pool - len(latents)},
+        )
+
+    def _images(self, run: EncodeRun, c: int) -> Tensor:
+        """Return latents of the images of a class; clusters take turns where there are fewer."""
+        centres = torch.from_numpy(stored(run.journal, _name(c))[0]["centres"])
+        condition, none = self._conditions(c)
+        wanted = centres[torch.arange(self.plan.codes) % len(centres)]
+        made = self._guidance(self.sampling()).sample(self.plan.seed, c, condition, none, wanted)
+        return made.to(self.backbone.device)
+
+    def _weights(self, run: EncodeRun, c: int) -> npt.NDArray[np.float64]:
+        """Return the shares of the images of a class, whose mean is 1.
+
+        Images of one cluster divide its share.
+        """
+        counts = stored(run.journal, _name(c))[0]["counts"]
+        cluster_of = np.arange(self.plan.codes) % len(counts)
+        shares = (counts / np.bincount(cluster_of))[cluster_of]
+        weights: npt.NDArray[np.float64] = shares / shares.mean()
+        return weights
+
+    def _guidance(self, recipe: Recipe) -> ModeGuidance:
+        steps = int((len(recipe.sigmas) - 1) * self.own.pulled)
+        return ModeGuidance(self.backbone, recipe, self.own.pull, steps)
+
+    @torch.no_grad()
+    def _conditions(self, c: int) -> tuple[Condition, Condition | None]:
+        """Return the condition of a class, by its name, and that of none where guidance asks."""
+        backbone, name = self.backbone, self.plan.classes[c]
+        guided = self.sampling().guidance != 1.0
+        if learns_outputs(backbone, None):
+            most = backbone.output_shape[1]
+            vectors = start_vectors(backbone, name, most, TEMPLATE, outputs=True)
+            none = backbone.condition(backbone.outputs("", most)[None], None) if guided else None
+            return backbone.condition(vectors[None], None), none
+        vectors = backbone.name_vectors(name)
+        none = backbone.unconditional() if guided else None
+        return backbone.condition(vectors[None], TEMPLATE), none
+
+
+def _name(c: int) -> str:
+    """Where the journal keeps the clusters of a class."""
+    return f"modes/{c:06d}"
