@@ -24,7 +24,7 @@ parser.add_argument("--devices", type=int, default=1)
 parser.add_argument("--backbone", help="directory of the backbone, if the pack's is not public")
 
 
-class Classifier(LightningModule):
+class Classifier(LightningModule):  # type: ignore[misc]  # mypy does not follow lightning
     def __init__(self, classes: int) -> None:
         super().__init__()
         layers = [nn.Conv2d(3, 32, 3, stride=2, padding=1), nn.GroupNorm(8, 32), nn.ReLU()]
