@@ -54,3 +54,4 @@ for epoch in range(args.epochs):
         totals += torch.tensor([loss.item() * count, hits, count], device=accelerator.device)
     loss_sum, hits, count = accelerator.reduce(totals).tolist()
     accelerator.print(f"epoch {epoch}: loss {loss_sum / count:.3f}, accuracy {hits / count:.1%}")
+accelerator.end_training()

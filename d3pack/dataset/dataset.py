@@ -63,8 +63,9 @@ class InvalidIndexError(UsageError, TypeError):
 class D3MDataset(Dataset[Any]):
     """The images of a pack with their labels, decoded once and kept in a store.
 
-    An ordinary map-style PyTorch dataset of `(image, label)`, with `classes`, `class_to_idx` and
-    `targets` as `ImageFolder` has them. It works with a `DataLoader`; `loader` gives a faster one.
+    An ordinary map-style PyTorch dataset of `(image, label)`, with `classes`, `class_to_idx`,
+    `targets` and `samples` as `ImageFolder` has them. It works with a `DataLoader`; `loader` gives
+    a faster one.
 
     Attributes:
         pack: the pack.
@@ -208,6 +209,12 @@ class D3MDataset(Dataset[Any]):
     def targets(self) -> list[int]:
         """Class number of every image, as ImageFolder has it."""
         return np.repeat(np.arange(len(self.classes)), self._per_class).tolist()
+
+    @property
+    def samples(self) -> list[tuple[int, int]]:
+        """Number in the pack, where ImageFolder has a path, and class number of every image."""
+        numbers = self.numbers(np.arange(len(self)))
+        return list(zip(numbers.tolist(), self.targets, strict=True))
 
     @property
     def probabilities(self) -> bool:

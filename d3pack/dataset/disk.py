@@ -4,10 +4,15 @@
                         pixels      uint8 rows, sparse until decoded
                         index       one 64-bit record an image: 0, or 1 << 32 | CRC-32
                         lock        held shared by every process that uses the store
+                        claims      empty; byte i is locked by the process that decodes image i
                   gate              held while a store is added
 
 A store appears by one rename, a record is written after its pixels, and a store disappears by one
-rename: a process that is killed at any point leaves a smaller cache, never a wrong one.
+rename: a process that is killed at any point leaves a smaller cache, never a wrong one. Claims only
+spare work: where the file system has no locks, two processes may decode the same image.
+
+On NFS, a lock of a file shows what other machines wrote into it before they unlocked it: pixels are
+locked while they are written, and the index when an image is claimed.
 
 torch is imported only where images are read, so that `d3pack cache` starts fast.
 """
@@ -24,9 +29,10 @@ import time
 import warnings
 import weakref
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +40,7 @@ import numpy as np
 import numpy.typing as npt
 
 from d3pack.dataset.order import Ints
-from d3pack.system import Lock, lock, locked, replace_folder
+from d3pack.system import Lock, lock, locked, replace_folder, try_lock_byte, unlock_byte
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +48,7 @@ if TYPE_CHECKING:
 FORMAT = 2
 _RECORD = np.dtype("<u8")
 _PRESENT = 1 << 32
-_FILES = ("meta.json", "pixels", "index", "lock")
+_FILES = ("meta.json", "pixels", "index", "lock", "claims")
 _RESIDENT = 256 << 20  # bytes read before their pages are given back to the page cache
 _STALE = 3600  # seconds after which half-made and half-removed folders are cleared
 # Windows renames no folder while a file in it is open
@@ -338,8 +344,10 @@ class DiskStore:
         self.path = path
         self._pixels_file = _open(path / "pixels")
         self._index_file = _open(path / "index")
+        self._claims_file = _open(path / "claims", os.O_CREAT)
         # releases the store, which others may evict from then on
-        self.close = weakref.finalize(self, _close, (self._pixels_file, self._index_file), held)
+        files = (self._pixels_file, self._index_file, self._claims_file)
+        self.close = weakref.finalize(self, _close, files, held)
         self.close.atexit = False  # a thread may still write, and descriptors are used again
         self._map = mmap.mmap(self._pixels_file, 0, access=mmap.ACCESS_READ)
         self._rows = np.frombuffer(self._map, dtype=np.uint8).reshape(identity.images, identity.row)
@@ -378,14 +386,16 @@ class DiskStore:
             self._read_bytes = 0
 
     def _drop(self, bad: list[int]) -> None:
-        warnings.warn(
-            f"{len(bad)} image(s) in {self.path} fail their checksum and are decoded again",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        with self._writing, locked(self._index_file):
+        with self._writing, locked(self._index_file), locked(self._pixels_file):
             # another process may have decoded some of them again
-            _drop(self._index_file, self._index, [n for n in bad if not self._check(n)])
+            bad = [n for n in bad if not self._check(n)]
+            _drop(self._index_file, self._index, bad)
+        if bad:
+            warnings.warn(
+                f"{len(bad)} image(s) in {self.path} fail their checksum and are decoded again",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def write(self, numbers: Ints, images: Tensor) -> None:
         """Store images; when the disk is full, warn once and store no more."""
@@ -394,8 +404,8 @@ class DiskStore:
         rows = images.cpu().numpy().reshape(len(numbers), -1)
         try:
             with self._writing, locked(self._index_file):
-                for number, row in zip(numbers.tolist(), rows, strict=True):
-                    self._write_one(number, row)
+                new = self._index[numbers] == 0
+                self._write_new(numbers[new], rows[new])
         except OSError as error:
             self._full = True
             warnings.warn(
@@ -405,13 +415,14 @@ class DiskStore:
                 stacklevel=2,
             )
 
-    def _write_one(self, number: int, row: npt.NDArray[np.uint8]) -> None:
-        if self._index[number]:
-            return
-        _write_at(self._pixels_file, row.data, number * self.identity.row)
-        record = np.array([record_of(number, row.data)], dtype=_RECORD)
-        _write_at(self._index_file, record.data.cast("B"), number * _RECORD.itemsize)
-        self._checked[number] = True
+    def _write_new(self, numbers: Ints, rows: npt.NDArray[np.uint8]) -> None:
+        with locked(self._pixels_file):
+            for number, row in zip(numbers.tolist(), rows, strict=True):
+                _write_at(self._pixels_file, row.data, number * self.identity.row)
+        for number, row in zip(numbers.tolist(), rows, strict=True):
+            record = np.array([record_of(number, row.data)], dtype=_RECORD)
+            _write_at(self._index_file, record.data.cast("B"), number * _RECORD.itemsize)
+            self._checked[number] = True
 
     def read(self, numbers: Ints) -> Tensor:
         import torch
@@ -420,16 +431,38 @@ class DiskStore:
         self._count_read(len(numbers))
         return torch.from_numpy(rows).view(len(numbers), *self.identity.shape)
 
-    def next_missing(self, count: int, after: Ints) -> Ints:
-        return next_absent(self._index == 0, count, after)
+    @contextlib.contextmanager
+    def claimed(self, wanted: Ints, group: int) -> Iterator[Ints]:
+        claims: list[int] = []
+        try:
+            self._claim(wanted, len(wanted), claims)
+            count = group if not claims else -len(claims) % group
+            if count:
+                others = next_absent(self._index == 0, len(self._index), wanted)
+                self._claim(others, len(claims) + count, claims)
+            yield np.array(claims, dtype=np.int64)
+        finally:
+            for number in claims:
+                unlock_byte(self._claims_file, number)
+
+    def _claim(self, numbers: Ints, most: int, claims: list[int]) -> None:
+        """Add images that nobody else is decoding, until there are `most` claims."""
+        free = (n for n in map(int, numbers) if try_lock_byte(self._claims_file, n))
+        while new := list(islice(free, most - len(claims))):
+            claims += new
+            with locked(self._index_file, shared=True):
+                done = [number for number in new if self._index[number]]
+            for number in done:  # by another process, since it was seen to be absent
+                claims.remove(number)
+                unlock_byte(self._claims_file, number)
 
     def count(self) -> int:
         return int(np.count_nonzero(self._index))
 
 
-def _open(path: Path) -> int:
+def _open(path: Path, flags: int = 0) -> int:
     """Open a file of a store; Windows would otherwise translate line ends."""
-    return os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+    return os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0) | flags, 0o666)
 
 
 def _close(handles: tuple[int, ...], held: Lock) -> None:

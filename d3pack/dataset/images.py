@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -31,6 +31,8 @@ from d3pack.system import StatusLine
 if TYPE_CHECKING:
     from d3pack.backbones import Backbone
 
+_POLL = 0.01  # seconds between looks at what another process is decoding
+_PATIENCE = 600  # seconds until it is thought dead: servers of NFS may keep the locks of a machine
 _MAKERS = ("torch", "diffusers", "transformers")  # a release may change a last bit
 
 
@@ -163,23 +165,20 @@ class Images:
         with self._opened(epoch) as store:
             return self._on_device(store.read(numbers))
 
-    def decode(self, numbers: Ints, epoch: int) -> Tensor:
-        """Decode images and store them; the free places of the last group are filled with more."""
-        with self._opened(epoch) as store:
-            if self._decoder is None:
-                self._decoder = self._open_decoder()
-            padding = -len(numbers) % self.group
-            group = np.concatenate([numbers, store.next_missing(padding, numbers)])
-            started = time.perf_counter()
-            # the autocast of a training loop would change the bits
-            with torch.autocast(self.device.type, enabled=False):
-                images = self._decoder.images(group, epoch=epoch if self._fresh else 0)
-            store.write(group, images)
-            if self.device.type == "cuda":
-                # who reads the images next may do so on another stream
-                torch.cuda.current_stream(self.device).synchronize()
-            self._report(store, len(group), time.perf_counter() - started)
-            return images[: len(numbers)]
+    def _decode(self, store: Store, numbers: Ints, epoch: int) -> Tensor:
+        """Decode images and store them."""
+        if self._decoder is None:
+            self._decoder = self._open_decoder()
+        started = time.perf_counter()
+        # the autocast of a training loop would change the bits
+        with torch.autocast(self.device.type, enabled=False):
+            images = self._decoder.images(numbers, epoch=epoch if self._fresh else 0)
+        store.write(numbers, images)
+        if self.device.type == "cuda":
+            # who reads the images next may do so on another stream
+            torch.cuda.current_stream(self.device).synchronize()
+        self._report(store, len(numbers), time.perf_counter() - started)
+        return images
 
     def _report(self, store: Store, decoded: int, seconds: float) -> None:
         if _reports():
@@ -206,15 +205,32 @@ class Images:
 
     def fetch(self, numbers: Ints, epoch: int) -> dict[int, Tensor]:
         """Return images by number, those decoded now not from the store: it may be full."""
-        with self._opened(epoch):
-            missing = self.missing(numbers, epoch)
-            stored = np.setdiff1d(numbers, missing)
-            images: dict[int, Tensor] = {}
-            if stored.size:
-                images.update(zip(stored.tolist(), self.read(stored, epoch), strict=True))
-            if missing.size:
-                images.update(zip(missing.tolist(), self.decode(missing, epoch), strict=True))
-            return images
+        images: dict[int, Tensor] = {}
+        with self._opened(epoch) as store:
+            while numbers.size:
+                missing = store.missing(numbers)
+                stored = np.setdiff1d(numbers, missing)
+                if stored.size:
+                    images.update(zip(stored.tolist(), self.read(stored, epoch), strict=True))
+                decoded = self._decode_free(store, missing, epoch) if missing.size else {}
+                images.update((n, decoded[n]) for n in missing.tolist() if n in decoded)
+                numbers = np.setdiff1d(missing, list(decoded))
+        return images
+
+    def _decode_free(self, store: Store, wanted: Ints, epoch: int) -> dict[int, Tensor]:
+        """Decode those of the wanted images that no other process is decoding, or others.
+
+        Returns without any when another process has finished some of them.
+        """
+        until = time.monotonic() + _PATIENCE
+        while True:
+            patient = time.monotonic() < until
+            with store.claimed(wanted, self.group) if patient else nullcontext(wanted) as mine:
+                if mine.size:
+                    return dict(zip(mine.tolist(), self._decode(store, mine, epoch), strict=True))
+            time.sleep(_POLL)
+            if store.missing(wanted).size < wanted.size:
+                return {}
 
     def _on_device(self, images: Tensor) -> Tensor:
         if self.device.type == "cuda" and images.device.type == "cpu":

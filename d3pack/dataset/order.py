@@ -127,6 +127,7 @@ class BatchOrder:
         self.epoch = 0
         self.consumed = 0
         self._started = False
+        self._begun = (0, 0)
 
     def __len__(self) -> int:
         """Return the steps of a complete epoch, the same on every rank."""
@@ -165,7 +166,8 @@ class BatchOrder:
             self.epoch, self.consumed = self.epoch + 1, 0
         self._settle()
         self._started = True
-        return self.epoch, self.consumed
+        self._begun = self.epoch, self.consumed
+        return self._begun
 
     def finish(self) -> None:
         """End the epoch: the next iteration begins the one after it."""
@@ -195,15 +197,29 @@ class BatchOrder:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the epoch as JSON values, the same on every rank."""
-        over = not self._step_size(self.consumed)
+        return self._state(self.epoch, self.consumed)
+
+    def state_after(self, batches: int) -> dict[str, Any]:
+        """Return the state after the first batches of the latest iteration.
+
+        For a DataLoader with workers, which takes batches before it hands them out: the training
+        loop counts those that it was given. Any number of workers can go on from such a state.
+        """
+        epoch, consumed = self._begun
+        for _ in range(batches):
+            consumed += self._step_size(consumed)
+        return self._state(epoch, consumed)
+
+    def _state(self, epoch: int, consumed: int) -> dict[str, Any]:
+        over = not self._step_size(consumed)
         return {
             "state": _STATE,
             "pack": self.identity,
             "images": self.size,
             "shuffle": self.shuffle,
             "seed": self.seed,
-            "epoch": self.epoch + over,
-            "consumed": 0 if over else self.consumed,
+            "epoch": epoch + over,
+            "consumed": 0 if over else consumed,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

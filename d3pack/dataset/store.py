@@ -6,6 +6,8 @@ import os
 import shutil
 import warnings
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -50,8 +52,12 @@ class Store(Protocol):
         """Return a copy of images that are not missing."""
         ...
 
-    def next_missing(self, count: int, after: Ints) -> Ints:
-        """Return up to `count` images worth decoding together with those of `after`."""
+    def claimed(self, wanted: Ints, group: int) -> AbstractContextManager[Ints]:
+        """Give this process images to decode, which no other process is given until the end.
+
+        They are those of the wanted ones, all missing, that are free, and others that fill a group:
+        a whole group of others where none of the wanted ones is free.
+        """
         ...
 
     def count(self) -> int:
@@ -93,8 +99,10 @@ class MemoryStore:
         positions = torch.from_numpy(numbers).to(self._images.device, non_blocking=True)
         return self._images.index_select(0, positions)
 
-    def next_missing(self, count: int, after: Ints) -> Ints:
-        return next_absent(~self._present, count, after)
+    @contextmanager
+    def claimed(self, wanted: Ints, group: int) -> Iterator[Ints]:
+        others = next_absent(~self._present, -len(wanted) % group, wanted)
+        yield np.concatenate([wanted, others])
 
     def count(self) -> int:
         return int(np.count_nonzero(self._present))
@@ -124,11 +132,12 @@ class RecentStore:
     def read(self, numbers: Ints) -> Tensor:
         return torch.stack([self._images[number] for number in numbers.tolist()])
 
-    def next_missing(self, count: int, after: Ints) -> Ints:
-        """Return the absent ones of the `count` images that follow: single images in order share
-        the decoding of a group."""
-        last = int(after.max())
-        return self.missing(np.arange(last + 1, min(last + 1 + count, self._total), dtype=np.int64))
+    @contextmanager
+    def claimed(self, wanted: Ints, group: int) -> Iterator[Ints]:
+        """Add those that follow: single images in order share the decoding of a group."""
+        start = int(wanted.max()) + 1
+        end = min(start + -len(wanted) % group, self._total)
+        yield np.concatenate([wanted, self.missing(np.arange(start, end, dtype=np.int64))])
 
     def count(self) -> int:
         return len(self._images)
@@ -162,8 +171,12 @@ class TieredStore:
     def read(self, numbers: Ints) -> Tensor:
         return self._front.read(numbers)
 
-    def next_missing(self, count: int, after: Ints) -> Ints:
-        return self._front.missing(self._back.next_missing(count, after))
+    @contextmanager
+    def claimed(self, wanted: Ints, group: int) -> Iterator[Ints]:
+        with self._back.claimed(wanted, group) as numbers:
+            is_wanted = np.isin(numbers, wanted)
+            others = self._front.missing(numbers[~is_wanted])
+            yield np.concatenate([numbers[is_wanted], others])
 
     def count(self) -> int:
         return max(self._front.count(), self._back.count())

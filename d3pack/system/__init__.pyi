@@ -27,6 +27,8 @@ from d3pack.system.locks import Lock as Lock
 from d3pack.system.locks import exclusive as exclusive
 from d3pack.system.locks import lock as lock
 from d3pack.system.locks import locked as locked
+from d3pack.system.locks import try_lock_byte as try_lock_byte
+from d3pack.system.locks import unlock_byte as unlock_byte
 from d3pack.system.objects import ObjectFile as ObjectFile
 from d3pack.system.objects import ObjectInfo as ObjectInfo
 from d3pack.system.objects import ObjectPath as ObjectPath

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -110,6 +111,25 @@ def locked(fd: int, *, shared: bool = False) -> Iterator[None]:
             _release(fd)
 
 
+def try_lock_byte(fd: int, position: int) -> bool:
+    """Lock one byte of a file that is open for writing; return False if somebody else holds it.
+
+    The byte need not exist. The lock lasts until `unlock_byte`, or until the file is closed. Where
+    the file system has no such locks, everybody gets them.
+    """
+    try:
+        _lock_byte(fd, position)
+    except OSError as error:
+        return error.errno not in (errno.EAGAIN, errno.EACCES)
+    return True
+
+
+def unlock_byte(fd: int, position: int) -> None:
+    """Release the lock of a byte."""
+    with suppress(OSError):
+        _unlock_byte(fd, position)
+
+
 if sys.platform == "win32":
     import ctypes
     import msvcrt
@@ -129,22 +149,29 @@ if sys.platform == "win32":
 
     _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
 
-    def _byte() -> _Overlapped:
-        """A byte far behind the contents: a lock on Windows also forbids to read what it covers."""
-        return _Overlapped(OffsetHigh=0x40000000)
+    # a byte far behind the contents: a lock on Windows also forbids to read what it covers
+    _WHOLE = 0x40000000 << 32
 
-    def _acquire(fd: int, *, shared: bool, wait: bool) -> bool:
+    def _byte(position: int) -> _Overlapped:
+        return _Overlapped(Offset=position & 0xFFFFFFFF, OffsetHigh=position >> 32)
+
+    def _acquire(fd: int, *, shared: bool, wait: bool, position: int = _WHOLE) -> bool:
         handle = wintypes.HANDLE(msvcrt.get_osfhandle(fd))
         flags = (_SHARED if shared else _EXCLUSIVE) | (0 if wait else _AT_ONCE)
-        if _kernel32.LockFileEx(handle, flags, 0, 1, 0, ctypes.byref(_byte())):
+        if _kernel32.LockFileEx(handle, flags, 0, 1, 0, ctypes.byref(_byte(position))):
             return True
         if ctypes.get_last_error() in _TAKEN:
             raise BlockingIOError(errno.EAGAIN, "the file is locked")
         return False
 
-    def _release(fd: int) -> None:
+    def _release(fd: int, position: int = _WHOLE) -> None:
         handle = wintypes.HANDLE(msvcrt.get_osfhandle(fd))
-        _kernel32.UnlockFileEx(handle, 0, 1, 0, ctypes.byref(_byte()))
+        _kernel32.UnlockFileEx(handle, 0, 1, 0, ctypes.byref(_byte(position)))
+
+    def _lock_byte(fd: int, position: int) -> None:
+        _acquire(fd, shared=False, wait=False, position=position)
+
+    _unlock_byte = _release
 
 else:
     import fcntl
@@ -162,3 +189,18 @@ else:
 
     def _release(fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_UN)
+
+    def _set(fd: int, kind: int, position: int) -> None:
+        """Set the lock of a byte: of the open file on Linux, elsewhere of the process."""
+        if sys.platform == "linux" and sys.maxsize > 1 << 32:
+            flock = struct.pack("hhqqi4x", kind, os.SEEK_SET, position, 1, 0)
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, flock)
+        else:
+            free = kind == fcntl.F_UNLCK
+            fcntl.lockf(fd, fcntl.LOCK_UN if free else fcntl.LOCK_EX | fcntl.LOCK_NB, 1, position)
+
+    def _lock_byte(fd: int, position: int) -> None:
+        _set(fd, fcntl.F_WRLCK, position)
+
+    def _unlock_byte(fd: int, position: int) -> None:
+        _set(fd, fcntl.F_UNLCK, position)

@@ -6,18 +6,29 @@ import errno
 import os
 import re
 import shutil
+import time
 import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from dataset_packs import flip, spied
+from dataset_packs import flip, spied, tiny_pack
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from d3pack.backbones import open_backbone
-from d3pack.dataset import D3MDataset, images, list_stores, store, store_in_use, verify_store
+from d3pack.dataset import (
+    D3MDataset,
+    StoreIdentity,
+    images,
+    list_stores,
+    store,
+    store_in_use,
+    verify_store,
+)
+from d3pack.dataset.disk import open_disk_store
 from d3pack.errors import D3MError, NotFoundError, UsageError
 from d3pack.format import Pack
 from d3pack.system import StatusLine
@@ -190,6 +201,44 @@ def test_memory_is_constant_over_epochs(pack: Pack, backbone: Path, cache: Any) 
         assert sum(len(labels) for _, labels in loader) == 21
         sizes.append(resident())
     assert sizes[-1] - sizes[2] < 4 << 20, sizes
+
+
+class Counting:
+    """A decoder without a model: the pixels of an image tell its number."""
+
+    def images(self, numbers: Any, epoch: int = 0) -> Tensor:
+        rows = torch.from_numpy(numbers)[:, None] >> torch.tensor([0, 8, 16])
+        return (rows & 255).to(torch.uint8)[:, :, None, None]
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.slow
+def test_as_many_images_as_imagenet_are_handed_out_quickly_in_little_memory(
+    backbone: Path, tmp_path: Path
+) -> None:
+    """All are decoded, kept on disk and handed out once; then read in another order."""
+    dataset = use(tiny_pack(backbone, classes=7, images=183_024, group=256), backbone)
+    identity = StoreIdentity("r", "exact", "cpu", "t", len(dataset), (3, 1, 1))
+    dataset.images._store = open_disk_store(tmp_path, identity, 1 << 30)
+    dataset.images._decoder = Counting()  # type: ignore[assignment]
+    loader = dataset.loader(256)
+    before, most = resident(), 0
+    for epoch in range(2):
+        seen = np.zeros(len(dataset), np.int64)
+        started = time.process_time()
+        for step, (rows, labels) in enumerate(loader):
+            numbers = (rows[:, :, 0, 0].long() << torch.tensor([0, 8, 16])).sum(1)
+            assert torch.equal(numbers // 183_024, labels)
+            seen[numbers.numpy()] += 1
+            if step % 100 == 0:
+                most = max(most, resident() - before)
+        seconds = time.process_time() - started
+        assert (seen == 1).all()
+        rate = len(dataset) / seconds
+        print(f"epoch {epoch}: {rate:,.0f} images/s, {most / 2**20:.0f} MB more")
+        assert rate > (20_000 if epoch else 10_000), "the first epoch writes, too"
+    assert most < 200 << 20
 
 
 def resident() -> int:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,13 @@ from places import ROOT
 from torch import Tensor
 
 import d3pack
-from d3pack.dataset import D3MDataset
+from d3pack.dataset import D3MDataset, list_stores
 from d3pack.format import Pack
 
 pytestmark = pytest.mark.heavy
 
 EXAMPLES = ROOT / "examples"
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
 
 @pytest.fixture
@@ -29,17 +31,24 @@ def file(pack: Pack, tmp_path: Path) -> Path:
     return tmp_path / "tiny.d3m"
 
 
-def run(script: str, *args: object, cwd: Path) -> str:
+def run(script: str, *args: object, cwd: Path, launcher: Sequence[str] = ()) -> str:
+    env = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / script), *map(str, args)],
+        [sys.executable, *launcher, str(EXAMPLES / script), *map(str, args)],
         capture_output=True,
         text=True,
         check=False,
         cwd=cwd,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+        env=os.environ | env,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def complete_stores() -> list[bool]:
+    """Whether each store holds all of its images."""
+    entries = list_stores(Path(os.environ["D3PACK_HOME"]))
+    return [entry.identity is not None and entry.decoded == 21 for entry in entries]
 
 
 def test_examples_fit_on_a_screen() -> None:
@@ -59,13 +68,64 @@ def test_plain_pytorch_example_trains_and_resumes(
 
 
 def loss_of(line: str) -> float:
-    return float(line.split("loss ")[1].split(",")[0])
+    return float(line.split("loss ")[1].split()[0].rstrip(","))
 
 
 def test_accelerate_example_trains(file: Path, backbone: Path, tmp_path: Path) -> None:
     args = (file, "--backbone", backbone, "--batch-size", 8, "--epochs", 12)
     lines = run("train_accelerate.py", *args, cwd=tmp_path).splitlines()
     assert loss_of(lines[-1]) < loss_of(lines[0])
+
+
+@pytest.mark.e2e
+def test_ddp_example_trains_on_two_ranks_and_resumes_on_one(
+    file: Path, backbone: Path, tmp_path: Path
+) -> None:
+    args = (file, "--backbone", backbone, "--batch-size", 4, "--checkpoint", tmp_path / "state.pt")
+    two, one = ((*TORCHRUN, count) for count in "21")
+    first = run("train_ddp.py", *args, "--epochs", 2, cwd=tmp_path, launcher=two).splitlines()
+    assert [line.split(":")[0] for line in first] == ["epoch 0", "epoch 1"]
+    rest = run("train_ddp.py", *args, "--epochs", 12, cwd=tmp_path, launcher=one).splitlines()
+    assert rest[0].startswith("epoch 2:")
+    assert all(line.endswith(", 21 images") for line in first + rest)
+    assert loss_of(rest[-1]) < loss_of(first[0])
+    assert complete_stores() == [True]
+
+
+@pytest.mark.e2e
+def test_accelerate_example_trains_on_two_ranks(
+    file: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # else it sees no ranks without a GPU
+    args = (file, "--backbone", backbone, "--batch-size", 4, "--epochs", 12)
+    lines = run("train_accelerate.py", *args, cwd=tmp_path, launcher=(*TORCHRUN, "2")).splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"epoch {number}" for number in range(12)]
+    assert loss_of(lines[-1]) < loss_of(lines[0])
+    assert complete_stores() == [True]
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(find_spec("lightning") is None, reason="needs lightning")
+def test_lightning_example_trains_on_two_ranks(file: Path, backbone: Path, tmp_path: Path) -> None:
+    args = (file, "--backbone", backbone, "--batch-size", 4, "--epochs", 12, "--devices", 2)
+    out = run("train_lightning.py", *args, cwd=tmp_path)
+    lines = [line for line in out.splitlines() if line.startswith("epoch")]
+    assert [line.split(":")[0] for line in lines] == [f"epoch {number}" for number in range(12)]
+    assert loss_of(lines[-1]) < loss_of(lines[0])
+    assert complete_stores() == [True]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs ray[train]")
+def test_ray_example_trains_with_two_workers(
+    file: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # where Ray keeps its results
+    args = (file, "--backbone", backbone, "--batch-size", 4, "--epochs", 12, "--workers", 2)
+    out = run("train_ray.py", *args, "--cache-dir", os.environ["D3PACK_HOME"], cwd=tmp_path)
+    assert "epoch 0: loss " in out
+    assert loss_of(out.split("epoch 11: ")[1]) < loss_of(out.split("epoch 0: ")[1])
+    assert complete_stores() == [True]
 
 
 def test_transformers_example_trains(file: Path, backbone: Path, tmp_path: Path) -> None:

@@ -156,6 +156,8 @@ def test_dataset_has_the_attributes_of_image_folder(make: Make) -> None:
     assert dataset.classes == ["goldfish", "penguin", "tabby cat"]
     assert dataset.class_to_idx == {"goldfish": 0, "penguin": 1, "tabby cat": 2}
     assert dataset.targets == [0] * 7 + [1] * 7 + [2] * 7
+    assert dataset.samples == list(enumerate(dataset.targets))
+    assert dataset.select_classes([2]).first(2).samples == [(14, 0), (15, 0)]
     assert dataset.root in repr(dataset) or dataset.root[:12] in repr(dataset)
 
 

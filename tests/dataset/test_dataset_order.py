@@ -182,6 +182,22 @@ def test_state_after_the_last_batch_is_the_next_epoch() -> None:
     assert order.state_dict()["consumed"] == 0
 
 
+def test_state_after_batches_does_not_count_those_taken_ahead() -> None:
+    order = BatchOrder(21, 4, seed=5, world=2)
+    order.load_state_dict(order.state_dict() | {"epoch": 2, "consumed": 3})
+    for taken_ahead in (2, 3):
+        batches = iter(order)
+        for _ in range(taken_ahead):
+            next(batches)
+        epoch = order.epoch
+        state = order.state_after(1)
+        assert (state["epoch"], state["consumed"]) == (epoch, 11 if epoch == 2 else 8)
+        assert order.state_after(taken_ahead) == order.state_dict()
+    assert list(order) == takes(order, 4), "the state is only read"
+    assert order.state_after(3)["epoch"] == 5, "the epoch is over, and the order is in the next one"
+    assert order.state_after(0) == order.state_dict() | {"epoch": 4}
+
+
 def test_rest_that_new_ranks_drop_is_the_next_epoch() -> None:
     order = BatchOrder(10, 4, drop_last=True)
     order.load_state_dict(BatchOrder(10, 8).state_dict() | {"consumed": 8})

@@ -73,8 +73,10 @@ def test_store_reads_back_what_was_written(kind: str, tmp_path: Path) -> None:
     assert store.missing(ids(2, 3, 7)).tolist() == [3]
     assert torch.equal(store.read(ids(2, 7, 2)), pictures([2, 7, 2]))
     assert store.count() == 2
-    assert store.next_missing(3, ids(3, 8)).tolist() == ([9] if kind == "recent" else [9, 0, 1])
-    assert store.next_missing(0, ids(3)).tolist() == []
+    with store.claimed(ids(3, 8), 5) as numbers:
+        assert numbers.tolist() == ([3, 8, 9] if kind == "recent" else [3, 8, 9, 0, 1])
+    with store.claimed(ids(3), 1) as numbers:
+        assert numbers.tolist() == [3]
     store.read(ids(2))[:] = 0
     assert torch.equal(store.read(ids(2)), pictures([2])), "a reader cannot change the store"
     store.close()
@@ -114,6 +116,36 @@ def test_disk_store_is_shared_by_equal_identities_only(tmp_path: Path) -> None:
         assert opened(tmp_path, images).missing(ids(1)).tolist() == [1]
     assert len(keys) == 5
     assert len(list_stores(tmp_path)) == 5
+
+
+ONE_OWNER = pytest.mark.skipif(
+    sys.platform != "linux", reason="here all locks of a process belong together"
+)
+
+
+@ONE_OWNER
+def test_disk_store_gives_an_image_to_one_process_at_a_time(tmp_path: Path) -> None:
+    one, other, third = (opened(tmp_path, identity()) for _ in range(3))
+    one.write(ids(4), pictures([4]))
+    with one.claimed(ids(2), 2) as mine:
+        assert mine.tolist() == [2, 3]
+        with other.claimed(ids(1, 2, 3), 2) as others:
+            assert others.tolist() == [1, 5], "those that are free, and one to fill the group"
+        with other.claimed(ids(2, 3), 4) as others:
+            assert others.tolist() == [5, 6, 7, 8], "others, where none of them is free"
+            with third.claimed(ids(5), 9) as more:
+                assert more.tolist() == [9, 0, 1], "all that are left"
+    with other.claimed(ids(2), 1) as others:
+        assert others.tolist() == [2]
+
+
+@ONE_OWNER
+def test_disk_store_does_not_claim_what_another_process_has_finished(tmp_path: Path) -> None:
+    one, other = opened(tmp_path, identity()), opened(tmp_path, identity())
+    missing = other.missing(ids(1, 2))
+    one.write(ids(1), pictures([1]))
+    with other.claimed(missing, 1) as mine:
+        assert mine.tolist() == [2]
 
 
 @pytest.mark.parametrize("offset", [0, 59])

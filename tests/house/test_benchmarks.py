@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from benchmarks import __main__ as runner
+from benchmarks import resume
 from benchmarks.results import KEYS, RESULTS, load, save
 
 
@@ -24,6 +26,30 @@ def test_saved_result_is_loaded_again(tmp_path: Path) -> None:
     assert set(json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))) == KEYS
     assert load(tmp_path / "x.json") == {"rate": 1.5}
     assert load(tmp_path / "missing.json") == {}
+
+
+def test_guide_shows_the_committed_table_of_resumed_loaders() -> None:
+    figures = load("resume")
+    guide = (ROOT / "docs" / "guides" / "train.md").read_text(encoding="utf-8")
+    assert resume.table(figures) in guide
+    for name in ("d3pack, loader", "d3pack, DataLoader over batch_order"):
+        cells = figures["loaders"][name]["cells"]
+        assert len(cells) == 9
+        assert set(cells.values()) == {"exact"}
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [([], "exact"), ([0, 1], "2 twice"), ([-1], "1 never"), ([0, -2], "1 twice, 1 never")],
+)
+def test_verdict_counts_samples_that_are_repeated_or_missing(more: list[int], words: str) -> None:
+    samples = list(range(resume.IMAGES))
+    for number in more:
+        if number < 0:
+            samples.remove(-number)
+        else:
+            samples.append(number)
+    assert resume.verdict(samples) == words
 
 
 def test_runner_lists_benchmarks_and_refuses_unknown_names(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from d3pack.system import exclusive, lock, locked
+from d3pack.system import exclusive, lock, locked, try_lock_byte, unlock_byte
 from d3pack.system import locks as locks_module
 
 HOLD = """
@@ -24,11 +25,21 @@ with lock(sys.argv[1], shared=sys.argv[2] == "shared"):
     sys.stdin.read()
 """
 
+HOLD_BYTE = """
+import sys
+from d3pack.system import try_lock_byte
+with open(sys.argv[1], "r+b") as file:
+    assert try_lock_byte(file.fileno(), 1 << 40)
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
 
 @contextmanager
 def held_elsewhere(path: Path, kind: str = "exclusive") -> Iterator[subprocess.Popen[bytes]]:
     """Another process that holds the lock until its input ends."""
-    command = [sys.executable, "-c", HOLD, str(path), kind]
+    script = HOLD_BYTE if kind == "byte" else HOLD
+    command = [sys.executable, "-c", script, str(path), kind]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"locked\n"
@@ -174,3 +185,31 @@ def test_an_open_file_is_locked_for_a_while(tmp_path: Path) -> None:
         with locked(file.fileno(), shared=True):
             lock(tmp_path / "index", shared=True).close()
     assert locks_module.Lock(-1, held=False).fileno() == -1
+
+
+def test_a_byte_is_locked_alone_and_freed_when_its_holder_is_killed(tmp_path: Path) -> None:
+    path, byte = tmp_path / "claims", 1 << 40
+    path.touch()
+    with open(path, "r+b") as file:
+        with held_elsewhere(path, "byte") as process:
+            assert not try_lock_byte(file.fileno(), byte)
+            assert try_lock_byte(file.fileno(), byte + 1)
+            process.kill()
+            process.wait()
+            assert try_lock_byte(file.fileno(), byte)
+        unlock_byte(file.fileno(), byte)
+        with held_elsewhere(path, "byte"):
+            assert not try_lock_byte(file.fileno(), byte)
+
+
+def test_bytes_are_free_where_the_file_system_has_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(fd: int, position: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(locks_module, "_lock_byte", refuse)
+    monkeypatch.setattr(locks_module, "_unlock_byte", refuse)
+    with open(tmp_path / "claims", "wb") as file:
+        assert try_lock_byte(file.fileno(), 3)
+        unlock_byte(file.fileno(), 3)
