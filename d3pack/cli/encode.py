@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from d3pack.sources import Source
     from d3pack.system import ObjectPath
 
+PART = "Do only one share, as 3/8, into a part; `d3pack merge` makes the pack of all parts."
 _LISTED = 20  # classes that --dry-run lists
 
 
@@ -48,9 +49,7 @@ class Encode:
         "skip", "Bad files: skip (and count) or fail.", group="source"
     )
     dry_run: bool = option(False, "Print classes, plan, time and bytes; do nothing.")
-    shard: Shard | None = shard_option(
-        "Do only one share, as 3/8, into a part; `d3pack merge` makes the pack of all parts."
-    )
+    shard: Shard | None = shard_option(PART)
     wait: bool = option(False, "With --shard: wait for other shards where they are needed.")
     restart: bool = option(False, "Discard what an earlier run left.")
     overwrite: bool = overwrite_option()
