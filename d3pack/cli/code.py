@@ -12,10 +12,11 @@ from d3pack.cli._fields import (
     pack_output,
     shard_option,
     source_argument,
+    workers_field,
 )
 from d3pack.cli.encode import PART, Encode
 from d3pack.encode import EncodeSettings
-from d3pack.system import Shard, option
+from d3pack.system import Shard, Workers, option
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Code:
     class_names: Path | None = option(None, "CSV or JSON: folder to name.")
     dry_run: bool = option(False, "Print classes, plan, time and bytes; do nothing.")
     shard: Shard | None = shard_option(PART)
+    workers: Workers = workers_field()
     restart: bool = option(False, "Discard what an earlier run left.")
     overwrite: bool = overwrite_option()
     format: Format = format_option("How progress is printed; json: events as lines.")
@@ -69,6 +71,7 @@ class Code:
             class_names=self.class_names,
             dry_run=self.dry_run,
             shard=self.shard,
+            workers=self.workers,
             restart=self.restart,
             overwrite=self.overwrite,
             format=self.format,

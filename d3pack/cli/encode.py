@@ -15,10 +15,12 @@ from d3pack.cli._fields import (
     pack_output,
     shard_option,
     source_argument,
+    without_shard,
+    workers_field,
 )
 from d3pack.encode import EncodeSettings, method_settings
 from d3pack.errors import UsageError
-from d3pack.system import Shard, count, duration, nested, option, place
+from d3pack.system import Shard, Workers, count, duration, nested, option, place
 
 if TYPE_CHECKING:
     from d3pack.sources import Source
@@ -51,6 +53,7 @@ class Encode:
     dry_run: bool = option(False, "Print classes, plan, time and bytes; do nothing.")
     shard: Shard | None = shard_option(PART)
     wait: bool = option(False, "With --shard: wait for other shards where they are needed.")
+    workers: Workers = workers_field()
     restart: bool = option(False, "Discard what an earlier run left.")
     overwrite: bool = overwrite_option()
     format: Format = format_option("How progress is printed; json: events as lines.")
@@ -64,6 +67,7 @@ class Encode:
             raise UsageError("no output", hint="name one with -o out.d3m, or pass --dry-run")
         if self.wait and self.shard is None:
             raise UsageError("--wait is for --shard")
+        without_shard(self.workers, self.shard)
         if self.output is not None:
             check_output(self.output)
         settings = replace(self.settings, method_settings=self.method_settings)
@@ -132,6 +136,7 @@ class Encode:
                 listeners=[listener],
                 restart=self.restart,
                 overwrite=self.overwrite,
+                workers=self.workers,
             )
         if self.format == "human":
             nbytes, classes = output.stat().st_size, len(pack.classes)

@@ -79,7 +79,7 @@ def with_codes(
         return stored is not None and len(stored[0]["atoms"]) >= count
 
     done = count * sum(map(is_done, range(len(names))))
-    with run.events.stage("code photographs", total, "images"):
+    with run.events.stage("code photographs", total, "images", done=done):
         for c in run.units("code photographs", names, done=is_done, last=last):
             photos = photographs(c)
             with torch.no_grad():
