@@ -232,9 +232,10 @@ class _Log:
         """Take an event."""
         kind = event["event"]
         if kind == "stage":
+            again = "shard" in event and event["stage"] in self._stages
             self._stages[event["stage"]] = event["unit"], _Speed()
             self._shown = time.monotonic()
-            if self._announce:
+            if self._announce and not again:
                 _print(f"{event['stage']} ({event['total']} {event['unit']})")
         elif kind == "step":
             unit, speed = self._stages[event["stage"]]

@@ -10,10 +10,9 @@ import os
 import platform
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
@@ -23,7 +22,6 @@ from d3pack.system.extras import require
 from d3pack.system.progress import Listener
 from d3pack.system.settings import SettingError, check, option
 from d3pack.system.shard import MOST_SHARDS, BusyError, Shard, WaitingError
-from d3pack.system.text import first_line
 
 EACH = 4  # shards for each worker, where nobody chooses
 _LOSSES = 5  # of one shard, before the run gives up
@@ -138,11 +136,10 @@ def run_work(
         count = workers.shards or shards or max(1, min(EACH * number, most))
         gpus, groups = int(resource == "GPU"), {_EVENTS: 1}
         kind = ray.remote(num_cpus=1, num_gpus=gpus, concurrency_groups=groups)(_Worker)
-        sent = ray.put(work)
+        arguments = (ray.put(work), os.getcwd(), token)
         joined = Joined(listeners)
         joined.note(f"{count} shards for {number} workers on a {resource} each")
-        create = partial(kind.remote, sent, os.getcwd(), token)
-        return _Run(ray, create, number, count, joined).result()
+        return _Run(ray, kind, arguments, number, count, joined).result()
 
 
 @contextmanager
@@ -199,25 +196,26 @@ def _token(folder: Path | None) -> Iterator[Path | None]:
 class _Worker:
     """The actor: it keeps the opened work, and does one shard at a time."""
 
-    def __init__(self, work: Work, home: str, token: Path | None) -> None:
-        self._work, self._home, self._token = work, home, token
+    def __init__(self) -> None:
+        self._work: Work
         self._shard, self._gained = "", False  # while it opens
         self._events: list[dict[str, Any]] = []
         self._lock = Lock()  # `events` is called from a thread of its own
 
-    def open(self) -> None:
+    def open(self, work: Work, home: str, token: Path | None) -> None:
         """Open the work in the directory in which the run was started."""
         with suppress(OSError):  # with an object store, nobody needs it
-            os.chdir(self._home)
+            os.chdir(home)
         end = time.monotonic() + _SEEN_SECONDS
-        while self._token is not None and not self._token.exists():
+        while token is not None and not token.exists():
             if time.monotonic() > end:
                 raise UsageError(
-                    f"a worker on {platform.node()} does not see {self._token.parent}",
+                    f"a worker on {platform.node()} does not see {token.parent}",
                     hint="all machines have to share the storage of the output",
                 )
             time.sleep(0.1)
-        self._work.open(self._listen)
+        self._work = work
+        work.open(self._listen)
 
     def do(self, shard: Shard) -> tuple[bool, bool]:
         """Do a shard; return whether it is done, or has to wait, and whether it came further."""
@@ -372,9 +370,16 @@ class _Run:
     """Hands out shards to workers that are free, none of them in advance."""
 
     def __init__(
-        self, ray: Any, create: Callable[[], Any], number: int, count: int, joined: Joined
+        self,
+        ray: Any,
+        kind: Any,
+        arguments: tuple[Any, ...],  # to open a worker with
+        number: int,
+        count: int,
+        joined: Joined,
     ) -> None:
-        self._ray, self._create, self._count, self._joined = ray, create, count, joined
+        self._ray, self._kind, self._arguments = ray, kind, arguments
+        self._count, self._joined = count, joined
         self._left = [_Task(Shard(n, count)) for n in range(1, count + 1)]
         self._actors: list[_Actor] = []
         self._calls: dict[Any, _Actor] = {}  # that are not answered
@@ -410,9 +415,12 @@ class _Run:
                 reported = time.monotonic()
 
     def _start(self) -> None:
-        actor = _Actor(self._create())
+        actor = _Actor(self._kind.remote())
         self._actors.append(actor)
-        self._calls[actor.handle.open.remote()] = actor
+        self._open(actor)
+
+    def _open(self, actor: _Actor) -> None:
+        self._calls[actor.handle.open.remote(*self._arguments)] = actor
 
     def _hand_out(self, now: float) -> None:
         for actor in self._actors:
@@ -470,7 +478,7 @@ class _Run:
             raise error
         if task is None:
             self._losses += 1
-            self._calls[actor.handle.open.remote()] = actor
+            self._open(actor)
         else:
             task.losses, task.waited = losses + 1, 0
             self._joined.note(f"{_name(task)} is tried again: {error}")
@@ -481,8 +489,9 @@ class _Run:
         task = actor.task
         losses = self._losses if task is None else task.losses
         if losses == _LOSSES:
+            reason = str(error).strip().splitlines()[-1]
             raise D3MError(
-                f"{_name(task)} has lost its worker {losses + 1} times: {first_line(error)}",
+                f"{_name(task)} has lost its worker {losses + 1} times: {reason}",
                 hint="is there too little memory? the same call goes on",
             )
         self._joined.note(f"{_name(task)} has lost its worker, and is given to another")
