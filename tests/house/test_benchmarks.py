@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as runner
+from benchmarks.many import plan
 from benchmarks.results import KEYS, RESULTS, load, save
 
 
@@ -24,6 +25,11 @@ def test_saved_result_is_loaded_again(tmp_path: Path) -> None:
     assert set(json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))) == KEYS
     assert load(tmp_path / "x.json") == {"rate": 1.5}
     assert load(tmp_path / "missing.json") == {}
+
+
+def test_hours_of_the_guide_are_those_of_the_plan() -> None:
+    guide = RESULTS.parent.parent / "docs" / "guides" / "many-machines.md"
+    assert plan() in guide.read_text(encoding="utf-8")
 
 
 def test_runner_lists_benchmarks_and_refuses_unknown_names(
