@@ -67,7 +67,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         images_per_class=arguments.ipc + arguments.codes,
         codes=arguments.codes,
         candidates=CANDIDATES,
-        method_settings=D3MSettings(steps=0, cool=0, guidance=2.5),
+        guidance=2.5,
+        method_settings=D3MSettings(steps=0, cool=0),
     )
     call = {"settings": settings, "teachers": arguments.work / "teachers"}
     runs = {"plain": None, "one": Workers(devices="1"), "two": Workers(devices="2")}

@@ -264,6 +264,9 @@ def test_command_says_what_a_shard_waits_for(home: Path, tmp_path: Path) -> None
     assert "shard 1 of 2 has not finished the stage 'train the teacher'" in result.stderr
     assert "--wait is for --shard" in invoke(*words, "-o", "x.d3m", "--wait").stderr
     assert "expected NUMBER/COUNT" in invoke(*words, "-o", "x.d3m", "--shard", "3").stderr
+    both = invoke(*words, "-o", "x.d3m", "--shard", "1/2", "--devices", "2")
+    assert both.exit_code == 2
+    assert "--shard is for runs without workers" in both.stderr
 
 
 @pytest.mark.heavy
