@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from d3pack.system import Shard, argument, option
+from d3pack.errors import UsageError
+from d3pack.system import Shard, Workers, argument, nested, option
 
 Format = Literal["human", "json", "quiet"]
 
@@ -52,6 +53,23 @@ def shard_option(
         expected="NUMBER/COUNT, as 3/8",
         metavar="NUMBER/COUNT",
     )
+
+
+def workers_field() -> Any:
+    """Declare where the shards of a run are done."""
+    return nested(Workers, group="several devices and machines")
+
+
+def without_shard(workers: Workers, shard: Shard | None) -> None:
+    """Refuse one share for workers, which do all.
+
+    Raises:
+        UsageError: if both were chosen.
+    """
+    if workers.wanted and shard is not None:
+        raise UsageError(
+            "--shard is for runs without workers", hint="leave out --ray and --devices"
+        )
 
 
 def format_option(help: str = "How the result is printed.") -> Any:

@@ -10,11 +10,13 @@ from d3pack.cli._fields import (
     format_option,
     overwrite_option,
     pack_output,
+    shard_option,
     source_argument,
+    workers_field,
 )
-from d3pack.cli.encode import Encode
+from d3pack.cli.encode import PART, Encode
 from d3pack.encode import EncodeSettings
-from d3pack.system import option
+from d3pack.system import Shard, Workers, option
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ class Code:
     seed: int = option(0, "Decides the noise that codes choose from.", ge=0, lt=2**63)
     class_names: Path | None = option(None, "CSV or JSON: folder to name.")
     dry_run: bool = option(False, "Print classes, plan, time and bytes; do nothing.")
+    shard: Shard | None = shard_option(PART)
+    workers: Workers = workers_field()
     restart: bool = option(False, "Discard what an earlier run left.")
     overwrite: bool = overwrite_option()
     format: Format = format_option("How progress is printed; json: events as lines.")
@@ -66,6 +70,8 @@ class Code:
             method_settings=None,
             class_names=self.class_names,
             dry_run=self.dry_run,
+            shard=self.shard,
+            workers=self.workers,
             restart=self.restart,
             overwrite=self.overwrite,
             format=self.format,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,15 @@ from d3pack.cli._fields import (
     format_option,
     pack_argument,
     shard_option,
+    without_shard,
+    workers_field,
 )
 from d3pack.decode import ExportSettings
 from d3pack.errors import NotFoundError, UsageError
-from d3pack.system import REQUIRED, Shard, nested, option, place, progress_bar
+from d3pack.system import REQUIRED, Shard, Workers, live_view, nested, option, place, progress_bar
 
 if TYPE_CHECKING:
-    from d3pack.decode import Decoder
+    from d3pack.decode import ExportReport
     from d3pack.format import Pack
 
 _LARGE, _CHUNK = 400_000_000, 1 << 22
@@ -41,6 +44,7 @@ class Decode:
         None, "Images per class: the first, which are the best.", flag="--ipc"
     )
     shard: Shard | None = shard_option()
+    workers: Workers = workers_field()
     device: str | None = device_option()
     fast: str | None = option(
         None,
@@ -53,7 +57,7 @@ class Decode:
 
     def run(self) -> None:
         """Write the images and say how many there are."""
-        from d3pack.decode import export_images, select_classes
+        from d3pack.decode import select_classes
         from d3pack.hub import load
 
         pack = load(self.pack)
@@ -69,21 +73,10 @@ class Decode:
             raise NotFoundError(
                 f"there is no directory {self.tiny_vae}", hint="--tiny-vae names one"
             )
-        decoder = self._decoder(pack)
-        numerics = decoder.describe()
-        if self.format != "quiet":
-            _out.say(_sentence(numerics))
+        without_shard(self.workers, self.shard)
         _out.if_interrupted("run the same command again and it goes on")
-        with progress_bar("decoding", quiet=self.format == "quiet") as progress:
-            written = export_images(
-                decoder,
-                place(self.output),
-                self.settings,
-                classes=classes,
-                images_per_class=count,
-                shard=self.shard,
-                progress=progress,
-            )
+        export = self._export_by_workers if self.workers.wanted else self._export
+        written, numerics = export(pack, classes, count)
         if self.format == "json":
             _out.emit(
                 {
@@ -104,22 +97,60 @@ class Decode:
             text = f"{written.images:,} images{share} in {self.output} ({rate})"
             _out.show(text)
 
-    def _decoder(self, pack: Pack) -> Decoder:
-        from d3pack.decode import Decoder, local_backbone
+    def _export(
+        self, pack: Pack, classes: list[int], count: int
+    ) -> tuple[ExportReport, dict[str, Any]]:
+        from d3pack.decode import Decoder, export_images
+
+        progress = None if self.format == "quiet" else _checking
+        decoder = Decoder(pack, progress=progress, **self._options(pack))
+        numerics = decoder.describe()
+        if self.format != "quiet":
+            _out.say(_sentence(numerics))
+        with progress_bar("decoding", quiet=self.format == "quiet") as bar:
+            written = export_images(
+                decoder,
+                place(self.output),
+                self.settings,
+                classes=classes,
+                images_per_class=count,
+                shard=self.shard,
+                progress=bar,
+            )
+        return written, numerics
+
+    def _export_by_workers(
+        self, pack: Pack, classes: list[int], count: int
+    ) -> tuple[ExportReport, dict[str, Any]]:
+        from d3pack.decode import export_by_workers
+
+        with nullcontext() if self.format == "quiet" else live_view() as listener:
+            return export_by_workers(
+                pack,
+                place(self.output),
+                self.workers,
+                self.settings,
+                classes=classes,
+                images_per_class=count,
+                decoder=self._options(pack),
+                listeners=[listener] if listener else [],
+            )
+
+    def _options(self, pack: Pack) -> dict[str, Any]:
+        """Arguments of the decoder."""
+        from d3pack.decode import local_backbone
 
         exact = self.fast is None and self.tiny_vae is None
         switches = None
         if self.fast is not None and self.fast != "all":
             switches = [part.strip() for part in self.fast.split(",")]
-        return Decoder(
-            pack,
-            device=self.device,
-            numerics="exact" if exact else "fast",
-            switches=switches,
-            tiny_vae=self.tiny_vae,
-            path=self.backbone or local_backbone(self.pack, pack),
-            progress=None if self.format == "quiet" else _checking,
-        )
+        return {
+            "device": self.device,
+            "numerics": "exact" if exact else "fast",
+            "switches": switches,
+            "tiny_vae": self.tiny_vae,
+            "path": self.backbone or local_backbone(self.pack, pack),
+        }
 
 
 def _sentence(numerics: dict[str, Any]) -> str:

@@ -16,15 +16,18 @@ from d3pack.cli._fields import (
     pack_output,
     shard_option,
     source_argument,
+    without_shard,
+    workers_field,
 )
 from d3pack.encode import EncodeSettings, method_settings
 from d3pack.errors import UsageError
-from d3pack.system import Shard, costs, count, nested, option, place
+from d3pack.system import Shard, Workers, costs, count, nested, option, place
 
 if TYPE_CHECKING:
     from d3pack.sources import Source
     from d3pack.system import ObjectPath
 
+PART = "Do only one share, as 3/8, into a part; `d3pack merge` makes the pack of all parts."
 _LISTED = 20  # classes that --dry-run lists
 # the settings that decide how long a part of an estimate takes
 _DECIDE = {
@@ -62,10 +65,9 @@ class Encode:
         "skip", "Bad files: skip (and count) or fail.", group="source"
     )
     dry_run: bool = option(False, "Print classes, plan, time and bytes; do nothing.")
-    shard: Shard | None = shard_option(
-        "Do only one share, as 3/8, into a part; `d3pack merge` makes the pack of all parts."
-    )
+    shard: Shard | None = shard_option(PART)
     wait: bool = option(False, "With --shard: wait for other shards where they are needed.")
+    workers: Workers = workers_field()
     restart: bool = option(False, "Discard what an earlier run left.")
     overwrite: bool = overwrite_option()
     format: Format = format_option("How progress is printed; json: events as lines.")
@@ -79,6 +81,7 @@ class Encode:
             raise UsageError("no output", hint="name one with -o out.d3m, or pass --dry-run")
         if self.wait and self.shard is None:
             raise UsageError("--wait is for --shard")
+        without_shard(self.workers, self.shard)
         if self.output is not None:
             check_output(self.output)
         settings = replace(self.settings, method_settings=self.method_settings)
@@ -149,6 +152,7 @@ class Encode:
                 restart=self.restart,
                 overwrite=self.overwrite,
                 estimate=self.format == "human",
+                workers=self.workers,
             )
         if self.format == "human":
             nbytes, classes = output.stat().st_size, len(pack.classes)

@@ -8,9 +8,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d3pack.cli import _out
-from d3pack.cli._fields import Format, format_option, pack_argument, shard_option
+from d3pack.cli._fields import (
+    Format,
+    format_option,
+    pack_argument,
+    shard_option,
+    without_shard,
+    workers_field,
+)
 from d3pack.evaluate import EvalSettings
-from d3pack.system import REQUIRED, Shard, count, live_view, nested, option, printable, size
+from d3pack.system import (
+    REQUIRED,
+    Shard,
+    Workers,
+    count,
+    live_view,
+    nested,
+    option,
+    printable,
+    size,
+)
 
 if TYPE_CHECKING:
     from d3pack.evaluate import Evaluation
@@ -33,6 +50,7 @@ class Eval:
     report: Path | None = option(None, "Write one HTML page here.")
     class_names: Path | None = option(None, "Table from folder names to class names.")
     shard: Shard | None = shard_option()
+    workers: Workers = workers_field()
     format: Format = format_option()
 
     def run(self) -> None:
@@ -41,6 +59,7 @@ class Eval:
 
         if self.report is not None:
             report_path(self.report)
+        without_shard(self.workers, self.shard)
         _out.if_interrupted("run the same command again and it goes on")
         if self.shard is not None:
             self._train(self.shard)
@@ -54,6 +73,7 @@ class Eval:
                 work=self.work,
                 class_names=self.class_names,
                 listeners=[listener] if listener else [],
+                workers=self.workers,
             )
         if self.report is not None:
             write_report(evaluation, self.report)

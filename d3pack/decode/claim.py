@@ -16,6 +16,7 @@ from typing import Any
 
 from d3pack.errors import D3MError, UsageError
 from d3pack.system import (
+    BusyError,
     ObjectPath,
     Shard,
     create_file,
@@ -91,7 +92,7 @@ def _refusing(message: str) -> Iterator[None]:
     try:
         yield
     except BlockingIOError:
-        raise UsageError(message, hint="wait for it, or choose another folder") from None
+        raise BusyError(message, hint="wait for it, or choose another folder") from None
 
 
 def _check(path: Path, mark: Mapping[str, Any]) -> None:

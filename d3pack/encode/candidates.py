@@ -64,7 +64,7 @@ def ask_teacher(
     names = [f"{folder}/{c:06d}" for c in range(len(pack.classes))]
     stage = f"make and judge {folder.partition('/')[0]}"
     done = sum(map(run.journal.has, names))
-    with run.events.stage(stage, len(names), "classes", part="images"):
+    with run.events.stage(stage, len(names), "classes", part="images", done=done):
         decoder = Decoder(pack, device=backbone.device, backbone=backbone)
         for c in run.units(stage, names, last=last):
             images = decoder.images([(c, i) for i in range(pack.images_per_class)]).cpu()

@@ -80,7 +80,7 @@ def with_codes(
         return stored is not None and len(stored[0]["atoms"]) >= count
 
     done = count * sum(map(is_done, range(len(names))))
-    with run.events.stage("code photographs", total, "images", part="codes"):
+    with run.events.stage("code photographs", total, "images", part="codes", done=done):
         for c in run.units("code photographs", names, done=is_done, last=last):
             wanted = latents(c)
             coder = Coder(backbone, coding, pack, c, run.settings.code_tried)

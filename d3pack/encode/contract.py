@@ -63,6 +63,7 @@ class EncodeContext:
 
     device: str
     teachers: Path  # directory of trained teachers, which runs share
+    opened: dict[str, Teacher] = field(default_factory=dict)  # what shards of a worker use again
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,9 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from d3pack.decode import backbone_path, reproducible_cuda
 from d3pack.encode.contract import (
@@ -20,7 +21,7 @@ from d3pack.encode.contract import (
     own_settings,
 )
 from d3pack.encode.finish import finish
-from d3pack.encode.parts import part_of, read_calls, record_call
+from d3pack.encode.parts import count_of, part_of, read_calls, record_call, remove_parts
 from d3pack.encode.plan import EncodePlan
 from d3pack.encode.settings import EncodeSettings
 from d3pack.encode.teaching import check_named_teacher
@@ -34,6 +35,7 @@ from d3pack.system import (
     Listener,
     ObjectPath,
     Shard,
+    Workers,
     all_plain,
     digest,
     disk_full_as_error,
@@ -41,6 +43,7 @@ from d3pack.system import (
     place,
     replace_folder,
     resolve_device,
+    run_work,
     write_text,
 )
 from d3pack.teachers import teacher_cache
@@ -104,6 +107,7 @@ def encode(
     overwrite: bool = False,
     estimate: bool = False,
     teachers: Path | None = None,
+    workers: Workers | None = None,
 ) -> Pack:
     """Make a pack of real images and write it.
 
@@ -122,6 +126,8 @@ def encode(
         overwrite: replace an output that exists.
         estimate: measure first what each part will take, and tell the listeners.
         teachers: directory of trained teachers; by default one in the cache that all runs share.
+        workers: do the work in shards, on several devices or machines. Parts are kept as by
+            `encode_shard`, in `<output>.parts`, which all machines have to share.
 
     Returns:
         The pack that was written.
@@ -140,6 +146,22 @@ def encode(
     """
     output = check_output(output)
     work = _local(output, ".work")
+    if workers is not None and workers.wanted:
+        opened = _opened(source)
+        if output.exists() and not overwrite and not work.exists():
+            _refuse(output)  # now, and not after the work
+        if restart:
+            remove_parts(_local(output, ".parts"))
+        shared = _Shared(opened.opened_by, output, settings, method, teachers, restart, overwrite)
+        pack: Pack = run_work(
+            shared,
+            workers,
+            listeners,
+            device=settings.device if settings else None,
+            shards=count_of(shared.folder),
+            most=len(opened.classes),
+        )
+        return pack
     whole = _Encoding(_opened(source), settings, method, teachers, listeners)
     return whole.write(work, output, restart=restart, overwrite=overwrite, estimate=estimate)
 
@@ -284,8 +306,20 @@ class _Encoding:
             self.events.emit("done", root=pack.root, bytes=output.stat().st_size)
             return pack
 
-    def do_share(self, folder: Path, shard: Shard, *, restart: bool, wait: bool) -> Path:
-        """Run the job as far as it is this shard's; return its part."""
+    def do_share(
+        self,
+        folder: Path,
+        shard: Shard,
+        *,
+        restart: bool = False,
+        wait: bool = False,
+        quiet: bool = False,
+    ) -> Path:
+        """Run the job as far as it is this shard's; return its part.
+
+        Args:
+            quiet: do not say that it goes on: it does so often.
+        """
         part = part_of(folder, shard)
         folder.mkdir(exist_ok=True)
         others = [
@@ -294,8 +328,8 @@ class _Encoding:
             if number != shard.number
         ]
         with self._journal(part, restart, others) as journal:
+            run = self._run(journal, quiet=quiet, shard=shard, wait=wait)
             record_call(journal, self.source, self.settings, shard)
-            run = self._run(journal, shard=shard, wait=wait)
             try:
                 with _deterministic(self.context.device):
                     finish(run, self.plan, self.job.run(run), self.method.name)
@@ -318,12 +352,56 @@ class _Encoding:
             finally:
                 self.events.listeners.remove(log)
 
-    def _run(self, journal: Journal, **share: Any) -> EncodeRun:
+    def _run(self, journal: Journal, *, quiet: bool = False, **share: Any) -> EncodeRun:
         run = EncodeRun(self.source, self.settings, self.context, journal, self.events, **share)
         if journal.begun:
-            self.events.note("going on where the last run stopped")
+            if not quiet:
+                self.events.note("going on where the last run stopped")
             run.recall_skipped()
         return run
+
+
+@dataclass(slots=True)
+class _Shared:
+    """An encoding as workers do it: each opens it once."""
+
+    source: Mapping[str, Any] | None
+    output: Path | ObjectPath
+    settings: EncodeSettings | None
+    method: Method | None
+    teachers: Path | None
+    restart: bool
+    overwrite: bool
+    _opened: _Encoding | None = None
+
+    def __post_init__(self) -> None:
+        if self.source is None:
+            raise UsageError(
+                "workers cannot open this source", hint="make it by open_source of an address"
+            )
+
+    @property
+    def folder(self) -> Path:
+        return _local(self.output, ".parts")
+
+    @property
+    def encoding(self) -> _Encoding:
+        assert self._opened is not None
+        return self._opened
+
+    def open(self, listen: Listener) -> None:
+        assert self.source is not None
+        source = open_source(**self.source)
+        self._opened = _Encoding(source, self.settings, self.method, self.teachers, [listen])
+
+    def do(self, shard: Shard) -> None:
+        self.encoding.do_share(self.folder, shard, quiet=True)
+
+    def finish(self, count: int) -> Pack:
+        parts = [part_of(self.folder, Shard(n, count)) for n in range(1, count + 1)]
+        work, restart, overwrite = _local(self.output, ".work"), self.restart, self.overwrite
+        how: dict[str, Any] = {"restart": restart, "overwrite": overwrite, "shards": count}
+        return self.encoding.write(work, self.output, parts=parts, **how)
 
 
 def check_output(output: str | Path | ObjectPath) -> Path | ObjectPath:
@@ -419,7 +497,11 @@ def _check_free(output: Path | ObjectPath, overwrite: bool, journal: Journal) ->
     ours = _BACKBONE in journal and journal[_BACKBONE] == _lock_digest(backbone)
     for path in (output, *([] if ours else [backbone])):
         if path.exists() and not overwrite:
-            raise UsageError(f"{path.name} exists", hint="name another output, or set overwrite")
+            _refuse(path)
+
+
+def _refuse(path: Path | ObjectPath) -> NoReturn:
+    raise UsageError(f"{path.name} exists", hint="name another output, or set overwrite")
 
 
 def _lock_digest(directory: Path) -> str | None:

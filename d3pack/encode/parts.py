@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,22 @@ class Call:
 def part_of(folder: Path, shard: Shard) -> Path:
     """Return the part of a shard."""
     return folder / f"{shard.number}-of-{shard.count}"
+
+
+def count_of(folder: Path) -> int | None:
+    """Return the number of shards that the newest parts are of, if there are any."""
+    parts = sorted(_parts(folder), key=lambda part: part.stat().st_mtime_ns)
+    return int(parts[-1].name.partition("-of-")[2]) if parts else None
+
+
+def remove_parts(folder: Path) -> None:
+    """Discard what shards have left."""
+    for part in _parts(folder):
+        shutil.rmtree(part)
+
+
+def _parts(folder: Path) -> list[Path]:
+    return [path.parent for path in folder.glob("*-of-*/journal.json")]
 
 
 def record_call(journal: Journal, source: Source, settings: EncodeSettings, shard: Shard) -> None:

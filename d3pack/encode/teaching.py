@@ -69,12 +69,14 @@ def _open(run: EncodeRun, typical: int) -> Teacher:
     settings, journal, context = run.settings, run.journal, run.context
     table = settings.teacher_map
     if settings.teacher != "train":
-        return TransformersTeacher(
-            settings.teacher,
-            run.source.classes,
-            table=None if table is None else str(table),
-            device=context.device,
-        )
+        if settings.teacher not in context.opened:
+            context.opened[settings.teacher] = TransformersTeacher(
+                settings.teacher,
+                run.source.classes,
+                table=None if table is None else str(table),
+                device=context.device,
+            )
+        return context.opened[settings.teacher]
     lesson = teacher_config(typical, settings.teacher_samples, settings.seed, context.device)
     key = teacher_key(run.source, lesson, context.device)
     if not run.once("train the teacher", _KEY):

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -32,6 +33,7 @@ from d3pack.students import (
     PILOT_SHARE,
     PROTOCOLS,
     RANKED,
+    LabelledImages,
     Protocol,
     RealImages,
     common_size,
@@ -40,14 +42,17 @@ from d3pack.system import (
     Events,
     Listener,
     Shard,
+    Workers,
     count,
     duration,
     fast_bfloat16,
     resolve_device,
+    run_work,
     write_json,
 )
 
 LONG = 3600.0  # seconds: what takes longer needs `allow_long`
+_Real = str | Path | Source | Mapping[str, Any] | None  # the last: arguments of `open_source`
 _SPLITS = ("test", "val", "dev")  # names of the part to test on
 _SHOWN = 8  # images of each class in the report
 _WEIGHT = 0.5  # of both parts of the label-robust score
@@ -187,6 +192,7 @@ def evaluate(
     class_names: str | Path | Mapping[str, str] | None = None,
     protocol: Protocol | None = None,
     listeners: Sequence[Listener] = (),
+    workers: Workers | None = None,
 ) -> Evaluation:
     """Train students on a pack and on real images of equal bytes, and compare them.
 
@@ -205,6 +211,7 @@ def evaluate(
         class_names: table from folder names to class names, or its file.
         protocol: a protocol of your own, in place of the one that the settings name.
         listeners: receive the events of the run.
+        workers: train in shards, on several devices or machines that share the work directory.
 
     Returns:
         The accuracy of every entry, with its bytes.
@@ -224,15 +231,15 @@ def evaluate(
         0.431
         >>> write_report(evaluation, "report.html")  # doctest: +SKIP
     """
-    settings = settings or EvalSettings()
-    axes = parse_sweep(settings.sweep)
-    name, pack, settings = _open_pack(pack, settings)
-    work = Path(work or f"{Path(name).stem}.eval")
-    bench, protocol = _open_bench(
-        pack, real, settings, test, work, class_names, protocol, listeners
-    )
-    evaluation = _compare(name, pack, bench, protocol, settings, axes)
-    write_json(work / "evaluation.json", evaluation.to_json())
+    run = _Run(pack, real, settings or EvalSettings(), test, work, class_names, protocol)
+    if workers is not None and workers.wanted:
+        evaluation: Evaluation = run_work(
+            run.sent(), workers, listeners, device=run.settings.device
+        )
+    else:
+        run.listeners = listeners
+        evaluation = run.compare()
+    write_json(evaluation.work / "evaluation.json", evaluation.to_json())
     return evaluation
 
 
@@ -276,22 +283,104 @@ def evaluate_shard(
         InvalidPackError: if the file is not a valid pack.
         BackboneError: if the pack cannot be decoded.
     """
-    settings = settings or EvalSettings()
-    axes = parse_sweep(settings.sweep)
-    name, pack, settings = _open_pack(pack, settings)
-    work = Path(work or f"{Path(name).stem}.eval")
-    with only_process(work, shard):
-        bench, _ = _open_bench(pack, real, settings, test, work, class_names, protocol, listeners)
-        plan = _Plan(pack, bench, settings, axes)
-        entries = plan.entries(shard)
-        before = bench.trained
-        for row, seed in plan.students(shard):
-            entry = entries[row]
-            if entry is not None:
-                bench.student(entry, seed)
-        if shard.owns(0):
-            bench.decode_seconds(pack)
-        return bench.trained - before
+    run = _Run(pack, real, settings or EvalSettings(), test, work, class_names, protocol)
+    run.listeners = listeners
+    return run.train(shard)
+
+
+@dataclass
+class _Run:
+    """An evaluation; workers open it once, for all their shards."""
+
+    pack: str | Path | Pack
+    real: _Real
+    settings: EvalSettings
+    test: _Real
+    work: str | Path | None
+    class_names: str | Path | Mapping[str, str] | None
+    protocol: Protocol | None
+    listeners: Sequence[Listener] = ()
+
+    def __post_init__(self) -> None:
+        self.axes = parse_sweep(self.settings.sweep)
+        self.name, self.opened, self.settings = _open_pack(self.pack, self.settings)
+        self.folder = Path(self.work or f"{Path(self.name).stem}.eval")
+
+    @cached_property
+    def plan(self) -> _Plan:
+        """What students are trained on, and how."""
+        real, test = _reopened(self.real), _reopened(self.test)
+        assert real is not None
+        bench, protocol = _open_bench(
+            self.opened,
+            real,
+            self.settings,
+            test,
+            self.folder,
+            self.class_names,
+            self.protocol,
+            self.listeners,
+        )
+        return _Plan(self.opened, bench, protocol, self.settings, self.axes)
+
+    def train(self, shard: Shard) -> int:
+        """Train the students of a share; return how many were missing."""
+        with only_process(self.folder, shard):
+            plan, bench = self.plan, self.plan.bench
+            entries = plan.entries(shard)
+            before = bench.trained
+            for row, seed in plan.students(shard):
+                entry = entries[row]
+                if entry is not None:
+                    bench.student(entry, seed)
+            if shard.owns(0):
+                bench.decode_seconds(self.opened)
+            return bench.trained - before
+
+    def compare(self) -> Evaluation:
+        """Train the students that are missing, and put everything side by side."""
+        return _compare(self.name, self.plan)
+
+    def sent(self) -> _Run:
+        """What workers get: they open the real images themselves."""
+        return replace(self, pack=self.opened, real=_address(self.real), test=_address(self.test))
+
+    def open(self, listen: Listener) -> None:
+        """Open the pack, the real images and the teacher."""
+        self.listeners = [listen]
+        assert self.plan
+
+    def do(self, shard: Shard) -> None:
+        """Train the students of a share."""
+        self.train(shard)
+
+    def finish(self, count: int) -> Evaluation:
+        """Compare; what built the training sets stays here."""
+        evaluation = self.compare()
+        results = [
+            replace(result, entry=replace(result.entry, build=_built))
+            for result in evaluation.results
+        ]
+        return replace(evaluation, results=tuple(results))
+
+
+def _built(seed: int) -> LabelledImages:
+    raise UsageError("a worker has built this training set", hint="evaluate without workers")
+
+
+def _reopened(source: _Real) -> str | Path | Source | None:
+    return open_source(**source) if isinstance(source, Mapping) else source
+
+
+def _address(source: _Real) -> _Real:
+    """What opens a source on another machine."""
+    if not isinstance(source, Source):
+        return source
+    if source.opened_by is None:
+        raise UsageError(
+            "workers cannot open this source", hint="make it by open_source of an address"
+        )
+    return source.opened_by
 
 
 def _open_bench(
@@ -388,26 +477,19 @@ def choose_size(protocol: Protocol, size: int | None, test: Source) -> int:
     return protocol.size or size or common_size(test)
 
 
-def _compare(
-    name: str,
-    pack: Pack,
-    bench: Bench,
-    protocol: Protocol,
-    settings: EvalSettings,
-    axes: Mapping[str, Sequence[str]],
-) -> Evaluation:
+def _compare(name: str, plan: _Plan) -> Evaluation:
     """Train the students that are missing, and put everything side by side."""
-    plan = _Plan(pack, bench, settings, axes)
+    pack, bench = plan.pack, plan.bench
     made = plan.entries(Shard())
     entries = list(filter(None, (made[row] for row in range(plan.compared))))
     results = tuple(bench.run(entry, plan.seeds) for entry in entries)
-    sweep = run_sweep(plan.swept, bench, plan.seeds) if axes else []
+    sweep = run_sweep(plan.swept, bench, plan.seeds) if plan.axes else []
     history = results[0].histories[0]
     return Evaluation(
         name,
         bench.work,
         pack,
-        protocol,
+        plan.protocol,
         results,
         LedgerView.of(pack, jpeg_bytes(bench.train)),
         bench.decode_seconds(pack),
@@ -435,9 +517,15 @@ class _Plan:
     """
 
     def __init__(
-        self, pack: Pack, bench: Bench, settings: EvalSettings, axes: Mapping[str, Sequence[str]]
+        self,
+        pack: Pack,
+        bench: Bench,
+        protocol: Protocol,
+        settings: EvalSettings,
+        axes: Mapping[str, Sequence[str]],
     ) -> None:
-        self.pack, self.bench, self.settings = pack, bench, settings
+        self.pack, self.bench, self.protocol = pack, bench, protocol
+        self.settings, self.axes = settings, axes
         self.seeds = settings.seeds or bench.protocol.seeds
         learn = learner(pack, bench.train.source, bench.work, settings)
         with turn(bench.work / "sweep", "packs of the sweep", bench.events):

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from d3pack.errors import UsageError
-from d3pack.system import Events, Shard, exclusive
+from d3pack.system import BusyError, Events, Shard, exclusive
 
 
 @contextmanager
@@ -32,14 +31,14 @@ def only_process(work: Path, shard: Shard) -> Iterator[None]:
     """Keep other processes from the same share of an evaluation.
 
     Raises:
-        UsageError: if another one is at it.
+        BusyError: if another one is at it.
     """
     work.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         try:
             held.enter_context(exclusive(work / f"shard-{shard.number}-of-{shard.count}.lock"))
         except BlockingIOError:
-            raise UsageError(
+            raise BusyError(
                 f"another process trains shard {shard} in {work}",
                 hint="wait for it, or choose another shard",
             ) from None

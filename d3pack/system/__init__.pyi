@@ -56,6 +56,7 @@ from d3pack.system.settings import nested as nested
 from d3pack.system.settings import option as option
 from d3pack.system.settings import options_of as options_of
 from d3pack.system.settings import plain as plain
+from d3pack.system.shard import BusyError as BusyError
 from d3pack.system.shard import Shard as Shard
 from d3pack.system.shard import WaitingError as WaitingError
 from d3pack.system.text import clock as clock
@@ -70,3 +71,7 @@ from d3pack.system.text import parse_duration as parse_duration
 from d3pack.system.text import parse_size as parse_size
 from d3pack.system.text import printable as printable
 from d3pack.system.text import size as size
+from d3pack.system.workers import Joined as Joined
+from d3pack.system.workers import Work as Work
+from d3pack.system.workers import Workers as Workers
+from d3pack.system.workers import run_work as run_work

@@ -16,6 +16,7 @@ EXTRAS = {
     "matplotlib": ("matplotlib", "eval"),
     "model_signing": ("model-signing", "sign"),
     "pyarrow": ("pyarrow", "encode"),
+    "ray": ("ray", "ray"),
     "s3fs": ("s3fs", "s3"),
     "sklearn": ("scikit-learn", "demo"),
     "threadpoolctl": ("threadpoolctl", "encode"),

@@ -28,6 +28,7 @@ LOG_SECONDS = 30.0  # between lines where stderr is a file
 _SPARKS = "▁▂▃▄▅▆▇█"
 _CURVE = 40  # columns of the loss curve
 _NOTES = 8  # lines that stay in view
+_STAGES = 8  # of several workers
 
 
 @dataclass(slots=True)
@@ -48,7 +49,9 @@ class Events:
         self.emit("note", text=text)
 
     @contextmanager
-    def stage(self, name: str, total: int, unit: str, *, part: str = "") -> Iterator[None]:
+    def stage(
+        self, name: str, total: int, unit: str, *, part: str = "", done: int | None = None
+    ) -> Iterator[None]:
         """Report a stage of the work that counts to `total`.
 
         Args:
@@ -56,10 +59,12 @@ class Events:
             total: how many units there are.
             unit: what is counted.
             part: what an estimate of the run calls this stage.
+            done: how many are there now, where all shards of a run count to one total.
         """
         self._stage, self._total = name, total
         began = time.monotonic()
-        self.emit("stage", stage=name, total=total, unit=unit, part=part)
+        shared = {} if done is None else {"done": done}
+        self.emit("stage", stage=name, total=total, unit=unit, part=part, **shared)
         yield
         self.emit("stage-done", stage=name, seconds=round(time.monotonic() - began, 2))
 
@@ -160,16 +165,45 @@ class _Whole:
         return f"{100 * done / total:.0f} % of all" if total > 0 else ""
 
 
+class _Row:
+    """A stage in the view."""
+
+    def __init__(self, event: dict[str, Any]) -> None:
+        self.stage, self.unit = event["stage"], event["unit"]
+        self.step: dict[str, Any] = {"done": 0, "total": event["total"]}
+        self.losses: list[float] = []
+        self.finished = False
+        self._speed, self._first_samples = _Speed(), 0
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Take a step."""
+        self.step = event
+        if self._speed.first < 0:
+            self._first_samples = event.get("samples", 0)
+        self._speed.update(event["done"])
+        if "loss" in event:
+            self.losses.append(event["loss"])
+
+    def texts(self) -> list[str]:
+        """Speed and time left."""
+        texts = self._speed.texts(self.step["total"], self.unit)
+        if texts and "samples" in self.step:
+            samples = self._speed.per_second(self.step["samples"] - self._first_samples)
+            texts[0] = f"{samples:.0f} samples/s"
+        return texts
+
+
 class View:
-    """Turns events into a few lines that stay in place: stage, count, speed, time left, loss."""
+    """Turns events into a few lines that stay in place: stage, count, speed, time left, loss.
+
+    Workers may be at several stages at the same time; else there is one, and the next takes its
+    place.
+    """
 
     def __init__(self) -> None:
-        self._stage, self._unit = "", ""
-        self._speed = _Speed()
+        self._rows: dict[str, _Row] = {}
+        self._newest = ""
         self._whole = _Whole()
-        self._first_samples = 0
-        self._step: dict[str, Any] = {}
-        self._losses: list[float] = []
         self.notes: list[str] = []
 
     def listen(self, event: dict[str, Any]) -> None:
@@ -177,16 +211,15 @@ class View:
         kind = event["event"]
         self._whole.listen(event)
         if kind == "stage":
-            self._stage, self._unit = event["stage"], event["unit"]
-            self._speed, self._losses = _Speed(), []
-            self._step = {"done": 0, "total": event["total"]}
+            alone = "shard" not in event
+            self._rows = {n: row for n, row in self._rows.items() if not (alone or row.finished)}
+            self._newest = event["stage"]
+            self._rows[self._newest] = _Row(event)
         elif kind == "step":
-            self._step = event
-            if self._speed.first < 0:
-                self._first_samples = event.get("samples", 0)
-            self._speed.update(event["done"])
-            if "loss" in event:
-                self._losses.append(event["loss"])
+            self._rows[event.get("stage", self._newest)].take(event)
+        elif kind == "stage-done":
+            if event["stage"] in self._rows:
+                self._rows[event["stage"]].finished = True
         else:
             self.notes += _lines(event)
 
@@ -197,27 +230,20 @@ class View:
         from rich.text import Text
 
         lines: list[Any] = [Text(note, style="dim") for note in self.notes[-_NOTES:]]
-        if self._stage:
-            done, total = self._step["done"], max(1, self._step["total"])
-            row = Table.grid(padding=(0, 1))
+        grid = Table.grid(padding=(0, 1))
+        for row in [*self._rows.values()][-_STAGES:]:
+            done, total = row.step["done"], max(1, row.step["total"])
             bar = ProgressBar(total=total, completed=done, width=24)
-            row.add_row(
-                Text(self._stage, style="bold"), bar, f"{done}/{total} {self._unit}", *self._texts()
-            )
-            lines.append(row)
-        if len(self._losses) > 1:
-            lines.append(
-                Text(f"loss {self._losses[0]:.4f} {spark(self._losses)} {self._losses[-1]:.4f}")
-            )
+            count = f"{done}/{total} {row.unit}"
+            whole = self._whole.text(done / total) if len(self._rows) == 1 else ""
+            texts = [*row.texts(), *filter(None, [whole])]
+            grid.add_row(Text(row.stage, style="bold"), bar, count, *texts)
+        if self._rows:
+            lines.append(grid)
+            losses = self._rows[self._newest].losses
+            if len(losses) > 1:
+                lines.append(Text(f"loss {losses[0]:.4f} {spark(losses)} {losses[-1]:.4f}"))
         return Group(*lines)
-
-    def _texts(self) -> list[str]:
-        share = self._step["done"] / max(1, self._step["total"])
-        texts = self._speed.texts(self._step["total"], self._unit)
-        if texts and "samples" in self._step:
-            samples = self._speed.per_second(self._step["samples"] - self._first_samples)
-            texts[0] = f"{samples:.0f} samples/s"
-        return [*texts, *filter(None, [self._whole.text(share)])]
 
 
 def spark(values: list[float]) -> str:
@@ -233,8 +259,7 @@ class _Log:
 
     def __init__(self, *, announce: bool = True) -> None:
         self._announce = announce
-        self._unit = ""
-        self._speed = _Speed()
+        self._stages: dict[str, tuple[str, _Speed]] = {}  # unit and speed
         self._whole = _Whole()
         self._shown = 0.0
 
@@ -243,16 +268,18 @@ class _Log:
         kind = event["event"]
         self._whole.listen(event)
         if kind == "stage":
-            self._unit, self._speed = event["unit"], _Speed()
+            again = "shard" in event and event["stage"] in self._stages
+            self._stages[event["stage"]] = event["unit"], _Speed()
             self._shown = time.monotonic()
-            if self._announce:
+            if self._announce and not again:
                 _print(f"{event['stage']} ({event['total']} {event['unit']})")
         elif kind == "step":
-            self._speed.update(event["done"])
-            due = self._speed.now - self._shown >= LOG_SECONDS
-            texts = self._speed.texts(event["total"], self._unit) if due else []
+            unit, speed = self._stages[event["stage"]]
+            speed.update(event["done"])
+            due = speed.now - self._shown >= LOG_SECONDS
+            texts = speed.texts(event["total"], unit) if due else []
             if texts:
-                self._shown = self._speed.now
+                self._shown = speed.now
                 facts = [f"loss {event['loss']:.4f}"] if "loss" in event else []
                 count = f"{event['stage']}: {event['done']:,} of {event['total']:,}"
                 whole = self._whole.text(event["done"] / max(1, event["total"]))

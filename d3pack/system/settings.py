@@ -43,6 +43,9 @@ class SettingError(UsageError):
         super().__init__(f"invalid {name} {shown}: expected {expected}")
         self.name, self.value, self.expected = name, value, expected
 
+    def __reduce__(self) -> tuple[type[SettingError], tuple[str, Any, str]]:
+        return type(self), (self.name, self.value, self.expected)
+
 
 # NamedTuple and not dataclass below: every call of the command imports this module
 class Kind(NamedTuple):

@@ -57,3 +57,7 @@ class WaitingError(D3MError):
 
     code = "E_WAITING"
     exit_code = 8
+
+
+class BusyError(UsageError):
+    """Another process does the same share of a run, or has not ended yet."""

@@ -250,6 +250,18 @@ def test_command_encodes_in_shards_and_merges(home: Path, tmp_path: Path) -> Non
     assert output.read_bytes() == whole.read_bytes()
 
 
+def test_command_codes_in_shards_and_merges(home: Path, tmp_path: Path) -> None:
+    output, whole = tmp_path / "x.d3m", tmp_path / "whole.d3m"
+    words = ["code", str(home / "source"), "--backbone", str(home / "sd"), "--bytes-per-image", "3"]
+    assert invoke(*words, "-o", str(whole)).exit_code == 0
+    for shard in ("2/2", "1/2"):
+        result = invoke(*words, "-o", str(output), "--shard", shard)
+        assert result.exit_code == 0, result.stderr
+    parts = [str(parts_folder(output) / f"{i}-of-2") for i in (1, 2)]
+    assert invoke("merge", *parts, "-o", str(output)).exit_code == 0
+    assert output.read_bytes() == whole.read_bytes()
+
+
 def test_command_says_what_a_shard_waits_for(home: Path, tmp_path: Path) -> None:
     words = ["encode", str(home / "source"), "--backbone", str(home / "sd"), *SHORT]
     result = invoke(*words, "-o", str(tmp_path / "x.d3m"), "--shard", "2/2")
@@ -257,6 +269,9 @@ def test_command_says_what_a_shard_waits_for(home: Path, tmp_path: Path) -> None
     assert "shard 1 of 2 has not finished the stage 'train the teacher'" in result.stderr
     assert "--wait is for --shard" in invoke(*words, "-o", "x.d3m", "--wait").stderr
     assert "expected NUMBER/COUNT" in invoke(*words, "-o", "x.d3m", "--shard", "3").stderr
+    both = invoke(*words, "-o", "x.d3m", "--shard", "1/2", "--devices", "2")
+    assert both.exit_code == 2
+    assert "--shard is for runs without workers" in both.stderr
 
 
 @pytest.mark.heavy

@@ -9,7 +9,8 @@ import pytest
 from places import ROOT
 
 from benchmarks import __main__ as runner
-from benchmarks import resume
+from benchmarks import resume, resume_peers
+from benchmarks.many import plan
 from benchmarks.results import KEYS, RESULTS, load, save
 
 
@@ -43,13 +44,18 @@ def test_guide_shows_the_committed_table_of_resumed_loaders() -> None:
     [([], "exact"), ([0, 1], "2 twice"), ([-1], "1 never"), ([0, -2], "1 twice, 1 never")],
 )
 def test_verdict_counts_samples_that_are_repeated_or_missing(more: list[int], words: str) -> None:
-    samples = list(range(resume.IMAGES))
+    samples = list(range(resume_peers.IMAGES))
     for number in more:
         if number < 0:
             samples.remove(-number)
         else:
             samples.append(number)
     assert resume.verdict(samples) == words
+
+
+def test_hours_of_the_guide_are_those_of_the_plan() -> None:
+    guide = RESULTS.parent.parent / "docs" / "guides" / "many-machines.md"
+    assert plan() in guide.read_text(encoding="utf-8")
 
 
 def test_runner_lists_benchmarks_and_refuses_unknown_names(

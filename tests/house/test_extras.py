@@ -41,6 +41,8 @@ COMMANDS: dict[str, tuple[str, str] | int] = {
     "demo": ("scikit-learn", "demo"),
     f"decode {PACK} -o out --to parquet": ("pyarrow", "encode"),
     f"decode {PACK} -o out --ipc 1 --classes 0": 0,
+    f"decode {PACK} -o out --devices 2": ("ray", "ray"),
+    "code photos/train -o c.d3m --bytes-per-image 3 --devices 2": ("ray", "ray"),
     f"export-embeddings {PACK} -o out": 0,
     "import-embeddings none --backbone mini --template {} -o a.d3m": NotFoundError.exit_code,
     f"info {PACK}": 0,

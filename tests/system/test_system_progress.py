@@ -92,6 +92,21 @@ def test_the_live_view_shows_control_characters_of_notes() -> None:
     assert "and a line" in text
 
 
+def test_the_live_view_has_a_row_for_each_stage_of_workers() -> None:
+    view = View()
+    for shard, stage in (("1/3", "train"), ("2/3", "look"), ("3/3", "write")):
+        view.listen({"event": "stage", "stage": stage, "total": 9, "unit": "u", "shard": shard})
+        view.listen({"event": "step", "stage": stage, "done": 4, "total": 9, "shard": shard})
+        if stage == "look":
+            view.listen({"event": "stage-done", "stage": stage, "seconds": 1.0})
+    view.listen({"event": "step", "stage": "train", "done": 5, "total": 9, "shard": "1/3"})
+    text = drawn(view)
+    assert "train" in text
+    assert "5/9 u" in text
+    assert "write" in text
+    assert "look" not in text  # it is over, and others have begun
+
+
 def test_spark_falls() -> None:
     assert spark([3.0, 2.0, 1.0]) == "█▄▁"
     assert len(spark([float(i) for i in range(1000)])) <= 40
