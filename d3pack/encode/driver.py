@@ -52,6 +52,7 @@ _TEMPORARY = (
     "groups",
     "labels",
     "modes",
+    "sets",
     "teacher",
     "training",
     "tuning",
