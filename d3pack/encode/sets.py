@@ -125,7 +125,8 @@ def off_normal(sets: Tensor) -> Tensor:
     values = sets.shape[2]
     z = (sets - sets.mean(2, keepdim=True)) / sets.std(2, keepdim=True)
     skew = z.pow(3).sum(2) * (values / ((values - 1) * (values - 2)))
-    return mean + deviation + _SKEW * skew.norm(dim=1)
+    off: Tensor = mean + deviation + _SKEW * skew.norm(dim=1)
+    return off
 
 
 def _separate_sets(

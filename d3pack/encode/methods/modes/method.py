@@ -40,7 +40,7 @@ from d3pack.encode.settings import EncodeSettings, ModesSettings
 from d3pack.encode.teaching import open_teacher
 from d3pack.encode.vectors import learns_outputs, start_vectors
 from d3pack.errors import UsageError
-from d3pack.format import Recipe
+from d3pack.format import Recipe, Sampler
 from d3pack.sources import Source, random_order
 
 STEPS = 50  # of the sampler that makes the images, as in the paper
@@ -121,7 +121,7 @@ class ModesJob:
         usual, settings, plan = default_sampling(self.backbone), self.settings, self.plan
         made_for = isinstance(getattr(self.backbone, "sampling", None), type(usual))
         steps = settings.sampler_steps or (usual.steps if made_for else STEPS)
-        sampler = "lcm" if "lcm" in (settings.sampler, usual.sampler) else "ancestral"
+        sampler: Sampler = "lcm" if "lcm" in (settings.sampler, usual.sampler) else "ancestral"
         channels = self.backbone.latent_shape_for(plan.size)[0]
         return replace(
             recipe_of_codes(self.backbone, plan),
@@ -147,7 +147,7 @@ class ModesJob:
         """Return the same for a person."""
         recipe, plan, ref = self.sampling(), self.plan, self.backbone.ref
         name = ref.repo or ref.revision[:12]
-        unknown = ()
+        unknown: tuple[str, ...] = ()
         if isinstance(self.backbone, DiT):
             unknown = unknown_names_note(self.backbone, plan.classes)
         return (
