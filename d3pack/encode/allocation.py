@@ -21,6 +21,7 @@ from d3pack.format import (
     encode_labels,
     encode_picks,
     encode_prompts,
+    encode_sets,
     encode_unconditional,
     encode_weights,
     pack_bytes,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 PROBE = 8  # side of a stored probe, where the size of the images allows it
 PICKY = 8  # candidates for each image where making them is cheap ...
 SHARE = 8  # ... shared by so many images: of eight times eight, six bits say which
+SETS = {"s3": 5, "draws": 4096}  # sets of a class where nothing is said; five as in IMS3
 MARGIN = 200  # bytes: measured figures in the manifest have more or fewer digits
 
 
@@ -44,9 +46,15 @@ class Allocation:
     vectors: int = 1
     codec: str = "i4"
     candidates: int = 1  # for each image; 1: derived seeds
+    select: str = "teacher"  # how candidates are picked; s3 and draws pick sets
     share: int = 1  # images that choose among the candidates of all of them, for more bits each
     labels: str = "none"
     probes: int = 1
+
+    @property
+    def judged(self) -> int:
+        """Images that are made for each one that is kept, to choose it."""
+        return 0 if self.candidates == 1 or self.select == "draws" else self.candidates
 
     @property
     def prompts(self) -> str:
@@ -57,6 +65,8 @@ class Allocation:
         """How seeds are chosen, in words."""
         if self.candidates == 1:
             return "seeds derived"
+        if self.select != "teacher":
+            return f"seeds of the best of {self.candidates:,} sets by {self.select}"
         lanes = lanes_of(images_per_class, self.modes, self.share)
         total = candidates_of(images_per_class, self.modes, self.candidates, self.share)
         return f"seeds best {-(-images_per_class // lanes)} of {total // lanes}"
@@ -115,6 +125,9 @@ def allocate(
     """
     shared = {name: getattr(settings, name) for name in ("codec", "candidates", "labels", "probes")}
     fixed = {name: value for name, value in {**own, **shared}.items() if value is not None}
+    if settings.select != "teacher":
+        sets = {"candidates": settings.candidates or SETS[settings.select], "share": 1}
+        fixed |= {**sets, "select": settings.select}
     if settings.budget is None:
         return replace(default, **{"vectors": least_vectors, **fixed}), ()
     if not prompts:
@@ -213,6 +226,9 @@ def expected_bytes(
 
 def _largest_picks(classes: int, images: int, allocation: Allocation) -> Any:
     """Picks of which one is as large as any can be."""
+    if allocation.select != "teacher":
+        stride = -(-images // allocation.modes) * allocation.modes
+        return encode_sets(np.full(classes, allocation.candidates - 1), images, stride)
     lanes = lanes_of(images, allocation.modes, allocation.share)
     total = candidates_of(images, allocation.modes, allocation.candidates, allocation.share)
     depths = np.arange(images) // lanes

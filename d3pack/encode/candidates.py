@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from d3pack.backbones import Backbone
 from d3pack.decode import Decoder
@@ -61,6 +62,38 @@ def ask_teacher(
     Returns:
         A function that reads the answers for a class.
     """
+
+    def look(images: Tensor) -> Arrays:
+        logits, features = batched(teacher, images)
+        return {"logits": logits.numpy(), "features": features.numpy()}
+
+    names = make_images(run, pack, backbone, folder, look, last=last)
+
+    def answers(c: int) -> Answers:
+        arrays = stored_arrays(run.journal, names[c])
+        return Answers(arrays["logits"], arrays["features"])
+
+    return answers
+
+
+def make_images(
+    run: EncodeRun,
+    pack: Pack,
+    backbone: Backbone,
+    folder: str,
+    look: Callable[[Tensor], Arrays],
+    *,
+    last: bool = False,
+) -> list[str]:
+    """Make every image of a pack, and keep what was seen of each class in `folder` of the journal.
+
+    Args:
+        look: what is kept of the images of a class.
+        last: whether a shard has nothing to do after this.
+
+    Returns:
+        The names of the arrays of each class in the journal.
+    """
     names = [f"{folder}/{c:06d}" for c in range(len(pack.classes))]
     stage = f"make and judge {folder.partition('/')[0]}"
     done = sum(map(run.journal.has, names))
@@ -68,17 +101,10 @@ def ask_teacher(
         decoder = Decoder(pack, device=backbone.device, backbone=backbone)
         for c in run.units(stage, names, last=last):
             images = decoder.images([(c, i) for i in range(pack.images_per_class)]).cpu()
-            logits, features = batched(teacher, images)
-            arrays = {"logits": logits.numpy(), "features": features.numpy()}
-            run.journal.save(names[c], arrays, {})
+            run.journal.save(names[c], look(images), {})
             done += 1
             run.events.step(done, samples=done * pack.images_per_class)
-
-    def answers(c: int) -> Answers:
-        arrays = stored_arrays(run.journal, names[c])
-        return Answers(arrays["logits"], arrays["features"])
-
-    return answers
+    return names
 
 
 def stored(journal: Journal, name: str) -> tuple[Arrays, dict[str, Any]]:

@@ -56,6 +56,7 @@ _TEMPORARY = (
     "groups",
     "labels",
     "modes",
+    "sets",
     "teacher",
     "training",
     "tuning",

@@ -28,6 +28,7 @@ from d3pack.encode.codes import choose_photographs, latents_of, with_codes
 from d3pack.encode.contract import Draft, EncodeRun, ShardFinishedError
 from d3pack.encode.pilots import choose_split
 from d3pack.encode.plan import EncodePlan
+from d3pack.encode.sets import with_sets
 from d3pack.encode.settings import EncodeSettings, parse_labels, recorded_settings
 from d3pack.errors import UsageError
 from d3pack.format import Pack, encode_labels, encode_picks, encode_weights
@@ -113,9 +114,12 @@ def _with_images(
     """
     pack, backbone = draft.pack(plan), draft.backbone
     if plan.allocation.candidates > 1 and plan.seeded:
-        teacher = _teacher_of(draft, method)
+        teacher = partial(_teacher_of, draft, method)
         alone = last and not plan.codes
-        pack = _with_picks(run, pack, plan.allocation, backbone, teacher, last=alone)
+        if plan.allocation.select == "teacher":
+            pack = _with_picks(run, pack, plan.allocation, backbone, teacher(), last=alone)
+        else:
+            pack = with_sets(run, plan, pack, backbone, teacher, last=alone)
     if plan.codes:
         latents = draft.latents or _latents_of_photographs(run, plan, draft, method)
         pack = with_codes(run, plan, pack, backbone, latents, last=last)

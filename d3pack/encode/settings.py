@@ -74,8 +74,15 @@ class EncodeSettings:
     )
     candidates: int | None = option(
         None,
-        "Images made for each one that is kept; 1: seeds are derived and cost no bytes.",
+        "Images made for each one that is kept, or sets; 1: seeds are derived and cost no bytes.",
         ge=1,
+        le=2**24,
+        group="contents of the pack",
+    )
+    select: Literal["teacher", "s3", "draws"] = option(
+        "teacher",
+        "How candidates are picked: one by one by a teacher, or in whole sets a class, by their "
+        "features (s3) or by the statistics of their noise (draws).",
         group="contents of the pack",
     )
     labels: str | None = option(

@@ -65,6 +65,8 @@ def settings_by_name(world: Path, name: str) -> EncodeSettings:
         return quick(sd, candidates=1, labels="none", guidance=1.5)
     if name == "codes":
         return settings_of(method="codes", backbone=sd, code_steps=3, code_bits=4)
+    if name in ("s3", "draws"):
+        return quick(sd, select=name, candidates=3, labels="none", modes=1, guidance=1.5)
     if name == "modes":
         return settings_of(
             method="modes", backbone=sd, images_per_class=3, sampler_steps=3, code_steps=3,
@@ -89,7 +91,9 @@ def wholes(world: Path) -> Callable[[str], bytes]:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("name", ["d3m", "d3m without images", "codes", "minimax", "modes"])
+@pytest.mark.parametrize(
+    "name", ["d3m", "d3m without images", "codes", "minimax", "modes", "s3", "draws"]
+)
 @pytest.mark.parametrize(
     "count", [3, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 2, 7))]
 )

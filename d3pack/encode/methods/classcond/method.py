@@ -158,8 +158,7 @@ class ClassCondJob:
         plan, own, config = self.plan, self.own, DIT_MODELS[self.model]
         vae = _open(self.vae, self.context.device)
         costs = measure_costs(self.source, config, vae, plan.size[0], len(plan.classes))
-        candidates = plan.allocation.candidates
-        images = (1 if candidates == 1 else candidates + 1) * plan.seeded
+        images = (plan.allocation.judged + 1) * plan.seeded
         steps = own.train_steps or config.loop.steps
         stages = {}
         if self.settings.teacher == "train":

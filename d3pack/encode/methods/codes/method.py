@@ -43,6 +43,8 @@ class CodesOnly:
     ) -> CodesJob:
         """Refuse what only methods with a teacher can do."""
         backbone = chosen_backbone(settings, context.device)
+        if settings.select != "teacher":
+            raise UsageError("the method codes has no seeds to select")
         if (settings.candidates or 1) > 1 or settings.labels not in (None, "none"):
             raise UsageError("the method codes has no teacher to pick or label images")
         if settings.images_per_class is not None or settings.codes is not None:

@@ -45,6 +45,7 @@ from d3pack.encode.plan import (
     typical_side,
 )
 from d3pack.encode.sampler_search import GUIDANCES
+from d3pack.encode.sets import draw_seconds
 from d3pack.encode.settings import D3MSettings, EncodeSettings
 from d3pack.encode.teaching import open_teacher
 from d3pack.encode.vectors import learns_outputs, no_class, start_vectors, tuned
@@ -110,7 +111,7 @@ def prepare(
 ) -> D3MJob:
     """Return the job of learning prompts for a backbone that is open."""
     least, most = _numbers_of_vectors(settings, own, backbone)
-    if (settings.candidates or 1) > 2**16 // SHARE:
+    if settings.select == "teacher" and (settings.candidates or 1) > 2**16 // SHARE:
         raise UsageError(
             f"invalid candidates {settings.candidates}: expected at most {2**16 // SHARE}"
         )
@@ -142,7 +143,8 @@ def prepare(
         prompts=plan.needs_prompts,
     )
     # where images are cheap and a teacher picks among them, guidance is measured
-    if details.guidance is None and not (small and allocation.candidates > 1):
+    measured = small and allocation.candidates > 1 and allocation.select == "teacher"
+    if details.guidance is None and not measured:
         details = replace(details, guidance=default_sampling(backbone).guidance)
     text = _text(plan, details, allocation)
     if all(name.isdecimal() or name[1:].isdecimal() for name in source.classes):
@@ -334,8 +336,8 @@ class D3MJob:
         if details.guidance is None and plan.needs_prompts:
             images = trial_images(allocation) * min(classes, MOST_CLASSES)
             stages["guidance"] = image * images * len(GUIDANCES)
-        candidates = allocation.candidates if allocation.candidates > 1 else 0
-        images = (candidates + (allocation.labels != "none")) * plan.seeded
+        stages |= draw_seconds(plan, self.backbone.latent_shape_for(plan.size))
+        images = (allocation.judged + (allocation.labels != "none")) * plan.seeded
         stages["images"] = image * images * classes
         settings = self.settings
         if settings.budget and plan.pilots:  # the most that they may lead to

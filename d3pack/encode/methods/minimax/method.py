@@ -179,8 +179,7 @@ class MinimaxJob:
         with torch.inference_mode():
             forward = seconds_of(lambda: backbone.denoise(x, 1.0, c)) / 4
             decode = seconds_of(lambda: backbone.decode(x)) / 4
-        candidates = allocation.candidates if allocation.candidates > 1 else 0
-        images = (candidates + (allocation.labels != "none")) * plan.seeded
+        images = (allocation.judged + (allocation.labels != "none")) * plan.seeded
         stages = {}
         if self.settings.teacher == "train":
             stages["teacher"] = teacher_seconds(

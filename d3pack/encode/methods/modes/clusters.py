@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from d3pack.backbones import Backbone
 from d3pack.encode.codes import latents_of
-from d3pack.errors import SourceError
+from d3pack.encode.real import fitted_images
 from d3pack.sources import Source
 
 _ROUNDS = 300  # of k-means, at most
-_READ = 32  # images that are encoded at the same time
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,29 +33,8 @@ def real_latents(
     Raises:
         SourceError: none can be read.
     """
-    batches = _batches(source, c, numbers, size)
-    parts = [latents_of(backbone, pixels).cpu() for pixels in batches]
-    if not parts:
-        raise SourceError(f"no image of class {source.classes[c]!r} can be read")
-    return torch.cat(parts)
-
-
-def _batches(
-    source: Source, c: int, numbers: Sequence[int], size: tuple[int, int]
-) -> Iterator[Tensor]:
-    """Yield images, their centres cropped to the size."""
-    height, width = size
-    pixels: list[Tensor] = []
-    for i in numbers:
-        image = source.get(c, i)
-        if image is not None:
-            fitted = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-            pixels.append(torch.from_numpy(np.array(fitted).transpose(2, 0, 1)))
-        if len(pixels) == _READ:
-            yield torch.stack(pixels)
-            pixels = []
-    if pixels:
-        yield torch.stack(pixels)
+    batches = fitted_images(source, c, numbers, size)
+    return torch.cat([latents_of(backbone, pixels).cpu() for pixels in batches])
 
 
 def cluster(latents: Tensor, count: int, seed: int) -> Clusters:

@@ -57,6 +57,8 @@ class Modes:
         self, source: Source, settings: EncodeSettings, own: ModesSettings, context: EncodeContext
     ) -> ModesJob:
         """Refuse what images that are made once cannot have."""
+        if settings.select != "teacher":
+            raise UsageError("the method modes has no seeds to select")
         if (settings.candidates or 1) > 1:
             raise UsageError("the method modes makes one image of each cluster: no candidates")
         if settings.codes is not None or settings.no_codes:
