@@ -71,7 +71,14 @@ def test_push_then_pull(d3pack: Shell, hub: LoopbackHub, login: None) -> None:
     assert sent == {
         "address": f"hf://datasets/org/set@{commit}/a.d3m#sha256={PACK.root}",
         "commit": commit,
-        "files": ["a.d3m", "preview/a.parquet", "croissant.json", "README.md", ".gitattributes"],
+        "files": [
+            "a.d3m",
+            "preview/a.webp",
+            "preview/a.parquet",
+            "croissant.json",
+            "README.md",
+            ".gitattributes",
+        ],
         "notes": [],
         "root": PACK.root,
         "url": f"{hub.url}/datasets/org/set/commit/{commit}",
@@ -152,7 +159,8 @@ def test_push_dry_run_shows_everything_and_sends_nothing(d3pack: Shell, hub: Loo
     words = ("push", "a.d3m", "org/set", "--preview", "probes", "--dry-run")
     plan = d3pack.json(*words)
     assert [row["path"] for row in plan["files"]] == [
-        "a.d3m", "preview/a.parquet", "croissant.json", "README.md", ".gitattributes",
+        "a.d3m", "preview/a.webp", "preview/a.parquet", "croissant.json", "README.md",
+        ".gitattributes",
     ]  # fmt: skip
     assert plan["root"] == PACK.root
     assert plan["files"][0]["bytes"] == len(DATA)
