@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from d3pack.format import Pack
 
 _LARGE, _CHUNK = 400_000_000, 1 << 22
+_AGAIN = "run the same command again and it goes on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,6 @@ class Decode:
                 f"there is no directory {self.tiny_vae}", hint="--tiny-vae names one"
             )
         without_shard(self.workers, self.shard)
-        _out.if_interrupted("run the same command again and it goes on")
         export = self._export_by_workers if self.workers.wanted else self._export
         written, numerics = export(pack, classes, count)
         if self.format == "json":
@@ -107,6 +107,7 @@ class Decode:
         numerics = decoder.describe()
         if self.format != "quiet":
             _out.say(_sentence(numerics))
+        _out.if_interrupted(_AGAIN)
         with progress_bar("decoding", quiet=self.format == "quiet") as bar:
             written = export_images(
                 decoder,
@@ -124,6 +125,7 @@ class Decode:
     ) -> tuple[ExportReport, dict[str, Any]]:
         from d3pack.decode import export_by_workers
 
+        _out.if_interrupted(_AGAIN)
         with nullcontext() if self.format == "quiet" else live_view() as listener:
             return export_by_workers(
                 pack,
