@@ -153,7 +153,7 @@ def encode(
             _refuse(output)  # now, and not after the work
         if restart:
             remove_parts(_local(output, ".parts"))
-        shared = _Shared(opened.opened_by, output, settings, method, teachers, restart, overwrite)
+        shared = _Shared(opened.address(), output, settings, method, teachers, restart, overwrite)
         pack: Pack = run_work(
             shared,
             workers,
@@ -366,7 +366,7 @@ class _Encoding:
 class _Shared:
     """An encoding as workers do it: each opens it once."""
 
-    source: Mapping[str, Any] | None
+    source: Mapping[str, Any]
     output: Path | ObjectPath
     settings: EncodeSettings | None
     method: Method | None
@@ -374,12 +374,6 @@ class _Shared:
     restart: bool
     overwrite: bool
     _opened: _Encoding | None = None
-
-    def __post_init__(self) -> None:
-        if self.source is None:
-            raise UsageError(
-                "workers cannot open this source", hint="make it by open_source of an address"
-            )
 
     @property
     def folder(self) -> Path:
@@ -391,7 +385,6 @@ class _Shared:
         return self._opened
 
     def open(self, listen: Listener) -> None:
-        assert self.source is not None
         source = open_source(**self.source)
         self._opened = _Encoding(source, self.settings, self.method, self.teachers, [listen])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -15,6 +16,22 @@ from d3pack.sources import Source
 _BATCH = 32
 
 
+def readable_images(source: Source, c: int, numbers: Sequence[int]) -> Iterator[Image.Image]:
+    """Yield images of a class, without those that cannot be read.
+
+    Raises:
+        SourceError: none can be read.
+    """
+    any_read = False
+    for i in numbers:
+        image = source.get(c, i)
+        if image is not None:
+            any_read = True
+            yield image
+    if not any_read:
+        raise SourceError(f"no image of class {source.classes[c]!r} can be read")
+
+
 def fitted_images(
     source: Source, c: int, numbers: Sequence[int], size: tuple[int, int]
 ) -> Iterator[Tensor]:
@@ -24,18 +41,16 @@ def fitted_images(
         SourceError: none can be read.
     """
     height, width = size
-    pixels: list[Tensor] = []
-    seen = 0
-    for i in numbers:
-        image = source.get(c, i)
-        if image is not None:
-            fitted = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-            pixels.append(torch.from_numpy(np.array(fitted).transpose(2, 0, 1)))
-            seen += 1
-        if len(pixels) == _BATCH:
-            yield torch.stack(pixels)
-            pixels = []
-    if not seen:
-        raise SourceError(f"no image of class {source.classes[c]!r} can be read")
-    if pixels:
-        yield torch.stack(pixels)
+    images = readable_images(source, c, numbers)
+    while batch := list(islice(images, _BATCH)):
+        yield torch.stack(
+            [
+                pixels_of(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC))
+                for image in batch
+            ]
+        )
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """Return an image as uint8 (3, H, W)."""
+    return torch.from_numpy(np.array(image).transpose(2, 0, 1))

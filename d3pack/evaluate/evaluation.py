@@ -374,13 +374,7 @@ def _reopened(source: _Real) -> str | Path | Source | None:
 
 def _address(source: _Real) -> _Real:
     """What opens a source on another machine."""
-    if not isinstance(source, Source):
-        return source
-    if source.opened_by is None:
-        raise UsageError(
-            "workers cannot open this source", hint="make it by open_source of an address"
-        )
-    return source.opened_by
+    return source.address() if isinstance(source, Source) else source
 
 
 def _open_bench(

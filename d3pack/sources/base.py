@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from PIL import Image
 
-from d3pack.errors import SourceError
+from d3pack.errors import SourceError, UsageError
 from d3pack.sources.images import BadImageError, decode
 from d3pack.sources.names import name_classes
 
@@ -136,6 +136,18 @@ class Source:
         self._seen: set[Skip] = set()
         for skip in store.refused:
             self._skip(skip)
+
+    def address(self) -> Mapping[str, Any]:
+        """Return the arguments of `open_source` that open it in another process.
+
+        Raises:
+            UsageError: it was not opened so.
+        """
+        if self.opened_by is None:
+            raise UsageError(
+                "workers cannot open this source", hint="make it by open_source of an address"
+            )
+        return self.opened_by
 
     def skipped_lines(self) -> str:
         """Return class, key and reason of every file that was left out, one a line."""

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -25,9 +24,10 @@ from d3pack.encode.plan import (
     coding_for,
     dtype_for,
 )
+from d3pack.encode.real import pixels_of, readable_images
 from d3pack.encode.settings import EncodeSettings
 from d3pack.encode.vectors import learns_outputs
-from d3pack.errors import SourceError, UsageError
+from d3pack.errors import UsageError
 from d3pack.format import Recipe
 from d3pack.sources import Source
 
@@ -143,14 +143,8 @@ class CodesJob:
 def images_of(source: Source, c: int, size: tuple[int, int], count: int) -> Tensor:
     """Return `count` images of a class in the order of the source, of which it may repeat some."""
     height, width = size
-    pixels: list[npt.NDArray[np.uint8]] = []
-    for i in range(source.counts[c]):
-        if len(pixels) == count:
-            break
-        image = source.get(c, i)
-        if image is not None:
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-            pixels.append(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
-    if not pixels:
-        raise SourceError(f"no image of class {source.classes[c]!r} can be read")
-    return torch.from_numpy(np.stack([pixels[i % len(pixels)] for i in range(count)]))
+    images = islice(readable_images(source, c, range(source.counts[c])), count)
+    pixels = [
+        pixels_of(image.resize((width, height), Image.Resampling.BICUBIC)) for image in images
+    ]
+    return torch.stack([pixels[i % len(pixels)] for i in range(count)])
