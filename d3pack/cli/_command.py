@@ -38,7 +38,7 @@ d3pack: image-classification datasets as recipes of a few kilobytes.
 
 Three things to do first:
 
-  1. See it work, offline, in under three minutes:
+  1. See it work, offline, in a few minutes:
      d3pack demo
 
   2. Make a pack of your images, a folder for each class:

@@ -15,7 +15,7 @@ class Demo:
     """Encode real digits with the embedded backbone, and see what the pack is worth.
 
     Ends with a page that shows it, and photographs that a pack of CIFAR-10 makes. Needs no network
-    and no GPU; takes under three minutes on two cores.
+    and no GPU; takes a few minutes on two cores.
 
     Example: d3pack demo
     """
