@@ -65,12 +65,26 @@ def test_torch_is_imported_on_use() -> None:
     subprocess.run([sys.executable, "-c", check], check=True)
 
 
-@pytest.mark.parametrize("supported", [True, False])
-def test_products_are_bfloat16_where_the_processor_has_instructions_for_them(
-    monkeypatch: pytest.MonkeyPatch, supported: bool
+@pytest.mark.parametrize(
+    ("instructions", "tiles", "machine", "supported"),
+    [
+        (True, True, "x86_64", True),
+        (True, False, "x86_64", False),  # AVX512-BF16 alone is slower than float32
+        (True, False, "aarch64", True),
+        (False, False, "x86_64", False),
+    ],
+)
+def test_products_are_bfloat16_where_the_processor_is_fast_at_them(
+    monkeypatch: pytest.MonkeyPatch,
+    instructions: bool,
+    tiles: bool,
+    machine: str,
+    supported: bool,
 ) -> None:
     """Elsewhere a student takes sixteen times as long with them."""
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: instructions)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr("platform.machine", lambda: machine)
     x = torch.ones(2, 2)
     assert fast_bfloat16("cpu") is supported
     assert fast_bfloat16("cuda:0")
