@@ -322,7 +322,7 @@ from d3pack.backbones.loading import CLASSES
 pack = read({file!r})
 for module in ("UNet2DConditionModel", "AutoencoderTiny", "CLIPTextModel"):
     import_module(CLASSES[module])
-mark("import diffusers and transformers")
+mark("import the model classes")
 decoder = Decoder(pack, path={path!r})
 mark("verify and load")
 decoder.images([0])

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from d3pack.backbones.models import unet
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -32,6 +34,11 @@ def enable_fast_kernels(backbone: Any, switches: Collection[str]) -> None:
 
 def _fuse_attention(model: nn.Module) -> None:
     """Compute queries, keys and values of self-attention with one product."""
+    if isinstance(model, unet.UNet2DConditionModel):
+        for name, module in model.named_modules():
+            if name.endswith(".attn1"):
+                module.fuse_projections()
+        return
     from diffusers.models.attention_processor import (
         Attention,
         AttnProcessor2_0,

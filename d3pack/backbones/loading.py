@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from d3pack.backbones.kernels import optimize_for_cpu
 from d3pack.backbones.lock import VerifiedFile, changed, weight_files
+from d3pack.backbones.models import unet
 from d3pack.errors import BackboneError
 from d3pack.system import first_line
 
@@ -23,18 +24,18 @@ if TYPE_CHECKING:
 
 # the only classes that are ever built, whatever a config says
 CLASSES = {
-    "CLIPTextModelWithProjection": "transformers.models.clip.modeling_clip",
+    "CLIPTextModelWithProjection": "d3pack.backbones.models.clip",
     "UNet2DConditionModel": "diffusers.models.unets.unet_2d_condition",
     "DiTTransformer2DModel": "diffusers.models.transformers.dit_transformer_2d",
     "AutoencoderKL": "diffusers.models.autoencoders.autoencoder_kl",
-    "AutoencoderTiny": "diffusers.models.autoencoders.autoencoder_tiny",
+    "AutoencoderTiny": "d3pack.backbones.models.autoencoder_tiny",
     "AutoencoderDC": "diffusers.models.autoencoders.autoencoder_dc",
     "AutoencoderKLFlux2": "diffusers.models.autoencoders.autoencoder_kl_flux2",
     "PRXTransformer2DModel": "diffusers.models.transformers.transformer_prx",
     "ZImageTransformer2DModel": "diffusers.models.transformers.transformer_z_image",
     "Flux2Transformer2DModel": "diffusers.models.transformers.transformer_flux2",
     "SanaTransformer2DModel": "diffusers.models.transformers.sana_transformer",
-    "CLIPTextModel": "transformers.models.clip.modeling_clip",
+    "CLIPTextModel": "d3pack.backbones.models.clip",
     "Gemma2Model": "transformers.models.gemma2.modeling_gemma2",
     "Qwen3Model": "transformers.models.qwen3.modeling_qwen3",
     "T5GemmaEncoder": "transformers.models.t5gemma.modeling_t5gemma",
@@ -75,20 +76,6 @@ _MAX_LAYERS = 512
 _MAX_POSITIONS = 1 << 24
 _REAL_MODEL_HINT = "this is not the config of a real model"
 _MISMATCH_HINT = "weights and config do not belong together"
-_CLIP_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "projection_dim",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
-    "hidden_act",
-    "layer_norm_eps",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-)
 _LANGUAGE_FIELDS = (
     "vocab_size",
     "hidden_size",
@@ -202,7 +189,8 @@ def build(
     config = files.json(path)
     name = _class_name(path, config, allowed)
     check_config(path, config)
-    cls = getattr(import_module(CLASSES[name]), name)
+    own = name == "UNet2DConditionModel" and unet.can_build(config)
+    cls = getattr(unet if own else import_module(CLASSES[name]), name)
     _check_products(path, cls, config)
     with _without_weights():
         model = _construct(path, cls, config)
@@ -328,10 +316,6 @@ def _numbers(path: str, key: str, value: Any) -> list[Any]:
 def _construct(path: str, cls: Any, config: Mapping[str, Any]) -> Any:
     """Return a model without weights; any failure of the library is blamed on the config."""
     try:
-        if cls.__name__.startswith("CLIPTextModel"):
-            from transformers.models.clip.configuration_clip import CLIPTextConfig
-
-            return cls(CLIPTextConfig(**{k: v for k, v in config.items() if k in _CLIP_FIELDS}))
         if cls.__module__.startswith("transformers."):
             return cls(_language_config(cls.__name__, config))
         known = {k: v for k, v in config.items() if k in inspect.signature(cls).parameters}

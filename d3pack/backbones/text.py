@@ -90,8 +90,6 @@ class TextEncoder:
         end, kind = ("_2", "CLIPTextModelWithProjection") if second else ("", "CLIPTextModel")
         model = build(files, f"text_encoder{end}", "model", (kind,), device=device, dtype=dtype)
         self.projection: Tensor | None = model.text_projection.weight if second else None
-        while hasattr(model, "text_model"):  # transformers 4 wraps it once more
-            model = model.text_model
         self.model = model
         self.words = Words(files, f"tokenizer{end}")
         self.table: Tensor = self.model.embeddings.token_embedding.weight
@@ -152,8 +150,9 @@ class TextEncoder:
     def encode(self, embeddings: Tensor) -> Tensor:
         """Return the last hidden states of embeddings (B, T, D), after the final norm."""
         hidden, causal = self._embedded(embeddings)
-        encoded = self.model.encoder(inputs_embeds=hidden, attention_mask=causal)
-        normed: Tensor = self.model.final_layer_norm(encoded.last_hidden_state)
+        for layer in self.model.encoder.layers:
+            hidden = layer(hidden, causal)
+        normed: Tensor = self.model.final_layer_norm(hidden)
         return normed
 
     def encode_deep(self, embeddings: Tensor, end: int) -> tuple[Tensor, Tensor]:
@@ -161,15 +160,14 @@ class TextEncoder:
         hidden, causal = self._embedded(embeddings)
         before = hidden
         for layer in self.model.encoder.layers:
-            before, out = hidden, layer(hidden, attention_mask=causal)
-            hidden = out[0] if isinstance(out, tuple) else out
+            before, hidden = hidden, layer(hidden, causal)
         return before, self.model.final_layer_norm(hidden[:, end])
 
     def _embedded(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the first layer takes: states with positions, and the causal mask."""
         import torch
 
-        hidden: Tensor = self.model.embeddings(inputs_embeds=embeddings)
+        hidden: Tensor = self.model.embeddings(embeddings)
         length = hidden.shape[1]
         low = torch.finfo(hidden.dtype).min
         mask = torch.full((length, length), low, dtype=hidden.dtype, device=hidden.device)
