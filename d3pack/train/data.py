@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -18,6 +18,9 @@ from torch import Tensor
 from d3pack.errors import SourceError
 from d3pack.sources import Source
 from d3pack.system import disk_full_as_error, mixed_precision, reserve, write_text, writing
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderTiny
 
 Pixels = NDArray[np.uint8]
 Encoder = Callable[[Pixels], Tensor]  # (N, S, S, 3) -> latents

@@ -215,3 +215,12 @@ def test_images_of_mini_are_decoded_without_the_libraries() -> None:
     command = [sys.executable, "-c", check, str(pack)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("method", ["d3m", "modes", "minimax", "codes"])
+def test_methods_are_imported_without_the_libraries(method: str) -> None:
+    check = (
+        f"import sys, d3pack.encode.driver, d3pack.encode.methods.{method}.method;"
+        "sys.exit(bool({'diffusers', 'transformers', 'torch._dynamo'} & sys.modules.keys()))"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True)
