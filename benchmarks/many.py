@@ -72,7 +72,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     call = {"settings": settings, "teachers": arguments.work / "teachers"}
     runs = {"plain": None, "one": Workers(devices="1"), "two": Workers(devices="2")}
-    timed(source, arguments.work, "first", call, None)  # trains the teacher that all use
+    if not (arguments.work / "teachers").exists():
+        timed(source, arguments.work, "first", call, None)  # trains the teacher that all use
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     packs = set()
     for _ in range(arguments.rounds):

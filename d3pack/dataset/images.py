@@ -74,6 +74,7 @@ class Images:
         self._process = os.getpid()
         self._lock = threading.RLock()
         self._store: Store | None = None
+        self._words = ""  # what the store is, until that was printed
         self._decoder: Decoder | None = None
         self._epoch = 0
         quiet = self._quiet or self._fresh
@@ -140,17 +141,18 @@ class Images:
                 if self._decoder is None and adds_folder(self._cache, self.identity):
                     self._decoder = self._open_decoder()  # errors come before the folder
                 self._store, words = open_store(self._cache, self.identity, self.device, self.group)
-                self._announce(words)
+                self._words = words
                 self._epoch = epoch
             yield self._store
 
-    def _announce(self, words: str) -> None:
-        """Print which store was chosen, once for all workers of a loader.
+    def _announce(self) -> None:
+        """Print which store was chosen, once for all workers of a loader, when images are missing.
 
         A dataset without a store says so even if it is quiet: a training would decode every image
         in every epoch.
         """
-        if self._cache.cache != "auto" or not _reports():
+        words, self._words = self._words, ""
+        if not words or self._cache.cache != "auto" or not _reports():
             return
         if isinstance(self._store, RecentStore) or not self._quiet:
             print(f"d3pack: cache=auto: {words}", file=sys.stderr, flush=True)
@@ -167,6 +169,7 @@ class Images:
 
     def _decode(self, store: Store, numbers: Ints, epoch: int) -> Tensor:
         """Decode images and store them."""
+        self._announce()
         if self._decoder is None:
             self._decoder = self._open_decoder()
         started = time.perf_counter()

@@ -460,12 +460,16 @@ class _Run:
     def _did(self, task: _Task, done: bool, gained: bool) -> None:
         """Where a shard waits, try it again when another one comes further, or after a while."""
         if gained:
-            for other in self._left:
-                other.after = 0.0 if other.waited else other.after
+            self._wake()
         if not done:
             task.waited = 0 if gained else task.waited + 1
             wait = 0.0 if gained else min(_MOST_WAIT, _LOOK_SECONDS * 2**task.waited)
             self._again(task, wait)
+
+    def _wake(self) -> None:
+        """Try shards that wait again now."""
+        for task in self._left:
+            task.after = 0.0 if task.waited else task.after
 
     def _failed(self, actor: _Actor, error: Exception) -> None:
         """Where storage fails or a lost worker still holds a lock, the shard is tried again."""
@@ -515,12 +519,16 @@ class _Run:
                 ask = actor.handle.events.options(concurrency_group=_EVENTS)
                 self._asked[ask.remote()] = actor
         calls = list(self._asked)
+        waiting = {str(task.shard) for task in self._left if task.waited}
         answered, _ = self._ray.wait(calls, num_returns=max(1, len(calls)), timeout=seconds)
         for call in answered:
             del self._asked[call]
             with suppress(self._ray.exceptions.RayError):  # a lost worker is met elsewhere
                 for event in self._ray.get(call):
                     self._joined.listen(event)
+                    # a worker has ended a stage: perhaps the one that others wait for
+                    if event["event"] == "stage-done" and event["shard"] not in waiting:
+                        self._wake()
 
 
 def _name(task: _Task | None) -> str:

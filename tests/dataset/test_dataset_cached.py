@@ -126,7 +126,7 @@ def test_store_that_does_not_fit_is_refused_or_left_out(
     assert "no store: 258 kB fit nowhere" in capfd.readouterr().err
 
 
-def test_auto_cache_is_announced_once(
+def test_auto_cache_is_announced_once_where_images_are_decoded(
     pack: Pack, backbone: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     dataset = use(pack, backbone, quiet=False)
@@ -134,6 +134,8 @@ def test_auto_cache_is_announced_once(
     list(dataset.loader(4))
     said = capfd.readouterr().err.splitlines()
     assert len([line for line in said if "cache=auto: disk" in line]) == 1
+    list(use(pack, backbone, quiet=False))  # all images are there
+    assert capfd.readouterr().err == ""
     use(pack, backbone, cache="cpu", quiet=False)[0]
     assert capfd.readouterr().err == ""
 

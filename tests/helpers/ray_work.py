@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ class Toy:
     """Writes a file for each unit, then one more when all are there.
 
     Files named `die-N`, `fail-N` and `bad-N` tell the worker of shard N what happens to it; the
-    first two hold how many times.
+    first two hold how many times. `slow-N` holds for how many seconds it works on its last unit,
+    and then on something else.
     """
 
     folder: Path
@@ -28,8 +30,12 @@ class Toy:
 
     def do(self, shard: Shard) -> None:
         units = [unit for unit in range(UNITS) if shard.owns(unit)]
+        path = self.folder / f"slow-{shard.number}"
+        slow = float(path.read_text()) if path.exists() else 0.0
         with self._events.stage("write", len(units), "files"):
             for done, unit in enumerate(units):
+                if unit == units[-1]:
+                    time.sleep(slow)
                 if not (self.folder / f"unit-{unit}").exists():
                     with open(self.folder / f"unit-{unit}", "x") as file:  # no unit twice
                         file.write(f"{os.getpid()}")
@@ -38,6 +44,7 @@ class Toy:
                     os._exit(1)
                 if self._told("fail", shard):
                     raise OSError(5, "storage fails")
+        time.sleep(slow)
         if (self.folder / f"bad-{shard.number}").exists():
             raise SourceError("no image can be read", hint="look at them")
         if not all((self.folder / f"unit-{unit}").exists() for unit in range(UNITS)):

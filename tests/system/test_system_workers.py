@@ -124,6 +124,14 @@ class TestOnRay:
         assert sum("shard 2/8 has lost its worker" in note for note in notes) == 2
 
     @pytest.mark.slow
+    def test_a_shard_that_waits_goes_on_when_another_ends_a_stage(self, tmp_path: Path) -> None:
+        """Not only when that other shard is done, nor after a pause that gets longer."""
+        (tmp_path / "slow-1").write_text("8")
+        assert toy(tmp_path, shards=2)
+        last, waited = (tmp_path / name for name in (f"unit-{UNITS - 2}", "shard-2"))
+        assert waited.stat().st_mtime - last.stat().st_mtime < 4
+
+    @pytest.mark.slow
     def test_failing_storage_is_tried_again(self, tmp_path: Path) -> None:
         events: list[dict[str, Any]] = []
         (tmp_path / "fail-3").write_text("2")
