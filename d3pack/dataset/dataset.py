@@ -163,7 +163,7 @@ class D3MDataset(Dataset[Any]):
         if backbone is None and not isinstance(pack, Pack):
             backbone = local_backbone(fspath(pack), self.pack)
         directory = None if cache_dir is None else Path(cache_dir).expanduser().absolute()
-        self.images = Images(
+        self._images = Images(
             self.pack,
             device=self.device,
             numerics=numerics,
@@ -178,6 +178,12 @@ class D3MDataset(Dataset[Any]):
         if selection is not None:
             self._select(self._class_numbers(selection), self._per_class)
 
+    @property
+    def images(self) -> Images:
+        """The images of the whole pack, which all selections share."""
+        self._images.among = self._among
+        return self._images
+
     def _select(self, classes: Ints, per_class: int) -> None:
         """Become these classes of the pack, with so many images each; the store stays shared."""
         self._numbers = classes
@@ -185,6 +191,8 @@ class D3MDataset(Dataset[Any]):
         self.classes = [self.pack.classes[number] for number in classes.tolist()]
         self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
         total = len(self.pack.classes)
+        everything = len(classes) == total and per_class == self.pack.images_per_class
+        self._among = None if everything else (classes, per_class)
         self._labels = SoftLabels(self.pack.labels, classes, total) if self._soft_labels else None
         self._columns = self._teacher_columns()
 
@@ -428,7 +436,7 @@ class D3MDataset(Dataset[Any]):
                 are always decoded in the caller's thread: the settings that they need hold for the
                 whole process, and a training would lose its TF32.
         """
-        if self.images.changes_cuda_settings:
+        if self._images.changes_cuda_settings:
             background = False
         elif background is None:
             background = self.device.type != "cpu"
@@ -495,7 +503,7 @@ class D3MDataset(Dataset[Any]):
 
     def close(self) -> None:
         """Free the decoder and the store; both are opened again when an image is read."""
-        self.images.close()
+        self._images.close()
 
     def __enter__(self) -> D3MDataset:
         return self

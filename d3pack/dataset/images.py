@@ -77,6 +77,8 @@ class Images:
         self._words = ""  # what the store is, until that was printed
         self._decoder: Decoder | None = None
         self._epoch = 0
+        # classes, and images of each, of the dataset that is read; None: all
+        self.among: tuple[Ints, int] | None = None
         quiet = self._quiet or self._fresh
         self._progress = StatusLine("d3pack: decoded", self.total, quiet=quiet)
 
@@ -187,9 +189,19 @@ class Images:
         if _reports():
             worker = get_worker_info()
             workers = 1 if worker is None else worker.num_workers
-            # a store that drops images is never complete: it has a speed, but no time left
-            done = None if isinstance(store, RecentStore) else store.count()
-            self._progress.add(decoded * workers, seconds, done)
+            if isinstance(store, RecentStore):  # never complete: it has a speed, but no time left
+                done, total = None, self.total
+            else:
+                done, total = self._done(store)
+            self._progress.add(decoded * workers, seconds, done, total)
+
+    def _done(self, store: Store) -> tuple[int, int]:
+        """Return how many of how many images are stored: of the dataset that is read."""
+        if self.among is None:
+            return store.count(), self.total
+        classes, per_class = self.among
+        numbers = classes[:, None] * self.pack.images_per_class + np.arange(per_class)
+        return numbers.size - store.missing(numbers.ravel()).size, numbers.size
 
     def _open_decoder(self) -> Decoder:
         """Open a decoder on the pack's backbone, a copy of it in a directory, or an open one."""

@@ -367,8 +367,9 @@ class StatusLine:
         self._worked = 0
         self._shown = 0.0
 
-    def add(self, number: int, seconds: float, done: int | None) -> None:
+    def add(self, number: int, seconds: float, done: int | None, total: int | None = None) -> None:
         """Count `number` units made in `seconds`; `done` of all are ready (None: none is kept)."""
+        self._total = self._total if total is None else total
         self._seconds += seconds
         self._worked += number
         terminal = sys.stderr.isatty()

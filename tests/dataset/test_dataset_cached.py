@@ -157,8 +157,8 @@ def test_close_releases_the_store(pack: Pack, backbone: Path, expected: Tensor) 
 class Impatient(StatusLine):
     """Shows a line for every group, however short the work."""
 
-    def add(self, number: int, seconds: float, done: int | None) -> None:
-        super().add(number, seconds + 2.0, done)
+    def add(self, number: int, seconds: float, done: int | None, total: int | None = None) -> None:
+        super().add(number, seconds + 2.0, done, total)
 
 
 def test_progress_is_printed_unless_quiet(
@@ -180,6 +180,19 @@ def test_progress_is_printed_unless_quiet(
     assert "left" not in lines[-1]
     list(use(pack, backbone, quiet=True, cache="cpu").loader(5))
     assert capfd.readouterr().err == ""
+
+
+def test_progress_of_a_selection_counts_its_images(
+    pack: Pack, backbone: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("d3pack.system.progress.LOG_SECONDS", 0.0)
+    monkeypatch.setattr(images, "StatusLine", Impatient)
+    dataset = use(pack, backbone, quiet=False, cache="cpu")
+    part = dataset.select_classes([2, 0]).first(3)
+    list(part)
+    assert "decoded 6 of 6 images" in capfd.readouterr().err.splitlines()[-1]
+    list(dataset)
+    assert "decoded 21 of 21 images" in capfd.readouterr().err.splitlines()[-1]
 
 
 def test_progress_without_a_store_has_no_time_left(
