@@ -121,6 +121,8 @@ def test_fused_attention_gives_what_diffusers_gives_with_it() -> None:
         {"block_out_channels": [15, 24]},
         {"a_setting_of_tomorrow": 1},
         {"down_block_types": None},
+        {"up_block_types": [[], {}]},
+        {"addition_embed_type": []},
         {"block_out_channels": 16},
     ],
     ids=lambda change: next(iter(change)),

@@ -72,8 +72,8 @@ def can_build(config: Mapping[str, Any]) -> bool:
         and all(isinstance(width, int) for width in widths)
         and bool(widths)
         and widths[0] % 2 == 0
-        and set(down) <= set(_DOWN)
-        and set(up) <= set(_UP)
+        and all(kind in _DOWN for kind in down)
+        and all(kind in _UP for kind in up)
         and isinstance(full["layers_per_block"], int)
         and isinstance(full["cross_attention_dim"], int)
         and full["addition_embed_type"] in (None, "text")
