@@ -39,22 +39,27 @@ METHODS = {
     "fine-tuned without": "the same without them",
 }
 SHORT = """\
-Accuracy on {test_images} test images of CIFAR-10 of a small network, {student}, that was trained for
-{updates} updates on a dataset of so many bytes: mean and standard deviation of {seeds} runs; chance is 10 %.
+Accuracy on {test_images} test images of CIFAR-10 of a small network, {student}, that was trained \
+for
+{updates} updates on a dataset of so many bytes: mean and standard deviation of {seeds} runs; \
+chance is 10 %.
 The diffusion model is not counted: {backbone}, shared by all packs, and trained on photographs of
 ImageNet. The photographs were stored in the format and size that teach most.
 
 | trained on | 6 kB | 10 kB | 30 kB | 100 kB |
 |---|---:|---:|---:|---:|
 | a pack | {pack_6000} | {pack_10000} | {pack_30000} | {pack_100000} |
-| photographs, chosen at random | {random_6000} | {random_10000} | {random_30000} | {random_100000} |
-| photographs, chosen by a classifier | {chosen_6000} | {chosen_10000} | {chosen_30000} | {chosen_100000} |
+| photographs, chosen at random | {random_6000} | {random_10000} | {random_30000} | \
+{random_100000} |
+| photographs, chosen by a classifier | {chosen_6000} | {chosen_10000} | {chosen_30000} | \
+{chosen_100000} |
 
 ![Accuracy of students against bytes, CIFAR-10](benchmarks/results/table-cifar10.svg)
 
 Packs win where bytes are few. Chosen photographs match them at {met} kB, and win at 100 kB. On
 Fashion-MNIST, unlike the model's training images, packs lose at 6 kB already: {fashion_pack}
-against {fashion_chosen}. These packs hold no codes, which were added later. [All results](benchmarks/README.md)
+against {fashion_chosen}. These packs hold no codes, which were added later. [All \
+results](benchmarks/README.md)
 tells how each was made, with speed and sizes; `d3pack eval` makes such a table for your pack."""
 TEXT = """\
 CIFAR-10 as a pack for `mini`, which was trained on other photographs
