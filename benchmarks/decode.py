@@ -317,12 +317,7 @@ mark("import torch")
 from d3pack import read
 from d3pack.decode import Decoder
 mark("import d3pack")
-from importlib import import_module
-from d3pack.backbones.loading import CLASSES
 pack = read({file!r})
-for module in ("UNet2DConditionModel", "AutoencoderTiny", "CLIPTextModel"):
-    import_module(CLASSES[module])
-mark("import the model classes")
 decoder = Decoder(pack, path={path!r})
 mark("verify and load")
 decoder.images([0])
