@@ -46,26 +46,10 @@ class AutoencoderTiny(nn.Module):
         if act_fn != "relu":
             raise ValueError(f"act_fn {act_fn!r} is not relu")
         stages = list(zip(num_encoder_blocks, encoder_block_out_channels, strict=True))
-        layers: list[nn.Module] = []
-        for index, (blocks, width) in enumerate(stages):
-            if index == 0:
-                layers.append(_conv(in_channels, width))
-            else:
-                layers.append(nn.Conv2d(width, width, 3, padding=1, stride=2, bias=False))
-            layers += [_Block(width) for _ in range(blocks)]
-        layers.append(_conv(encoder_block_out_channels[-1], latent_channels))
-        self.encoder = _Encoder(layers)
-
+        self.encoder = _Encoder(in_channels, latent_channels, stages)
         stages = list(zip(num_decoder_blocks, decoder_block_out_channels, strict=True))
-        layers = [_conv(latent_channels, decoder_block_out_channels[0]), nn.ReLU()]
-        for index, (blocks, width) in enumerate(stages):
-            is_last = index == len(stages) - 1
-            layers += [_Block(width) for _ in range(blocks)]
-            if not is_last:
-                layers.append(nn.Upsample(scale_factor=upsampling_scaling_factor, mode=upsample_fn))
-            outputs = out_channels if is_last else width
-            layers.append(nn.Conv2d(width, outputs, 3, padding=1, bias=is_last))
-        self.decoder = _Decoder(layers)
+        up = (upsampling_scaling_factor, upsample_fn)
+        self.decoder = _Decoder(latent_channels, out_channels, stages, *up)
 
     def encode(self, images: Tensor) -> Encoded:
         """Return latents of images in [-1, 1]."""
@@ -77,8 +61,16 @@ class AutoencoderTiny(nn.Module):
 
 
 class _Encoder(nn.Module):
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, inputs: int, outputs: int, stages: Sequence[tuple[int, int]]) -> None:
         super().__init__()
+        layers: list[nn.Module] = []
+        for index, (blocks, width) in enumerate(stages):
+            if index == 0:
+                layers.append(_conv(inputs, width))
+            else:
+                layers.append(nn.Conv2d(width, width, 3, padding=1, stride=2, bias=False))
+            layers += [_Block(width) for _ in range(blocks)]
+        layers.append(_conv(stages[-1][1], outputs))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -87,8 +79,19 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, stages: Sequence[tuple[int, int]], factor: int, mode: str
+    ) -> None:
         super().__init__()
+        layers: list[nn.Module] = [_conv(inputs, stages[0][1]), nn.ReLU()]
+        for index, (blocks, width) in enumerate(stages):
+            is_last = index == len(stages) - 1
+            layers += [_Block(width) for _ in range(blocks)]
+            if not is_last:
+                layers.append(nn.Upsample(scale_factor=factor, mode=mode))
+            layers.append(
+                nn.Conv2d(width, outputs if is_last else width, 3, padding=1, bias=is_last)
+            )
         self.layers = nn.Sequential(*layers)
 
     def forward(self, latents: Tensor) -> Tensor:

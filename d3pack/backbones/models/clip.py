@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 class CLIPTextModel(nn.Module):
     """CLIP's text model, layer by layer; the caller goes through them, and makes the mask."""
 
+    has_projection = False
+
     def __init__(
         self,
         vocab_size: int = 49408,
         hidden_size: int = 512,
         intermediate_size: int = 2048,
+        projection_dim: int = 512,
         num_hidden_layers: int = 12,
         num_attention_heads: int = 8,
         max_position_embeddings: int = 77,
@@ -39,34 +42,14 @@ class CLIPTextModel(nn.Module):
             for _ in range(num_hidden_layers)
         )
         self.final_layer_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        if self.has_projection:
+            self.text_projection = nn.Linear(hidden_size, projection_dim, bias=False)
 
 
 class CLIPTextModelWithProjection(CLIPTextModel):
     """The text model with a projection for the pooled vector."""
 
-    def __init__(
-        self,
-        vocab_size: int = 49408,
-        hidden_size: int = 512,
-        intermediate_size: int = 2048,
-        projection_dim: int = 512,
-        num_hidden_layers: int = 12,
-        num_attention_heads: int = 8,
-        max_position_embeddings: int = 77,
-        hidden_act: str = "quick_gelu",
-        layer_norm_eps: float = 1e-5,
-    ) -> None:
-        super().__init__(
-            vocab_size,
-            hidden_size,
-            intermediate_size,
-            num_hidden_layers,
-            num_attention_heads,
-            max_position_embeddings,
-            hidden_act,
-            layer_norm_eps,
-        )
-        self.text_projection = nn.Linear(hidden_size, projection_dim, bias=False)
+    has_projection = True
 
 
 class _Embeddings(nn.Module):

@@ -132,29 +132,9 @@ class UNet2DConditionModel(nn.Module):
                 cross_attention_dim, embedding, addition_embed_type_num_heads
             )
 
-        self.down_blocks = nn.ModuleList()
-        width = widths[0]
-        for index, kind in enumerate(down_block_types):
-            inputs, width = width, widths[index]
-            sizes = [(inputs if layer == 0 else width, width) for layer in range(layers_per_block)]
-            self.down_blocks.append(_Block(block, sizes, heads[index] if kind == _DOWN[1] else 0))
-            if index < len(widths) - 1:
-                self.down_blocks[-1].downsamplers = nn.ModuleList([_Downsample(width)])
-
-        self.mid_block = _Block(block, [(width, width)] * 2, heads[-1], attentions=1)
-
-        self.up_blocks = nn.ModuleList()
-        for index, kind in enumerate(up_block_types):
-            before, width = width, widths[-1 - index]
-            skip = widths[max(-2 - index, -len(widths))]
-            sizes = []
-            for layer in range(layers_per_block + 1):
-                inputs = before if layer == 0 else width
-                sizes.append((inputs + (skip if layer == layers_per_block else width), width))
-            self.up_blocks.append(_Block(block, sizes, heads[-1 - index] if kind == _UP[1] else 0))
-            if index < len(widths) - 1:
-                self.up_blocks[-1].upsamplers = nn.ModuleList([_Upsample(width)])
-
+        self.down_blocks = _down_blocks(block, down_block_types, widths, heads, layers_per_block)
+        self.mid_block = _Block(block, [(widths[-1], widths[-1])] * 2, heads[-1], attentions=1)
+        self.up_blocks = _up_blocks(block, up_block_types, widths, heads, layers_per_block)
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, widths[0], eps=norm_eps)
         self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
 
@@ -208,6 +188,40 @@ class _Settings:
     scales: bool
     condition: int
     linear: bool
+
+
+def _down_blocks(
+    block: _Settings, kinds: Sequence[str], widths: list[int], heads: list[int], layers: int
+) -> nn.ModuleList:
+    """Return the blocks from the widest latent to the smallest."""
+    blocks = nn.ModuleList()
+    width = widths[0]
+    for index, kind in enumerate(kinds):
+        inputs, width = width, widths[index]
+        sizes = [(inputs if layer == 0 else width, width) for layer in range(layers)]
+        blocks.append(_Block(block, sizes, heads[index] if kind == _DOWN[1] else 0))
+        if index < len(widths) - 1:
+            blocks[-1].downsamplers = nn.ModuleList([_Downsample(width)])
+    return blocks
+
+
+def _up_blocks(
+    block: _Settings, kinds: Sequence[str], widths: list[int], heads: list[int], layers: int
+) -> nn.ModuleList:
+    """Return the blocks back to the widest latent; each layer also takes one from the way down."""
+    blocks = nn.ModuleList()
+    width = widths[-1]
+    for index, kind in enumerate(kinds):
+        before, width = width, widths[-1 - index]
+        skip = widths[max(-2 - index, -len(widths))]
+        sizes = []
+        for layer in range(layers + 1):
+            inputs = before if layer == 0 else width
+            sizes.append((inputs + (skip if layer == layers else width), width))
+        blocks.append(_Block(block, sizes, heads[-1 - index] if kind == _UP[1] else 0))
+        if index < len(widths) - 1:
+            blocks[-1].upsamplers = nn.ModuleList([_Upsample(width)])
+    return blocks
 
 
 class _Block(nn.Module):
