@@ -181,8 +181,11 @@ class D3MDataset(Dataset[Any]):
     @property
     def images(self) -> Images:
         """The images of the whole pack, which all selections share."""
-        self._images.among = self._among
+        self._images.among = None if self._is_whole else self._all_numbers
         return self._images
+
+    def _all_numbers(self) -> Ints:
+        return self.numbers(np.arange(len(self)))
 
     def _select(self, classes: Ints, per_class: int) -> None:
         """Become these classes of the pack, with so many images each; the store stays shared."""
@@ -191,8 +194,7 @@ class D3MDataset(Dataset[Any]):
         self.classes = [self.pack.classes[number] for number in classes.tolist()]
         self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
         total = len(self.pack.classes)
-        everything = len(classes) == total and per_class == self.pack.images_per_class
-        self._among = None if everything else (classes, per_class)
+        self._is_whole = len(classes) == total and per_class == self.pack.images_per_class
         self._labels = SoftLabels(self.pack.labels, classes, total) if self._soft_labels else None
         self._columns = self._teacher_columns()
 

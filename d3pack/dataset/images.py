@@ -7,7 +7,7 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from os import PathLike
@@ -77,8 +77,8 @@ class Images:
         self._words = ""  # what the store is, until that was printed
         self._decoder: Decoder | None = None
         self._epoch = 0
-        # classes, and images of each, of the dataset that is read; None: all
-        self.among: tuple[Ints, int] | None = None
+        # the numbers of the images in the dataset that is read; None: all
+        self.among: Callable[[], Ints] | None = None
         quiet = self._quiet or self._fresh
         self._progress = StatusLine("d3pack: decoded", self.total, quiet=quiet)
 
@@ -199,9 +199,8 @@ class Images:
         """Return how many of how many images are stored: of the dataset that is read."""
         if self.among is None:
             return store.count(), self.total
-        classes, per_class = self.among
-        numbers = classes[:, None] * self.pack.images_per_class + np.arange(per_class)
-        return numbers.size - store.missing(numbers.ravel()).size, numbers.size
+        numbers = self.among()
+        return numbers.size - store.missing(numbers).size, numbers.size
 
     def _open_decoder(self) -> Decoder:
         """Open a decoder on the pack's backbone, a copy of it in a directory, or an open one."""
