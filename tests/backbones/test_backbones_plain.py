@@ -90,6 +90,23 @@ def test_unet_gives_the_bits_of_diffusers(name: str, dtype: torch.dtype) -> None
         assert wanted.std() > 0
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", UNETS)
+def test_a_traced_unet_takes_batches_of_other_sizes(name: str) -> None:
+    config = UNETS[name]
+    model = random_weights(unet.UNet2DConditionModel(**config))
+    side = config["sample_size"]
+
+    def inputs(count: int) -> tuple[Tensor, Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(count)
+        x = torch.randn(count, 4, side, side, generator=generator)
+        return x, torch.tensor(7.0), torch.randn(count, 5, 12, generator=generator)
+
+    traced = torch.jit.trace(model, inputs(2))
+    for count in (1, 3):
+        assert torch.allclose(traced(*inputs(count))[0], model(*inputs(count))[0], atol=1e-6)
+
+
 def test_fused_attention_gives_what_diffusers_gives_with_it() -> None:
     from diffusers import UNet2DConditionModel
 

@@ -147,7 +147,7 @@ class UNet2DConditionModel(nn.Module):
     ) -> tuple[Tensor]:
         """Return the prediction for latents at a time, under the states of a text, in a tuple."""
         hidden = encoder_hidden_states
-        times = self._time_features(timestep.expand(len(sample)))
+        times = self._time_features(timestep.expand(sample.shape[0]))
         embedding = self.time_embedding(times.to(sample.dtype))
         if self.add_embedding is not None:
             embedding = embedding + self.add_embedding(hidden)
@@ -435,7 +435,7 @@ class _Pooling(nn.Module):
         weight = torch.einsum("bct,bcs->bts", q * scale, k * scale)
         weight = torch.softmax(weight.float(), dim=-1).type(weight.dtype)
         mixed = torch.einsum("bts,bcs->bct", weight, v)
-        return mixed.reshape(len(x), -1)
+        return mixed.reshape(x.shape[0], -1)
 
     def _split(self, x: Tensor) -> Tensor:
         """Return (B * heads, C, T) of (B, T, heads * C)."""
