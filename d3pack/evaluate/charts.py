@@ -26,6 +26,9 @@ COLOURS = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#882255",
 )  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+_MARKER = 6  # points, as are those below
+_HIDDEN = 4  # markers whose middles are closer than this hide one another
+_RING = 5  # by how much an outline is wider than what lies in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,8 @@ def accuracy_per_byte(
 ) -> str:
     """Draw accuracy against bytes (log scale).
 
+    A point that another one hides is outlined in its own colour and shape around that one.
+
     Args:
         series: points, one colour and shape each.
         levels: accuracies that have no bytes, by name: horizontal lines.
@@ -135,6 +140,7 @@ def accuracy_per_byte(
     axes.grid(axis="y", color=_FAINT, alpha=0.15)
     rows = -(-(len(series) + bool(front)) // 2)
     figure.set_size_inches(_WIDE, _HIGH + 0.22 * rows)
+    _outline_hidden(figure, axes, series)
     legend = figure.legend(
         frameon=False, fontsize=9, labelcolor=_INK, ncols=2, loc="outside lower center"
     )
@@ -153,12 +159,38 @@ def _draw_series(axes: Any, series: Sequence[Series]) -> None:
             100 * np.asarray(points.std)[order],
             color=COLOURS[kind],
             marker=MARKERS[kind],
-            markersize=6,
+            markersize=_MARKER,
             linestyle="-" if points.line and len(order) > 1 else "none",
             linewidth=1.6,
             capsize=2.5,
             label=points.name,
         )
+
+
+def _outline_hidden(figure: Any, axes: Any, series: Sequence[Series]) -> None:
+    """Outline the points that later ones are drawn over, each wider than those above it."""
+    figure.draw_without_rendering()  # the layout decides which points meet
+    values = [
+        (number, nbytes, 100 * mean)
+        for number, points in enumerate(series)
+        for nbytes, mean in zip(points.nbytes, points.mean, strict=True)
+    ]
+    places = axes.transData.transform([place for _, *place in values] or np.empty((0, 2)))
+    places = places * 72 / figure.dpi
+    for i, (number, nbytes, height) in enumerate(values):
+        above = np.hypot(*(places[i + 1 :] - places[i]).T) < _HIDDEN
+        if above.any():
+            axes.plot(
+                [nbytes],
+                [height],
+                color=COLOURS[number % len(COLOURS)],
+                marker=MARKERS[number % len(MARKERS)],
+                markersize=_MARKER + _RING * int(above.sum()),
+                markerfacecolor="none",
+                markeredgewidth=1.6,
+                linestyle="none",
+                gid=f"hidden-{i}",
+            )
 
 
 def _draw_levels(axes: Any, levels: Mapping[str, float], chance: float | None) -> None:

@@ -58,6 +58,30 @@ def test_sizes_that_are_nearly_equal_lie_close_together() -> None:
     assert ">8.3 kB<" not in chart
 
 
+def test_points_in_one_place_are_all_seen() -> None:
+    def outlines(*points: tuple[float, float]) -> list[str]:
+        series = [Series(str(i), [x], [y], [0.01]) for i, (x, y) in enumerate(points)]
+        svg = accuracy_per_byte([*series, Series("far", [90_000], [0.2], [0.0])], title="t")
+        root = ElementTree.fromstring(svg)
+        groups = [node for node in root.iter() if "hidden-" in node.get("id", "")]
+        return [ElementTree.tostring(group, encoding="unicode") for group in groups]
+
+    apart = (1_000, 0.5), (1_500, 0.5), (1_000, 0.6)
+    assert outlines(*apart) == []
+    one, two = outlines((1_000, 0.5), (1_000, 0.5), (1_002, 0.501), (3_000, 0.5))
+    for ring, colour in ((one, charts.COLOURS[0]), (two, charts.COLOURS[1])):
+        assert f"stroke: {colour}" in ring
+        assert f"fill: {colour}" not in ring
+
+    def width(ring: str) -> float:
+        path = re.search(r'<[^>]*path[^>]* d="([^"]+)"', ring)
+        assert path
+        numbers = [float(value) for value in re.findall(r"-?[\d.]+", path[1])]
+        return max(numbers[::2]) - min(numbers[::2])
+
+    assert width(one) > width(two) > charts._MARKER
+
+
 def test_charts_are_reproducible() -> None:
     assert both() == both()
 
