@@ -4,8 +4,9 @@
 
 Writes `text.onnx` (token ids, and learned vectors in place of some, to hidden states),
 `denoiser.onnx` (x_t, timestep and hidden states to the prediction), `decoder.onnx` (latents to
-pixels around [-1, 1]), `tokenizer.json`, and `model.json`: lock, noise levels, shapes, and size and
-SHA-256 of each file. Needs the package `onnx`; the files are made, not committed.
+pixels around [-1, 1]), beside each its weights in half precision (`.f16`), `tokenizer.json`, and
+`model.json`: lock, noise levels, shapes, and size and SHA-256 of each file. Needs the package
+`onnx`; the files are made, not committed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,15 @@ from d3pack.backbones import mini_directory, open_backbone
 
 HERE = Path(__file__).parent
 OPSET = 17
+KINDS = ("onnx", "f16")  # a graph, and its weights
+WEIGHTS = "weights"  # what a graph calls the file of its weights
+SMALL = 64  # numbers; so many or fewer stay in the graph
+# of inputs from which is seen what depends on sizes, and how
+SIZES = (
+    {"batch": 1, "tokens": 20, "height": 8, "width": 8},
+    {"batch": 3, "tokens": 5, "height": 8, "width": 12},
+    {"batch": 2, "tokens": 7, "height": 12, "width": 10},
+)
 
 
 class Text(nn.Module):
@@ -90,7 +100,8 @@ def export(folder: Path) -> dict[str, Any]:
     axes = {"latents": pixels, "images": pixels}
     _export(Decode(backbone), folder / "decoder.onnx", {"latents": latents}, "images", axes)
     shutil.copy(mini_directory() / "tokenizer" / "tokenizer.json", folder / "tokenizer.json")
-    names = ("text.onnx", "denoiser.onnx", "decoder.onnx", "tokenizer.json")
+    networks = [f"{name}.{kind}" for name in ("text", "denoiser", "decoder") for kind in KINDS]
+    names = (*networks, "tokenizer.json")
     files = {name: (folder / name).read_bytes() for name in names}
     described = {
         "channels": channels,
@@ -109,9 +120,16 @@ def export(folder: Path) -> dict[str, Any]:
 
 
 def _export(
-    module: nn.Module, path: Path, inputs: dict[str, Tensor], output: str, axes: dict[str, Any]
+    module: nn.Module,
+    path: Path,
+    inputs: dict[str, Tensor],
+    output: str,
+    axes: dict[str, Any],
 ) -> None:
-    """Write one network. Gradients stay on: without them, what a condition gives is kept."""
+    """Write one network as a graph, and its weights beside it in two bytes each.
+
+    Gradients stay on: without them, what a condition gives is kept.
+    """
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             layer.__class__ = nn.Linear  # in place of oneDNN's
@@ -130,28 +148,127 @@ def _export(
             dynamo=False,
         )
     model = onnx.load(str(path))
-    _halve(model.graph)
-    onnx.checker.check_model(model)
-    onnx.save(model, str(path))
+    fold_shapes(model, [_resized(inputs, axes, sizes) for sizes in SIZES])
+    weights = _take_weights(model.graph)
+    path.write_bytes(model.SerializeToString())
+    path.with_suffix(".f16").write_bytes(weights.tobytes())
 
 
-def _halve(graph: Any) -> None:
-    """Store weights in two bytes where that loses nothing: the shipped ones have no more."""
-    from onnx import TensorProto, helper, numpy_helper
+def _resized(
+    inputs: dict[str, Tensor], axes: dict[str, Any], sizes: dict[str, int]
+) -> dict[str, np.ndarray]:
+    """Return inputs of other sizes along their axes that have names."""
+    resized = {}
+    for name, tensor in inputs.items():
+        shape = [sizes.get(axes.get(name, {}).get(i, ""), n) for i, n in enumerate(tensor.shape)]
+        resized[name] = np.ones(shape, tensor.numpy().dtype)
+    return resized
 
-    casts = []
+
+def fold_shapes(model: Any, examples: list[dict[str, np.ndarray]]) -> None:
+    """Compute here what a graph computes of shapes alone, over and over in every pass.
+
+    Args:
+        model: is changed.
+        examples: inputs of several sizes. What is equal for all of them becomes a constant; a
+            shape to give to a tensor becomes one with 0 and -1, for a size that is kept and
+            for one that is left.
+    """
+    from onnx import numpy_helper
+
+    graph = model.graph
+    follows: set[str] = set()  # from shapes alone
+    for node in graph.node:
+        if node.op_type == "Shape" or all(name in follows for name in node.input if name):
+            follows.update(node.output)
+    reshapes = [node for node in graph.node if node.op_type == "Reshape"]
+    values = [_values(model, follows | {node.input[0] for node in reshapes}, x) for x in examples]
+    folded = {}
+    for name in sorted(follows):
+        seen = [example[name] for example in values]
+        if all(np.array_equal(seen[0], other) for other in seen):
+            folded[name] = seen[0]
+    for node in reshapes:
+        data, wanted = node.input
+        if wanted in follows and wanted not in folded:
+            shapes = [example[data].shape for example in values]
+            if (free := _free_shape(shapes, [example[wanted] for example in values])) is not None:
+                node.input[1] = f"{wanted} of {data}"
+                folded[node.input[1]] = free
+    for name, value in folded.items():
+        graph.initializer.append(numpy_helper.from_array(value, name))
+    _keep_used(graph, set(folded))
+
+
+def _values(model: Any, names: set[str], inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return tensors inside a graph by name."""
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    open_model = onnx.ModelProto()
+    open_model.CopyFrom(model)
+    del open_model.graph.output[:]
+    wanted = sorted(names)
+    open_model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    found = ReferenceEvaluator(open_model).run(None, inputs)
+    return dict(zip(wanted, map(np.asarray, found), strict=True))
+
+
+def _free_shape(
+    given: list[tuple[int, ...]], wanted: list[np.ndarray]
+) -> np.ndarray | None:
+    """Return the one shape with 0 and -1 that stands for all of them, if there is one."""
+    shape = []
+    for i, sizes in enumerate(zip(*wanted, strict=True)):
+        if len(set(sizes)) == 1:
+            shape.append(int(sizes[0]))
+        elif all(i < len(known) and known[i] == n for known, n in zip(given, sizes, strict=True)):
+            shape.append(0)
+        else:
+            shape.append(-1)
+    return np.array(shape, np.int64) if shape.count(-1) <= 1 else None
+
+
+def _keep_used(graph: Any, constant: set[str]) -> None:
+    """Drop the nodes whose outputs are constant or used by none."""
+    used = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if used.intersection(node.output) and not constant.issuperset(node.output):
+            used.update(node.input)
+            kept.append(node)
+    initializers = [tensor for tensor in graph.initializer if tensor.name in used]
+    for field, values in (("node", reversed(kept)), ("initializer", initializers)):
+        values = list(values)
+        graph.ClearField(field)
+        getattr(graph, field).extend(values)
+
+
+def _take_weights(graph: Any) -> np.ndarray:
+    """Move weights out of a graph; return them in two bytes, as the shipped ones have no more.
+
+    The graph names their places in a file of float32, which the page makes of the halves.
+    """
+    from onnx import TensorProto, numpy_helper
+
+    taken: list[np.ndarray] = []
+    at = 0
     for tensor in graph.initializer:
         values = numpy_helper.to_array(tensor)
-        if tensor.data_type != TensorProto.FLOAT or values.ndim == 0:
+        if values.dtype != np.float32 or values.size <= SMALL:
             continue
-        half = values.astype(np.float16)
-        if not np.array_equal(half.astype(np.float32), values):
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if not np.array_equal(half, values):
             continue
-        name = tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.f16"))
-        casts.append(helper.make_node("Cast", [f"{name}.f16"], [name], to=TensorProto.FLOAT))
-    for cast in reversed(casts):
-        graph.node.insert(0, cast)
+        tensor.ClearField("raw_data")
+        tensor.ClearField("float_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", WEIGHTS), ("offset", at), ("length", values.nbytes)):
+            tensor.external_data.add(key=key, value=str(value))
+        taken.append(half.ravel())
+        at += values.nbytes
+    return np.concatenate(taken)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,10 @@ def test_page_reads_the_corpus_and_rebuilds_a_pack(tmp_path: Path) -> None:
 
 
 def coded_pack(*, prompts: bool) -> d3pack.Pack:
-    """Return the example with guidance, and two codes of each class before the seeded images."""
+    """Return the example with guidance, and two codes of each class before the seeded images.
+
+    With prompts, the images are wider than high.
+    """
     coding = Coding(
         (14.6146, 6.0, 2.0, 0.5, 0.0), (3, 4, 0, 1), 8, 0.9, 2.0 if prompts else 1.0, prompts
     )
@@ -158,7 +161,9 @@ def coded_pack(*, prompts: bool) -> d3pack.Pack:
         codes=encode_codes(Codes(coding, 2, atoms, signs)),
         picks=None,
         probes=None,
-        recipe=replace(pack.recipe, guidance=3.0, guided_channels=7),
+        recipe=replace(
+            pack.recipe, guidance=3.0, guided_channels=7, size=(48, 80) if prompts else (64, 64)
+        ),
     )
 
 

@@ -1,4 +1,4 @@
-/** Streams of bits, least significant first, and numbers of combinations. */
+/** Streams of bits, least significant first, numbers of combinations, and half precision. */
 
 /** Return `width` bits from bit `at` on. */
 export function bitsAt(bytes: Uint8Array, at: number, width: number): bigint {
@@ -33,4 +33,20 @@ export function combinations(n: number, k: number): bigint {
   let out = 1n;
   for (let i = 1; i <= k; i++) out = (out * BigInt(n - k + i)) / BigInt(i);
   return k > n ? 0n : out;
+}
+
+/** Return the number that half precision writes in 16 bits. */
+export function halfToSingle(half: number): number {
+  const sign = half >> 15 ? -1 : 1;
+  const [exponent, fraction] = [(half >> 10) & 31, half & 1023];
+  if (exponent === 31) return fraction ? NaN : sign * Infinity;
+  return sign * (exponent ? (1024 + fraction) * 2 ** (exponent - 25) : fraction * 2 ** -24);
+}
+
+/** Return many numbers in half precision, little-endian, as single precision. */
+export function singles(halves: Uint8Array): Float32Array {
+  const table = Float32Array.from({ length: 2 ** 16 }, (_, half) => halfToSingle(half));
+  const out = new Float32Array(halves.length / 2);
+  for (let i = 0; i < out.length; i++) out[i] = table[halves[2 * i] | (halves[2 * i + 1] << 8)];
+  return out;
 }

@@ -5,7 +5,7 @@ import type { Reply, Request } from "./worker.ts";
 
 const MOST_WORKERS = 4;
 const FIRST = 1; // images of the first batch, so that one is seen soon
-const BATCH = 16; // rows of later ones: where a pass is fastest
+const BATCH = 8; // rows of later ones: more hardly make a pass faster, and one waits longer for them
 
 export interface Events {
   made(pair: Pair, image: Uint8Array): void;

@@ -4,7 +4,7 @@
  * WebCrypto.
  */
 
-import { bitLength, bitsAt, combinations, isClear, smallBitsAt } from "./bits.ts";
+import { bitLength, bitsAt, combinations, halfToSingle, isClear, smallBitsAt } from "./bits.ts";
 import { canonical, compareStrings, type Json, type JsonObject, parse, quote, Real } from "./json.ts";
 import { need, Refused } from "./refused.ts";
 
@@ -516,13 +516,6 @@ function valuesOf(tensor: Tensor, body: Uint8Array, shared: number, classes: num
     return Uint32Array.from({ length: bytes.length / 4 }, (_, i) => view.getUint32(4 * i, true));
   }
   return Float32Array.from({ length: bytes.length / 2 }, (_, i) => halfToSingle(view.getUint16(2 * i, true)));
-}
-
-function halfToSingle(half: number): number {
-  const sign = half >> 15 ? -1 : 1;
-  const [exponent, fraction] = [(half >> 10) & 31, half & 1023];
-  if (exponent === 31) return fraction ? NaN : sign * Infinity;
-  return sign * (exponent ? (1024 + fraction) * 2 ** (exponent - 25) : fraction * 2 ** -24);
 }
 
 function checkValues(sections: Map<string, Section>, arrays: Map<string, Values>, classes: number, images: number): void {

@@ -1,6 +1,7 @@
 /** A worker that holds the networks and makes images, one batch at a time. */
 
 import type * as Ort from "onnxruntime-web";
+import { singles } from "./bits.ts";
 import { Levels } from "./levels.ts";
 import { Noise, quantiles } from "./noise.ts";
 import { digest, read } from "./reader.ts";
@@ -16,6 +17,8 @@ export type Reply =
   | { kind: "made"; id: number; pairs: Pair[]; images: Uint8Array[] }
   | { kind: "failed"; message: string };
 
+type Files = Record<string, Promise<Uint8Array>>;
+
 const BASE = new URL("./", self.location.href);
 let loaded: ReturnType<typeof load> | undefined;
 let rebuilder: Rebuilder | undefined;
@@ -28,11 +31,13 @@ async function file(path: string): Promise<Uint8Array> {
 
 async function load(gpu: boolean) {
   const info = JSON.parse(new TextDecoder().decode(await file("model/model.json"))) as ModelInfo;
-  const names = Object.keys(info.files);
-  const files = Object.fromEntries(await Promise.all(names.map(async (name) => [name, await checked(name, info)] as const)));
-  const table = await quantiles(await file("model/normal16.f32"));
-  const tokenizer = new Tokenizer(JSON.parse(new TextDecoder().decode(files["tokenizer.json"])));
-  return { info, networks: await open(files, gpu), tokenizer, table };
+  // all are on their way while networks are made of the first
+  const files: Files = Object.fromEntries(Object.keys(info.files).map((name) => [name, checked(name, info)]));
+  const quantilesFile = file("model/normal16.f32");
+  for (const begun of [...Object.values(files), quantilesFile]) begun.catch(() => undefined); // reported where it is awaited
+  const networks = await open(files, gpu);
+  const tokenizer = new Tokenizer(JSON.parse(new TextDecoder().decode(await files["tokenizer.json"])));
+  return { info, networks, tokenizer, table: await quantiles(await quantilesFile) };
 }
 
 async function checked(name: string, info: ModelInfo): Promise<Uint8Array> {
@@ -42,26 +47,32 @@ async function checked(name: string, info: ModelInfo): Promise<Uint8Array> {
 }
 
 /** Open the networks on a GPU where that works, else in WebAssembly. */
-async function open(files: Record<string, Uint8Array>, gpu: boolean): Promise<Networks> {
+async function open(files: Files, gpu: boolean): Promise<Networks> {
   if (gpu) {
     try {
       const ort = (await import("onnxruntime-web/webgpu")) as typeof Ort;
-      return await openNetworks(ort, "ort-wasm-simd-threaded.asyncify.wasm", ["webgpu"], files);
+      return await openNetworks(ort, "ort-wasm-simd-threaded.asyncify.wasm", { executionProviders: ["webgpu"] }, files);
     } catch (error) {
       console.warn("WebGPU does not run the networks:", error);
     }
   }
   const ort = (await import("onnxruntime-web/wasm")) as typeof Ort;
-  return openNetworks(ort, "ort-wasm-simd-threaded.wasm", ["wasm"], files);
+  // the optimiser would take longer than it saves: the exported graphs leave it little to do
+  const options = { executionProviders: ["wasm"], graphOptimizationLevel: "disabled" } as const;
+  return openNetworks(ort, "ort-wasm-simd-threaded.wasm", options, files);
 }
 
-async function openNetworks(ort: typeof Ort, wasm: string, providers: string[], files: Record<string, Uint8Array>): Promise<Networks> {
+async function openNetworks(ort: typeof Ort, wasm: string, options: Ort.InferenceSession.SessionOptions, files: Files): Promise<Networks> {
   ort.env.wasm.numThreads = 1; // the page has several workers, which need no isolation from other origins
   ort.env.wasm.wasmPaths = { wasm: new URL(`ort/${wasm}`, BASE).href };
-  const session = (name: string) => ort.InferenceSession.create(files[name], { executionProviders: providers });
-  const text = await session("text.onnx");
-  const denoiser = await session("denoiser.onnx");
-  const decoder = await session("decoder.onnx");
+  const session = async (name: string) => {
+    const weights = singles(await files[`${name}.f16`]);
+    const externalData = [{ path: "weights", data: new Uint8Array(weights.buffer) }];
+    return ort.InferenceSession.create(await files[`${name}.onnx`], { ...options, externalData });
+  };
+  const text = await session("text");
+  const denoiser = await session("denoiser");
+  const decoder = await session("decoder");
   const tensor = (data: Float32Array, dims: number[]) => new ort.Tensor("float32", data, dims);
   const only = async (net: Ort.InferenceSession, feeds: Record<string, Ort.Tensor>) =>
     (await net.run(feeds))[net.outputNames[0]].data as Float32Array;

@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
+import { singles } from "../src/bits.ts";
 import { choicesOf, chosenNoise } from "../src/codes.ts";
 import { decodePrompts, ledgerOf, params, rowOf, softLabels, sourceOf, weightsOf } from "../src/content.ts";
 import { type Json, parse, Real } from "../src/json.ts";
@@ -115,4 +116,10 @@ test("the tokenizer reads the same ids", () => {
 test("numbers of a table may be integers", () => {
   const [step] = plan("table", [1, 0], new Map([["table", [[1, [new Real(0.5)]]]]]));
   assert.deepEqual(step, { a: 1, b: [0.5], c: 0 });
+});
+
+test("half precision becomes single precision", () => {
+  const halves = Uint16Array.of(0x3c00, 0xc000, 0x7bff, 0x0001, 0x83ff, 0x8000, 0x7c00, 0x3555);
+  const expected = [1, -2, 65504, 2 ** -24, -1023 * 2 ** -24, -0, Infinity, 1365 * 2 ** -12];
+  assert.deepEqual([...singles(new Uint8Array(halves.buffer))], expected);
 });
