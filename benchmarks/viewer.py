@@ -3,7 +3,7 @@
     python -m benchmarks viewer --rounds 3
 
 Needs Chromium, Node.js and the viewer built with its networks: `viewer/README.md`. Every round
-starts a browser, so nothing is left from the one before. `ready` counts from the opening of the page,
+starts a browser, so nothing is left from the one before. `ready` counts from the page's opening,
 `first image` from the verified pack, so it has the loading of the networks; the rate is that of
 the images after the first, while the other workers load. All times are those that the page sees.
 """
@@ -86,6 +86,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=80, help="that the page makes by itself")
+    parser.add_argument("--conditions", default="", help="what else ran, for the record")
     parser.add_argument("--output", type=Path, default=RESULTS / "viewer.json")
     args = parser.parse_args(arguments)
     browser = shutil.which("chromium") or shutil.which("google-chrome")
@@ -98,6 +99,7 @@ def main(arguments: Sequence[str]) -> None:
         print(rounds[-1], flush=True)
     version = subprocess.run([browser, "--version"], capture_output=True, text=True, check=True)
     figures = {
+        "conditions": args.conditions,
         "browser": version.stdout.strip(),
         "images": args.images,
         "pack_bytes": EXAMPLE.stat().st_size,

@@ -214,9 +214,7 @@ def _values(model: Any, names: set[str], inputs: dict[str, np.ndarray]) -> dict[
     return dict(zip(wanted, map(np.asarray, found), strict=True))
 
 
-def _free_shape(
-    given: list[tuple[int, ...]], wanted: list[np.ndarray]
-) -> np.ndarray | None:
+def _free_shape(given: list[tuple[int, ...]], wanted: list[np.ndarray]) -> np.ndarray | None:
     """Return the one shape with 0 and -1 that stands for all of them, if there is one."""
     shape = []
     for i, sizes in enumerate(zip(*wanted, strict=True)):
