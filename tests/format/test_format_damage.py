@@ -59,11 +59,12 @@ def test_every_changed_bit_is_refused(path: Path) -> None:
     assert passed == []
 
 
+@pytest.mark.parametrize("section", [None, "codes"])
 def test_short_fuzzing_finds_no_difference_between_readers(
-    tmp_path: Path, monkeypatch: Any
+    section: str | None, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = fuzz.run(1500, seed=11, share=0.5, both=True)
+    result = fuzz.run(1500, seed=11, share=0.5, both=True, section=section)
     assert result["broken_promises"] == []
     assert len(result["codes"]) >= 12, "the mutants do not reach deep enough"
 
