@@ -1,11 +1,13 @@
 """Mutate packs of the corpus: only D3MError may be raised, and both readers must agree.
 
-    python spec/fuzz.py COUNT [--seed N] [--both] [--sealed SHARE] [--section NAME] [--seconds S]
+    python spec/fuzz.py COUNT [--seed N] [--both] [--sealed SHARE] [--section NAME] [--damage]
+                              [--seconds S]
 
 Raw mutants have bytes changed anywhere; sealed ones have the manifest or a tensor changed and every
 hash made right again, so that the rules behind the hashes are reached. `--both` asks spec/reader.py
-as well and compares the codes; `--section codes` takes packs that have that section. Prints one
-JSON document; a mutant that breaks a promise is kept.
+as well and compares the codes; `--section codes` takes packs that have that section; `--damage`
+flips every bit before, and cuts at every byte. Prints one JSON document; a mutant that breaks a
+promise is kept.
 """
 
 from __future__ import annotations
@@ -119,9 +121,8 @@ def sealed(draft: Draft, rng: random.Random) -> bytes:
             draft.blobs[name] = draft.blobs[name][: rng.randrange(len(draft.blobs[name]) + 1)]
         else:
             poke_json(draft.manifest, rng)
-    count = draft.manifest.get("classes")
     seals = [draft.rehash, draft.reroot]
-    if type(count) is int and count <= 4096:  # not a leaf for each of 2**31 classes
+    if has_few_classes(draft):  # not a leaf for each of 2**31 classes
         seals.insert(0, draft.releaf)
     for seal in seals:
         try:
@@ -133,6 +134,12 @@ def sealed(draft: Draft, rng: random.Random) -> bytes:
         return draft.bytes()
     except (AttributeError, KeyError, IndexError, TypeError, ValueError):
         return raw(b"\x02\0\0\0\0\0\0\0{}", rng)
+
+
+def has_few_classes(draft: Draft) -> bool:
+    """Return whether rows of all classes, as many as the manifest says by now, fit in memory."""
+    count = draft.manifest.get("classes")
+    return type(count) is int and count <= 4096
 
 
 def poke_section(draft: Draft, rng: random.Random) -> None:
@@ -149,7 +156,8 @@ def poke_section(draft: Draft, rng: random.Random) -> None:
         key = rng.choice(list(params))
         params[key] += rng.choice((-1, 1))
         count = draft.manifest["classes"] if name in draft.rows[section] else 1
-        draft.blobs[name] += bytes(count * rng.choice((1, 2, 3)))
+        if count == 1 or has_few_classes(draft):
+            draft.blobs[name] += bytes(count * rng.choice((1, 2, 3)))
     else:
         draft.section(section)[3:] = [] if len(draft.section(section)) == 4 else ["ab" * 16]
 
@@ -255,6 +263,25 @@ def run(
     }
 
 
+def damage(packs: list[bytes], both: bool) -> dict[str, int]:
+    """Flip every bit of the packs, and cut them at every byte: nobody may read the result."""
+    count = {"bits": 0, "cuts": 0, "accepted": 0}
+
+    def ask(data: bytes, kind: str) -> None:
+        count[kind] += 1
+        verdicts = [verdict(data), second_verdict(data)] if both else [verdict(data)]
+        count["accepted"] += "valid" in verdicts
+
+    for data in packs:
+        for bit in range(8 * len(data)):
+            flipped = bytearray(data)
+            flipped[bit // 8] ^= 1 << bit % 8
+            ask(bytes(flipped), "bits")
+        for size in range(len(data)):
+            ask(data[:size], "cuts")
+    return count
+
+
 def main() -> int:
     """Run and report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -263,13 +290,17 @@ def main() -> int:
     parser.add_argument("--both", action="store_true")
     parser.add_argument("--sealed", type=float, default=0.25)
     parser.add_argument("--section", help="only packs that have it: codes, labels, ...")
+    parser.add_argument("--damage", action="store_true", help="every flip and cut before")
     parser.add_argument("--seconds", type=float, default=1e9)
     got = parser.parse_args()
     if not small_packs(got.section):
         parser.error(f"no small pack of the corpus has a section {got.section!r}")
+    damaged = damage(small_packs(got.section), got.both) if got.damage else {"accepted": 0}
     result = run(got.count, got.seed, got.sealed, got.both, got.section, got.seconds)
+    if got.damage:
+        result["damage"] = damaged
     print(json.dumps(result, indent=1))
-    return 1 if result["broken_promises"] else 0
+    return 1 if result["broken_promises"] or damaged["accepted"] else 0
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ from d3pack.errors import D3MError, InvalidPackError, NotFoundError, UsageError
 from d3pack.testing import raises_code
 
 SMALL = VECTORS / "valid" / "smallest.d3m"
-PACKS = [VECTORS / "valid" / f"{name}.d3m" for name in ("smallest", "prompts-i8", "labels-topk")]
+PACKS = [
+    VECTORS / "valid" / f"{name}.d3m" for name in ("smallest", "prompts-i8", "labels-topk", "codes")
+]
 
 
 def refused(data: bytes) -> bool:
@@ -67,6 +69,24 @@ def test_short_fuzzing_finds_no_difference_between_readers(
     result = fuzz.run(1500, seed=11, share=0.5, both=True, section=section)
     assert result["broken_promises"] == []
     assert len(result["codes"]) >= 12, "the mutants do not reach deep enough"
+
+
+def test_fuzzer_counts_the_damage_that_a_reader_accepts(monkeypatch: Any) -> None:
+    data = SMALL.read_bytes()
+    assert fuzz.damage([data], both=False) == {
+        "bits": 8 * len(data),
+        "cuts": len(data),
+        "accepted": 0,
+    }
+    lax = {data[:-1], flipped(data, 9)}
+    monkeypatch.setattr(fuzz, "verdict", lambda found: "valid" if found in lax else "E_HASH")
+    assert fuzz.damage([data], both=False)["accepted"] == 2
+
+
+def test_fuzzer_makes_no_rows_for_millions_of_classes() -> None:
+    draft = Draft((VECTORS / "valid" / "codes-bare.d3m").read_bytes())
+    draft.manifest["classes"] = 10**7
+    assert max(len(fuzz.sealed(draft, random.Random(seed))) for seed in range(300)) < 10**5
 
 
 @settings(max_examples=300, deadline=None)
