@@ -206,13 +206,17 @@ class Coder:
         every = condition[torch.arange(len(latents)).repeat_interleave(tried)]
         x = x0 = torch.zeros_like(latents)
         parts: list[tuple[Tensor, Tensor]] = []
-        for level, count in enumerate(coding.atoms):
+        last = max(level for level, count in enumerate(coding.atoms) if count)
+        for level, count in enumerate(coding.atoms[: last + 1]):
             step = steps[level]
             x = x * step.a + x0 * step.b[0]
             if not count:  # fresh noise, of which the encoder takes the mean
                 x0 = self._denoise(x, coding.sigmas[level], condition)
                 continue
             atoms, signs, chosen = self._choose(level, latents - x0)
+            if tried == 1 and level == last:  # nothing is left to compare or to choose
+                parts.append((atoms[:, 0], signs[:, 0]))
+                break
             trials = x[:, None] + chosen * step.c
             made = self._denoise(trials.flatten(0, 1), coding.sigmas[level], every)
             made = made.reshape(trials.shape)

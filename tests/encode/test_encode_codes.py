@@ -124,6 +124,24 @@ def test_levels_may_be_left_to_fresh_noise(
     assert (atoms[:, 1] < atoms[:, 2]).all()
 
 
+def test_no_pass_is_made_whose_outcome_no_choice_needs(
+    mini: Backbone, lemon: Pack, wanted: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coding = coding_for(EncodeSettings(codes=2, code_steps=6, code_bits=6))
+    coding = replace(coding, atoms=(1, 1, 1, 1, 0, 0))
+    passes: list[float] = []
+    denoise = Coder._denoise
+
+    def counted(self: Coder, x: torch.Tensor, sigma: float, condition: Any) -> torch.Tensor:
+        passes.append(sigma)
+        return denoise(self, x, sigma, condition)
+
+    monkeypatch.setattr(Coder, "_denoise", counted)
+    atoms, signs = Coder(mini, coding, lemon, 0).code(wanted[:2])
+    assert atoms.shape == signs.shape == (2, 4)
+    assert passes == list(coding.sigmas[:3])
+
+
 def test_atoms_differ_where_none_comes_nearer(mini: Backbone, lemon: Pack) -> None:
     coding = coding_for(EncodeSettings(codes=1, code_steps=2, code_bits=4, code_atoms=3))
     atoms, signs = Coder(mini, coding, lemon, 0).code(torch.zeros(2, *mini.latent_shape))
