@@ -193,51 +193,54 @@ def speed(folder: Path, backbone: str, rounds: int) -> dict[str, Any]:
 
 
 def equality(folder: Path, backbone: str) -> dict[str, Any]:
-    """Differing bytes of every way to ask for the same 80 images; few steps, small groups."""
+    """Differing bytes of packs of few steps and small groups."""
     found = {}
     for name, (where, file) in packs(folder, backbone, group=4, steps=4).items():
-        _, decoder = opened(where, file)
-        numbers = np.array([c * 1000 + i for c in range(10) for i in range(8)])
-        wanted = decoder.images(numbers)
-        generator = np.random.default_rng(0)
-        table, before = [], torch.get_num_threads()
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            for batch in (1, 2, 3, 4, 5, 7, 8, 9, 12, 16, 24, 31, 32, 48, 64):
-                order = generator.permutation(len(numbers))[:batch]
-                differ = int((decoder.images(numbers[order]) != wanted[order]).sum())
-                table.append({"threads": threads, "batch": batch, "differing_bytes": differ})
-        torch.set_num_threads(before)
-        for first in (79, 40, 11):  # a decoder of its own for each order of first use
-            _, fresh = opened(where, file)
-            order = np.roll(np.arange(len(numbers)), -first)
-            differ = int((fresh.images(numbers[order]) != wanted[order]).sum())
-            table.append({"first_use": first, "differing_bytes": differ})
-        here = hashlib.sha256(wanted.numpy().tobytes()).hexdigest()
-        for threads in (1, 2):
-            run = subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "benchmarks",
-                    "decode",
-                    "digest",
-                    where,
-                    str(file),
-                    str(threads),
-                ],
-                capture_output=True,
-                text=True,
-                check=True,
-                env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-            )
-            same = run.stdout.strip() == here
-            table.append({"process_with_threads": threads, "same_sha256": same})
-        total = sum(row.get("differing_bytes", 0) for row in table)
-        exact = total == 0 and all(row.get("same_sha256", True) for row in table)
-        found[name] = {"exact": exact, "differing_bytes": total, "sha256": here, "table": table}
-        print(name, "exact" if exact else "DIFFERS", total, file=sys.stderr)
+        found[name] = compared(where, file)
+        exact = "exact" if found[name]["exact"] else "DIFFERS"
+        print(name, exact, found[name]["differing_bytes"], file=sys.stderr)
     return found
+
+
+def compared(where: str, file: Path) -> dict[str, Any]:
+    """Differing bytes of every way to ask for the same 80 images of a pack."""
+    _, decoder = opened(where, file)
+    numbers = np.array([c * 1000 + i for c in range(10) for i in range(8)])
+    wanted = decoder.images(numbers)
+    generator = np.random.default_rng(0)
+    table: list[dict[str, Any]] = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        for batch in (1, 2, 3, 4, 5, 7, 8, 9, 12, 16, 24, 31, 32, 48, 64):
+            order = generator.permutation(len(numbers))[:batch]
+            differ = int((decoder.images(numbers[order]) != wanted[order]).sum())
+            table.append({"threads": threads, "batch": batch, "differing_bytes": differ})
+    torch.set_num_threads(before)
+    for first in (79, 40, 11):  # a decoder of its own for each order of first use
+        _, fresh = opened(where, file)
+        order = np.roll(np.arange(len(numbers)), -first)
+        differ = int((fresh.images(numbers[order]) != wanted[order]).sum())
+        table.append({"first_use": first, "differing_bytes": differ})
+    here = hashlib.sha256(wanted.numpy().tobytes()).hexdigest()
+    for threads in (1, 2):
+        again = _digest_of_process(where, file, threads)
+        table.append({"process_with_threads": threads, "same_sha256": again == here})
+    total = sum(row.get("differing_bytes", 0) for row in table)
+    exact = total == 0 and all(row.get("same_sha256", True) for row in table)
+    return {"exact": exact, "differing_bytes": total, "sha256": here, "table": table}
+
+
+def _digest_of_process(where: str, file: Path, threads: int) -> str:
+    words = ["-m", "benchmarks", "decode", "digest", where, str(file), str(threads)]
+    run = subprocess.run(
+        [sys.executable, *words],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+    )
+    return run.stdout.strip()
 
 
 def digest(where: str, file: str, threads: str) -> None:
