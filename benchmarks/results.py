@@ -67,6 +67,13 @@ def load(name: str | Path) -> dict[str, Any]:
     return figures
 
 
+def machine_of(name: str) -> dict[str, Any]:
+    """Return where a committed result was measured."""
+    found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    machine: dict[str, Any] = found["machine"]
+    return machine
+
+
 def save(path: Path, what: str, command: str, figures: dict[str, Any]) -> None:
     """Write a result."""
     record = {
