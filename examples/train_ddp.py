@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 examples/train_ddp.py cifar10.d3m --epochs 20
 
-The ranks decode each image once, together. FSDP needs nothing else: only the model is wrapped.
+The ranks decode each image once, together.
 """
 
 import argparse

@@ -78,14 +78,15 @@ def test_accelerate_example_trains(file: Path, backbone: Path, tmp_path: Path) -
 
 
 @pytest.mark.e2e
-def test_ddp_example_trains_on_two_ranks_and_resumes_on_one(
-    file: Path, backbone: Path, tmp_path: Path
+@pytest.mark.parametrize("script", ["train_ddp.py", "train_fsdp.py"])
+def test_example_of_ranks_trains_on_two_and_resumes_on_one(
+    file: Path, backbone: Path, tmp_path: Path, script: str
 ) -> None:
     args = (file, "--backbone", backbone, "--batch-size", 4, "--checkpoint", tmp_path / "state.pt")
     two, one = ((*TORCHRUN, count) for count in "21")
-    first = run("train_ddp.py", *args, "--epochs", 2, cwd=tmp_path, launcher=two).splitlines()
+    first = run(script, *args, "--epochs", 2, cwd=tmp_path, launcher=two).splitlines()
     assert [line.split(":")[0] for line in first] == ["epoch 0", "epoch 1"]
-    rest = run("train_ddp.py", *args, "--epochs", 12, cwd=tmp_path, launcher=one).splitlines()
+    rest = run(script, *args, "--epochs", 12, cwd=tmp_path, launcher=one).splitlines()
     assert rest[0].startswith("epoch 2:")
     assert all(line.endswith(", 21 images") for line in first + rest)
     assert loss_of(rest[-1]) < loss_of(first[0])
