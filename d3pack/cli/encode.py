@@ -137,7 +137,7 @@ class Encode:
             )
         if self.format == "human":
             _out.show(f"{part}: shard {shard} has finished")
-            _out.say(f"when all have: d3pack merge {part.parent}/*-of-{shard.count} -o {output}")
+            _out.say(f"when all have: d3pack merge {part.parent} -o {output}")
 
     def _encode(self, source: Source, output: Path | ObjectPath, settings: EncodeSettings) -> None:
         from d3pack.encode import encode

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from d3pack.cli import _out
 from d3pack.cli._fields import Format, format_option, overwrite_option, pack_output
@@ -17,10 +16,12 @@ class Merge:
 
     On the same kind of machine it is byte for byte the pack that one run without shards writes.
 
-    Example: d3pack merge imnet.d3m.parts/* -o imnet.d3m
+    Example: d3pack merge imnet.d3m.parts -o imnet.d3m
     """
 
-    parts: tuple[Path, ...] = argument("Directories that encode --shard has made.")
+    parts: tuple[str, ...] = argument(
+        "Directories that encode --shard has made, or the one in which they lie."
+    )
     output: str | None = pack_output(None)
     source: str | None = option(None, "The real images, if they are elsewhere now.")
     overwrite: bool = overwrite_option()

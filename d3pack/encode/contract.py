@@ -53,7 +53,6 @@ _BUILT_IN: Mapping[str, tuple[str, type]] = {
     "modes": ("d3pack.encode.methods.modes.method:Modes", ModesSettings),
 }
 _SKIPPED = "skipped"  # in the journal
-_LOOK_SECONDS = 1.0  # between two looks for what other shards have finished
 _NAMED_SHARDS = 8  # that a message lists
 
 
@@ -115,21 +114,23 @@ class EncodeRun:
             WaitingError: units of other shards are missing.
         """
         is_done = done or (lambda unit: self.journal.has(names[unit]))
+        self.journal.look()
         left = [unit for unit in range(len(names)) if not is_done(unit)]
         yield from filter(self.owns, left)
+        self.journal.look()
         missing = [unit for unit in left if not is_done(unit)]
         if missing and self.is_shard and last:
             raise ShardFinishedError(f"shard {self.shard} has finished")
         if missing and self.wait:
             self.events.note(f"waiting: {self._missing(stage, missing)}")
         while missing:
-            self.journal.compare_parts()
             if not self.wait:
                 raise WaitingError(
                     self._missing(stage, missing),
                     hint="run them first" if self.merging else "run this one again after them",
                 )
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(self.journal.look_seconds)
+            self.journal.look()
             missing = [unit for unit in missing if not is_done(unit)]
 
     def _missing(self, stage: str, units: Sequence[int]) -> str:

@@ -21,7 +21,15 @@ from d3pack.encode.contract import (
     own_settings,
 )
 from d3pack.encode.finish import finish
-from d3pack.encode.parts import count_of, part_of, read_calls, record_call, remove_parts
+from d3pack.encode.parts import (
+    Part,
+    count_of,
+    open_parts,
+    part_of,
+    read_calls,
+    record_call,
+    remove_parts,
+)
 from d3pack.encode.plan import EncodePlan
 from d3pack.encode.settings import EncodeSettings
 from d3pack.encode.teaching import check_named_teacher
@@ -112,14 +120,14 @@ def encode(
 ) -> Pack:
     """Make a pack of real images and write it.
 
-    All work is kept in `<output>.work`. After an interruption the same call goes on, and the file
-    it ends with is byte for byte the one that an undisturbed run writes.
+    All work is kept in `<output>.work`, where the output is. After an interruption the same call
+    goes on, and the file it ends with is byte for byte the one that an undisturbed run writes.
 
     Args:
         source: real images with class names: a directory of classes, an archive, shards, parquet,
             `hf://datasets/...`, or a `Source` from `open_source`.
-        output: the file to write, or an address such as `s3://bucket/x.d3m`, for which the work
-            directory lies in the current directory; its name ends in `.d3m`.
+        output: the file to write, or an address such as `s3://bucket/x.d3m`; its name ends in
+            `.d3m`.
         settings: what the pack should be; by default ten images per class by `d3m`.
         method: an object to use in place of the method that the settings name.
         listeners: functions that receive the events of the run, such as those of `live_view`.
@@ -128,7 +136,7 @@ def encode(
         estimate: measure first what each part will take, and tell the listeners.
         teachers: directory of trained teachers; by default one in the cache that all runs share.
         workers: do the work in shards, on several devices or machines. Parts are kept as by
-            `encode_shard`, in `<output>.parts`, which all machines have to share.
+            `encode_shard`, in `<output>.parts`, which all machines have to see.
 
     Returns:
         The pack that was written.
@@ -146,20 +154,20 @@ def encode(
         >>> pack = encode("photos/", "photos.d3m", settings)  # doctest: +SKIP
     """
     output = check_output(output)
-    work = _local(output, ".work")
+    work = _beside(output, ".work")
     if workers is not None and workers.wanted:
         opened = _opened(source)
         if output.exists() and not overwrite and not work.exists():
             _refuse(output)  # now, and not after the work
         if restart:
-            remove_parts(_local(output, ".parts"))
+            remove_parts(_beside(output, ".parts"))
         shared = _Shared(opened.address(), output, settings, method, teachers, restart, overwrite)
         pack: Pack = run_work(
             shared,
             workers,
             listeners,
             device=settings.device if settings else None,
-            shards=count_of(shared.folder),
+            shards=count_of(shared.parts),
             most=len(opened.classes),
         )
         return pack
@@ -179,12 +187,13 @@ def encode_shard(
     restart: bool = False,
     wait: bool = False,
     teachers: Path | None = None,
-) -> Path:
+) -> Path | ObjectPath:
     """Do one share of an encoding; `merge` makes the pack when all are done.
 
     Each shard keeps what it has done in a part, the directory `<output>.parts/NUMBER-of-COUNT`, and
     reads what it needs of other shards from theirs. So the shards run at the same time where they
-    share storage, or one after another, each as often as it takes.
+    share storage, such as the object store of the output, or one after another, each as often as it
+    takes.
 
     Args:
         source: as for `encode`, the same images for all shards.
@@ -210,12 +219,12 @@ def encode_shard(
     """
     output = check_output(output)
     encoding = _Encoding(_opened(source), settings, method, teachers, listeners)
-    return encoding.do_share(_local(output, ".parts"), shard, restart=restart, wait=wait)
+    return encoding.do_share(_beside(output, ".parts"), shard, restart=restart, wait=wait)
 
 
 @disk_full_as_error()
 def merge(
-    parts: Sequence[str | Path],
+    parts: Sequence[str | Path | ObjectPath],
     output: str | Path | ObjectPath,
     source: Source | str | Path | None = None,
     *,
@@ -227,7 +236,8 @@ def merge(
     """Write the pack of an encoding from the parts of all of its shards.
 
     Args:
-        parts: directories that `encode_shard` made, of all shards of one encoding.
+        parts: directories that `encode_shard` made, of all shards of one encoding, or the one in
+            which they lie.
         output: the file to write.
         source: the real images, if they are no longer where the shards found them.
         method: as for `encode`.
@@ -244,11 +254,11 @@ def merge(
         WaitingError: a shard has not finished.
     """
     output = check_output(output)
-    folders = [Path(part) for part in parts]
+    folders = open_parts(parts)
     call, count = read_calls(folders)
     if source is None:
         source = call.open()
-    work = _local(output, ".work")
+    work = _beside(output, ".work")
     encoding = _Encoding(_opened(source), call.settings, method, teachers, listeners)
     return encoding.write(work, output, overwrite=overwrite, parts=folders, shards=count)
 
@@ -276,13 +286,13 @@ class _Encoding:
 
     def write(
         self,
-        work: Path,
+        work: Part,
         output: Path | ObjectPath,
         *,
         restart: bool = False,
         overwrite: bool = False,
         estimate: bool = False,
-        parts: Sequence[Path] = (),
+        parts: Sequence[Part] = (),
         shards: int = 1,
     ) -> Pack:
         """Run the job, or put together what shards have done, and write the pack."""
@@ -298,7 +308,7 @@ class _Encoding:
                 draft = self.job.run(run)
                 pack = finish(run, self.plan, draft, self.method.name)
             # for the user, not for the pack
-            write_text(work / "skipped.txt", self.source.skipped_lines())
+            write_text(journal.folder / "skipped.txt", self.source.skipped_lines())
             if draft.trained is not None:
                 _publish_backbone(draft.trained, output, journal)
             journal.record(_ROOT, pack.root)  # first: a file with that root is ours, and complete
@@ -309,13 +319,13 @@ class _Encoding:
 
     def do_share(
         self,
-        folder: Path,
+        folder: Part,
         shard: Shard,
         *,
         restart: bool = False,
         wait: bool = False,
         quiet: bool = False,
-    ) -> Path:
+    ) -> Part:
         """Run the job as far as it is this shard's; return its part.
 
         Args:
@@ -340,12 +350,12 @@ class _Encoding:
         return part
 
     @contextmanager
-    def _journal(self, folder: Path, restart: bool, parts: Sequence[Path]) -> Iterator[Journal]:
+    def _journal(self, folder: Part, restart: bool, parts: Sequence[Part]) -> Iterator[Journal]:
         start_over = "set restart"
         journal = Journal(folder, self.key, restart=restart, start_over=start_over, parts=parts)
         with closing(journal):
-            journal.compare_parts()
-            log = log_file(folder / "log.txt")
+            journal.look()
+            log = log_file(journal.folder / "log.txt")
             log({"event": "plan", "lines": self.plan.lines()})
             self.events.listeners.append(log)
             try:
@@ -376,8 +386,12 @@ class _Shared:
     _opened: _Encoding | None = None
 
     @property
-    def folder(self) -> Path:
-        return _local(self.output, ".parts")
+    def parts(self) -> Part:
+        return _beside(self.output, ".parts")
+
+    @property
+    def folder(self) -> Path | None:
+        return None if isinstance(self.parts, ObjectPath) else self.parts
 
     @property
     def encoding(self) -> _Encoding:
@@ -389,11 +403,11 @@ class _Shared:
         self._opened = _Encoding(source, self.settings, self.method, self.teachers, [listen])
 
     def do(self, shard: Shard) -> None:
-        self.encoding.do_share(self.folder, shard, quiet=True)
+        self.encoding.do_share(self.parts, shard, quiet=True)
 
     def finish(self, count: int) -> Pack:
-        parts = [part_of(self.folder, Shard(n, count)) for n in range(1, count + 1)]
-        work, restart, overwrite = _local(self.output, ".work"), self.restart, self.overwrite
+        parts = [part_of(self.parts, Shard(n, count)) for n in range(1, count + 1)]
+        work, restart, overwrite = _beside(self.output, ".work"), self.restart, self.overwrite
         how: dict[str, Any] = {"restart": restart, "overwrite": overwrite, "shards": count}
         return self.encoding.write(work, self.output, parts=parts, **how)
 
@@ -420,10 +434,9 @@ def check_output(output: str | Path | ObjectPath) -> Path | ObjectPath:
     return output
 
 
-def _local(output: Path | ObjectPath, suffix: str) -> Path:
-    """Return the directory beside an output; of one in an object store, the current one has it."""
-    folder = Path() if isinstance(output, ObjectPath) else output.parent
-    return folder / f"{output.name}{suffix}"
+def _beside(output: Path | ObjectPath, suffix: str) -> Part:
+    """Return the folder beside an output in which the work on it is kept."""
+    return output.parent / f"{output.name}{suffix}"
 
 
 def _opened(source: Source | str | Path) -> Source:

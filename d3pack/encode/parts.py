@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +13,12 @@ from d3pack.encode.contract import method_settings
 from d3pack.encode.settings import EncodeSettings
 from d3pack.errors import NotFoundError, UsageError
 from d3pack.sources import Source, open_source
-from d3pack.system import Journal, Shard, from_plain, plain, read_facts
+from d3pack.system import Journal, ObjectPath, Shard, from_plain, place, plain, read_facts
 
+Part = Path | ObjectPath
 _CALL = "call"  # in the journal: what the shard was asked to do
 _OWN = "method_settings"
+_NAME = re.compile(r"[0-9]+-of-([0-9]+)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,25 +38,50 @@ class Call:
         return open_source(**self.source)
 
 
-def part_of(folder: Path, shard: Shard) -> Path:
+def part_of(folder: Part, shard: Shard) -> Part:
     """Return the part of a shard."""
     return folder / f"{shard.number}-of-{shard.count}"
 
 
-def count_of(folder: Path) -> int | None:
+def count_of(folder: Part) -> int | None:
     """Return the number of shards that the newest parts are of, if there are any."""
-    parts = sorted(_parts(folder), key=lambda part: part.stat().st_mtime_ns)
-    return int(parts[-1].name.partition("-of-")[2]) if parts else None
+    parts = parts_in(folder)
+    if len({_count(part) for part in parts}) > 1:
+        parts.sort(key=_changed)
+    return _count(parts[-1]) if parts else None
 
 
-def remove_parts(folder: Path) -> None:
+def _count(part: Part) -> int:
+    return int(part.name.partition("-of-")[2])
+
+
+def _changed(part: Part) -> float:
+    if isinstance(part, ObjectPath):
+        return (part / "journal.json").modified()
+    return part.stat().st_mtime
+
+
+def remove_parts(folder: Part) -> None:
     """Discard what shards have left."""
-    for part in _parts(folder):
-        shutil.rmtree(part)
+    for part in parts_in(folder):
+        if isinstance(part, ObjectPath):
+            for name in part.tree():
+                (part / name).unlink()
+        else:
+            shutil.rmtree(part)
 
 
-def _parts(folder: Path) -> list[Path]:
-    return [path.parent for path in folder.glob("*-of-*/journal.json")]
+def parts_in(folder: Part) -> list[Part]:
+    """Return the parts that lie in a folder."""
+    if not folder.is_dir():
+        return []
+    named = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+    return sorted((p for p in named if (p / "journal.json").exists()), key=lambda p: p.name)
+
+
+def open_parts(parts: Sequence[str | Part]) -> list[Part]:
+    """Return the parts that are named, or that lie in folders which are named."""
+    return [part for where in map(place, parts) for part in parts_in(where) or [where]]
 
 
 def record_call(journal: Journal, source: Source, settings: EncodeSettings, shard: Shard) -> None:
@@ -65,7 +93,7 @@ def record_call(journal: Journal, source: Source, settings: EncodeSettings, shar
         journal.record(_CALL, call)
 
 
-def read_calls(parts: Sequence[Path]) -> tuple[Call, int]:
+def read_calls(parts: Sequence[Part]) -> tuple[Call, int]:
     """Return what the shards of these parts were asked to do, and their number.
 
     Raises:
@@ -89,7 +117,7 @@ def read_calls(parts: Sequence[Path]) -> tuple[Call, int]:
     return calls[0], count
 
 
-def _read_call(part: Path) -> Call:
+def _read_call(part: Part) -> Call:
     if not part.is_dir():
         raise NotFoundError(f"there is no part {part}", hint="encode with --shard makes parts")
     call = read_facts(part).get(_CALL)

@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import IO, Any, NamedTuple, TypeVar, cast
@@ -181,6 +181,32 @@ class ObjectPath:
     def upload(self, file: Path) -> None:
         """Replace the object by the bytes of a file; large ones are sent in parts."""
         self._call(lambda store, key: store.put_file(str(file), key))
+
+    def download(self, file: Path) -> None:
+        """Write the whole object, all of one version, to a file."""
+        self._call(lambda store, key: store.get_file(key, str(file)))
+
+    def unlink(self) -> None:
+        """Remove the object; it need not be there."""
+        with suppress(NotFoundError):
+            self._call(lambda store, key: store.rm_file(key))
+
+    def modified(self) -> float:
+        """Return when the object was written, in seconds of the store's clock."""
+        return float(self._call(lambda store, key: store.modified(key).timestamp()))
+
+    def tree(self) -> dict[str, ObjectInfo]:
+        """Return all objects below a folder, by their names relative to it."""
+        try:
+            rows = self._call(lambda store, key: store.find(key, detail=True))
+        except NotFoundError:
+            return {}
+        below, (_, key) = {}, self.resolve()
+        for name, row in rows.items():
+            front, _, rest = name.partition(f"{key}/")
+            if not front and rest and rest.isprintable():
+                below[rest] = _info(row)
+        return below
 
     def _call(self, action: Callable[[Any, str], T]) -> T:
         return _retried(self, lambda: action(*self.resolve()))

@@ -1,4 +1,4 @@
-"""A pack that is written to an object store: the same bytes, and work that stays here."""
+"""A pack that is written to an object store: the same bytes, and work that is kept beside it."""
 
 from __future__ import annotations
 
@@ -28,23 +28,43 @@ def code(source: Path, output: object, *more: str) -> Result:
 
 @pytest.mark.heavy
 def test_code_writes_the_same_pack_to_a_store(
-    faulty: type[FaultyStore], photos: Path, tmp_path: Path
+    faulty: type[FaultyStore], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert code(photos, tmp_path / "here.d3m").exit_code == 0
     faulty.fault = failing(9, PermissionError(), "write")
     refused = code(photos, URL)
     assert refused.exception is not None
     assert refused.exception.code == "E_STORAGE_ACCESS"
-    assert not faulty.objects
-    work = tmp_path / "made.d3m.work"
-    assert work.is_dir()  # what was made is kept here
-    faulty.fault = failing(2, TimeoutError(), "write")
-    assert code(photos, URL).exit_code == 0
-    assert faulty.objects == {"bucket/sets/made.d3m": (tmp_path / "here.d3m").read_bytes()}
-    assert not list(tmp_path.glob("*:*"))
+    assert not faulty.objects  # before any work
+
+    def no_packs(call: str, key: str) -> None:
+        if call == "write" and key.endswith(".d3m"):
+            raise PermissionError
+
+    faulty.fault = staticmethod(no_packs)
+    refused = code(photos, URL)
+    assert refused.exception is not None
+    assert refused.exception.code == "E_STORAGE_ACCESS"
+    work = {name for name in faulty.objects if name.startswith("bucket/sets/made.d3m.work/")}
+    assert {*faulty.objects} == work  # what was made is kept, but no lease
+    assert not any(name.endswith(("/lease", "/lock")) for name in work)
+    assert sum("/codes/" in name for name in work) == 3
+    # another machine: it codes nothing, and the store fails now and then
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with monkeypatch.context() as patch:
+        patch.setattr("d3pack.encode.codes.Coder", None)
+        faulty.fault = failing(2, TimeoutError(), "write")
+        assert code(photos, URL).exit_code == 0
+    assert faulty.objects["bucket/sets/made.d3m"] == (tmp_path / "here.d3m").read_bytes()
+    left = {name.partition(".d3m.work/")[2] for name in faulty.objects} - {""}
+    assert {"journal.json", "log.txt"} < left
+    assert not any(name.startswith("codes/") for name in left)
+    assert not list(tmp_path.glob("**/made.d3m.work"))
     faulty.calls.clear()
+    before = faulty.objects["bucket/sets/made.d3m"]
     assert code(photos, URL).exit_code == 0  # finished: read back, and nothing to do
-    assert "write" not in faulty.calls
+    assert faulty.objects["bucket/sets/made.d3m"] is before
     other = code(make_tree(tmp_path / "more", count=3), URL, "--restart")
     assert other.exit_code == 2
     assert "made.d3m exists" in other.stderr

@@ -149,7 +149,7 @@ def test_shard_stops_where_it_needs_others(world: Path, tmp_path: Path) -> None:
 def test_merge_names_the_shard_that_has_not_finished(world: Path, tmp_path: Path) -> None:
     settings, output = settings_by_name(world, "codes"), tmp_path / "x.d3m"
     parts = [encode_shard(world / "source", output, Shard(i, 2), settings) for i in (1, 2)]
-    shutil.rmtree(parts[1] / "codes")
+    shutil.rmtree(Path(str(parts[1]), "codes"))
     with pytest.raises(WaitingError, match="shard 2 of 2 has not finished the stage 'code photo"):
         merge(parts, output)
     encode_shard(world / "source", output, Shard(2, 2), settings)

@@ -94,6 +94,12 @@ class FaultyStore(AbstractFileSystem):  # type: ignore[misc]
         self._meet("write", key)
         self.objects[key] = bytes(value)
 
+    def rm_file(self, path: str) -> None:
+        key = self._strip_protocol(path)
+        self._meet("remove", key)
+        if self.objects.pop(key, None) is None:
+            raise FileNotFoundError(path)
+
     def put_file(self, lpath: str, rpath: str, **_: Any) -> None:
         with open(lpath, "rb") as file:
             self.pipe_file(rpath, file.read())

@@ -176,6 +176,26 @@ def test_a_failed_write_leaves_the_old_file(
     again.close()
 
 
+def test_checkpoints_take_a_tenth_of_the_time_where_saving_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, saved = [0.0], list[float]()
+    with closing_journal(tmp_path / "w") as journal:
+        monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+        def slow(*_: Any) -> None:
+            saved.append(now[0])
+            now[0] += 3.0
+
+        monkeypatch.setattr(journal, "save", slow)
+        checkpoint = Checkpoint(journal, "state")
+        while now[0] < 80:
+            now[0] += 1.0
+            checkpoint.save({})
+        monkeypatch.undo()
+    assert saved == [5.0, 38.0, 71.0]
+
+
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = Journal(tmp_path / "w", {})
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

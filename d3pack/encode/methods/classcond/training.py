@@ -117,7 +117,7 @@ def _train(
             accelerator,
             seconds=None,
             checkpoint_minutes=config.checkpoint_minutes,
-            report=_reporter(run.events),
+            report=_reporter(run),
         )
     assert isinstance(module, DenoiserModule)
     assert isinstance(module.model, DiTTransformer2DModel)
@@ -169,11 +169,12 @@ def _copy_autoencoder(folder: Path, to: Path) -> None:
     temporary.rename(to)
 
 
-def _reporter(events: Events) -> Callable[[dict[str, Any]], None]:
+def _reporter(run: EncodeRun) -> Callable[[dict[str, Any]], None]:
     def report(entry: dict[str, Any]) -> None:
         if "loss" in entry:
             facts = {k: entry[k] for k in ("loss", "samples", "held_loss") if k in entry}
-            events.step(entry["step"], **facts)
+            run.events.step(entry["step"], **facts)
+            run.journal.send()  # the last checkpoint
 
     return report
 
