@@ -46,7 +46,7 @@ class Eval:
     )
     test: str | None = option(None, "Real test images, where --real has no test/.")
     settings: EvalSettings = nested(EvalSettings)
-    work: Path | None = option(None, "Where finished students are kept. [PACK.eval]")
+    work: str | None = option(None, "Where finished students are kept. [PACK.eval]")
     report: Path | None = option(None, "Write one HTML page here.")
     class_names: Path | None = option(None, "Table from folder names to class names.")
     shard: Shard | None = shard_option()

@@ -37,7 +37,7 @@ from d3pack.students import (
     statistics,
     train_student,
 )
-from d3pack.system import Events, count, duration, exclusive, resolve_device, write_json
+from d3pack.system import Events, SharedFolder, count, duration, resolve_device, write_json
 
 FORMAT = 2  # raised when a change of the code makes older students incomparable
 _STATISTICS = 100  # real images of each class for mean and deviation
@@ -132,7 +132,7 @@ class Bench:
         test: RealImages,
         images: int,
         protocol: Protocol,
-        work: str | Path,
+        work: str | Path | SharedFolder,
         *,
         device: str | None = None,
         backbone: str | Path | None = None,
@@ -141,7 +141,8 @@ class Bench:
     ) -> None:
         self.train, self.test = train, test.all()
         self.teacher, self.events = teacher, events or Events()
-        self.work = Path(work)
+        self.shared = work if isinstance(work, SharedFolder) else SharedFolder(Path(work))
+        self.work = self.shared.local
         self.work.mkdir(parents=True, exist_ok=True)
         self.device = str(resolve_device(device))
         self.updates: int | None = None
@@ -271,7 +272,7 @@ class Bench:
         place = self._place(entry.key, entry.identity, seed)
         known = self._load(place)
         if known is None:
-            with turn(place, f"{entry.title}, seed {seed}", self.events):
+            with turn(self.shared, place, f"{entry.title}, seed {seed}", self.events):
                 known = self._load(place) or self._train(entry, seed, place)
         return known
 
@@ -336,7 +337,7 @@ class Bench:
             known = self._chosen_before(format, budget, choice)
             if known is None:
                 place = self._pilot_place(format, budget, choice)
-                with turn(place, f"pilots of {format.title}", self.events):
+                with turn(self.shared, place, f"pilots of {format.title}", self.events):
                     known = self._chosen_before(format, budget, choice)
                     known = known or self._choose(format, budget, choice)
             scores |= known["pilot"]
@@ -381,7 +382,7 @@ class Bench:
             path = self._pilot_place(format, budget, choice).with_suffix(".lock")
             with ExitStack() as held:
                 try:
-                    held.enter_context(exclusive(path))
+                    held.enter_context(self.shared.alone(path))
                 except BlockingIOError:
                     continue
                 if self.needs_pilots(format, budget, choice):

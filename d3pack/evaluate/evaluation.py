@@ -41,11 +41,14 @@ from d3pack.students import (
 from d3pack.system import (
     Events,
     Listener,
+    ObjectPath,
     Shard,
+    SharedFolder,
     Workers,
     count,
     duration,
     fast_bfloat16,
+    place,
     resolve_device,
     run_work,
     write_json,
@@ -123,7 +126,7 @@ class Evaluation:
     """
 
     name: str
-    work: Path
+    work: Path | ObjectPath
     pack: Pack
     protocol: Protocol
     results: tuple[EntryResult, ...]
@@ -188,7 +191,7 @@ def evaluate(
     settings: EvalSettings | None = None,
     *,
     test: str | Path | Source | None = None,
-    work: str | Path | None = None,
+    work: str | Path | ObjectPath | None = None,
     class_names: str | Path | Mapping[str, str] | None = None,
     protocol: Protocol | None = None,
     listeners: Sequence[Listener] = (),
@@ -206,8 +209,8 @@ def evaluate(
             or whatever else `open_source` reads; or the training images, as a source.
         settings: what to compare, and how; None for the defaults.
         test: real test images, where `real` does not have them.
-        work: directory of finished students; None: the name of the pack with `.eval`, in the
-            current directory.
+        work: directory of finished students, or an address such as `s3://bucket/x.eval`; None: the
+            name of the pack with `.eval`, in the current directory.
         class_names: table from folder names to class names, or its file.
         protocol: a protocol of your own, in place of the one that the settings name.
         listeners: receive the events of the run.
@@ -250,7 +253,7 @@ def evaluate_shard(
     settings: EvalSettings | None = None,
     *,
     test: str | Path | Source | None = None,
-    work: str | Path | None = None,
+    work: str | Path | ObjectPath | None = None,
     class_names: str | Path | Mapping[str, str] | None = None,
     protocol: Protocol | None = None,
     listeners: Sequence[Listener] = (),
@@ -296,7 +299,7 @@ class _Run:
     real: _Real
     settings: EvalSettings
     test: _Real
-    work: str | Path | None
+    work: str | Path | ObjectPath | None
     class_names: str | Path | Mapping[str, str] | None
     protocol: Protocol | None
     listeners: Sequence[Listener] = ()
@@ -304,7 +307,12 @@ class _Run:
     def __post_init__(self) -> None:
         self.axes = parse_sweep(self.settings.sweep)
         self.name, self.opened, self.settings = _open_pack(self.pack, self.settings)
-        self.folder = Path(self.work or f"{Path(self.name).stem}.eval")
+        self.kept = SharedFolder(place(self.work or f"{Path(self.name).stem}.eval"))
+
+    @property
+    def folder(self) -> Path | None:
+        """What workers have to see."""
+        return self.kept.where if isinstance(self.kept.where, Path) else None
 
     @cached_property
     def plan(self) -> _Plan:
@@ -316,7 +324,7 @@ class _Run:
             real,
             self.settings,
             test,
-            self.folder,
+            self.kept,
             self.class_names,
             self.protocol,
             self.listeners,
@@ -325,7 +333,7 @@ class _Run:
 
     def train(self, shard: Shard) -> int:
         """Train the students of a share; return how many were missing."""
-        with only_process(self.folder, shard):
+        with self.kept.opened(), only_process(self.kept, shard):
             plan, bench = self.plan, self.plan.bench
             entries = plan.entries(shard)
             before = bench.trained
@@ -339,7 +347,8 @@ class _Run:
 
     def compare(self) -> Evaluation:
         """Train the students that are missing, and put everything side by side."""
-        return _compare(self.name, self.plan)
+        with self.kept.opened():
+            return _compare(self.name, self.plan)
 
     def sent(self) -> _Run:
         """What workers get: they open the real images themselves."""
@@ -348,7 +357,8 @@ class _Run:
     def open(self, listen: Listener) -> None:
         """Open the pack, the real images and the teacher."""
         self.listeners = [listen]
-        assert self.plan
+        with self.kept.opened():
+            assert self.plan
 
     def do(self, shard: Shard) -> None:
         """Train the students of a share."""
@@ -382,7 +392,7 @@ def _open_bench(
     real: str | Path | Source,
     settings: EvalSettings,
     test: str | Path | Source | None,
-    work: Path,
+    work: SharedFolder,
     class_names: str | Path | Mapping[str, str] | None,
     protocol: Protocol | None,
     listeners: Sequence[Listener],
@@ -481,7 +491,7 @@ def _compare(name: str, plan: _Plan) -> Evaluation:
     history = results[0].histories[0]
     return Evaluation(
         name,
-        bench.work,
+        bench.shared.where,
         pack,
         plan.protocol,
         results,
@@ -522,7 +532,7 @@ class _Plan:
         self.settings, self.axes = settings, axes
         self.seeds = settings.seeds or bench.protocol.seeds
         learn = learner(pack, bench.train.source, bench.work, settings)
-        with turn(bench.work / "sweep", "packs of the sweep", bench.events):
+        with turn(bench.shared, bench.work / "sweep", "packs of the sweep", bench.events):
             self.swept = variants(pack, axes, learn)
         chosen = [baseline for name, baseline in BASELINES.items() if name in settings.baselines]
         rows: list[Entry | Baseline] = [*pack_entries(bench, pack), *chosen]

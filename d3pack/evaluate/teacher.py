@@ -8,7 +8,6 @@ from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from d3pack.encode import EncodeSettings
 from d3pack.evaluate.entries import Choice
 from d3pack.evaluate.turns import turn
 from d3pack.students import RealImages
-from d3pack.system import Events, Journal, replace_file
+from d3pack.system import Events, Journal, SharedFolder, replace_file
 from d3pack.teachers import (
     Cut,
     Teacher,
@@ -90,11 +89,11 @@ class OrderedTeacher:
 
 
 def open_teacher(
-    name: str, real: RealImages, folder: Path, device: torch.device, events: Events
+    name: str, real: RealImages, shared: SharedFolder, device: torch.device, events: Events
 ) -> OrderedTeacher:
     """Open a transformers classifier, or train the small network that encode trains ("train").
 
-    `folder` keeps a training that was interrupted, and the teacher: all processes that share it
+    `shared` keeps a training that was interrupted, and the teacher: all processes that share it
     have the same one, even where machines would train others.
     """
     source = real.source
@@ -103,9 +102,9 @@ def open_teacher(
     config = teacher_config(real.size, EncodeSettings().teacher_samples, 0, str(device))
     key = {"source": source.fingerprint(), "config": asdict(config)}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    work = folder / f"teacher-{digest[:12]}"
+    work = shared.local / f"teacher-{digest[:12]}"
     kept = work / "teacher.safetensors"
-    with turn(work, "teacher", events):
+    with turn(shared, work, "teacher", events):
         journal = Journal(work, key, start_over=f"delete {work}")
         train = partial(train_teacher, source, config, journal, events, device=str(device))
         try:

@@ -59,6 +59,7 @@ from d3pack.system.settings import plain as plain
 from d3pack.system.shard import BusyError as BusyError
 from d3pack.system.shard import Shard as Shard
 from d3pack.system.shard import WaitingError as WaitingError
+from d3pack.system.shared import SharedFolder as SharedFolder
 from d3pack.system.text import clock as clock
 from d3pack.system.text import count as count
 from d3pack.system.text import duration as duration

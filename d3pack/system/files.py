@@ -158,7 +158,7 @@ def create_file(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path | ObjectPath, text: str) -> None:
     """Write a text file like `replace_file`, and the folders that lead to it.
 
     Names of files may hold bytes that are no UTF-8: they are written as escapes.
@@ -168,7 +168,7 @@ def write_text(path: Path, text: str) -> None:
     replace_file(path, text.encode("utf-8", "backslashreplace"))
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path | ObjectPath, value: Any) -> None:
     """Write a value as JSON, indented and with sorted keys, like `write_text`."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from encode_world import make_tree, quick, settings_of
+from object_stores import bucket, s3_endpoint
 from tiny_backbones import tiny_dit
 
 from d3pack import read
@@ -26,10 +27,12 @@ from d3pack.decode import Decoder, export_by_workers, export_images
 from d3pack.encode import EncodeSettings, encode
 from d3pack.errors import UsageError
 from d3pack.evaluate import EvalSettings, evaluate
+from d3pack.hub import load
 from d3pack.sources import open_source
 from d3pack.students.protocols import QUICK, Intervals, Updates
-from d3pack.system import Workers
+from d3pack.system import ObjectPath, Workers
 
+__all__ = ["bucket", "s3_endpoint"]
 ray: Any = pytest.importorskip("ray", reason="needs Ray: pip install '.[ray]'")
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
@@ -243,6 +246,36 @@ def test_evaluations_train_each_student_once(world: Path, tmp_path: Path, wholes
     assert (tmp_path / "many" / "evaluation.json").exists()
 
 
+def test_evaluations_share_nothing_but_a_bucket(
+    world: Path, tmp_path: Path, wholes: Any, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wholes("d3m")
+    for split, count in (("train", 12), ("test", 5)):
+        make_tree(tmp_path / "real" / split, count)
+    for path in (tmp_path / "real").rglob("*.png"):
+        ObjectPath(f"{bucket}/{path.relative_to(tmp_path).as_posix()}").upload(path)
+    settings = EvalSettings(
+        backbone=str(world / "sd"), baselines=("random",), seeds=2, device="cpu", teacher="train"
+    )
+    call: dict[str, Any] = {
+        "pack": world / "whole-d3m.d3m",
+        "real": f"{bucket}/real",
+        "settings": settings,
+        "protocol": BLINK,
+    }
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    many = evaluate(**call, work=f"{bucket}/x.eval", workers=Workers(devices="2"))
+    one = evaluate(**call, work=tmp_path / "one")
+    assert [figures(result.to_json()) for result in many.results] == [
+        figures(result.to_json()) for result in one.results
+    ]
+    there = ObjectPath(f"{bucket}/x.eval").tree()
+    assert "evaluation.json" in there
+    assert sum(name.endswith("/teacher.safetensors") for name in there) == 1
+    assert not list(Path().iterdir())
+
+
 def figures(row: dict[str, Any]) -> str:
     """A row without seconds, which were measured."""
     text = json.dumps(row, sort_keys=True)
@@ -273,6 +306,47 @@ def test_storage_that_fails_now_and_then_does_not_show(
     )
     assert len(met) == 1
     assert (tmp_path / "x.d3m").read_bytes() == wholes("codes")
+
+
+@pytest.mark.parametrize("name", ["codes", "d3m"])
+def test_workers_share_nothing_but_a_bucket(
+    world: Path, tmp_path: Path, bucket: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Source, parts, pack and export are objects; a worker is lost on the way."""
+    for path in (world / "source").rglob("*.png"):
+        ObjectPath(f"{bucket}/{path.relative_to(world).as_posix()}").upload(path)
+    source, settings = f"{bucket}/source", settings_by_name(world, name)
+    encode(source, tmp_path / "one.d3m", settings)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    lost: list[int] = []
+
+    def kill(event: dict[str, Any]) -> None:
+        if event["event"] == "step" and event["stage"] == "code photographs" and not lost:
+            lost.extend(worker_pids()[:1])
+            os.kill(lost[0], signal.SIGKILL)
+
+    encode(
+        source,
+        f"{bucket}/x.d3m",
+        settings,
+        teachers=tmp_path / "teachers",
+        workers=Workers(devices="2"),
+        listeners=[kill],
+    )
+    assert lost
+    assert ObjectPath(f"{bucket}/x.d3m").read_bytes() == (tmp_path / "one.d3m").read_bytes()
+    parts = ObjectPath(f"{bucket}/x.d3m.parts").tree()
+    assert {part.partition("/")[0] for part in parts} == {"1-of-3", "2-of-3", "3-of-3"}
+    assert not list(Path().iterdir())
+    pack = load(f"{bucket}/x.d3m")
+    how: dict[str, Any] = {"device": "cpu", "path": world / "sd"}
+    export_images(Decoder(pack, **how), tmp_path / "export")
+    export_by_workers(pack, ObjectPath(f"{bucket}/export"), Workers(devices="2"), decoder=how)
+    exported = ObjectPath(f"{bucket}/export")
+    assert {name: (exported / name).read_bytes() for name in exported.tree()} == content(
+        tmp_path / "export"
+    )
 
 
 def test_sources_without_an_address_are_refused(world: Path, tmp_path: Path) -> None:

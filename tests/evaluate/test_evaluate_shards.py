@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from cli import invoke
 from encode_world import make_tree
+from object_stores import bucket, s3_endpoint
 from tiny_backbones import tiny_pack, tiny_sd
 
 import d3pack
@@ -26,8 +27,9 @@ from d3pack.evaluate.payload import candidates, pilots_of
 from d3pack.evaluate.report import render
 from d3pack.students import train_student
 from d3pack.students.protocols import QUICK, Intervals, Updates
-from d3pack.system import Shard
+from d3pack.system import ObjectPath, Shard, mirror
 
+__all__ = ["bucket", "s3_endpoint"]
 pytestmark = pytest.mark.heavy
 
 BLINK = replace(
@@ -53,7 +55,7 @@ def fast(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(teacher, "EncodeSettings", lambda: short)
 
 
-def arguments(world: Path, work: Path, **changes: Any) -> dict[str, Any]:
+def arguments(world: Path, work: Path | str, **changes: Any) -> dict[str, Any]:
     chosen: dict[str, Any] = {"baselines": ("random", "webp", "names"), "seeds": 2, **changes}
     settings = EvalSettings(backbone=str(world / "backbone"), **chosen)
     return {
@@ -110,6 +112,43 @@ def test_a_run_without_shard_trains_what_is_missing(
     assert kept
     assert figures(evaluate(**call)) == whole
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+@pytest.mark.e2e
+def test_shards_share_nothing_but_a_bucket(
+    world: Path,
+    whole: tuple[str, str],
+    bucket: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second is lost after a student, and goes on elsewhere; the end trains nothing."""
+    call = arguments(world, f"{bucket}/deep/x.eval", sweep=("ipc=2",))
+    monkeypatch.setattr(mirror, "_BEAT_SECONDS", 0.5)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert evaluate_shard(**call, shard=Shard(1, 2)) == 5
+    real, done = train_student, list[int]()
+
+    def lost(*args: Any, **more: Any) -> Any:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(1)
+        return real(*args, **more)
+
+    monkeypatch.setattr(bench, "train_student", lost)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_shard(**call, shard=Shard(2, 2))
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".d3pack")]
+    monkeypatch.setattr(bench, "train_student", real)
+    assert evaluate_shard(**call, shard=Shard(2, 2)) == 3
+    work = ObjectPath(f"{bucket}/deep/x.eval")
+    assert not [name for name in work.tree() if name.endswith(".lock")]
+    monkeypatch.setattr(bench, "train_student", None)  # nothing is left to train
+    monkeypatch.setattr(bench.Bench, "decode_seconds", lambda *_: 0.0)
+    evaluation = evaluate(**call)
+    assert evaluation.work == work
+    assert figures(evaluation) == whole
+    assert "evaluation.json" in work.tree()
 
 
 def test_a_shard_runs_once_at_a_time_beside_others(

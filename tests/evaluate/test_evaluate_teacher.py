@@ -19,7 +19,7 @@ from d3pack.evaluate.baselines import CHOICES
 from d3pack.evaluate.teacher import OrderedTeacher, open_teacher
 from d3pack.sources import Source, open_source
 from d3pack.students.real import RealImages
-from d3pack.system import Events
+from d3pack.system import Events, SharedFolder
 from d3pack.teachers import Cut, Patches, TeacherConfig, TransformersTeacher
 from d3pack.testing import raises_code
 
@@ -119,7 +119,9 @@ def test_choices_are_baselines_in_the_better_of_two_codecs() -> None:
 def test_a_classifier_of_ones_own(source: Source, tmp_path: Path) -> None:
     net = save_classifier(tmp_path / "net", ["lemon", "goldfish", "school bus"])
     real = RealImages(source, ORDER, 16, "training")
-    teacher = open_teacher(str(net), real, tmp_path / "w", torch.device("cpu"), Events())
+    teacher = open_teacher(
+        str(net), real, SharedFolder(tmp_path / "w"), torch.device("cpu"), Events()
+    )
     assert isinstance(teacher.teacher, TransformersTeacher)
     images = torch.randint(0, 255, (2, 3, 16, 16), dtype=torch.uint8)
     by_source = teacher.teacher.logits(images)
@@ -133,9 +135,9 @@ def test_a_teacher_trained_for_the_evaluation_is_kept(
     real = RealImages(source, ORDER, 16, "training")
     short = replace(EncodeSettings(), teacher_samples=300)
     monkeypatch.setattr(room, "EncodeSettings", lambda: short)
-    first = open_teacher("train", real, tmp_path / "w", torch.device("cpu"), Events())
+    first = open_teacher("train", real, SharedFolder(tmp_path / "w"), torch.device("cpu"), Events())
     images = torch.randint(0, 255, (4, 3, 16, 16), dtype=torch.uint8)
-    again = open_teacher("train", real, tmp_path / "w", torch.device("cpu"), Events())
+    again = open_teacher("train", real, SharedFolder(tmp_path / "w"), torch.device("cpu"), Events())
     assert torch.equal(first.logits(images), again.logits(images))
     assert first.identity == again.identity
 
@@ -152,10 +154,10 @@ def test_teacher_is_configured_for_its_device_and_a_bad_journal_says_what_to_del
     monkeypatch.setattr(room, "teacher_config", configure)
     monkeypatch.setattr(room, "train_teacher", lambda *_, **__: Brightness())
     real = RealImages(source, ORDER, 16, "training")
-    opened = open_teacher("train", real, tmp_path, torch.device("meta"), Events())
+    opened = open_teacher("train", real, SharedFolder(tmp_path), torch.device("meta"), Events())
     assert isinstance(opened.teacher, Brightness)
     assert devices == ["meta"]
     (folder,) = tmp_path.glob("teacher-*")
     (folder / "journal.json").write_text("{", encoding="utf-8")
     with raises_code("E_JOURNAL", match=f"delete {folder} to begin anew"):
-        open_teacher("train", real, tmp_path, torch.device("meta"), Events())
+        open_teacher("train", real, SharedFolder(tmp_path), torch.device("meta"), Events())
