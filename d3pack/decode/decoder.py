@@ -9,9 +9,9 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -323,17 +323,45 @@ class Decoder:
 
     def _decode(self, groups: list[list[Pair]], epoch: int, parallel: int) -> list[Tensor]:
         """Return the images of full groups: another size would give other bits."""
+        with self._at_work():
+            models = [self._model(pairs) for pairs in groups]
+            if len(groups) == 1:
+                return [self._decode_group(groups[0], models[0], epoch)]
+            run = self._threads(parallel).map
+            return list(run(self._decode_group, groups, models, [epoch] * len(groups)))
+
+    def explore(self, items: Iterable[int | Pair], use: Callable[[samplers.Model, Tensor], T]) -> T:
+        """Call a function with the model of seeded images and their first noise; return its result.
+
+        Args:
+            items: numbers of images, or (class, index) pairs.
+            use: takes a model (x, sigma) -> x0 of all the images, and noise (N, C, H, W).
+        """
+        pairs = self.pairs(items)
+        groups = [pairs[at : at + self.group] for at in range(0, len(pairs), self.group)]
+        with self._at_work():
+            models = [self._model(group) for group in groups]
+            run = self._threads(self._parallel_groups()).map
+
+            @torch.inference_mode()
+            def call(model: samplers.Model, x: Tensor, sigma: float) -> Tensor:
+                return model(x, sigma)
+
+            def together(x: Tensor, sigma: float) -> Tensor:
+                return torch.cat(list(run(call, models, x.split(self.group), repeat(sigma))))
+
+            return use(together, torch.cat([self._noise(group, 0, 0) for group in groups]))
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Have the backbone alone, with the pack's adapter and exact numerics."""
         with (
             self._lock,
             torch.autocast(self.device.type, enabled=False),  # a caller's would round sums
             exact_numerics(self.device, self.numerics),
             apply_adapter(self.backbone, self._adapter),
         ):
-            models = [self._model(pairs) for pairs in groups]
-            if len(groups) == 1:
-                return [self._decode_group(groups[0], models[0], epoch)]
-            run = self._threads(parallel).map
-            return list(run(self._decode_group, groups, models, [epoch] * len(groups)))
+            yield
 
     def _threads(self, count: int) -> ThreadPoolExecutor:
         """Return at least `count` threads, which are kept: each has compiled kernels of its own.
@@ -361,20 +389,20 @@ class Decoder:
             )
         return to_uint8(images)
 
+    def _noise(self, pairs: list[Pair], step: int, epoch: int) -> Tensor:
+        words, candidates = self.pack.counters([c for c, _ in pairs], [i for _, i in pairs])
+        return noise.normal_torch(
+            self.pack.seed,
+            words,
+            candidates,
+            self.latent_shape,
+            draw=noise.draw_number(step, epoch),
+            device=self.device,
+        )
+
     def _latents(self, pairs: list[Pair], model: samplers.Model, epoch: int) -> Tensor:
         recipe, pack = self.pack.recipe, self.pack
-        words, candidates = pack.counters([c for c, _ in pairs], [i for _, i in pairs])
-
-        def draw(step: int) -> Tensor:
-            return noise.normal_torch(
-                pack.seed,
-                words,
-                candidates,
-                self.latent_shape,
-                draw=noise.draw_number(step, epoch),
-                device=self.device,
-            )
-
+        draw = partial(self._noise, pairs, epoch=epoch)
         if pairs[0][1] >= pack.coded_images:
             x = samplers.start(draw(0), recipe.sigmas)
             return samplers.sample(recipe.sampler, model, x, recipe.sigmas, draw, recipe.extra)

@@ -177,9 +177,9 @@ def sigmas_of(
     return rounded(schedule(levels.alphas_cumprod, sampler, steps))
 
 
-def rounded(sigmas: tuple[float, ...]) -> tuple[float, ...]:
-    """Return levels in six digits: enough to find them again, and half of the bytes."""
-    return tuple(float(f"{sigma:.6g}") for sigma in sigmas)
+def rounded(sigmas: tuple[float, ...], digits: int = 6) -> tuple[float, ...]:
+    """Return levels in so few digits: six are enough to find them again, and half of the bytes."""
+    return tuple(float(f"{sigma:.{digits}g}") for sigma in sigmas)
 
 
 def backbone_json(ref: BackboneRef) -> dict[str, str]:

@@ -222,6 +222,13 @@ class D3MSettings:
     lora: Path | None = option(
         None, "LoRA of the backbone, in safetensors, that the pack carries.", private=True
     )
+    fitted_steps: int | None = option(
+        None,
+        "Steps of a sampler that is fitted to lead where many small ones do; 5 for mini. "
+        "0: one of --sampler and --sampler-steps.",
+        ge=0,
+        le=64,
+    )
     factor: int | None = option(
         None, "Side of a collage in patches: 1, 2 or 4.", choices=(1, 2, 4), group="collages"
     )

@@ -221,10 +221,15 @@ def _names(bench: Bench, pack: Pack) -> Entry | None:
 
 def named_twin(pack: Pack, backbone: Backbone) -> Pack:
     """Return the pack prompted by class names: as tokens, or as the outputs for them."""
-    from d3pack.backbones import TEMPLATE
-    from d3pack.encode import start_vectors
+    from d3pack.backbones import TEMPLATE, default_sampling
+    from d3pack.encode import sigmas_of, start_vectors
     from d3pack.format.codecs import encode_unconditional
 
+    if pack.recipe.sampler == "table":  # fitted to the prompts of the pack, and to their guidance
+        usual, size = default_sampling(backbone), pack.recipe.size
+        sigmas = sigmas_of(backbone, usual.sampler, usual.steps, size)
+        recipe = replace(pack.recipe, sampler=usual.sampler, sigmas=sigmas, extra={})
+        pack = replace(pack, recipe=recipe)
     if pack.recipe.template is not None:
         tokens = replace(pack, unconditional=None)
         return names_pack(tokens, backbone.name_vectors, backbone.prompt_shape[0])

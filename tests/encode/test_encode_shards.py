@@ -63,6 +63,10 @@ def settings_by_name(world: Path, name: str) -> EncodeSettings:
         return quick(sd, codes=2, code_steps=3, code_bits=4)
     if name == "d3m without images":
         return quick(sd, candidates=1, labels="none", guidance=1.5)
+    if name == "d3m with a fitted sampler":
+        return quick(
+            sd, candidates=1, labels="none", guidance=1.5, sampler_steps=None, fitted_steps=3
+        )
     if name == "codes":
         return settings_of(method="codes", backbone=sd, code_steps=3, code_bits=4)
     if name in ("s3", "draws"):
@@ -92,7 +96,17 @@ def wholes(world: Path) -> Callable[[str], bytes]:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(
-    "name", ["d3m", "d3m without images", "codes", "minimax", "modes", "s3", "draws"]
+    "name",
+    [
+        "d3m",
+        "d3m without images",
+        "d3m with a fitted sampler",
+        "codes",
+        "minimax",
+        "modes",
+        "s3",
+        "draws",
+    ],
 )
 @pytest.mark.parametrize(
     "count", [3, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 2, 7))]

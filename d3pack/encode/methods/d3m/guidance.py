@@ -20,6 +20,7 @@ from d3pack.encode.allocation import Allocation
 from d3pack.encode.candidates import Answers, candidates_of, lanes_of, pick_order
 from d3pack.encode.contract import Draft, EncodeRun
 from d3pack.encode.plan import EncodePlan
+from d3pack.encode.sampler_fit import fitted_once, fitted_recipe
 from d3pack.encode.sampler_search import GUIDANCES, energy_distance, measurable
 from d3pack.format import Pack
 from d3pack.teachers import batched
@@ -36,7 +37,12 @@ def trial_images(allocation: Allocation) -> int:
 
 
 def best_guidance(
-    run: EncodeRun, plan: EncodePlan, draft: Draft, real: Callable[[int], Tensor]
+    run: EncodeRun,
+    plan: EncodePlan,
+    draft: Draft,
+    real: Callable[[int], Tensor],
+    *,
+    fit: bool = False,
 ) -> Draft:
     """Return the draft with the weight whose picked images lie nearest to the real features.
 
@@ -45,13 +51,14 @@ def best_guidance(
         plan: its plan.
         draft: a draft with any guidance.
         real: the teacher's features of real images of a class.
+        fit: whether a sampler is fitted at each weight.
     """
     count, journal = len(plan.classes), run.journal
     spread = np.linspace(0, count - 1, min(count, MOST_CLASSES)).astype(int)
     features = {int(c): real(int(c)).double() for c in spread if measurable(real(int(c)))}
     if not features:
         run.events.note(f"guidance {draft.recipe.guidance:g}: too few real images to measure by")
-        return draft
+        return fitted_once(run, plan, draft) if fit else draft
     # noise of its own: the images of the pack are not those that chose
     trial = replace(
         draft.pack(plan),
@@ -60,10 +67,15 @@ def best_guidance(
     )
     names, stage = [*map(_NAME.format, GUIDANCES)], "choose the guidance"
     done = sum(name in journal for name in names)
+
+    def weighted_by(weight: float) -> Pack:
+        pack = replace(trial, recipe=replace(trial.recipe, guidance=weight))
+        return replace(pack, recipe=fitted_recipe(run, pack, draft.backbone)) if fit else pack
+
     with run.events.stage(stage, len(GUIDANCES), "weights", part="guidance"):
         for unit in run.units(stage, names):
             weight = GUIDANCES[unit]
-            weighted = replace(trial, recipe=replace(trial.recipe, guidance=weight))
+            weighted = weighted_by(weight)
             distance = _distance(weighted, plan.allocation, draft, features)
             journal.record(names[unit], distance)
             done += 1
@@ -72,7 +84,7 @@ def best_guidance(
     best = min(GUIDANCES, key=distances.__getitem__)
     measured = ", ".join(f"{weight:g}: {distances[weight]:.3f}" for weight in GUIDANCES)
     run.events.note(f"guidance {best:g}; distance to real images at {measured}")
-    return replace(draft, recipe=replace(draft.recipe, guidance=best))
+    return replace(draft, recipe=weighted_by(best).recipe)
 
 
 def _distance(

@@ -44,6 +44,7 @@ from d3pack.encode.plan import (
     sigmas_of,
     typical_side,
 )
+from d3pack.encode.sampler_fit import STEPS, can_fit, fitted_once, forwards_of, unfitted
 from d3pack.encode.sampler_search import GUIDANCES
 from d3pack.encode.sets import draw_seconds
 from d3pack.encode.settings import D3MSettings, EncodeSettings
@@ -86,6 +87,7 @@ class Details:
     outputs: bool  # of the text encoder are learned, from those of the template on
     sampler: Sampler
     sampler_steps: int
+    fitted: bool  # whether its weights are fitted; otherwise they follow from the noise levels
     guidance: float | None  # None: by measurement, when the prompts are learned
 
     def to_json(self) -> dict[str, Any]:
@@ -205,6 +207,7 @@ def _details(
     factor = own.factor or (1 if side <= SMALL else 2)
     sampling = default_sampling(backbone)
     outputs = learns_outputs(backbone, own.condition)
+    steps = _fitted_steps(settings, own, backbone)
     return Details(
         backbone=backbone.ref,
         width=backbone.output_shape[2] if outputs else backbone.prompt_shape[1],
@@ -214,10 +217,27 @@ def _details(
         template=own.template or TEMPLATES[factor],
         lora="" if adapter is None else _digest(adapter),
         outputs=outputs,
-        sampler=settings.sampler or sampling.sampler,
-        sampler_steps=settings.sampler_steps or sampling.steps,
+        sampler="table" if steps else settings.sampler or sampling.sampler,
+        sampler_steps=steps or settings.sampler_steps or sampling.steps,
+        fitted=steps > 0,
         guidance=settings.guidance,
     )
+
+
+def _fitted_steps(settings: EncodeSettings, own: D3MSettings, backbone: Backbone) -> int:
+    """Return the steps of the sampler to fit; 0: none is fitted."""
+    steps = own.fitted_steps
+    if steps is None:
+        usual = settings.sampler is None and settings.sampler_steps is None
+        return STEPS if usual and backbone.ref.repo == "mini" else 0
+    if steps and (settings.sampler or settings.sampler_steps):
+        raise UsageError(
+            "fitted_steps excludes sampler and sampler_steps",
+            hint="a fitted sampler has weights of its own",
+        )
+    if steps and not can_fit(backbone):
+        raise SettingError("fitted_steps", steps, "0: this backbone has few steps of its own")
+    return steps
 
 
 def _digest(adapter: Coded) -> str:
@@ -231,8 +251,9 @@ def _text(plan: EncodePlan, details: Details, allocation: Allocation) -> tuple[s
         return (f"backbone {name}, {plan.size[0]}x{plan.size[1]}, {plan.dtype}; no prompts",)
     guidance = "by measurement" if details.guidance is None else f"{details.guidance:g}"
     condition = f"{'outputs for ' if details.outputs else ''}{details.template!r}"
+    sampler = "fitted sampler of" if details.fitted else details.sampler
     return (
-        f"backbone {name}, {plan.size[0]}x{plan.size[1]}, {plan.dtype}; {details.sampler} "
+        f"backbone {name}, {plan.size[0]}x{plan.size[1]}, {plan.dtype}; {sampler} "
         f"{details.sampler_steps} steps, guidance {guidance}, {condition}",
         f"{allocation.prompts}, {allocation.seeds(plan.seeded)}, "
         f"labels {allocation.labels}, collages {details.factor}x{details.factor}",
@@ -256,20 +277,25 @@ class D3MJob:
         return self.plan
 
     def recipe(self) -> Recipe:
-        """Return how the images are made; the default guidance stands for one to measure."""
+        """Return how the images are made, as far as it is known before prompts are learned.
+
+        The default guidance stands for one to measure, and weights for a sampler to be fitted.
+        """
         details, plan = self.details, self.plan
         guidance = details.guidance
-        return Recipe(
+        sampler: Sampler = "dpmpp-2m" if details.fitted else details.sampler
+        recipe = Recipe(
             backbone=details.backbone,
             size=plan.size,
-            sampler=details.sampler,
-            sigmas=sigmas_of(self.backbone, details.sampler, details.sampler_steps, plan.size),
+            sampler=sampler,
+            sigmas=sigmas_of(self.backbone, sampler, details.sampler_steps, plan.size),
             guidance=default_sampling(self.backbone).guidance if guidance is None else guidance,
             template=self._template,
             dtype=plan.dtype,
             group=plan.group,
             extra={"eta": 1.0} if details.sampler == "ancestral" else {},
         )
+        return unfitted(recipe, details.sampler_steps) if details.fitted else recipe
 
     def expected_bytes(self, allocation: Allocation) -> int:
         """Return the bytes of the pack with that allocation."""
@@ -336,6 +362,10 @@ class D3MJob:
         if details.guidance is None and plan.needs_prompts:
             images = trial_images(allocation) * min(classes, MOST_CLASSES)
             stages["guidance"] = image * images * len(GUIDANCES)
+        if details.fitted and plan.needs_prompts:
+            weights = 1 if details.guidance is not None else len(GUIDANCES)
+            fit = forwards_of(self.backbone, plan.size, details.sampler_steps)
+            stages["sampler"] = image / details.sampler_steps * fit * weights
         stages |= draw_seconds(plan, self.backbone.latent_shape_for(plan.size))
         images = (allocation.judged + (allocation.labels != "none")) * plan.seeded
         stages["images"] = image * images * classes
@@ -400,13 +430,14 @@ class D3MJob:
             real=lambda c, most: stored_arrays(journal, _name(c))["thumbs"][:most],
             title="Collages of real patches, and what the pack makes",
         )
+        fit = self.details.fitted
         if self.details.guidance is not None:
-            return draft
+            return fitted_once(run, plan, draft) if fit else draft
 
         def features(c: int) -> torch.Tensor:
             return torch.from_numpy(stored_arrays(journal, _name(c))["features"])
 
-        return best_guidance(run, plan, draft, features)
+        return best_guidance(run, plan, draft, features, fit=fit)
 
     def _make_collages(self, run: EncodeRun, teacher: Teacher, classes: Sequence[int]) -> None:
         """Keep the collages of these classes as latents in the journal."""
