@@ -494,8 +494,8 @@ class D3MJob:
             for group in missing:
                 arrays = {name: value[groups[group]] for name, value in asdict(fitted).items()}
                 journal.save(names[group], arrays, {})
-        last = self.details.guidance is not None and not self.plan.makes_images
-        assert not list(run.units("learn prompts", names, last=last))
+        more = self.details.guidance is None or self.details.fitted or self.plan.makes_images
+        assert not list(run.units("learn prompts", names, last=not more))
         parts = [stored_arrays(journal, name) for name in names]
         fitted = Fitted(
             **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
