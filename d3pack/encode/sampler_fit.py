@@ -23,6 +23,7 @@ from d3pack.backbones import PREDICTIONS, Backbone
 from d3pack.decode import Decoder, samplers
 from d3pack.encode.contract import Draft, EncodeRun
 from d3pack.encode.plan import EncodePlan, rounded
+from d3pack.errors import BackboneError
 from d3pack.format import MAX_ORDER, Pack, Recipe
 
 STEPS = 5
@@ -30,7 +31,7 @@ VALUES = 32_768  # of latents that weights are fitted to: as many equations, a h
 LEAST, MOST = 8, 48  # images
 SMALL_STEPS = 4  # in place of each large one
 LAST = 1.25  # the last level, times the steps, for latents of about unit variance
-_END = 0.02  # the last level of the small steps
+_END = 0.02  # the last level of the small steps, or half of the last one of the large steps
 _CURVE = 7.0  # of the levels between first and last, as in EDM (arXiv 2206.00364)
 _DIGITS = 3  # of a weight, after the point: what is rounded off, later steps make up for
 
@@ -138,7 +139,9 @@ def fit_sampler(pack: Pack, backbone: Backbone, steps: int) -> SamplerFit:
     """
     classes, images = len(pack.classes), images_for(backbone, pack.recipe.size)
     pack = replace(pack, images_per_class=-(-images // classes), seed=pack.seed ^ 2**63)
-    chosen = [(i % classes, i // classes) for i in range(images)]
+    # where there are more classes than images, some from all over the list
+    numbers = [i * max(classes, images) // images for i in range(images)]
+    chosen = [(number % classes, number // classes) for number in numbers]
     decoder = Decoder(pack, device=backbone.device, backbone=backbone)
     sigmas = levels(pack.recipe.sigmas[0], steps)
     return decoder.explore(chosen, lambda model, noise: _fit(model, noise, sigmas))
@@ -146,6 +149,12 @@ def fit_sampler(pack: Pack, backbone: Backbone, steps: int) -> SamplerFit:
 
 def _fit(model: samplers.Model, noise: Tensor, sigmas: Sequence[float]) -> SamplerFit:
     aims = _small_steps(model, noise, sigmas)
+    if not torch.isfinite(aims[-1].sum()):
+        raise BackboneError(
+            "the backbone made latents that are not finite",
+            code="E_BACKBONE_NOT_FINITE",
+            hint="its precision is too low for it, or the prompts have diverged",
+        )
     x, table = aims[0], []
     answers: list[Tensor] = []
     for sigma, aim in zip(sigmas, aims[1:], strict=False):
@@ -163,15 +172,17 @@ def _sum(weights: Sequence[float], terms: Sequence[Tensor]) -> Tensor:
 
 
 def _least_squares(terms: Sequence[Tensor], aim: Tensor) -> list[float]:
-    columns = torch.stack([term.flatten() for term in terms], dim=1).double()
-    solution = torch.linalg.lstsq(columns, aim.flatten().double()[:, None]).solution[:, 0]
+    # on the CPU: elsewhere there is no double precision (MPS), or terms must not be alike (CUDA)
+    columns = torch.stack([term.flatten().cpu() for term in terms], dim=1).double()
+    solution = torch.linalg.lstsq(columns, aim.flatten().cpu().double()[:, None]).solution[:, 0]
     return [round(weight, _DIGITS) for weight in solution.tolist()]
 
 
 def _small_steps(model: samplers.Model, noise: Tensor, sigmas: Sequence[float]) -> list[Tensor]:
     """Return the states at these levels on the way by DPM-Solver++(2M) in small steps."""
+    end = min(_END, sigmas[-2] / 2)
     fine = [
-        high * (max(low, _END) / high) ** (part / SMALL_STEPS)
+        high * (max(low, end) / high) ** (part / SMALL_STEPS)
         for high, low in pairwise(sigmas)
         for part in range(SMALL_STEPS)
     ]
@@ -179,7 +190,7 @@ def _small_steps(model: samplers.Model, noise: Tensor, sigmas: Sequence[float]) 
     x = samplers.start(noise, sigmas)
     answers: list[Tensor] = []
     for i, (sigma, step) in enumerate(
-        zip([*fine, _END], samplers.plan("dpmpp-2m", [*fine, _END, 0.0]), strict=True)
+        zip([*fine, end], samplers.plan("dpmpp-2m", [*fine, end, 0.0]), strict=True)
     ):
         if i % SMALL_STEPS == 0 and len(states) < len(sigmas) - 1:
             states.append(x)

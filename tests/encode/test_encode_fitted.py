@@ -20,7 +20,7 @@ from d3pack.encode.allocation import MARGIN
 from d3pack.encode.plan import sigmas_of
 from d3pack.encode.sampler_fit import STEPS, fit_sampler, unfitted, with_table
 from d3pack.encode.sampler_search import with_sampling
-from d3pack.errors import UsageError
+from d3pack.errors import BackboneError, UsageError
 from d3pack.evaluate.baselines import named_twin
 from d3pack.format import Pack, Recipe, encode_prompts, read
 from d3pack.system import SettingError
@@ -91,6 +91,49 @@ def test_small_steps_of_an_exact_model_are_fitted_exactly(mini: Backbone) -> Non
     extra = {"table": fit.table}
     made = samplers.sample("table", lambda x, sigma: point, x, fit.sigmas, None, extra)
     np.testing.assert_allclose(made, point, atol=5e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 31, 64])
+def test_any_number_of_steps_is_fitted(steps: int) -> None:
+    from d3pack.encode.sampler_fit import _fit, levels
+
+    noise = torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    # values of unit variance, bent a little
+    fit = _fit(lambda x, sigma: x / (1 + sigma**2) + 0.1 * x.tanh(), noise, levels(14.61, steps))
+    assert len(fit.table) == steps
+    assert fit.error < 0.01
+
+
+def test_many_classes_are_fitted_from_all_over_the_list(
+    mini: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = named(mini, 1.0)
+    assert few.prompts is not None
+    vectors = np.zeros((500, 1, *few.prompts.params["shape"][1:]), np.float32)
+    names = tuple(f"class {c}" for c in range(500))
+    pack = replace(few, classes=names, prompts=encode_prompts(vectors, "f16"))
+    asked: list[tuple[int, int]] = []
+
+    def explore(self: Decoder, items: list[tuple[int, int]], use: object) -> None:
+        asked.extend(self.pairs(items))
+
+    monkeypatch.setattr(Decoder, "explore", explore)
+    fit_sampler(pack, mini, 2)
+    classes = [c for c, _ in asked]
+    assert len(asked) == len({*classes})
+    assert max(classes) - min(classes) > 450
+    asked.clear()
+    fit_sampler(few, mini, 2)
+    assert {c for c, _ in asked} == {0, 1, 2}
+    assert len({*asked}) == len(asked)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_model_that_diverges_is_an_error_of_its_own(bad: float) -> None:
+    from d3pack.encode.sampler_fit import _fit, levels
+
+    with pytest.raises(BackboneError, match="latents that are not finite"):
+        _fit(lambda x, sigma: x * bad, torch.ones(2, 2, 4, 4), levels(14.61, 3))
 
 
 def test_the_size_of_a_fitted_pack_is_known_before(home: Path, tmp_path: Path) -> None:
