@@ -26,7 +26,7 @@ from torch import Tensor
 from d3pack.decode import Decoder
 from d3pack.encode import D3MSettings, EncodeRun, EncodeSettings, encode
 from d3pack.encode.methods.d3m.method import D3M, D3MJob
-from d3pack.evaluate.baselines import names_pack
+from d3pack.evaluate.baselines import named_twin
 from d3pack.evaluate.bench import Spread
 from d3pack.format import pack_bytes
 from d3pack.format.codecs import decode_labels
@@ -150,7 +150,7 @@ def main() -> None:
             from d3pack.backbones import open_backbone
 
             backbone = open_backbone(args.backbone)
-            pack = names_pack(pack, backbone.name_vectors, backbone.prompt_shape[0])
+            pack = named_twin(pack, backbone)
             size = 0
         revision = pack.recipe.backbone.revision[:8]
         key = f"{variant} | {' '.join(args.base)} | ipc {args.ipc} | {revision}"

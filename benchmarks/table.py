@@ -148,7 +148,8 @@ class Table:
         opened = open_backbone(str(self.args.backbone or "mini"))
         source = self.train.source
         unpicked = EncodeSettings(images_per_class=NAMED, candidates=1)
-        job = prepare(source, unpicked, D3MSettings(), opened)
+        # the published sampler: there are no prompts to fit another to
+        job = prepare(source, unpicked, D3MSettings(fitted_steps=0), opened)
         width = opened.prompt_shape[1]
         blank = Pack(
             classes=source.classes,
