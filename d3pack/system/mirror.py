@@ -122,7 +122,8 @@ class Mirror:
     def __init__(self, store: ObjectPath, local: Path | None = None) -> None:
         self.store = store
         self.local = local or Path(tempfile.mkdtemp(prefix=PREFIX), store.name)
-        self.local.mkdir(parents=True)
+        self.local.parent.mkdir(mode=0o700, exist_ok=True)  # others may use the disk, too
+        self.local.mkdir()
         self._lease: Lease | None = None
         self._there: dict[str, str] = {}  # tags of what is in the store
         self._folders: set[str] = set()
@@ -180,6 +181,8 @@ class Mirror:
         if not self.changed(name):
             return
         path = self.local / name
+        if path.exists() and self._sent.get(_top(name), {}).get(name) != _looks(path):
+            return  # written here since it was sent
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(NotFoundError), writing(path) as temporary:  # or removed since it was listed
             (self.store / name).download(temporary)
@@ -293,7 +296,7 @@ class Lease:
 
     def __init__(self, path: ObjectPath) -> None:
         self._path, self._own, self._beats = path, uuid.uuid4().hex, 0
-        self._taken = False
+        self._taken, self._seen = False, 0.0  # when it was last known
         self._ended = Event()
         self._wait_for_others()
         self._beat()
@@ -304,8 +307,16 @@ class Lease:
 
     def check(self) -> None:
         """Raise `BlockingIOError` if another process has taken the folder over."""
+        # the thread may sleep on when a machine wakes up: look at the clock of the world, too
+        if not self._taken and abs(time.time() - self._seen) > _DEAD_SECONDS / 2:
+            self._look()
         if self._taken:
             raise BlockingIOError
+
+    def _look(self) -> None:
+        began = time.time()
+        self._taken = self._read()[:1] != [self._own]
+        self._seen = began
 
     def close(self) -> None:
         """Give the folder free."""
@@ -328,14 +339,14 @@ class Lease:
     def _live(self) -> None:
         while not self._ended.wait(_BEAT_SECONDS) and not self._taken:
             with suppress(StorageError):  # the next one may get through
-                self._taken = self._read()[:1] != [self._own]
+                self._look()
                 if not self._taken:
                     self._beat()
 
     def _beat(self) -> None:
         self._beats += 1
         self._path.write_bytes(json.dumps([self._own, self._beats]).encode())
-        self._taken = self._read()[:1] != [self._own]
+        self._look()
 
     def _read(self) -> list[object]:
         """Return who has the folder, and how often that was said; nothing where it is free."""

@@ -36,6 +36,7 @@ _BUSY = {
     getattr(errno, name, errno.EBUSY)
     for name in ("EBUSY", "EREMOTEIO", "EIO", "ETIMEDOUT", "ENETUNREACH", "EHOSTUNREACH")
 }
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _NETWORK = {"aiohttp", "urllib3", "requests", "httpx"}
 
 
@@ -204,7 +205,8 @@ class ObjectPath:
         below, (_, key) = {}, self.resolve()
         for name, row in rows.items():
             front, _, rest = name.partition(f"{key}/")
-            if not front and rest and rest.isprintable():
+            mark = rest.endswith("/")  # of some clients, for a folder
+            if not front and rest and not mark and rest.isprintable():
                 below[rest] = _info(row)
         return below
 
@@ -345,6 +347,8 @@ def _calls(path: ObjectPath) -> Iterator[None]:
     except D3MError:
         raise
     except Exception as error:
+        if getattr(error, "errno", None) in _FULL:  # the disk here, to which an object is fetched
+            raise
         raise _translated(error, path) from error
 
 

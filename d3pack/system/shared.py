@@ -17,6 +17,7 @@ from d3pack.system.files import PREFIX
 from d3pack.system.locks import exclusive
 from d3pack.system.mirror import Lease, Mirror
 from d3pack.system.objects import ObjectPath
+from d3pack.system.shard import BusyError
 
 
 class SharedFolder:
@@ -66,6 +67,7 @@ class SharedFolder:
 
         Raises:
             BlockingIOError: another process does it.
+            BusyError: it has taken it over, because this one showed no sign of life.
         """
         if self._mirror is None:
             with exclusive(lock, wait=wait):
@@ -75,6 +77,7 @@ class SharedFolder:
         try:
             self._mirror.fetch()
             yield
+            _check(lease, lock.stem)
             self._mirror.send_all()
         finally:
             lease.close()
@@ -88,3 +91,12 @@ def _lease(path: ObjectPath, *, wait: bool) -> Lease:
             if not wait:
                 raise
             time.sleep(1.0)
+
+
+def _check(lease: Lease, what: str) -> None:
+    try:
+        lease.check()
+    except BlockingIOError:
+        raise BusyError(
+            f"another process has taken {what} over", hint="run this one again after it"
+        ) from None

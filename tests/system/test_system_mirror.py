@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from contextlib import suppress
@@ -12,8 +13,8 @@ import numpy as np
 import pytest
 from object_stores import FaultyStore, bucket, failing, faulty, s3_endpoint
 
-from d3pack.errors import StorageError, UsageError
-from d3pack.system import JournalError, ObjectPath, mirror
+from d3pack.errors import NoSpaceError, StorageError, UsageError
+from d3pack.system import BusyError, JournalError, ObjectPath, SharedFolder, mirror
 from d3pack.system.journal import Checkpoint, Journal
 
 __all__ = ["bucket", "faulty", "s3_endpoint"]
@@ -234,6 +235,83 @@ def test_a_process_that_was_held_up_leaves_the_work_to_the_one_that_took_it_over
     assert "lease" in names(WORK)  # of the other
     other.close()
     assert "lease" not in names(WORK)
+
+
+def test_a_process_that_wakes_up_looks_before_it_writes(
+    faulty: type[FaultyStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a machine has slept, its threads wait on: the clock tells how long it was away."""
+    monkeypatch.setattr(mirror, "_BEAT_SECONDS", 1000.0)
+    slow = Journal(WORK, KEY)
+    slow.record("one", 1)
+    faulty.objects["bucket/x.d3m.work/lease"] = b'["another", 1]'
+    slow.record("two", 2)  # a moment ago it was its own
+    monkeypatch.setattr("time.time", lambda now=time.time: now() + 3600)
+    before = faulty.objects["bucket/x.d3m.work/journal.json"]
+    with pytest.raises(JournalError, match=r"another process has taken x\.d3m\.work over"):
+        slow.record("three", 3)
+    slow.close()
+    assert faulty.objects["bucket/x.d3m.work/journal.json"] == before
+
+
+def test_a_turn_that_was_taken_over_sends_nothing(
+    faulty: type[FaultyStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ObjectPath("faulty://bucket/x.eval")
+    shared = SharedFolder(store)
+
+    def wait_too_long() -> None:
+        with shared.opened(), shared.alone(shared.local / "teacher.lock"):
+            (shared.local / "teacher").write_bytes(b"mine")
+            faulty.objects["bucket/x.eval/teacher.lock"] = b'["another", 1]'
+            time.sleep(0.5)
+
+    with pytest.raises(BusyError, match="another process has taken teacher over"):
+        wait_too_long()
+    assert names(store) == {"teacher.lock"}  # of the other
+    assert not shared.local.parent.exists()
+
+
+def test_what_was_written_since_it_was_sent_is_not_fetched_over(faulty: type[FaultyStore]) -> None:
+    shared = SharedFolder(ObjectPath("faulty://bucket/x.eval"))
+    with shared.opened():
+        file = shared.local / "seconds.json"
+        for text in ("first", "second"):
+            file.write_text(text)
+            with shared.alone(shared.local / "turn.lock"):
+                assert file.read_text() == text
+            assert faulty.objects["bucket/x.eval/seconds.json"] == text.encode()
+        faulty.objects["bucket/x.eval/seconds.json"] = b"of another"
+        with shared.alone(shared.local / "turn.lock"):
+            assert file.read_text() == "of another"
+
+
+def test_a_full_disk_is_called_so(faulty: type[FaultyStore]) -> None:
+    work()
+
+    def fault(call: str, key: str) -> None:
+        if call == "read" and key.endswith("journal.json"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    faulty.fault = staticmethod(fault)
+    with pytest.raises(NoSpaceError, match="no space left to write"):
+        work()
+
+
+@pytest.mark.e2e
+def test_marks_of_folders_are_no_files(bucket: str) -> None:
+    """Consoles of stores make empty objects whose names end in a slash."""
+    import fsspec
+
+    folder = ObjectPath(f"{bucket}/x.d3m.work")
+    client = fsspec.filesystem("s3")
+    for name in ("", "classes/"):
+        key = f"x.d3m.work/{name}"
+        client.call_s3("put_object", Bucket=bucket.removeprefix("s3://"), Key=key, Body=b"")
+    journal = Journal(folder, KEY)
+    journal.save("classes/000000", {"x": np.zeros(2)}, {})
+    journal.close()
+    assert names(folder) == {"journal.json", "classes/000000.safetensors"}
 
 
 def test_a_lease_lives_while_work_takes_long(faulty: type[FaultyStore]) -> None:
