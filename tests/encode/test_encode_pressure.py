@@ -1,7 +1,7 @@
 """Every verb that writes, on a disk that is full, then has a little more room, then more.
 
-The disk is a small tmpfs, which needs the right to mount; elsewhere these tests are skipped. What
-has no room ends in NoSpaceError without half a file; the bytes are those of an undisturbed run.
+What has no room ends in NoSpaceError without half a file; the bytes are those of an undisturbed
+run.
 """
 
 from __future__ import annotations
@@ -9,59 +9,38 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cli import invoke
-from encode_world import SHORT
+from encode_world import SHORT, quick
+from full_disk import Disk, disk
 from PIL import Image
 
 import d3pack
-from d3pack.encode import encode
-from d3pack.errors import D3MError, NoSpaceError
+from d3pack.encode import encode, encode_shard
+from d3pack.errors import D3MError
+from d3pack.system import Shard, WaitingError
 
+__all__ = ["disk"]
 pytestmark = pytest.mark.slow
-FIRST, GROWTH = 8 << 10, 1.3  # bytes of the disk, and how it grows
-
-
-class Disk:
-    """A tmpfs whose size can change."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.mkdir()
-        self._mount("size=64k")
-
-    def _mount(self, options: str) -> None:
-        words = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.path)]
-        if subprocess.run(words, capture_output=True).returncode:
-            pytest.skip("a tmpfs cannot be mounted")
-
-    def resize(self, nbytes: int) -> None:
-        """Give the disk so many bytes; what is on it stays."""
-        self._mount(f"remount,size={nbytes}")
-
-    def close(self) -> None:
-        subprocess.run(["umount", "-l", str(self.path)], check=True)
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    mounted = Disk(tmp_path / "disk")
-    yield mounted
-    mounted.close()
 
 
 @pytest.fixture(scope="module")
 def made(home: Path) -> Path:
-    """A pack to decode, and its prompts as embedding files."""
-    from encode_world import quick
-
+    """A pack to decode, its prompts as embedding files, and the parts of one to merge."""
     encode(home / "source", home / "made.d3m", quick(home / "sd", labels="top2"))
     done = invoke(*words_of("export-embeddings", home, home))
     assert done.exit_code == 0, done.output
+    left = [Shard(1, 2), Shard(2, 2)]
+    while left:
+        for shard in list(left):
+            with suppress(WaitingError):
+                encode_shard(home / "source", home / "m.d3m", shard, quick(home / "sd"))
+                left.remove(shard)
     return home
 
 
@@ -108,12 +87,17 @@ def words_of(verb: str, made: Path, out: Path) -> list[object]:
         case "import-embeddings":
             sentence = ("--template", "a photo of a {}")
             return ["import-embeddings", made / "toys", "-o", out / "t.d3m", *backbone, *sentence]
+        case "merge":
+            return ["merge", made / "m.d3m.parts", "-o", out / "m.d3m"]
+        case "code":
+            size = ("--bytes-per-image", "8")
+            return ["code", made / "source", "-o", out / "c.d3m", *backbone, *size]
     return ["encode", made / "source", "-o", out / "x.d3m", *backbone, *SHORT]
 
 
 VERBS = (
     "decode folder", "decode webdataset", "decode parquet", "decode npz", "preview",
-    "export-embeddings", "import-embeddings", "encode",
+    "export-embeddings", "import-embeddings", "encode", "merge", "code",
 )  # fmt: skip
 
 
@@ -125,19 +109,13 @@ def test_a_disk_that_is_full_at_every_size(
     plain.mkdir()
     done = invoke(*words_of(verb, made, plain))
     assert done.exit_code == 0, done.output
-    size, refused = FIRST, 0
-    disk.resize(size)
-    (disk.path / ".full").write_bytes(bytes(size))
-    while True:
-        disk.resize(size)
+
+    def error() -> BaseException | None:
         done = invoke(*words_of(verb, made, disk.path))
         contents(disk.path)
-        if done.exit_code == 0:
-            break
-        assert isinstance(done.exception, NoSpaceError), done.output
-        refused += 1
-        size = int(size * GROWTH)
-        assert size < 1 << 28, "it never fits"
+        return None if done.exit_code == 0 else done.exception
+
+    refused = disk.grow_until(error)
     assert refused > 0
     assert contents(disk.path) == contents(plain)
 
