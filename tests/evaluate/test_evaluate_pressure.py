@@ -38,7 +38,7 @@ def test_an_evaluation_goes_on_when_there_is_room(
     disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Students, pilots, the teacher and the report are written; none is lost or half there."""
-    monkeypatch.setenv("D3PACK_HOME", str(disk.path / "home"))
+    monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
     short = replace(EncodeSettings(), teacher_samples=200)
     monkeypatch.setattr(teacher, "EncodeSettings", lambda: short)
     pack = tiny_pack(tiny_sd(tmp_path / "backbone"), images=4, steps=1, guidance=1.0)
@@ -62,6 +62,7 @@ def test_an_evaluation_goes_on_when_there_is_room(
     found: list[Evaluation] = []
 
     def error() -> BaseException | None:
+        monkeypatch.setenv("D3PACK_HOME", str(disk.path / "home"))
         try:
             found.append(made(disk.path / "work"))
         except NoSpaceError as error:
@@ -69,6 +70,7 @@ def test_an_evaluation_goes_on_when_there_is_room(
         return None
 
     assert disk.grow_until(error) > 0
+    monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
     assert figures(found[-1]) == figures(made(tmp_path / "work"))
     stored = json.loads((disk.path / "work" / "evaluation.json").read_text(encoding="utf-8"))
     assert len(stored["entries"]) == len(found[-1].results)
