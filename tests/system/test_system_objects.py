@@ -221,7 +221,6 @@ def test_bucket_reads_and_writes(any_bucket: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.e2e
-@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # by Azure's client
 def test_large_files_are_sent_in_parts(any_bucket: str, tmp_path: Path) -> None:
     data = os.urandom(1 << 20) * 110
     path = place(f"{any_bucket}/large.bin")
