@@ -232,9 +232,9 @@ encode_shard(home + "/source", output, Shard(1, 2), settings, teachers=Path("tea
 
 
 def test_a_killed_shard_goes_on_from_an_empty_disk(
-    home: Path, any_bucket: str, wholes: Callable[[str], bytes], machine: Callable[[], Any]
+    home: Path, bucket: str, wholes: Callable[[str], bytes], machine: Callable[[], Any]
 ) -> None:
-    output, settings = f"{any_bucket}/x.d3m", settings_by_name(home, "d3m")
+    output, settings = f"{bucket}/x.d3m", settings_by_name(home, "d3m")
     machine()
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": os.getcwd()}
     words = [sys.executable, "-c", PROGRAM, str(home), output]
