@@ -28,6 +28,7 @@ _URL = re.compile(r"(?!(?:hf|https?|file|local)://)[a-z][a-z0-9+.-]*://", re.ASC
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"} | dict.fromkeys(
     ("az", "abfs", "abfss"), "adlfs"
 )
+_PINNED = {"s3fs"}  # with the ETag of its first answer it asks for each range
 _ATTEMPTS = 3  # of a call that fails for the moment; clients retry below that, too
 _WAIT = 0.2  # seconds before the second attempt; four times as long before the next
 _BLOCK = 1 << 22  # bytes of one request when an object is read from its beginning
@@ -102,6 +103,10 @@ class ObjectPath:
     @property
     def _pure(self) -> PurePosixPath:
         return PurePosixPath(self._rest)
+
+    @property
+    def _package(self) -> str | None:
+        return _PACKAGES.get(self.protocol)
 
     @property
     def name(self) -> str:
@@ -221,10 +226,12 @@ class ObjectPath:
             kind = fsspec.get_filesystem_class(self.protocol)
             # listings are not kept: others write to the store, too
             options = {"use_listings_cache": False, **kind._get_kwargs_from_urls(str(self))}
+            if self._package == "gcsfs":  # `#12` belongs to the name, and is not a generation
+                options.pop("version_aware", None)
             return fsspec.filesystem(self.protocol, **options), kind._strip_protocol(str(self))
         except ImportError as error:
-            if package := _PACKAGES.get(self.protocol):
-                require(package, f"{self.protocol}://")
+            if self._package:
+                require(self._package, f"{self.protocol}://")
             raise UsageError(f"{self.protocol}:// cannot be used: {error}") from None
         except ValueError:
             raise UsageError(
@@ -245,6 +252,7 @@ class ObjectFile:
 
     def __init__(self, path: ObjectPath) -> None:
         self.path = path
+        self._pinned = path._package in _PINNED
         self.requests = self.received = 0
         self._process, self._file, self._lock = 0, cast(Any, None), Lock()
         self.size, self.tag, folder = _retried(path, self._open)
@@ -253,7 +261,6 @@ class ObjectFile:
 
     def _open(self) -> ObjectInfo:
         store, key = self.path.resolve()
-        # with the ETag of its first answer s3fs asks for each range, so all are of one version
         self._file = store.open(key, "rb", cache_type="none")
         self._process = os.getpid()
         return _info(getattr(self._file, "details", None) or store.info(key))
@@ -282,6 +289,8 @@ class ObjectFile:
                 code="E_STORAGE_BUSY",
                 hint="run it again",
             )
+        if not self._pinned:  # asked for afterwards, it tells of which version the bytes are
+            self.check_unchanged()
         return data
 
     def check_unchanged(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from cli import invoke
-from object_stores import FaultyStore, bucket, faulty, s3_endpoint
+from object_stores import FaultyStore, any_bucket, faulty, store_servers
 from tiny_backbones import tiny_pack, tiny_sd
 
 import d3pack
@@ -17,7 +17,7 @@ from d3pack.decode.settings import Layout
 from d3pack.errors import StorageError, UsageError
 from d3pack.system import ObjectPath, place
 
-__all__ = ["bucket", "faulty", "s3_endpoint"]
+__all__ = ["any_bucket", "faulty", "store_servers"]
 COUNT = 4
 OUT = "faulty://bucket/out"
 
@@ -78,14 +78,16 @@ def test_other_exports_and_other_objects_are_refused(
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("layout", ["folder", "webdataset"])
-def test_export_to_s3(bucket: str, decoder: Decoder, tmp_path: Path, layout: Layout) -> None:
+def test_export_to_a_bucket(
+    any_bucket: str, decoder: Decoder, tmp_path: Path, layout: Layout
+) -> None:
     expected = local(decoder, tmp_path / "here", layout)
     path = decoder.pack, tmp_path / "a.d3m"
     d3pack.write(*path)
     words: tuple[Any, ...] = ("--to", layout, "--backbone", tmp_path / "sd")
     tiny_sd(tmp_path / "sd")
-    result = invoke("decode", path[1], "-o", f"{bucket}/out", "--device", "cpu", *words)
+    result = invoke("decode", path[1], "-o", f"{any_bucket}/out", "--device", "cpu", *words)
     assert result.exit_code == 0, result.stderr
     for name, data in expected.items():
-        where = place(f"{bucket}/{name.removeprefix('bucket/')}")
+        where = place(f"{any_bucket}/{name.removeprefix('bucket/')}")
         assert where.read_bytes() == data

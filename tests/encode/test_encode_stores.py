@@ -20,14 +20,14 @@ from typing import Any
 import pytest
 from cli import invoke
 from encode_world import make_tree, quick, settings_of
-from object_stores import bucket, s3_endpoint
+from object_stores import any_bucket, bucket, store_servers
 from tiny_backbones import tiny_dit
 
 from d3pack.encode import EncodeSettings, encode, encode_shard, merge
 from d3pack.errors import UsageError
 from d3pack.system import ObjectPath, Shard, WaitingError, mirror
 
-__all__ = ["bucket", "s3_endpoint"]
+__all__ = ["any_bucket", "bucket", "store_servers"]
 pytestmark = [pytest.mark.e2e, pytest.mark.heavy]
 
 
@@ -113,13 +113,13 @@ def in_turn(
 )
 def test_shards_in_a_bucket_merge_to_the_bytes_of_a_run_on_a_disk(
     home: Path,
-    bucket: str,
+    any_bucket: str,
     wholes: Callable[[str], bytes],
     machine: Callable[[], Any],
     name: str,
     count: int,
 ) -> None:
-    output = f"{bucket}/sets/x.d3m"
+    output = f"{any_bucket}/sets/x.d3m"
     in_turn(home, output, settings_by_name(home, name), count, machine)
     merge([f"{output}.parts"], output, **machine())
     assert ObjectPath(output).read_bytes() == wholes(name)
@@ -128,17 +128,17 @@ def test_shards_in_a_bucket_merge_to_the_bytes_of_a_run_on_a_disk(
         assert Path("x.backbone", weights).read_bytes() == (
             (home / "classcond.backbone" / weights).read_bytes()
         )
-        assert not any("/cache/" in key for key in ObjectPath(bucket).tree())
+        assert not any("/cache/" in key for key in ObjectPath(any_bucket).tree())
 
 
 def test_a_run_without_shards_goes_on_elsewhere(
     home: Path,
-    bucket: str,
+    any_bucket: str,
     wholes: Callable[[str], bytes],
     machine: Callable[[], Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    output, settings = f"{bucket}/x.d3m", settings_by_name(home, "codes")
+    output, settings = f"{any_bucket}/x.d3m", settings_by_name(home, "codes")
     seen: list[dict[str, Any]] = []
 
     def lose(event: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from encode_world import make_tree, quick, settings_of
-from object_stores import bucket, s3_endpoint
+from object_stores import bucket, store_servers
 from tiny_backbones import tiny_dit
 
 from d3pack import read
@@ -32,7 +32,7 @@ from d3pack.sources import open_source
 from d3pack.students.protocols import QUICK, Intervals, Updates
 from d3pack.system import ObjectPath, Workers
 
-__all__ = ["bucket", "s3_endpoint"]
+__all__ = ["bucket", "store_servers"]
 ray: Any = pytest.importorskip("ray", reason="needs Ray: pip install '.[ray]'")
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from cli import invoke
 from encode_world import make_tree
-from object_stores import bucket, s3_endpoint
+from object_stores import bucket, store_servers
 from tiny_backbones import tiny_pack, tiny_sd
 
 import d3pack
@@ -29,7 +29,7 @@ from d3pack.students import train_student
 from d3pack.students.protocols import QUICK, Intervals, Updates
 from d3pack.system import ObjectPath, Shard, mirror
 
-__all__ = ["bucket", "s3_endpoint"]
+__all__ = ["bucket", "store_servers"]
 pytestmark = pytest.mark.heavy
 
 BLINK = replace(

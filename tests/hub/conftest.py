@@ -9,9 +9,9 @@ import pytest
 from hub_loopback import LoopbackHub
 from huggingface_hub import constants
 from huggingface_hub.utils import _http
-from object_stores import bucket, faulty, s3_endpoint
+from object_stores import any_bucket, bucket, faulty, store_servers
 
-__all__ = ["bucket", "faulty", "s3_endpoint"]
+__all__ = ["any_bucket", "bucket", "faulty", "store_servers"]
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from object_stores import bucket, faulty, s3_endpoint
+from object_stores import any_bucket, bucket, faulty, store_servers
 from source_world import members
 
-__all__ = ["bucket", "faulty", "s3_endpoint"]
+__all__ = ["any_bucket", "bucket", "faulty", "store_servers"]
 
 
 @pytest.fixture

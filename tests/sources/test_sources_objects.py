@@ -184,8 +184,8 @@ def test_spill_is_bounded(
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", [*CONTAINERS, "photos.parquet", "table"])
-def test_source_on_s3_has_the_images_of_the_local_one(
-    bucket: str, tmp_path: Path, tree: Path, name: str, hub_cache: None
+def test_source_in_a_bucket_has_the_images_of_the_local_one(
+    any_bucket: str, tmp_path: Path, tree: Path, name: str, hub_cache: None
 ) -> None:
     if name == "table":
         (tmp_path / "table").mkdir()
@@ -195,5 +195,5 @@ def test_source_on_s3_has_the_images_of_the_local_one(
         made = make_parquet(tmp_path / name)
     else:
         made = CONTAINERS[name](tmp_path, tree)
-    copy(made, f"{bucket}/{made.name}")
-    check_same(open_source(f"{bucket}/{name}"), open_source(tmp_path / name))
+    copy(made, f"{any_bucket}/{made.name}")
+    check_same(open_source(f"{any_bucket}/{name}"), open_source(tmp_path / name))

@@ -1,5 +1,5 @@
 """Fixtures of object stores."""
 
-from object_stores import bucket, faulty, s3_endpoint
+from object_stores import any_bucket, bucket, faulty, store_servers
 
-__all__ = ["bucket", "faulty", "s3_endpoint"]
+__all__ = ["any_bucket", "bucket", "faulty", "store_servers"]

@@ -5,19 +5,20 @@ from __future__ import annotations
 import errno
 import json
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
 import numpy as np
 import pytest
-from object_stores import FaultyStore, bucket, failing, faulty, s3_endpoint
+from object_stores import SERVERS, FaultyStore, Servers, failing, faulty, new_bucket, store_servers
 
 from d3pack.errors import NoSpaceError, StorageError, UsageError
 from d3pack.system import BusyError, JournalError, ObjectPath, SharedFolder, mirror
 from d3pack.system.journal import Checkpoint, Journal
 
-__all__ = ["bucket", "faulty", "s3_endpoint"]
+__all__ = ["faulty", "store_servers"]
 WORK = ObjectPath("faulty://bucket/x.d3m.work")
 KEY = {"source": "abc"}
 
@@ -28,13 +29,17 @@ def quick_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror, "_DEAD_SECONDS", 10.0)
 
 
-@pytest.fixture(params=["faulty", pytest.param("s3", marks=pytest.mark.e2e)])
-def store(request: pytest.FixtureRequest) -> ObjectPath:
-    """A folder in memory, and one of a server that speaks S3."""
-    if request.param == "s3":
-        return ObjectPath(f"{request.getfixturevalue('bucket')}/deep")
-    request.getfixturevalue("faulty")
-    return ObjectPath("faulty://bucket/deep")
+@pytest.fixture(params=["faulty", *(pytest.param(name, marks=pytest.mark.e2e) for name in SERVERS)])
+def store(
+    request: pytest.FixtureRequest, store_servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ObjectPath]:
+    """A folder in memory, and one of each server program."""
+    if request.param == "faulty":
+        request.getfixturevalue("faulty")
+        yield ObjectPath("faulty://bucket/deep")
+        return
+    with new_bucket(request.param, store_servers, monkeypatch) as url:
+        yield ObjectPath(f"{url}/deep")
 
 
 def names(folder: ObjectPath) -> set[str]:
