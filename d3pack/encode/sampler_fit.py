@@ -138,7 +138,7 @@ def fit_sampler(pack: Pack, backbone: Backbone, steps: int) -> SamplerFit:
         steps: model calls of an image, twice as many with guidance.
     """
     classes, images = len(pack.classes), images_for(backbone, pack.recipe.size)
-    pack = replace(pack, images_per_class=-(-images // classes), seed=pack.seed ^ 2**63)
+    pack = replace(pack, images_per_class=-(-images // classes), seed=pack.seed ^ 2**62)
     # where there are more classes than images, some from all over the list
     numbers = [i * max(classes, images) // images for i in range(images)]
     chosen = [(number % classes, number // classes) for number in numbers]

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from threading import Event, Thread
 from typing import Protocol
 
-from d3pack.errors import NotFoundError, StorageError
+from d3pack.errors import D3MError, NotFoundError, StorageError
 from d3pack.system.files import PREFIX, SUFFIX, writing
 from d3pack.system.objects import ObjectInfo, ObjectPath
 
@@ -338,7 +338,8 @@ class Lease:
 
     def _live(self) -> None:
         while not self._ended.wait(_BEAT_SECONDS) and not self._taken:
-            with suppress(StorageError):  # the next one may get through
+            # the next one may get through; what is no lease belongs to another
+            with suppress(D3MError, TypeError, ValueError):
                 self._look()
                 if not self._taken:
                     self._beat()

@@ -32,6 +32,7 @@ _PINNED = {"s3fs"}  # with the ETag of its first answer it asks for each range
 _ATTEMPTS = 3  # of a call that fails for the moment; clients retry below that, too
 _WAIT = 0.2  # seconds before the second attempt; four times as long before the next
 _BLOCK = 1 << 22  # bytes of one request when an object is read from its beginning
+_READS = 5  # of an object that is replaced each time
 _TAGS = ("ETag", "etag", "md5Hash", "content_md5", "generation", "mtime", "created")
 _BUSY = {
     getattr(errno, name, errno.EBUSY)
@@ -189,8 +190,20 @@ class ObjectPath:
         self._call(lambda store, key: store.put_file(str(file), key))
 
     def download(self, file: Path) -> None:
-        """Write the whole object, all of one version, to a file."""
-        self._call(lambda store, key: store.get_file(key, str(file)))
+        """Write the whole object, all of one version, to a file.
+
+        Clients read large objects by ranges, each of the version that is there then; so an object
+        that was replaced meanwhile is read again.
+
+        Raises:
+            StorageError: it was replaced time and again (E_STORAGE_BYTES).
+        """
+        for _ in range(_READS):
+            before = self.stat()
+            self._call(lambda store, key: store.get_file(key, str(file)))
+            if self.info() == before:
+                return
+        raise _changed(self)
 
     def unlink(self) -> None:
         """Remove the object; it need not be there."""

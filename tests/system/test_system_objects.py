@@ -256,3 +256,30 @@ def test_s3_failures_are_errors(
         fresh().read_bytes()
     assert caught.value.code == "E_STORAGE_BUSY"
     assert "test-key" not in str(caught.value)
+
+
+def test_an_object_that_is_replaced_during_a_download_is_read_again(
+    faulty: type[FaultyStore], tmp_path: Path
+) -> None:
+    path, versions = ObjectPath(A), [DATA, DATA[::-1]]
+    faulty.objects["bucket/folder/a.bin"] = DATA
+
+    def replaced(times: int) -> None:
+        left = [times]
+
+        def fault(name: str, key: str) -> None:
+            if name == "read" and left[0]:
+                left[0] -= 1
+                versions.reverse()
+                faulty.objects[key] = versions[0]
+
+        faulty.fault = staticmethod(fault)
+
+    replaced(1)
+    path.download(tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == faulty.objects["bucket/folder/a.bin"] == DATA[::-1]
+    replaced(1000)
+    with refused("E_STORAGE_BYTES"):
+        path.download(tmp_path / "b")
+    with pytest.raises(NotFoundError):
+        (path.parent / "none").download(tmp_path / "none")
