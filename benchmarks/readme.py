@@ -313,7 +313,8 @@ def other_figures() -> dict[str, str]:
 
 def fitted_figures() -> dict[str, str]:
     """Return the figures of few fitted steps and of the published sampler."""
-    rows, figures = load("fitted"), {}
+    rows = load("fitted")
+    figures: dict[str, str] = {}
     for name, row in (("fitted", rows["fitted 5"]), ("published", rows["published"])):
         accuracy, rates = row["accuracy"], row["images_per_second"]
         figures |= {
