@@ -16,36 +16,21 @@ import os
 import shutil
 import subprocess
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from viewer_pages import served
 
 import d3pack
 from benchmarks.results import RESULTS, command, save
-from d3pack.preview import viewer_address, viewer_directory, viewer_server
 
 WHAT = (__doc__ or "").partition("\n")[0]
 ROOT = Path(__file__).resolve().parents[1]
 VIEWER = ROOT / "viewer"
 EXAMPLE = ROOT / "examples" / "cifar10.d3m"
 SIX_KB = ROOT / "spec" / "vectors" / "valid" / "labels-topk-bits.d3m"  # 5,991 bytes
-
-
-@contextmanager
-def served(pack: Path) -> Iterator[str]:
-    """Serve a pack and give the address of its page."""
-    with viewer_server(pack, viewer_directory()) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield viewer_address(server, pack)
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def visit(pack: Path, browser: str, *options: str) -> dict[str, Any]:

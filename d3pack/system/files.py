@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from d3pack.errors import D3MError, NoSpaceError, NotFoundError, UsageError
-from d3pack.system.objects import ObjectPath
+from d3pack.system.objects import FULL, ObjectPath
 
 # not `tempfile`, and `shutil` only on use: they cost every start of the command milliseconds
 PREFIX, SUFFIX = ".d3pack-", ".part"  # of temporary names
-_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _BLOCK = 1 << 22
 
 
@@ -49,7 +48,7 @@ def is_disk_full(error: Exception) -> bool:
     text = str(error)
     if isinstance(error, OSError) and error.errno is None and "requested and" in text:
         return True  # numpy's words for a write that was cut short
-    return getattr(error, "errno", None) in _FULL or any(os.strerror(n) in text for n in _FULL)
+    return getattr(error, "errno", None) in FULL or any(os.strerror(n) in text for n in FULL)
 
 
 def temporary_path(path: Path) -> Path:
@@ -150,7 +149,7 @@ def create_file(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
         os.link(temporary, path)
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise
         with suppress(FileExistsError), path.open("xb") as file:  # a file system without links
             file.write(data)
@@ -316,7 +315,7 @@ def reserve(path: Path, start: int) -> None:
         try:
             os.posix_fallocate(file.fileno(), 0, size)
         except (AttributeError, OSError) as error:  # not every system and file system has it
-            if isinstance(error, OSError) and error.errno in _FULL:
+            if isinstance(error, OSError) and error.errno in FULL:
                 raise
             file.seek(start)
             for at in range(start, size, _BLOCK):

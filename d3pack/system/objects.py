@@ -38,7 +38,7 @@ _BUSY = {
     getattr(errno, name, errno.EBUSY)
     for name in ("EBUSY", "EREMOTEIO", "EIO", "ETIMEDOUT", "ENETUNREACH", "EHOSTUNREACH")
 }
-_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # numbers of a full disk
 _NETWORK = {"aiohttp", "urllib3", "requests", "httpx"}
 
 
@@ -369,7 +369,7 @@ def _calls(path: ObjectPath) -> Iterator[None]:
     except D3MError:
         raise
     except Exception as error:
-        if getattr(error, "errno", None) in _FULL:  # the disk here, to which an object is fetched
+        if getattr(error, "errno", None) in FULL:  # the disk here, to which an object is fetched
             raise
         raise _translated(error, path) from error
 

@@ -11,9 +11,6 @@ import runpy
 import shutil
 import struct
 import subprocess
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +19,11 @@ import fuzz
 import numpy as np
 import pytest
 from draft import Draft
+from viewer_pages import served
 
 import d3pack
 from d3pack.format import Codes, Coding, encode_codes
-from d3pack.preview import viewer_address, viewer_directory, viewer_server
+from d3pack.preview import viewer_directory
 
 ROOT = Path(__file__).resolve().parents[2]
 VIEWER, CORPUS = ROOT / "viewer", ROOT / "spec" / "vectors"
@@ -74,19 +72,6 @@ def test_readers_agree_on_mutants() -> None:
     codes = done.stdout.decode().splitlines()
     assert len(set(codes)) > 15
     assert codes == [fuzz.second_verdict(data) for data in mutants]
-
-
-@contextmanager
-def served(pack: Path) -> Iterator[str]:
-    """Serve a pack and give the address of its page."""
-    with viewer_server(pack, viewer_directory()) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield viewer_address(server, pack)
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def visit(pack: Path, *options: str) -> dict[str, Any]:

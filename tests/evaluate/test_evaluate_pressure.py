@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from encode_world import make_tree
+from evaluate_world import BLINK, figures
 from full_disk import Disk, disk
 from tiny_backbones import tiny_pack, tiny_sd
 
@@ -15,23 +16,9 @@ from d3pack.encode import EncodeSettings
 from d3pack.errors import NoSpaceError
 from d3pack.evaluate import EvalSettings, Evaluation, evaluate, teacher
 from d3pack.format import write
-from d3pack.students.protocols import QUICK, Intervals, Updates
 
 __all__ = ["disk"]
 pytestmark = pytest.mark.slow
-BLINK = replace(
-    QUICK, name="blink", batch=((1 << 60, 8),), length=Updates(4), tests=Intervals(parts=2)
-)
-
-
-def figures(evaluation: Evaluation) -> str:
-    """All figures without the seconds, which were measured."""
-    results = tuple(
-        replace(result, histories=tuple(replace(h, seconds=0.0) for h in result.histories))
-        for result in evaluation.results
-    )
-    still = replace(evaluation, results=results, decode_seconds=0.0)
-    return json.dumps(still.to_json(), sort_keys=True)
 
 
 def test_an_evaluation_goes_on_when_there_is_room(

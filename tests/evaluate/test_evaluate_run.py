@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from evaluate_world import BLINK
 from PIL import Image
 from tiny_backbones import tiny_dit, tiny_pack, tiny_sd
 
@@ -28,7 +29,6 @@ from d3pack.sources import open_source
 from d3pack.students.protocols import (
     DD_RANKING,
     PROTOCOLS,
-    QUICK,
     SGD,
     Epochs,
     Intervals,
@@ -37,10 +37,6 @@ from d3pack.students.protocols import (
 from d3pack.students.real import RealImages
 
 pytestmark = pytest.mark.heavy
-
-BLINK = replace(
-    QUICK, name="blink", batch=((1 << 60, 8),), length=Updates(4), tests=Intervals(parts=2)
-)
 
 
 def public(pack: d3pack.Pack) -> d3pack.Pack:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from cli import invoke
 from encode_world import make_tree
+from evaluate_world import BLINK, figures
 from object_stores import bucket, store_servers
 from tiny_backbones import tiny_pack, tiny_sd
 
@@ -24,17 +25,11 @@ from d3pack.errors import UsageError
 from d3pack.evaluate import EvalSettings, Evaluation, bench, evaluate, evaluate_shard, teacher
 from d3pack.evaluate.baselines import AVIF_SHEET
 from d3pack.evaluate.payload import candidates, pilots_of
-from d3pack.evaluate.report import render
 from d3pack.students import train_student
-from d3pack.students.protocols import QUICK, Intervals, Updates
 from d3pack.system import ObjectPath, Shard, mirror
 
 __all__ = ["bucket", "store_servers"]
 pytestmark = pytest.mark.heavy
-
-BLINK = replace(
-    QUICK, name="blink", batch=((1 << 60, 8),), length=Updates(4), tests=Intervals(parts=2)
-)
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +60,6 @@ def arguments(world: Path, work: Path | str, **changes: Any) -> dict[str, Any]:
         "work": work,
         "protocol": BLINK,
     }
-
-
-def figures(evaluation: Evaluation) -> tuple[str, str]:
-    """All figures and the page, without the seconds, which were measured."""
-    results = tuple(
-        replace(result, histories=tuple(replace(h, seconds=0.0) for h in result.histories))
-        for result in evaluation.results
-    )
-    still = replace(evaluation, results=results, decode_seconds=0.0)
-    return json.dumps(still.to_json(), sort_keys=True), render(still)
 
 
 @pytest.fixture(scope="module")
