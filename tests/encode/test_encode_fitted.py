@@ -200,3 +200,13 @@ def test_a_transformer_is_fitted_too(tmp_path: Path, home: Path) -> None:
     )  # fmt: skip
     pack = encode(home / "source", tmp_path / "x.d3m", settings)
     assert pack.recipe.sampler == "table"
+
+
+@pytest.mark.parametrize(("codes", "fitted"), [(0, True), (1, True), (3, False)])
+def test_no_sampler_is_fitted_where_all_images_are_codes(
+    home: Path, codes: int, fitted: bool
+) -> None:
+    settings = quick("mini", sampler_steps=None, images_per_class=3, codes=codes, candidates=1)
+    said = estimate_encode(home / "source", settings)
+    assert ("fitted sampler of 5 steps" in " ".join(said["lines"])) == fitted
+    assert ("sampler" in said["seconds"]) == fitted

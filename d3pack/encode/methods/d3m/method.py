@@ -229,7 +229,8 @@ def _fitted_steps(settings: EncodeSettings, own: D3MSettings, backbone: Backbone
     steps = own.fitted_steps
     if steps is None:
         usual = settings.sampler is None and settings.sampler_steps is None
-        return STEPS if usual and backbone.ref.repo == "mini" else 0
+        seeded = settings.codes != settings.images  # codes have a sampler of their own
+        return STEPS if usual and seeded and backbone.ref.repo == "mini" else 0
     if steps and (settings.sampler or settings.sampler_steps):
         raise UsageError(
             "fitted_steps excludes sampler and sampler_steps",
