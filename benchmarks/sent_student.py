@@ -12,11 +12,9 @@ same student taught by the pack stands beside it. `--real` and `--work` are thos
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from benchmarks.results import RESULTS, command, load, save
+from benchmarks.table import Arguments as TableArguments
 from benchmarks.table import Table, say
 from benchmarks.table import parser as table_parser
 from d3pack.students import LabelledImages, Protocol, train_student
@@ -215,13 +214,20 @@ def others(
     }
 
 
+class Arguments(TableArguments):
+    """What the command line says."""
+
+    other: str
+
+
 def main(arguments: Sequence[str]) -> None:
     parser = table_parser(__doc__)
     parser.add_argument("--other", default="resnetap10", help="another architecture [%(default)s]")
     parser.set_defaults(budgets="6000,30000")
-    args = parser.parse_args(arguments)
-    args.packs = args.packs or Path(args.work) / "packs"
-    table = Table(args)
+    args = parser.parse_args(arguments, namespace=Arguments())
+    if args.real is None or args.work is None:
+        parser.error("--real and --work are needed to train")
+    table = Table(args, args.real, args.work)
     train = table.train.all()
     named = table.names()
     assert named is not None
@@ -243,7 +249,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def keep(
-    args: argparse.Namespace,
+    args: Arguments,
     budget: int,
     bits: int,
     scores: dict[str, float],

@@ -61,14 +61,36 @@ class Cell:
         return self.arm if self.budget is None else f"{self.arm} {self.budget:,} B"
 
 
+class Arguments(argparse.Namespace):
+    """What the command line says."""
+
+    name: str
+    real: Path | None
+    work: Path | None
+    packs: Path | None
+    backbone: Path | None
+    arms: str
+    budgets: str
+    sheets: str
+    seeds: int
+    protocol: str
+    images: int | None
+    guidance: float | None
+    teacher_samples: int
+    list: bool
+
+
 class Table:
     """Everything about one target."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        train = open_source(args.real, split="train")
-        test = open_source(args.real, split="test")
+    def __init__(self, args: Arguments, real: Path, work: Path) -> None:
+        train = open_source(real, split="train")
+        test = open_source(real, split="test")
         size = common_size(test)
         self.args = args
+        self.work = work
+        self.folder = args.packs or work / "packs"
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.protocol = PROTOCOLS[args.protocol]
         self.train = RealImages(train, train.classes, size, "training")
         self.test = RealImages(test, train.classes, size, "test")
@@ -85,7 +107,7 @@ class Table:
                 self.test,
                 PER_CLASS * len(self.train.classes),
                 self.protocol,
-                self.args.work,
+                self.work,
                 backbone=self.args.backbone,
                 events=self.events,
             )
@@ -118,7 +140,7 @@ class Table:
     def chosen(self, budget: int, choice: Choice) -> Entry | None:
         if self.bench.teacher is None:
             device = torch.device("cpu")
-            teacher = open_teacher("train", self.train, self.args.work, device, self.events)
+            teacher = open_teacher("train", self.train, self.bench.shared, device, self.events)
             self.bench.teacher = teacher
         sheets = tuple(FORMATS[name] for name in self.args.sheets.split(","))
         return baselines.chosen_entry(self.bench, choice, budget, sheets)
@@ -126,7 +148,7 @@ class Table:
     def pack(self, budget: int) -> Pack | None:
         """The pack of this budget, learned when it is not there; None when none is so small."""
         if budget not in self._packs:
-            path = self.args.packs / f"{self.args.name}-{budget}.d3m"
+            path = self.folder / f"{self.args.name}-{budget}.d3m"
             settings = EncodeSettings(
                 images_per_class=self.args.images,
                 budget=budget,
@@ -259,13 +281,11 @@ def parser(description: str | None = __doc__) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> None:
     options = parser()
     options.add_argument("--list", action="store_true", help="train nothing, say what is missing")
-    args = options.parse_args(arguments)
+    args = options.parse_args(arguments, namespace=Arguments())
     if not args.list:
         if args.real is None or args.work is None:
             options.error("--real and --work are needed to train")
-        args.packs = args.packs or args.work / "packs"
-        args.packs.mkdir(parents=True, exist_ok=True)
-        table = Table(args)
+        table = Table(args, args.real, args.work)
         cells = list(table.cells(args.arms.split(",")))
         for seed in range(args.seeds):
             for cell in cells:

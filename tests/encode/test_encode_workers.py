@@ -60,6 +60,8 @@ def settings_by_name(world: Path, name: str) -> EncodeSettings:
     sd = str(world / "sd")
     if name == "d3m":
         return quick(sd, codes=2, code_steps=3, code_bits=4)
+    if name == "many candidates":
+        return quick(sd, candidates=128)
     if name == "codes":
         return settings_of(method="codes", backbone=sd, code_steps=3, code_bits=4)
     if name == "minimax":
@@ -112,9 +114,16 @@ def kill_at(event_name: str, kill: Callable[[], object]) -> Callable[[dict[str, 
     return listen
 
 
-@pytest.mark.parametrize("stage", ["train the teacher", "invert", "make and judge candidates"])
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [
+        ("d3m", "train the teacher"),
+        ("d3m", "invert"),
+        ("many candidates", "make and judge candidates"),  # few are done before it is removed
+    ],
+)
 def test_a_removed_machine_is_made_good(
-    world: Path, tmp_path: Path, wholes: Callable[[str], bytes], stage: str
+    world: Path, tmp_path: Path, wholes: Callable[[str], bytes], name: str, stage: str
 ) -> None:
     from ray.cluster_utils import Cluster
 
@@ -126,7 +135,7 @@ def test_a_removed_machine_is_made_good(
         encode(
             world / "source",
             tmp_path / "x.d3m",
-            settings_by_name(world, "d3m"),
+            settings_by_name(world, name),
             teachers=tmp_path / "teachers",
             workers=Workers(devices="2", shards=3),
             listeners=[kill_at(stage, lambda: cluster.remove_node(second)), notes.append],
@@ -135,7 +144,7 @@ def test_a_removed_machine_is_made_good(
         ray.shutdown()
         cluster.shutdown()
     assert any("has lost its worker" in event.get("text", "") for event in notes)
-    assert (tmp_path / "x.d3m").read_bytes() == wholes("d3m")
+    assert (tmp_path / "x.d3m").read_bytes() == wholes(name)
 
 
 PROGRAM = """
