@@ -22,7 +22,7 @@ if (isTests) {
   await page();
 }
 
-/** Bundle page and worker, and put beside them what they fetch: the networks and WebAssembly. */
+/** Bundle page and worker, and put beside them what they fetch: the networks, WebAssembly, their terms, and examples. */
 async function page() {
   const out = `${HERE}/dist`;
   rmSync(out, { recursive: true, force: true });
@@ -34,17 +34,21 @@ async function page() {
     minify: true,
     legalComments: "none",
   });
-  const copy = (from, to) => {
+  const copy = (from, to, name = from.split("/").at(-1)) => {
     mkdirSync(`${out}/${to}`, { recursive: true });
-    copyFileSync(`${HERE}/${from}`, `${out}/${to}/${from.split("/").at(-1)}`);
+    copyFileSync(`${HERE}/${from}`, `${out}/${to}/${name}`);
   };
   for (const name of ["index.html", "style.css", "icon.svg"]) copy(name, ".");
+  const packs = readdirSync(`${HERE}/../examples`).filter((name) => name.endsWith(".d3m"));
+  for (const name of packs) copy(`../examples/${name}`, ".");
   const ort = "node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded";
   for (const kind of ["", ".asyncify"]) copy(`${ort}${kind}.wasm`, "ort");
+  copy("../mini/LICENSE.onnxruntime", "ort", "LICENSE.txt");
   copy("../d3pack/decode/normal16.f32", "model");
   if (!existsSync(`${HERE}/model/model.json`)) {
     console.warn("viewer/model is empty: run `python viewer/export_onnx.py` first, or images are not rebuilt");
     return;
   }
   for (const name of readdirSync(`${HERE}/model`)) copy(`model/${name}`, "model");
+  copy("../mini/LICENSE", "model", "LICENSE.txt"); // who passes the weights on passes their terms on
 }

@@ -98,6 +98,8 @@ class Gallery {
   private readonly controls = el("p", { class: "controls" });
   private readonly probes = el("div", { class: "probes" });
   private readonly rows = el("div", { class: "classes" });
+  private readonly rest = el("button", { type: "button" });
+  private readonly halt = el("button", { type: "button" }, "Stop");
   private readonly more = el("button", { type: "button" }, "Show more classes");
   private readonly canvases = new Map<string, HTMLCanvasElement>();
   private readonly size: number[];
@@ -125,12 +127,11 @@ class Gallery {
       this.element.classList.add("described");
       return;
     }
-    const stop = el("button", { type: "button" }, "Stop");
     const [most, total] = [this.everything().length, this.pack.names.length * this.pack.imagesPerClass];
-    const all = el("button", { type: "button" }, `Rebuild ${most === total ? "all " : ""}${grouped(most)} images`);
-    stop.addEventListener("click", () => this.stop());
-    all.addEventListener("click", () => this.all());
-    this.controls.append(all, stop);
+    this.rest.append(`Rebuild ${most === total ? "all " : ""}${grouped(most)} images`);
+    this.rest.addEventListener("click", () => this.all());
+    this.halt.addEventListener("click", () => this.stop());
+    this.controls.append(this.rest, this.halt);
     this.note.textContent = "Loading the backbone (23 MB, once).";
     this.begun = performance.now();
     const rows = real(recipe(this.pack).get("guidance")) === 1 ? 1 : 2;
@@ -165,6 +166,7 @@ class Gallery {
     for (const [c, j] of pairs) this.canvas(c, j);
     this.begun = performance.now() - (images.size ? this.elapsed() : 0);
     this.ask(pairs);
+    this.halt.focus();
     say(`Rebuilding ${grouped(pairs.length)} images.`);
   }
 
@@ -189,6 +191,7 @@ class Gallery {
     pool.stop();
     this.asked = images.size;
     this.advance();
+    this.rest.focus(); // not lost with the button that is now disabled
     say(`Stopped after ${grouped(images.size)} images.`);
   }
 
@@ -205,6 +208,8 @@ class Gallery {
   private advance(): void {
     const rate = (images.size - 1) / ((timings.lastImage - timings.firstImage) / 1000);
     const speed = images.size > 8 ? `, ${rate.toFixed(1)} a second` : "";
+    this.rest.disabled = this.asked >= this.everything().length;
+    this.halt.disabled = images.size >= this.asked;
     this.progress.max = Math.max(1, this.asked);
     this.progress.value = images.size;
     if (images.size) this.note.textContent = `${grouped(images.size)} of ${grouped(this.asked)} images${speed}, made in this page.`;
@@ -299,6 +304,7 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
     if (file) void openFile(file);
   });
 }
+void model.then((info) => (find("terms").hidden = !info));
 // whoever is about to choose a pack waits less for its images
 const warm = async () => (await model) && pool.warm();
 form.addEventListener("focusin", warm, { once: true });
