@@ -1,7 +1,7 @@
 """Tasks: `nox -l` lists them, `nox -s gate` runs one. Each works in an environment of its own.
 
 Arguments after `--` go to the tool: `nox -s fast -- tests/format`, `nox -s bench -- decode`.
-With `nox --no-venv` a task runs in the active environment and installs nothing.
+With `nox --no-venv --no-install` a task runs in the active environment and installs nothing.
 """
 
 from __future__ import annotations
@@ -51,12 +51,34 @@ def slow(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the site into site/; `nox -s docs -- serve` shows it while you write."""
+    """Build the site into site/; `nox -s docs -- serve` shows it while you write.
+
+    It carries the viewer if that was built before: `nox -s viewer docs`.
+    """
     # the pages are made from the source as it stands: neither torch nor d3pack is installed
     project = nox.project.load_toml("pyproject.toml")["project"]
     session.install(*PINS, *project["optional-dependencies"]["docs"])
     quiet = {"NO_MKDOCS_2_WARNING": "1"}  # an advertisement for a successor
     session.run("mkdocs", *(session.posargs or ["build", "--strict"]), env=quiet)
+
+
+@nox.session
+def viewer(session: nox.Session) -> None:
+    """Build the viewer into viewer/dist, with the networks of mini; needs Node.js 20 or newer."""
+    _install(session, "mini")
+    session.install(*PINS, "onnx")
+    session.run("python", "viewer/export_onnx.py")
+    with session.chdir("viewer"):
+        session.run("npm", "ci", external=True)
+        session.run("npm", "run", "build", external=True)
+
+
+@nox.session
+def viewer_tests(session: nox.Session) -> None:
+    """Test what `nox -s viewer` built, under Node.js and in Chromium or Chrome; none is skipped."""
+    _install(session, "test")
+    every = {"D3PACK_TEST_VIEWER": "1"}
+    session.run("pytest", "-m", "slow", "tests/cli/test_viewer.py", *session.posargs, env=every)
 
 
 @nox.session

@@ -1,17 +1,25 @@
 """The viewer: a third reader and decoder, under node and in Chromium.
 
-Needs `npm ci` and `npm run build` in `viewer/`, and the networks of `viewer/export_onnx.py`.
+Needs Chromium and what `nox -s viewer` builds; what is missing skips tests, but not where
+`D3PACK_TEST_VIEWER` is set.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import runpy
 import shutil
 import struct
 import subprocess
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +38,11 @@ VIEWER, CORPUS = ROOT / "viewer", ROOT / "spec" / "vectors"
 EXAMPLE = ROOT / "examples" / "cifar10.d3m"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 HAS_NODE = shutil.which("node") is not None and (VIEWER / "node_modules").is_dir()
-needs_node = pytest.mark.skipif(not HAS_NODE, reason="needs node and `npm ci` in viewer/")
+HAS_PAGE = (viewer_directory() / "model" / "model.json").is_file()
+SKIPS = not os.environ.get("D3PACK_TEST_VIEWER")
+needs_node = pytest.mark.skipif(SKIPS and not HAS_NODE, reason="needs node and `npm ci` in viewer/")
 needs_page = pytest.mark.skipif(
-    not (HAS_NODE and CHROMIUM and (viewer_directory() / "model" / "model.json").is_file()),
+    SKIPS and not (HAS_NODE and CHROMIUM and HAS_PAGE),
     reason="needs Chromium, and the viewer built with its networks",
 )
 
@@ -75,11 +85,16 @@ def test_readers_agree_on_mutants() -> None:
 
 
 def visit(pack: Path, *options: str) -> dict[str, Any]:
-    """Open a pack in Chromium; return what was seen, after checks that hold for every page."""
-    command = ["node", "tests/page.mjs", "--chromium", str(CHROMIUM), *options]
+    """Open a pack in Chromium; return what was seen."""
     with served(pack) as address:
-        done = subprocess.run([*command, address], cwd=VIEWER, capture_output=True, check=False)
-        assert done.returncode == 0, done.stderr.decode()[-2000:]
+        return visit_address(address, *options)
+
+
+def visit_address(address: str, *options: str) -> dict[str, Any]:
+    """Open the page in Chromium; return what was seen, after checks that hold for every page."""
+    command = ["node", "tests/page.mjs", "--chromium", str(CHROMIUM), *options, address]
+    done = subprocess.run(command, cwd=VIEWER, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
     seen: dict[str, Any] = json.loads(done.stdout)
     assert seen["problems"] == []
     assert len(seen["hosts"]) == 1  # nothing is asked of another machine
@@ -123,6 +138,37 @@ def test_page_reads_the_corpus_and_rebuilds_a_pack(tmp_path: Path) -> None:
     first = next(iter(made.values()))[:8]
     assert seen["again"]["image"] == " ".join(map(str, first))
     assert seen["again"]["workers"] <= 4
+
+
+@pytest.mark.slow
+@needs_page
+def test_page_rebuilds_its_example_in_a_folder_of_any_static_host(tmp_path: Path) -> None:
+    """As the documentation site carries it."""
+    shutil.copytree(viewer_directory(), tmp_path / "site" / "viewer")
+    pixels = tmp_path / "pixels.json"
+    with static_host(tmp_path / "site") as host:
+        for name in ("model", "ort"):
+            terms = urllib.request.urlopen(f"{host}/viewer/{name}/LICENSE.txt").read().decode()
+            assert ("non-commercial" if name == "model" else "MIT License") in terms
+        address = f"{host}/viewer/?pack=cifar10.d3m"
+        seen = visit_address(address, "--images", "80", "--pixels", str(pixels))
+    assert seen["heading"] == "cifar10.d3m"
+    assert seen["tabs"][3] == "Open an example"
+    assert len(compare(EXAMPLE, pixels)) >= 80
+
+
+@contextmanager
+def static_host(folder: Path) -> Iterator[str]:
+    """Serve a folder by Python's own server, on this machine; give its address."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def coded_pack(*, prompts: bool) -> d3pack.Pack:

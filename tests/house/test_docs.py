@@ -8,9 +8,10 @@ import shlex
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from places import ROOT
+from places import ROOT, load
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -116,3 +117,51 @@ def test_the_threat_model_names_code_and_tests_that_exist() -> None:
         ), name
     for path in re.findall(r"`((?:tests|spec)/[\w./]+)`", text):
         assert (ROOT / path).exists(), path
+
+
+def test_the_site_links_to_its_own_viewer_where_it_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooks = load(DOCS / "hooks.py")
+    settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    (site,) = re.findall(r"^site_url: (.+)$", settings, flags=re.MULTILINE)
+    published = f"{site}viewer/"
+    assert published in settings
+    assert f"]({published}" in text(DOCS / "guides" / "viewer.md")
+
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / "index.html").write_text("<p>page</p>", encoding="utf-8")
+    config = {"site_url": site, "site_dir": str(tmp_path / "site")}
+    own = {
+        "": "viewer/",
+        "guides/viewer/": "../../viewer/",
+        "guides/viewer.html": "../viewer/",
+    }
+    for name, places in (("none", dict.fromkeys(own, published)), ("dist", own)):
+        monkeypatch.setattr(hooks, "VIEWER", tmp_path / name)
+        for url, place in places.items():
+            link = f'<a href="{published}?pack=a.d3m">b</a>'
+            made = hooks.on_post_page(link, page=SimpleNamespace(url=url), config=config)
+            assert made == f'<a href="{place}?pack=a.d3m">b</a>'
+        hooks.on_post_build(config=config)
+        assert (tmp_path / "site" / "viewer" / "index.html").exists() == (name == "dist")
+
+
+def test_nox_sessions_that_are_named_exist() -> None:
+    tree = ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8"))
+    sessions = {
+        node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.decorator_list
+    }
+    named = set()
+    patterns = (
+        "*.md",
+        "noxfile.py",
+        ".github/workflows/*.yml",
+        "docs/hooks.py",
+        "viewer/README.md",
+    )
+    places = [*PAGES, *(path for pattern in patterns for path in ROOT.glob(pattern))]
+    for page in places:
+        for names in re.findall(r"nox -s ((?:[a-z_]+ ?)+)", text(page)):
+            named.update(names.split())
+    assert {"docs", "viewer", "viewer_tests"} <= named <= sessions | {"NAME"}
