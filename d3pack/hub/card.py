@@ -16,6 +16,8 @@ from d3pack.system import count, flatten, markdown_code, markdown_table, markdow
 
 MARK = "<!-- written by d3pack push: a later push may replace this card -->"
 
+HOME = "https://d3pack.github.io/d3pack/"
+
 _SIZES = (
     (10**3, "n<1K"),
     (10**4, "1K<n<10K"),
@@ -59,6 +61,7 @@ def render(facts: Facts) -> str:
             f"# {markdown_text(facts.name)}",
             _summary(facts),
             _picture(facts),
+            _viewer(facts),
             _usage(facts),
             _accuracy(facts),
             _backbone(facts.pack),
@@ -102,10 +105,21 @@ def _summary(facts: Facts) -> str:
     height, width = pack.recipe.size
     return (
         f"**{len(pack):,} images of {len(pack.classes):,} classes, {width} x {height} pixels, in"
-        f" {pack.ledger().total:,} bytes.** This is a `.d3m` pack: not the images, but the recipe"
-        " by which a public diffusion model makes them - a learned prompt for every class, seeds,"
-        " and an exact reference to the model. Everyone who opens it gets the same images."
+        f" {pack.ledger().total:,} bytes.** This is a [`.d3m` pack]({HOME}): not the images, but"
+        f" the recipe by which a public diffusion model makes them - {_parts(pack)} and an exact"
+        " reference to the model. Everyone who opens it gets the same images."
     )
+
+
+def _parts(pack: Pack) -> str:
+    """Return what the recipe consists of, each with a comma behind it."""
+    parts = ["a learned prompt for every class,"] if pack.prompts else []
+    if pack.coded_images < pack.images_per_class:
+        parts.append("seeds,")
+    if pack.codes:
+        coded = "photographs" if pack.holds_photographs else "made images"
+        parts.append(f"codes of {pack.codes.params['codes']:,} {coded} of every class,")
+    return " ".join(parts)
 
 
 def _picture(facts: Facts) -> str:
@@ -116,6 +130,14 @@ def _picture(facts: Facts) -> str:
         return text
     shown = f"{count(facts.shown, 'image')} that the pack makes"
     return f"![{shown}](<{quote(facts.picture)}>)\n\n{text}"
+
+
+def _viewer(facts: Facts) -> str:
+    """Return a link to the page that verifies the pack and, of `mini`, makes its images."""
+    address = Address(facts.address.repo, facts.address.file, None, facts.pack.root)
+    verb = "Watch its images being made" if facts.pack.recipe.backbone.repo == "mini" else "See it"
+    place = f"{HOME}viewer/?pack={quote(str(address), safe='')}"
+    return f"[{verb} in the browser]({place}), where it is verified first."
 
 
 def _identity(facts: Facts) -> str:
@@ -138,9 +160,9 @@ def _identity(facts: Facts) -> str:
 
 def _usage(facts: Facts) -> str:
     pinned = Address(facts.address.repo, facts.address.file, None, facts.pack.root)
-    install = "'d3pack[mini]'" if facts.pack.recipe.backbone.repo == "mini" else "d3pack"
+    extras = ("mini",) if facts.pack.recipe.backbone.repo == "mini" else ()
     return (
-        f"## Use\n\n{snippets.blocks(str(pinned), facts.pack.recipe.size, install)}\n\n"
+        f"## Use\n\n{snippets.blocks(str(pinned), facts.pack.recipe.size, extras)}\n\n"
         "The `#sha256=` part pins the identity: another pack under this name is refused."
         " `d3pack verify --decode` with this address checks that a machine makes the same images."
     )
@@ -235,9 +257,9 @@ def _limits(facts: Facts) -> str:
     )
     if codes is not None and facts.pack.holds_photographs:
         kinds = (
-            f"- {codes.params['codes']:,} images of each class are photographs of the source data,"
-            " coded: their likeness can be rebuilt from this file. All images carry the biases of"
-            " a diffusion model.\n"
+            f"- {facts.pack.coded_images:,} images of each class are likenesses of"
+            f" {codes.params['codes']:,} photographs of the source data, which anyone can rebuild"
+            " from this file. All images carry the biases of a diffusion model.\n"
         )
     return (
         f"## Limits\n\n{kinds}"

@@ -11,7 +11,7 @@ for images, labels in DataLoader(data, batch_size=64, shuffle=True):
     ...  # uint8, (N, 3, {height}, {width}); the first epoch makes the images, later ones read them
 """
 DECODE = """\
-d3pack decode "{address}" -o images --to parquet
+d3pack decode "{address}" -o images --to parquet  # pip install {encode}
 """
 DATASETS = """\
 from datasets import load_dataset
@@ -20,7 +20,7 @@ data = load_dataset("images", split="train")  # columns: image, label
 """
 TRANSFORMERS = """\
 import torch
-from d3pack import D3MDataset
+from d3pack import D3MDataset  # pip install {encode}
 from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
 
 data = D3MDataset("{address}", output="float")
@@ -32,7 +32,10 @@ def collate(samples):
 
 
 config = ResNetConfig(
-    layer_type="basic", embedding_size=32, hidden_sizes=[32, 64, 128], depths=[1, 1, 1],
+    layer_type="basic",
+    embedding_size=32,
+    hidden_sizes=[32, 64, 128],
+    depths=[1, 1, 1],
     num_labels=len(data.classes),
 )
 Trainer(
@@ -44,7 +47,7 @@ Trainer(
 """
 LIGHTNING = """\
 import torch
-from d3pack import D3MDataset
+from d3pack import D3MDataset  # pip install {install} lightning
 from lightning import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
@@ -70,15 +73,21 @@ Trainer(max_epochs=20).fit(Classifier(len(data.classes)), loader)
 """
 
 
-def blocks(address: str, size: tuple[int, int], install: str) -> str:
+def blocks(address: str, size: tuple[int, int], extras: tuple[str, ...] = ()) -> str:
     """Return Markdown: PyTorch in sight, the others to open.
 
     Args:
         address: of the pack.
         size: height and width of its images.
-        install: what pip installs.
+        extras: that its backbone needs.
     """
-    values = {"address": address, "height": size[0], "width": size[1], "install": install}
+    values = {
+        "address": address,
+        "height": size[0],
+        "width": size[1],
+        "install": _requirement(*extras),
+        "encode": _requirement("encode", *extras),
+    }
 
     def code(language: str, text: str) -> str:
         return f"```{language}\n{text.format(**values)}```"
@@ -92,3 +101,8 @@ def blocks(address: str, size: tuple[int, int], install: str) -> str:
         f"<details><summary>{name}</summary>\n\n{text}\n\n</details>" for name, text in others
     )
     return "\n\n".join((code("python", PYTORCH), *hidden))
+
+
+def _requirement(*extras: str) -> str:
+    """Return what pip installs, as a shell takes it."""
+    return f"'d3pack[{','.join(extras)}]'" if extras else "d3pack"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -34,6 +35,8 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     text = parcel.files["README.md"].decode()
     address = re.findall(r'D3MDataset\("(hf://.*?)"', text)
     assert len(address) == 3
+    (viewer,) = re.findall(r"\]\(https://d3pack.github.io/d3pack/viewer/\?pack=([^)]*)\)", text)
+    assert unquote(viewer) == address[0]
     assert len(set(address)) == 1
     return folder, text.replace(address[0], "ten.d3m")
 
@@ -50,6 +53,8 @@ def test_snippet_of_a_library_runs_as_it_is_shown(library: str, card: tuple[Path
     folder, text = card
     if library == "datasets":
         (command,) = snippets(text, "sh")
+        command, _, install = command.partition("  # ")
+        assert install == "pip install 'd3pack[encode,mini]'\n"
         line = command.replace('"ten.d3m"', str(folder / "ten.d3m")).split()
         assert invoke(*line[1:3], "-o", folder / "images", "--to", "parquet").exit_code == 0
         assert line[:2] + line[3:] == ["d3pack", "decode", "-o", "images", "--to", "parquet"]
@@ -79,3 +84,27 @@ def test_picture_of_many_classes_has_rows() -> None:
     images = np.zeros((23, 3, 8, 8), np.uint8)
     with Image.open(io.BytesIO(picture(images, list(range(23))))) as shown:
         assert shown.size == (80, 24)
+
+
+@pytest.mark.parametrize(
+    ("vector", "parts", "limit"),
+    [
+        ("picks", "a learned prompt for every class, seeds, and an exact", None),
+        (
+            "codes-mixed",
+            "a learned prompt for every class, seeds, codes of 2 photographs of every class, and",
+            "3 images of each class are likenesses of 2 photographs",
+        ),
+        (
+            "codes-bare",
+            "makes them - codes of 6 photographs of every class, and an exact",
+            "6 images of each class are likenesses of 6 photographs",
+        ),
+    ],
+)
+def test_card_says_what_the_recipe_consists_of(vector: str, parts: str, limit: str | None) -> None:
+    file = ROOT / "spec" / "vectors" / "valid" / f"{vector}.d3m"
+    parcel = prepare_push(file, "org/set", PushSettings(preview="none"))
+    card = parcel.files["README.md"].decode()
+    assert parts in card
+    assert (limit or "Every image is synthetic") in card

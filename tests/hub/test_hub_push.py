@@ -234,9 +234,10 @@ def card_of(pack: Pack, folder: Path) -> str:
 
 
 def elements(card: str) -> list[tuple[str, str]]:
-    """Headings, links, images and HTML of a card, in order."""
+    """Headings, links, images and HTML of a card, in order, with roots left out."""
     parser = MarkdownIt("commonmark").enable("table")
-    blocks = parser.parse(card.partition("\n---\n")[2])
+    text = re.sub("sha256%3D[0-9a-f]{64}", "sha256%3DROOT", card.partition("\n---\n")[2])
+    blocks = parser.parse(text)
     tokens = [token for block in blocks for token in (block, *(block.children or ()))]
     kinds = ("heading_open", "link_open", "image", "html_inline", "html_block", "fence", "hr")
     return [(t.type, str(t.attrs.get("href", ""))) for t in tokens if t.type in kinds]
