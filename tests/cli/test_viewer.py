@@ -154,6 +154,8 @@ def test_page_rebuilds_its_example_in_a_folder_of_any_static_host(tmp_path: Path
         seen = visit_address(address, "--images", "80", "--pixels", str(pixels))
     assert seen["heading"] == "cifar10.d3m"
     assert seen["tabs"][3] == "Open an example"
+    # nothing is left to stop
+    assert seen["enabled"] == [f"Rebuild all {len(d3pack.read(EXAMPLE)):,} images"]
     assert len(compare(EXAMPLE, pixels)) >= 80
 
 

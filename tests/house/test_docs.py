@@ -140,9 +140,9 @@ def test_the_site_links_to_its_own_viewer_where_it_has_one(
     for name, places in (("none", dict.fromkeys(own, published)), ("dist", own)):
         monkeypatch.setattr(hooks, "VIEWER", tmp_path / name)
         for url, place in places.items():
-            link = f'<a href="{published}?pack=a.d3m">b</a>'
+            link = f'<a href="{published}?pack=a.d3m" data-md-component="source">b</a>'
             made = hooks.on_post_page(link, page=SimpleNamespace(url=url), config=config)
-            assert made == f'<a href="{place}?pack=a.d3m">b</a>'
+            assert made == f'<a href="{place}?pack=a.d3m">b</a>'  # which asks no other server
         hooks.on_post_build(config=config)
         assert (tmp_path / "site" / "viewer" / "index.html").exists() == (name == "dist")
 

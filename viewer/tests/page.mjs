@@ -48,6 +48,7 @@ async function visit(page) {
     await page.waitForFunction(() => window.viewer.timings.done, { timeout });
     seen.probes = await page.evaluate(() => document.getElementById("probes")?.textContent);
     seen.note = await text(page, "#images + p");
+    seen.enabled = await page.$$eval(".controls button:enabled", (buttons) => buttons.map((button) => button.textContent));
   }
   seen.timings = await page.evaluate(() => window.viewer.timings);
   if (values.pixels) {
