@@ -217,15 +217,16 @@ class Draft:
 
     def pack(self, plan: EncodePlan) -> Pack:
         """Return the pack without picks, labels, probes and provenance."""
+        from d3pack.encode.allocation import recipe_of
         from d3pack.format import EMBEDDED, Pack, encode_prompts, encode_unconditional
 
-        none = None if self.recipe.guidance == 1.0 else self.unconditional
-
+        recipe = recipe_of(plan, self.recipe)
+        none = None if recipe.guidance == 1.0 else self.unconditional
         codec, prompts = plan.allocation.codec, self.prompts
         return Pack(
             classes=plan.classes,
             images_per_class=max(1, plan.seeded),  # without seeds, `codes` replaces this one
-            recipe=self.recipe,
+            recipe=recipe,
             prompts=None if prompts is None else encode_prompts(prompts, codec),
             seed=plan.seed,
             unconditional=None if none is None else encode_unconditional(none),

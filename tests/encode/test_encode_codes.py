@@ -18,10 +18,11 @@ from d3pack.backbones import Backbone, open_backbone
 from d3pack.decode import Decoder, codebook, verify_probes
 from d3pack.encode import codes as codes_module
 from d3pack.encode import coding_within, encode, estimate_encode
-from d3pack.encode.allocation import SMALLEST
+from d3pack.encode.allocation import SMALLEST, recipe_of
 from d3pack.encode.codes import Coder, choose_photographs, coding_alone, covering
 from d3pack.encode.methods.codes.method import CodesOnly, images_of
 from d3pack.encode.plan import EncodePlan, coding_for, sigmas_of
+from d3pack.encode.sampler_fit import with_table
 from d3pack.encode.settings import EncodeSettings
 from d3pack.format import (
     Codes,
@@ -200,6 +201,7 @@ def test_few_codes_alone_come_without_prompts(home: Path) -> None:
     settings = quick(home / "sd", codes=4, code_steps=3, code_bits=4, probes=4)
     pack = encode(home / "source", home / "few.d3m", settings)
     assert pack.prompts is None
+    assert pack.recipe.sigmas == (1.0, 0.0), "levels that no image uses"
     log = (home / "few.d3m.work" / "log.txt").read_text()
     assert "code photographs" in log
     assert "collages" not in log
@@ -212,6 +214,34 @@ def test_few_codes_alone_come_without_prompts(home: Path) -> None:
     part = pack.select([1]).first(2)
     assert part.prompts is None
     assert torch.equal(Decoder(part, path=home / "sd").images(range(2)), images[:2])
+
+
+def test_a_sampler_that_makes_no_image_takes_no_bytes(lemon: Pack) -> None:
+    table = with_table(lemon.recipe, (8.0, 1.0, 0.0), ((0.5, (0.7,)), (0.2, (1.1, -0.3))))
+    recipe = replace(table, guidance=4.0)
+    plan = EncodePlan(
+        classes=("one",),
+        images=9,
+        images_per_class=4,
+        typical=64,
+        size=(64, 64),
+        dtype="float32",
+        allocation=SMALLEST,
+        group=16,
+        seed=0,
+    )
+    assert recipe_of(plan, recipe) is recipe
+    coding = coding_for(EncodeSettings())
+    beside = replace(plan, codes=3, coding=coding)
+    assert recipe_of(beside, recipe) is recipe
+    alone = recipe_of(replace(plan, codes=4, coding=coding), recipe)
+    alone.check()
+    assert alone.sampler == "euler"
+    assert alone.guidance == 1.0
+    assert not alone.extra
+    assert replace(
+        alone, sampler="table", sigmas=table.sigmas, guidance=4.0, extra=table.extra
+    ) == (recipe)
 
 
 def test_budget_of_codes_alone_has_no_room_for_prompts(home: Path) -> None:
