@@ -1,364 +1,547 @@
-"""Inversion of all classes in one batch against textual inversion class by class.
+"""Prompts of `encode` against textual inversion class by class: first hit against first hit.
 
-    python benchmarks/encode.py SOURCE --backbone mini --classes 10 --peer-classes 3
+    OMP_NUM_THREADS=1 python -m benchmarks encode cifar10 --work work/encode
+    python -m benchmarks encode cifar10 --work work/encode --second fashion-mnist
 
-The peer follows the logic of diffusers' `examples/textual_inversion/textual_inversion.py` with the
-settings of its README: one new token that starts as the name's first token, batch 1 with 4
-accumulated, 3000 steps, AdamW (0.9, 0.999, weight decay 1e-2) at 5e-4 times 4 over the whole
-embedding table, all other rows restored after every step, images flipped and encoded at every step.
-Both sides learn from the same collages, with the same sentence and the same frozen networks, and
-are examined on the same fixed (latent, t, noise) triples of collages that neither learns from and
-that decide nothing for either; the time of examinations and judgements counts for neither. For each
-class: the loss the peer's recipe ends with, its mean over the last steps (the rate never falls, so
-the end is one point of a swing), the best it ever had, and how many forward-backward samples and
-seconds each side needs to get there. Seconds are the processor's own: other work on the machine
-does not count, so run it with one thread (OMP_NUM_THREADS=1).
+A source has train/ and test/ with one folder a class. Ours is what `d3pack encode` does where
+nothing is set: a teacher, collages, one prompt for each class of the source in groups, in the
+codec of the pack. The peer (`encode_peer`) learns from the same collages, from all of them, since
+it judges nothing; ours keeps a fifth back to judge itself. It runs twice: with the rate of its
+example, and with the one whose end was best for a class that is not examined. Classes are drawn.
 
-The peer takes seven minutes a class and depends on nothing that ours could change, so its curves
-may come from an earlier output (`--peers results/encode.json`), where that had the same backbone,
-torch, recipe, seed and examination, and the same loss of the class name on it to the last digit.
+Both sides are examined alike: by the loss on fixed (latent, t, noise) triples of collages of test
+images, which neither side sees, at every 80 samples (forward and backward passes), from 1,600 on at
+every 400, and at the end. Ours is examined as a pack would hold it at that moment, the peer as it
+is. A hit is the first judgement at or below a loss, for either side. Two losses are asked for: the
+peer's last, the better of its two runs, and ours of the pack; whichever run of the peer hits first
+counts. Examining costs neither side anything. Everything else is counted, apart: teacher, collages,
+their latents, judging and inversion; the peer has no judging and encodes at every step. What ours
+does for all classes at once is shared by samples (inversion, judging) or evenly (teacher).
+
+`--second` is examined once, after the first is done, with the rate tuned there. All is kept in
+`--work`: a benchmark that was stopped goes on. Seconds are the processor's own; other work on the
+machine slows them a little, so each result has the load beside it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
+import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from d3pack.backbones import Condition, open_backbone
+from benchmarks.encode_peer import SCRIPT, Peer, peer_trace, start_vector
+from benchmarks.results import RESULTS, command, save
+from d3pack.backbones import Backbone, Condition, open_backbone
 from d3pack.encode import D3MSettings, EncodeSettings
-from d3pack.encode.methods.d3m.collages import make_collages
+from d3pack.encode.methods.d3m.collages import Collages, make_collages
 from d3pack.encode.methods.d3m.inversion import DONE, Inversion
-from d3pack.encode.methods.d3m.method import prepare, round_trip
-from d3pack.encode.methods.d3m.samples import split_latents
+from d3pack.encode.methods.d3m.method import D3MJob, prepare, round_trip
 from d3pack.sources import Source, open_source
-from d3pack.system import Events
-from d3pack.teachers import Cut
+from d3pack.system import Arrays, Events, Journal, plain
+from d3pack.teachers import Cut, Teacher, teacher_config, teacher_key, train_teacher
 
-PEER: dict[str, Any] = {
-    "steps": 3000,
-    "accumulate": 4,
-    "lr": 5e-4 * 4,  # --scale_lr
-    "betas": (0.9, 0.999),
-    "weight_decay": 1e-2,
-    "eps": 1e-8,
-}
-JUDGE_EVERY = 100  # steps of the peer
-LATE = 5  # judgements of the peer that its swing is averaged over
-TRIPLES = 1536  # of the examination of a class: fewer tell luck from a gain of a thousandth badly
+Array = npt.NDArray[Any]
+Point = dict[str, Any]  # of a curve: samples, loss and seconds
+
+WHAT = (__doc__ or "").partition("\n")[0]
+RATES = (6e-5, 2e-4, 6e-4, SCRIPT["rate"], 6e-3, 2e-2, 6e-2)  # of the peer, to tune it
+LATE = 5  # judgements at the end of a run, of which a rate is judged by the mean
+OFTEN, UNTIL, SELDOM = 80, 1600, 400  # samples between judgements, and when that changes
 
 
-class Indifferent:
-    """A teacher without an opinion: both sides get the same images, whichever they are."""
+@dataclass(frozen=True)
+class Terms:
+    """What is compared, and how."""
 
-    classes: tuple[str, ...] = ()
-    record: dict[str, Any] = {}  # noqa: RUF012
+    backbone: str = "mini"
+    classes: int = 10
+    examined: int = 3
+    peer_steps: int = SCRIPT["steps"]
+    triples: int = 1536
+    teacher_samples: int = EncodeSettings().teacher_samples
+    seed: int = 0
+    own: D3MSettings = field(default_factory=D3MSettings)
 
-    def logits(self, images: Tensor) -> Tensor:
-        return torch.zeros(len(images), len(self.classes))
-
-    def features(self, images: Tensor) -> Tensor:
-        return images.float().mean((2, 3))
+    def drawn(self) -> list[int]:
+        """Return the class that tunes the peer, then those that are examined."""
+        order = np.random.default_rng(self.seed).permutation(self.classes).tolist()
+        return [int(c) for c in order[: 1 + self.examined]]
 
 
 class Exam:
-    """Loss of vectors on fixed triples of latents that only judge, apart from the judge's own."""
+    """Loss of a prompt of one class on fixed triples of its latents."""
 
-    def __init__(self, backbone: Any, latents: list[NDArray[Any]], template: str) -> None:
-        self.backbone, self.template, self.classes = backbone, template, len(latents)
+    def __init__(self, backbone: Backbone, latents: Array, template: str, triples: int) -> None:
+        self._backbone, self._template = backbone, template
         levels = len(backbone.levels.alphas_cumprod)
-        self.t = torch.from_numpy((np.arange(TRIPLES) + 0.5) / TRIPLES * levels).long()
         rng = torch.Generator().manual_seed(0)
-        self.x0, self.eps = [], []
-        for each in latents:
-            held = split_latents(len(each))[1]
-            mixed = held[torch.randperm(TRIPLES, generator=rng).numpy() % len(held)]
-            self.x0.append(torch.from_numpy(each[mixed].astype(np.float32)))
-            self.eps.append(torch.randn(self.x0[-1].shape, generator=rng))
+        self._t = torch.from_numpy((np.arange(triples) + 0.5) / triples * levels).long()
+        mixed = torch.randperm(triples, generator=rng).numpy() % len(latents)
+        self._x0 = torch.from_numpy(latents[mixed].astype(np.float32))
+        self._eps = torch.randn(self._x0.shape, generator=rng)
 
     @torch.no_grad()
-    def loss(self, c: int, vectors: NDArray[Any]) -> float:
-        levels = self.backbone.levels
-        condition = self.backbone.condition(torch.from_numpy(vectors)[None], self.template)
-        total = 0.0
-        for part in torch.split(torch.arange(TRIPLES), 96):
-            x0, eps, t = self.x0[c][part], self.eps[c][part], self.t[part]
-            spread = Condition(
-                {k: v.expand(len(part), *v.shape[1:]) for k, v in condition.tensors.items()}
-            )
-            out = self.backbone.predict(levels.noised(x0, eps, t), t, spread)
+    def loss(self, vectors: Array) -> float:
+        """Return the mean squared error with these vectors (k, D)."""
+        backbone, levels, total = self._backbone, self._backbone.levels, 0.0
+        condition = backbone.condition(torch.from_numpy(vectors)[None], self._template)
+        for part in torch.split(torch.arange(len(self._t)), 96):
+            x0, eps, t = self._x0[part], self._eps[part], self._t[part]
+            spread = {n: v.expand(len(part), *v.shape[1:]) for n, v in condition.tensors.items()}
+            out = backbone.predict(levels.noised(x0, eps, t), t, Condition(spread))
             error = out - levels.target(x0, eps, t)
             total += float(error.double().square().mean((1, 2, 3)).sum())
-        return total / TRIPLES
+        return total / len(self._t)
 
 
-class Stopwatch:
-    """Keeps nothing; notes losses, samples and time at every judgement, judging itself left out."""
+class Watch:
+    """A keeper that keeps nothing; notes prompts as a pack would hold them, samples and time."""
 
-    def __init__(self, exam: Exam) -> None:
-        self.exam = exam
+    def __init__(self, codec: str) -> None:
+        self._through = round_trip(codec)
+        self._began, self._aside = time.process_time(), 0.0
         self.judging = 0.0
-        self.began = time.process_time()
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Arrays] = []
 
     def load(self) -> None:
         return None
 
-    def save(self, state: dict[str, NDArray[Any]], *, last: bool = False) -> None:
-        seconds = time.process_time() - self.began - self.judging
+    def save(self, state: Arrays, *, last: bool = False) -> None:
+        began = time.process_time()
         done = state["status"] == DONE
-        # what a row would be stored as: its running mean until the codec has had its way
-        now = np.where(done[:, None, None], round_trip("i8")(state["vectors"]), state["mean"])
-        loss = np.array([self.exam.loss(c, now[c]) for c in range(self.exam.classes)])
-        self.rows.append({"seconds": seconds, "samples": state["samples"].copy(), "loss": loss})
-        self.judging += time.process_time() - self.began - self.judging - seconds
+        # of a row at work, its running mean: what the method itself judges
+        now = np.where(done[:, None, None], state["vectors"], state["mean"])
+        row = {
+            "samples": state["samples"].copy(),
+            "validated": state["validated"].copy(),
+            "done": done.copy(),
+            "inversion": np.array(began - self._began - self._aside - self.judging),
+            "judging": np.array(self.judging),
+            "vectors": self._through(now),
+        }
+        self.rows.append(row)
+        self._aside += time.process_time() - began
+
+    def trace(self, c: int) -> Arrays:
+        """Return what was noted of class c, to the moment when it was done."""
+        done = [bool(row["done"][c]) for row in self.rows]
+        rows = self.rows[: done.index(True) + 1]
+        shares = [row["samples"][c] / max(1, row["samples"].sum()) for row in rows]
+        trace = {k: np.array([row[k][c] for row in rows]) for k in ("samples", "validated")}
+        for name in ("inversion", "judging"):
+            seconds = [float(row[name]) * s for row, s in zip(rows, shares, strict=True)]
+            trace[name] = np.array(seconds)
+        return {**trace, "vectors": np.stack([row["vectors"][c] for row in rows])}
 
 
 class Timed(Inversion):
-    """Inversion whose judgements stop the clock."""
+    """Inversion whose judgements are timed apart."""
 
-    watch: Stopwatch
+    watch: Watch
 
-    def _losses(self, rows: NDArray[Any], vectors: NDArray[Any]) -> NDArray[Any]:
+    def _losses(self, rows: Array, vectors: Array) -> Array:
         began = time.process_time()
         losses = super()._losses(rows, vectors)
         self.watch.judging += time.process_time() - began
         return losses
 
 
-def ours(
-    backbone: Any,
-    names: list[str],
-    latents: list[NDArray[Any]],
-    settings: D3MSettings,
-    template: str,
-    seed: int,
-    exam: Exam,
-) -> Stopwatch:
-    start = np.stack([backbone.name_vectors(name, 1).float().cpu().numpy() for name in names])
-    watch = Stopwatch(exam)
-    inversion = Timed(
-        backbone,
-        start,
-        lambda row: latents[row],
-        round_trip("i8"),
-        settings,
-        template=template,
-        seed=seed,
-        keeper=watch,
-        events=Events(),
-    )
-    inversion.watch = watch
-    watch.began = time.process_time()
-    inversion.run()
-    return watch
+class Examination:
+    """Both sides on one data set; what is there is not made again.
 
+    Args:
+        source: real images of classes.
+        tests: other images of the same classes.
+        terms: what is compared.
+        folder: where everything is kept.
+    """
 
-def peer(
-    backbone: Any, name: str, images: Tensor, template: str, steps: int, seed: int
-) -> Iterator[tuple[int, float, NDArray[Any]]]:
-    """(samples, seconds, vector) after every few steps, in the script's own order of work."""
-    text = backbone.text
-    first = text.words.ids(name)[0]
-    table = torch.nn.Parameter(torch.cat([text.table.detach(), text.table[first][None].detach()]))
-    original = table.detach().clone()
-    row = len(table) - 1
-    before, after = (text.words.ids(part) for part in template.split("{}"))
-    sentence = [text.words.start, *before, row, *after, text.words.end]
-    ids = torch.tensor(sentence + [text.words.pad] * (text.positions - len(sentence)))
-    optimizer = torch.optim.AdamW(
-        [table],
-        lr=PEER["lr"],
-        betas=PEER["betas"],
-        weight_decay=PEER["weight_decay"],
-        eps=PEER["eps"],
-    )
-    others = torch.ones(len(table), dtype=torch.bool)
-    others[row] = False
-    rng = torch.Generator().manual_seed(seed)
-    levels, spent = backbone.levels, 0.0
-    for step in range(1, steps + 1):
+    def __init__(self, source: Source, tests: Source, terms: Terms, folder: Path) -> None:
+        if source.classes != tests.classes:
+            raise SystemExit("training and test images have other classes")
+        self.source, self.tests, self.terms, self.folder = source, tests, terms, folder
+        settings = EncodeSettings(
+            seed=terms.seed, backbone=terms.backbone, teacher_samples=terms.teacher_samples
+        )
+        self.settings, self.backbone = settings, open_backbone(terms.backbone)
+        self.job: D3MJob = prepare(source, settings, terms.own, self.backbone)
+        self.codec = self.job.plan.allocation.codec
+        assert self.job.plan.allocation.vectors == self.job.plan.allocation.modes == 1
+        assert not self.job.details.outputs
+        values = {**asdict(terms), "own": plain(terms.own)}
+        del values["examined"]  # more of them may follow
+        key = {
+            **values,
+            "source": source.fingerprint(),
+            "tests": tests.fingerprint(),
+            "weights": self.backbone.ref.lock,
+            "torch": torch.__version__,
+            "codec": self.codec,
+        }
+        self.journal = Journal(folder, key)
+
+    @property
+    def template(self) -> str:
+        """The sentence around prompts."""
+        return self.job.details.template
+
+    # -- what both sides learn from, and are examined on ---------------------------------------
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The teacher of the source; a training that was stopped begins anew, to be timed."""
+        lesson = teacher_config(
+            self.job.plan.typical, self.settings.teacher_samples, self.settings.seed
+        )
+        key, folder = teacher_key(self.source, lesson), self.folder / "teacher"
+        if "teacher" not in self.journal:
+            shutil.rmtree(folder, ignore_errors=True)
         began = time.process_time()
-        for _ in range(PEER["accumulate"]):
-            image = images[int(torch.randint(len(images), (), generator=rng))][None]
-            if float(torch.rand((), generator=rng)) < 0.5:
-                image = image.flip(3)
+        with closing(Journal(folder / "work", {})) as work:
+            teacher = train_teacher(
+                self.source, lesson, work, Events(), cache=folder, device="cpu", key=key
+            )
+        if "teacher" not in self.journal:
+            facts = {"seconds": time.process_time() - began, "load": os.getloadavg()[0]}
+            self.journal.record("teacher", facts)
+        return teacher
+
+    def collages(self, c: int) -> tuple[Arrays, dict[str, Any]]:
+        """Return images and latents of a class, and the seconds for each."""
+        return self._kept(f"collages/{c:06d}", self.source, c)
+
+    def exam(self, c: int) -> Exam:
+        """Return the examination of a class, of test images that are chosen in the same way."""
+        latents = self._kept(f"exams/{c:06d}", self.tests, c)[0]["latents"]
+        return Exam(self.backbone, latents, self.template, self.terms.triples)
+
+    def _kept(self, name: str, source: Source, c: int) -> tuple[Arrays, dict[str, Any]]:
+        known = self.journal.load(name)
+        if known is None:
+            teacher = self.teacher
+            began = time.process_time()
+            images = self._chosen(source, teacher, c).images
+            chosen = time.process_time()
             with torch.no_grad():
-                x0 = backbone.encode(image)
-            eps = torch.randn(x0.shape, generator=rng)
-            t = torch.randint(len(levels.alphas_cumprod), (1,), generator=rng)
-            hidden = text.encode(torch.nn.functional.embedding(ids[None], table))
-            condition = type(backbone.unconditional())({"hidden": hidden})
-            out = backbone.predict(levels.noised(x0, eps, t), t, condition)
-            loss = torch.nn.functional.mse_loss(out, levels.target(x0, eps, t))
-            torch.autograd.backward([loss / PEER["accumulate"]])
-        optimizer.step()
-        optimizer.zero_grad()
-        with torch.no_grad():
-            table[others] = original[others]
-        spent += time.process_time() - began
-        if step % JUDGE_EVERY == 0 or step == steps:
-            yield step * PEER["accumulate"], spent, table[row].detach().numpy()[None].copy()
+                latents = torch.cat([self.backbone.encode(p) for p in torch.split(images, 32)])
+            known = (
+                {"images": images.numpy(), "latents": latents.half().numpy()},
+                {"collages": chosen - began, "latents": time.process_time() - chosen},
+            )
+            self.journal.save(name, *known)
+        return known
+
+    def _chosen(self, source: Source, teacher: Teacher, c: int) -> Collages:
+        details, own = self.job.details, self.terms.own
+        height, width = self.job.plan.size
+        size = (height // details.factor, width // details.factor)
+        cut = Cut(size, own.pool, details.crops, details.crop_scale, seed=self.settings.seed)
+        return make_collages(source, c, teacher, cut, details.factor, own.collages)
+
+    # -- the two sides -------------------------------------------------------------------------
+
+    def ours(self) -> dict[str, Any]:
+        """Learn the prompts of all classes; return samples and seconds of all of them."""
+        count = len(self.source.classes)
+        if "ours" not in self.journal:
+            kept = [self.collages(c) for c in range(count)]
+            watch = self._inverted([arrays["latents"] for arrays, _ in kept])
+            for c in range(count):
+                self.journal.save(f"ours/{c:06d}", watch.trace(c), {})
+            last = watch.rows[-1]
+            seconds = {
+                "teacher": self.journal["teacher"]["seconds"],
+                "collages": sum(facts["collages"] for _, facts in kept),
+                "latents": sum(facts["latents"] for _, facts in kept),
+                "judging": float(last["judging"]),
+                "inversion": float(last["inversion"]),
+            }
+            figures = {
+                "samples": int(last["samples"].sum()),
+                "validated": int(last["validated"].sum()),
+                "seconds": rounded(seconds),
+                "load": os.getloadavg()[0],
+            }
+            self.journal.record("ours", figures)
+        found: dict[str, Any] = self.journal["ours"]
+        return found
+
+    def _inverted(self, latents: Sequence[Array]) -> Watch:
+        start = np.stack([start_vector(self.backbone, name) for name in self.source.classes])
+        watch = Watch(self.codec)
+        inversion = Timed(
+            self.backbone,
+            start,
+            lambda row: latents[row],
+            round_trip(self.codec),
+            self.terms.own,
+            template=self.template,
+            seed=self.job.plan.seed,
+            keeper=watch,
+            events=Events(),
+        )
+        inversion.watch = watch
+        inversion.run()
+        return watch
+
+    def our_curve(self, c: int) -> list[Point]:
+        """Return the curve of our prompt of a class."""
+        self.ours()
+        stored = self.journal.load(f"ours/{c:06d}")
+        assert stored is not None
+        start = start_vector(self.backbone, self.source.classes[c])
+        trace = with_start(stored[0], round_trip(self.codec)(start[None]))
+        return self._examined(f"ours/{c:06d}", c, trace, ("inversion", "judging"), ("validated",))
+
+    def peer_curve(self, c: int, rate: float) -> list[Point]:
+        """Return the curve of the peer for a class."""
+        name, terms = peer_name(c, rate), self.terms
+        images = torch.from_numpy(self.collages(c)[0]["images"])
+        start = start_vector(self.backbone, self.source.classes[c])
+        peer = Peer(self.backbone, start, images, self.template, rate, terms.seed + c)
+        every = OFTEN // SCRIPT["accumulate"]
+        trace = dict(peer_trace(self.journal, name, peer, terms.peer_steps, every))
+        trace["inversion"], trace["latents"] = (
+            trace["seconds"] - trace["encoding"],
+            trace["encoding"],
+        )
+        return self._examined(name, c, trace, ("inversion", "latents"))
+
+    def _examined(
+        self,
+        name: str,
+        c: int,
+        trace: Arrays,
+        seconds: Sequence[str],
+        counted: Sequence[str] = (),
+    ) -> list[Point]:
+        """Return a trace with its losses, at the moments that are judged."""
+        places = moments(trace["samples"].tolist())
+        known = self.journal.load(f"losses/{name}")
+        losses = [] if known is None else known[0]["loss"].tolist()
+        exam = self.exam(c) if len(losses) < len(places) else None
+        for place in places[len(losses) :]:
+            assert exam is not None
+            losses.append(exam.loss(trace["vectors"][place]))
+            self.journal.save(f"losses/{name}", {"loss": np.array(losses)}, {})
+        report(f"{self.source.classes[c]}, {name}: {losses[0]:.6f} to {losses[-1]:.6f}")
+        return [
+            {
+                "samples": int(trace["samples"][place]),
+                **{key: int(trace[key][place]) for key in counted},
+                "loss": round(loss, 6),
+                "seconds": rounded({key: float(trace[key][place]) for key in seconds}),
+            }
+            for place, loss in zip(places, losses, strict=True)
+        ]
+
+    # -- the comparison ------------------------------------------------------------------------
+
+    def tuned(self) -> dict[str, Any]:
+        """Return the best rate of the peer for a class that is not examined, and all tried."""
+        c = self.terms.drawn()[0]
+        tried: dict[float, list[Point]] = {}
+        todo = [SCRIPT["rate"]]
+        while todo:
+            tried |= {rate: self.peer_curve(c, rate) for rate in todo}
+            best = RATES.index(min(tried, key=lambda rate: late(tried[rate])))
+            near = RATES[max(0, best - 1) : best + 2]
+            todo = [rate for rate in near if rate not in tried]
+        grid = [
+            {"rate": rate, "late_loss": late(tried[rate]), "curve": tried[rate]}
+            for rate in sorted(tried)
+        ]
+        return {"class": self.source.classes[c], "rate": RATES[best], "grid": grid}
+
+    def compared(self, c: int, rates: Sequence[float]) -> dict[str, Any]:
+        """Return curves and races of a class."""
+        ours = self.our_curve(c)
+        peer = {f"{rate:g}": self.peer_curve(c, rate) for rate in rates}
+        facts, seconds = self.collages(c)[1], self.ours()["seconds"]
+        once = {
+            "teacher": seconds["teacher"] / len(self.source.classes),
+            "collages": facts["collages"],
+            "latents": facts["latents"],
+        }
+        ends = {"peer's end": min(curve[-1]["loss"] for curve in peer.values())}
+        ends["our end"] = ours[-1]["loss"]
+        return {
+            "class": self.source.classes[c],
+            "seconds_once": rounded(once),
+            "to": {name: race(loss, ours, peer, once) for name, loss in ends.items()},
+            "load": {name: self._load(c, float(name)) for name in peer},
+            "ours": ours,
+            "peer": peer,
+        }
+
+    def _load(self, c: int, rate: float) -> float:
+        """Return the mean load of the machine while the peer was at work."""
+        stored = self.journal.load(peer_name(c, rate))
+        assert stored is not None
+        return round(float(stored[0]["load"].mean()), 2)
+
+    def figures(self, rates: Sequence[float]) -> dict[str, Any]:
+        """Return everything about this data set."""
+        examined = [self.compared(c, rates) for c in self.terms.drawn()[1:]]
+        return {
+            "source": {"sha256": self.source.fingerprint(), "classes": len(self.source.classes)},
+            "template": self.template,
+            "codec": self.codec,
+            "ours_all_classes": self.ours(),
+            "teacher_load": self.journal["teacher"]["load"],
+            "classes": examined,
+        }
 
 
-def collages(
-    source: Source, count: int, settings: D3MSettings, size: tuple[int, int], seed: int
-) -> list[Tensor]:
-    teacher = Indifferent()
-    teacher.classes = source.classes
-    cut = Cut(size, settings.pool, seed=seed)
-    return [
-        make_collages(source, c, teacher, cut, 1, settings.collages).images for c in range(count)
-    ]
+def peer_name(c: int, rate: float) -> str:
+    """Return where the journal keeps a run of the peer."""
+    return f"peer/{c:06d}-{rate:g}"
 
 
-def known_curves(
-    path: Path | None, same: dict[str, Any], start: dict[str, float]
-) -> dict[str, list[dict[str, Any]]]:
-    """The peer's, from an earlier output, if all that it depends on was the same there."""
-    if path is None:
-        return {}
-    found = json.loads(path.read_text(encoding="utf-8"))
-    for name, value in same.items():
-        if found.get(name) != json.loads(json.dumps(value)):
-            raise SystemExit(f"{path}: its {name} is {found.get(name)}, not {value}")
-    classes = {one["class"]: one for one in found["classes"] if one["class"] in start}
-    for name, one in classes.items():
-        if one["start_loss"] != round(start[name], 6):
-            raise SystemExit(f"{path}: {name!r} was examined on other collages there")
-    return {name: one["curve"] for name, one in classes.items()}
+def with_start(trace: Arrays, vectors: Array) -> Arrays:
+    """Return a trace that begins before the first sample, with these vectors (1, k, D)."""
+    first = {key: np.zeros_like(value[:1]) for key, value in trace.items()}
+    first["vectors"] = vectors
+    return {key: np.concatenate([first[key], trace[key]]) for key in trace}
 
 
-def reach(rows: list[dict[str, Any]], c: int, target: float) -> dict[str, Any] | None:
-    """Samples of class c, and its share of the seconds, when its loss is first at the target."""
-    for row in rows:
-        if row["loss"][c] <= target:
-            share = float(row["samples"][c]) / float(row["samples"].sum())
-            return {"samples": int(row["samples"][c]), "seconds": round(row["seconds"] * share, 3)}
-    return None
+def moments(samples: Sequence[int]) -> list[int]:
+    """Return which of the moments of a run are judged: the same rule for both sides."""
+    chosen = [0]
+    for place in range(1, len(samples)):
+        apart = OFTEN if samples[place] <= UNTIL else SELDOM
+        if samples[place] - samples[chosen[-1]] >= apart or place == len(samples) - 1:
+            chosen.append(place)
+    return chosen
 
 
-def against(point: dict[str, Any], rows: list[dict[str, Any]], c: int) -> dict[str, Any]:
-    """A moment of the peer, and what ours needs to come to the same loss."""
-    mine = reach(rows, c, point["loss"])
-    found = {"peer": point, "ours": mine}
-    if mine is not None:
-        found["fewer_samples"] = round(point["samples"] / max(1, mine["samples"]), 1)
-        found["less_time"] = round(point["seconds"] / max(1e-9, mine["seconds"]), 1)
+def first_hit(curve: Sequence[Point], loss: float) -> Point | None:
+    """Return the first judgement at or below a loss."""
+    return next((point for point in curve if point["loss"] <= loss), None)
+
+
+def late(curve: Sequence[Point]) -> float:
+    """Return the mean loss of the last judgements: the end of a constant rate is a swing."""
+    return round(float(np.mean([point["loss"] for point in curve[-LATE:]])), 6)
+
+
+def race(
+    loss: float,
+    ours: Sequence[Point],
+    peer: Mapping[str, Sequence[Point]],
+    once: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return when each side first comes to a loss, and what that costs; None: never."""
+    mine = first_hit(ours, loss)
+    hits = [(hit, rate) for rate, curve in peer.items() if (hit := first_hit(curve, loss))]
+    theirs = min(hits, key=lambda pair: int(pair[0]["samples"]), default=None)
+    found: dict[str, Any] = {"loss": loss, "ours": mine}
+    found["peer"] = None if theirs is None else {**theirs[0], "rate": theirs[1]}
+    if mine is not None and theirs is not None and mine["samples"] and theirs[0]["samples"]:
+        found["times"] = times(mine, theirs[0], once)
     return found
 
 
-def worst(classes: list[dict[str, Any]], kind: str, ratio: str) -> float:
-    """The smallest ratio of all classes; 0 where ours never gets there."""
-    return min((c[kind].get(ratio, 0.0) for c in classes), default=0.0)
+def times(ours: Point, peer: Point, once: Mapping[str, float]) -> dict[str, float]:
+    """Return what the peer needs in units of what ours needs.
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", type=Path)
-    parser.add_argument("--backbone", default="mini")
-    parser.add_argument("--classes", type=int, default=10, help="that ours learns together")
-    parser.add_argument(
-        "--peer-classes", type=int, default=3, help="that the peer learns, one by one"
-    )
-    parser.add_argument("--peer-steps", type=int, default=PEER["steps"])
-    parser.add_argument("--peers", type=Path, help="earlier output to take the peer's curves from")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parent / "results/encode.json"
-    )
-    args = parser.parse_args()
-    source = open_source(args.source, first=args.classes)
-    backbone = open_backbone(args.backbone)
-    settings = D3MSettings()
-    job = prepare(source, EncodeSettings(seed=args.seed), settings, backbone)
-    template = job.details.template
-    names = list(source.classes)
-    images = collages(source, len(names), settings, job.plan.size, args.seed)
-    with torch.no_grad():
-        latents = [
-            torch.cat([backbone.encode(part) for part in torch.split(every, 32)]).numpy()
-            for every in images
-        ]
-    exam = Exam(backbone, latents[: args.peer_classes], template)
-    start = [
-        exam.loss(c, backbone.name_vectors(names[c], 1).float().numpy())
-        for c in range(exam.classes)
-    ]
-    watch = ours(backbone, names, latents, settings, template, args.seed, exam)
-    final = watch.rows[-1]
-    classes = []
-    same = {
-        "backbone": {"repo": backbone.ref.repo, "revision": backbone.ref.revision},
-        "torch": torch.__version__,
-        "peer_recipe": {**PEER, "steps": args.peer_steps},
-        "exam": {"triples": TRIPLES, "peer_every": JUDGE_EVERY * PEER["accumulate"]},
-        "seed": args.seed,
+    `inversion` leaves encoding and judging out on both sides; `judged` counts them; `all` counts
+    teacher and collages too, for ours alone.
+    """
+    learned, theirs = ours["seconds"], sum(peer["seconds"].values())
+    judged = learned["inversion"] + learned["judging"] + once["latents"]
+    ratios = {
+        "samples": peer["samples"] / ours["samples"],
+        "inversion": peer["seconds"]["inversion"] / learned["inversion"],
+        "judged": theirs / judged,
+        "all": theirs / (judged + once["teacher"] + once["collages"]),
     }
-    known = known_curves(args.peers, same, dict(zip(names, start, strict=False)))
-    for c in range(exam.classes):
-        curve = known.get(names[c])
-        measured = curve is None
-        if curve is None:
-            seen = images[c][torch.from_numpy(split_latents(len(images[c]))[0])]
-            curve = [
-                {
-                    "samples": samples,
-                    "seconds": round(seconds, 2),
-                    "loss": round(exam.loss(c, vector), 6),
-                }
-                for samples, seconds, vector in peer(
-                    backbone, names[c], seen, template, args.peer_steps, args.seed + c
-                )
-            ]
-        end, best = curve[-1], min(curve, key=lambda point: point["loss"])
-        late = {**end, "loss": round(float(np.mean([p["loss"] for p in curve[-LATE:]])), 6)}
-        found = {
-            "class": names[c],
-            "peer_curve": "of this run" if measured else "of an earlier output",
-            "start_loss": round(start[c], 6),
-            "ours": {
-                "samples": int(final["samples"][c]),
-                "loss": round(float(final["loss"][c]), 6),
-            },
-            # the script has no judgement of its own: its recipe is paid in full
-            "recipe": against(end, watch.rows, c),
-            "late_mean": against(late, watch.rows, c),
-            # what an oracle that stopped it at its best moment would have paid
-            "best_moment": against(best, watch.rows, c),
-            "peer_at_our_loss": next((p for p in curve if p["loss"] <= final["loss"][c]), None),
-            "curve": curve,
-        }
-        classes.append(found)
-        print(json.dumps({k: v for k, v in found.items() if k != "curve"}), flush=True)
-        result = {
-            **same,
-            "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
-            "source": {"sha256": source.fingerprint(), "classes": len(names)},
-            "ours_all_classes": {
-                "samples": int(final["samples"].sum()),
-                "seconds": round(final["seconds"], 1),
-            },
-            "classes": classes,
-            "worst": {
-                kind: {
-                    ratio: worst(classes, kind, ratio) for ratio in ("fewer_samples", "less_time")
-                }
-                for kind in ("recipe", "late_mean", "best_moment")
-            },
-        }
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return {name: round(ratio, 2) for name, ratio in ratios.items()}
 
 
-if __name__ == "__main__":
-    main()
+def rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Return seconds to the millisecond."""
+    return {name: round(value, 3) for name, value in seconds.items()}
+
+
+def report(line: str) -> None:
+    """Print a line with the time."""
+    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+
+
+def examine(
+    terms: Terms, first: Path | str, second: Path | str | None, work: Path
+) -> dict[str, Any]:
+    """Return the figures of one or two data sets; the second is opened when the first is done."""
+    figures: dict[str, Any] = {
+        "backbone": {"repo": terms.backbone},
+        "settings": plain(terms.own),
+        "peer": {**SCRIPT, "steps": terms.peer_steps, "late": LATE},
+        "exam": {"triples": terms.triples, "every": OFTEN, "until": UNTIL, "then": SELDOM},
+        "seed": terms.seed,
+        "sets": {},
+    }
+    rates: list[float] = []
+    for name, place in (("first", first), ("second", second)):
+        if place is None:
+            continue
+        source, tests = (
+            open_source(place, split=split, first=terms.classes) for split in ("train", "test")
+        )
+        examination = Examination(source, tests, terms, work / name)
+        with closing(examination.journal):
+            if not rates:
+                figures["tuning"] = examination.tuned()
+                rates = sorted({SCRIPT["rate"], figures["tuning"]["rate"]})
+            figures["backbone"]["revision"] = examination.backbone.ref.revision
+            figures["sets"][name] = {"name": Path(place).name, **examination.figures(rates)}
+    return figures
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks encode",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    terms = Terms()
+    parser.add_argument("source", type=Path, help="real images: train/ and test/")
+    parser.add_argument("--second", type=Path, help="a data set to examine at the end")
+    parser.add_argument("--work", type=Path, required=True, help="where everything is kept")
+    parser.add_argument("--backbone", default=terms.backbone)
+    parser.add_argument("--classes", type=int, default=terms.classes, help="that ours learns")
+    parser.add_argument("--examined", type=int, default=terms.examined, help="that are compared")
+    parser.add_argument("--peer-steps", type=int, default=terms.peer_steps)
+    parser.add_argument("--seed", type=int, default=terms.seed)
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "encode.json")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Examine both sides on one or two data sets."""
+    args = parsed(arguments)
+    terms = Terms(
+        backbone=args.backbone,
+        classes=args.classes,
+        examined=args.examined,
+        peer_steps=args.peer_steps,
+        seed=args.seed,
+    )
+    figures = examine(terms, args.source, args.second, args.work)
+    save(args.output, WHAT, command("encode", arguments), figures)
+    for name, found in figures["sets"].items():
+        for one in found["classes"]:
+            for end, result in one["to"].items():
+                report(f"{name}, {one['class']}, to {end}: {result.get('times', 'not by both')}")
