@@ -14,8 +14,9 @@ from encode_world import make_tree
 from tiny_backbones import tiny_sd
 
 from benchmarks import encode, encode_peer
-from benchmarks.encode import Examination, Point, Terms, first_hit, late, moments, race, times
+from benchmarks.encode import first_hit, late, race, times
 from benchmarks.encode_peer import SCRIPT, Peer, peer_trace
+from benchmarks.encode_sides import Point, Sides, Terms, moments
 from d3pack.backbones import open_backbone
 from d3pack.encode import D3MSettings
 from d3pack.encode.methods.d3m.method import round_trip
@@ -51,9 +52,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Terms]:
     return folder, terms
 
 
-def opened(folder: Path, terms: Terms, work: Path) -> Examination:
+def opened(folder: Path, terms: Terms, work: Path) -> Sides:
     train, test = (open_source(folder / "photos", split=split) for split in ("train", "test"))
-    return Examination(train, test, terms, work)
+    return Sides(train, test, terms, work)
 
 
 def test_hit_is_the_first_judgement_not_the_best() -> None:
@@ -189,17 +190,17 @@ def test_stopped_examination_goes_on_to_the_same_figures(
 
 def test_ours_is_examined_as_the_pack_holds_it(world: tuple[Path, Terms], tmp_path: Path) -> None:
     folder, terms = world
-    with closing((examination := opened(folder, terms, tmp_path / "work")).journal):
-        assert examination.codec == "i4"
-        curve = examination.our_curve(1)
-        trace = examination.journal.load("ours/000001")
+    with closing((sides := opened(folder, terms, tmp_path / "work")).journal):
+        assert sides.codec == "i4"
+        curve = sides.our_curve(1)
+        trace = sides.journal.load("ours/000001")
         assert trace is not None
         stored = trace[0]["vectors"]
         again = round_trip("i4")(stored)
         assert np.allclose(stored, again, atol=1e-6)
-        exam = examination.exam(1)
+        exam = sides.exam(1)
         assert curve[-1]["loss"] == round(exam.loss(stored[-1]), 6)
-        seen, held = (examination.journal.load(f"{name}/000001") for name in ("collages", "exams"))
+        seen, held = (sides.journal.load(f"{name}/000001") for name in ("collages", "exams"))
         assert seen is not None
         assert held is not None
         assert len(seen[0]["images"]) == len(held[0]["images"]) == 16
@@ -208,8 +209,8 @@ def test_ours_is_examined_as_the_pack_holds_it(world: tuple[Path, Terms], tmp_pa
 def test_work_of_other_terms_is_refused(world: tuple[Path, Terms], tmp_path: Path) -> None:
     folder, terms = world
     opened(folder, terms, tmp_path).journal.close()
-    examination = opened(folder, replace(terms, examined=2), tmp_path)
-    with closing(examination.journal):
-        examination.journal.record("begun", True)
+    sides = opened(folder, replace(terms, examined=2), tmp_path)
+    with closing(sides.journal):
+        sides.journal.record("begun", True)
     with pytest.raises(Exception, match="peer_steps was 40"):
         opened(folder, replace(terms, peer_steps=8), tmp_path)
