@@ -113,7 +113,10 @@ def flops(backbone: str) -> tuple[float, float]:
 def samples_each() -> float:
     """Return the samples from which the prompt of a class was learned, as it was measured."""
     figures = load("encode")
-    return float(figures["ours_all_classes"]["samples"] / len(figures["classes"]))
+    if "sets" not in figures:  # the result of before
+        return float(figures["ours_all_classes"]["samples"] / len(figures["classes"]))
+    first = figures["sets"]["first"]
+    return float(first["ours_all_classes"]["samples"] / first["source"]["classes"])
 
 
 def rounds(units: int, workers: int) -> float:
