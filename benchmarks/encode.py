@@ -37,7 +37,7 @@ from benchmarks.encode_peer import SCRIPT
 from benchmarks.encode_sides import OFTEN, SELDOM, UNTIL, Point, Sides, Terms, report, rounded
 from benchmarks.results import RESULTS, command, save
 from d3pack.sources import open_source
-from d3pack.system import plain
+from d3pack.system import all_plain
 
 WHAT = (__doc__ or "").partition("\n")[0]
 RATES = (6e-5, 2e-4, 6e-4, SCRIPT["rate"], 6e-3, 2e-2, 6e-2)  # of the peer, to tune it
@@ -145,7 +145,7 @@ def examine(
     """Return the figures of one or two data sets; the second is opened when the first is done."""
     figures: dict[str, Any] = {
         "backbone": {"repo": terms.backbone},
-        "settings": plain(terms.own),
+        "settings": all_plain(terms.own),
         "peer": {**SCRIPT, "steps": terms.peer_steps, "late": LATE},
         "exam": {"triples": terms.triples, "every": OFTEN, "until": UNTIL, "then": SELDOM},
         "seed": terms.seed,

@@ -23,7 +23,7 @@ from d3pack.encode.methods.d3m.collages import Collages, make_collages
 from d3pack.encode.methods.d3m.inversion import DONE, Inversion
 from d3pack.encode.methods.d3m.method import D3MJob, prepare, round_trip
 from d3pack.sources import Source
-from d3pack.system import Arrays, Events, Journal, plain
+from d3pack.system import Arrays, Events, Journal, all_plain
 from d3pack.teachers import Cut, Teacher, teacher_config, teacher_key, train_teacher
 
 Array = npt.NDArray[Any]
@@ -151,7 +151,7 @@ class Sides:
         self.codec = self.job.plan.allocation.codec
         assert self.job.plan.allocation.vectors == self.job.plan.allocation.modes == 1
         assert not self.job.details.outputs
-        values = {**asdict(terms), "own": plain(terms.own)}
+        values = {**asdict(terms), "own": all_plain(terms.own)}
         del values["examined"]  # more of them may follow
         key = {
             **values,

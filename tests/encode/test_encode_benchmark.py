@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +215,8 @@ def test_ours_is_examined_as_the_pack_holds_it(world: tuple[Path, Terms], tmp_pa
 
 def test_work_of_other_terms_is_refused(world: tuple[Path, Terms], tmp_path: Path) -> None:
     folder, terms = world
-    opened(folder, terms, tmp_path).journal.close()
+    with closing(opened(folder, terms, tmp_path).journal) as journal:
+        assert set(journal.key["own"]) == {each.name for each in fields(D3MSettings)}
     sides = opened(folder, replace(terms, examined=2), tmp_path)
     with closing(sides.journal):
         sides.journal.record("begun", True)
