@@ -8,7 +8,7 @@ The project's own has one table and one figure, `benchmarks/README.md` has all r
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import stdev
 from typing import Any
@@ -55,17 +55,16 @@ lot, examined alike on test images that neither side sees ([rules, costs and
 curves](results/encode.json)). A hit is the first judgement at or below a loss, for either side.
 Textual inversion takes {peer_samples} samples a class, with the rate of its example ({script}) and
 with the one that was best for a class of {tuned_on} that is not examined ({rate}); the run that
-hits first counts. `encode` takes {our_samples} samples a class for {tuned_on}. Prompts are examined
-as the pack holds them.
+hits first counts. `encode` takes {our_samples} samples a class of {tuned_on}; its prompts are
+examined as the pack holds them. The last four columns: what textual inversion needs, in units of
+ours, over the classes where both hit.
 
-{sets}
+| data set | to the loss at the end of | `encode` hits | textual inversion hits | samples | \
+processor time: learning | with judging and latents | with collages and teacher, for ours alone |
+|---|---|---:|---:|---:|---:|---:|---:|
+{rows}
 
-Processor time is that of learning alone; with judging and the encoding of images; and with the
-choice of collages and a class's share of the teacher too, which only ours is charged with.
 {note}"""
-LEARNING_SET = """\
-- {name}: `encode` comes to the loss that textual inversion ends with {ours}, and textual inversion
-  to that of the pack {peer}."""
 SETS = {"cifar10": "CIFAR-10", "fashion-mnist": "Fashion-MNIST"}
 SHORT = """\
 Accuracy on {test_images} test images of CIFAR-10 of a small network, {student}, that was trained \
@@ -209,24 +208,21 @@ def span(values: Sequence[float]) -> str:
     return words[0] if words[0] == words[-1] else f"{words[0]} to {words[-1]}"
 
 
-def learning_set(found: Mapping[str, Any]) -> str:
-    """Return a line on both races of a data set."""
-    words = {"name": SETS.get(found["name"], found["name"])}
-    for side, end in (("ours", "peer's end"), ("peer", "our end")):
+def learning_rows(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the rows of a data set: the races to the end of either side."""
+    name = SETS.get(found["name"], found["name"])
+    for end, title in (("peer's end", "textual inversion"), ("our end", "`encode`")):
         races = [one["to"][end] for one in found["classes"]]
-        hits = sum(race[side] is not None for race in races)
-        words[side] = f"in {hits} of {len(races)} classes"
+        hits = [
+            f"{sum(race[side] is not None for race in races)} of {len(races)}"
+            for side in ("ours", "peer")
+        ]
         ratios = [race["times"] for race in races if "times" in race]
-        if ratios:
-            samples, alone, judged, everything = (
-                span([each[name] for each in ratios])
-                for name in ("samples", "inversion", "judged", "all")
-            )
-            words[side] += (
-                f" (ours after {samples} times fewer samples, and in {alone}; {judged};"
-                f" {everything} times less processor time)"
-            )
-    return LEARNING_SET.format(**words)
+        cells = [
+            span([each[kind] for each in ratios]) if ratios else "-"
+            for kind in ("samples", "inversion", "judged", "all")
+        ]
+        yield f"| {' | '.join([name, title, *hits, *cells])} |"
 
 
 def learning(figures: Mapping[str, Any]) -> str:
@@ -245,7 +241,7 @@ def learning(figures: Mapping[str, Any]) -> str:
         script=f"{figures['peer']['rate']:g}",
         rate=f"{figures['tuning']['rate']:g}",
         tuned_on=SETS.get(first["name"], first["name"]),
-        sets="\n".join(map(learning_set, figures["sets"].values())),
+        rows="\n".join(row for found in figures["sets"].values() for row in learning_rows(found)),
         note=f"{note}.",
     )
 

@@ -168,7 +168,7 @@ def test_stopped_examination_goes_on_to_the_same_figures(
     assert "takes 160 samples a class" in text
     monkeypatch.setattr(many, "load", {"encode": whole}.__getitem__)
     assert many.samples_each() == whole["sets"]["first"]["ours_all_classes"]["samples"] / 3
-    assert text.count("- photos: `encode` comes to") == 2
+    assert text.count("| photos | ") == 4
     assert "examined once" in text
     assert "examined once" not in readme.learning(figures)
 
@@ -224,7 +224,7 @@ def test_work_of_other_terms_is_refused(world: tuple[Path, Terms], tmp_path: Pat
         opened(folder, replace(terms, peer_steps=8), tmp_path)
 
 
-def test_sentence_says_who_never_hits_and_both_races() -> None:
+def test_readme_says_who_never_hits_and_both_races() -> None:
     once = {"teacher": 3.0, "collages": 2.0, "latents": 1.0}
     curves = [
         (points(4.0, 3.0, 2.0, seconds=("inversion", "judging")), points(4.0, 3.9, 3.5, 3.0)),
@@ -236,10 +236,11 @@ def test_sentence_says_who_never_hits_and_both_races() -> None:
         classes.append(
             {"to": {end: race(loss, ours, {"0.002": peer}, once) for end, loss in ends.items()}}
         )
-    line = readme.learning_set({"name": "cifar10", "classes": classes})
-    assert line == (
-        "- CIFAR-10: `encode` comes to the loss that textual inversion ends with in 1 of 2 classes"
-        " (ours after 3.0 times fewer samples, and in 3.0; 2.0; 0.8 times less processor time), and"
-        " textual inversion\n  to that of the pack in 1 of 2 classes"
-        " (ours after 0.3 times fewer samples, and in 0.3; 0.3; 0.2 times less processor time)."
-    )
+    assert list(readme.learning_rows({"name": "cifar10", "classes": classes})) == [
+        "| CIFAR-10 | textual inversion | 1 of 2 | 2 of 2 | 3.0 | 3.0 | 2.0 | 0.8 |",
+        "| CIFAR-10 | `encode` | 2 of 2 | 1 of 2 | 0.3 | 0.3 | 0.3 | 0.2 |",
+    ]
+    nobody = {"ours": None, "peer": None}
+    never = [{"to": {"peer's end": nobody, "our end": nobody}}]
+    row = next(readme.learning_rows({"name": "x", "classes": never}))
+    assert row == "| x | textual inversion | 0 of 1 | 0 of 1 | - | - | - | - |"
