@@ -1,6 +1,6 @@
 """What each setting of `d3pack encode` is worth: student accuracy, teacher agreement, bytes.
 
-    python benchmarks/encode_ablation.py TRAIN TEST --work DIR --seeds 3 default names vectors=2
+    python -m benchmarks encode_ablation TRAIN TEST --work DIR --seeds 3 default names vectors=2
 
 A variant is a setting, or several joined by commas; everything else stays at the defaults. `names`
 is the pack of the defaults prompted by class names alone; with `steps=0,cool=0` nothing is learned
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.results import RESULTS, command, load, save
 from d3pack.decode import Decoder
 from d3pack.encode import D3MSettings, EncodeRun, EncodeSettings, encode
 from d3pack.encode.methods.d3m.method import D3M, D3MJob
@@ -35,6 +36,7 @@ from d3pack.sources import Source, open_source
 from d3pack.students import LabelledImages, train_student
 from d3pack.students.protocols import QUICK
 
+WHAT = "What each setting of encode is worth: student accuracy, teacher agreement, bytes."
 # Settings that change the collages: with one of these they are made anew.
 CUTTING = {"factor", "pool", "crops", "crop_scale", "collages", "modes", "seed"}
 
@@ -106,7 +108,8 @@ def figures(accuracies: list[float]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
+    """Measure some variants, and add them to the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("train", type=Path)
     parser.add_argument("test", type=Path)
@@ -117,15 +120,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="students each; 0: losses alone")
     parser.add_argument("--tests", type=int, default=4000)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parent / "results/encode_ablation.json"
-    )
-    args = parser.parse_args()
+    parser.add_argument("--output", type=Path, default=RESULTS / "encode_ablation.json")
+    args = parser.parse_args(arguments)
     args.work.mkdir(parents=True, exist_ok=True)
     source, tests = open_source(args.train), exam(open_source(args.test, split="test"), args.tests)
     path = args.backbone if Path(args.backbone).is_dir() else None
     base = {k: value_of(v) for k, v in (text.split("=", 1) for text in args.base)}
-    results = json.loads(args.output.read_text()) if args.output.exists() else {}
+    results = load(args.output)
     SharedJob.folder = args.work
     own_names = {field.name for field in fields(D3MSettings)}
     for variant in args.variants:
@@ -158,11 +159,4 @@ def main() -> None:
         metrics = dict(pack.provenance.get("metrics", {}))
         results[key] = {**found, "bytes": size, "metrics": metrics}
         print(key, json.dumps(results[key]), flush=True)
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(
-            json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8"
-        )
-
-
-if __name__ == "__main__":
-    main()
+        save(args.output, WHAT, command("encode_ablation", arguments), results)

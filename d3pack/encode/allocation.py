@@ -171,18 +171,6 @@ def spend(
     return allocation, size
 
 
-def recipe_of(plan: EncodePlan, recipe: Recipe) -> Recipe:
-    """Return a recipe as the images of a plan need it.
-
-    Where all are made of codes, which have noise levels of their own, its sampler makes none: one
-    that takes few bytes stands in its place.
-    """
-    if plan.seeded:
-        return recipe
-    extra = {name: value for name, value in recipe.extra.items() if name not in {"eta", "table"}}
-    return replace(recipe, sampler="euler", sigmas=(1.0, 0.0), guidance=1.0, extra=extra)
-
-
 def expected_bytes(
     plan: EncodePlan,
     recipe: Recipe,
@@ -207,7 +195,7 @@ def expected_bytes(
         weights: images have weights.
     """
     classes, images = len(plan.classes), plan.images_per_class
-    recipe = recipe_of(plan, recipe)
+    recipe = plan.recipe_of(recipe)
     unconditional = unconditional and recipe.guidance != 1.0
     shape = (classes, allocation.modes, allocation.vectors, width)
     values = np.random.default_rng(0).standard_normal(shape, np.float32)

@@ -217,10 +217,9 @@ class Draft:
 
     def pack(self, plan: EncodePlan) -> Pack:
         """Return the pack without picks, labels, probes and provenance."""
-        from d3pack.encode.allocation import recipe_of
         from d3pack.format import EMBEDDED, Pack, encode_prompts, encode_unconditional
 
-        recipe = recipe_of(plan, self.recipe)
+        recipe = plan.recipe_of(self.recipe)
         none = None if recipe.guidance == 1.0 else self.unconditional
         codec, prompts = plan.allocation.codec, self.prompts
         return Pack(

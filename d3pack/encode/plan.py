@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from d3pack.backbones import Backbone, default_backbone, levels_of, open_backbon
 from d3pack.decode import schedule
 from d3pack.encode.allocation import Allocation
 from d3pack.encode.settings import EncodeSettings
-from d3pack.format import BackboneRef, Coding, DType, Sampler, level_bits
+from d3pack.format import BackboneRef, Coding, DType, Recipe, Sampler, level_bits
 from d3pack.sources import Source
 
+_SAMPLING = {"eta", "table"}  # of the extra of a recipe
 SMALL = 64  # pixels; patches of collages of images up to this side would show nothing
 GROUP = 16  # images of one forward pass
 CODE_STEPS = 15  # noise levels of a code
@@ -78,6 +79,17 @@ class EncodePlan:
     def seeded(self) -> int:
         """Images of each class that are made of seeds."""
         return self.images_per_class - self.codes
+
+    def recipe_of(self, recipe: Recipe) -> Recipe:
+        """Return a recipe as the images need it.
+
+        Where all are made of codes, which have noise levels of their own, its sampler makes none:
+        one that takes few bytes stands in its place.
+        """
+        if self.seeded:
+            return recipe
+        extra = {name: value for name, value in recipe.extra.items() if name not in _SAMPLING}
+        return replace(recipe, sampler="euler", sigmas=(1.0, 0.0), guidance=1.0, extra=extra)
 
     @property
     def needs_prompts(self) -> bool:

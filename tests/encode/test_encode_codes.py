@@ -18,7 +18,7 @@ from d3pack.backbones import Backbone, open_backbone
 from d3pack.decode import Decoder, codebook, verify_probes
 from d3pack.encode import codes as codes_module
 from d3pack.encode import coding_within, encode, estimate_encode
-from d3pack.encode.allocation import SMALLEST, recipe_of
+from d3pack.encode.allocation import SMALLEST
 from d3pack.encode.codes import Coder, choose_photographs, coding_alone, covering
 from d3pack.encode.methods.codes.method import CodesOnly, images_of
 from d3pack.encode.plan import EncodePlan, coding_for, sigmas_of
@@ -230,11 +230,11 @@ def test_a_sampler_that_makes_no_image_takes_no_bytes(lemon: Pack) -> None:
         group=16,
         seed=0,
     )
-    assert recipe_of(plan, recipe) is recipe
+    assert plan.recipe_of(recipe) is recipe
     coding = coding_for(EncodeSettings())
     beside = replace(plan, codes=3, coding=coding)
-    assert recipe_of(beside, recipe) is recipe
-    alone = recipe_of(replace(plan, codes=4, coding=coding), recipe)
+    assert beside.recipe_of(recipe) is recipe
+    alone = replace(plan, codes=4, coding=coding).recipe_of(recipe)
     alone.check()
     assert alone.sampler == "euler"
     assert alone.guidance == 1.0

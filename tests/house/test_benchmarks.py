@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -65,5 +67,8 @@ def test_runner_lists_benchmarks_and_refuses_unknown_names(
     listed = capsys.readouterr().out
     assert all(name in listed for name in ("decode", "encode", "table"))
     assert all(runner.names().values()), "every benchmark says in its first line what it measures"
+    for name in runner.names():
+        parameters = signature(import_module(f"benchmarks.{name}").main).parameters
+        assert len(parameters) == 1, f"the runner hands {name} the rest of the command line"
     assert runner.main(["nothing"]) == 2
     assert "no benchmark 'nothing'" in capsys.readouterr().err
