@@ -9,27 +9,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.readme import best
-from benchmarks.results import RESULTS, load
+from benchmarks.results import load
 
-FOLDER = Path(__file__).parents[1] / "d3pack" / "demo"
-PACK = RESULTS / "table-cifar10-6000.d3m"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "d3pack" / "demo"
+PACK = ROOT / "examples" / "cifar10.d3m"
 BUDGET = 6000
 
 
 def figures() -> dict[str, Any]:
-    """Return the rows that the demo shows, each beside a pack of the smallest budget."""
-    table = load("table-cifar10")
+    """Return the rows that the demo shows: a pack, photographs, and what is possible."""
+    table = load("table-cifar10-standard")
     rows = table["rows"]
-    random, chosen = ("sheet", "avif", "webp", "jpeg"), ("collages", "chosen", "rded")
     shown = [
         ("a pack", rows[f"pack {BUDGET:,} B"]),
-        ("random photographs in as many bytes", best(rows, BUDGET, *random)),
-        ("photographs chosen by a teacher in as many bytes", best(rows, BUDGET, *chosen)),
-        ("class names as prompts", rows["names"]),
-        ("random photographs without loss", rows["random"]),
+        (f"the best photographs in {BUDGET:,} bytes", rows[f"chosen {BUDGET:,} B"]),
+        ("all photographs", rows["whole"]),
     ]
-    first = rows[f"pack {BUDGET:,} B"]["runs"][0]
+    first = shown[0][1]["runs"][0]
     return {
         "student": first["student"],
         "updates": first["updates"],

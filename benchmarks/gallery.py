@@ -38,7 +38,7 @@ class Origin:
 
 ORIGINS = {
     "cifar10": Origin(
-        "d3pack encode cifar10/ --ipc 50 --teacher-samples 80000 -o cifar10.d3m",
+        "d3pack encode cifar10/ --budget 6kB --for-updates 1500 -o cifar10.d3m",
         "the 50,000 training images of CIFAR-10 (32 px)",
     ),
     "fashion-mnist": Origin(
