@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.readme import CHOSEN, RANDOM
 from benchmarks.results import RESULTS, load
 from d3pack.evaluate.charts import Series, accuracy_per_byte
 from d3pack.system import size
@@ -28,8 +29,8 @@ TITLES = {
 }
 LINES = {
     "packs": ("pack",),
-    "the best chosen photographs": ("collages", "chosen", "rded"),
-    "the best random photographs": ("webp", "jpeg", "sheet", "avif"),
+    "the best chosen photographs": CHOSEN,
+    "the best random photographs": RANDOM,
 }
 LEVELS = {"whole": "all real images", "names": "class names as prompts"}
 # Inside an <img> the figure does not inherit the page's colours: it asks for the scheme itself.

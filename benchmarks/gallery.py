@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import d3pack
-from benchmarks.readme import best, percent
+from benchmarks.readme import CHOSEN, RANDOM, best, percent
 from benchmarks.results import RESULTS, load
 from d3pack.format import Pack
 from d3pack.hub import snippets
@@ -25,7 +25,6 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 README = EXAMPLES / "README.md"
 BLOCK = re.compile(r"<!-- packs -->.*<!-- /packs -->", re.DOTALL)
 VIEWER = "https://d3pack.github.io/d3pack/viewer/"
-PHOTOGRAPHS = ("webp", "jpeg", "sheet", "avif", "collages", "chosen", "rded")
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def worth(pack: Pack) -> str:
 
 def _figures(rows: Mapping[str, Any], budget: int, name: str, test_images: int) -> str:
     row = rows[f"pack {budget:,} B"]
-    run, photographs = row["runs"][0], best(rows, budget, *PHOTOGRAPHS)
+    run, photographs = row["runs"][0], best(rows, budget, *RANDOM, *CHOSEN)
     return (
         f"Students ({run['student']}, {run['updates']:,} updates, {len(row['runs'])} seeds) that"
         f" learned from it recognise {percent(row)} of {test_images:,} real test images; from the"

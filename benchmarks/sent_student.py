@@ -24,7 +24,7 @@ from torch.nn.utils import parametrize
 
 from benchmarks.results import RESULTS, command, load, save
 from benchmarks.table import Arguments as TableArguments
-from benchmarks.table import Table, say
+from benchmarks.table import Table, open_table, say
 from benchmarks.table import parser as table_parser
 from d3pack.students import LabelledImages, Protocol, train_student
 from d3pack.students.networks import STUDENTS, ConvNet
@@ -225,9 +225,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--other", default="resnetap10", help="another architecture [%(default)s]")
     parser.set_defaults(budgets="6000,30000")
     args = parser.parse_args(arguments, namespace=Arguments())
-    if args.real is None or args.work is None:
-        parser.error("--real and --work are needed to train")
-    table = Table(args, args.real, args.work)
+    table = open_table(parser, args)
     train = table.train.all()
     named = table.names()
     assert named is not None

@@ -278,14 +278,19 @@ def parser(description: str | None = __doc__) -> argparse.ArgumentParser:
     return parser
 
 
+def open_table(options: argparse.ArgumentParser, args: Arguments) -> Table:
+    """Return the table of what the command line says, or end with what it lacks."""
+    if args.real is None or args.work is None:
+        options.error("--real and --work are needed to train")
+    return Table(args, args.real, args.work)
+
+
 def main(arguments: Sequence[str]) -> None:
     options = parser()
     options.add_argument("--list", action="store_true", help="train nothing, say what is missing")
     args = options.parse_args(arguments, namespace=Arguments())
     if not args.list:
-        if args.real is None or args.work is None:
-            options.error("--real and --work are needed to train")
-        table = Table(args, args.real, args.work)
+        table = open_table(options, args)
         cells = list(table.cells(args.arms.split(",")))
         for seed in range(args.seeds):
             for cell in cells:
