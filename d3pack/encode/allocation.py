@@ -63,6 +63,8 @@ class Allocation:
 
     def seeds(self, images_per_class: int) -> str:
         """How seeds are chosen, in words."""
+        if not images_per_class:
+            return "no seeds"
         if self.candidates == 1:
             return "seeds derived"
         if self.select != "teacher":

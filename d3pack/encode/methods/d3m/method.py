@@ -360,10 +360,10 @@ class D3MJob:
             # about three quarters of the steps are used before a row stops gaining
             steps = 0.75 * own.steps + own.cool
             stages["inversion"] = steps * (rows * each * step + solve)
-        if details.guidance is None and plan.needs_prompts:
+        if details.guidance is None and plan.needs_prompts and plan.seeded:
             images = trial_images(allocation) * min(classes, MOST_CLASSES)
             stages["guidance"] = image * images * len(GUIDANCES)
-        if details.fitted and plan.needs_prompts:
+        if details.fitted and plan.needs_prompts and plan.seeded:
             weights = 1 if details.guidance is not None else len(GUIDANCES)
             fit = forwards_of(self.backbone, plan.size, details.sampler_steps)
             stages["sampler"] = image / details.sampler_steps * fit * weights
@@ -431,6 +431,8 @@ class D3MJob:
             real=lambda c, most: stored_arrays(journal, _name(c))["thumbs"][:most],
             title="Collages of real patches, and what the pack makes",
         )
+        if not plan.seeded:  # codes have noise levels and guidance of their own
+            return draft
         fit = self.details.fitted
         if self.details.guidance is not None:
             return fitted_once(run, plan, draft) if fit else draft
