@@ -426,12 +426,14 @@ def test_codes_alone_keep_within_the_budget(home: Path) -> None:
         estimate_encode(home / "source", replace(settings, budget=nbytes), method=CodesOnly())
 
 
-def test_no_guidance_is_measured_and_no_sampler_fitted_for_codes_alone(home: Path) -> None:
+def test_no_guidance_is_measured_and_no_sampler_fitted_for_codes_alone(
+    home: Path, tmp_path: Path
+) -> None:
     settings = quick(home / "sd", images_per_class=40, codes=40, code_steps=15, code_bits=8)
-    output = home / "alone.d3m"
+    output = tmp_path / "alone.d3m"
     pack = encode(home / "source", output, replace(settings, probes=0))
     assert pack.prompts is not None, "many codes gain more than prompts cost"
-    log = (home / "alone.d3m.work" / "log.txt").read_text()
+    log = (tmp_path / "alone.d3m.work" / "log.txt").read_text()
     assert "code photographs" in log
     assert "choose the guidance" not in log
     assert pack.recipe.guidance == 1.0
