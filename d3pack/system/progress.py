@@ -8,6 +8,7 @@ a single stage has `progress_bar`, which draws the same.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -83,10 +84,20 @@ def json_lines(out: IO[str]) -> Listener:
     return listen
 
 
-def log_file(path: Path) -> Listener:
-    """Return a listener that appends every event, with its time, to a file."""
+def log_file(path: Path, seconds: float = 10.0) -> Listener:
+    """Return a listener that appends events, with their time, to a file.
+
+    Steps are left out until `seconds` after the last one that was written, but for the step that
+    ends a stage.
+    """
+    written = -math.inf
 
     def listen(event: dict[str, Any]) -> None:
+        nonlocal written
+        if event["event"] == "step" and event["done"] != event["total"]:
+            if time.monotonic() - written < seconds:
+                return
+            written = time.monotonic()
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         facts = " ".join(f"{k}={v}" for k, v in event.items() if k != "event")
         with open(path, "a", encoding="utf-8") as file:

@@ -46,13 +46,21 @@ def ticking(monkeypatch: pytest.MonkeyPatch, *times: float) -> None:
 
 def test_json_lines_and_log(tmp_path: Path) -> None:
     out = io.StringIO()
-    report([json_lines(out), log_file(tmp_path / "log.txt")])
+    report([json_lines(out), log_file(tmp_path / "log.txt", seconds=0)])
     events = [json.loads(line) for line in out.getvalue().splitlines()]
     assert [e["event"] for e in events] == ["plan", "stage", *["step"] * 5, "stage-done", "note"]
     assert events[3] == {
         "event": "step", "stage": "invert", "done": 2, "total": 5, "samples": 200, "loss": 0.5,
     }  # fmt: skip
     assert len((tmp_path / "log.txt").read_text().splitlines()) == len(events)
+
+
+def test_a_log_leaves_steps_out_but_for_one_now_and_then_and_the_last(tmp_path: Path) -> None:
+    report([log_file(tmp_path / "log.txt")])
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    steps = [line.partition(" done=")[2].split()[0] for line in lines if " step " in line]
+    assert steps == ["1", "5"]
+    assert len(lines) == 6
 
 
 def test_the_live_view_shows_what_matters() -> None:
