@@ -132,7 +132,7 @@ class Bench:
         test: RealImages,
         images: int,
         protocol: Protocol,
-        work: str | Path | SharedFolder,
+        work: Path | SharedFolder,
         *,
         device: str | None = None,
         backbone: str | Path | None = None,
@@ -141,7 +141,7 @@ class Bench:
     ) -> None:
         self.train, self.test = train, test.all()
         self.teacher, self.events = teacher, events or Events()
-        self.shared = work if isinstance(work, SharedFolder) else SharedFolder(Path(work))
+        self.shared = work if isinstance(work, SharedFolder) else SharedFolder(work)
         self.work = self.shared.local
         self.work.mkdir(parents=True, exist_ok=True)
         self.device = str(resolve_device(device))
