@@ -79,25 +79,35 @@ def levels(first: float, steps: int) -> tuple[float, ...]:
     return rounded((*(root**_CURVE for root in between), 0.0), digits=4)
 
 
-def fitted_once(run: EncodeRun, plan: EncodePlan, draft: Draft) -> Draft:
-    """Return the draft with a fitted sampler; one shard fits it."""
-    name, stage = name_of(draft.recipe), "fit the sampler"
-    if run.once(stage, name, last=not plan.makes_images):
+def fitted_once(
+    run: EncodeRun, plan: EncodePlan, draft: Draft, *, last: bool, name: str = ""
+) -> Draft:
+    """Return the draft with a fitted sampler; one shard fits it.
+
+    Args:
+        run: the run.
+        plan: its plan.
+        draft: prompts and guidance.
+        last: whether other shards have nothing to do after this.
+        name: where the journal keeps it, if not by the guidance alone.
+    """
+    name, stage = name or name_of(draft.recipe), "fit the sampler"
+    if run.once(stage, name, last=last):
         with run.events.stage(stage, 1, "samplers", part="sampler"):
-            fitted_recipe(run, draft.pack(plan), draft.backbone)
+            fitted_recipe(run, draft.pack(plan), draft.backbone, name)
             run.events.step(1)
-    recipe = fitted_recipe(run, draft.pack(plan), draft.backbone)
+    recipe = fitted_recipe(run, draft.pack(plan), draft.backbone, name)
     error = run.journal[name]["error"]
     run.events.note(f"sampler of {len(recipe.sigmas) - 1} steps, fitted to within {error:.2%}")
     return replace(draft, recipe=recipe)
 
 
-def fitted_recipe(run: EncodeRun, pack: Pack, backbone: Backbone) -> Recipe:
+def fitted_recipe(run: EncodeRun, pack: Pack, backbone: Backbone, name: str = "") -> Recipe:
     """Return the recipe of a pack with a sampler fitted to its prompts at its guidance.
 
-    The journal keeps it; the number of steps stays.
+    The journal keeps it, under that name; the number of steps stays.
     """
-    recipe, name = pack.recipe, name_of(pack.recipe)
+    recipe, name = pack.recipe, name or name_of(pack.recipe)
     if name not in run.journal:
         fit = fit_sampler(pack, backbone, len(recipe.sigmas) - 1)
         table = [[a, list(b)] for a, b in fit.table]

@@ -229,6 +229,10 @@ class D3MSettings:
         ge=0,
         le=64,
     )
+    one_pass: bool = option(
+        False,
+        "Fit prompts once more, to make in one pass of the model what guidance makes in two.",
+    )
     factor: int | None = option(
         None, "Side of a collage in patches: 1, 2 or 4.", choices=(1, 2, 4), group="collages"
     )

@@ -67,6 +67,8 @@ def settings_by_name(world: Path, name: str) -> EncodeSettings:
         return quick(
             sd, candidates=1, labels="none", guidance=1.5, sampler_steps=None, fitted_steps=3
         )
+    if name == "d3m in one pass":
+        return quick(sd, candidates=1, labels="none", guidance=1.5, one_pass=True)
     if name == "codes":
         return settings_of(method="codes", backbone=sd, code_steps=3, code_bits=4)
     if name in ("s3", "draws"):
@@ -101,6 +103,7 @@ def wholes(world: Path) -> Callable[[str], bytes]:
         "d3m",
         "d3m without images",
         "d3m with a fitted sampler",
+        "d3m in one pass",
         "codes",
         "minimax",
         "modes",

@@ -42,7 +42,8 @@ def best_guidance(
     draft: Draft,
     real: Callable[[int], Tensor],
     *,
-    fit: bool = False,
+    fit: bool,
+    last: bool,
 ) -> Draft:
     """Return the draft with the weight whose picked images lie nearest to the real features.
 
@@ -52,13 +53,14 @@ def best_guidance(
         draft: a draft with any guidance.
         real: the teacher's features of real images of a class.
         fit: whether a sampler is fitted at each weight.
+        last: whether a shard has nothing to do after this.
     """
     count, journal = len(plan.classes), run.journal
     spread = np.linspace(0, count - 1, min(count, MOST_CLASSES)).astype(int)
     features = {int(c): real(int(c)).double() for c in spread if measurable(real(int(c)))}
     if not features:
         run.events.note(f"guidance {draft.recipe.guidance:g}: too few real images to measure by")
-        return fitted_once(run, plan, draft) if fit else draft
+        return fitted_once(run, plan, draft, last=last) if fit else draft
     # noise of its own: the images of the pack are not those that chose
     trial = replace(
         draft.pack(plan),

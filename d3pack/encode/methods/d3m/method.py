@@ -33,6 +33,7 @@ from d3pack.encode.finish import SHEET_IMAGES, sample_provenance
 from d3pack.encode.methods.d3m.collages import clusters, make_collages
 from d3pack.encode.methods.d3m.guidance import MOST_CLASSES, best_guidance, trial_images
 from d3pack.encode.methods.d3m.inversion import Fitted, Inversion, groups_of, solve_seconds
+from d3pack.encode.methods.d3m.one_pass import CALLS, STATES, in_one_pass
 from d3pack.encode.methods.dit import unknown_names_note
 from d3pack.encode.pilots import pilot_seconds
 from d3pack.encode.plan import (
@@ -148,7 +149,9 @@ def prepare(
     measured = small and allocation.candidates > 1 and allocation.select == "teacher"
     if details.guidance is None and not measured:
         details = replace(details, guidance=default_sampling(backbone).guidance)
-    text = _text(plan, details, allocation)
+    if own.one_pass and plan.needs_prompts:
+        _check_one_pass(details)
+    text = _text(plan, details, allocation, one_pass=own.one_pass)
     if all(name.isdecimal() or name[1:].isdecimal() for name in source.classes):
         text += ("class names are numbers or ids: class_names give inversion a better start",)
     if isinstance(backbone, DiT):
@@ -171,6 +174,13 @@ def _numbers_of_vectors(
     if outputs and least > 1 and settings.codec == "pq":  # zeros would not stay zeros
         raise SettingError("codec", "pq", "another, for the pooled vector of this backbone")
     return least, most
+
+
+def _check_one_pass(details: Details) -> None:
+    if details.guidance == 1.0:
+        raise UsageError("one_pass needs guidance", hint="without guidance, one pass is all")
+    if details.sampler == "lcm":
+        raise UsageError("one_pass excludes the sampler lcm, which adds fresh noise")
 
 
 def _coding(job: D3MJob, least: int) -> Coding | None:
@@ -246,12 +256,16 @@ def _digest(adapter: Coded) -> str:
     return hashlib.sha256(str(adapter.params).encode() + data).hexdigest()
 
 
-def _text(plan: EncodePlan, details: Details, allocation: Allocation) -> tuple[str, ...]:
+def _text(
+    plan: EncodePlan, details: Details, allocation: Allocation, *, one_pass: bool
+) -> tuple[str, ...]:
     name = details.backbone.repo or details.backbone.revision[:12]
     if not plan.needs_prompts:
         return (f"backbone {name}, {plan.size[0]}x{plan.size[1]}, {plan.dtype}; no prompts",)
     guidance = "by measurement" if details.guidance is None else f"{details.guidance:g}"
     condition = f"{'outputs for ' if details.outputs else ''}{details.template!r}"
+    if one_pass:
+        guidance += " in one pass"
     sampler = "fitted sampler of" if details.fitted else details.sampler
     return (
         f"backbone {name}, {plan.size[0]}x{plan.size[1]}, {plan.dtype}; {sampler} "
@@ -310,13 +324,14 @@ class D3MJob:
         if not plan.needs_prompts:  # nothing is learned
             metrics = ((), {}, sum(self.source.counts))
         record = sample_provenance(D3M.name, self.source, self.settings, *metrics)
+        recipe, guided = self.recipe(), plan.needs_prompts and not self.own.one_pass
         return expected_bytes(
             plan,
-            self.recipe(),
+            recipe if guided else replace(recipe, guidance=1.0),
             self.details.width,
             allocation,
             record,
-            unconditional=plan.needs_prompts and self._no_class(allocation.vectors) is not None,
+            unconditional=guided and self._no_class(allocation.vectors) is not None,
             adapter=self.adapter,
         )
 
@@ -367,6 +382,8 @@ class D3MJob:
             weights = 1 if details.guidance is not None else len(GUIDANCES)
             fit = forwards_of(self.backbone, plan.size, details.sampler_steps)
             stages["sampler"] = image / details.sampler_steps * fit * weights
+        if own.one_pass and plan.needs_prompts and plan.seeded:
+            stages["one pass"] = rows * STATES * CALLS * step
         stages |= draw_seconds(plan, self.backbone.latent_shape_for(plan.size))
         images = (allocation.judged + (allocation.labels != "none")) * plan.seeded
         stages["images"] = image * images * classes
@@ -433,14 +450,23 @@ class D3MJob:
         )
         if not plan.seeded:  # codes have noise levels and guidance of their own
             return draft
-        fit = self.details.fitted
+        draft = self._guided(run, draft)
+        if not self.own.one_pass or draft.recipe.guidance == 1.0:
+            return draft
+        fit, last = self.details.fitted, not plan.makes_images
+        draft = in_one_pass(run, plan, draft, last=last and not fit)
+        return fitted_once(run, plan, draft, last=last, name="sampler/one-pass") if fit else draft
+
+    def _guided(self, run: EncodeRun, draft: Draft) -> Draft:
+        """Measure the guidance, and fit the sampler to it, as the plan says."""
+        fit, last = self.details.fitted, not (self.own.one_pass or self.plan.makes_images)
         if self.details.guidance is not None:
-            return fitted_once(run, plan, draft) if fit else draft
+            return fitted_once(run, self.plan, draft, last=last) if fit else draft
 
         def features(c: int) -> torch.Tensor:
-            return torch.from_numpy(stored_arrays(journal, _name(c))["features"])
+            return torch.from_numpy(stored_arrays(run.journal, _name(c))["features"])
 
-        return best_guidance(run, plan, draft, features, fit=fit)
+        return best_guidance(run, self.plan, draft, features, fit=fit, last=last)
 
     def _make_collages(self, run: EncodeRun, teacher: Teacher, classes: Sequence[int]) -> None:
         """Keep the collages of these classes as latents in the journal."""
@@ -497,7 +523,9 @@ class D3MJob:
             for group in missing:
                 arrays = {name: value[groups[group]] for name, value in asdict(fitted).items()}
                 journal.save(names[group], arrays, {})
-        more = self.details.guidance is None or self.details.fitted or self.plan.makes_images
+        details = self.details
+        more = details.guidance is None or details.fitted or self.own.one_pass
+        more = more or self.plan.makes_images
         assert not list(run.units("learn prompts", names, last=not more))
         parts = [stored_arrays(journal, name) for name in names]
         fitted = Fitted(

@@ -1,0 +1,164 @@
+"""Prompts that lead in one pass of the model where guidance leads with two.
+
+Guidance moves each answer of the model away from that under no class. Most of this is the same for
+all images of a class, so that a prompt can carry it: each is fitted, by least squares, to the
+guided answers on the way of images of its own, at the noise levels of the sampler. Images then
+take half of the calls; what guidance does to single images alone is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from d3pack.decode import Decoder, samplers
+from d3pack.encode.candidates import stored
+from d3pack.encode.contract import Draft, EncodeRun
+from d3pack.encode.plan import EncodePlan
+from d3pack.encode.vectors import tuned
+from d3pack.format import Pack
+
+STATES = 120  # of images on their way, that a prompt is fitted to
+ROUNDS = 12  # of L-BFGS
+CALLS = 14  # of the loss, about, in so many rounds
+_NAME = "one-pass/{:06d}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Lesson:
+    """What the model answers at one noise level: guided, and under the prompt before."""
+
+    sigma: float
+    x: Tensor
+    guided: Tensor
+    gap: float  # mean squared, between the two
+
+    def loss(self, answers: Tensor) -> Tensor:
+        return (answers - self.guided).square().mean() / self.gap
+
+
+def states_of(steps: int) -> int:
+    """Return how many images of a class are followed through so many noise levels."""
+    return max(2, STATES // steps)
+
+
+def in_one_pass(run: EncodeRun, plan: EncodePlan, draft: Draft, *, last: bool) -> Draft:
+    """Return the draft with prompts fitted to its guidance, and without guidance.
+
+    Args:
+        run: the run.
+        plan: its plan.
+        draft: a draft with guidance.
+        last: whether a shard has nothing to do after this.
+    """
+    assert draft.prompts is not None
+    shape = draft.prompts.shape
+    modes = shape[1]
+    names = [_NAME.format(row) for row in range(shape[0] * modes)]
+    pack = draft.pack(plan)
+    each = states_of(len(pack.recipe.sigmas) - 1)
+    # images of their own noise, of which the first of a class has its first mode
+    pack = replace(pack, images_per_class=each * modes, seed=plan.seed ^ 2**61)
+    stage, done = "fit prompts to one pass", sum(map(run.journal.has, names))
+    with run.events.stage(stage, len(names), "prompts", part="one pass", done=done):
+        for row in run.units(stage, names, last=last):
+            c, mode = divmod(row, modes)
+            vectors, left = _fitted(pack, draft, c, mode, each)
+            run.journal.save(names[row], {"vectors": vectors}, {"left": left})
+            done += 1
+            run.events.step(done)
+    kept = [stored(run.journal, name) for name in names]
+    left = float(np.mean([facts["left"] for _, facts in kept]))
+    run.events.note(
+        f"one pass instead of guidance {draft.recipe.guidance:g}: prompts carry"
+        f" {1 - left:.0%} of what it changes"
+    )
+    prompts = np.stack([arrays["vectors"] for arrays, _ in kept]).reshape(shape)
+    return replace(
+        draft,
+        prompts=prompts,
+        unconditional=None,
+        recipe=replace(draft.recipe, guidance=1.0),
+    )
+
+
+def _fitted(
+    pack: Pack, draft: Draft, c: int, mode: int, each: int
+) -> tuple[npt.NDArray[np.float32], float]:
+    """Return the vectors of a prompt, and the share of the gap to guided answers that is left."""
+    assert draft.prompts is not None
+    backbone, modes = draft.backbone, draft.prompts.shape[1]
+    chosen = [(c, i * modes + mode) for i in range(each)]
+    alone = Decoder(
+        replace(pack, recipe=replace(pack.recipe, guidance=1.0), unconditional=None),
+        device=backbone.device,
+        backbone=backbone,
+    )
+    decoder = Decoder(pack, device=backbone.device, backbone=backbone)
+    way = decoder.explore(chosen, lambda model, noise: _way(pack, model, noise))
+    lessons = alone.explore(chosen, lambda model, _: _lessons(way, model))
+    start = torch.from_numpy(draft.prompts[c, mode]).to(backbone.device)
+    with tuned(backbone, pack.adapter):
+
+        def answer(vectors: Tensor, lesson: _Lesson) -> Tensor:
+            condition = backbone.condition(vectors[None], pack.recipe.template)
+            return backbone.denoise(lesson.x, lesson.sigma, condition.expand(each))
+
+        return _descend(start, lessons, answer)
+
+
+def _way(pack: Pack, model: samplers.Model, noise: Tensor) -> list[tuple[float, Tensor, Tensor]]:
+    """Return levels, states and guided answers on the way of the sampler."""
+    way = []
+
+    def follow(x: Tensor, sigma: float) -> Tensor:
+        answers = model(x, sigma)
+        way.append((sigma, x, answers))
+        return answers
+
+    recipe = pack.recipe
+    x = samplers.start(noise, recipe.sigmas)
+    samplers.sample(recipe.sampler, follow, x, recipe.sigmas, None, recipe.extra)
+    return way
+
+
+def _lessons(way: list[tuple[float, Tensor, Tensor]], model: samplers.Model) -> list[_Lesson]:
+    """Return the way as lessons, without levels at which guidance changes nothing."""
+    lessons = []
+    for sigma, x, guided in way:
+        gap = float((model(x, sigma) - guided).square().mean())
+        if gap > 0.0:
+            lessons.append(_Lesson(sigma, x.clone(), guided.clone(), gap))
+    return lessons
+
+
+def _descend(
+    start: Tensor, lessons: list[_Lesson], answer: Callable[[Tensor, _Lesson], Tensor]
+) -> tuple[npt.NDArray[np.float32], float]:
+    """Return the vectors that the lessons lead to, by L-BFGS, and their loss."""
+    size = start.norm().clamp_min(1e-6)
+    change = torch.zeros_like(start, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [change], max_iter=ROUNDS, history_size=ROUNDS, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        total = 0.0
+        for lesson in lessons:  # one at a time: all together may not fit into memory
+            loss = lesson.loss(answer(start + change * size, lesson)) / len(lessons)
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+    if lessons:
+        optimizer.step(closure)
+    with torch.no_grad():
+        vectors = start + change * size
+        losses = [float(lesson.loss(answer(vectors, lesson))) for lesson in lessons]
+    return vectors.cpu().numpy(), float(np.mean(losses)) if losses else 0.0
