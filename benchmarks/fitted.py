@@ -4,8 +4,8 @@
     python -m benchmarks fitted --work work/fitted --rates      # speed, on a quiet machine
 
 `--real` has train/ and test/ with one folder a class. Packs of 50 images a class are encoded with
-five fitted steps, with four, and with the twelve steps of the published sampler; all else is equal.
-Packs and students are kept in `--work`: what is there is not made again.
+five fitted steps, with these in one pass instead of guidance, with the twelve steps of the
+published sampler, and with four fitted steps; all else is equal. `--only` names some of them. Packs and students are kept in `--work`: what is there is not made again.
 """
 
 from __future__ import annotations
@@ -33,21 +33,25 @@ from d3pack.system import Events
 
 WHAT = (__doc__ or "").partition("\n")[0]
 PER_CLASS = 50
-STEPS = (5, 0, 4)  # fitted ones; 0: the published sampler
+ARMS = {
+    "fitted 5": D3MSettings(fitted_steps=5),
+    "one pass 5": D3MSettings(fitted_steps=5, one_pass=True),
+    "published": D3MSettings(fitted_steps=0),
+    "fitted 4": D3MSettings(fitted_steps=4),
+}
 MANY = 60  # steps that stand for exact ones
 IMAGES = 60  # whose latents are compared
 ROUNDS, TIMED = 3, 320
 
 
-def made(real: str | None, work: Path, steps: int) -> Pack | None:
-    """The pack of so many fitted steps, encoded when it is not there; None without real images."""
-    path = work / f"steps-{steps}.d3m"
+def made(real: str | None, work: Path, arm: str) -> Pack | None:
+    """The pack of an arm, encoded when it is not there; None without real images."""
+    path = work / f"{arm.replace(' ', '-')}.d3m"
     if path.exists():
         return read(path)
     if real is None:
         return None
-    own = D3MSettings(fitted_steps=steps)
-    settings = EncodeSettings(images_per_class=PER_CLASS, method_settings=own)
+    settings = EncodeSettings(images_per_class=PER_CLASS, method_settings=ARMS[arm])
     return encode(open_source(real, split="train"), path, settings)
 
 
@@ -108,6 +112,7 @@ def main(arguments: Sequence[str]) -> None:
     options.add_argument("--real")
     options.add_argument("--work", type=Path, required=True)
     options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--only", nargs="+", choices=ARMS, default=[*ARMS])
     options.add_argument("--rates", action="store_true", help="measure speed alone")
     args = options.parse_args(arguments)
     args.work.mkdir(parents=True, exist_ok=True)
@@ -125,11 +130,11 @@ def main(arguments: Sequence[str]) -> None:
             events=Events([]),
         )
     figures = load("fitted")
-    for steps in STEPS:
-        pack = made(args.real, args.work, steps)
+    for arm in args.only:
+        pack = made(args.real, args.work, arm)
         if pack is None:
             continue
-        row = figures.setdefault(f"fitted {steps}" if steps else "published", {})
+        row = figures.setdefault(arm, {})
         row |= {
             "steps": len(pack.recipe.sigmas) - 1,
             "guidance": pack.recipe.guidance,
