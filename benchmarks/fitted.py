@@ -5,7 +5,8 @@
 
 `--real` has train/ and test/ with one folder a class. Packs of 50 images a class are encoded with
 five fitted steps, with these in one pass instead of guidance, with the twelve steps of the
-published sampler, and with four fitted steps; all else is equal. `--only` names some of them. Packs and students are kept in `--work`: what is there is not made again.
+published sampler, and with four fitted steps; all else is equal. `--only` names some of them.
+Packs and students are kept in `--work`: what is there is not made again.
 """
 
 from __future__ import annotations
