@@ -77,8 +77,8 @@ def _open(run: EncodeRun, typical: int) -> Teacher:
                 device=context.device,
             )
         return context.opened[settings.teacher]
-    lesson = teacher_config(typical, settings.teacher_samples, settings.seed, context.device)
-    key = teacher_key(run.source, lesson, context.device)
+    config = teacher_config(typical, settings.teacher_samples, settings.seed, context.device)
+    key = teacher_key(run.source, config, context.device)
     if not run.once("train the teacher", _KEY):
         cached, weights = context.teachers / f"{journal[_KEY]}.safetensors", journal.find(_WEIGHTS)
         if weights is not None and not cached.exists():
@@ -88,7 +88,7 @@ def _open(run: EncodeRun, typical: int) -> Teacher:
             key = journal[_KEY]  # also where threads or torch are others now
     teacher = train_teacher(
         run.source,
-        lesson,
+        config,
         journal,
         run.events,
         cache=context.teachers,

@@ -75,10 +75,10 @@ def test_labels_are_the_answers_on_the_decoded_images(
         p for p in (home / "cache" / "teachers").iterdir()
         if p.stat().st_size == pack.provenance["teacher"]["bytes"]
     ]  # fmt: skip
-    lesson = teacher_config(16, options.teacher_samples, options.seed)
-    net = SmallResNet(3, lesson.widths)
+    config = teacher_config(16, options.teacher_samples, options.seed)
+    net = SmallResNet(3, config.widths)
     net.load_state_dict(load_file(stored[0]))
-    teacher = TrainedTeacher(net, lesson, CLASSES, {})
+    teacher = TrainedTeacher(net, config, CLASSES, {})
     decoder = Decoder(pack, path=home / "sd")
     logits = teacher.logits(decoder.images(range(len(pack)))).reshape(3, 4, 3)
     assert pack.labels is not None

@@ -28,17 +28,17 @@ from d3pack.teachers.resnet import (
 )
 from d3pack.teachers.teacher import TeacherError, TransformersTeacher, batched, fit, match_labels
 
-LESSON = TeacherConfig(size=16, samples=1200, batch=32, widths=(8, 16), held=0.1)
+CONFIG = TeacherConfig(size=16, samples=1200, batch=32, widths=(8, 16), held=0.1)
 
 
 def train(
-    folder: Path, root: Path, *, lesson: TeacherConfig = LESSON, listeners: Sequence[Listener] = ()
+    folder: Path, root: Path, *, config: TeacherConfig = CONFIG, listeners: Sequence[Listener] = ()
 ) -> TrainedTeacher:
     journal = Journal(folder / "work", {})
     try:
         return train_teacher(
             open_source(root),
-            lesson,
+            config,
             journal,
             Events(list(listeners)),
             cache=folder / "teachers",
@@ -121,21 +121,21 @@ def test_going_on_after_any_checkpoint(tmp_path: Path, root: Path) -> None:
 
 @pytest.mark.parametrize("keep", [0, 6, 100, 5000])
 def test_a_damaged_file_is_trained_again(tmp_path: Path, root: Path, keep: int) -> None:
-    short = replace(LESSON, samples=64)
-    whole = train(tmp_path, root, lesson=short).record
+    short = replace(CONFIG, samples=64)
+    whole = train(tmp_path, root, config=short).record
     stored = next((tmp_path / "teachers").iterdir())
     stored.write_bytes(stored.read_bytes()[:keep])
-    assert train(tmp_path, root, lesson=short).record == whole
+    assert train(tmp_path, root, config=short).record == whole
 
 
 def test_the_key_follows_the_threads(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They change a teacher's last bits, and those a pack's bytes: a cache may not hide it."""
-    source, lesson = open_source(root), teacher_config(32, 1000, 0)
+    source, config = open_source(root), teacher_config(32, 1000, 0)
     found = set()
     for threads in (1, 2):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        found.add(teacher_key(source, lesson))
-        found.add(teacher_key(source, lesson, "cuda:0"))
+        found.add(teacher_key(source, config))
+        found.add(teacher_key(source, config, "cuda:0"))
     assert len(found) == 3
 
 
@@ -190,7 +190,7 @@ def test_large_images_are_never_held_together(root: Path, monkeypatch: pytest.Mo
         return image
 
     monkeypatch.setattr(source, "get", watched)
-    pixels, labels = gather(source, LESSON, Events())
+    pixels, labels = gather(source, CONFIG, Events())
     assert pixels.shape == (90, 3, 16, 16)
     assert labels.tolist() == [c for c in range(3) for _ in range(30)]
     assert most <= 2

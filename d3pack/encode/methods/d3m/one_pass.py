@@ -30,13 +30,13 @@ _NAME = "one-pass/{:06d}"
 
 
 @dataclass(frozen=True, slots=True)
-class _Lesson:
-    """What the model answers at one noise level: guided, and under the prompt before."""
+class _Level:
+    """States at one noise level, and what the model answers with guidance."""
 
     sigma: float
     x: Tensor
     guided: Tensor
-    gap: float  # mean squared, between the two
+    gap: float  # mean squared, to its answers under the prompt before
 
     def loss(self, answers: Tensor) -> Tensor:
         return (answers - self.guided).square().mean() / self.gap
@@ -101,15 +101,15 @@ def _fitted(
     )
     decoder = Decoder(pack, device=backbone.device, backbone=backbone)
     way = decoder.explore(chosen, lambda model, noise: _way(pack, model, noise))
-    lessons = alone.explore(chosen, lambda model, _: _lessons(way, model))
+    levels = alone.explore(chosen, lambda model, _: _levels(way, model))
     start = torch.from_numpy(draft.prompts[c, mode]).to(backbone.device)
     with tuned(backbone, pack.adapter):
 
-        def answer(vectors: Tensor, lesson: _Lesson) -> Tensor:
+        def answer(vectors: Tensor, level: _Level) -> Tensor:
             condition = backbone.condition(vectors[None], pack.recipe.template)
-            return backbone.denoise(lesson.x, lesson.sigma, condition.expand(each))
+            return backbone.denoise(level.x, level.sigma, condition.expand(each))
 
-        return _descend(start, lessons, answer)
+        return _descend(start, levels, answer)
 
 
 def _way(pack: Pack, model: samplers.Model, noise: Tensor) -> list[tuple[float, Tensor, Tensor]]:
@@ -127,20 +127,20 @@ def _way(pack: Pack, model: samplers.Model, noise: Tensor) -> list[tuple[float, 
     return way
 
 
-def _lessons(way: list[tuple[float, Tensor, Tensor]], model: samplers.Model) -> list[_Lesson]:
-    """Return the way as lessons, without levels at which guidance changes nothing."""
-    lessons = []
+def _levels(way: list[tuple[float, Tensor, Tensor]], model: samplers.Model) -> list[_Level]:
+    """Return the way as levels, without levels at which guidance changes nothing."""
+    levels = []
     for sigma, x, guided in way:
         gap = float((model(x, sigma) - guided).square().mean())
         if gap > 0.0:
-            lessons.append(_Lesson(sigma, x.clone(), guided.clone(), gap))
-    return lessons
+            levels.append(_Level(sigma, x.clone(), guided.clone(), gap))
+    return levels
 
 
 def _descend(
-    start: Tensor, lessons: list[_Lesson], answer: Callable[[Tensor, _Lesson], Tensor]
+    start: Tensor, levels: list[_Level], answer: Callable[[Tensor, _Level], Tensor]
 ) -> tuple[npt.NDArray[np.float32], float]:
-    """Return the vectors that the lessons lead to, by L-BFGS, and their loss."""
+    """Return the vectors that the levels lead to, by L-BFGS, and their loss."""
     size = start.norm().clamp_min(1e-6)
     change = torch.zeros_like(start, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -150,15 +150,15 @@ def _descend(
     def closure() -> float:
         optimizer.zero_grad()
         total = 0.0
-        for lesson in lessons:  # one at a time: all together may not fit into memory
-            loss = lesson.loss(answer(start + change * size, lesson)) / len(lessons)
+        for level in levels:  # one at a time: all together may not fit into memory
+            loss = level.loss(answer(start + change * size, level)) / len(levels)
             loss.backward()
             total += float(loss.detach())
         return total
 
-    if lessons:
+    if levels:
         optimizer.step(closure)
     with torch.no_grad():
         vectors = start + change * size
-        losses = [float(lesson.loss(answer(vectors, lesson))) for lesson in lessons]
+        losses = [float(level.loss(answer(vectors, level))) for level in levels]
     return vectors.cpu().numpy(), float(np.mean(losses)) if losses else 0.0
