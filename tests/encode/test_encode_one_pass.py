@@ -13,11 +13,19 @@ from encode_world import make_tree, quick
 from d3pack.decode import Decoder
 from d3pack.encode import encode, estimate_encode
 from d3pack.encode.allocation import MARGIN
+from d3pack.encode.methods.d3m import one_pass
 from d3pack.errors import UsageError
 from d3pack.format import Pack, decode_prompts
 
 ALONE = {"candidates": 1, "labels": "none", "guidance": 1.5}
 STAGE = "fit prompts to one pass"
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit that takes little time: where it leads is for another test."""
+    monkeypatch.setattr(one_pass, "STATES", 12)
+    monkeypatch.setattr(one_pass, "ROUNDS", 2)
 
 
 class StopError(Exception):
@@ -31,7 +39,10 @@ def facts(output: Path) -> dict[str, object]:
 
 
 @pytest.mark.heavy
-def test_images_are_nearer_to_guided_ones_than_without_guidance(tmp_path: Path) -> None:
+def test_images_are_nearer_to_guided_ones_than_without_guidance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(one_pass, "STATES", 40)  # a third of the time
     source = make_tree(tmp_path / "source", 4, ("king penguin", "school bus"))
     settings = quick(
         Path("mini"),
@@ -59,6 +70,7 @@ def test_images_are_nearer_to_guided_ones_than_without_guidance(tmp_path: Path) 
     assert "one pass instead of guidance 2.5: prompts carry" in log
 
 
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("condition", ["tokens", "outputs"])
 def test_the_size_is_known_before_and_nothing_of_guidance_is_left(
     home: Path, tmp_path: Path, condition: str
@@ -84,6 +96,7 @@ def test_the_size_is_known_before_and_nothing_of_guidance_is_left(
     assert moved.all(), "each prompt of each class is fitted"
 
 
+@pytest.mark.usefixtures("short")
 def test_an_interrupted_fit_leads_to_the_same_bytes(home: Path, tmp_path: Path) -> None:
     settings = quick(home / "sd", one_pass=True, sampler_steps=None, fitted_steps=3, **ALONE)
     encode(home / "source", tmp_path / "whole.d3m", settings)

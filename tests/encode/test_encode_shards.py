@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from encode_world import SHORT, make_tree, quick, settings_of
 from tiny_backbones import tiny_dit
 
 from d3pack.encode import EncodeSettings, encode, encode_shard, merge
+from d3pack.encode.methods.d3m import one_pass
 from d3pack.encode.parts import part_of
 from d3pack.errors import NotFoundError, UsageError
 from d3pack.system import JournalError, Shard, WaitingError
@@ -52,9 +53,12 @@ def merged(output: Path, count: int, **more: Any) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def world(home: Path) -> Path:
+def world(home: Path) -> Iterator[Path]:
     tiny_dit(home / "dit")
-    return home
+    with pytest.MonkeyPatch.context() as patch:  # where the fit leads is for another test
+        patch.setattr(one_pass, "STATES", 12)
+        patch.setattr(one_pass, "ROUNDS", 2)
+        yield home
 
 
 def settings_by_name(world: Path, name: str) -> EncodeSettings:
