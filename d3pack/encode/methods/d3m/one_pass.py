@@ -64,11 +64,17 @@ def in_one_pass(run: EncodeRun, plan: EncodePlan, draft: Draft, *, last: bool) -
     each = states_of(len(pack.recipe.sigmas) - 1)
     # images of their own noise, of which the first of a class has its first mode
     pack = replace(pack, images_per_class=each * modes, seed=plan.seed ^ 2**61)
+    plain = replace(pack, recipe=replace(pack.recipe, guidance=1.0), unconditional=None)
+    guided, alone = (
+        Decoder(made, device=draft.backbone.device, backbone=draft.backbone)
+        for made in (pack, plain)
+    )
     stage, done = "fit prompts to one pass", sum(map(run.journal.has, names))
     with run.events.stage(stage, len(names), "prompts", part="one pass", done=done):
         for row in run.units(stage, names, last=last):
             c, mode = divmod(row, modes)
-            vectors, left = _fitted(pack, draft, c, mode, each)
+            chosen = [(c, i * modes + mode) for i in range(each)]
+            vectors, left = _fitted(guided, alone, draft.prompts[c, mode], chosen)
             run.journal.save(names[row], {"vectors": vectors}, {"left": left})
             done += 1
             run.events.step(done)
@@ -88,28 +94,29 @@ def in_one_pass(run: EncodeRun, plan: EncodePlan, draft: Draft, *, last: bool) -
 
 
 def _fitted(
-    pack: Pack, draft: Draft, c: int, mode: int, each: int
+    guided: Decoder,
+    alone: Decoder,
+    vectors: npt.NDArray[np.float32],
+    chosen: list[tuple[int, int]],
 ) -> tuple[npt.NDArray[np.float32], float]:
-    """Return the vectors of a prompt, and the share of the gap to guided answers that is left."""
-    assert draft.prompts is not None
-    backbone, modes = draft.backbone, draft.prompts.shape[1]
-    chosen = [(c, i * modes + mode) for i in range(each)]
-    alone = Decoder(
-        replace(pack, recipe=replace(pack.recipe, guidance=1.0), unconditional=None),
-        device=backbone.device,
-        backbone=backbone,
-    )
-    decoder = Decoder(pack, device=backbone.device, backbone=backbone)
-    way = decoder.explore(chosen, lambda model, noise: _way(pack, model, noise))
+    """Return the vectors of a prompt, and the share of the gap to guided answers that is left.
+
+    Args:
+        guided: makes images with guidance.
+        alone: makes them without.
+        vectors: of the prompt so far.
+        chosen: images of the prompt.
+    """
+    pack, backbone = guided.pack, guided.backbone
+    way = guided.explore(chosen, lambda model, noise: _way(pack, model, noise))
     levels = alone.explore(chosen, lambda model, _: _levels(way, model))
-    start = torch.from_numpy(draft.prompts[c, mode]).to(backbone.device)
     with tuned(backbone, pack.adapter):
 
         def answer(vectors: Tensor, level: _Level) -> Tensor:
             condition = backbone.condition(vectors[None], pack.recipe.template)
-            return backbone.denoise(level.x, level.sigma, condition.expand(each))
+            return backbone.denoise(level.x, level.sigma, condition.expand(len(chosen)))
 
-        return _descend(start, levels, answer)
+        return _descend(torch.from_numpy(vectors).to(backbone.device), levels, answer)
 
 
 def _way(pack: Pack, model: samplers.Model, noise: Tensor) -> list[tuple[float, Tensor, Tensor]]:
