@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from d3pack.errors import UsageError
-from d3pack.system import resolve_device, writing
+from d3pack.system import fast_bfloat16, resolve_device, writing
 from d3pack.train.config import LoopConfig
 from d3pack.train.muon import Muon, grouped
 
@@ -108,9 +108,13 @@ Report = Callable[[dict[str, Any]], None]
 
 
 def accelerator_on(device: str | None) -> Accelerator:
-    """Return the accelerator of this process; under a launcher, each process has its own device."""
+    """Return the accelerator of this process; under a launcher, each process has its own device.
+
+    Products are bfloat16 where the device is not slower with them.
+    """
     chosen = resolve_device(device)
-    accelerator = Accelerator(cpu=chosen.type == "cpu", mixed_precision="bf16")
+    precision = "bf16" if fast_bfloat16(chosen) else "no"
+    accelerator = Accelerator(cpu=chosen.type == "cpu", mixed_precision=precision)
     if accelerator.num_processes == 1:
         accelerator.state.device = chosen
     return accelerator

@@ -12,14 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from d3pack.system import fast_bfloat16
+
 _MOMENTUM = 0.95
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # steepest at 0: five rounds bring all values to about 1
 
 
 def orthogonalised(matrix: Tensor, rounds: int = 5) -> Tensor:
-    """The nearest matrix with singular values near one, by Newton-Schulz iteration in bfloat16."""
+    """The nearest matrix with singular values near one, by Newton-Schulz iteration.
+
+    Its products are bfloat16 where the device is not slower with them.
+    """
     a, b, c = _QUINTIC
-    x = matrix.bfloat16()
+    x = matrix.to(torch.bfloat16 if fast_bfloat16(matrix.device) else torch.float32)
     x = x / (x.norm() + 1e-7)
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x

@@ -26,6 +26,7 @@ from d3pack.train import TrainSettings, train_backbone
 from d3pack.train.config import PRESETS, LoopConfig, TrainConfig
 from d3pack.train.data import batch_rows, split
 from d3pack.train.loop import accelerator_on, learning_rate
+from d3pack.train.muon import orthogonalised
 from d3pack.train.text import TextModule, TextTask
 
 pytestmark = pytest.mark.heavy
@@ -91,6 +92,24 @@ def test_accelerator_is_on_the_device_that_is_named(monkeypatch: pytest.MonkeyPa
         assert named == ["cuda:1"]
     finally:
         AcceleratorState._reset_state(True)
+
+
+@pytest.mark.parametrize(("fast", "precision"), [(True, "bf16"), (False, "no")])
+def test_products_are_bfloat16_only_where_that_is_not_slower(
+    monkeypatch: pytest.MonkeyPatch, fast: bool, precision: str
+) -> None:
+    monkeypatch.setattr("d3pack.train.loop.fast_bfloat16", lambda device: fast)
+    monkeypatch.setattr("d3pack.train.muon.fast_bfloat16", lambda device: fast)
+    AcceleratorState._reset_state(True)
+    try:
+        assert accelerator_on("cpu").mixed_precision == precision
+    finally:
+        AcceleratorState._reset_state(True)
+    matrix = torch.randn(24, 96, generator=torch.Generator().manual_seed(0))
+    step = orthogonalised(matrix)
+    assert step.dtype == (torch.bfloat16 if fast else torch.float32)
+    values = torch.linalg.svdvals(step.float())
+    assert 0.6 < float(values.min()) <= float(values.max()) < 1.3
 
 
 @pytest.fixture(scope="module")
