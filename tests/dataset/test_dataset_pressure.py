@@ -1,8 +1,9 @@
-"""Packs of very many classes, and very many epochs, in bounded memory."""
+"""Packs of very many classes, very many epochs, and readers that are killed."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from dataset_packs import tiny_pack
+from places import ROOT
 
 import d3pack
 from d3pack import D3MDataset
@@ -97,3 +99,13 @@ def test_a_version_leaves_the_images_of_another_alone(
         first = images if first is None else first
         assert torch.equal(images, first)
     assert len(list((tmp_path / "images").iterdir())) >= 2
+
+
+def test_killed_processes_leave_a_cache_that_others_can_use(tmp_path: Path) -> None:
+    out = tmp_path / "pressure.json"
+    command = [sys.executable, "-m", "benchmarks", "pressure", "--minutes", "0.3", "-o", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    figures = json.loads(out.read_text())["figures"]
+    assert (done.returncode, figures["faults"]) == (0, [])
+    assert sum(figures["killed"].values()) > 3
+    assert sum(figures["finished"].values()) > 3
