@@ -1,46 +1,103 @@
-"""The three methods on one source: student accuracy, images a second, likeness to real images.
+"""The methods of `encode` on one source: what each costs, and what its images teach.
 
-    d3pack encode cifar10 --method classcond --time-budget 30m --decode-seconds 33 --ipc 50 \\
-        --probes 4 --teacher-samples 80000 -o a.d3m
-    d3pack encode cifar10 --method minimax --backbone a.backbone --ipc 50 --probes 4 \\
-        --teacher-samples 80000 --sampler-steps 18 --guidance 2.5 --set ema=0.999 \\
-        --set train_steps=4000 -o b.d3m    # the sampler that classcond has chosen
-    python -m benchmarks methods --real cifar10 --work work/methods --images 50 \\
-        classcond=a.d3m minimax=b.d3m:a.backbone d3m=examples/cifar10.d3m
+    python -m benchmarks methods --real cifar10 --work work/methods --seen none
+    python -m benchmarks methods --real cifar10 --work work/methods --only d3m,modes --ipc 10
+    python -m benchmarks methods --list                        # the methods, from cheap to dear
 
-`--real` has train/ and test/ with one folder a class. Each pack may be followed by the directory of
-its backbone, as name=pack.d3m:backbone/; of each the first `--images` of a class are looked at.
-Rows go into `results/methods.json` one by one. Precision, recall, density and coverage
-(arXiv 2002.09797) are taken class by class in the features of the teacher that every method asks,
-against as many real images of the class as the pack has, k = 5.
+`--real` has train/ and test/ with one folder a class; `--seen` says on which classes' photographs
+`mini` was trained. Packs are made by `d3pack.encode.encode`, one after another from cheap to dear,
+and students are trained on them. Every figure goes into `results/methods-NAME.json` as soon as it
+is measured. Packs, students and the teacher are kept in `--work`: a run that was stopped goes on.
+The file is one version of the code: rows of another are dropped.
+
+A pack of 10 images a class is an encoding of its own where the number decides about the images
+(`modes` makes as many clusters, `d3m` picks from as many candidates or draws). Where it does not
+(`codes`, `classcond`, `minimax`) it is the first 10 of the pack of 50, whose encoding is timed.
+
+`codes` gets random photographs of each class, `minimax` the backbone of `classcond`. All methods
+ask one teacher, which is trained and timed once, before them. Seconds are those of all runs that it
+took; what a stopped run had to do again counts twice. Precision, recall, density and coverage
+(arXiv 2002.09797) are taken class by class in the features of that teacher, against as many real
+images of the class as the pack has, k = 5.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from benchmarks.results import RESULTS, command, load, save
+from benchmarks.results import RESULTS, code, command, load, save
 from d3pack.decode import Decoder, local_backbone
+from d3pack.encode import D3MSettings, EncodeSettings, MinimaxSettings, encode
 from d3pack.evaluate import PROTOCOLS, Bench
 from d3pack.evaluate.baselines import pack_entry
 from d3pack.format import Pack, read
 from d3pack.sources import open_source
 from d3pack.students import fit
 from d3pack.students.real import RealImages, common_size
-from d3pack.system import Events, Journal
-from d3pack.teachers import Teacher, batched, teacher_cache, teacher_config, train_teacher
+from d3pack.system import Events, Journal, plain, replace_folder, resolve_device, write_json
+from d3pack.teachers import Teacher, batched, teacher_config, train_teacher
 
-WHAT = "The three methods on one source: accuracy, images a second, likeness to real images"
+WHAT = (__doc__ or "").partition("\n")[0]
+MOST = 50  # images of a class
 NEAREST = 5
+
+
+def described(settings: EncodeSettings) -> dict[str, Any]:
+    """Return the settings that differ from the defaults, the method's own among them."""
+    own = settings.method_settings
+    return plain(settings, private=False) | (plain(own, private=False) if own else {})
+
+
+@dataclass(frozen=True)
+class Way:
+    """A method with settings."""
+
+    settings: EncodeSettings
+    first: bool = False  # whether fewer images are the first of more
+    after: str | None = None  # whose backbone it takes
+
+    @property
+    def title(self) -> str:
+        """What stands behind `--method`."""
+        words = [self.settings.method]
+        for name, value in described(replace(self.settings, method="d3m")).items():
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        return " ".join(words)
+
+
+# From cheap to dear. The defaults of minimax are a day's work here, and a sampler for another DiT
+MINI = EncodeSettings(backbone="mini")  # on a GPU, too
+WAYS = {
+    "codes": Way(replace(MINI, method="codes"), first=True),
+    "modes": Way(replace(MINI, method="modes")),
+    "d3m-draws": Way(replace(MINI, select="draws")),
+    "d3m": Way(MINI),
+    "d3m-one-pass": Way(replace(MINI, method_settings=D3MSettings(one_pass=True))),
+    "d3m-s3": Way(replace(MINI, select="s3")),
+    "classcond": Way(EncodeSettings(method="classcond"), first=True),
+    "minimax": Way(
+        EncodeSettings(
+            method="minimax",
+            method_settings=MinimaxSettings(train_steps=4000, ema=0.999, search_images=200),
+        ),
+        first=True,
+        after="classcond",
+    ),
+}
 
 
 def manifold(real: Tensor, made: Tensor) -> dict[str, float]:
@@ -96,73 +153,272 @@ def speed(pack: Pack, folder: Path | None, rounds: int = 2) -> dict[str, float]:
     return best
 
 
-def open_teacher(train: RealImages, samples: int, work: Path) -> Teacher:
-    """The one that the methods asked, remembered from there."""
-    journal = Journal(work, {"samples": samples})
-    try:
-        lesson = teacher_config(train.size, samples, 0)
-        return train_teacher(
-            train.source, lesson, journal, Events([]), cache=teacher_cache(), device="cpu"
+@dataclass
+class Clock:
+    """Seconds of work that may be stopped and go on, kept in a file; it listens to events."""
+
+    path: Path
+    figures: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        known = json.loads(self.path.read_text("utf-8")) if self.path.exists() else {}
+        self.figures = {"seconds": 0.0, "cpu_seconds": 0.0, "finished": False, **known}
+        self._last = self._now()
+
+    def _now(self) -> tuple[float, float]:
+        return time.monotonic(), time.process_time()
+
+    def __call__(self, event: Mapping[str, Any], *, finished: bool = False) -> None:
+        """Write what has passed: at events, if the last writing is a second ago, and at the end."""
+        now = self._now()
+        if self.finished or (now[0] - self._last[0] < 1 and not finished):
+            return
+        for name, after, before in zip(("seconds", "cpu_seconds"), now, self._last, strict=True):
+            self.figures[name] += after - before
+        self._last = now
+        threads = torch.get_num_threads()
+        write_json(self.path, self.figures | {"finished": finished, "threads": threads})
+
+    @property
+    def finished(self) -> bool:
+        done: bool = self.figures["finished"]
+        return done
+
+    def finish(self) -> dict[str, Any]:
+        """Stop, and return the figures."""
+        self({}, finished=True)
+        figures = json.loads(self.path.read_text("utf-8"))
+        return {
+            **{name: round(figures[name], 1) for name in ("seconds", "cpu_seconds")},
+            "threads": figures["threads"],
+        }
+
+
+@dataclass(frozen=True)
+class Made:
+    """A pack, where its backbone lies if it is not `mini`, and what encoding took."""
+
+    pack: Pack
+    folder: Path | None
+    encode: dict[str, Any]
+
+
+class Run:
+    """The real images, the teacher, and the packs and students in a work directory.
+
+    Args:
+        ways: by name, from cheap to dear.
+        most: images of a class in the packs of which others are the first images.
+    """
+
+    def __init__(
+        self,
+        real: Path,
+        work: Path,
+        *,
+        ways: Mapping[str, Way] = WAYS,
+        most: int = MOST,
+        teacher_samples: int = EncodeSettings().teacher_samples,
+    ) -> None:
+        train, test = (open_source(real, split=split) for split in ("train", "test"))
+        self.size = common_size(test)
+        self.train = RealImages(train, train.classes, self.size, "training")
+        self.test = RealImages(test, train.classes, self.size, "test")
+        self.ways, self.most, self.samples = ways, most, teacher_samples
+        self.code = code()
+        self.work = work / self.code  # another version makes other packs, and trains other students
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.events = Events([lambda event: say(event["text"]) if "text" in event else None])
+
+    @cached_property
+    def teacher(self) -> tuple[Teacher, dict[str, Any]]:
+        """The one that all methods ask, and what its training took."""
+        folder = self.work / f"teacher-{self.samples}"
+        clock = Clock(folder.with_suffix(".json"))
+        device = str(resolve_device(None))
+        lesson = teacher_config(self.size, self.samples, 0, device)
+        with closing(Journal(folder, {"samples": self.samples})) as journal:
+            teacher = train_teacher(
+                self.train.source,
+                lesson,
+                journal,
+                Events([clock]),
+                cache=self.work / "teachers",
+                device=device,
+            )
+        return teacher, {"samples": self.samples, **clock.finish()}
+
+    def photographs(self, count: int) -> Path:
+        """A folder of the first of a draw of photographs of each class, without loss."""
+        folder = self.work / f"photographs-{count}"
+        if not folder.exists():
+            with replace_folder(folder) as temporary:
+                drawn = self.train.by_class(count, 0)
+                for name, images in zip(self.train.source.classes, drawn, strict=True):
+                    (temporary / name).mkdir()
+                    for i, pixels in enumerate(images.permute(0, 2, 3, 1).numpy()):
+                        Image.fromarray(pixels).save(temporary / name / f"{i:04d}.png")
+        return folder
+
+    def settings(self, name: str, ipc: int) -> EncodeSettings:
+        """The settings of an encoding, but for the backbone that another one makes."""
+        settings = replace(self.ways[name].settings, teacher_samples=self.samples)
+        # codes takes all images that it gets
+        return settings if settings.method == "codes" else replace(settings, images_per_class=ipc)
+
+    def path(self, name: str, ipc: int) -> Path:
+        settings = json.dumps(described(self.settings(name, ipc)), sort_keys=True)
+        return self.work / f"{name}-{ipc}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}.d3m"
+
+    def made(self, name: str, ipc: int) -> Made:
+        """The pack of a method, encoded when it is not there."""
+        way = self.ways[name]
+        count = max(self.most, ipc) if way.first else ipc
+        path, settings = self.path(name, count), self.settings(name, count)
+        if way.after is not None:
+            settings = replace(settings, backbone=str(self.made(way.after, self.most).folder))
+        figures = path.with_suffix(".json")
+        if not Clock(figures).finished:
+            teachers = self.teacher and self.work / "teachers"  # timed apart; encode finds it there
+            say(f"encode: {way.title}, {count} of each class")
+            source: Any = (
+                self.photographs(count) if settings.method == "codes" else self.train.source
+            )
+            clock = Clock(figures)
+            encode(source, path, settings, listeners=[clock], teachers=teachers)
+            clock.finish()
+        pack = read(path)
+        folder = local_backbone(path, pack)
+        if folder is None and settings.backbone not in (None, "mini"):
+            folder = Path(settings.backbone)
+        took = {"images_per_class": count, **Clock(figures).finish()}
+        return Made(pack.first(ipc), folder, took)
+
+    def bench(self, made: Made, protocol: str) -> Bench:
+        return Bench(
+            self.train,
+            self.test,
+            len(made.pack),
+            PROTOCOLS[protocol],
+            self.work / "students",
+            backbone=made.folder,
+            events=self.events,
         )
-    finally:
-        journal.close()
+
+    def row(self, name: str, ipc: int, made: Made, images: Tensor) -> dict[str, Any]:
+        """Everything about a pack but its students."""
+        pack, recipe, way = made.pack, made.pack.recipe, self.ways[name]
+        ledger, teacher = pack.ledger(), self.teacher[0]
+        return {
+            "way": name,
+            "title": way.title,
+            "after": way.after,
+            "settings": described(self.settings(name, ipc)),
+            "images_per_class": ipc,
+            "root": pack.root,
+            "bytes": ledger.total,
+            "adapter_bytes": ledger.sections.get("adapter", 0),
+            "backbone_bytes": recipe.backbone.nbytes,
+            "own_backbone": made.folder is not None,
+            "sampler": [recipe.sampler, len(recipe.sigmas) - 1, recipe.guidance],
+            "provenance": json.loads(json.dumps(pack.provenance, default=dict)),
+            "asks_teacher": "teacher" in pack.provenance,
+            "encode": made.encode,
+            "speed": speed(pack, made.folder),
+            "likeness": likeness(teacher, self.train, fit(images, self.size)),  # as a student sees
+            "students": {},
+        }
+
+    def measure(
+        self,
+        figures: dict[str, Any],
+        *,
+        only: Sequence[str],
+        ipc: Sequence[int],
+        protocols: Sequence[str],
+        seeds: int,
+        keep: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """Add what is missing to the figures, and hand them to `keep` after each."""
+        rows = figures.setdefault("rows", {})
+        for name, count in ((name, count) for name in self.ways if name in only for count in ipc):
+            key = f"{name} {count}"
+            if key in rows and rows[key]["settings"] != described(self.settings(name, count)):
+                del rows[key]
+            taught = rows[key]["students"] if key in rows else {}
+            lacking = [p for p in protocols if len(taught.get(p, {"runs": ()})["runs"]) < seeds]
+            if key in rows and not lacking:
+                continue
+            made = self.made(name, count)
+            benches = {protocol: self.bench(made, protocol) for protocol in lacking}
+            if key not in rows:
+                images = self.bench(made, protocols[0]).decode(made.pack).images
+                rows[key] = self.row(name, count, made, images)
+                figures["teacher"] = self.teacher[1]
+                keep(figures)
+            for protocol, bench in benches.items():
+                total, title = made.pack.ledger().total, f"{key}, {protocol}"
+                entry = pack_entry(bench, f"{name}-{count}", title, made.pack, total)
+                for seed in range(seeds):
+                    result = bench.run(entry, seed + 1)
+                    rows[key]["students"][protocol] = result.to_json()
+                    keep(figures)
 
 
-def row(name: str, pack: Pack, folder: Path | None, args: argparse.Namespace) -> dict[str, Any]:
-    """Everything about one pack."""
-    train_source = open_source(args.real, split="train")
-    test_source = open_source(args.real, split="test")
-    size = common_size(test_source)
-    train = RealImages(train_source, pack.classes, size, "training")
-    test = RealImages(test_source, pack.classes, size, "test")
-    events = Events([lambda event: print(event["text"]) if "text" in event else None])
-    protocol = PROTOCOLS["quick"]
-    bench = Bench(train, test, len(pack), protocol, args.work, backbone=folder, events=events)
-    total = pack.ledger().total
-    result = bench.run(pack_entry(bench, name, name, pack, total), args.seeds)
-    teacher = open_teacher(train, args.teacher_samples, args.work / f"teacher-{name}")
-    images = fit(bench.decode(pack).images, size)  # as a student sees them
-    recipe = pack.recipe
-    return {
-        "method": pack.provenance["method"],
-        "root": pack.root,
-        "images_per_class": pack.images_per_class,
-        "bytes": total,
-        "adapter_bytes": pack.ledger().sections.get("adapter", 0),
-        "backbone_bytes": recipe.backbone.nbytes,
-        "sampler": [recipe.sampler, len(recipe.sigmas) - 1, recipe.guidance],
-        "provenance": json.loads(json.dumps(pack.provenance, default=dict)),
-        "student": result.to_json(),
-        "likeness": likeness(teacher, train, images),
-        "speed": speed(pack, folder),
-    }
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def seen_classes(text: str, classes: Sequence[str]) -> dict[str, bool]:
+    """Return of each class whether the backbone was trained on its photographs."""
+    names = {"none": (), "all": classes}.get(text, text.split(","))
+    if unknown := set(names) - set(classes):
+        raise SystemExit(f"--seen names no class of the source: {', '.join(sorted(unknown))}")
+    return {name: name in names for name in classes}
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("packs", nargs="+", metavar="name=pack.d3m[:backbone/]")
-    parser.add_argument("--real", required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=50, help="of a class, the first of each pack")
+    parser.add_argument("--real", type=Path)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--name", help="of the target [that of the folder of --real]")
+    parser.add_argument("--seen", help="all, none, or classes, as a,b: trained on by mini")
+    parser.add_argument("--only", default=",".join(WAYS), help="methods, as d3m,modes")
+    parser.add_argument("--ipc", default="10,50")
+    parser.add_argument("--protocols", default="quick,standard")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--teacher-samples", type=int, default=80_000)
-    parser.add_argument("--speed", action="store_true", help="measure that again, and no more")
+    parser.add_argument("--teacher-samples", type=int, default=EncodeSettings().teacher_samples)
+    parser.add_argument("--list", action="store_true", help="name the methods, measure nothing")
     args = parser.parse_args(arguments)
-    for given in args.packs:
-        name, _, place = given.partition("=")
-        path, _, folder = place.partition(":")
-        pack = read(path).first(args.images)
-        home = Path(folder) if folder else local_backbone(path, pack)
-        figures = {"rows": {}, **load("methods")}
-        if args.speed:
-            figures["rows"][name]["speed"] = speed(pack, home)
-            print(name, figures["rows"][name]["speed"])
-        else:
-            result = row(name, pack, home, args)
-            figures["rows"][name] = result
-            figures |= {"target": Path(args.real).name, "protocol": "quick"}
-            last, likeness_ = result["student"]["last"], result["likeness"]
-            print(f"{name}: {100 * last['mean']:.1f} ± {100 * last['std']:.1f} %, {likeness_}")
-        save(RESULTS / "methods.json", WHAT, command("methods", arguments), figures)
+    if args.list:
+        for name, way in WAYS.items():
+            say(f"{name:14} d3pack encode --method {way.title}")
+        return
+    if args.real is None or args.work is None or args.seen is None:
+        parser.error("--real, --work and --seen are needed to measure")
+    only, protocols = args.only.split(","), args.protocols.split(",")
+    if unknown := [*{*only} - {*WAYS}, *{*protocols} - {*PROTOCOLS}]:
+        parser.error(f"unknown: {', '.join(unknown)}")
+    run = Run(args.real, args.work, teacher_samples=args.teacher_samples)
+    name = args.name or args.real.resolve().name
+    path = RESULTS / f"methods-{name}.json"
+    figures = load(path)
+    if figures.get("code") != run.code:
+        figures = {}
+    figures |= {
+        "target": name,
+        "code": run.code,
+        "ways": [*WAYS],
+        "classes": seen_classes(args.seen, run.train.classes),
+        "images": {"train": sum(run.train.counts), "test": sum(run.test.counts)},
+    }
+    run.measure(
+        figures,
+        only=only,
+        ipc=[int(count) for count in args.ipc.split(",")],
+        protocols=protocols,
+        seeds=args.seeds,
+        keep=lambda figures: save(path, WHAT, command("methods", arguments), figures),
+    )

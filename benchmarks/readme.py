@@ -1,22 +1,25 @@
-"""Fill the figures of the committed results into two READMEs; a test compares them.
+"""Fill the figures of the committed results into READMEs and a guide; a test compares them.
 
     python -m benchmarks readme
 
-The project's own has one table and one figure, `benchmarks/README.md` has all results.
+The project's own has one table and one figure, `benchmarks/README.md` has all results, the guide
+`choosing-a-method.md` what each method costs.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import stdev
 from typing import Any
 
-from benchmarks.results import load, machine_of
+from benchmarks.results import RESULTS, load, machine_of, record_of
+from d3pack.system import duration
 
 README = Path(__file__).parents[1] / "README.md"
 ALL_RESULTS = Path(__file__).with_name("README.md")
+GUIDE = README.parent / "docs" / "guides" / "choosing-a-method.md"
 BLOCK = re.compile(r"<!-- results -->.*<!-- /results -->", re.DOTALL)
 
 RANDOM = ("webp", "jpeg", "sheet", "avif")  # photographs, by how they were chosen
@@ -46,6 +49,45 @@ METHODS = {
     "ten times the weights": "the same with ten times the weights of its two criteria",
     "fine-tuned without": "the same without them",
 }
+METHODS_MOVED = """\
+What each method of `encode` costs and teaches: [one table](../docs/guides/choosing-a-method.md)."""
+# Until all methods were measured by one version of the code
+METHODS_BEFORE = """\
+The three methods, {method_images} images a class, students as above. Precision, recall and coverage
+of the real images of a class are measured in the features of a teacher; only `d3m` picks its seeds,
+with that teacher. Images a second were measured on {method_threads} cores that other work shared,
+which moves one model from {slowest} to {fastest}. `minimax` was trained for 4,000 steps of 8
+images, 0.64 of a pass, with an average of 0.999 that left out its start (its paper: 8 passes,
+0.9999, from the start on). The rows come from several versions of the code. The same number of real
+photographs, without loss, gives {real}. A DiT serves this data set alone and travels with the pack.
+
+| method | pack | backbone | accuracy on real CIFAR-10 | precision / recall / coverage | images/s |
+|---|---:|---:|---:|---:|---:|
+{methods}"""
+COSTS_BEFORE = """\
+CIFAR-10 ({test_images} test images; `mini` was not trained on them), 50 images a class, measured \
+on {date}. Students are of the protocol `quick`,
+{seeds} seeds. The rows come from several versions of the code, and what encoding took was not \
+kept; `classcond` was trained for {train}, `minimax` for {steps} steps.
+Only `d3m` picks its seeds here ([figures]({host}/methods.json)).
+
+| `--method` | pack | backbone | images/s to decode | `quick` | precision / recall / coverage |
+|---|---:|---:|---:|---:|---:|
+{rows}"""
+COSTS = """\
+{target}: {train} training images, {test} test images, {seeds} students each, measured on {date} \
+by one version of the code ([figures]({host}/{file})).
+{seen} Encoding is timed on {cores} (in parentheses: processor time), without the teacher, which
+is trained once for all that ask it: {teacher}.
+The first images of `codes`, `classcond` and `minimax` do not depend on their number: 10 of them
+are the first of 50, and the time is that of 50.
+The time of the `classcond` whose backbone `minimax` takes comes on top.
+
+| `--method` | images a class | to encode | pack | backbone | images/s to decode | `quick` | \
+`standard` | precision / recall / coverage |
+|---|---:|---:|---:|---:|---:|---:|---:|---:|
+{rows}"""
+HOST = "https://github.com/d3pack/d3pack/blob/main/benchmarks/results"
 # The result of before: of the first ten classes, with other rules for the two sides
 LEARNING_BEFORE = """\
 Learning prompts: in the same examination, textual inversion as in diffusers takes {peer_samples}
@@ -156,17 +198,7 @@ Without codes, packs lose on Fashion-MNIST, small grey images that `mini` has no
 {fashion_pack}, random images in {fashion_random_bytes} B give {fashion_random}, images chosen by a
 teacher {fashion_chosen}, class names {fashion_names}.
 
-The three methods, {method_images} images a class, students as above. Precision, recall and coverage
-of the real images of a class are measured in the features of a teacher; only `d3m` picks its seeds,
-with that teacher. Images a second were measured on {method_threads} cores that other work shared,
-which moves one model from {slowest} to {fastest}. `minimax` was trained for 4,000 steps of 8
-images, 0.64 of a pass, with an average of 0.999 that left out its start (its paper: 8 passes,
-0.9999, from the start on). The rows come from several versions of the code. The same number of real
-photographs, without loss, gives {real}. A DiT serves this data set alone and travels with the pack.
-
-| method | pack | backbone | accuracy on real CIFAR-10 | precision / recall / coverage | images/s |
-|---|---:|---:|---:|---:|---:|
-{methods}
+{methods_here}
 
 `mini`: a classifier of 202 classes recognises images made from class names {recognised}. Its
 autoencoder reaches {psnr} dB.
@@ -195,6 +227,8 @@ images differ ([all sizes](results/codes.json)).
 
 A pack of 1,000 classes with one vector of 768 values each has {bytes_f16} bytes in f16 and
 {bytes_i4} in i4, however many images it makes. Picked seeds add three to six bits an image."""
+
+TEXTS = {README: SHORT, ALL_RESULTS: TEXT}
 
 
 def percent(row: Mapping[str, Any]) -> str:
@@ -356,16 +390,30 @@ def standard_figures() -> dict[str, str]:
     return figures
 
 
+def likeness(row: Mapping[str, Any]) -> str:
+    """Return precision, recall and coverage of the images of a row."""
+    names = ("precision", "recall", "coverage")
+    return " / ".join(f"{row['likeness'][name]:.2f}" for name in names)
+
+
+def all_measured() -> bool:
+    """Return whether one version of the code has been measured with every method of before."""
+    rows = load("methods-cifar10").get("rows", {})
+    return all(
+        rows.get(f"{name} 50", {}).get("students", {}).get("quick")
+        for name in ("d3m", "classcond", "minimax")
+    )
+
+
 def method_figures() -> dict[str, str]:
-    """Return the figures of the three methods."""
+    """Return the figures of the three methods of before."""
     rows = load("methods")["rows"]
     lines = []
     for name, title in METHODS.items():
-        row, likeness = rows[name], rows[name]["likeness"]
+        row = rows[name]
         lines.append(
             f"| {title} | {row['bytes']:,} B | {row['backbone_bytes'] / 1e6:.1f} MB"
-            f" | {percent(row['student'])} | {likeness['precision']:.2f} /"
-            f" {likeness['recall']:.2f} / {likeness['coverage']:.2f}"
+            f" | {percent(row['student'])} | {likeness(row)}"
             f" | {row['speed']['images_per_second']:.0f} |"
         )
     of_dit = [rows[name]["speed"]["images_per_second"] for name in METHODS if name != "d3m"]
@@ -376,6 +424,100 @@ def method_figures() -> dict[str, str]:
         "method_threads": str(rows["d3m"]["speed"]["threads"]),
         "methods": "\n".join(lines),
     }
+
+
+def costs_before() -> str:
+    """Return what is known of the methods from before one command measured all of them."""
+    record = record_of("methods")
+    extra = {
+        name: row["provenance"]["options"].get("extra", {})
+        for name, row in record["figures"]["rows"].items()
+    }
+    rows = [
+        f"| `{name}` | {row['bytes']:,} B | {row['backbone_bytes'] / 1e6:.1f} MB,"
+        f" {'shared' if name == 'd3m' else 'its own'} | {row['speed']['images_per_second']:.0f}"
+        f" | {percent(row['student'])} | {likeness(row)} |"
+        for name, row in record["figures"]["rows"].items()
+        if name in ("d3m", "classcond", "minimax")
+    ]
+    return COSTS_BEFORE.format(
+        date=record["date"],
+        train=duration(extra["classcond"]["train_seconds"]),
+        steps=f"{int(extra['minimax']['train_steps']):,}",
+        seeds=len(record["figures"]["rows"]["d3m"]["student"]["runs"]),
+        test_images=f"{load('table-cifar10')['test_images']:,}",
+        host=HOST,
+        rows="\n".join(rows),
+    )
+
+
+def took(figures: Mapping[str, Any]) -> str:
+    """Return seconds, and those of the processor, which other work there does not change."""
+    return f"{duration(figures['seconds'])} ({duration(figures['cpu_seconds'])})"
+
+
+def cost_row(row: Mapping[str, Any]) -> str:
+    """Return the line of a pack."""
+    own, students = row["own_backbone"], row["students"]
+    extra = ["teacher"] * row["asks_teacher"] + [f"`{row['after']}`"] * bool(row["after"])
+    cells = [
+        f"`{row['title']}`",
+        f"{row['images_per_class']}",
+        " + ".join([took(row["encode"]), *extra]),
+        f"{row['bytes']:,} B",
+        f"{row['backbone_bytes'] / 1e6:.1f} MB, {'its own' if own else 'shared'}",
+        f"{row['speed']['images_per_second']:.0f}",
+        *(percent(students[name]) if name in students else "–" for name in ("quick", "standard")),
+        likeness(row),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def either(numbers: Iterable[int]) -> str:
+    """Return `1 or 3`."""
+    return " or ".join(map(str, sorted(numbers)))
+
+
+def seen(classes: Mapping[str, bool]) -> str:
+    """Return on which classes' photographs `mini` was trained."""
+    known = [name for name, is_seen in classes.items() if is_seen]
+    if not known:
+        return "`mini` was trained on photographs of none of its classes."
+    if len(known) == len(classes):
+        return "`mini` was trained on photographs of all of its classes."
+    other = [name for name in classes if name not in known]
+    return f"`mini` was trained on photographs of {', '.join(known)}; not of {', '.join(other)}."
+
+
+def cost_table(file: str, record: Mapping[str, Any]) -> str:
+    """Return the table of one target: what was measured, from cheap to dear."""
+    figures, machine = record["figures"], record["machine"]
+    rows = sorted(
+        figures["rows"].values(),
+        key=lambda row: (figures["ways"].index(row["way"]), row["images_per_class"]),
+    )
+    threads = {row["encode"]["threads"] for row in rows}
+    seeds = {len(taught["runs"]) for row in rows for taught in row["students"].values()}
+    return COSTS.format(
+        target=SETS.get(figures["target"], figures["target"]),
+        train=f"{figures['images']['train']:,}",
+        test=f"{figures['images']['test']:,}",
+        date=record["date"],
+        seeds=either(seeds) or "no",
+        seen=seen(figures["classes"]),
+        cores=f"{either(threads)} of {machine['cores']} cores",
+        teacher=took(figures["teacher"]),
+        host=HOST,
+        file=file,
+        rows="\n".join(map(cost_row, rows)),
+    )
+
+
+def costs() -> str:
+    """Return the tables of all targets, and the one of before until they have its rows."""
+    files = sorted(path.name for path in RESULTS.glob("methods-*.json"))
+    tables = [cost_table(file, record_of(file.removesuffix(".json"))) for file in files]
+    return "\n\n".join([*tables, *([] if all_measured() else [costs_before()])])
 
 
 def other_figures() -> dict[str, str]:
@@ -443,18 +585,17 @@ def code_figures() -> dict[str, str]:
 
 
 def blocks() -> dict[Path, str]:
-    """Return the block of results of each README."""
+    """Return the block of results of each page."""
     figures = accuracy_figures() | standard_figures() | method_figures() | other_figures()
     figures |= code_figures() | fitted_figures()
-    texts = {README: SHORT, ALL_RESULTS: TEXT}
-    return {
-        path: f"<!-- results -->\n{text.format_map(figures)}\n<!-- /results -->"
-        for path, text in texts.items()
-    }
+    methods = METHODS_MOVED if all_measured() else METHODS_BEFORE.format_map(figures)
+    figures |= {"methods_here": methods}
+    texts = {path: text.format_map(figures) for path, text in TEXTS.items()} | {GUIDE: costs()}
+    return {path: f"<!-- results -->\n{text}\n<!-- /results -->" for path, text in texts.items()}
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write the blocks into the READMEs."""
+    """Write the blocks into the pages."""
     for path, block in blocks().items():
         before, after = BLOCK.split(path.read_text("utf-8"))
         path.write_text(f"{before}{block}{after}", "utf-8")

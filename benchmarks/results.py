@@ -6,6 +6,7 @@ A file in `results/` holds `what` was measured, the `command` that did it, the `
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -52,6 +53,15 @@ def versions() -> dict[str, str]:
     }
 
 
+def code() -> str:
+    """Return a hash of the code of d3pack, for figures that must be of one version of it."""
+    total = hashlib.sha256()
+    for path in sorted((RESULTS.parents[1] / "d3pack").rglob("*.py")):
+        total.update(f"{path.relative_to(RESULTS.parents[1]).as_posix()}\n".encode())
+        total.update(path.read_bytes())
+    return total.hexdigest()[:12]
+
+
 def command(name: str, arguments: Sequence[str]) -> str:
     """Return the command line, without the folders of this machine."""
     words = [Path(word).name if os.path.isabs(word) else word for word in arguments]
@@ -67,10 +77,15 @@ def load(name: str | Path) -> dict[str, Any]:
     return figures
 
 
+def record_of(name: str) -> dict[str, Any]:
+    """Return a committed result with all that is kept beside its figures."""
+    record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return record
+
+
 def machine_of(name: str) -> dict[str, Any]:
     """Return where a committed result was measured."""
-    found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    machine: dict[str, Any] = found["machine"]
+    machine: dict[str, Any] = record_of(name)["machine"]
     return machine
 
 

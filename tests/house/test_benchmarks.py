@@ -6,12 +6,13 @@ import json
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import pytest
 from places import ROOT
 
 from benchmarks import __main__ as runner
-from benchmarks import resume, resume_peers
+from benchmarks import readme, results, resume, resume_peers
 from benchmarks.many import plan
 from benchmarks.results import KEYS, RESULTS, load, save
 
@@ -53,6 +54,100 @@ def test_verdict_counts_samples_that_are_repeated_or_missing(more: list[int], wo
         else:
             samples.append(number)
     assert resume.verdict(samples) == words
+
+
+def priced(way: str, images: int, mean: float = 0.4, **changes: Any) -> dict[str, Any]:
+    """A row of a benchmark of methods."""
+    quick = {"last": {"mean": mean, "std": 0.004}, "runs": [{}] * 3}
+    row = {
+        "way": way,
+        "title": way,
+        "after": None,
+        "images_per_class": images,
+        "bytes": 1234,
+        "backbone_bytes": 23_480_664,
+        "own_backbone": False,
+        "asks_teacher": True,
+        "encode": {"images_per_class": 50, "seconds": 125.0, "cpu_seconds": 120.0, "threads": 1},
+        "speed": {"images_per_second": 41.2},
+        "likeness": {"precision": 0.98, "recall": 0.57, "coverage": 0.84},
+        "students": {"quick": quick},
+    }
+    return row | changes
+
+
+def priced_record(*rows: dict[str, Any]) -> dict[str, Any]:
+    figures = {
+        "target": "cifar10",
+        "classes": {"cat": False, "dog": False},
+        "images": {"train": 50_000, "test": 10_000},
+        "teacher": {"seconds": 905.0, "cpu_seconds": 880.0},
+        "ways": ["codes", "d3m", "classcond", "minimax"],
+        "rows": {f"{row['way']} {row['images_per_class']}": row for row in rows},
+    }
+    return {"date": "2026-12-01", "machine": {"cores": 2}, "figures": figures}
+
+
+def test_costs_are_shown_from_cheap_to_dear_and_only_what_was_measured() -> None:
+    taught = priced("d3m", 10)["students"]
+    record = priced_record(
+        priced("minimax", 10, own_backbone=True, after="classcond", students={}),
+        priced("d3m", 50, mean=0.5),
+        priced("d3m", 10, students={"standard": taught["quick"]}),
+        priced("codes", 10, asks_teacher=False),
+    )
+    text = readme.cost_table("methods-cifar10.json", record)
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    assert [line.strip("| ").split(" | ") for line in lines[1:]] == [
+        [name, count, took, "1,234 B", f"23.5 MB, {whose}", "41", *taught, "0.98 / 0.57 / 0.84"]
+        for name, count, took, whose, *taught in (
+            ("`codes`", "10", "2 min 05 s (2 min 00 s)", "shared", "40.0 ± 0.4 %", "–"),
+            ("`d3m`", "10", "2 min 05 s (2 min 00 s) + teacher", "shared", "–", "40.0 ± 0.4 %"),
+            ("`d3m`", "50", "2 min 05 s (2 min 00 s) + teacher", "shared", "50.0 ± 0.4 %", "–"),
+            (
+                "`minimax`",
+                "10",
+                "2 min 05 s (2 min 00 s) + teacher + `classcond`",
+                "its own",
+                "–",
+                "–",
+            ),
+        )
+    ]
+    assert (
+        "CIFAR-10: 50,000 training images, 10,000 test images, 3 students each, measured on 2026"
+        in text
+    )
+    assert "photographs of none of its classes" in text
+    assert "1 of 2 cores" in text
+    assert "15 min 05 s (14 min 40 s)" in text
+
+
+def test_classes_that_the_backbone_has_seen_are_told_apart() -> None:
+    assert readme.seen({"cat": True, "dog": True}).endswith("photographs of all of its classes.")
+    assert readme.seen({"cat": True, "dog": False}).endswith("photographs of cat; not of dog.")
+
+
+def test_table_of_before_goes_when_one_version_has_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = readme.costs_before()
+    for path in RESULTS.glob("*.json"):
+        if not path.name.startswith("methods-"):
+            (tmp_path / path.name).symlink_to(path)
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    file = tmp_path / "methods-cifar10.json"
+    rows = [priced(name, 50) for name in ("d3m", "classcond", "minimax")]
+    for count in range(4):
+        if count:
+            file.write_text(json.dumps(priced_record(*rows[:count])), encoding="utf-8")
+        made = readme.blocks()
+        guide, page = made[readme.GUIDE], made[readme.ALL_RESULTS]
+        assert guide.count("| `d3m` |") == (count > 0) + (count < 3)
+        assert (before in guide) == (count < 3)
+        assert ("The three methods" in page) == (count < 3)
+        assert ("choosing-a-method.md" in page) == (count == 3)
 
 
 def test_hours_of_the_guide_are_those_of_the_plan() -> None:

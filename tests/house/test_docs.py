@@ -74,6 +74,13 @@ def test_commands_have_the_options_that_pages_use() -> None:
     assert len(seen) > 8
 
 
+def test_guide_to_methods_names_options_that_exist() -> None:
+    page = text(DOCS / "guides" / "choosing-a-method.md")
+    options = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", page))
+    assert len(options) > 12
+    assert options <= verbs()["encode"] | verbs()["code"] | {"--help"}
+
+
 @pages
 def test_python_of_pages_compiles_and_imports_what_exists(page: Path) -> None:
     for block in blocks(page, "python"):

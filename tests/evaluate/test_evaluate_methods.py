@@ -1,0 +1,188 @@
+"""The benchmark of all methods: each makes its pack, and what is measured is not measured again."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from encode_world import CLASSES, make_tree
+from evaluate_world import BLINK
+from tiny_backbones import tiny_sd
+
+from benchmarks import methods, results
+from benchmarks.methods import WAYS, Clock, Run, Way, seen_classes
+from d3pack.decode import Decoder
+from d3pack.encode import (
+    ClassCondSettings,
+    D3MSettings,
+    MinimaxSettings,
+    available_methods,
+)
+from d3pack.encode.methods.d3m import one_pass
+from d3pack.students import PROTOCOLS
+
+SHORT = {
+    "d3m": D3MSettings(steps=4, cool=2, batch=6, triples=4, pool=8),
+    "classcond": ClassCondSettings(model="tiny", search_images=0),
+    "minimax": MinimaxSettings(train_steps=3, ema=0.5),
+}
+
+
+def short(way: Way, backbone: Path) -> Way:
+    """The same method, with less to do."""
+    own = SHORT.get(way.settings.method)
+    if isinstance(own, D3MSettings) and way.settings.method_settings is not None:
+        own = replace(own, one_pass=True)
+    settings = replace(
+        way.settings,
+        method_settings=own,
+        sampler_steps=None if way.settings.method == "codes" else 2,
+        group=3,
+        backbone=None if way.settings.method in ("classcond", "minimax") else str(backbone),
+        candidates=2 if way.settings.method == "d3m" else None,
+        code_steps=4,
+    )
+    return replace(way, settings=settings)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
+    monkeypatch.setitem(PROTOCOLS, "blink", BLINK)
+    monkeypatch.setattr(one_pass, "STATES", 12)
+    monkeypatch.setattr(one_pass, "ROUNDS", 2)
+    tiny_sd(tmp_path / "sd")
+    make_tree(tmp_path / "real" / "train", count=12)
+    make_tree(tmp_path / "real" / "test", count=4)
+    return opened(tmp_path)
+
+
+def opened(folder: Path) -> Run:
+    ways = {name: short(way, folder / "sd") for name, way in WAYS.items()}
+    return Run(folder / "real", folder / "work", ways=ways, most=4, teacher_samples=60)
+
+
+def measured(run: Run, figures: dict[str, Any], **changes: Any) -> list[dict[str, Any]]:
+    """Measure, and return what was kept after each figure."""
+    kept: list[dict[str, Any]] = []
+    chosen: dict[str, Any] = {"only": [*WAYS], "ipc": [4], "protocols": ["blink"], "seeds": 1}
+    run.measure(figures, **(chosen | changes), keep=lambda all_: kept.append(deepcopy(all_)))
+    return kept
+
+
+@pytest.mark.slow
+def test_every_method_has_its_rows(run: Run) -> None:
+    figures: dict[str, Any] = {}
+    measured(run, figures)
+    measured(run, figures, only=["minimax"], ipc=[2])
+    rows = json.loads(json.dumps(figures, allow_nan=False))["rows"]
+    assert [*rows] == [*(f"{name} 4" for name in WAYS), "minimax 2"]
+    for key, row in rows.items():
+        way = WAYS[row["way"]]
+        assert key == f"{row['way']} {row['images_per_class']}"
+        assert row["provenance"]["method"] == way.settings.method
+        assert row["bytes"] > 0
+        assert row["encode"]["images_per_class"] == 4
+        assert row["encode"]["cpu_seconds"] > 0
+        assert row["speed"]["images_per_second"] > 0
+        assert 0 <= row["likeness"]["coverage"] <= 1
+        assert row["students"]["blink"]["runs"][0]["images"] == 3 * row["images_per_class"]
+        assert row["asks_teacher"] == (row["way"] not in ("codes", "modes"))
+    assert rows["minimax 4"]["adapter_bytes"] == rows["minimax 2"]["adapter_bytes"] > 0
+    assert rows["minimax 4"]["backbone_bytes"] == rows["classcond 4"]["backbone_bytes"]
+    assert len({rows[f"{name} 4"]["root"] for name in WAYS}) == len(WAYS)
+    assert rows["d3m-one-pass 4"]["sampler"][2] == 1
+    assert rows["d3m 4"]["sampler"][2] > 1
+    assert figures["teacher"]["cpu_seconds"] > 0
+    assert len([*(run.work / "teachers").iterdir()]) == 1, "encode trains none in the time of a row"
+
+
+@pytest.mark.heavy
+def test_stopped_run_goes_on_and_measures_nothing_twice(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: dict[str, Any] = {}
+    chosen: dict[str, Any] = {"only": ["modes", "codes"], "protocols": ["blink"], "ipc": [4]}
+
+    def stop(kept: dict[str, Any]) -> None:
+        figures.update(json.loads(json.dumps(kept)))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.measure({}, **chosen, seeds=1, keep=stop)
+    assert [*figures["rows"]] == ["codes 4"], "the cheaper one first, its pack before its students"
+    assert figures["rows"]["codes 4"]["students"] == {}
+    before = deepcopy(figures["rows"]["codes 4"])
+    assert len(measured(opened(tmp_path), figures, **chosen)) == 3
+    assert figures["rows"]["codes 4"] | {"students": {}} == before
+    assert {len(row["students"]["blink"]["runs"]) for row in figures["rows"].values()} == {1}
+
+    def never(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("all packs are there")
+
+    monkeypatch.setattr(methods, "encode", never)
+    again = opened(tmp_path)
+    assert measured(again, figures, **chosen) == []
+    assert len(measured(again, figures, **(chosen | {"only": ["modes"]}), seeds=2)) == 2
+    assert len(figures["rows"]["modes 4"]["students"]["blink"]["runs"]) == 2
+    took = figures["rows"]["modes 4"]["encode"]
+    figures["rows"]["modes 4"]["settings"] = {}
+    assert len(measured(again, figures, **chosen)) == 2, "a row of other settings is made again"
+    assert figures["rows"]["modes 4"]["encode"] == took
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", [name for name, way in WAYS.items() if way.first])
+def test_first_images_are_those_of_an_encoding_of_fewer(
+    name: str, run: Run, tmp_path: Path
+) -> None:
+    first = run.made(name, 2)
+    fewer = opened(tmp_path)
+    fewer.most = 2
+    own = fewer.made(name, 2)
+    images = []
+    for made in (first, own):
+        with Decoder(made.pack, path=made.folder) as decoder:
+            images.append(decoder.images(range(len(made.pack))))
+    assert torch.equal(*images)
+
+
+def test_clock_goes_on_where_a_stopped_run_was_last_heard(tmp_path: Path) -> None:
+    path = tmp_path / "clock.json"
+    path.write_text(json.dumps({"seconds": 100.0, "cpu_seconds": 50.0}))
+    figures = Clock(path).finish()
+    assert 100 <= figures["seconds"] < 130
+    assert 50 <= figures["cpu_seconds"] < 80
+    assert Clock(path).finish() == figures
+
+
+def test_classes_that_the_backbone_has_seen_are_named() -> None:
+    assert seen_classes("none", CLASSES) == dict.fromkeys(CLASSES, False)
+    assert seen_classes("all", CLASSES) == dict.fromkeys(CLASSES, True)
+    assert seen_classes("lemon", CLASSES) == {"goldfish": False, "lemon": True, "school bus": False}
+    with pytest.raises(SystemExit, match="sofa"):
+        seen_classes("sofa", CLASSES)
+
+
+def test_every_method_of_encode_is_measured_and_named_by_its_options() -> None:
+    assert {way.settings.method for way in WAYS.values()} == set(available_methods())
+    titles = [way.title for way in WAYS.values()]
+    assert titles[-1] == "minimax --ema 0.999 --train-steps 4000 --search-images 200"
+    assert titles[2:6] == ["d3m --select draws", "d3m", "d3m --one-pass", "d3m --select s3"]
+
+
+def test_code_is_another_when_a_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "d3pack").mkdir()
+    (tmp_path / "d3pack" / "a.py").write_text("x = 1\n")
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "benchmarks" / "results")
+    before = results.code()
+    assert results.code() == before
+    (tmp_path / "d3pack" / "a.py").write_text("x = 2\n")
+    assert results.code() != before
