@@ -31,7 +31,7 @@ from d3pack.encode import (
     encode,
     estimate_encode,
 )
-from d3pack.encode.sampler_search import Speed, Trial, choose, energy_distance, grid
+from d3pack.encode.sampler_search import GUIDANCES, Speed, Trial, choose, energy_distance, grid
 from d3pack.errors import BackboneChangedError, UsageError
 from d3pack.format import read
 from d3pack.format.codecs import decode_prompts
@@ -213,11 +213,22 @@ def test_search_takes_the_cheapest_of_the_best_that_are_fast_enough() -> None:
 
 
 def test_grid_keeps_what_the_user_has_set() -> None:
-    assert len(grid(EncodeSettings())) == 20
+    assert len(grid(EncodeSettings(), fit=False)) == 20
     fixed = EncodeSettings(sampler="ddim", sampler_steps=5, guidance=2.0)
-    assert [str(sampling) for sampling in grid(fixed)] == ["ddim 5 steps, guidance 2"]
+    assert [str(sampling) for sampling in grid(fixed, fit=True)] == ["ddim 5 steps, guidance 2"]
     assert Sampling("ddim", 5, 2.0).forwards == 10
     assert Sampling("ddim", 5, 1.0).forwards == 5
+
+
+def test_grid_has_a_fitted_sampler_at_each_guidance() -> None:
+    usual, more = (grid(EncodeSettings(), fit=fit) for fit in (False, True))
+    assert more[:20] == usual
+    assert [str(sampling) for sampling in more[20:]] == [
+        f"table 5 steps, guidance {weight:g}" for weight in GUIDANCES
+    ]
+    for changes in ({"sampler": "euler"}, {"sampler_steps": 6}):
+        settings = EncodeSettings(**changes)
+        assert grid(settings, fit=True) == grid(settings, fit=False)
 
 
 def test_energy_distance_is_the_slow_formula() -> None:

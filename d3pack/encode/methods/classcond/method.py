@@ -31,6 +31,8 @@ from d3pack.encode.finish import sample_provenance
 from d3pack.encode.methods.classcond.training import dit_weights, embed, measure_costs, trained_dit
 from d3pack.encode.methods.dit import IMAGES, allocate_rows, spread_images
 from d3pack.encode.plan import EncodePlan, dtype_for, sigmas_of, typical_side
+from d3pack.encode.sampler_fit import STEPS as FITTED_STEPS
+from d3pack.encode.sampler_fit import forwards_of, unfitted
 from d3pack.encode.sampler_search import best_sampling, grid
 from d3pack.encode.settings import ClassCondSettings, EncodeSettings
 from d3pack.encode.teaching import open_teacher
@@ -150,6 +152,8 @@ class ClassCondJob:
         figures = ("held_loss", "right", "distance")
         counts = {"steps": 12345, "samples": 1234567}
         record = sample_provenance(ClassCond.name, self.source, self.settings, figures, counts)
+        if any(sampling.sampler == "table" for sampling in grid(self.settings, fit=True)):
+            recipe = unfitted(recipe, FITTED_STEPS)
         width = DIT_MODELS[self.model].width
         return self.embedded + expected_bytes(plan, recipe, width, allocation, record)
 
@@ -160,6 +164,9 @@ class ClassCondJob:
         costs = measure_costs(self.source, config, vae, plan.size[0], len(plan.classes))
         images = (plan.allocation.judged + 1) * plan.seeded
         steps = own.train_steps or config.loop.steps
+        samplings = grid(self.settings, fit=True)
+        fit = forwards_of((vae.channels, *(s // vae.factor for s in plan.size)), FITTED_STEPS)
+        fits = sum(fit * s.forwards / s.steps for s in samplings if s.sampler == "table")
         stages = {}
         if self.settings.teacher == "train":
             stages["teacher"] = teacher_seconds(
@@ -168,7 +175,7 @@ class ClassCondJob:
         stages |= {
             "read and encode": sum(self.source.counts) * costs.read_and_encode,
             "train": own.train_seconds or steps * config.loop.batch * costs.train,
-            "sampler": len(grid(self.settings)) * own.search_images * costs.image,
+            "sampler": len(samplings) * own.search_images * costs.image + fits * costs.forward,
             "images": images * len(plan.classes) * costs.image,
         }
         return Estimate(self.expected_bytes(plan.allocation), stages)

@@ -226,6 +226,7 @@ class Costs:
 
     read_and_encode: float  # of a real image, with its mirror image
     train: float  # of a sample
+    forward: float  # of the model
     image: float  # of a generated one, with the middle sampling of the search
 
 
@@ -257,6 +258,7 @@ def measure_costs(
     return Costs(
         read_and_encode=read + 2 * encode,
         train=seconds_of(train) / 16,
+        forward=forward,
         image=decode + steps * guided * forward,
     )
 
