@@ -36,7 +36,7 @@ from d3pack.errors import BackboneChangedError, UsageError
 from d3pack.format import read
 from d3pack.format.codecs import decode_prompts
 from d3pack.sources import open_source
-from d3pack.system import options_of
+from d3pack.system import SettingError, options_of
 from d3pack.testing import raises_code
 from d3pack.train.dit import DIT_MODELS, ClassConditioner, build_dit
 
@@ -291,6 +291,14 @@ def test_settings_of_another_method_are_refused(tmp_path: Path) -> None:
     settings = EncodeSettings(method_settings=ClassCondSettings(model="tiny"))
     with pytest.raises(UsageError, match="the method d3m takes D3MSettings"):
         estimate_encode(source, settings)
+
+
+def test_four_bits_are_for_a_model_in_the_pack() -> None:
+    assert ClassCondSettings(embed=True, embed_bits=4).embed_bits == 4
+    with pytest.raises(UsageError, match="embed_bits 4 is for a carried backbone"):
+        ClassCondSettings(embed_bits=4)
+    with pytest.raises(SettingError, match="invalid embed_bits 5: expected 4 or 8"):
+        ClassCondSettings(embed=True, embed_bits=5)  # type: ignore[arg-type]
 
 
 def test_settings_are_read_from_text() -> None:
