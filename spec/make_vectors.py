@@ -11,7 +11,7 @@ import hashlib
 import json
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,10 +119,8 @@ def adapter(codec: str) -> Coded:
     return encode_adapter(deltas, codec)
 
 
-def carried() -> Pack:
-    """Return a pack that carries a backbone: a matrix that loses bits, a vector, a plain file."""
-    matrix, bias = normals(16, 6, 8).astype(np.float16), normals(17, 5)
-    values = [("matrix", "F16", matrix), ("bias", "F32", bias)]
+def weights_file(values: Sequence[tuple[str, str, Any]]) -> bytes:
+    """Return named arrays as a safetensors file, in this order."""
     header, at = {}, 0
     for name, kind, array in values:
         header[name] = {
@@ -132,14 +130,16 @@ def carried() -> Pack:
         }
         at += array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
-    weights = struct.pack("<Q", len(text)) + text + b"".join(a.tobytes() for _, _, a in values)
-    config = b'{"_class_name": "DiTTransformer2DModel"}'
-    coded = encode_files(
-        {
-            "transformer/config.json": config,
-            "transformer/diffusion_pytorch_model.safetensors": weights,
-        }
-    )
+    return struct.pack("<Q", len(text)) + text + b"".join(a.tobytes() for _, _, a in values)
+
+
+def carried(*values: tuple[str, str, Any], in_four: Collection[str] = ()) -> Pack:
+    """Return a pack that carries a backbone: these arrays, some in four bits, and a plain file."""
+    files = {
+        "transformer/config.json": b'{"_class_name": "DiTTransformer2DModel"}',
+        "transformer/diffusion_pytorch_model.safetensors": weights_file(values),
+    }
+    coded = encode_files(files, lambda path, name: name in in_four)
     locks = {
         path: FileLock(len(data), hashlib.sha256(data).hexdigest())
         for path, data in decode_files(coded).items()
@@ -250,7 +250,14 @@ def valid() -> Iterator[tuple[str, str, Pack]]:
     yield "adapter-i8", "the same in a byte a value", base(adapter=adapter("i8"))
     gains = {"transformer.blocks.0.norm.weight.gain": normals(18, 7) * np.float32(0.125)}
     yield "adapter-gain", "factors near one", base(adapter=encode_adapter(gains, "i8"))
-    yield "backbone-carried", "a backbone inside the pack, in eight bits", carried()
+    eight_bits = normals(16, 6, 8).astype(np.float16)
+    bias = ("bias", "F32", normals(17, 5))
+    whole = carried(("matrix", "F16", eight_bits), bias)
+    yield "backbone-carried", "a backbone inside the pack, in eight bits", whole
+    uneven = ("odd", "F16", normals(23, 5, 27).astype(np.float16))
+    twice = (uneven, bias, ("fine", "F16", eight_bits), ("twin", "F16", uneven[2]))
+    four = carried(*twice, in_four=["odd"])
+    yield "backbone-carried-i4", "an odd number of values in four bits, and a copy of them", four
     yield "probes", "two reference images", base(probes=probes())
     names = ("été", "猫", "Ωmega", "شجرة", "🐈\u200d⬛", "../x", "CON", " a\\\"b'", "x" * 1024)
     yield (

@@ -127,15 +127,14 @@ def with_table(recipe: Recipe, sigmas: Sequence[float], table: Sequence[Any]) ->
     return replace(recipe, sampler="table", sigmas=tuple(sigmas), extra={"table": table})
 
 
-def images_for(backbone: Backbone, size: tuple[int, int]) -> int:
-    """Return how many images a sampler is fitted to."""
-    values = math.prod(backbone.latent_shape_for(size))
-    return min(max(VALUES // values, LEAST), MOST)
+def images_for(latent: Sequence[int]) -> int:
+    """Return how many images of latents of this shape a sampler is fitted to."""
+    return min(max(VALUES // math.prod(latent), LEAST), MOST)
 
 
-def forwards_of(backbone: Backbone, size: tuple[int, int], steps: int) -> int:
+def forwards_of(latent: Sequence[int], steps: int) -> int:
     """Return the model calls of a fit, one image each, without guidance."""
-    return (SMALL_STEPS * steps + 1 + steps) * images_for(backbone, size)
+    return (SMALL_STEPS * steps + 1 + steps) * images_for(latent)
 
 
 def fit_sampler(pack: Pack, backbone: Backbone, steps: int) -> SamplerFit:
@@ -147,7 +146,8 @@ def fit_sampler(pack: Pack, backbone: Backbone, steps: int) -> SamplerFit:
         backbone: that of the pack.
         steps: model calls of an image, twice as many with guidance.
     """
-    classes, images = len(pack.classes), images_for(backbone, pack.recipe.size)
+    classes = len(pack.classes)
+    images = images_for(backbone.latent_shape_for(pack.recipe.size))
     pack = replace(pack, images_per_class=-(-images // classes), seed=pack.seed ^ 2**62)
     # where there are more classes than images, some from all over the list
     numbers = [i * max(classes, images) // images for i in range(images)]

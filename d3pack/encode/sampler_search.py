@@ -1,7 +1,8 @@
 """Sampler, steps and guidance by measurement: the best images that the time allows.
 
 The paper of the class-conditional method scores images a second as well as students, and does not
-say how to choose. Here every sampling of a small grid makes a few images of each class, and the
+say how to choose. Here every sampling of a small grid, among them fitted samplers of few steps
+(`sampler_fit.py`) unless sampler or steps are set, makes a few images of each class, and the
 teacher compares them with as many real ones. The distance is the energy distance between features,
 class by class, so that a wrong class, a blurred one and one image over and over all cost. Among the
 samplings that meet the time limit, those within `SLACK` of the nearest are as good as equal, and of
@@ -24,9 +25,11 @@ from d3pack.decode import Decoder
 from d3pack.encode.contract import Draft, EncodeRun
 from d3pack.encode.estimate import wait_for_device
 from d3pack.encode.plan import EncodePlan, sigmas_of
+from d3pack.encode.sampler_fit import STEPS as FITTED_STEPS
+from d3pack.encode.sampler_fit import can_fit, fitted_recipe, unfitted
 from d3pack.encode.settings import EncodeSettings
 from d3pack.errors import UsageError
-from d3pack.format import Pack, Recipe
+from d3pack.format import Pack, Recipe, Sampler
 from d3pack.teachers import Teacher
 
 STEPS = (4, 6, 8, 12, 18)
@@ -59,12 +62,20 @@ class Speed:
         return self.rest + self.forward * sampling.forwards
 
 
-def grid(settings: EncodeSettings) -> list[Sampling]:
-    """Return the samplings to try; what the user has set stays as it is."""
-    sampler = settings.sampler or "dpmpp-2m"
+def grid(settings: EncodeSettings, *, fit: bool) -> list[Sampling]:
+    """Return the samplings to try; what the user has set stays as it is.
+
+    Args:
+        settings: of the run.
+        fit: whether samplers can be fitted to the backbone.
+    """
+    sampler: Sampler = settings.sampler or "dpmpp-2m"
     steps = (settings.sampler_steps,) if settings.sampler_steps else STEPS
     guidances = GUIDANCES if settings.guidance is None else (settings.guidance,)
-    return [Sampling(sampler, n, g) for n in steps for g in guidances]
+    kinds = [(sampler, n) for n in steps]
+    if fit and settings.sampler is None and settings.sampler_steps is None:
+        kinds.append(("table", FITTED_STEPS))
+    return [Sampling(sampler, n, g) for sampler, n in kinds for g in guidances]
 
 
 def with_sampling(recipe: Recipe, backbone: Backbone, sampling: Sampling) -> Recipe:
@@ -75,6 +86,15 @@ def with_sampling(recipe: Recipe, backbone: Backbone, sampling: Sampling) -> Rec
         sigmas=sigmas_of(backbone, sampling.sampler, sampling.steps, recipe.size),
         guidance=sampling.guidance,
     )
+
+
+def _recipe_with(run: EncodeRun, pack: Pack, backbone: Backbone, sampling: Sampling) -> Recipe:
+    """Return the recipe of a pack with another sampling; the journal keeps fitted samplers."""
+    if sampling.sampler != "table":
+        return with_sampling(pack.recipe, backbone, sampling)
+    recipe = replace(pack.recipe, guidance=sampling.guidance)
+    recipe = unfitted(recipe, sampling.steps)
+    return fitted_recipe(run, replace(pack, recipe=recipe), backbone)
 
 
 def choose(trials: Sequence[Trial], speed: Speed, limit: float) -> Trial:
@@ -122,7 +142,7 @@ def best_sampling(
     pack, backbone, teacher = draft.pack(plan), draft.backbone, draft.teacher
     assert teacher is not None
     assert draft.real is not None
-    journal, samplings = run.journal, grid(run.settings)
+    journal, samplings = run.journal, grid(run.settings, fit=can_fit(backbone))
     classes = range(len(pack.classes))
     each = max(4, images // len(classes))
     # noise of its own: the images of the pack are not those that chose the sampler
@@ -135,8 +155,7 @@ def best_sampling(
         with run.events.stage(stage, len(samplings), "settings", part="sampler"):
             for done, (name, sampling) in enumerate(zip(names, samplings, strict=True), 1):
                 if name not in journal:
-                    recipe = with_sampling(trial.recipe, backbone, sampling)
-                    one = replace(trial, recipe=recipe)
+                    one = replace(trial, recipe=_recipe_with(run, trial, backbone, sampling))
                     journal.record(name, _try(one, backbone, teacher, features))
                 run.events.step(done, **journal[name])
     speed = Speed(**journal[_SPEED])
@@ -148,7 +167,7 @@ def best_sampling(
     )
     return replace(
         draft,
-        recipe=with_sampling(draft.recipe, backbone, best.sampling),
+        recipe=_recipe_with(run, pack, backbone, best.sampling),
         metrics={**draft.metrics, "right": best.right, "distance": best.distance},
     )
 

@@ -295,11 +295,17 @@ class ClassCondSettings:
         0.0, "Seconds in which this machine must make all images; 0: no limit.", ge=0
     )
     embed: bool = option(False, "Carry the backbone inside the pack.", flag="--embed-backbone")
+    embed_bits: Literal[4, 8] = option(
+        8,
+        "Bits of a weight of the carried model: 8, or 4, for which the training ends rounded.",
+    )
     search_images: int = option(200, "Images made to judge each setting of the sampler.", ge=0)
     licence: str = option("unknown", "Licence of the trained weights.")
 
     def __post_init__(self) -> None:
         check(self)
+        if self.embed_bits == 4 and not self.embed:
+            raise UsageError("embed_bits 4 is for a carried backbone: set embed as well")
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,7 +382,7 @@ class ImportSettings:
 # change it, and readers of packs rely on it. The settings of d3m stand among the shared ones, those
 # of other methods under "extra", there as text but for a few.
 _RECORDED_AS = {"model": "preset"}
-_NOT_TEXT = frozenset({"train_seconds", "decode_seconds", "embed"})
+_NOT_TEXT = frozenset({"train_seconds", "decode_seconds", "embed", "embed_bits"})
 
 
 def recorded_settings(settings: EncodeSettings, method: str) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 # The public names of d3pack.format; each is imported when it is first used.
 
 from d3pack.format.canonical import to_plain as to_plain
+from d3pack.format.codecs import GROUP as GROUP
 from d3pack.format.codecs import Codes as Codes
 from d3pack.format.codecs import Coding as Coding
+from d3pack.format.codecs import coded_bytes as coded_bytes
 from d3pack.format.codecs import coding_of as coding_of
 from d3pack.format.codecs import decode_adapter as decode_adapter
 from d3pack.format.codecs import decode_codes as decode_codes

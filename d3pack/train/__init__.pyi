@@ -22,6 +22,7 @@ from d3pack.train.dit import export_dit as export_dit
 from d3pack.train.export import write_lock as write_lock
 from d3pack.train.loop import accelerator_on as accelerator_on
 from d3pack.train.loop import run_stage as run_stage
+from d3pack.train.rounding import in_four_bits as in_four_bits
 from d3pack.train.run import train_backbone as train_backbone
 from d3pack.train.settings import STAGES as STAGES
 from d3pack.train.settings import TrainSettings as TrainSettings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from d3pack.system import mixed_precision
 from d3pack.train.config import DiffusionConfig, LoopConfig
 from d3pack.train.data import Latents, batch_rows, save_grid
 from d3pack.train.loop import Batch
+from d3pack.train.rounding import call_rounded
 
 # Stable Diffusion's own noise levels, so that its samplers and their defaults hold here too.
 SCHEDULE = {
@@ -31,6 +33,7 @@ SCHEDULE = {
     "steps_offset": 1,
 }
 
+IN_FOUR: Batch = {"in_four": torch.ones(())}  # in a batch: matrices are rounded
 HELD_OUT_TUPLES = 1024  # at most
 HELD_OUT_LOG_SIGMA = (0.2, 1.3)  # the same for every preset, so that losses can be compared
 
@@ -99,17 +102,23 @@ class DenoiserConfig(Protocol):
 
 
 class DenoiserModule(nn.Module):
-    """The loss of a denoiser at one noise level per sample."""
+    """The loss of a denoiser at one noise level per sample; with `in_four`, of rounded matrices."""
 
     def __init__(self, model: nn.Module, levels: Levels) -> None:
         super().__init__()
         self.model, self.levels = model, levels
 
     def forward(
-        self, latents: Tensor, noise: Tensor, times: Tensor, **condition: Tensor
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        times: Tensor,
+        in_four: Tensor | None = None,
+        **condition: Tensor,
     ) -> dict[str, Tensor]:
         noised = self.levels.noised(latents, noise, times)
-        predicted = self.model(noised, times, **condition, return_dict=False)[0]
+        model = self.model if in_four is None else partial(call_rounded, self.model)
+        predicted = model(noised, times, **condition, return_dict=False)[0]
         target = self.levels.target(latents, noise, times)
         error = (predicted.float() - target).square().mean((1, 2, 3))
         return {"loss": error.mean(), "each": error}
@@ -131,7 +140,15 @@ class DiffusionTask:
         preview_labels: Sequence[int],
         seed: int,
         levels: Levels,
+        finish: float = 0.0,
     ) -> None:
+        """Take what the stage needs.
+
+        Args:
+            finish: the last part of the steps, in which matrices are rounded to four bits; with
+                one, losses on held-out images are those of rounded matrices from the start.
+        """
+        self.finish = finish
         self.config, self.build, self.latents, self.held_out = config, build, latents, held_out
         self.conditioner, self.decode, self.seed = conditioner, decode, seed
         self.preview_labels = preview_labels
@@ -163,7 +180,8 @@ class DiffusionTask:
         at = step * world + rank
         rows = batch_rows(len(self.latents.labels), self.config.loop.batch, at, self.seed)
         rng = np.random.Generator(np.random.Philox(key=[self.seed + 4, at]))
-        return self._triples(self.latents, rows, rng, self.config.log_sigma)
+        triples = self._triples(self.latents, rows, rng, self.config.log_sigma)
+        return triples | (IN_FOUR if progress >= 1 - self.finish else {})
 
     @torch.no_grad()
     def validate(self, module: nn.Module) -> dict[str, float]:
@@ -174,9 +192,10 @@ class DiffusionTask:
             0, len(self.held_out.labels) - 1, min(HELD_OUT_TUPLES, len(self.held_out.labels))
         ).astype(np.int64)
         triples = self._triples(self.held_out, rows, rng, HELD_OUT_LOG_SIGMA)
+        in_four = IN_FOUR if self.finish else {}
         total = 0.0
         for start in range(0, len(rows), 128):
-            part = {k: v[start : start + 128].to(device) for k, v in triples.items()}
+            part = {k: v[start : start + 128].to(device) for k, v in triples.items()} | in_four
             with mixed_precision(device):
                 total += float(module(**part)["each"].sum())
         return {"held_loss": total / len(rows)}

@@ -42,6 +42,7 @@ class DiTConfig:
     patch: int
     max_side: int  # pixels; larger images are shrunk to it
     drop: float = 0.1  # share of labels left out, for classifier-free guidance
+    finish: float = 0.1  # last part of a training for four bits, in which weights are rounded
     log_sigma: tuple[float, float] = (0.6, 1.2)  # mean and deviation of the levels trained on
     guidance: float = 2.0  # of the sample sheets
     hold_back: int = 10  # last images of each class, for the held-back loss

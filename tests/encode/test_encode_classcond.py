@@ -31,12 +31,12 @@ from d3pack.encode import (
     encode,
     estimate_encode,
 )
-from d3pack.encode.sampler_search import Speed, Trial, choose, energy_distance, grid
+from d3pack.encode.sampler_search import GUIDANCES, Speed, Trial, choose, energy_distance, grid
 from d3pack.errors import BackboneChangedError, UsageError
 from d3pack.format import read
 from d3pack.format.codecs import decode_prompts
 from d3pack.sources import open_source
-from d3pack.system import options_of
+from d3pack.system import SettingError, options_of
 from d3pack.testing import raises_code
 from d3pack.train.dit import DIT_MODELS, ClassConditioner, build_dit
 
@@ -213,11 +213,22 @@ def test_search_takes_the_cheapest_of_the_best_that_are_fast_enough() -> None:
 
 
 def test_grid_keeps_what_the_user_has_set() -> None:
-    assert len(grid(EncodeSettings())) == 20
+    assert len(grid(EncodeSettings(), fit=False)) == 20
     fixed = EncodeSettings(sampler="ddim", sampler_steps=5, guidance=2.0)
-    assert [str(sampling) for sampling in grid(fixed)] == ["ddim 5 steps, guidance 2"]
+    assert [str(sampling) for sampling in grid(fixed, fit=True)] == ["ddim 5 steps, guidance 2"]
     assert Sampling("ddim", 5, 2.0).forwards == 10
     assert Sampling("ddim", 5, 1.0).forwards == 5
+
+
+def test_grid_has_a_fitted_sampler_at_each_guidance() -> None:
+    usual, more = (grid(EncodeSettings(), fit=fit) for fit in (False, True))
+    assert more[:20] == usual
+    assert [str(sampling) for sampling in more[20:]] == [
+        f"table 5 steps, guidance {weight:g}" for weight in GUIDANCES
+    ]
+    for changes in ({"sampler": "euler"}, {"sampler_steps": 6}):
+        settings = EncodeSettings(**changes)
+        assert grid(settings, fit=True) == grid(settings, fit=False)
 
 
 def test_energy_distance_is_the_slow_formula() -> None:
@@ -280,6 +291,14 @@ def test_settings_of_another_method_are_refused(tmp_path: Path) -> None:
     settings = EncodeSettings(method_settings=ClassCondSettings(model="tiny"))
     with pytest.raises(UsageError, match="the method d3m takes D3MSettings"):
         estimate_encode(source, settings)
+
+
+def test_four_bits_are_for_a_model_in_the_pack() -> None:
+    assert ClassCondSettings(embed=True, embed_bits=4).embed_bits == 4
+    with pytest.raises(UsageError, match="embed_bits 4 is for a carried backbone"):
+        ClassCondSettings(embed_bits=4)
+    with pytest.raises(SettingError, match="invalid embed_bits 5: expected 4 or 8"):
+        ClassCondSettings(embed=True, embed_bits=5)  # type: ignore[arg-type]
 
 
 def test_settings_are_read_from_text() -> None:

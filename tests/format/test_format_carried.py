@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from d3pack.format import carried_files
 from d3pack.testing import raises_code
 
 CARRIED = VECTORS / "valid" / "backbone-carried.d3m"
+IN_FOUR = VECTORS / "valid" / "backbone-carried-i4.d3m"
 
 
 def header(text: str) -> Callable[[Draft], None]:
@@ -56,6 +58,39 @@ def rows(draft: Draft) -> None:
     draft.blobs["backbone.rows"] = bytes(2 * draft.manifest["classes"])
 
 
+def stored(number: int, how: Any) -> Callable[[Draft], None]:
+    """Store a tensor of the weights in another way."""
+    return lambda draft: draft.params("backbone")["files"][1][1].__setitem__(number, how)
+
+
+def spare(draft: Draft) -> None:
+    """The nibble after the last of 135 is not 0."""
+    at = draft.params("backbone")["parts"][0] + 135 // 2
+    last = draft.blobs["backbone.shared"][at]
+    draft.poke("backbone.shared", at, bytes([last | 0x30]))
+
+
+def growing(draft: Draft) -> None:
+    """Four hundred tensors, all but one of them copies; sizes and recipe agree."""
+    shared, params = draft.blobs["backbone.shared"], draft.params("backbone")
+    size = 4000  # values of a tensor
+    offsets = ((i * size * 2, (i + 1) * size * 2) for i in range(400))
+    text = ",".join(
+        f'"{i}":{{"dtype":"F16","shape":[1,{size}],"data_offsets":[{a},{b}]}}'
+        for i, (a, b) in enumerate(offsets)
+    ).join("{}")
+    config = shared[: shared.index(b'{"odd"') - 8]
+    plain = config + struct.pack("<Q", len(text)) + text.encode()
+    groups = -(-size // 64)
+    whole = plain + bytes(size // 2) + b"\0\x3c" * groups
+    params["parts"] = [len(plain), size // 2, groups]
+    params["files"][1][1:] = [[4, *[[0]] * 399], len(text) + 8 + 400 * size * 2]
+    params["shared"], draft.blobs["backbone.shared"] = len(whole), whole
+    total = sum(entry[2] for entry in params["files"])
+    draft.manifest["recipe"]["backbone"]["bytes"] = total
+    assert total > 64 * len(whole)
+
+
 BAD: dict[str, tuple[Callable[[Draft], Any], str]] = {
     "list": (header("[]"), "E_CODEC"),
     "number": (header("5"), "E_CODEC"),
@@ -81,25 +116,57 @@ BAD: dict[str, tuple[Callable[[Draft], Any], str]] = {
     "rows": (rows, "E_CODEC"),
     "flipped": (flipped, "E_BACKBONE_CHANGED"),
 }
+BAD_IN_FOUR: dict[str, tuple[Callable[[Draft], Any], str]] = {
+    "as-i8": (table(lambda files: files[1].__setitem__(1, "i8")), "E_CODEC"),
+    "as-i4": (table(lambda files: files[1].__setitem__(1, "i4")), "E_CODEC"),
+    "as-bytes": (table(lambda files: files[1].__setitem__(1, "bytes")), "E_CODEC"),
+    "spare": (spare, "E_CODEC"),
+    "bits": (stored(0, 5), "E_CODEC"),
+    "bits-real": (stored(0, 4.0), "E_CODEC"),
+    "bits-true": (stored(1, True), "E_CODEC"),
+    "bits-none": (stored(0, None), "E_CODEC"),
+    "bits-vector": (stored(1, 4), "E_CODEC"),
+    "bits-more": (table(lambda files: files[1][1].append(16)), "E_CODEC"),
+    "bits-fewer": (table(lambda files: files[1][1].pop()), "E_CODEC"),
+    "copy-later": (stored(0, [3]), "E_CODEC"),
+    "copy-itself": (stored(3, [3]), "E_CODEC"),
+    "copy-before": (stored(3, [-4]), "E_CODEC"),
+    "copy-real": (stored(3, [0.0]), "E_CODEC"),
+    "copy-false": (stored(3, [False]), "E_CODEC"),
+    "copy-empty": (stored(3, []), "E_CODEC"),
+    "copy-two": (stored(3, [0, 0]), "E_CODEC"),
+    "copy-text": (stored(3, "0"), "E_CODEC"),
+    "copy-size": (stored(3, [1]), "E_CODEC"),
+    "copy-stored": (stored(3, 4), "E_CODEC"),
+    "growing": (growing, "E_CODEC"),
+    "flipped": (flipped, "E_BACKBONE_CHANGED"),
+}
 
 
-@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize(
+    ("pack", "case"),
+    [(CARRIED, case) for case in BAD.values()] + [(IN_FOUR, case) for case in BAD_IN_FOUR.values()],
+    ids=[*BAD, *(f"i4-{name}" for name in BAD_IN_FOUR)],
+)
 def test_wrong_carried_backbone_is_refused_when_it_is_used(
-    name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    pack: Path,
+    case: tuple[Callable[[Draft], Any], str],
+    tmp_path: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    edit, code = BAD[name]
-    draft = Draft(CARRIED.read_bytes())
+    edit, code = case
+    draft = Draft(pack.read_bytes())
     edit(draft)
     path = tmp_path / "bad.d3m"
     path.write_bytes(draft.seal().bytes())
-    pack = d3pack.read(path)  # whoever does not know the feature reads on
+    opened = d3pack.read(path)  # whoever does not know the feature reads on
     with raises_code(code):
-        carried_files(pack)
+        carried_files(opened)
     with raises_code(code):
-        d3pack.pack_bytes(pack)
+        d3pack.pack_bytes(opened)
     monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
     with raises_code(code):
-        unpack_backbone(pack)
+        unpack_backbone(opened)
     done = invoke("verify", str(path), "--format", "json")
     assert json.loads(done.stdout)[0]["code"] == code
 

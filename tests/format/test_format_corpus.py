@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-import itertools
 import json
 import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import reader
@@ -113,16 +113,27 @@ def test_second_reader_needs_only_the_standard_library() -> None:
     assert got.stderr.startswith("E_TRAILING")
 
 
-def test_carried_backbone_is_restored_as_the_specification_says() -> None:
+@pytest.mark.parametrize("name", ["backbone-carried", "backbone-carried-i4"])
+def test_carried_backbone_is_restored_as_the_specification_says(name: str) -> None:
     """Section 8a value by value, with `struct` for the arithmetic of half precision."""
-    pack = read(VECTORS / "valid" / "backbone-carried.d3m")
+    pack = read(VECTORS / "valid" / f"{name}.d3m")
     section = pack.extensions["backbone"]
     shared = section.tensors["shared"].tobytes()
     first, second, third = section.params["parts"]
-    plain = io.BytesIO(shared[:first])
-    codes = iter(struct.unpack_from(f"<{second}b", shared, first))
+    plain, codes = io.BytesIO(shared[:first]), io.BytesIO(shared[first : first + second])
     scales = iter(struct.unpack_from(f"<{third}e", shared, first + second))
     assert first + second + 2 * third == len(shared)
+
+    def matrix(bits: int, count: int, rows: int) -> bytes:
+        if bits == 8:
+            whole, share = [*struct.unpack(f"<{count}b", codes.read(count))], count // rows
+        else:
+            pairs = [divmod(byte, 16) for byte in codes.read((count + 1) // 2)]
+            whole, share = [x - 8 for high, low in pairs for x in (low, high)][:count], 64
+        parts = [whole[i : i + share] for i in range(0, count, share)]
+        values = [code * scale for part, scale in zip(parts, scales) for code in part]  # noqa: B905
+        return struct.pack(f"<{count}e", *values)
+
     found = {}
     for path, how, size in section.params["files"]:
         if how == "bytes":
@@ -130,20 +141,21 @@ def test_carried_backbone_is_restored_as_the_specification_says() -> None:
             continue
         start = plain.read(8)
         header = plain.read(struct.unpack("<Q", start)[0])
-        out = [start, header]
         tensors = sorted(json.loads(header).values(), key=lambda entry: entry["data_offsets"])
-        for entry in tensors:
+        out = [start, header]
+        for number, entry in enumerate(tensors):
             first, last = entry["data_offsets"]
-            if entry["dtype"] != "F16" or len(entry["shape"]) < 2:
+            is_matrix = entry["dtype"] == "F16" and len(entry["shape"]) > 1
+            bits: Any = how[number] if how != "i8" else 8 if is_matrix else 16
+            if bits not in (4, 8, 16):
+                out.append(out[2 + bits[0]])
+            elif bits == 16:
                 out.append(plain.read(last - first))
-                continue
-            width = (last - first) // 2 // entry["shape"][0]
-            for scale in itertools.islice(scales, entry["shape"][0]):
-                row = itertools.islice(codes, width)
-                out.append(struct.pack(f"<{width}e", *(code * scale for code in row)))
+            else:
+                out.append(matrix(bits, (last - first) // 2, entry["shape"][0]))
         found[path] = b"".join(out)
     assert not plain.read()
-    assert not list(codes)
+    assert not codes.read()
     assert not list(scales)
     files = {path: [len(data), hashlib.sha256(data).hexdigest()] for path, data in found.items()}
     text = json.dumps(files, sort_keys=True, separators=(",", ":"))

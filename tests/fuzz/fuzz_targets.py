@@ -26,6 +26,7 @@ from safetensors.torch import save
 from d3pack.backbones.loading import Files, _read_weights, build
 from d3pack.backbones.tokenizer import Words
 from d3pack.encode.embeddings import _read_folder
+from d3pack.format import EMBEDDED, Coded, decode_files, read, to_plain
 from d3pack.hub import remote, remote_info
 from d3pack.sources import open_source
 from d3pack.sources.images import decode
@@ -128,6 +129,29 @@ def weights(folder: Path) -> Run:
         assert {name: value.shape for name, value in state.items()} == {
             name: value.shape for name, value in expected.items()
         }
+
+    return run
+
+
+def carried(folder: Path) -> Run:
+    """Parameters and bytes of a carried backbone, behind hashes that a maker sets right."""
+    corpus = Path(__file__).parents[2] / "spec/vectors/valid"
+    packs = [read(path) for path in sorted(corpus.glob("backbone-carried*.d3m"))]
+
+    def run(rng: random.Random) -> None:
+        pack = rng.choice(packs)
+        coded = pack.extensions[EMBEDDED]
+        params, shared = to_plain(coded.params), coded.tensors["shared"].tobytes()
+        if rng.random() < 0.7:
+            name = rng.choice(list(params))
+            params[name] = mutate_json(params[name], rng)
+        if rng.random() < 0.7:
+            shared = mutate_bytes(shared, [shared], rng)
+        bytes_of = {"shared": np.frombuffer(shared, np.uint8)}
+        changed = Coded(coded.codec, bytes_of, params, coded.shared)
+        nbytes = rng.choice((pack.recipe.backbone.nbytes, None))
+        files = decode_files(changed, nbytes)
+        assert sum(map(len, files.values())) <= 64 * len(shared)
 
     return run
 
@@ -257,5 +281,5 @@ def _parquet(image: bytes) -> bytes:
 
 TARGETS: dict[str, Callable[[Path], Run]] = {
     target.__name__: target
-    for target in (configs, embeddings, hub, images, sources, tokenizers, weights)
+    for target in (carried, configs, embeddings, hub, images, sources, tokenizers, weights)
 }

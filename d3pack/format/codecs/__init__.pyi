@@ -9,6 +9,8 @@ from d3pack.format.codecs.codes import coding_of as coding_of
 from d3pack.format.codecs.codes import decode_codes as decode_codes
 from d3pack.format.codecs.codes import encode_codes as encode_codes
 from d3pack.format.codecs.codes import level_bits as level_bits
+from d3pack.format.codecs.files import GROUP as GROUP
+from d3pack.format.codecs.files import coded_bytes as coded_bytes
 from d3pack.format.codecs.files import decode_files as decode_files
 from d3pack.format.codecs.files import encode_files as encode_files
 from d3pack.format.codecs.labels import decode_labels as decode_labels

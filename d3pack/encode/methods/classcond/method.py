@@ -28,14 +28,16 @@ from d3pack.encode.allocation import SMALLEST, Allocation, expected_bytes
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate
 from d3pack.encode.estimate import teacher_seconds
 from d3pack.encode.finish import sample_provenance
-from d3pack.encode.methods.classcond.training import dit_weights, embed, measure_costs, trained_dit
+from d3pack.encode.methods.classcond.training import dit_bytes, embed, measure_costs, trained_dit
 from d3pack.encode.methods.dit import IMAGES, allocate_rows, spread_images
 from d3pack.encode.plan import EncodePlan, dtype_for, sigmas_of, typical_side
+from d3pack.encode.sampler_fit import STEPS as FITTED_STEPS
+from d3pack.encode.sampler_fit import forwards_of, unfitted
 from d3pack.encode.sampler_search import best_sampling, grid
 from d3pack.encode.settings import ClassCondSettings, EncodeSettings
 from d3pack.encode.teaching import open_teacher
 from d3pack.errors import UsageError
-from d3pack.format import BackboneRef, Recipe
+from d3pack.format import BackboneRef, Recipe, encode_files
 from d3pack.sources import Source
 from d3pack.train import DIT_MODELS, VAE_FILES, DiTConfig
 
@@ -78,7 +80,7 @@ class ClassCond:
                 "vae": _digest(folder),
             },
         )
-        embedded = _embedded_bytes(folder, vae, model, plan) if own.embed else 0
+        embedded = _embedded_bytes(folder, vae, model, plan, own.embed_bits) if own.embed else 0
         job = ClassCondJob(source, settings, own, context, plan, model, folder, embedded)
         allocation, notes = allocate_rows(settings, job.expected_bytes)
         text = (*_text(plan, own, model, allocation), *notes)
@@ -100,11 +102,11 @@ def _size(
     return size
 
 
-def _embedded_bytes(folder: Path, vae: Autoencoder, model: str, plan: EncodePlan) -> int:
-    """About the bytes of a backbone in the pack: one a weight, and half of the autoencoder."""
+def _embedded_bytes(folder: Path, vae: Autoencoder, model: str, plan: EncodePlan, bits: int) -> int:
+    """About the bytes of a backbone in the pack."""
     side = plan.size[0] // vae.factor
-    weights = dit_weights(DIT_MODELS[model], vae.channels, side, len(plan.classes))
-    return weights + sum((folder / name).stat().st_size for name in VAE_FILES) // 2
+    weights = dit_bytes(DIT_MODELS[model], vae.channels, side, len(plan.classes), bits)
+    return weights + encode_files({n: (folder / n).read_bytes() for n in VAE_FILES}).nbytes
 
 
 def _text(
@@ -115,7 +117,7 @@ def _text(
         if own.train_seconds
         else f"{own.train_steps or DIT_MODELS[model].loop.steps} steps"
     )
-    place = ", carried in the pack" if own.embed else ""
+    place = f", carried in the pack in {own.embed_bits} bits a weight" if own.embed else ""
     limit = f" within {own.decode_seconds:g} s" if own.decode_seconds else ""
     return (
         f"a DiT of size {model}, {plan.size[0]}x{plan.size[1]}, trained for {length}{place}",
@@ -150,6 +152,8 @@ class ClassCondJob:
         figures = ("held_loss", "right", "distance")
         counts = {"steps": 12345, "samples": 1234567}
         record = sample_provenance(ClassCond.name, self.source, self.settings, figures, counts)
+        if any(sampling.sampler == "table" for sampling in grid(self.settings, fit=True)):
+            recipe = unfitted(recipe, FITTED_STEPS)
         width = DIT_MODELS[self.model].width
         return self.embedded + expected_bytes(plan, recipe, width, allocation, record)
 
@@ -160,6 +164,9 @@ class ClassCondJob:
         costs = measure_costs(self.source, config, vae, plan.size[0], len(plan.classes))
         images = (plan.allocation.judged + 1) * plan.seeded
         steps = own.train_steps or config.loop.steps
+        samplings = grid(self.settings, fit=True)
+        fit = forwards_of((vae.channels, *(s // vae.factor for s in plan.size)), FITTED_STEPS)
+        fits = sum(fit * s.forwards / s.steps for s in samplings if s.sampler == "table")
         stages = {}
         if self.settings.teacher == "train":
             stages["teacher"] = teacher_seconds(
@@ -168,7 +175,7 @@ class ClassCondJob:
         stages |= {
             "read and encode": sum(self.source.counts) * costs.read_and_encode,
             "train": own.train_seconds or steps * config.loop.batch * costs.train,
-            "sampler": len(grid(self.settings)) * own.search_images * costs.image,
+            "sampler": len(samplings) * own.search_images * costs.image + fits * costs.forward,
             "images": images * len(plan.classes) * costs.image,
         }
         return Estimate(self.expected_bytes(plan.allocation), stages)
@@ -180,7 +187,9 @@ class ClassCondJob:
         teacher = open_teacher(run, plan.typical)
         vae = _open(self.vae, device)
         trained = trained_dit(run, DIT_MODELS[self.model], vae, self.vae, plan.size[0], own)
-        folder, coded = embed(run.journal, trained.folder) if own.embed else (trained.folder, None)
+        folder, coded = trained.folder, None
+        if own.embed:
+            folder, coded = embed(run.journal, folder, own.embed_bits)
         backbone = open_backbone(
             lock_directory(folder, licence=own.licence),
             path=folder,

@@ -23,7 +23,7 @@ from d3pack.encode.estimate import seconds_of
 from d3pack.encode.methods.dit import WORK, encode_images, of_pixels
 from d3pack.encode.sampler_search import STEPS
 from d3pack.encode.settings import ClassCondSettings
-from d3pack.format import Coded, decode_files, encode_files
+from d3pack.format import Coded, coded_bytes, decode_files, encode_files
 from d3pack.sources import Source
 from d3pack.system import Events, Journal, mixed_precision
 from d3pack.train import (
@@ -39,6 +39,7 @@ from d3pack.train import (
     build_dit,
     export_dit,
     held_out_latents,
+    in_four_bits,
     run_stage,
     write_lock,
 )
@@ -46,6 +47,7 @@ from d3pack.train import (
 TIME_SHARE = 0.93  # of the time to train for, that the steps are meant to take
 TRIAL_STEPS = 24  # of the trial that measures how long one takes
 PREVIEWS = 16  # classes on a sheet of samples
+_NAMED = 120  # bytes: the name of a tensor and where it lies
 # in the journal
 _BACKBONE = f"{WORK}/backbone"
 _TRAINED = f"{WORK}/trained"
@@ -98,6 +100,8 @@ def _train(
 
     photos, latents = encode_images(run, encode, side, config.hold_back)
     validation = held_out_latents(photos, of_pixels(encode))
+    if own.embed_bits == 8:
+        config = replace(config, finish=0.0)
     task = _task(config, vae, latents, validation, len(photos.names), run.settings.seed)
     accelerator = accelerator_on(run.context.device)
     loop = replace(config.loop, steps=own.train_steps or config.loop.steps)
@@ -156,6 +160,7 @@ def _task(
         [i * classes // previews for i in range(previews)] * 4,
         seed,
         Levels.from_config(SCHEDULE),
+        config.finish,
     )
 
 
@@ -204,13 +209,19 @@ def _validation_loss(folder: Path) -> float:
     return float(f"{json.loads(last)['held_loss']:.5g}")
 
 
-def embed(journal: Journal, trained: Path) -> tuple[Path, Coded]:
+def embed(journal: Journal, trained: Path, bits: int) -> tuple[Path, Coded]:
     """Return a backbone as a pack carries it, and the directory that it becomes again.
 
-    Its weights have eight bits: images must be made with what they become.
+    Its weights have eight bits, most of the model's as many as are asked for: images must be made
+    with what they become.
     """
     ref = lock_directory(trained)
-    coded = encode_files({path: (trained / path).read_bytes() for path in ref.files})
+    files = {path: (trained / path).read_bytes() for path in ref.files}
+
+    def in_four(path: str, name: str) -> bool:
+        return bits == 4 and path.startswith("transformer/") and in_four_bits(name)
+
+    coded = encode_files(files, in_four)
     folder = journal.path(f"{WORK}/embedded")
     for path, data in decode_files(coded).items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -226,6 +237,7 @@ class Costs:
 
     read_and_encode: float  # of a real image, with its mirror image
     train: float  # of a sample
+    forward: float  # of the model
     image: float  # of a generated one, with the middle sampling of the search
 
 
@@ -257,12 +269,17 @@ def measure_costs(
     return Costs(
         read_and_encode=read + 2 * encode,
         train=seconds_of(train) / 16,
+        forward=forward,
         image=decode + steps * guided * forward,
     )
 
 
-def dit_weights(config: DiTConfig, channels: int, latent_side: int, classes: int) -> int:
-    """Return the number of values in the file of a model of this size."""
+def dit_bytes(config: DiTConfig, channels: int, latent_side: int, classes: int, bits: int) -> int:
+    """Return about the bytes of a model of this size in a pack, with so many bits a weight."""
     with torch.device("meta"):
         model = build_dit(config, channels, latent_side, classes)
-    return sum(value.numel() for value in model.state_dict().values())
+    weights = sum(
+        coded_bytes(value.shape, bits if in_four_bits(name) else 8)
+        for name, value in model.named_parameters()
+    )
+    return weights + _NAMED * len(model.state_dict())

@@ -380,7 +380,8 @@ class D3MJob:
             stages["guidance"] = image * images * len(GUIDANCES)
         if details.fitted and plan.needs_prompts and plan.seeded:
             weights = 1 if details.guidance is not None else len(GUIDANCES)
-            fit = forwards_of(self.backbone, plan.size, details.sampler_steps)
+            latent = self.backbone.latent_shape_for(plan.size)
+            fit = forwards_of(latent, details.sampler_steps)
             stages["sampler"] = image / details.sampler_steps * fit * weights
         if own.one_pass and plan.needs_prompts and plan.seeded:
             stages["one pass"] = rows * STATES * CALLS * step
