@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from d3pack.encode.settings import EncodeSettings
 from d3pack.sources import Source
-from d3pack.teachers import SmallResNet, teacher_config
+from d3pack.teachers import Muon, SmallResNet, lesson_loss, teacher_config
 
 
 def seconds_of(work: Callable[[], Any]) -> float:
@@ -34,13 +34,20 @@ def teacher_seconds(source: Source, typical: int, settings: EncodeSettings, devi
     """Return the seconds that the training of a small teacher takes."""
     lesson = teacher_config(typical, settings.teacher_samples, settings.seed, device)
     net = SmallResNet(len(source.classes), lesson.widths).to(device)
-    x = torch.zeros((32, 3, lesson.size, lesson.size), device=device)
-    target = torch.zeros(32, dtype=torch.long, device=device)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = Muon(net, lesson)
+    many = 64  # fewer take longer each
+    target = torch.zeros(many, dtype=torch.long, device=device)
 
-    def step() -> None:
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=lesson.bf16):
-            answers = net(x)
-        loss = functional.cross_entropy(answers.float(), target)
-        torch.autograd.grad(loss, list(net.parameters()))
+    def learn(side: int) -> None:
+        x = torch.zeros((many, 3, side, side), device=device)
+        x = x.contiguous(memory_format=torch.channels_last)
+        torch.autograd.backward([lesson_loss(net, x, target, lesson)])
 
-    return seconds_of(step) / 32 * min(lesson.samples, lesson.epochs * sum(source.counts))
+    an_image, begin = 0.0, 0.0
+    for end, side in lesson.stages():
+        an_image += (end - begin) * seconds_of(partial(learn, side)) / many
+        begin = end
+    images = sum(source.counts)
+    batch, steps = min(lesson.batch, images), lesson.steps(images)
+    return steps * (batch * an_image + seconds_of(partial(optimizer.step, 0.0)))

@@ -5,9 +5,11 @@ from d3pack.teachers.patches import Patches as Patches
 from d3pack.teachers.patches import best_patches as best_patches
 from d3pack.teachers.patches import collage_order as collage_order
 from d3pack.teachers.patches import tile as tile
+from d3pack.teachers.resnet import Muon as Muon
 from d3pack.teachers.resnet import SmallResNet as SmallResNet
 from d3pack.teachers.resnet import TeacherConfig as TeacherConfig
 from d3pack.teachers.resnet import TrainedTeacher as TrainedTeacher
+from d3pack.teachers.resnet import lesson_loss as lesson_loss
 from d3pack.teachers.resnet import teacher_cache as teacher_cache
 from d3pack.teachers.resnet import teacher_config as teacher_config
 from d3pack.teachers.resnet import teacher_key as teacher_key

@@ -36,16 +36,26 @@ class TeacherConfig:
 
     size: int
     samples: int
-    batch: int = 128
+    batch: int = 256
     lr: float = 0.15
+    conv_lr: float = 0.24  # of convolutions, whose steps are orthogonal
     weight_decay: float = 5e-4
     smoothing: float = 0.1
     widths: tuple[int, ...] = (48, 96, 192)
     held: float = 0.05  # share of the images held out
     epochs: int = 40  # at most, for small sources
+    growth: tuple[tuple[float, float], ...] = ((0.4, 0.5), (0.75, 0.75), (1.0, 1.0))
     seed: int = 0
     bf16: bool = False  # in training only; logits are float32
-    version: int = 1
+    version: int = 2
+
+    def steps(self, images: int) -> int:
+        """Return the number of steps on so many images."""
+        return max(1, min(self.samples, self.epochs * images) // min(self.batch, images))
+
+    def stages(self) -> list[tuple[float, int]]:
+        """Return the progress at which each stage ends, and the side length that it sees."""
+        return [(end, round(self.size * share)) for end, share in self.growth]
 
 
 class _Block(nn.Module):
@@ -83,6 +93,50 @@ class SmallResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.head(self.embed(x))
         return out
+
+
+class Muon:
+    """Momentum whose steps of convolutions are made orthogonal (kellerjordan.github.io/posts/muon).
+
+    Convolutions keep their norm instead of a decay. All else learns as with SGD.
+    """
+
+    def __init__(self, net: nn.Module, config: TeacherConfig) -> None:
+        self._config = config
+        self._parameters = list(net.parameters())
+        # the memory layout decides the order of sums, and so the last bits: it is always this one
+        self.momenta = [
+            torch.zeros_like(p, memory_format=torch.contiguous_format) for p in self._parameters
+        ]
+
+    @torch.no_grad()
+    def step(self, share: float) -> None:
+        """Apply the gradients at a share of the highest rate."""
+        config = self._config
+        for parameter, momentum in zip(self._parameters, self.momenta, strict=True):
+            gradient = parameter.grad
+            assert gradient is not None
+            if parameter.ndim == 4 and parameter.shape[1] > 3:
+                momentum.mul_(0.6).add_(gradient)
+                parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
+                change = _orthogonal(gradient.add(momentum, alpha=0.6))
+                parameter.sub_(change, alpha=config.conv_lr * share)
+            else:
+                gradient = gradient.add(parameter, alpha=config.weight_decay)
+                momentum.mul_(0.9).add_(gradient)
+                parameter.sub_(gradient.add(momentum, alpha=0.9), alpha=config.lr * share)
+
+
+def _orthogonal(gradient: Tensor) -> Tensor:
+    """Return a matrix near the closest orthogonal one, by three Newton-Schulz steps."""
+    x = gradient.flatten(1)
+    x = x / (x.norm() + 1e-7)
+    wide = x if x.shape[0] <= x.shape[1] else x.T
+    for _ in range(3):
+        a = wide @ wide.T
+        wide = 3.4445 * wide + (-4.775 * a + 2.0315 * a @ a) @ wide
+    out: Tensor = wide if x.shape[0] <= x.shape[1] else wide.T
+    return out.reshape(gradient.shape)
 
 
 class TrainedTeacher:
@@ -221,32 +275,20 @@ def _train(
     held, train = hold_back(labels, rng.permutation(len(labels)), config.held)
     net = _fresh(len(source.classes), config).to(device)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(
-        net.parameters(),
-        lr=config.lr,
-        momentum=0.9,
-        weight_decay=config.weight_decay,
-        nesterov=True,
-    )
-    batch = min(config.batch, len(train))
-    steps = max(1, min(config.samples, config.epochs * len(train)) // batch)
+    optimizer = Muon(net, config)
+    batch, steps = min(config.batch, len(train)), config.steps(len(train))
     every = max(1, steps // CHECKPOINTS)
     step = _load_state(journal, net, optimizer, key)
     with events.stage("train the teacher", steps, "steps", part="teacher"):
         while step < steps:
             rows, moves = _batch_plan(len(train), batch, step, config)
             x = _augment(images[train[rows]].to(device), moves)
-            for group in optimizer.param_groups:
-                group["lr"] = config.lr * _one_cycle(step / steps)
+            x = _resized(x, next(side for end, side in config.stages() if step < end * steps))
             net.train()
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.bf16):
-                answers = net(x)
-            loss = functional.cross_entropy(
-                answers.float(), targets[train[rows]].to(device), label_smoothing=config.smoothing
-            )
-            optimizer.zero_grad(set_to_none=True)
+            loss = lesson_loss(net, x, targets[train[rows]].to(device), config)
+            net.zero_grad(set_to_none=True)
             torch.autograd.backward([loss])
-            optimizer.step()
+            optimizer.step(_one_cycle(step / steps))
             step += 1
             if step % every == 0 or step == steps:
                 _save_state(journal, net, optimizer, step, key)
@@ -338,16 +380,26 @@ def _augment(images: Tensor, moves: npt.NDArray[np.int64]) -> Tensor:
     return torch.stack(shifted).contiguous(memory_format=torch.channels_last)
 
 
-def _save_state(
-    journal: Journal, net: nn.Module, optimizer: torch.optim.SGD, step: int, key: str
-) -> None:
+def _resized(values: Tensor, side: int) -> Tensor:
+    if values.shape[-1] == side:
+        return values
+    return functional.interpolate(values, (side, side), mode="bilinear", antialias=True)
+
+
+def lesson_loss(net: SmallResNet, x: Tensor, target: Tensor, config: TeacherConfig) -> Tensor:
+    """Return the loss of one step."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16):
+        answers = net(x)
+    return functional.cross_entropy(answers.float(), target, label_smoothing=config.smoothing)
+
+
+def _save_state(journal: Journal, net: nn.Module, optimizer: Muon, step: int, key: str) -> None:
     arrays = {f"net.{name}": value.cpu().numpy() for name, value in net.state_dict().items()}
-    for i, parameter in enumerate(net.parameters()):
-        arrays[f"momentum.{i}"] = optimizer.state[parameter]["momentum_buffer"].cpu().numpy()
+    arrays |= {f"momentum.{i}": value.cpu().numpy() for i, value in enumerate(optimizer.momenta)}
     journal.save("teacher/state", arrays, {"step": step, "key": key})
 
 
-def _load_state(journal: Journal, net: nn.Module, optimizer: torch.optim.SGD, key: str) -> int:
+def _load_state(journal: Journal, net: nn.Module, optimizer: Muon, key: str) -> int:
     saved = journal.load("teacher/state")
     if saved is None or saved[1].get("key") != key:  # the state of another teacher
         return 0
@@ -355,12 +407,8 @@ def _load_state(journal: Journal, net: nn.Module, optimizer: torch.optim.SGD, ke
     net.load_state_dict(
         {k.removeprefix("net."): torch.from_numpy(v) for k, v in arrays.items() if k[:4] == "net."}
     )
-    for i, parameter in enumerate(net.parameters()):
-        buffer = torch.from_numpy(arrays[f"momentum.{i}"]).to(parameter)
-        # the memory layout decides the order of sums, and so the last bits
-        if parameter.is_contiguous(memory_format=torch.channels_last) and parameter.ndim == 4:
-            buffer = buffer.contiguous(memory_format=torch.channels_last)
-        optimizer.state[parameter]["momentum_buffer"] = buffer
+    for i, momentum in enumerate(optimizer.momenta):
+        momentum.copy_(torch.from_numpy(arrays[f"momentum.{i}"]))
     return int(facts["step"])
 
 

@@ -17,9 +17,11 @@ from encode_world import CLASSES, make_tree, picture, save_classifier
 from d3pack.sources import open_source
 from d3pack.system import Events, Journal, Listener
 from d3pack.teachers.resnet import (
+    SmallResNet,
     TeacherConfig,
     TrainedTeacher,
     _held_out,
+    _orthogonal,
     gather,
     hold_back,
     teacher_config,
@@ -152,6 +154,33 @@ def test_the_key_follows_source_and_lesson(tmp_path: Path, root: Path) -> None:
 def test_larger_images_are_seen_larger() -> None:
     assert (teacher_config(32, 4000, 0).size, teacher_config(32, 4000, 0).samples) == (32, 4000)
     assert (teacher_config(500, 4000, 0).size, teacher_config(500, 4000, 0).samples) == (64, 1000)
+
+
+def test_images_grow_while_it_learns(tmp_path: Path, root: Path) -> None:
+    assert teacher_config(32, 4000, 0).stages() == [(0.4, 16), (0.75, 24), (1.0, 32)]
+    seen: list[int] = []
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, inputs: (
+            seen.append(inputs[0].shape[-1])
+            if isinstance(module, SmallResNet) and module.training
+            else None
+        )
+    )
+    with hook:
+        train(tmp_path, root, config=replace(CONFIG, samples=320))
+    assert seen == [8] * 4 + [12] * 4 + [16] * 2
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 3, 3), (40, 4, 1, 1)])  # wide, and high
+def test_steps_of_convolutions_are_orthogonal(shape: tuple[int, ...]) -> None:
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, _, v = torch.linalg.svd(gradient.flatten(1), full_matrices=False)
+    step = _orthogonal(gradient)
+    assert step.shape == gradient.shape
+    turned = u.T @ step.flatten(1) @ v.T  # diagonal: the same directions, of about one length
+    assert torch.allclose(turned, turned.diagonal().diag(), atol=1e-5)
+    assert turned.diagonal().min() > 0.4
+    assert turned.diagonal().max() < 1.3
 
 
 def test_one_image_a_class_is_enough_to_run(tmp_path: Path) -> None:
