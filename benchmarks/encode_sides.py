@@ -173,16 +173,16 @@ class Sides:
     @cached_property
     def teacher(self) -> Teacher:
         """The teacher of the source; a training that was stopped begins anew, to be timed."""
-        lesson = teacher_config(
+        config = teacher_config(
             self.job.plan.typical, self.settings.teacher_samples, self.settings.seed
         )
-        key, folder = teacher_key(self.source, lesson), self.folder / "teacher"
+        key, folder = teacher_key(self.source, config), self.folder / "teacher"
         if "teacher" not in self.journal:
             shutil.rmtree(folder, ignore_errors=True)
         began = time.process_time()
         with closing(Journal(folder / "work", {})) as work:
             teacher = train_teacher(
-                self.source, lesson, work, Events(), cache=folder, device="cpu", key=key
+                self.source, config, work, Events(), cache=folder, device="cpu", key=key
             )
         if "teacher" not in self.journal:
             facts = {"seconds": time.process_time() - began, "load": os.getloadavg()[0]}

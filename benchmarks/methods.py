@@ -236,11 +236,11 @@ class Run:
         folder = self.work / f"teacher-{self.samples}"
         clock = Clock(folder.with_suffix(".json"))
         device = str(resolve_device(None))
-        lesson = teacher_config(self.size, self.samples, 0, device)
+        config = teacher_config(self.size, self.samples, 0, device)
         with closing(Journal(folder, {"samples": self.samples})) as journal:
             teacher = train_teacher(
                 self.train.source,
-                lesson,
+                config,
                 journal,
                 Events([clock]),
                 cache=self.work / "teachers",

@@ -11,7 +11,7 @@ import torch
 
 from d3pack.encode.settings import EncodeSettings
 from d3pack.sources import Source
-from d3pack.teachers import Muon, SmallResNet, lesson_loss, teacher_config
+from d3pack.teachers import Muon, SmallResNet, teacher_config, teacher_loss
 
 
 def seconds_of(work: Callable[[], Any]) -> float:
@@ -32,22 +32,22 @@ def wait_for_device() -> None:
 
 def teacher_seconds(source: Source, typical: int, settings: EncodeSettings, device: str) -> float:
     """Return the seconds that the training of a small teacher takes."""
-    lesson = teacher_config(typical, settings.teacher_samples, settings.seed, device)
-    net = SmallResNet(len(source.classes), lesson.widths).to(device)
+    config = teacher_config(typical, settings.teacher_samples, settings.seed, device)
+    net = SmallResNet(len(source.classes), config.widths).to(device)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = Muon(net, lesson)
+    optimizer = Muon(net, config)
     many = 64  # fewer take longer each
     target = torch.zeros(many, dtype=torch.long, device=device)
 
     def learn(side: int) -> None:
         x = torch.zeros((many, 3, side, side), device=device)
         x = x.contiguous(memory_format=torch.channels_last)
-        torch.autograd.backward([lesson_loss(net, x, target, lesson)])
+        torch.autograd.backward([teacher_loss(net, x, target, config)])
 
     an_image, begin = 0.0, 0.0
-    for end, side in lesson.stages():
+    for end, side in config.stages():
         an_image += (end - begin) * seconds_of(partial(learn, side)) / many
         begin = end
     images = sum(source.counts)
-    batch, steps = min(lesson.batch, images), lesson.steps(images)
+    batch, steps = min(config.batch, images), config.steps(images)
     return steps * (batch * an_image + seconds_of(partial(optimizer.step, 0.0)))

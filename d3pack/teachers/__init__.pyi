@@ -9,10 +9,10 @@ from d3pack.teachers.resnet import Muon as Muon
 from d3pack.teachers.resnet import SmallResNet as SmallResNet
 from d3pack.teachers.resnet import TeacherConfig as TeacherConfig
 from d3pack.teachers.resnet import TrainedTeacher as TrainedTeacher
-from d3pack.teachers.resnet import lesson_loss as lesson_loss
 from d3pack.teachers.resnet import teacher_cache as teacher_cache
 from d3pack.teachers.resnet import teacher_config as teacher_config
 from d3pack.teachers.resnet import teacher_key as teacher_key
+from d3pack.teachers.resnet import teacher_loss as teacher_loss
 from d3pack.teachers.resnet import train_teacher as train_teacher
 from d3pack.teachers.teacher import Teacher as Teacher
 from d3pack.teachers.teacher import TeacherError as TeacherError

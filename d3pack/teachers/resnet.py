@@ -285,7 +285,7 @@ def _train(
             x = _augment(images[train[rows]].to(device), moves)
             x = _resized(x, next(side for end, side in config.stages() if step < end * steps))
             net.train()
-            loss = lesson_loss(net, x, targets[train[rows]].to(device), config)
+            loss = teacher_loss(net, x, targets[train[rows]].to(device), config)
             net.zero_grad(set_to_none=True)
             torch.autograd.backward([loss])
             optimizer.step(_one_cycle(step / steps))
@@ -386,7 +386,7 @@ def _resized(values: Tensor, side: int) -> Tensor:
     return functional.interpolate(values, (side, side), mode="bilinear", antialias=True)
 
 
-def lesson_loss(net: SmallResNet, x: Tensor, target: Tensor, config: TeacherConfig) -> Tensor:
+def teacher_loss(net: SmallResNet, x: Tensor, target: Tensor, config: TeacherConfig) -> Tensor:
     """Return the loss of one step."""
     with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bf16):
         answers = net(x)

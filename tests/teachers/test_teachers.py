@@ -141,7 +141,7 @@ def test_the_key_follows_the_threads(root: Path, monkeypatch: pytest.MonkeyPatch
     assert len(found) == 3
 
 
-def test_the_key_follows_source_and_lesson(tmp_path: Path, root: Path) -> None:
+def test_the_key_follows_source_and_config(tmp_path: Path, root: Path) -> None:
     source = open_source(root)
     keys = {teacher_key(source, teacher_config(32, 1000, seed)) for seed in (0, 1)}
     keys.add(teacher_key(source, teacher_config(32, 2000, 0)))
