@@ -27,6 +27,7 @@ from d3pack.teachers.teacher import fit
 
 MAX_BYTES = 512 * 1024 * 1024  # of decoded images kept in memory
 CHECKPOINTS = 20  # a killed training loses at most this part of itself
+_QUINTIC = (3.4445, -4.7750, 2.0315)  # of the Newton-Schulz iteration: steepest at 0
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -119,7 +120,8 @@ class Muon:
             if parameter.ndim == 4 and parameter.shape[1] > 3:
                 momentum.mul_(0.6).add_(gradient)
                 parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
-                change = _orthogonal(gradient.add(momentum, alpha=0.6))
+                update = gradient.add(momentum, alpha=0.6)
+                change = newton_schulz(update.flatten(1), rounds=3).reshape(update.shape)
                 parameter.sub_(change, alpha=config.conv_lr * share)
             else:
                 gradient = gradient.add(parameter, alpha=config.weight_decay)
@@ -127,16 +129,17 @@ class Muon:
                 parameter.sub_(gradient.add(momentum, alpha=0.9), alpha=config.lr * share)
 
 
-def _orthogonal(gradient: Tensor) -> Tensor:
-    """Return a matrix near the closest orthogonal one, by three Newton-Schulz steps."""
-    x = gradient.flatten(1)
-    x = x / (x.norm() + 1e-7)
-    wide = x if x.shape[0] <= x.shape[1] else x.T
-    for _ in range(3):
-        a = wide @ wide.T
-        wide = 3.4445 * wide + (-4.775 * a + 2.0315 * a @ a) @ wide
-    out: Tensor = wide if x.shape[0] <= x.shape[1] else wide.T
-    return out.reshape(gradient.shape)
+def newton_schulz(matrix: Tensor, rounds: int) -> Tensor:
+    """Return the nearest matrix with singular values near one; five rounds bring all there."""
+    a, b, c = _QUINTIC
+    x = matrix / (matrix.norm() + 1e-7)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    for _ in range(rounds):
+        square = x @ x.T
+        x = torch.addmm(x, b * square + c * (square @ square), x, beta=a)
+    nearest: Tensor = x.T if tall else x
+    return nearest
 
 
 class TrainedTeacher:

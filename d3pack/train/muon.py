@@ -13,25 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from d3pack.system import fast_bfloat16
+from d3pack.teachers import newton_schulz
 
 _MOMENTUM = 0.95
-_QUINTIC = (3.4445, -4.7750, 2.0315)  # steepest at 0: five rounds bring all values to about 1
 
 
-def orthogonalised(matrix: Tensor, rounds: int = 5) -> Tensor:
-    """The nearest matrix with singular values near one, by Newton-Schulz iteration.
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """Return the nearest matrix with singular values near one.
 
-    Its products are bfloat16 where the device is not slower with them.
+    Products are bfloat16 where the device is not slower with them.
     """
-    a, b, c = _QUINTIC
-    x = matrix.to(torch.bfloat16 if fast_bfloat16(matrix.device) else torch.float32)
-    x = x / (x.norm() + 1e-7)
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    for _ in range(rounds):
-        square = x @ x.T
-        x = torch.addmm(x, b * square + c * (square @ square), x, beta=a)
-    return x.T if tall else x
+    dtype = torch.bfloat16 if fast_bfloat16(matrix.device) else torch.float32
+    return newton_schulz(matrix.to(dtype), rounds=5)
 
 
 class Muon(torch.optim.AdamW):

@@ -21,9 +21,9 @@ from d3pack.teachers.resnet import (
     TeacherConfig,
     TrainedTeacher,
     _held_out,
-    _orthogonal,
     gather,
     hold_back,
+    newton_schulz,
     teacher_config,
     teacher_key,
     train_teacher,
@@ -175,7 +175,7 @@ def test_images_grow_while_it_learns(tmp_path: Path, root: Path) -> None:
 def test_steps_of_convolutions_are_orthogonal(shape: tuple[int, ...]) -> None:
     gradient = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     u, _, v = torch.linalg.svd(gradient.flatten(1), full_matrices=False)
-    step = _orthogonal(gradient)
+    step = newton_schulz(gradient.flatten(1), rounds=3).reshape(shape)
     assert step.shape == gradient.shape
     turned = u.T @ step.flatten(1) @ v.T  # diagonal: the same directions, of about one length
     assert torch.allclose(turned, turned.diagonal().diag(), atol=1e-5)
