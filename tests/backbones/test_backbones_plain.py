@@ -80,6 +80,8 @@ def test_unet_gives_the_bits_of_diffusers(name: str, dtype: torch.dtype) -> None
     known = {k: v for k, v in config.items() if k not in (*unet._FIXED, *unet._UNREAD)}
     ours = copy_of(unet.UNet2DConditionModel(**known).to(dtype), theirs)
     side = config["sample_size"]
+    if name == "mini" and dtype == torch.bfloat16:  # slow where the processor has none
+        side //= 2
     for count in (2, 64):  # large batches are upsampled in another layout
         x = noise(count, config.get("in_channels", 4), side, side).to(dtype)
         x = x.contiguous(memory_format=torch.channels_last)

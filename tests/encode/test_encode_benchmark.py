@@ -130,7 +130,7 @@ def test_peer_moves_its_own_row_alone_and_goes_on_as_if_never_stopped(
     assert torch.equal(table[:-1], backbone.text.table.detach())  # type: ignore[attr-defined]
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_stopped_examination_goes_on_to_the_same_figures(
     world: tuple[Path, Terms], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

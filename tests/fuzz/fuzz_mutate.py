@@ -47,10 +47,13 @@ def mutate_bytes(data: bytes, others: Sequence[bytes], rng: random.Random) -> by
 
 
 def mutate_json(value: Any, rng: random.Random) -> Any:
-    """Return JSON with one to three values replaced, removed, repeated or renamed."""
-    root = [copy.deepcopy(value)]
+    """Return JSON with one to three values replaced, removed, repeated or renamed.
+
+    The value that was given stays as it is: what changes is copied, with what holds it.
+    """
+    root = [value]
     for _ in range(rng.randint(1, 3)):
-        holder, key = _place(root, rng)
+        holder, key = _place(root, rng, own=True)
         match rng.randrange(6):
             case 0 | 1 | 2:
                 holder[key] = copy.deepcopy(rng.choice(_VALUES))
@@ -71,11 +74,13 @@ def dumped(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
-def _place(root: list[Any], rng: random.Random) -> tuple[Any, Any]:
-    """Return a holder and a key of it, any of the tree."""
+def _place(root: list[Any], rng: random.Random, *, own: bool = False) -> tuple[Any, Any]:
+    """Return a holder and a key of it, any of the tree; `own`: holders on the way become copies."""
     holder: Any = root
     key: Any = 0
     while isinstance(holder[key], list | dict) and holder[key] and rng.random() < 0.8:
+        if own:
+            holder[key] = copy.copy(holder[key])
         holder = holder[key]
         key = rng.choice(list(holder)) if isinstance(holder, dict) else rng.randrange(len(holder))
     return holder, key
