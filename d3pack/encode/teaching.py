@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 
 from d3pack.encode.contract import EncodeRun
+from d3pack.encode.plan import EncodePlan
 from d3pack.encode.settings import EncodeSettings
 from d3pack.errors import NotFoundError, UsageError
 from d3pack.system import replace_file
 from d3pack.teachers import (
+    SAMPLES,
     Teacher,
+    TeacherConfig,
     TransformersTeacher,
     check_teacher,
     teacher_config,
@@ -17,6 +20,7 @@ from d3pack.teachers import (
     train_teacher,
 )
 
+CHOOSING = 5_000  # images a class that a teacher learns from to choose patches, and nothing else
 _KEY = "teacher key"  # in the journal: which teacher of the cache the run began with
 _WEIGHTS = "teacher.safetensors"  # in the journal of the shard that has trained it for all
 
@@ -38,16 +42,29 @@ def check_named_teacher(settings: EncodeSettings) -> None:
         raise NotFoundError(f"there is no table of labels {table}")
 
 
-def open_teacher(run: EncodeRun, typical: int) -> Teacher:
+def small_teacher(plan: EncodePlan, settings: EncodeSettings, device: str) -> TeacherConfig:
+    """Return how a small teacher of the plan's source is trained.
+
+    To tell which photographs are typical of their class takes much less than to pick or label
+    images: prompts learned from the choice of the shorter training teach as much.
+    """
+    samples = settings.teacher_samples
+    if samples is None:
+        few = CHOOSING * len(plan.classes)
+        samples = SAMPLES if plan.makes_images else min(few, SAMPLES)
+    return teacher_config(plan.typical, samples, settings.seed, device)
+
+
+def open_teacher(run: EncodeRun, plan: EncodePlan) -> Teacher:
     """Return a teacher trained on the source's images, or a `transformers` classifier.
 
     A run that goes on must have the teacher that it began with, whatever its path holds now.
 
     Args:
         run: the run.
-        typical: shorter side of the source's images.
+        plan: its plan.
     """
-    teacher = _open(run, typical)
+    teacher = _open(run, plan)
     _check_same(run, "teacher", str(teacher.record["sha256"]))
     if run.settings.teacher_map is not None:
         table = run.settings.teacher_map.read_bytes()
@@ -65,7 +82,7 @@ def _check_same(run: EncodeRun, name: str, digest: str) -> None:
         )
 
 
-def _open(run: EncodeRun, typical: int) -> Teacher:
+def _open(run: EncodeRun, plan: EncodePlan) -> Teacher:
     settings, journal, context = run.settings, run.journal, run.context
     table = settings.teacher_map
     if settings.teacher != "train":
@@ -77,7 +94,7 @@ def _open(run: EncodeRun, typical: int) -> Teacher:
                 device=context.device,
             )
         return context.opened[settings.teacher]
-    config = teacher_config(typical, settings.teacher_samples, settings.seed, context.device)
+    config = small_teacher(plan, settings, context.device)
     key = teacher_key(run.source, config, context.device)
     if not run.once("train the teacher", _KEY):
         cached, weights = context.teachers / f"{journal[_KEY]}.safetensors", journal.find(_WEIGHTS)

@@ -367,7 +367,7 @@ class D3MJob:
         stages = {}
         if self.settings.teacher == "train":
             stages["teacher"] = (
-                teacher_seconds(self.source, plan.typical, self.settings, str(self.backbone.device))
+                teacher_seconds(self.source, plan, self.settings, str(self.backbone.device))
                 + sum(self.source.counts) * read
             )
         if plan.needs_prompts:
@@ -422,7 +422,7 @@ class D3MJob:
     def run(self, run: EncodeRun) -> Draft:
         """Train a teacher, make collages, learn prompts, measure guidance."""
         plan, journal = self.plan, run.journal
-        teacher = open_teacher(run, plan.typical)
+        teacher = open_teacher(run, plan)
         if not plan.needs_prompts:
             seen = sum(self.source.counts)
             draft = Draft(self.recipe(), None, self.backbone, teacher=teacher, seen=seen)
