@@ -174,7 +174,8 @@ class Sides:
     @cached_property
     def teacher(self) -> Teacher:
         """The teacher of the source; a training that was stopped begins anew, to be timed."""
-        config = small_teacher(self.job.plan, self.settings, "cpu")
+        plan = self.job.plan
+        config = small_teacher(plan, self.settings, "cpu", choosing=not plan.makes_images)
         key, folder = teacher_key(self.source, config), self.folder / "teacher"
         if "teacher" not in self.journal:
             shutil.rmtree(folder, ignore_errors=True)

@@ -33,10 +33,15 @@ def wait_for_device() -> None:
 
 
 def teacher_seconds(
-    source: Source, plan: EncodePlan, settings: EncodeSettings, device: str
+    source: Source,
+    plan: EncodePlan,
+    settings: EncodeSettings,
+    device: str,
+    *,
+    choosing: bool = False,
 ) -> float:
     """Return the seconds that the training of a small teacher takes."""
-    config = small_teacher(plan, settings, device)
+    config = small_teacher(plan, settings, device, choosing=choosing)
     net = SmallResNet(len(source.classes), config.widths).to(device)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = Muon(net, config)

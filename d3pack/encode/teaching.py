@@ -42,20 +42,26 @@ def check_named_teacher(settings: EncodeSettings) -> None:
         raise NotFoundError(f"there is no table of labels {table}")
 
 
-def small_teacher(plan: EncodePlan, settings: EncodeSettings, device: str) -> TeacherConfig:
+def small_teacher(
+    plan: EncodePlan, settings: EncodeSettings, device: str, *, choosing: bool = False
+) -> TeacherConfig:
     """Return how a small teacher of the plan's source is trained.
 
-    To tell which photographs are typical of their class takes much less than to pick or label
-    images: prompts learned from the choice of the shorter training teach as much.
+    Args:
+        plan: of the job.
+        settings: what the user has set stays as it is.
+        device: where it is trained.
+        choosing: whether it only tells which photographs are typical of their class, which takes
+            much less than to pick or label images: prompts learned from these teach as much.
     """
     samples = settings.teacher_samples
     if samples is None:
         few = CHOOSING * len(plan.classes)
-        samples = SAMPLES if plan.makes_images else min(few, SAMPLES)
+        samples = min(few, SAMPLES) if choosing else SAMPLES
     return teacher_config(plan.typical, samples, settings.seed, device)
 
 
-def open_teacher(run: EncodeRun, plan: EncodePlan) -> Teacher:
+def open_teacher(run: EncodeRun, plan: EncodePlan, *, choosing: bool = False) -> Teacher:
     """Return a teacher trained on the source's images, or a `transformers` classifier.
 
     A run that goes on must have the teacher that it began with, whatever its path holds now.
@@ -63,8 +69,9 @@ def open_teacher(run: EncodeRun, plan: EncodePlan) -> Teacher:
     Args:
         run: the run.
         plan: its plan.
+        choosing: whether it only tells which photographs are typical of their class.
     """
-    teacher = _open(run, plan)
+    teacher = _open(run, plan, choosing)
     _check_same(run, "teacher", str(teacher.record["sha256"]))
     if run.settings.teacher_map is not None:
         table = run.settings.teacher_map.read_bytes()
@@ -82,7 +89,7 @@ def _check_same(run: EncodeRun, name: str, digest: str) -> None:
         )
 
 
-def _open(run: EncodeRun, plan: EncodePlan) -> Teacher:
+def _open(run: EncodeRun, plan: EncodePlan, choosing: bool) -> Teacher:
     settings, journal, context = run.settings, run.journal, run.context
     table = settings.teacher_map
     if settings.teacher != "train":
@@ -94,7 +101,7 @@ def _open(run: EncodeRun, plan: EncodePlan) -> Teacher:
                 device=context.device,
             )
         return context.opened[settings.teacher]
-    config = small_teacher(plan, settings, context.device)
+    config = small_teacher(plan, settings, context.device, choosing=choosing)
     key = teacher_key(run.source, config, context.device)
     if not run.once("train the teacher", _KEY):
         cached, weights = context.teachers / f"{journal[_KEY]}.safetensors", journal.find(_WEIGHTS)

@@ -74,11 +74,12 @@ def test_a_teacher_that_only_chooses_patches_is_trained_for_less(
         EncodeContext("cpu", home / "cache"),
     )
     plan = job.describe()
-    assert small_teacher(plan, settings, "cpu").samples == samples
+    config = small_teacher(plan, settings, "cpu", choosing=job._only_chooses)
+    assert config.samples == samples
 
 
 def test_of_many_classes_it_is_never_trained_for_more(tmp_path: Path) -> None:
     names = tuple(f"class {c}" for c in range(51))
     source = open_source(make_tree(tmp_path / "many", 1, names))
     plan = EncodePlan.of(source, EncodeSettings(), size=(64, 64), allocation=SMALLEST)
-    assert small_teacher(plan, EncodeSettings(), "cpu").samples == SAMPLES
+    assert small_teacher(plan, EncodeSettings(), "cpu", choosing=True).samples == SAMPLES

@@ -17,7 +17,14 @@ from d3pack.backbones import apply_adapter, check_adapter, open_backbone
 from d3pack.backbones.dit import DiT
 from d3pack.backbones.levels import Levels
 from d3pack.decode import Decoder
-from d3pack.encode import D3MSettings, EncodeSettings, MinimaxSettings, estimate_encode
+from d3pack.encode import (
+    D3MSettings,
+    EncodeSettings,
+    MinimaxSettings,
+    encode,
+    estimate_encode,
+)
+from d3pack.encode.allocation import MARGIN
 from d3pack.encode.contract import EncodeContext
 from d3pack.encode.methods.minimax.criteria import Memories, criteria
 from d3pack.encode.methods.minimax.difffit import NULL, ROWS, DiffFit, fitted, learned
@@ -422,3 +429,23 @@ def test_estimate_of_minimax_has_the_bytes(world: Path) -> None:
     assert estimate["plan"]["settings"]["epochs"] == 2
     assert 6_000 < estimate["bytes"] < 9_000
     assert estimate["seconds_total"] > 0
+
+
+@pytest.mark.heavy
+def test_no_teacher_is_trained_where_nothing_asks_it(world: Path, tmp_path: Path) -> None:
+    source = open_source(str(world / "source"))
+    settings = settings_of(
+        method="minimax", backbone=str(world / "dit"), train_steps=2, candidates=1, ema=0.5
+    )
+    estimate = estimate_encode(source, settings)
+    assert "teacher" not in estimate["seconds"]
+    output = tmp_path / "alone.d3m"
+    pack = encode(source, output, settings, teachers=tmp_path / "cache")
+    assert "teacher" not in pack.provenance
+    assert not (tmp_path / "cache").exists()
+    assert abs(output.stat().st_size - estimate["bytes"]) < MARGIN
+    for asks in ({"labels": "top1"}, {"candidates": 2}, {"search_images": 4}):
+        changed = settings_of(
+            **{"method": "minimax", "backbone": str(world / "dit"), "candidates": 1, **asks}
+        )
+        assert "teacher" in estimate_encode(source, changed)["seconds"], asks

@@ -116,6 +116,10 @@ class MinimaxJob:
         passes = max(1, self.plan.images // self.own.batch) * self.own.epochs
         return self.own.train_steps or passes
 
+    def _asks_teacher(self, plan: EncodePlan) -> bool:
+        """Return whether images are judged or labelled, or photographs chosen for codes."""
+        return plan.makes_images or self.own.search_images > 0
+
     def describe(self) -> EncodePlan:
         """Return the resolved settings."""
         return self.plan
@@ -160,9 +164,10 @@ class MinimaxJob:
 
     def expected_bytes(self, allocation: Allocation) -> int:
         """Return the bytes of the pack."""
-        plan, figures = self.plan, ("loss", "near", "far")
+        plan, figures = replace(self.plan, allocation=allocation), ("loss", "near", "far")
+        counts, teaches = {"steps": 12345}, self._asks_teacher(plan)
         record = sample_provenance(
-            Minimax.name, self.source, self.settings, figures, {"steps": 12345}
+            Minimax.name, self.source, self.settings, figures, counts, teaches=teaches
         )
         width = self.backbone.prompt_shape[1]
         pack = expected_bytes(plan, self.recipe(self.backbone), width, allocation, record)
@@ -181,7 +186,7 @@ class MinimaxJob:
             decode = seconds_of(lambda: backbone.decode(x)) / 4
         images = (allocation.judged + (allocation.labels != "none")) * plan.seeded
         stages = {}
-        if self.settings.teacher == "train":
+        if self._asks_teacher(plan) and self.settings.teacher == "train":
             stages["teacher"] = teacher_seconds(
                 self.source, plan, self.settings, str(backbone.device)
             )
@@ -193,9 +198,9 @@ class MinimaxJob:
         return Estimate(self.expected_bytes(allocation), stages)
 
     def run(self, run: EncodeRun) -> Draft:
-        """Train a teacher, tune the DiT, search for a sampler where images are set for it."""
+        """Tune the DiT, and search for a sampler where images are set for it."""
         plan, own, backbone = self.plan, self.own, self.backbone
-        teacher = open_teacher(run, plan)
+        teacher = open_teacher(run, plan) if self._asks_teacher(plan) else None
         tuned, seen = self._tuned(run), run.journal[IMAGES]
         if plan.dtype != "float32":
             backbone = self._opened_for_decoding(run)
