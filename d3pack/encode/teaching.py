@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 from d3pack.encode.contract import EncodeRun
 from d3pack.encode.plan import EncodePlan
@@ -54,11 +55,11 @@ def small_teacher(
         choosing: whether it only tells which photographs are typical of their class, which takes
             much less than to pick or label images: prompts learned from these teach as much.
     """
-    samples = settings.teacher_samples
-    if samples is None:
-        few = CHOOSING * len(plan.classes)
-        samples = min(few, SAMPLES) if choosing else SAMPLES
-    return teacher_config(plan.typical, samples, settings.seed, device)
+    samples = SAMPLES if settings.teacher_samples is None else settings.teacher_samples
+    config = teacher_config(plan.typical, samples, settings.seed, device)
+    if settings.teacher_samples is None and choosing:
+        config = replace(config, samples=min(config.samples, CHOOSING * len(plan.classes)))
+    return config
 
 
 def open_teacher(run: EncodeRun, plan: EncodePlan, *, choosing: bool = False) -> Teacher:

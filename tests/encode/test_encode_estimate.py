@@ -78,6 +78,14 @@ def test_a_teacher_that_only_chooses_patches_is_trained_for_less(
     assert config.samples == samples
 
 
+def test_of_large_images_it_sees_as_many(tmp_path: Path) -> None:
+    source = open_source(make_tree(tmp_path / "few", 1))
+    plan = EncodePlan.of(source, EncodeSettings(), size=(64, 64), allocation=SMALLEST, typical=64)
+    found = [small_teacher(plan, EncodeSettings(), "cpu", choosing=few) for few in (True, False)]
+    assert [config.size for config in found] == [64, 64]
+    assert [config.samples for config in found] == [3 * CHOOSING, SAMPLES // 4]
+
+
 def test_of_many_classes_it_is_never_trained_for_more(tmp_path: Path) -> None:
     names = tuple(f"class {c}" for c in range(51))
     source = open_source(make_tree(tmp_path / "many", 1, names))
