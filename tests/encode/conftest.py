@@ -10,14 +10,6 @@ import pytest
 from encode_world import make_tree
 from tiny_backbones import tiny_sd
 
-from d3pack.encode import sampler_fit
-
-
-@pytest.fixture(autouse=True)
-def few_images_to_fit_samplers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fit takes a quarter of the time, and does nearly as well."""
-    monkeypatch.setattr(sampler_fit, "MOST", 12)
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -17,13 +17,7 @@ from d3pack.backbones import apply_adapter, check_adapter, open_backbone
 from d3pack.backbones.dit import DiT
 from d3pack.backbones.levels import Levels
 from d3pack.decode import Decoder
-from d3pack.encode import (
-    D3MSettings,
-    EncodeSettings,
-    MinimaxSettings,
-    encode,
-    estimate_encode,
-)
+from d3pack.encode import D3MSettings, EncodeSettings, MinimaxSettings, encode, estimate_encode
 from d3pack.encode.allocation import MARGIN
 from d3pack.encode.contract import EncodeContext
 from d3pack.encode.methods.minimax.criteria import Memories, criteria

@@ -11,7 +11,7 @@ import torch
 from encode_world import make_tree, quick
 
 from d3pack.decode import Decoder
-from d3pack.encode import encode, estimate_encode
+from d3pack.encode import encode, estimate_encode, sampler_fit
 from d3pack.encode.allocation import MARGIN
 from d3pack.encode.methods.d3m import one_pass
 from d3pack.errors import UsageError
@@ -19,6 +19,12 @@ from d3pack.format import Pack, decode_prompts
 
 ALONE = {"candidates": 1, "labels": "none", "guidance": 1.5}
 STAGE = "fit prompts to one pass"
+
+
+@pytest.fixture(autouse=True)
+def few_images_to_fit_samplers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of the time; how near a fitted sampler comes is tested apart, with all images."""
+    monkeypatch.setattr(sampler_fit, "MOST", 12)
 
 
 @pytest.fixture

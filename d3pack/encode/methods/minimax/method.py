@@ -116,7 +116,7 @@ class MinimaxJob:
         passes = max(1, self.plan.images // self.own.batch) * self.own.epochs
         return self.own.train_steps or passes
 
-    def _asks_teacher(self, plan: EncodePlan) -> bool:
+    def _teaches(self, plan: EncodePlan) -> bool:
         """Return whether images are judged or labelled, or photographs chosen for codes."""
         return plan.makes_images or self.own.search_images > 0
 
@@ -165,7 +165,7 @@ class MinimaxJob:
     def expected_bytes(self, allocation: Allocation) -> int:
         """Return the bytes of the pack."""
         plan, figures = replace(self.plan, allocation=allocation), ("loss", "near", "far")
-        counts, teaches = {"steps": 12345}, self._asks_teacher(plan)
+        counts, teaches = {"steps": 12345}, self._teaches(plan)
         record = sample_provenance(
             Minimax.name, self.source, self.settings, figures, counts, teaches=teaches
         )
@@ -186,7 +186,7 @@ class MinimaxJob:
             decode = seconds_of(lambda: backbone.decode(x)) / 4
         images = (allocation.judged + (allocation.labels != "none")) * plan.seeded
         stages = {}
-        if self._asks_teacher(plan) and self.settings.teacher == "train":
+        if self._teaches(plan) and self.settings.teacher == "train":
             stages["teacher"] = teacher_seconds(
                 self.source, plan.typical, self.settings, str(backbone.device)
             )
@@ -200,7 +200,7 @@ class MinimaxJob:
     def run(self, run: EncodeRun) -> Draft:
         """Tune the DiT, and search for a sampler where images are set for it."""
         plan, own, backbone = self.plan, self.own, self.backbone
-        teacher = open_teacher(run, plan.typical) if self._asks_teacher(plan) else None
+        teacher = open_teacher(run, plan.typical) if self._teaches(plan) else None
         tuned, seen = self._tuned(run), run.journal[IMAGES]
         if plan.dtype != "float32":
             backbone = self._opened_for_decoding(run)
