@@ -318,8 +318,8 @@ def _construct(path: str, cls: Any, config: Mapping[str, Any]) -> Any:
     try:
         if cls.__module__.startswith("transformers."):
             return cls(_language_config(cls.__name__, config))
-        known = {k: v for k, v in config.items() if k in inspect.signature(cls).parameters}
-        return cls(**known)
+        taken = inspect.signature(cls).parameters
+        return cls(**{key: value for key, value in config.items() if key in taken})
     except Exception as error:
         raise config_error(
             f"{path} does not describe a {cls.__name__}: {first_line(error)}"
