@@ -2,7 +2,7 @@
 
     python examples/custom_backbone.py DIRECTORY     # in Stable Diffusion's layout
 
-A family is a module with KIND, LAYOUT and a class that meets `d3pack.backbones.Backbone`. Installed
+A family is a module with a LAYOUT and a class that meets `d3pack.backbones.Backbone`. Installed
 under the entry point group "d3pack.backbones" it opens packs whose recipe names its kind:
 
     [project.entry-points."d3pack.backbones"]

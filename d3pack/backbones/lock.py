@@ -75,10 +75,11 @@ class Layout:
     optional: tuple[str, ...] = ()
     denoiser: str = ""  # class of the transformer, where other families have the same folders
 
-    def matches(self, paths: Iterable[str]) -> bool:
-        """Return whether a listing has the folders of this family."""
+    def matches(self, paths: Iterable[str], *, models: bool = False) -> bool:
+        """Return whether a listing has the configs of this family, or those of its models only."""
         present = set(paths)
-        return all(f"{p.folder}/{p.config}" in present for p in self.parts if p.weights)
+        asked = [part for part in self.parts if part.config and (part.weights or not models)]
+        return all(f"{part.folder}/{part.config}" in present for part in asked)
 
     def needed(self, paths: Iterable[str], variant: str | None = None) -> tuple[str, ...]:
         """Return the files to lock.

@@ -134,7 +134,7 @@ def lock_directory(
 
     Args:
         path: the directory.
-        kind: the family; by default the first whose layout fits.
+        kind: the family; by default the one whose layout fits, of several the one with most parts.
         repo: where the files are published: "org/name", or "".
         revision: commit of the repository; by default a hash over all files.
         licence: of the weights.
@@ -197,7 +197,10 @@ def _detect_kind(paths: tuple[str, ...], name: str, find: Callable[[str], Path])
         for kind, layout in layouts.items():
             if layout.denoiser and layout.denoiser == name_of_class:
                 return kind
-    fitting = [k for k, v in layouts.items() if not v.denoiser and v.matches(paths)]
+    others = {kind: layout for kind, layout in layouts.items() if not layout.denoiser}
+    fitting = [k for k, v in others.items() if v.matches(paths)]
+    if not fitting:  # the error will name the config that is missing
+        fitting = [k for k, v in others.items() if v.matches(paths, models=True)]
     if fitting:  # a family with more parts has those of another, and is meant
         return max(fitting, key=lambda kind: len(layouts[kind].parts))
     if not {"unet/config.json", "transformer/config.json"}.isdisjoint(paths):
