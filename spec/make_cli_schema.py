@@ -88,6 +88,37 @@ ESTIMATE = {
     },
     "required": ["bytes", "classes", "counts", "plan", "seconds", "seconds_total"],
 }
+SPREAD = thing({"mean": REAL, "std": REAL})
+STUDENT = thing(
+    {
+        "protocol": TEXT,
+        "student": TEXT,
+        "seed": WHOLE,
+        "images": WHOLE,
+        "updates": WHOLE,
+        "batch": WHOLE,
+        "rate": REAL,
+        "last": REAL,
+        "best": REAL,
+        "curve": several({"type": "array", "prefixItems": [WHOLE, REAL], "items": False}),
+        "confusion": several(several(WHOLE)),
+        "seconds": REAL,
+    }
+)
+ENTRY = thing(
+    {
+        "key": TEXT,
+        "title": TEXT,
+        "last": SPREAD,
+        "best": SPREAD,
+        "bytes": or_null(REAL),
+        "needs_backbone": FLAG,
+        "hard_labels": FLAG,
+        "notes": several(TEXT),
+        "detail": ANY,
+        "runs": several(STUDENT),
+    }
+)
 FILE = thing({"path": TEXT, "bytes": WHOLE, "sha256": ROOT})
 VERBS: dict[str, Any] = {
     "info": {
@@ -147,11 +178,21 @@ VERBS: dict[str, Any] = {
         "properties": {"stage": TEXT, "step": WHOLE, "progress": REAL, "loss": REAL, "left": REAL},
         "required": ["stage", "step"],
     },
-    "eval": {
-        "type": "object",
-        "properties": {"arms": several(ANY), "ledger": ANY, "preset": ANY, "scores": ANY},
-        "required": ["arms", "ledger", "pack", "preset", "scores"],
-    },
+    "eval": thing(
+        {
+            "d3pack": TEXT,
+            "pack": thing(
+                {"root": ROOT, "classes": several(TEXT), "images_per_class": WHOLE, "recipe": ANY}
+            ),
+            "protocol": ANY,
+            "facts": ANY,
+            "ledger": ANY,
+            "decode_seconds": REAL,
+            "scores": {"type": "object", "additionalProperties": REAL},
+            "entries": several(ENTRY),
+            "sweep": several(ANY),
+        }
+    ),
     "eval --shard": thing({"shard": TEXT, "trained": WHOLE}),
     "export-embeddings": thing({"files": several(TEXT)}),
     "import-embeddings": thing({"root": ROOT, "bytes": WHOLE, "path": TEXT, "classes": WHOLE}),

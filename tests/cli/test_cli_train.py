@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli import invoke
+from cli_schema import check_output
 from encode_world import make_tree
 
 from d3pack.backbones import open_backbone
@@ -27,7 +27,7 @@ def test_photos_become_a_backbone_and_a_second_call_adds_nothing(tmp_path: Path)
     command = (photos, "-o", out, "--preset", "tiny", "--device", "cpu", "--licence", "cc0-1.0")
     done = call(*command, "--format", "json")
     assert done.exit_code == 0, done.exception
-    events = [json.loads(line) for line in done.stdout.splitlines()]
+    events = check_output("train (an event a line)", done.stdout)
     stages = list(dict.fromkeys(event["stage"] for event in events))
     assert stages == ["photos", "autoencoder", "text", "latents", "diffusion"]
     assert all(event["step"] >= 0 for event in events)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from cli import invoke
+from cli_schema import check_output
 
 import d3pack
 from benchmarks import demo as copies
@@ -60,7 +62,7 @@ def test_demo_leaves_a_pack_a_page_and_a_report(
     assert pack.recipe.backbone.repo == "mini"
     report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert pack.root[:12] in report
-    figures = kept[0].to_json()
+    figures = check_output("demo", json.dumps(kept[0].to_json()))
     assert figures["root"] == pack.root
     assert len(figures["accuracy"]) == 3
     assert all(0 <= value <= 1 for value in figures["accuracy"].values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import socket
@@ -15,16 +14,15 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-import jsonschema
 import pytest
 from cli import invoke
+from cli_schema import check_output
 
 from d3pack.errors import D3MError, NotFoundError
 from d3pack.preview import viewer_address, viewer_directory, viewer_server
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "cifar10.d3m"
-SCHEMA = json.loads((ROOT / "spec" / "cli.schema.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -145,8 +143,7 @@ def test_browser_is_opened_at_the_address_that_is_printed(
     monkeypatch.setattr("webbrowser.open", opened.append)
     monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", interrupted)
     done = invoke("view", EXAMPLE, "--format", "json")
-    printed = json.loads(done.stdout)
-    jsonschema.validate(printed, SCHEMA["$defs"]["view"])
+    printed = check_output("view", done.stdout)
     assert (done.exit_code, opened) == (0, [printed["address"]])
     assert invoke("view", EXAMPLE, "--no-open", "--format", "quiet").stderr == ""
     assert len(opened) == 1

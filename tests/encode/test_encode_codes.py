@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cli import invoke
+from cli_schema import check_output
 from encode_world import CLASSES, quick
 from PIL import Image
 
@@ -310,9 +311,10 @@ def test_more_codes_than_images_are_refused() -> None:
 def test_command_codes_a_folder(home: Path, tmp_path: Path) -> None:
     found = invoke(
         "code", home / "source", "-o", tmp_path / "x.d3m", "--backbone", home / "sd",
-        "--bytes-per-image", "6", "--format", "quiet",
+        "--bytes-per-image", "6", "--format", "json",
     )  # fmt: skip
     assert found.exit_code == 0, found.output
+    assert check_output("code (an event a line)", found.stdout)[-1]["event"] == "done"
     pack = d3pack.read(tmp_path / "x.d3m")
     assert pack.classes == CLASSES
     assert (pack.images_per_class, pack.coded_images) == (20, 20)

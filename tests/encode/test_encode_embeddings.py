@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from cli import invoke
+from cli_schema import check_output
 from safetensors.torch import load_file, save_file
 from tiny_backbones import tiny_dit, tiny_pack, tiny_sd, tiny_sdxl
 
@@ -342,10 +343,10 @@ def test_commands_export_and_import(folders: dict[str, Path], tmp_path: Path) ->
     d3pack.write(pack, tmp_path / "a.d3m")
     out = tmp_path / "out"
     found = invoke("export-embeddings", tmp_path / "a.d3m", "-o", out, "--format", "json")
-    assert len(json.loads(found.stdout)["files"]) == 3
+    assert len(check_output("export-embeddings", found.stdout)["files"]) == 3
     args = ["import-embeddings", out, "--backbone", folders["sd"], "-o", tmp_path / "b.d3m"]
     found = invoke(*args, "--template", TEMPLATE, "--ipc", 2, "--format", "json")
-    told = json.loads(found.stdout)
+    told = check_output("import-embeddings", found.stdout)
     back = d3pack.read(tmp_path / "b.d3m")
     assert (told["root"], told["classes"], len(back)) == (back.root, 3, 6)
     again = invoke(*args, "--template", TEMPLATE).exception

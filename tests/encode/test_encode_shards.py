@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from cli import invoke
+from cli_schema import check_output
 from encode_world import SHORT, make_tree, quick, settings_of
 from tiny_backbones import tiny_dit
 
@@ -270,8 +271,9 @@ def test_command_encodes_in_shards_and_merges(home: Path, tmp_path: Path) -> Non
         assert f"shard {shard} has finished" in result.stdout
     parts = [str(parts_folder(output) / f"{i}-of-2") for i in (1, 2)]
     assert "are missing: 2-of-2" in invoke("merge", parts[0], "-o", str(output)).stderr
-    result = invoke("merge", *parts, "-o", str(output))
+    result = invoke("merge", *parts, "-o", str(output), "--format", "json")
     assert result.exit_code == 0, result.stderr
+    assert check_output("merge (an event a line)", result.stdout)[-1]["event"] == "done"
     assert output.read_bytes() == whole.read_bytes()
 
 

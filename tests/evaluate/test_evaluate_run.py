@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cli_schema import check_output
 from evaluate_world import BLINK
 from PIL import Image
 from tiny_backbones import tiny_dit, tiny_pack, tiny_sd
@@ -93,7 +94,7 @@ def test_the_whole_comparison(
     )
     assert command(world, monkeypatch, *args) == 0
     first = capsys.readouterr()
-    data = json.loads(first.out)
+    data = check_output("eval", first.out)
     entries = {entry["key"].split("-")[0]: entry for entry in data["entries"]}
     kinds = {"jpeg", "webp", "sheet", "avif"}
     assert set(entries) == {"pack", "hard", "random", *kinds, "names", "whole"}
@@ -200,6 +201,7 @@ def test_hours_of_pilots_and_of_rows_to_come_are_not_overlooked(
     last = capsys.readouterr().err.splitlines()[-1]
     assert "E_LONG" in last
     assert "1 student and 10 pilots" in last  # a pilot is a quarter of a student: 7,000 s
+    assert "fewer baselines or seeds" in last
     assert command(world, monkeypatch, *args, "--baseline", "webp", "--yes") == 0
 
 

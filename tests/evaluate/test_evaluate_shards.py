@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 from cli import invoke
+from cli_schema import check_output
 from encode_world import make_tree
 from evaluate_world import BLINK, figures
 from object_stores import bucket, store_servers
@@ -264,7 +264,7 @@ def test_the_command_trains_a_share(world: Path, tmp_path: Path) -> None:
     words = ["eval", world / "pack.d3m", "--real", world / "real", "--work", tmp_path / "work"]
     more = ["--backbone", world / "backbone", "--baseline", "none", "--seeds", "1"]
     told = invoke(*words, *more, "--shard", "2/2", "--format", "json")
-    assert json.loads(told.stdout) == {"shard": "2/2", "trained": 0}
+    assert check_output("eval --shard", told.stdout) == {"shard": "2/2", "trained": 0}
     assert not (tmp_path / "work" / "evaluation.json").exists()
     for text in ("3", "0/8", "9/8", "a/b"):
         bad = invoke(*words, *more, "--shard", text)

@@ -9,19 +9,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
+from cli_schema import check_output
 from hub_loopback import LoopbackHub
 from hub_packs import make_pack
 from huggingface_hub import constants
-from places import ROOT
 
 from d3pack import write
 from d3pack.cli import main
 from d3pack.format import pack_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-SCHEMA = json.loads((ROOT / "spec" / "cli.schema.json").read_text())
 PACK = make_pack()
 DATA = pack_bytes(PACK)
 
@@ -45,11 +43,8 @@ class Shell:
     def json(self, *words: str | Path) -> Any:
         code, out, err = self(*words, "--format", "json")
         assert code == 0, err
-        value = json.loads(out)
         verb = "push --dry-run" if "--dry-run" in words else str(words[0])
-        schema = {**SCHEMA, **SCHEMA["$defs"][verb]}
-        jsonschema.Draft202012Validator(schema).validate(value)
-        return value
+        return check_output(verb, out)
 
 
 @pytest.fixture
