@@ -1,9 +1,9 @@
 """Baselines: what a pack is compared with. To add one, add it here.
 
 A baseline is a function of the bench and the pack that returns an `Entry`, registered by
-`@baseline`; photographs in another format are a `PayloadFormat` more in `PAYLOADS`. The settings,
-the command line, its help and the documentation are made from `BASELINES`. Rows of an evaluation
-have its order.
+`@baseline`; photographs in another format are a `PayloadFormat` more in `PAYLOADS`, photographs
+chosen otherwise a `Choice` more in `CHOICES`. The settings, the command line, its help and
+`spec/cli.md` are made from `BASELINES`. Rows of an evaluation have its order.
 
 Torch is imported where it is needed: the help of the command line reads this module.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from d3pack.backbones import Backbone
     from d3pack.evaluate.bench import Bench
-    from d3pack.evaluate.teacher import OrderedTeacher
+    from d3pack.evaluate.payload import Choose
     from d3pack.format import Pack
     from d3pack.students import RealImages
 
@@ -40,7 +40,7 @@ class Baseline:
         make: returns the entry, or None where it does not apply; then it has noted why.
         payloads: formats of which pilots choose the best, with its settings, before the entry can
             be made.
-        choice: how a teacher chooses the photographs, where it does.
+        choice: how photographs are chosen, where they are not drawn at random.
         default: whether it belongs to every evaluation.
     """
 
@@ -54,7 +54,7 @@ class Baseline:
     @property
     def needs_teacher(self) -> bool:
         """Whether it needs a teacher."""
-        return self.choice is not None
+        return self.choice is not None and self.choice.select is None
 
 
 BASELINES: dict[str, Baseline] = {}
@@ -167,25 +167,27 @@ for _choice in CHOICES:
 def chosen_entry(
     bench: Bench, choice: Choice, budget: int, sheets: tuple[PayloadFormat, ...] = SHEETS
 ) -> Entry | None:
-    """Return the entry of what a teacher chooses, in so many bytes and the better of the codecs."""
-    teacher, real = bench.teacher, bench.train
-    if teacher is None:
+    """Return the entry of what is chosen, in so many bytes and the better of the codecs."""
+    choose, real = bench.chooser(choice), bench.train
+    if choose is None:
         return None
     settings, scores = bench.payload_settings(sheets, budget, choice)
     if settings is None:
         return None
     identity = {"entry": choice.name, "budget": budget, "payload": str(settings)}
+    if choice.select is None and bench.teacher is not None:
+        identity["teacher"] = bench.teacher.identity
     return Entry(
         f"{choice.name}-{budget}",
         f"{choice.help}, {settings.format.title}",
-        {**identity, "teacher": teacher.identity, "real": real.fingerprint()},
-        lambda seed: _fill_chosen(teacher, choice, real, settings, budget),
+        {**identity, "real": real.fingerprint()},
+        lambda seed: _fill_chosen(choose, choice, real, settings, budget),
         {"pilot": scores, "payload": str(settings)},
     )
 
 
 def _fill_chosen(
-    teacher: OrderedTeacher,
+    choose: Choose,
     choice: Choice,
     real: RealImages,
     settings: PayloadSettings,
@@ -195,11 +197,11 @@ def _fill_chosen(
     from d3pack.evaluate.payload import fill, most_per_class
 
     limit = most_per_class(real.counts, budget, settings.format)
-    payload = fill(teacher.patches(choice, limit), settings, budget)
+    payload = fill(choose(limit, ()), settings, budget)
     if choice.factor(real.size) == 1:
         return payload
     each = -(-len(payload.images) // len(real.classes))
-    return fill(teacher.patches(choice, each), settings, budget)
+    return fill(choose(each, ()), settings, budget)
 
 
 @baseline("names", "images of the same backbone, prompted by class names")

@@ -20,7 +20,7 @@ from d3pack.backbones import Backbone, open_backbone
 from d3pack.dataset import D3MDataset
 from d3pack.decode import unpack_backbone
 from d3pack.evaluate.entries import Choice, Entry, PayloadFormat, PayloadSettings
-from d3pack.evaluate.payload import choose_settings
+from d3pack.evaluate.payload import Choose, choose_settings
 from d3pack.evaluate.teacher import OrderedTeacher
 from d3pack.evaluate.turns import turn
 from d3pack.format import Pack
@@ -329,7 +329,7 @@ class Bench:
         """Return how photographs are best compressed into so many bytes, as `choose_settings` does.
 
         Pilots decide, once; the work directory remembers their choice. With a `choice` they learn
-        from what the teacher chooses.
+        from what is chosen.
         """
         best: tuple[float, PayloadSettings | None] = (-1.0, None)
         scores: dict[str, float] = {}
@@ -350,9 +350,6 @@ class Bench:
         return best[1], scores
 
     def _choose(self, format: PayloadFormat, budget: int, choice: Choice | None) -> dict[str, Any]:
-        choose = None
-        if choice is not None and self.teacher is not None:
-            choose = partial(self.teacher.patches, choice)
         place = self._pilot_place(format, budget, choice)
         before = _read_json(place)
         done: dict[str, float] = before.get("done", {}) if isinstance(before, dict) else {}
@@ -364,6 +361,7 @@ class Bench:
                 write_json(place, {"done": done})  # a stopped run goes on here
             return done[name]
 
+        choose = self.chooser(choice) if choice else None
         tuned = choose_settings(self.train, budget, format, pilot, self.note, choose)
         chosen = tuned.settings
         known = {
@@ -373,6 +371,12 @@ class Bench:
         }
         write_json(place, known)
         return known
+
+    def chooser(self, choice: Choice) -> Choose | None:
+        """Return what chooses photographs; None where it takes a teacher and there is none."""
+        if choice.select is not None:
+            return partial(choice.select, self.train)
+        return partial(self.teacher.patches, choice) if self.teacher else None
 
     def share_pilots(
         self, formats: Iterable[tuple[PayloadFormat, Choice | None]], budget: int
@@ -403,7 +407,9 @@ class Bench:
 
     def _pilot_place(self, format: PayloadFormat, budget: int, choice: Choice | None) -> Path:
         identity = {"real": self.train.fingerprint(), "format": repr(format)}
-        if choice is not None and self.teacher is not None:
+        if choice is not None and choice.select is not None:
+            identity |= {"choice": repr(choice)}
+        elif choice is not None and self.teacher is not None:
             identity |= {"choice": repr(choice), "teacher": self.teacher.identity}
         return self._place(f"pilot-{format.name}-{budget}", identity, 0)
 

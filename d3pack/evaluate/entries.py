@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from d3pack.students import LabelledImages
 
 if TYPE_CHECKING:
-    from d3pack.format import Pack
+    from torch import Tensor
 
+    from d3pack.format import Pack
+    from d3pack.students import RealImages
+
+# (images, most of a class, images of each class in the draw of seed 0 to leave out) -> those of
+# each class, best first
+Select = Callable[["RealImages", int, Sequence[int]], "list[Tensor]"]
 Layout = Literal["files", "sheet"]
 _LARGEST_WHOLE = 64  # pixels: RDED makes no collages of CIFAR and Tiny-ImageNet
 
@@ -67,19 +73,21 @@ class PayloadFormat:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """How a teacher chooses photographs of a class.
+    """How the photographs of a class are chosen: by a teacher, or by a function.
 
     Attributes:
         name: name of the baseline.
         help: what is chosen, in a few words.
         crops: trial crops of each photograph; 1: it is looked at whole.
         scale: share of its area that a crop shows.
+        select: chooses in place of a teacher; the name stands for it where results are kept.
     """
 
     name: str
     help: str
     crops: int = 1
     scale: tuple[float, float] = (1.0, 1.0)
+    select: Select | None = field(default=None, repr=False)
 
     def factor(self, size: int) -> int:
         """Return the side of a collage in patches: crops of large images are set in fours."""

@@ -602,11 +602,13 @@ def _check_time(
     work = count(missing, "student") + (f" and {count(pilots, 'pilot')}" if pilots else "")
     bench.note(f"{work} to train, about {duration(each)} a student: {duration(total)}")
     if total > LONG and not allow_long:
+        quick = bench.protocol.name == "quick"
+        shorter = "fewer baselines or seeds" if quick else "protocol quick"
         raise UsageError(
             f"{work} of protocol {bench.protocol.name}: about {duration(total)} on this machine",
             code="E_LONG",
             hint="start it with allow_long=True (it can be stopped and resumed), or choose"
-            " protocol quick",
+            f" {shorter}",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from encode_world import CLASSES, make_tree, save_classifier
+from evaluate_world import BLINK
 from torch import Tensor
 
 from d3pack.encode import EncodeSettings
-from d3pack.evaluate import BASELINES
+from d3pack.evaluate import BASELINES, Bench
 from d3pack.evaluate import teacher as room
-from d3pack.evaluate.baselines import CHOICES
+from d3pack.evaluate.baselines import CHOICES, Baseline, chosen_entry
+from d3pack.evaluate.entries import Choice
 from d3pack.evaluate.teacher import OrderedTeacher, open_teacher
 from d3pack.sources import Source, open_source
 from d3pack.students.real import RealImages
@@ -114,6 +117,38 @@ def test_choices_are_baselines_in_the_better_of_two_codecs() -> None:
             ("WebP", "sheet"),
             ("AVIF", "sheet"),
         ]
+
+
+def test_a_choice_may_be_a_function_and_takes_no_teacher(source: Source, tmp_path: Path) -> None:
+    asked: list[tuple[int, list[int]]] = []
+
+    def brightest(real: RealImages, most: int, skip: Sequence[int]) -> list[Tensor]:
+        asked.append((most, list(skip)))
+        whole = real.by_class(max(real.counts), 0)
+        left = [images[n:] for images, n in zip(whole, skip or [0] * len(whole), strict=True)]
+        ranks = [images.float().mean((1, 2, 3)).argsort(descending=True) for images in left]
+        return [images[rank[:most]] for images, rank in zip(left, ranks, strict=True)]
+
+    choice = Choice("brightest", "the brightest photographs", select=brightest)
+    assert not Baseline("brightest", "", lambda *_: None, choice=choice).needs_teacher
+    real = RealImages(source, ORDER, 16, "training")
+    bench = Bench(real, real, 9, BLINK, tmp_path / "work")
+    budget = 400
+    entry = chosen_entry(bench, choice, budget)
+    assert entry is not None
+    assert asked, "pilots learn from what is chosen"
+    assert all(min(skip) > 0 for _, skip in asked), "but for what judges them"
+    assert entry.key == "brightest-400"
+    built = entry.build(0)
+    assert asked[-1][1] == []
+    assert built.nbytes is not None
+    assert 0 < built.nbytes <= budget
+    means = [i.float().mean() for i in real.all().images]
+    assert built.images.float().mean() > sum(means) / len(means)
+    before = len(asked)
+    assert chosen_entry(bench, choice, budget) is not None
+    assert len(asked) == before, "pilots are kept"
+    assert chosen_entry(bench, WHOLE, budget) is None, "there is no teacher"
 
 
 def test_a_classifier_of_ones_own(source: Source, tmp_path: Path) -> None:
