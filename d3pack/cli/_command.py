@@ -2,7 +2,8 @@
 
 A verb is a file of this package. `info.py` holds one such dataclass, which is `d3pack info`; a file
 that holds several is a group, as `d3pack cache ls`. The docstring of the class is the help, and its
-fields, declared with d3pack.system.settings, are the flags: a new verb needs no other edit.
+fields, declared with d3pack.system.settings, are the flags: no list names the verb again. What it
+prints as JSON stands in `spec/make_cli_schema.py`.
 """
 
 from __future__ import annotations

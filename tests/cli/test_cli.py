@@ -16,8 +16,6 @@ from places import ROOT, load
 
 from d3pack.cli._command import all_verbs, flags_of
 
-pytestmark = pytest.mark.heavy
-
 PACK = ROOT / "examples" / "cifar10.d3m"
 MAKE = load(ROOT / "spec" / "make_cli.py")
 
@@ -55,6 +53,7 @@ def test_every_verb_explains_itself(name: str, verb: type) -> None:
     assert invoke(*name.split(), "-h") == page
 
 
+@pytest.mark.heavy
 def test_help_lists_every_verb_and_comes_at_once() -> None:
     spent: list[float] = []
     while len(spent) < 3 or (min(spent) >= 0.25 and len(spent) < 12):  # neighbours take the caches
@@ -69,6 +68,7 @@ def test_help_lists_every_verb_and_comes_at_once() -> None:
     assert min(spent) < 0.25
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
@@ -93,6 +93,7 @@ def test_bad_calls_get_one_line_and_a_code(args: list[str], code: int, words: st
     assert done.stdout == ""
 
 
+@pytest.mark.heavy
 def test_not_a_pack_is_exit_code_3(tmp_path: Path) -> None:
     bad = tmp_path / "bad.d3m"
     bad.write_bytes(b"\x00" * 64)
@@ -102,6 +103,7 @@ def test_not_a_pack_is_exit_code_3(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.heavy
 def test_env_names_versions_and_no_place() -> None:
     done = d3pack("env", "--format", "json", HF_HOME="/a/private/place")
     facts = json.loads(done.stdout)
@@ -111,6 +113,7 @@ def test_env_names_versions_and_no_place() -> None:
     assert str(Path.home()) not in done.stdout
 
 
+@pytest.mark.heavy
 def test_env_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", "/a/private/place")
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
@@ -121,11 +124,13 @@ def test_env_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "/a/private/place" not in out
 
 
+@pytest.mark.heavy
 def test_no_colour_in_a_pipe() -> None:
     assert "\x1b[" not in d3pack("--help").stdout
     assert "\x1b[" not in d3pack("encode", "--help", NO_COLOR="1").stdout
 
 
+@pytest.mark.heavy
 def test_exit_codes_of_the_reference_are_those_of_the_errors() -> None:
     """Every code that an error can carry is in the table, and the table names no other."""
     from d3pack import errors

@@ -246,6 +246,30 @@ def test_tables_of_sections_and_codecs_match_the_code() -> None:
     assert reader.CODECS.keys() == set(container.KNOWN)
 
 
+def test_every_codec_is_known_to_all_readers_and_stands_in_the_corpus() -> None:
+    ours = {
+        "prompts": list(PROMPT_CODECS),
+        "unconditional": list(PROMPT_CODECS),
+        "labels": list(LABEL_CODECS),
+        "adapter": list(ADAPTER_CODECS),
+    }
+    second = {name: codecs.split() for name, codecs in reader.CODECS.items()}
+    assert ours == {name: second[name] for name in ours}
+    source = (ROOT / "viewer" / "src" / "reader.ts").read_text(encoding="utf-8")
+    body = source.split("const CODECS: Record<string, string[]> = {\n")[1].split("\n};")[0]
+    third = {name: json.loads(names) for name, names in re.findall(r"(\w+): (\[.*\]),", body)}
+    assert third == second
+    packs = [d3pack.read(path) for path in VALID]
+    stored = {
+        (name, part.codec)
+        for pack in packs
+        for name in second
+        if isinstance(part := getattr(pack, name, None), coded.Coded)
+    }
+    asked = {(name, codec) for name in ("prompts", "labels", "adapter") for codec in ours[name]}
+    assert asked <= stored, "add a pack to spec/make_vectors.py"
+
+
 def test_noise_matches_the_text() -> None:
     assert noise.TABLE_SHA256 in section(9)
     assert recipe.NOISE in section(5)

@@ -1,4 +1,5 @@
-"""The codecs of prompts, labels and adapters. A new codec is a class and one line here.
+"""The codecs of prompts, labels and adapters: here a new one is a class and a line; the format
+comes first, see "Where to add" in `docs/architecture.md`.
 
 A codec is named as in the manifest, its class as "module:class" in this package. So the names are
 known without importing NumPy, for the help of the command and the checks of settings.
