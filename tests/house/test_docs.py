@@ -54,10 +54,17 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pages
 def test_included_files_exist(page: Path) -> None:
-    included = re.findall(r'--8<-- "([^"]+)"', text(page))
+    included = re.findall(r'^ *--8<-- "([^"]+)"$', text(page), flags=re.MULTILINE)
+    assert len(included) == text(page).count("--8"), "an include that mkdocs does not know"
     included += re.findall(r"^source: (.+)$", text(page), flags=re.MULTILINE)
     for path in included:
         assert (ROOT / path).is_file(), path
+
+
+def test_pages_include_all_examples_but_the_packs() -> None:
+    everything = "".join(text(page) for page in DOCS.rglob("*.md"))
+    for example in (ROOT / "examples").glob("*.py"):
+        assert f'--8<-- "examples/{example.name}"' in everything, example.name
 
 
 def test_commands_have_the_options_that_pages_use() -> None:
