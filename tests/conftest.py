@@ -10,6 +10,7 @@ Models in tests are so small that threads slow them down: each process of pytest
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -23,6 +24,15 @@ _VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
 # take it from the tests that want it
 _GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
 _REAL = {name: getattr(torch.cuda, name) for name in ("is_available", "device_count")}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this system does not have."""
+    lacking = {"posix": os.name != "posix", "linux": sys.platform != "linux"}
+    for item in items:
+        for marker, is_lacking in lacking.items():
+            if is_lacking and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=f"needs {marker}"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -469,6 +469,7 @@ def test_wrong_list_beside_the_files_is_not_believed(
         open_backbone(bare(ref), path=sd)
 
 
+@pytest.mark.posix
 def test_long_list_and_one_that_is_no_file_are_not_read(sd: Path, home: Path) -> None:
     ref = lock_directory(sd)
     entries = ",".join(f'"f{i}": [1, "{"0" * 64}"]' for i in range(1_000_000))

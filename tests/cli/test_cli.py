@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +53,10 @@ def test_every_verb_explains_itself(name: str, verb: type) -> None:
 
 
 @pytest.mark.heavy
+@pytest.mark.posix
 def test_help_lists_every_verb_and_comes_at_once() -> None:
+    import resource
+
     spent: list[float] = []
     while len(spent) < 3 or (min(spent) >= 0.25 and len(spent) < 12):  # neighbours take the caches
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

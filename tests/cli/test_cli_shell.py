@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
 import select
 import shutil
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.posix]
 
 PACK = ROOT / "examples" / "cifar10.d3m"
 SCRIPTS = sysconfig.get_path("scripts")
@@ -28,6 +27,8 @@ class Terminal:
     """A program in a terminal of its own: what is typed, and what appears."""
 
     def __init__(self, command: list[str], **env: str) -> None:
+        import pty
+
         self.pid, self._fd = pty.fork()
         if self.pid == 0:  # the child
             os.execvpe(command[0], command, {**os.environ, **env})
@@ -108,7 +109,7 @@ print("the end")
         (["encode", "photos", "--budgte", "9KB"], "--budget"),
         (["decode", "x.d3m", "-o", "y", "--clases", "3"], "--classes"),
         (["cache", "lss"], "ls"),
-        (["preview", "x.d3m", "-o", "x.png", "--image", "3"], "--images"),
+        (["preview", "x.d3m", "-o", "x.png", "--most-class", "3"], "--most-classes"),
     ],
 )
 def test_a_slip_of_the_finger_is_answered_with_the_near_name(args: list[str], near: str) -> None:

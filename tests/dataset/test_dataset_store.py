@@ -273,6 +273,7 @@ def _write_all(home: str, start: int, done: Any) -> None:
     done.put(store.missing(np.arange(400)).tolist())
 
 
+@pytest.mark.posix
 def test_disk_store_is_complete_after_two_writers(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     done: Any = context.Queue()
@@ -296,6 +297,8 @@ def _write_for_ever(home: str) -> None:
     time.sleep(60)
 
 
+@pytest.mark.posix
+@pytest.mark.e2e
 def test_disk_store_is_valid_after_kill_9(tmp_path: Path) -> None:
     # one image is there from the start, so that there is always something to compare
     opened(tmp_path, identity(images=5000)).write(ids(4999), pictures([4999 % 200]))
@@ -394,6 +397,7 @@ def test_disk_store_works_without_posix_calls(tmp_path: Path) -> None:
     assert opened(tmp_path, identity()).missing(ids(2, 3, 7)).tolist() == [7]
 
 
+@pytest.mark.linux
 @pytest.mark.usefixtures("windows")
 def test_store_is_removed_where_open_folders_cannot_be_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -122,6 +122,7 @@ def test_workers_without_a_store_announce_it(
     assert capfd.readouterr().err.count("cache=auto: no store") == 1
 
 
+@pytest.mark.posix
 def test_dataset_works_in_a_forked_process(pack: Pack, backbone: Path, expected: Tensor) -> None:
     dataset = use(pack, backbone)
     dataset[0]

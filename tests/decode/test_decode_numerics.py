@@ -128,7 +128,7 @@ def in_a_child(check: Callable[[], None]) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.posix
 @pytest.mark.parametrize("then", [None, "high", "generic ieee"])
 @pytest.mark.parametrize("around", AROUND)
 def test_settings_of_torch_are_restored(around: str, then: str | None) -> None:
@@ -146,7 +146,7 @@ def test_settings_of_torch_are_restored(around: str, then: str | None) -> None:
     in_a_child(check)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.posix
 @pytest.mark.parametrize("later", ["ieee", "tf32"])
 @pytest.mark.parametrize("around", AROUND)
 def test_settings_changed_afterwards_have_the_same_effect(around: str, later: str) -> None:
@@ -189,7 +189,7 @@ def test_interleaved_threads_restore_the_settings(flags: None) -> None:
     assert state() == before
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.posix
 def test_forked_child_has_the_settings_of_before(flags: None) -> None:
     def check() -> None:
         assert CUDNN.benchmark
@@ -283,7 +283,7 @@ def test_images_do_not_depend_on_the_programs_settings(
         assert int((found != wanted).sum()) == 0, name
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.posix
 def test_forked_child_does_not_wait_for_its_parents_locks() -> None:
     backbone: Any = object()
     lock = lock_of(backbone)

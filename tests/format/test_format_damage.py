@@ -161,6 +161,7 @@ def test_file_of_wrong_length_is_refused_before_it_takes_memory(tmp_path: Path) 
         d3pack.read(short)
 
 
+@pytest.mark.linux
 def test_refused_path_leaves_no_file_open(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
@@ -177,6 +178,7 @@ def test_paths_without_a_file_are_not_found(tmp_path: Path) -> None:
             d3pack.read(path)
 
 
+@pytest.mark.posix
 def test_folders_pipes_and_devices_are_wrong_calls(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)

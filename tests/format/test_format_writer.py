@@ -41,6 +41,8 @@ def crashes(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, An
     return json.loads(got.stdout), old, new
 
 
+@pytest.mark.posix
+@pytest.mark.e2e
 def test_writer_keeps_the_old_or_the_new_file_after_a_crash(crashes: Any) -> None:
     cases, old, new = crashes
     for case in cases:
@@ -55,6 +57,8 @@ def test_writer_keeps_the_old_or_the_new_file_after_a_crash(crashes: Any) -> Non
     assert steps["limit"] >= 6
 
 
+@pytest.mark.e2e
+@pytest.mark.posix
 def test_writer_raises_and_leaves_no_temporary_when_the_disk_is_full(crashes: Any) -> None:
     cases, *_ = crashes
     for case in cases:
@@ -262,6 +266,7 @@ def test_big_endian_and_strided_arrays_give_the_same_pack() -> None:
     assert d3pack.pack_bytes(turned) == d3pack.pack_bytes(pack)
 
 
+@pytest.mark.posix
 def test_writer_follows_links_and_refuses_pipes(tmp_path: Path) -> None:
     target, link, fifo = tmp_path / "real.d3m", tmp_path / "link.d3m", tmp_path / "pipe"
     d3pack.write(make(3), target)

@@ -35,6 +35,7 @@ def test_source_raises_for_bad_files_on_demand(tree: Path) -> None:
         list(source.iter_class(1))
 
 
+@pytest.mark.posix
 def test_source_skips_an_unreadable_file(tree: Path) -> None:
     path = tree / "lemon" / "001.png"
     path.unlink()

@@ -225,6 +225,7 @@ def test_shards_without_any_label_are_refused(tmp_path: Path) -> None:
         open_source(tmp_path / "s")
 
 
+@pytest.mark.posix
 def test_table_rows_cannot_name_files_elsewhere(tmp_path: Path) -> None:
     """A table of a stranger would put private pictures of its reader into a pack."""
     private, folder = tmp_path / "private.png", tmp_path / "table"

@@ -96,6 +96,7 @@ def test_an_exclusive_file_is_not_the_one_that_was_removed(tmp_path: Path) -> No
     assert not path.exists()
 
 
+@pytest.mark.e2e
 def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     with held_elsewhere(tmp_path / "lock") as process:
         process.kill()
@@ -124,7 +125,7 @@ def test_two_locks_of_one_process_exclude_each_other(tmp_path: Path) -> None:
         assert os.fstat(second.fileno()).st_ino == (tmp_path / "lock").stat().st_ino
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.posix
 def test_a_forked_child_that_closes_does_not_unlock_its_parent(tmp_path: Path) -> None:
     with lock(tmp_path / "lock") as mine:
         if (child := os.fork()) == 0:
@@ -187,6 +188,7 @@ def test_an_open_file_is_locked_for_a_while(tmp_path: Path) -> None:
     assert locks_module.Lock(-1, held=False).fileno() == -1
 
 
+@pytest.mark.e2e
 def test_a_byte_is_locked_alone_and_freed_when_its_holder_is_killed(tmp_path: Path) -> None:
     path, byte = tmp_path / "claims", 1 << 40
     path.touch()
