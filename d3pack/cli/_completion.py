@@ -57,16 +57,18 @@ def _install(ctx: click.Context, param: click.Parameter, shell: str | None) -> N
         return
     from pathlib import Path
 
+    from d3pack.system import replace_file
+
     shell = _shell(shell)
     path = Path.home() / _FILES[shell]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_script(ctx.command, shell), encoding="utf-8")
+    replace_file(path, _script(ctx.command, shell).encode())
     if shell in _START:
         name, line = _START[shell]
         start = Path.home() / name
         before = start.read_text(encoding="utf-8") if start.exists() else ""
         if line not in before.splitlines():
-            start.write_text(f"{before.rstrip()}\n{line}\n".lstrip(), encoding="utf-8")
+            replace_file(start, f"{before.rstrip()}\n{line}\n".lstrip().encode())
     print(f"{shell} completion installed in {path}; it works in the next shell")
     ctx.exit()
 

@@ -147,6 +147,7 @@ def create_file(path: Path, data: bytes) -> None:
     temporary = temporary_path(path)
     try:
         temporary.write_bytes(data)
+        _sync(temporary)
         os.link(temporary, path)
     except OSError as error:
         if error.errno in FULL:

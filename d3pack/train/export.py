@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from d3pack.backbones import lock_directory, write_list
-from d3pack.system import disk_full_as_error, write_text
+from d3pack.system import disk_full_as_error, write_text, writing
 from d3pack.train.diffusion import SCHEDULE
 
 PIPELINE = {
@@ -57,7 +57,8 @@ def save_half(model: Any, folder: Path) -> None:
     model.save_pretrained(folder)
     for path in folder.glob("*.safetensors"):
         tensors = {name: tensor.half().contiguous() for name, tensor in load_file(path).items()}
-        save_file(tensors, path, metadata={"format": "pt"})
+        with writing(path) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
         path.chmod(0o644)  # safetensors makes files that only their owner can read
     config = json.loads((folder / "config.json").read_text())
     for key in _PRIVATE:

@@ -19,7 +19,15 @@ from transformers.utils.logging import disable_progress_bar
 from d3pack.backbones import Levels, lock_directory, mini_directory
 from d3pack.errors import UsageError
 from d3pack.sources import open_source
-from d3pack.system import Counter, count, digest, disk_full_as_error, throttled, write_text
+from d3pack.system import (
+    Counter,
+    count,
+    digest,
+    disk_full_as_error,
+    throttled,
+    write_text,
+    writing,
+)
 from d3pack.train.autoencoder import AutoencoderModule, AutoencoderTask
 from d3pack.train.config import PRESETS, LoopConfig, TrainConfig
 from d3pack.train.data import (
@@ -188,7 +196,9 @@ class TrainingRun:
         path = self.cache / "words.npy"
         with self.accelerator.main_process_first():
             if not path.exists():
-                np.save(path, sentence_vectors(names, encoder))
+                vectors = sentence_vectors(names, encoder)
+                with writing(path) as temporary, temporary.open("xb") as file:
+                    np.save(file, vectors)
         return names, np.load(path)
 
     def diffusion(

@@ -25,7 +25,7 @@ from d3pack.encode.sampler_search import STEPS
 from d3pack.encode.settings import ClassCondSettings
 from d3pack.format import Coded, coded_bytes, decode_files, encode_files
 from d3pack.sources import Source
-from d3pack.system import Events, Journal, mixed_precision
+from d3pack.system import Events, Journal, mixed_precision, replace_folder
 from d3pack.train import (
     SCHEDULE,
     VAE_FILES,
@@ -166,12 +166,9 @@ def _task(
 
 def _copy_autoencoder(folder: Path, to: Path) -> None:
     """Copy the files of an autoencoder, all or none."""
-    temporary = to.with_name(to.name + "-part")  # .part is for files: the journal removes them
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name in VAE_FILES:
-        shutil.copyfile(folder / name, temporary / name)
-    temporary.rename(to)
+    with replace_folder(to) as temporary:
+        for name in VAE_FILES:
+            shutil.copyfile(folder / name, temporary / name)
 
 
 def _reporter(run: EncodeRun) -> Callable[[dict[str, Any]], None]:
