@@ -5,7 +5,7 @@
 
 What students learned comes from the committed results that were measured with this very pack: those
 of a table, or those of `--measure`, which trains students on a pack alone. The pictures are made by
-`d3pack preview examples/NAME.d3m -o examples/NAME.webp --images 10`.
+`d3pack preview examples/NAME.d3m -o examples/NAME.webp --ipc 10`.
 """
 
 from __future__ import annotations

@@ -29,6 +29,10 @@ from d3pack.system import Option, SettingError, options_of
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    _TextType = click.ParamType[str]
+else:
+    _TextType = click.ParamType  # which takes no type before click 8.4
+
 HELP = {"help_option_names": ["-h", "--help"]}
 EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 wrong call, 3 no valid pack, 4 backbone, 5 not there, "
@@ -152,7 +156,7 @@ class Flag(NamedTuple):
         return self.option.read(text, self.label)
 
 
-class _Text(click.ParamType[str]):
+class _Text(_TextType):
     """Text as it was typed; its completions are the choices, or else files."""
 
     name = "text"
@@ -247,7 +251,7 @@ class _Command(click.Command):
         except SettingError as error:
             labels = {flag.option.name: flag.label for flag in self.flags}
             label = labels.get(error.name, error.name)
-            raise SettingError(label, error.value, error.expected) from None
+            raise SettingError(label, error.value, self._with_flags(error.expected)) from None
         except D3MError as error:
             error.args = tuple(self._with_flags(str(text)) for text in error.args)
             error.hint = self._with_flags(error.hint)
@@ -259,7 +263,7 @@ class _Command(click.Command):
             name, label = flag.option.name, flag.label
             text = re.sub(rf"\b{name}=True\b", label, text)
             text = re.sub(rf"\b{name}=(?=[\w\"'])", f"{label} ", text)
-            text = re.sub(rf"\b{name}{'=?' if '_' in name else '='}(?!\w)", label, text)
+            text = re.sub(rf"(?<!')\b{name}{'=?' if '_' in name else '='}(?![\w'])", label, text)
         return text
 
     def _built(self, kind: type, path: tuple[str, ...], values: dict[tuple[str, ...], Any]) -> Any:

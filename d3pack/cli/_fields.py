@@ -36,11 +36,6 @@ def backbone_option(
     return option(None, help, private=True)
 
 
-def device_option() -> Any:
-    """Declare the device to work on."""
-    return option(None, "cpu, cuda, cuda:1, ...; without it, CUDA where there is one.")
-
-
 def shard_option(
     help: str = "Only one share: 3/8 is the third of eight. Shares may be done at the same time,"
     " anywhere; at last the command without --shard does what is missing.",

@@ -16,7 +16,7 @@ from d3pack.cli._fields import (
 )
 from d3pack.cli.encode import PART, Encode
 from d3pack.encode import EncodeSettings
-from d3pack.system import Shard, Workers, option
+from d3pack.system import Shard, Workers, device_option, option
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Code:
     backbone: str | None = option(
         None, "Diffusion model: mini, a directory in diffusers' layout, or org/name."
     )
-    device: str | None = option(None, "cpu, cuda, cuda:1, ...; CUDA if there is one.")
+    device: str | None = device_option()
     seed: int = option(0, "Decides the noise that codes choose from.", ge=0, lt=2**63)
     class_names: Path | None = option(None, "CSV or JSON: folder to name.")
     dry_run: bool = option(False, "Print classes, plan, time and bytes; do nothing.")

@@ -11,7 +11,6 @@ from d3pack.cli import _out
 from d3pack.cli._fields import (
     Format,
     backbone_option,
-    device_option,
     format_option,
     pack_argument,
     shard_option,
@@ -20,7 +19,17 @@ from d3pack.cli._fields import (
 )
 from d3pack.decode import ExportSettings
 from d3pack.errors import NotFoundError, UsageError
-from d3pack.system import REQUIRED, Shard, Workers, live_view, nested, option, place, progress_bar
+from d3pack.system import (
+    REQUIRED,
+    Shard,
+    Workers,
+    device_option,
+    live_view,
+    nested,
+    option,
+    place,
+    progress_bar,
+)
 
 if TYPE_CHECKING:
     from d3pack.decode import ExportReport

@@ -23,7 +23,7 @@ class Merge:
         "Directories that encode --shard has made, or the one in which they lie."
     )
     output: str | None = pack_output(None)
-    source: str | None = option(None, "The real images, if they are elsewhere now.")
+    real: str | None = option(None, "The real images, if they are elsewhere now.")
     overwrite: bool = overwrite_option()
     format: Format = format_option("How progress is printed; json: events as lines.")
 
@@ -37,7 +37,7 @@ class Merge:
             pack = merge(
                 self.parts,
                 self.output,
-                self.source,
+                self.real,
                 listeners=[listener],
                 overwrite=self.overwrite,
             )

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from d3pack.cli import _out
-from d3pack.cli._fields import Format, backbone_option, device_option, format_option, pack_argument
+from d3pack.cli._fields import Format, backbone_option, format_option, pack_argument
 from d3pack.errors import NotFoundError, UsageError
-from d3pack.system import REQUIRED, option, progress_bar
+from d3pack.system import REQUIRED, device_option, option, progress_bar
 
 if TYPE_CHECKING:
     from d3pack.format import Pack
@@ -26,8 +26,8 @@ class Preview:
 
     pack: str = pack_argument()
     output: Path = option(REQUIRED, "A .png or .webp sheet, or an .html page.", short="-o")
-    classes: int = option(20, "Classes shown, spread over the pack.", ge=1)
-    images: int = option(8, "Images of each class.", ge=1)
+    most_classes: int = option(20, "Classes shown, spread over the pack.", ge=1)
+    images_per_class: int = option(8, "Images per class.", flag="--ipc", ge=1)
     device: str | None = device_option()
     backbone: str | None = backbone_option()
     format: Format = format_option()
@@ -63,7 +63,11 @@ class Preview:
         decoder = Decoder(pack, device=self.device, path=path)
         with progress_bar("decoding", quiet=self.format == "quiet") as progress:
             samples = sample(
-                pack, decoder, classes=self.classes, images=self.images, progress=progress
+                pack,
+                decoder,
+                classes=self.most_classes,
+                images=self.images_per_class,
+                progress=progress,
             )
         name = self.pack.rsplit("/", 1)[-1]
         kind = self.output.suffix.lower()

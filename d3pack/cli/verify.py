@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from d3pack.cli import _out
-from d3pack.cli._fields import Format, backbone_option, device_option, format_option
+from d3pack.cli._fields import Format, backbone_option, format_option
 from d3pack.errors import BackboneError, D3MError, InvalidPackError
-from d3pack.system import argument, count, option, printable
+from d3pack.system import argument, count, device_option, option, printable
 
 if TYPE_CHECKING:
     from d3pack.format import Pack

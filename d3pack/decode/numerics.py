@@ -70,7 +70,8 @@ def choose_numerics(
         chosen.add("tiny_vae")
     for switch in sorted(chosen):
         if switch not in SWITCHES:
-            raise UsageError(f"unknown switch {switch!r}: expected one of {', '.join(SWITCHES)}")
+            known = ", ".join(map(repr, SWITCHES))
+            raise UsageError(f"unknown switch {switch!r}: expected one of {known}")
     if "tiny_vae" in chosen and not tiny_vae:
         raise UsageError("the switch tiny_vae needs an autoencoder", hint="give its directory")
     computed = torch.bfloat16 if "bf16" in chosen else exact

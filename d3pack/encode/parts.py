@@ -18,6 +18,7 @@ from d3pack.system import Journal, ObjectPath, Shard, from_plain, place, plain, 
 Part = Path | ObjectPath
 _CALL = "call"  # in the journal: what the shard was asked to do
 _OWN = "method_settings"
+_WHAT_PARTS_ARE = "parts are what shards of encode write"
 _NAME = re.compile(r"[0-9]+-of-([0-9]+)", re.ASCII)
 
 
@@ -119,10 +120,10 @@ def read_calls(parts: Sequence[Part]) -> tuple[Call, int]:
 
 def _read_call(part: Part) -> Call:
     if not part.is_dir():
-        raise NotFoundError(f"there is no part {part}", hint="encode with --shard makes parts")
+        raise NotFoundError(f"there is no part {part}", hint=_WHAT_PARTS_ARE)
     call = read_facts(part).get(_CALL)
     if call is None:
-        raise UsageError(f"{part.name} is not a part", hint="encode with --shard makes parts")
+        raise UsageError(f"{part.name} is not a part", hint=_WHAT_PARTS_ARE)
     values = dict(call["settings"])
     own = values.pop(_OWN, None)
     settings = from_plain(EncodeSettings, values)

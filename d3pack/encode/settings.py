@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from d3pack.students import PILOT_SHARE, PROTOCOLS, Updates
 from d3pack.system import (
     SettingError,
     check,
+    device_option,
     from_plain,
     option,
     options_of,
@@ -27,16 +29,18 @@ LabelKind = Literal["none", "topk", "dense"]
 
 def parse_side(text: str) -> tuple[int, int]:
     """Return (height, width) of `64` or `48x64`."""
-    height, _, width = text.partition("x")
-    return int(height), int(width or height)
+    match = re.fullmatch(r"([0-9]+)(?:x([0-9]+))?", text)
+    if match is None:
+        raise ValueError
+    return int(match[1]), int(match[2] or match[1])
 
 
 def parse_labels(text: str) -> tuple[LabelKind, int]:
     """Return kind and k of `none`, `dense` or `top5`."""
     if text in {"none", "dense"}:
         return ("none", 0) if text == "none" else ("dense", 0)
-    if text.startswith("top") and text[3:].isdecimal() and int(text[3:]) >= 1:
-        return "topk", int(text[3:])
+    if (match := re.fullmatch(r"top([0-9]{1,9})", text)) and (k := int(match[1])) >= 1:
+        return "topk", k
     raise SettingError("labels", text, "none, dense, or top1, top2, ...")
 
 
@@ -64,7 +68,7 @@ class EncodeSettings:
     backbone: str | None = option(
         None, "Diffusion model: mini, a directory in diffusers' layout, or org/name.", private=True
     )
-    device: str | None = option(None, "cpu, cuda, cuda:1, ...; CUDA if there is one.", private=True)
+    device: str | None = device_option()
     seed: int = option(0, "Decides everything that is random.", ge=0, lt=2**63)
     codec: str | None = option(
         None,
@@ -196,13 +200,13 @@ class EncodeSettings:
         check(self)
         parse_labels(self.labels or "none")
         if self.no_codes and self.codes:
-            raise UsageError("codes and no_codes exclude each other")
+            raise UsageError("codes= and no_codes= exclude each other")
         if (self.codes or 0) > self.images:
-            raise SettingError("codes", self.codes, "at most images_per_class")
-        if self.code_tried > 2**self.code_bits:
-            raise SettingError("code_tried", self.code_tried, "at most 2**code_bits")
-        if self.code_atoms > 2**self.code_bits:
-            raise SettingError("code_atoms", self.code_atoms, "at most 2**code_bits")
+            raise SettingError("codes", self.codes, f"at most images_per_class, {self.images}")
+        for name in ("code_tried", "code_atoms"):
+            if (value := getattr(self, name)) > (most := 2**self.code_bits):
+                expected = f"at most {most}, the entries for code_bits={self.code_bits}"
+                raise SettingError(name, value, expected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +309,7 @@ class ClassCondSettings:
     def __post_init__(self) -> None:
         check(self)
         if self.embed_bits == 4 and not self.embed:
-            raise UsageError("embed_bits 4 is for a carried backbone: set embed as well")
+            raise UsageError("embed_bits=4 is for a carried backbone: set embed=True as well")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from d3pack.errors import UsageError
 from d3pack.evaluate.baselines import BASELINES
 from d3pack.students import PROTOCOLS
-from d3pack.system import SettingError, check, option
+from d3pack.system import SettingError, check, device_option, option
 
 _HELP = "; ".join(f"{name}: {baseline.help}" for name, baseline in BASELINES.items())
 
@@ -43,7 +43,7 @@ class EvalSettings:
     sweep: tuple[str, ...] = option(
         (), "Variants of the pack: ipc=1,5 codec=f16,i4 labels=none,top2 vectors=1,4; repeatable."
     )
-    device: str | None = option(None, "cpu, cuda, cuda:1, ...; CUDA if there is one.", private=True)
+    device: str | None = device_option()
     backbone: str | None = option(
         None, "Diffusion model of the pack: its directory, checked by the lock.", private=True
     )

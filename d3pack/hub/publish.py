@@ -268,11 +268,11 @@ def _preview(
             pack,
             path=settings.backbone or local_backbone(path, pack),
             device=settings.device,
-            most=settings.images,
+            most=settings.preview_images,
             progress=progress,
         )
     else:
-        images, labels = viewer.probe_preview(pack, settings.images)
+        images, labels = viewer.probe_preview(pack, settings.preview_images)
     table = viewer.parquet(images, labels, pack.classes)
     return len(images), table, viewer.picture(images, labels)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from d3pack.errors import UsageError
-from d3pack.system import check, option
+from d3pack.system import check, device_option, option
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,9 @@ class PushSettings:
         None, "evaluation.json of `d3pack eval`. [PACK.eval/]", flag="--eval"
     )
     preview: Literal["decode", "probes", "none"] = option("decode", "Images for the viewer.")
-    images: int | None = option(None, "Images of the preview. [40; 12 above 128 pixels]", ge=1)
+    preview_images: int | None = option(
+        None, "Images of the preview. [40; 12 above 128 pixels]", ge=1
+    )
     name: str | None = option(None, "Name of the file there. [as here]")
     sign: bool = option(False, "Sign the pack: with a key, else by a login at Sigstore.")
     key: Path | None = option(None, "Private key (PEM) to sign with.")
@@ -29,7 +31,7 @@ class PushSettings:
     pr: bool = option(False, "Open a pull request instead.")
     replace_card: bool = option(False, "Replace a README.md that d3pack did not write.")
     backbone: Path | None = option(None, "Directory that holds the backbone, checked by its lock.")
-    device: str | None = option(None, "Where the preview is decoded. [cuda, if there is one]")
+    device: str | None = device_option()
 
     def __post_init__(self) -> None:
         check(self)
@@ -46,7 +48,7 @@ class PushSettings:
 class Trust:
     """Who must have signed a pack: the holder of a key, or an identity that Sigstore confirms."""
 
-    public_key: Path | None = option(None, "Public key (PEM) that must have signed.", flag="--key")
+    public_key: Path | None = option(None, "Public key (PEM) that must have signed.")
     identity: str | None = option(None, "Who must have signed, as Sigstore knows them.")
     issuer: str | None = option(None, "Who confirms that identity (URL).")
     required: bool = option(False, "Refuse a pack without a signature.", flag="--signed")

@@ -83,7 +83,7 @@ def viewer_server(
         return ThreadingHTTPServer((HOST, port), Handler)
     except OSError as error:
         raise D3MError(
-            f"port {port} cannot be used: {error.strerror}", hint="--port 0 takes a free one"
+            f"port {port} cannot be used: {error.strerror}", hint="port=0 takes a free one"
         ) from None
 
 

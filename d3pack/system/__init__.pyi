@@ -1,5 +1,6 @@
 # The public names of d3pack.system; each is imported when it is first used.
 
+from d3pack.system.devices import device_option as device_option
 from d3pack.system.devices import fast_bfloat16 as fast_bfloat16
 from d3pack.system.devices import mixed_precision as mixed_precision
 from d3pack.system.devices import resolve_device as resolve_device

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import platform
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from d3pack.errors import UsageError
+from d3pack.system.settings import SettingError, option
 
 if TYPE_CHECKING:
     import torch
+
+
+def device_option() -> Any:
+    """Declare the device to work on; see `option`."""
+    return option(
+        None, "cpu, cuda, cuda:1, ...; without it CUDA, where there is one.", private=True
+    )
 
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
@@ -28,7 +36,7 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise UsageError(f"invalid device {device!r}: expected cpu, cuda, cuda:1 or mps") from None
+        raise SettingError("device", str(device), "cpu, cuda, cuda:1 or mps") from None
     missing = UsageError(f"there is no {device} on this machine", hint="use cpu")
     if chosen.type == "cuda":
         if (chosen.index or 0) >= torch.cuda.device_count():

@@ -451,6 +451,8 @@ def _from_text(kind: Kind, choices: tuple[Any, ...], text: str | Sequence[str]) 
         if is_url(text):  # else a folder "s3:" would be made here
             raise ValueError
         return Path(text).expanduser()
+    if kind.base is int and not (text.isascii() and text.removeprefix("-").isdigit()):
+        raise ValueError  # int() reads " +1_0" as well
     return kind.base(text)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from d3pack.system import check, option, parse_duration
+from d3pack.system import check, device_option, option, parse_duration
 
 Preset = Literal["mini", "mini-gpu", "tiny"]
 Stage = Literal["autoencoder", "text", "diffusion"]
@@ -36,7 +36,7 @@ class TrainSettings:
         None, "File of nouns to learn beside the class names, one a line.", metavar="FILE"
     )
     licence: str = option("unknown", "Licence of the weights, as your images allow.")
-    device: str | None = option(None, "cpu, cuda, ...; default: cuda if there is one.")
+    device: str | None = device_option()
     seed: int = option(0, "Seed of everything random.", ge=0)
     compile: bool = option(False, "Compile the models first; takes minutes on a CPU.")
 

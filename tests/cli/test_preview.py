@@ -60,7 +60,7 @@ class Reader(HTMLParser):
 def test_page_shows_the_decoded_pixels(made: tuple[Path, Path, Pack], tmp_path: Path) -> None:
     backbone, path, pack = made
     out = tmp_path / "page.html"
-    done = preview(path, "-o", out, "--backbone", backbone, "--images", "2", "--format", "json")
+    done = preview(path, "-o", out, "--backbone", backbone, "--ipc", "2", "--format", "json")
     assert done.exit_code == 0, done.exception
     assert json.loads(done.stdout)["root"] == pack.root
     text = out.read_text(encoding="utf-8")
@@ -134,7 +134,7 @@ def test_page_forbids_scripts_and_requests(made: tuple[Path, Path, Pack]) -> Non
 def test_sheet_has_a_row_for_each_class(made: tuple[Path, Path, Pack], tmp_path: Path) -> None:
     backbone, path, _ = made
     out = tmp_path / "sheet.png"
-    done = preview(path, "-o", out, "--backbone", backbone, "--classes", "2", "--images", "3")
+    done = preview(path, "-o", out, "--backbone", backbone, "--most-classes", "2", "--ipc", "3")
     assert done.exit_code == 0, done.exception
     with Image.open(out) as sheet:
         assert sheet.height == 16 + 28 + 2 * 76 + 16  # margins, title, one line a class

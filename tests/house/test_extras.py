@@ -48,7 +48,7 @@ COMMANDS: dict[str, tuple[str, str] | int] = {
     f"info {PACK}": 0,
     f"verify {PACK}": 0,
     f"diff {PACK} {PACK}": 0,
-    f"preview {PACK} -o sheet.png --images 1": 0,
+    f"preview {PACK} -o sheet.png --ipc 1": 0,
     "view none.d3m": NotFoundError.exit_code,
     "merge none.parts -o out.d3m": NotFoundError.exit_code,
     f"push {PACK} org/name --licence mit --preview none": HubError.exit_code,  # no token

@@ -193,7 +193,7 @@ def test_pack_in_a_bucket_is_used_like_a_file(any_bucket: str, tmp_path: Path) -
     assert there[3][0].equal(here[3][0])
     assert hub.read_classes(url, ["cat"]).classes == ("cat",)
     sheet = tmp_path / "sheet.png"
-    words = ("--classes", "1", "--images", "1", "--device", "cpu")
+    words = ("--most-classes", "1", "--ipc", "1", "--device", "cpu")
     assert invoke("preview", url, "-o", sheet, *words).exit_code == 0
     assert sheet.stat().st_size > 1000
     assert invoke("verify", url, pinned).exit_code == 0
