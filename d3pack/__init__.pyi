@@ -6,8 +6,10 @@ from d3pack.errors import BackboneError as BackboneError
 from d3pack.errors import D3MError as D3MError
 from d3pack.errors import HubError as HubError
 from d3pack.errors import InvalidPackError as InvalidPackError
+from d3pack.errors import NoSpaceError as NoSpaceError
 from d3pack.errors import NotFoundError as NotFoundError
 from d3pack.errors import SourceError as SourceError
+from d3pack.errors import StorageError as StorageError
 from d3pack.errors import UsageError as UsageError
 from d3pack.format import BackboneRef as BackboneRef
 from d3pack.format import Coded as Coded

@@ -8,11 +8,13 @@
     ├── NotFoundError               exit 5   a file, directory or repository does not exist
     ├── HubError                    exit 6   the Hub, or the way to it
     │   └── HubOfflineError         exit 6   offline, and not in the cache
+    ├── StorageError                exit 6   an object store, or the way to it
     ├── SourceError                 exit 7   the real images cannot be used
     └── NoSpaceError                exit 1   the disk is full; nothing is lost
 
-`d3pack.sources` adds BadImageError, `d3pack.dataset` TransformError, `d3pack.teachers` TeacherError
-and `d3pack.system` JournalError and WaitingError (exit 8). A class is something to catch; a code
+Rooms add their own: `d3pack.sources` BadImageError, `d3pack.dataset` TransformError and those of
+an index that is none or out of range (also TypeError and IndexError), `d3pack.teachers`
+TeacherError, `d3pack.system` JournalError, SettingError, BusyError and WaitingError (exit 8). A class is something to catch; a code
 says exactly what is wrong. Codes are stable: scripts and the conformance corpus
 (`spec/vectors/index.json`) rely on them.
 """

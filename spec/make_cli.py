@@ -28,7 +28,7 @@ stdout is not a terminal or `NO_COLOR` is set.
 | 3 | not a valid pack |
 | 4 | the backbone is missing, changed or refused; `verify --decode`: it makes other images |
 | 5 | a file, directory or repository is not there |
-| 6 | the Hugging Face Hub, or the way to it, failed |
+| 6 | the Hugging Face Hub or an object store, or the way to it, failed |
 | 7 | the real images cannot be used |
 | 8 | a shard needs results of other shards first |
 | 130 | interrupted; `encode`, `decode`, `train`, `eval` and `demo` go on when called again |

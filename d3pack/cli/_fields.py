@@ -52,7 +52,7 @@ def shard_option(
 
 def workers_field() -> Any:
     """Declare where the shards of a run are done."""
-    return nested(Workers, group="several devices and machines")
+    return nested(Workers, group="Several devices and machines")
 
 
 def without_shard(workers: Workers, shard: Shard | None) -> None:
