@@ -14,9 +14,9 @@
 
 Rooms add their own: `d3pack.sources` BadImageError, `d3pack.dataset` TransformError and those of
 an index that is none or out of range (also TypeError and IndexError), `d3pack.teachers`
-TeacherError, `d3pack.system` JournalError, SettingError, BusyError and WaitingError (exit 8). A class is something to catch; a code
-says exactly what is wrong. Codes are stable: scripts and the conformance corpus
-(`spec/vectors/index.json`) rely on them.
+TeacherError, `d3pack.system` JournalError, SettingError, BusyError and WaitingError (exit 8). A
+class is something to catch; a code says exactly what is wrong. Codes are stable: scripts and the
+conformance corpus (`spec/vectors/index.json`) rely on them.
 """
 
 from __future__ import annotations

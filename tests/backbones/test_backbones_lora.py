@@ -117,7 +117,7 @@ def test_alpha_of_the_metadata_counts(rslora: bool, backbone: Any, tmp_path: Pat
     for layer, alpha in zip(LAYERS, (8, 5), strict=False):
         wanted = parts[layer][1] * (alpha / rank)
         torch.testing.assert_close(adapter[f"{layer}.weight.lora_b"], wanted)
-    plain = read_lora(saved(path, peft(parts)), backbone)  # says nothing: a weight of 1
+    plain = read_lora(saved(path, peft(parts)), backbone)  # without a weight it is 1
     assert torch.equal(plain[f"{LAYERS[0]}.weight.lora_b"], parts[LAYERS[0]][1])
 
 

@@ -73,7 +73,7 @@ def nothing_pending(folder: Path) -> None:
     assert [p for p in folder.rglob("*") if p.suffix in {".tmp", ".part", ".pending"}] == []
 
 
-def test_encode(forks: Forks, world: Path, tmp_path: Path) -> None:
+def test_an_interrupted_encode_says_how_to_go_on(forks: Forks, world: Path, tmp_path: Path) -> None:
     run = forks.start(
         "encode", world / "real" / "train", "-o", "o.d3m", "--backbone", world / "sd",
         "--steps", "5000", "--patience", "5000", "--teacher-samples", "200", "--format", "json",
@@ -87,7 +87,7 @@ def test_encode(forks: Forks, world: Path, tmp_path: Path) -> None:
     nothing_pending(tmp_path)
 
 
-def test_train(forks: Forks, world: Path, tmp_path: Path) -> None:
+def test_an_interrupted_train_says_how_to_go_on(forks: Forks, world: Path, tmp_path: Path) -> None:
     run = forks.start(
         "train", world / "real" / "train", "-o", "bb", "--preset", "tiny", "--format", "json",
         cwd=tmp_path,
@@ -100,7 +100,9 @@ def test_train(forks: Forks, world: Path, tmp_path: Path) -> None:
     nothing_pending(tmp_path)
 
 
-def test_decode_to_a_tree(forks: Forks, world: Path, tmp_path: Path) -> None:
+def test_an_interrupted_decode_to_a_tree_says_how_to_go_on(
+    forks: Forks, world: Path, tmp_path: Path
+) -> None:
     run = forks.start("decode", world / "large.d3m", "-o", "out", "--backbone", world / "sd",
                       cwd=tmp_path)  # fmt: skip
     run.until(lambda: len(list(tmp_path.rglob("*.png"))) > 2)
@@ -113,7 +115,9 @@ def test_decode_to_a_tree(forks: Forks, world: Path, tmp_path: Path) -> None:
     nothing_pending(tmp_path)
 
 
-def test_decode_to_shards(forks: Forks, world: Path, tmp_path: Path) -> None:
+def test_an_interrupted_decode_to_shards_says_how_to_go_on(
+    forks: Forks, world: Path, tmp_path: Path
+) -> None:
     run = forks.start("decode", world / "large.d3m", "-o", "out", "--to", "webdataset",
                       "--backbone", world / "sd", cwd=tmp_path)  # fmt: skip
     run.until(lambda: [p for p in tmp_path.rglob("*.part") if p.stat().st_size])
@@ -121,7 +125,7 @@ def test_decode_to_shards(forks: Forks, world: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".d3pack-export.json"]
 
 
-def test_eval(forks: Forks, world: Path, tmp_path: Path) -> None:
+def test_an_interrupted_eval_says_how_to_go_on(forks: Forks, world: Path, tmp_path: Path) -> None:
     run = forks.start(
         "eval", world / "large.d3m", "--real", world / "real", "--backbone", world / "sd",
         "--protocol", "quick", "--yes", "--work", "w", "--report", "r.html", cwd=tmp_path,
@@ -133,7 +137,7 @@ def test_eval(forks: Forks, world: Path, tmp_path: Path) -> None:
     nothing_pending(tmp_path)
 
 
-def test_verify_decode(forks: Forks, world: Path, tmp_path: Path) -> None:
+def test_an_interrupted_verify_ends_in_one_line(forks: Forks, world: Path, tmp_path: Path) -> None:
     run = forks.start("verify", "--decode", world / "large.d3m", "--backbone", world / "sd",
                       cwd=tmp_path)  # fmt: skip
     run.until("rebuilding 400 probes")
@@ -141,7 +145,7 @@ def test_verify_decode(forks: Forks, world: Path, tmp_path: Path) -> None:
     assert out == "", "no verdict on what was not looked at"
 
 
-def test_demo(forks: Forks, tmp_path: Path) -> None:
+def test_an_interrupted_demo_says_how_to_go_on(forks: Forks, tmp_path: Path) -> None:
     run = forks.start("demo", "-o", "d", cwd=tmp_path)
     run.until("2/4")
     ended(run, "interrupted; run it again and it goes on")
@@ -149,7 +153,9 @@ def test_demo(forks: Forks, tmp_path: Path) -> None:
     nothing_pending(tmp_path)
 
 
-def test_pull(forks: Forks, world: Path, hub: LoopbackHub, tmp_path: Path) -> None:
+def test_an_interrupted_pull_leaves_nothing_half(
+    forks: Forks, world: Path, hub: LoopbackHub, tmp_path: Path
+) -> None:
     data = (world / "large.d3m").read_bytes()
     hub.put("org/set", {"a.d3m": data})
     stall = hub.fault("stall", r"/cdn/", after=len(data) // 2, seconds=60.0)
@@ -163,7 +169,9 @@ def test_pull(forks: Forks, world: Path, hub: LoopbackHub, tmp_path: Path) -> No
     assert (tmp_path / "a.d3m").read_bytes() == data
 
 
-def test_while_libraries_are_imported(world: Path, tmp_path: Path) -> None:
+def test_an_interrupted_import_of_libraries_ends_without_a_traceback(
+    world: Path, tmp_path: Path
+) -> None:
     """The first seconds of a verb go into imports; Ctrl-C is welcome there too."""
     program = """
 import os, signal, sys

@@ -159,7 +159,7 @@ def test_a_reader_that_leaves_early_is_no_failure_of_ours() -> None:
 
 @pytest.mark.parametrize(("where", "words"), [(">&-", "closed"), ("> /dev/full", "No space left")])
 @pytest.mark.parametrize("how", ["", "--format=json"])
-def test_output_that_nobody_takes(where: str, words: str, how: str) -> None:
+def test_a_closed_or_full_output_ends_in_one_line(where: str, words: str, how: str) -> None:
     if where.endswith("full") and not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     line = f"{sys.executable} -m d3pack info {PACK} {how} {where}"

@@ -71,7 +71,9 @@ def test_people_are_told_rates_losses_and_the_time_left(
         (("--stage", "colours", "--preset", "tiny"), "E_USAGE", "colours"),
     ],
 )
-def test_what_cannot_be_meant(tmp_path: Path, args: tuple[str, ...], code: str, words: str) -> None:
+def test_wrong_settings_are_refused_before_training(
+    tmp_path: Path, args: tuple[str, ...], code: str, words: str
+) -> None:
     photos = make_tree(tmp_path / "photos", 2)
     found = call(photos, "-o", tmp_path / "bb", *args).exception
     assert isinstance(found, D3MError), found
@@ -80,7 +82,7 @@ def test_what_cannot_be_meant(tmp_path: Path, args: tuple[str, ...], code: str, 
     assert not (tmp_path / "bb" / "unet").exists()
 
 
-def test_times() -> None:
+def test_durations_have_a_number_and_a_unit() -> None:
     assert [parse_duration(text) for text in ("600s", "90m", "1.5h")] == [600.0, 5400.0, 5400.0]
     for text in ("", "m", "-3m", "1d", "1e9s", "5"):
         with pytest.raises(UsageError, match="invalid duration"):

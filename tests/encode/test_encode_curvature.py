@@ -204,7 +204,7 @@ def test_wide_vectors_are_cut_into_equal_blocks() -> None:
 
 
 def test_blocks_step_as_if_each_were_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside a block that says nothing of it, a block steps as a vector of its own width."""
+    """Beside a block that does not depend on it, a block steps as a vector of its own width."""
     rng = np.random.default_rng(5)
     gradients, losses = rng.standard_normal((4, 10, 2, DIM)), np.ones((4, 10))
     monkeypatch.setattr(curvature, "WIDEST", DIM // 2)

@@ -383,7 +383,7 @@ def test_a_size_that_stays_small_on_the_published_model() -> None:
     assert sizes["i8"] <= 700_000
 
 
-def test_minimax_refuses(world: Path) -> None:
+def test_minimax_refuses_what_it_cannot_tune(world: Path) -> None:
     source = open_source(str(world / "source"))
     tiny_sd(world / "sd")
     dit = str(world / "dit")

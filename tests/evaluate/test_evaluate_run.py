@@ -432,7 +432,7 @@ def test_hard_labels_are_the_classes_whatever_the_teacher_says(world: Path, tmp_
     assert torch.equal(plain.labels, content.labels)
 
 
-def test_pareto_front() -> None:
+def test_a_point_is_on_the_front_if_none_is_smaller_and_as_good() -> None:
     points = [(10, 0.3), (10, 0.2), (20, 0.3), (20, 0.4), (5, 0.1), (40, 0.35)]
     assert sweep.pareto(points) == [True, False, False, True, True, False]
     assert sweep.pareto([(1, 0.5), (1, 0.5)]) == [True, True]
@@ -606,7 +606,7 @@ def test_best_rate_of_each_seed_counts(ranking: None, world: Path, tmp_path: Pat
     assert (both.best, both.rate, both.curve) == (fast.best, 0.05, fast.curve)
 
 
-def test_scores() -> None:
+def test_label_robust_score_and_spread_follow_their_formulas() -> None:
     assert label_robust_score(recovery=-1, improvement=1) == pytest.approx(1)
     assert label_robust_score(recovery=1, improvement=-1) == pytest.approx(0)
     # DD-Ranking's own form: (e^a - e^-1) / (e - e^-1), a = 0.5 IOR - 0.5 HLR

@@ -159,7 +159,7 @@ def test_wrong_carried_backbone_is_refused_when_it_is_used(
     edit(draft)
     path = tmp_path / "bad.d3m"
     path.write_bytes(draft.seal().bytes())
-    opened = d3pack.read(path)  # whoever does not know the feature reads on
+    opened = d3pack.read(path)  # a reader that does not know the feature reads on
     with raises_code(code):
         carried_files(opened)
     with raises_code(code):

@@ -59,7 +59,7 @@ def test_dc() -> None:
     assert [found[151], found[152]] == pytest.approx([0.01, 0.001])
 
 
-def test_minimax_hard() -> None:
+def test_minimax_hard_is_the_training_of_its_scripts() -> None:
     protocol = protocols.MINIMAX_HARD
     assert (protocol.student, protocol.norm, protocol.size) == ("resnetap10", "instance", 224)
     assert protocol.optimizer == SGD(lr=0.01, momentum=0.9, weight_decay=5e-4)
@@ -111,7 +111,9 @@ def test_dd_ranking() -> None:
     ("name", "factor", "student", "size"),
     [("rded-soft", 2, "resnet18-imagenet", 224), ("rded-soft-small", 1, "resnet18", None)],
 )
-def test_rded_soft(name: str, factor: int, student: str, size: int | None) -> None:
+def test_rded_soft_is_the_training_of_its_scripts(
+    name: str, factor: int, student: str, size: int | None
+) -> None:
     protocol = PROTOCOLS[name]
     assert (protocol.student, protocol.norm, protocol.size) == (student, "batch", size)
     assert protocol.optimizer == AdamW(lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01)

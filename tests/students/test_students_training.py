@@ -287,7 +287,7 @@ def test_fit_crops_the_middle_and_keeps_what_fits() -> None:
     assert torch.equal(fit(flat, 5), torch.full((1, 3, 5, 5), 77, dtype=torch.uint8))
 
 
-def test_statistics() -> None:
+def test_statistics_are_mean_and_deviation_of_channels() -> None:
     images = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
     images[:2, 1] = 255
     mean, std = statistics(images)

@@ -125,7 +125,7 @@ def test_nothing_done_is_nothing_lost(tmp_path: Path) -> None:
         ("extra", {}, {"lr": 1}, 'extra was {} when this work began and is {"lr": 1} now'),
     ],
 )
-def test_what_was_chosen_otherwise(
+def test_a_setting_that_differs_from_the_first_run_is_named(
     tmp_path: Path, name: str, was: Any, now: Any, said: str
 ) -> None:
     first = Journal(tmp_path / "w", {name: was})
