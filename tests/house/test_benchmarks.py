@@ -12,7 +12,7 @@ import pytest
 from places import ROOT
 
 from benchmarks import __main__ as runner
-from benchmarks import readme, results, resume, resume_peers
+from benchmarks import fuzz, readme, results, resume, resume_peers
 from benchmarks.many import plan
 from benchmarks.results import KEYS, RESULTS, load, save
 
@@ -21,7 +21,7 @@ from benchmarks.results import KEYS, RESULTS, load, save
 def test_committed_result_follows_the_schema(path: Path) -> None:
     record = json.loads(path.read_text(encoding="utf-8"))
     assert set(record) == KEYS
-    assert record["figures"]
+    assert all(record.values()), "what was not recorded is called so"
     assert record["command"].startswith("python ")
 
 
@@ -30,6 +30,16 @@ def test_saved_result_is_loaded_again(tmp_path: Path) -> None:
     assert set(json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))) == KEYS
     assert load(tmp_path / "x.json") == {"rate": 1.5}
     assert load(tmp_path / "missing.json") == {}
+
+
+@pytest.mark.e2e
+def test_fuzzing_goes_on_behind_the_inputs_of_before() -> None:
+    first = fuzz.more("embeddings", {}, 40)
+    second = fuzz.more("embeddings", first, 30)
+    whole = fuzz.more("embeddings", {}, 70)
+    assert (second["inputs"], second["next"], second["faults"]) == (70, fuzz.FIRST + 70, [])
+    assert second["codes"] == whole["codes"]
+    assert {"images", "sources"} < set(fuzz.targets())
 
 
 def test_guide_shows_the_committed_table_of_resumed_loaders() -> None:
