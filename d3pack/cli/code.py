@@ -16,7 +16,7 @@ from d3pack.cli._fields import (
 )
 from d3pack.cli.encode import PART, Encode
 from d3pack.encode import EncodeSettings
-from d3pack.system import Shard, Workers, device_option, option
+from d3pack.system import Shard, Workers, option, same_option
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +33,15 @@ class Code:
     bytes_per_image: float = option(
         17.0, "Bytes of each image, at most; two levels take 3.", ge=3, le=100_000
     )
-    tried: int = option(
-        1, "Choices tried at each level; more come nearer and take longer.", ge=1, le=256
-    )
-    backbone: str | None = option(
-        None, "Diffusion model: mini, a directory in diffusers' layout, or org/name."
-    )
-    device: str | None = device_option()
-    seed: int = option(0, "Decides the noise that codes choose from.", ge=0, lt=2**63)
-    class_names: Path | None = option(None, "CSV or JSON: folder to name.")
-    dry_run: bool = option(False, "Print classes, plan, time and bytes; do nothing.")
+    tried: int = same_option(EncodeSettings, "code_tried", flag="--tried")
+    backbone: str | None = same_option(EncodeSettings, "backbone")
+    device: str | None = same_option(EncodeSettings, "device")
+    seed: int = same_option(EncodeSettings, "seed")
+    class_names: Path | None = same_option(Encode, "class_names")
+    dry_run: bool = same_option(Encode, "dry_run")
     shard: Shard | None = shard_option(PART)
     workers: Workers = workers_field()
-    restart: bool = option(False, "Discard what an earlier run left.")
+    restart: bool = same_option(Encode, "restart")
     overwrite: bool = overwrite_option()
     format: Format = format_option("How progress is printed; json: events as lines.")
 

@@ -76,6 +76,7 @@ class Encode:
         """Encode, or print what encoding would take."""
         from d3pack.encode import check_output
         from d3pack.sources import open_source
+        from d3pack.system import resolve_device
 
         if self.output is None and not self.dry_run:
             raise UsageError("no output", hint="name one with -o out.d3m, or pass --dry-run")
@@ -84,6 +85,8 @@ class Encode:
         without_shard(self.workers, self.shard)
         if self.output is not None:
             check_output(self.output)
+        if not self.workers.wanted:  # which may be on other machines
+            resolve_device(self.settings.device)  # now: to open a large source takes long
         settings = replace(self.settings, method_settings=self.method_settings)
         source = open_source(
             self.source,

@@ -90,8 +90,7 @@ def estimate_encode(
         `classes`, `counts` of their images, the `plan` as JSON, its `lines` for a person, the
         `bytes` of the pack, `seconds` by stage and `seconds_total` on this machine.
     """
-    settings = settings or EncodeSettings()
-    source = _opened(source, settings)
+    source, settings = _opened(source), settings or EncodeSettings()
     job = _prepare(method or open_method(settings.method), source, settings, None)[0]
     plan, estimate = job.describe(), job.estimate()
     return {
@@ -157,7 +156,7 @@ def encode(
     output = check_output(output)
     work = _beside(output, ".work")
     if workers is not None and workers.wanted:
-        opened = source if isinstance(source, Source) else open_source(source)
+        opened = _opened(source)
         if output.exists() and not overwrite and not work.exists():
             _refuse(output)  # now, and not after the work
         if restart:
@@ -172,7 +171,7 @@ def encode(
             most=len(opened.classes),
         )
         return pack
-    whole = _Encoding(_opened(source, settings), settings, method, teachers, listeners)
+    whole = _Encoding(_opened(source), settings, method, teachers, listeners)
     return whole.write(work, output, restart=restart, overwrite=overwrite, estimate=estimate)
 
 
@@ -219,7 +218,7 @@ def encode_shard(
         >>> encode_shard("photos/", "photos.d3m", Shard(3, 8), wait=True)  # doctest: +SKIP
     """
     output = check_output(output)
-    encoding = _Encoding(_opened(source, settings), settings, method, teachers, listeners)
+    encoding = _Encoding(_opened(source), settings, method, teachers, listeners)
     return encoding.do_share(_beside(output, ".parts"), shard, restart=restart, wait=wait)
 
 
@@ -260,7 +259,7 @@ def merge(
     if source is None:
         source = call.open()
     work = _beside(output, ".work")
-    encoding = _Encoding(_opened(source, call.settings), call.settings, method, teachers, listeners)
+    encoding = _Encoding(_opened(source), call.settings, method, teachers, listeners)
     return encoding.write(work, output, overwrite=overwrite, parts=folders, shards=count)
 
 
@@ -440,9 +439,7 @@ def _beside(output: Path | ObjectPath, suffix: str) -> Part:
     return output.parent / f"{output.name}{suffix}"
 
 
-def _opened(source: Source | str | Path, settings: EncodeSettings | None) -> Source:
-    """Open the source, which may take long, once the device is known to be there."""
-    resolve_device(settings.device if settings else None)
+def _opened(source: Source | str | Path) -> Source:
     return source if isinstance(source, Source) else open_source(source)
 
 

@@ -21,6 +21,7 @@ from d3pack.system import (
     parse_duration,
     parse_size,
     plain,
+    same_option,
 )
 
 Sampler = Literal["ddim", "dpmpp-2m", "euler", "lcm"]
@@ -363,20 +364,17 @@ class ModesSettings:
 class ImportSettings:
     """How images are made of imported embeddings."""
 
-    images_per_class: int = option(10, "Images per class.", flag="--ipc", ge=1, le=2**20)
-    seed: int = option(0, "Decides the noise of all images.", ge=0, lt=2**63)
-    codec: str = option("f16", "How vectors are stored.", choices=tuple(PROMPT_CODECS))
-    size: tuple[int, int] | None = option(
-        None,
-        "Size of the images in pixels; that of the backbone.",
-        ge=1,
-        parse=parse_side,
-        expected="an integer or HEIGHTxWIDTH",
-        metavar="SIZE",
+    images_per_class: int = same_option(
+        EncodeSettings, "images_per_class", default=10, help="Images per class."
     )
-    sampler: Sampler | None = option(None, "How noise becomes an image.")
-    sampler_steps: int | None = option(None, "Steps of the sampler.", ge=1)
-    guidance: float | None = option(None, "Weight of the prompt.", ge=0, le=100)
+    seed: int = same_option(EncodeSettings, "seed")
+    codec: str = same_option(EncodeSettings, "codec", default="f16")
+    size: tuple[int, int] | None = same_option(
+        EncodeSettings, "size", help="Size of the images in pixels; that of the backbone."
+    )
+    sampler: Sampler | None = same_option(EncodeSettings, "sampler")
+    sampler_steps: int | None = same_option(EncodeSettings, "sampler_steps")
+    guidance: float | None = same_option(EncodeSettings, "guidance", help="Weight of the prompt.")
 
     def __post_init__(self) -> None:
         check(self)

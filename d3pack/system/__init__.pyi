@@ -57,6 +57,7 @@ from d3pack.system.settings import nested as nested
 from d3pack.system.settings import option as option
 from d3pack.system.settings import options_of as options_of
 from d3pack.system.settings import plain as plain
+from d3pack.system.settings import same_option as same_option
 from d3pack.system.shard import BusyError as BusyError
 from d3pack.system.shard import Shard as Shard
 from d3pack.system.shard import WaitingError as WaitingError

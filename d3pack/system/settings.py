@@ -263,6 +263,19 @@ def argument(
     )
 
 
+def same_option(kind: Any, name: str, **changes: Any) -> Any:
+    """Declare a setting that another class of settings has, with its flag, bounds and help.
+
+    Args:
+        kind: the other class.
+        name: the setting, under whatever name it has there.
+        changes: arguments of `option` that differ here: `default`, `help`, `flag`, `group`.
+    """
+    (other,) = (field for field in dataclasses.fields(kind) if field.name == name)
+    default = changes.pop("default", other.default)
+    return _field(default, **{**other.metadata[_KEY], "group": "", **changes})
+
+
 def nested(kind: type, *, group: str = "") -> Any:
     """Declare a field that holds settings of another class; their flags stand among these.
 

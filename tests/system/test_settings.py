@@ -25,6 +25,7 @@ from d3pack.system.settings import (
     option,
     options_of,
     plain,
+    same_option,
 )
 
 
@@ -210,3 +211,23 @@ def test_types_that_settings_cannot_have_are_an_error_of_the_class() -> None:
 
     with pytest.raises(TypeError, match="settings cannot be of type"):
         options_of(Wrong)
+
+
+def test_a_setting_of_another_class_keeps_its_bounds_under_another_default() -> None:
+    @dataclass(frozen=True, slots=True)
+    class Other:
+        many: int = option(10, "Images.", flag="--many", ge=1, group="images")
+
+    @dataclass(frozen=True, slots=True)
+    class Same:
+        few: int = same_option(Other, "many", default=2, help="Fewer.")
+
+        def __post_init__(self) -> None:
+            check(self)
+
+    (declared,) = options_of(Same)
+    assert (declared.name, declared.flag, declared.default) == ("few", "--many", 2)
+    assert (declared.help, declared.group) == ("Fewer.", "")
+    assert Same().few == 2
+    with pytest.raises(SettingError, match="invalid few 0: expected an integer of at least 1"):
+        Same(0)
