@@ -25,7 +25,7 @@ class Preview:
     """
 
     pack: str = pack_argument()
-    output: Path = option(REQUIRED, "A .png or .webp sheet, or an .html page.", short="-o")
+    output: Path = option(REQUIRED, "A .png or .webp contact sheet, or an .html page.", short="-o")
     most_classes: int = option(20, "Classes shown, spread over the pack.", ge=1)
     images_per_class: int = option(8, "Images per class.", flag="--ipc", ge=1)
     device: str | None = device_option()
@@ -33,7 +33,7 @@ class Preview:
     format: Format = format_option()
 
     def run(self) -> None:
-        """Decode a few images and write the sheet or the page."""
+        """Decode a few images and write the contact sheet or the page."""
         from d3pack.hub import load
         from d3pack.system import replace_file
 
@@ -53,7 +53,7 @@ class Preview:
             _out.say(f"wrote {self.output} ({len(data):,} bytes)")
 
     def _drawn(self, pack: Pack) -> bytes:
-        """The bytes of the sheet or the page."""
+        """The bytes of the contact sheet or the page."""
         import io
 
         from d3pack.decode import Decoder, local_backbone, verify_probes

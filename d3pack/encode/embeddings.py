@@ -284,7 +284,7 @@ def _check_template(vectors: Array, template: str, backbone: Backbone) -> None:
 
 def _read(path: Path) -> tuple[str, list[Array]]:
     if path.stat().st_size > MAX_BYTES:
-        raise UsageError(f"{path.name} has more than {MAX_BYTES} bytes: it is no embedding")
+        raise UsageError(f"{path.name} has more than {MAX_BYTES} bytes, too many for an embedding")
     tensors, metadata = _load(path)
     values = tensors.get("string_to_param", tensors)
     if isinstance(values, Mapping) and {_LEFT, _RIGHT} <= set(values):
@@ -340,7 +340,9 @@ def _check_zip(path: Path) -> None:
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise UsageError(f"{path.name} is compressed, which torch never does")
     if sum(entry.file_size for entry in entries) > MAX_BYTES:
-        raise UsageError(f"{path.name} unpacks to more than {MAX_BYTES} bytes: it is no embedding")
+        raise UsageError(
+            f"{path.name} unpacks to more than {MAX_BYTES} bytes, too many for an embedding"
+        )
 
 
 def _vectors(file: str, value: Any) -> Array:
@@ -354,7 +356,7 @@ def _vectors(file: str, value: Any) -> Array:
     if value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise UsageError(f"{file} holds values of {value.dtype}, expected float32 or float16")
     if value.numel() * value.element_size() > MAX_BYTES:
-        raise UsageError(f"{file} has more than {MAX_BYTES} bytes: it is no embedding")
+        raise UsageError(f"{file} has more than {MAX_BYTES} bytes, too many for an embedding")
     vectors = value.detach().float().resolve_neg()
     if vectors.ndim not in (1, 2) or not vectors.numel() or not vectors.isfinite().all():
         raise UsageError(f"{file} holds no finite vectors, but shape {tuple(value.shape)}")

@@ -114,7 +114,7 @@ def read(source: Source) -> Pack:
     Raises:
         InvalidPackError: a rule is broken; `code` says which, see section 11 of the format.
         NotFoundError: there is no file at the path, or it cannot be read.
-        UsageError: it is no regular file.
+        UsageError: it is not a regular file.
 
     Example:
         >>> import d3pack

@@ -316,7 +316,7 @@ def read_facts(folder: Path | ObjectPath) -> dict[str, Any]:
     """
     path = folder / _FACTS
     if not path.exists():
-        raise JournalError(f"{folder.name} is no work directory")
+        raise JournalError(f"{folder.name} is not a work directory")
     return _read(path, "make it again")[1]
 
 

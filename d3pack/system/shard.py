@@ -37,7 +37,7 @@ class Shard:
         """Read "3/8": the third of eight.
 
         Raises:
-            UsageError: if it is no share.
+            UsageError: if it is not a share.
         """
         match = re.fullmatch(r"([0-9]{1,5})/([0-9]{1,5})", text)
         if match is None:

@@ -208,7 +208,7 @@ def test_merge_takes_parts_alone(world: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="there is no part"):
         merge([tmp_path / "1-of-2"], tmp_path / "x.d3m")
     (tmp_path / "1-of-2").mkdir()
-    with pytest.raises(JournalError, match="1-of-2 is no work directory"):
+    with pytest.raises(JournalError, match="1-of-2 is not a work directory"):
         merge([tmp_path / "1-of-2"], tmp_path / "x.d3m")
 
 
