@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     known = targets()
     parser = argparse.ArgumentParser(prog="python -m benchmarks fuzz", description=WHAT)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"[{', '.join(known)}]")
-    parser.add_argument("-n", type=int, default=100_000, help="inputs more of each target")
+    parser.add_argument("-n", type=int, default=100_000, help="further inputs for each target")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "fuzz.json")
     args = parser.parse_args(argv)
     if unknown := set(args.targets) - set(known):

@@ -12,8 +12,8 @@
     ├── SourceError                 exit 7   the real images cannot be used
     └── NoSpaceError                exit 1   the disk is full; nothing is lost
 
-Rooms add their own: `d3pack.sources` BadImageError, `d3pack.dataset` TransformError and those of
-an index that is none or out of range (also TypeError and IndexError), `d3pack.teachers`
+Rooms add their own: `d3pack.sources` BadImageError, `d3pack.dataset` TransformError and two for an
+index that is out of range or is not one (also IndexError and TypeError), `d3pack.teachers`
 TeacherError, `d3pack.system` JournalError, SettingError, BusyError and WaitingError (exit 8). A
 class is something to catch; a code says exactly what is wrong. Codes are stable: scripts and the
 conformance corpus (`spec/vectors/index.json`) rely on them.

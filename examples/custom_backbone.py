@@ -18,7 +18,7 @@ from torch import Tensor
 from d3pack.backbones import lock_directory
 from d3pack.backbones.stable_diffusion import LAYOUT, StableDiffusion
 
-__all__ = ["KIND", "LAYOUT", "Grey"]
+__all__ = ["LAYOUT", "Grey"]
 
 KIND = "grey-stable-diffusion"
 

@@ -23,7 +23,7 @@ import click
 from click.exceptions import Exit, NoArgsIsHelpError
 
 from d3pack.cli import _completion
-from d3pack.errors import D3MError, UsageError
+from d3pack.errors import D3MError, InvalidPackError, UsageError
 from d3pack.system import Option, SettingError, options_of
 
 if TYPE_CHECKING:
@@ -252,6 +252,8 @@ class _Command(click.Command):
             labels = {flag.option.name: flag.label for flag in self.flags}
             label = labels.get(error.name, error.name)
             raise SettingError(label, error.value, self._with_flags(error.expected)) from None
+        except InvalidPackError:  # names fields of a pack, not settings
+            raise
         except D3MError as error:
             error.args = tuple(self._with_flags(str(text)) for text in error.args)
             error.hint = self._with_flags(error.hint)
@@ -263,7 +265,8 @@ class _Command(click.Command):
             name, label = flag.option.name, flag.label
             text = re.sub(rf"\b{name}=True\b", label, text)
             text = re.sub(rf"\b{name}=(?=[\w\"'])", f"{label} ", text)
-            text = re.sub(rf"(?<!')\b{name}{'=?' if '_' in name else '='}(?![\w'])", label, text)
+            bare = rf"(?<!['./])\b{name}{'=?' if '_' in name else '='}(?!\w|'|\.\w)"
+            text = re.sub(bare, label, text)  # and not in a value or a file's name
         return text
 
     def _built(self, kind: type, path: tuple[str, ...], values: dict[tuple[str, ...], Any]) -> Any:

@@ -26,7 +26,7 @@ class Preview:
 
     pack: str = pack_argument()
     output: Path = option(REQUIRED, "A .png or .webp contact sheet, or an .html page.", short="-o")
-    most_classes: int = option(20, "Classes shown, spread over the pack.", ge=1)
+    most_classes: int = option(20, "Classes shown, at most, spread over the pack.", ge=1)
     images_per_class: int = option(8, "Images per class.", flag="--ipc", ge=1)
     device: str | None = device_option()
     backbone: str | None = backbone_option()

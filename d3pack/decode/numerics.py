@@ -73,7 +73,9 @@ def choose_numerics(
             known = ", ".join(map(repr, SWITCHES))
             raise UsageError(f"unknown switch {switch!r}: expected one of {known}")
     if "tiny_vae" in chosen and not tiny_vae:
-        raise UsageError("the switch tiny_vae needs an autoencoder", hint="give its directory")
+        raise UsageError(
+            "the switch 'tiny_vae' needs an autoencoder", hint="give its directory as tiny_vae="
+        )
     computed = torch.bfloat16 if "bf16" in chosen else exact
     return Numerics("fast", computed, tuple(sorted(chosen)), Path(tiny_vae) if tiny_vae else None)
 

@@ -34,7 +34,7 @@ class Call:
         """Open the source of the shard."""
         if self.source is None:
             raise UsageError(
-                "the shards were given a source without an address", hint="name the source"
+                "the shards were given a source without an address", hint="name the real images"
             )
         return open_source(**self.source)
 

@@ -48,7 +48,11 @@ def parse_labels(text: str) -> tuple[LabelKind, int]:
 def parse_updates(text: str) -> int:
     """Return the updates of a training: their number, or the name of a protocol that has one."""
     length = PROTOCOLS[text].length if text in PROTOCOLS else None
-    return length.count if isinstance(length, Updates) else int(text)
+    if isinstance(length, Updates):
+        return length.count
+    if not re.fullmatch(r"[0-9]+", text):
+        raise ValueError
+    return int(text)
 
 
 @dataclass(frozen=True, slots=True)

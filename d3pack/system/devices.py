@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def device_option() -> Any:
     """Declare the device to work on; see `option`."""
     return option(
-        None, "cpu, cuda, cuda:1, ...; without it CUDA, where there is one.", private=True
+        None, "cpu, cuda, cuda:1, ...; without it, CUDA where there is one.", private=True
     )
 
 

@@ -148,12 +148,15 @@ def create_file(path: Path, data: bytes) -> None:
     try:
         temporary.write_bytes(data)
         _sync(temporary)
-        os.link(temporary, path)
-    except OSError as error:
-        if error.errno in FULL:
-            raise
-        with suppress(FileExistsError), path.open("xb") as file:  # a file system without links
-            file.write(data)
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            with suppress(FileExistsError), path.open("xb") as file:  # a file system without links
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -268,12 +268,14 @@ def same_option(kind: Any, name: str, **changes: Any) -> Any:
 
     Args:
         kind: the other class.
-        name: the setting, under whatever name it has there.
+        name: its name there.
         changes: arguments of `option` that differ here: `default`, `help`, `flag`, `group`.
     """
     (other,) = (field for field in dataclasses.fields(kind) if field.name == name)
-    default = changes.pop("default", other.default)
-    return _field(default, **{**other.metadata[_KEY], "group": "", **changes})
+    default, kept = changes.pop("default", other.default), other.metadata[_KEY]
+    if unknown := changes.keys() - kept.keys():
+        raise TypeError(f"{', '.join(sorted(unknown))} cannot differ")
+    return _field(default, **{**kept, "group": "", **changes})
 
 
 def nested(kind: type, *, group: str = "") -> Any:

@@ -48,6 +48,7 @@ def test_the_device_is_explained_once() -> None:
         ("--size x12", "invalid --size 'x12': expected an integer or HEIGHTxWIDTH"),
         ("--size 1_2", "invalid --size '1_2': expected an integer or HEIGHTxWIDTH"),
         ("--ipc +3", "invalid --ipc '+3': expected an integer from 1 to 1048576"),
+        ("--for-updates 1_0", "expected an integer, quick or standard"),
         ("--ipc 1_0", "invalid --ipc '1_0': expected an integer from 1 to 1048576"),
         ("--labels top\u0663", "expected none, dense, or top1, top2, ..."),
     ],
@@ -68,3 +69,19 @@ def test_an_unknown_switch_is_told_with_those_that_there_are(tmp_path: Path) -> 
     done = invoke("decode", PACK, "-o", tmp_path / "x", "--fast", "foo")
     assert done.exit_code == 2
     assert "'compile', 'tiny_vae'" in done.stderr
+
+
+def test_names_in_faults_of_packs_and_of_files_stay_as_they_are(tmp_path: Path) -> None:
+    bad = ROOT / "spec" / "vectors" / "invalid" / "field-missing.d3m"
+    told = {
+        verb: invoke(*words, "--format", "json").stderr
+        for verb, words in {
+            "info": ("info", bad),
+            "preview": ("preview", bad, "-o", tmp_path / "x.png"),
+        }.items()
+    }
+    assert "--ipc" not in told["preview"]
+    assert told["preview"] == told["info"]
+    done = invoke("preview", tmp_path / "images_per_class.d3m", "-o", tmp_path / "x.png")
+    assert done.exit_code == 5
+    assert "images_per_class.d3m" in done.stderr

@@ -21,7 +21,7 @@ from tiny_backbones import tiny_pack, tiny_sd
 import d3pack
 from d3pack.format.pack import Probes
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.posix]
 
 AGAIN = "interrupted; run the same command again and it goes on"
 

@@ -225,7 +225,9 @@ def stateful(pack: Pack, backbone: Path, how: str) -> Any:
     )
 
 
-@pytest.mark.parametrize("how", ["loader", "sampler", "workers"])
+@pytest.mark.parametrize(
+    "how", ["loader", "sampler", pytest.param("workers", marks=pytest.mark.posix)]
+)
 def test_stateful_data_loader_resumes(
     pack: Pack, backbone: Path, expected: Tensor, how: str
 ) -> None:

@@ -323,6 +323,7 @@ def test_disk_store_is_valid_after_kill_9(tmp_path: Path) -> None:
         store.close()
 
 
+@pytest.mark.linux
 @pytest.mark.heavy
 def test_disk_store_reads_in_constant_memory(tmp_path: Path) -> None:
     """200 MB more of images, not 20 MB more of resident memory."""

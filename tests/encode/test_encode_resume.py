@@ -13,7 +13,7 @@ from encode_server import Server
 from encode_world import CLASSES, make_tree, save_classifier
 from tiny_backbones import tiny_dit
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.posix]
 
 
 @pytest.fixture(scope="module")

@@ -81,6 +81,7 @@ def test_crashes_happen_before_and_after_the_rename(crashes: Any) -> None:
     assert new in killed, "a kill between the rename and the directory's fsync"
 
 
+@pytest.mark.posix
 def test_writer_sets_permissions_by_umask_or_keeps_them(tmp_path: Path) -> None:
     path = tmp_path / "x.d3m"
     before = os.umask(0o027)

@@ -47,6 +47,7 @@ def raising(error: BaseException) -> Any:
 # -- files ------------------------------------------------------------------------------------
 
 
+@pytest.mark.posix
 def test_a_file_and_its_folder_are_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed = []
     real = os.fsync
@@ -131,6 +132,7 @@ def test_writers_at_the_same_time_use_names_of_their_own(tmp_path: Path) -> None
     assert os.listdir(tmp_path) == ["x"]
 
 
+@pytest.mark.posix
 def test_permissions_stay_and_links_are_followed(tmp_path: Path) -> None:
     (tmp_path / "real").write_bytes(b"old")
     (tmp_path / "real").chmod(0o640)
