@@ -201,8 +201,11 @@ def test_hours_of_pilots_and_of_rows_to_come_are_not_overlooked(
     last = capsys.readouterr().err.splitlines()[-1]
     assert "E_LONG" in last
     assert "1 student and 10 pilots" in last  # a pilot is a quarter of a student: 7,000 s
-    assert "fewer baselines or seeds" in last
+    assert "choose protocol quick" in last
     assert command(world, monkeypatch, *args, "--baseline", "webp", "--yes") == 0
+    monkeypatch.setitem(PROTOCOLS, "quick", replace(BLINK, name="quick"))
+    assert command(world, monkeypatch, *args, "--baseline", "webp", "--seeds", "9") == 2
+    assert "choose fewer baselines or seeds" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_pilots_have_one_rate(
