@@ -25,6 +25,7 @@ from d3pack.encode import EncodeSettings, encode
 from d3pack.evaluate import EvalSettings, evaluate
 from d3pack.sources import open_source
 from d3pack.students import Protocol
+from d3pack.teachers import SAMPLES
 
 WHAT = (__doc__ or "").partition("\n")[0]
 
@@ -97,8 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--ipc", type=int, default=50)
     parser.add_argument("--encodings", type=int, default=3)
-    usual = EncodeSettings().teacher_samples
-    parser.add_argument("--teacher-samples", type=int, nargs="+", default=[usual])
+    parser.add_argument("--teacher-samples", type=int, nargs="+", default=[SAMPLES])
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "again.json")
     args = parser.parse_args(argv)
     settings = EncodeSettings(images_per_class=args.ipc, candidates=1)

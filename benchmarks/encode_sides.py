@@ -22,9 +22,10 @@ from d3pack.encode import D3MSettings, EncodeSettings
 from d3pack.encode.methods.d3m.collages import Collages, make_collages
 from d3pack.encode.methods.d3m.inversion import DONE, Inversion
 from d3pack.encode.methods.d3m.method import D3MJob, prepare, round_trip
+from d3pack.encode.teaching import small_teacher
 from d3pack.sources import Source
 from d3pack.system import Arrays, Events, Journal, all_plain
-from d3pack.teachers import Cut, Teacher, teacher_config, teacher_key, train_teacher
+from d3pack.teachers import Cut, Teacher, teacher_key, train_teacher
 
 Array = npt.NDArray[Any]
 Point = dict[str, Any]  # of a curve: samples, loss and seconds
@@ -41,7 +42,7 @@ class Terms:
     examined: int = 3
     peer_steps: int = SCRIPT["steps"]
     triples: int = 1536
-    teacher_samples: int = EncodeSettings().teacher_samples
+    teacher_samples: int | None = None
     seed: int = 0
     own: D3MSettings = field(default_factory=D3MSettings)
 
@@ -173,9 +174,8 @@ class Sides:
     @cached_property
     def teacher(self) -> Teacher:
         """The teacher of the source; a training that was stopped begins anew, to be timed."""
-        config = teacher_config(
-            self.job.plan.typical, self.settings.teacher_samples, self.settings.seed
-        )
+        plan = self.job.plan
+        config = small_teacher(plan, self.settings, "cpu", choosing=not plan.makes_images)
         key, folder = teacher_key(self.source, config), self.folder / "teacher"
         if "teacher" not in self.journal:
             shutil.rmtree(folder, ignore_errors=True)

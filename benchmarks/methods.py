@@ -49,7 +49,7 @@ from d3pack.sources import open_source
 from d3pack.students import fit
 from d3pack.students.real import RealImages, common_size
 from d3pack.system import Events, Journal, plain, replace_folder, resolve_device, write_json
-from d3pack.teachers import Teacher, batched, teacher_config, train_teacher
+from d3pack.teachers import SAMPLES, Teacher, batched, teacher_config, train_teacher
 
 WHAT = (__doc__ or "").partition("\n")[0]
 MOST = 50  # images of a class
@@ -218,7 +218,7 @@ class Run:
         *,
         ways: Mapping[str, Way] = WAYS,
         most: int = MOST,
-        teacher_samples: int = EncodeSettings().teacher_samples,
+        teacher_samples: int = SAMPLES,
     ) -> None:
         train, test = (open_source(real, split=split) for split in ("train", "test"))
         self.size = common_size(test)
@@ -389,7 +389,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--ipc", default="10,50")
     parser.add_argument("--protocols", default="quick,standard")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--teacher-samples", type=int, default=EncodeSettings().teacher_samples)
+    parser.add_argument("--teacher-samples", type=int, default=SAMPLES)
     parser.add_argument("--list", action="store_true", help="name the methods, measure nothing")
     args = parser.parse_args(arguments)
     if args.list:

@@ -38,6 +38,7 @@ from d3pack.sources import open_source
 from d3pack.students import PROTOCOLS, lengths
 from d3pack.students.real import RealImages, common_size
 from d3pack.system import Events
+from d3pack.teachers import SAMPLES
 
 WHAT = "Packs of 1 to 100 kB beside every baseline: accuracy on real test images"
 FORMATS = {format.name: format for format in baselines.PAYLOADS}
@@ -272,9 +273,7 @@ def parser(description: str | None = __doc__) -> argparse.ArgumentParser:
     parser.add_argument("--protocol", default="standard", choices=("quick", "standard"))
     parser.add_argument("--images", type=int, help="of a class that packs make [by pilots]")
     parser.add_argument("--guidance", type=float, help="of packs [by measurement, for each]")
-    parser.add_argument(
-        "--teacher-samples", type=int, default=EncodeSettings().teacher_samples, help="of encode"
-    )
+    parser.add_argument("--teacher-samples", type=int, default=SAMPLES, help="of encode")
     return parser
 
 

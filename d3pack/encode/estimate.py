@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from d3pack.encode.plan import EncodePlan
 from d3pack.encode.settings import EncodeSettings
+from d3pack.encode.teaching import small_teacher
 from d3pack.sources import Source
-from d3pack.teachers import Muon, SmallResNet, teacher_config, teacher_loss
+from d3pack.teachers import Muon, SmallResNet, teacher_loss
 
 
 def seconds_of(work: Callable[[], Any]) -> float:
@@ -30,9 +32,16 @@ def wait_for_device() -> None:
         torch.cuda.synchronize()
 
 
-def teacher_seconds(source: Source, typical: int, settings: EncodeSettings, device: str) -> float:
+def teacher_seconds(
+    source: Source,
+    plan: EncodePlan,
+    settings: EncodeSettings,
+    device: str,
+    *,
+    choosing: bool = False,
+) -> float:
     """Return the seconds that the training of a small teacher takes."""
-    config = teacher_config(typical, settings.teacher_samples, settings.seed, device)
+    config = small_teacher(plan, settings, device, choosing=choosing)
     net = SmallResNet(len(source.classes), config.widths).to(device)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = Muon(net, config)

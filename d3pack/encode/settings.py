@@ -185,8 +185,12 @@ class EncodeSettings:
     teacher_map: Path | None = option(
         None, "CSV or JSON: class to the teacher's label.", private=True, group="teacher"
     )
-    teacher_samples: int = option(
-        250_000, "Images that the training of a small teacher sees.", ge=0, group="teacher"
+    teacher_samples: int | None = option(
+        None,
+        "Images that the training of a small teacher sees; 250000, or 12500 a class where it only "
+        "chooses what prompts learn from.",
+        ge=0,
+        group="teacher",
     )
     method_settings: Any = None  # an instance of the method's `settings`; None: its defaults
 

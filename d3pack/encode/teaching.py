@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 from d3pack.encode.contract import EncodeRun
+from d3pack.encode.plan import EncodePlan
 from d3pack.encode.settings import EncodeSettings
 from d3pack.errors import NotFoundError, UsageError
 from d3pack.system import replace_file
 from d3pack.teachers import (
+    SAMPLES,
     Teacher,
+    TeacherConfig,
     TransformersTeacher,
     check_teacher,
     teacher_config,
@@ -17,6 +21,7 @@ from d3pack.teachers import (
     train_teacher,
 )
 
+CHOOSING = 12_500  # images a class that a teacher learns from to choose patches, and nothing else
 _KEY = "teacher key"  # in the journal: which teacher of the cache the run began with
 _WEIGHTS = "teacher.safetensors"  # in the journal of the shard that has trained it for all
 
@@ -38,16 +43,36 @@ def check_named_teacher(settings: EncodeSettings) -> None:
         raise NotFoundError(f"there is no table of labels {table}")
 
 
-def open_teacher(run: EncodeRun, typical: int) -> Teacher:
+def small_teacher(
+    plan: EncodePlan, settings: EncodeSettings, device: str, *, choosing: bool = False
+) -> TeacherConfig:
+    """Return how a small teacher of the plan's source is trained.
+
+    Args:
+        plan: of the job.
+        settings: what the user has set stays as it is.
+        device: where it is trained.
+        choosing: whether it only tells which photographs are typical of their class, which takes
+            much less than to pick or label images: prompts learned from these teach as much.
+    """
+    samples = SAMPLES if settings.teacher_samples is None else settings.teacher_samples
+    config = teacher_config(plan.typical, samples, settings.seed, device)
+    if settings.teacher_samples is None and choosing:
+        config = replace(config, samples=min(config.samples, CHOOSING * len(plan.classes)))
+    return config
+
+
+def open_teacher(run: EncodeRun, plan: EncodePlan, *, choosing: bool = False) -> Teacher:
     """Return a teacher trained on the source's images, or a `transformers` classifier.
 
     A run that goes on must have the teacher that it began with, whatever its path holds now.
 
     Args:
         run: the run.
-        typical: shorter side of the source's images.
+        plan: its plan.
+        choosing: whether it only tells which photographs are typical of their class.
     """
-    teacher = _open(run, typical)
+    teacher = _open(run, plan, choosing)
     _check_same(run, "teacher", str(teacher.record["sha256"]))
     if run.settings.teacher_map is not None:
         table = run.settings.teacher_map.read_bytes()
@@ -65,7 +90,7 @@ def _check_same(run: EncodeRun, name: str, digest: str) -> None:
         )
 
 
-def _open(run: EncodeRun, typical: int) -> Teacher:
+def _open(run: EncodeRun, plan: EncodePlan, choosing: bool) -> Teacher:
     settings, journal, context = run.settings, run.journal, run.context
     table = settings.teacher_map
     if settings.teacher != "train":
@@ -77,7 +102,7 @@ def _open(run: EncodeRun, typical: int) -> Teacher:
                 device=context.device,
             )
         return context.opened[settings.teacher]
-    config = teacher_config(typical, settings.teacher_samples, settings.seed, context.device)
+    config = small_teacher(plan, settings, context.device, choosing=choosing)
     key = teacher_key(run.source, config, context.device)
     if not run.once("train the teacher", _KEY):
         cached, weights = context.teachers / f"{journal[_KEY]}.safetensors", journal.find(_WEIGHTS)

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d3pack.encode import EncodeSettings
 from d3pack.evaluate.entries import Choice
 from d3pack.evaluate.turns import turn
 from d3pack.students import RealImages
 from d3pack.system import Events, Journal, SharedFolder, replace_file
 from d3pack.teachers import (
+    SAMPLES,
     Cut,
     Teacher,
     TransformersTeacher,
@@ -99,7 +99,7 @@ def open_teacher(
     source = real.source
     if name != "train":
         return OrderedTeacher(TransformersTeacher(name, source.classes, device=str(device)), real)
-    config = teacher_config(real.size, EncodeSettings().teacher_samples, 0, str(device))
+    config = teacher_config(real.size, SAMPLES, 0, str(device))
     key = {"source": source.fingerprint(), "config": asdict(config)}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     work = shared.local / f"teacher-{digest[:12]}"

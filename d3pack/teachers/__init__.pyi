@@ -5,6 +5,7 @@ from d3pack.teachers.patches import Patches as Patches
 from d3pack.teachers.patches import best_patches as best_patches
 from d3pack.teachers.patches import collage_order as collage_order
 from d3pack.teachers.patches import tile as tile
+from d3pack.teachers.resnet import SAMPLES as SAMPLES
 from d3pack.teachers.resnet import Muon as Muon
 from d3pack.teachers.resnet import SmallResNet as SmallResNet
 from d3pack.teachers.resnet import TeacherConfig as TeacherConfig

@@ -26,6 +26,7 @@ from d3pack.system import Events, Journal, fast_bfloat16, replace_file
 from d3pack.teachers.teacher import fit
 
 MAX_BYTES = 512 * 1024 * 1024  # of decoded images kept in memory
+SAMPLES = 250_000  # images that the training of a teacher sees
 CHECKPOINTS = 20  # a killed training loses at most this part of itself
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # of the Newton-Schulz iteration: steepest at 0
 Pixels = npt.NDArray[np.uint8]

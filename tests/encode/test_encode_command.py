@@ -75,6 +75,7 @@ def test_labels_are_the_answers_on_the_decoded_images(
         p for p in (home / "cache" / "teachers").iterdir()
         if p.stat().st_size == pack.provenance["teacher"]["bytes"]
     ]  # fmt: skip
+    assert options.teacher_samples is not None
     config = teacher_config(16, options.teacher_samples, options.seed)
     net = SmallResNet(3, config.widths)
     net.load_state_dict(load_file(stored[0]))

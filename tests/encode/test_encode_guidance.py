@@ -72,6 +72,7 @@ def test_distances_are_of_the_images_that_the_teacher_would_pick(
     pack, work = made
     weight, each = 2.5, KEPT * CANDIDATES
     (stored,) = (work.parent / "cache").glob("*.safetensors")
+    assert SETTINGS.teacher_samples is not None
     config = teacher_config(16, SETTINGS.teacher_samples, SETTINGS.seed)
     net = SmallResNet(2, config.widths)
     net.load_state_dict(load_file(stored))

@@ -12,7 +12,6 @@ from evaluate_world import BLINK, figures
 from full_disk import Disk, disk
 from tiny_backbones import tiny_pack, tiny_sd
 
-from d3pack.encode import EncodeSettings
 from d3pack.errors import NoSpaceError
 from d3pack.evaluate import EvalSettings, Evaluation, evaluate, teacher
 from d3pack.format import write
@@ -26,8 +25,7 @@ def test_an_evaluation_goes_on_when_there_is_room(
 ) -> None:
     """Students, pilots, the teacher and the report are written; none is lost or half there."""
     monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
-    short = replace(EncodeSettings(), teacher_samples=200)
-    monkeypatch.setattr(teacher, "EncodeSettings", lambda: short)
+    monkeypatch.setattr(teacher, "SAMPLES", 200)
     pack = tiny_pack(tiny_sd(tmp_path / "backbone"), images=4, steps=1, guidance=1.0)
     ref = replace(pack.recipe.backbone, repo="org/tiny")  # its bytes are not sent
     pack = replace(pack, recipe=replace(pack.recipe, backbone=ref))

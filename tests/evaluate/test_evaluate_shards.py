@@ -20,7 +20,6 @@ from object_stores import bucket, store_servers
 from tiny_backbones import tiny_pack, tiny_sd
 
 import d3pack
-from d3pack.encode import EncodeSettings
 from d3pack.errors import UsageError
 from d3pack.evaluate import EvalSettings, Evaluation, bench, evaluate, evaluate_shard, teacher
 from d3pack.evaluate.baselines import AVIF_SHEET
@@ -46,8 +45,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
-    short = replace(EncodeSettings(), teacher_samples=200)
-    monkeypatch.setattr(teacher, "EncodeSettings", lambda: short)
+    monkeypatch.setattr(teacher, "SAMPLES", 200)
 
 
 def arguments(world: Path, work: Path | str, **changes: Any) -> dict[str, Any]:

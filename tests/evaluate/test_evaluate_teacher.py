@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,7 +13,6 @@ from encode_world import CLASSES, make_tree, save_classifier
 from evaluate_world import BLINK
 from torch import Tensor
 
-from d3pack.encode import EncodeSettings
 from d3pack.evaluate import BASELINES, Bench
 from d3pack.evaluate import teacher as room
 from d3pack.evaluate.baselines import CHOICES, Baseline, chosen_entry
@@ -168,8 +166,7 @@ def test_a_teacher_trained_for_the_evaluation_is_kept(
 ) -> None:
     monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
     real = RealImages(source, ORDER, 16, "training")
-    short = replace(EncodeSettings(), teacher_samples=300)
-    monkeypatch.setattr(room, "EncodeSettings", lambda: short)
+    monkeypatch.setattr(room, "SAMPLES", 300)
     first = open_teacher("train", real, SharedFolder(tmp_path / "w"), torch.device("cpu"), Events())
     images = torch.randint(0, 255, (4, 3, 16, 16), dtype=torch.uint8)
     again = open_teacher("train", real, SharedFolder(tmp_path / "w"), torch.device("cpu"), Events())

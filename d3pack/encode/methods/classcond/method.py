@@ -170,7 +170,7 @@ class ClassCondJob:
         stages = {}
         if self.settings.teacher == "train":
             stages["teacher"] = teacher_seconds(
-                self.source, plan.typical, self.settings, self.context.device
+                self.source, plan, self.settings, self.context.device
             )
         stages |= {
             "read and encode": sum(self.source.counts) * costs.read_and_encode,
@@ -184,7 +184,7 @@ class ClassCondJob:
         """Train a teacher and the model, then search for a sampler."""
         plan, own = self.plan, self.own
         device = run.context.device
-        teacher = open_teacher(run, plan.typical)
+        teacher = open_teacher(run, plan)
         vae = _open(self.vae, device)
         trained = trained_dit(run, DIT_MODELS[self.model], vae, self.vae, plan.size[0], own)
         folder, coded = trained.folder, None

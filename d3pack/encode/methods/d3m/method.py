@@ -339,6 +339,11 @@ class D3MJob:
     def _template(self) -> str | None:
         return None if self.details.outputs else self.details.template
 
+    @property
+    def _only_chooses(self) -> bool:
+        """Whether the teacher chooses patches, and neither picks nor labels images."""
+        return not self.plan.makes_images
+
     def _no_class(self, k: int) -> Array | None:
         """Return the outputs that guidance compares with, where the pack has to hold them."""
         if not self.details.outputs or self.recipe().guidance == 1.0:
@@ -367,7 +372,13 @@ class D3MJob:
         stages = {}
         if self.settings.teacher == "train":
             stages["teacher"] = (
-                teacher_seconds(self.source, plan.typical, self.settings, str(self.backbone.device))
+                teacher_seconds(
+                    self.source,
+                    plan,
+                    self.settings,
+                    str(self.backbone.device),
+                    choosing=self._only_chooses,
+                )
                 + sum(self.source.counts) * read
             )
         if plan.needs_prompts:
@@ -422,7 +433,7 @@ class D3MJob:
     def run(self, run: EncodeRun) -> Draft:
         """Train a teacher, make collages, learn prompts, measure guidance."""
         plan, journal = self.plan, run.journal
-        teacher = open_teacher(run, plan.typical)
+        teacher = open_teacher(run, plan, choosing=self._only_chooses)
         if not plan.needs_prompts:
             seen = sum(self.source.counts)
             draft = Draft(self.recipe(), None, self.backbone, teacher=teacher, seen=seen)

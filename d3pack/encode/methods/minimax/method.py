@@ -188,7 +188,7 @@ class MinimaxJob:
         stages = {}
         if self._teaches(plan) and self.settings.teacher == "train":
             stages["teacher"] = teacher_seconds(
-                self.source, plan.typical, self.settings, str(backbone.device)
+                self.source, plan, self.settings, str(backbone.device)
             )
         stages |= {
             "encode": 2 * plan.images * encode,
@@ -200,7 +200,7 @@ class MinimaxJob:
     def run(self, run: EncodeRun) -> Draft:
         """Tune the DiT, and search for a sampler where images are set for it."""
         plan, own, backbone = self.plan, self.own, self.backbone
-        teacher = open_teacher(run, plan.typical) if self._teaches(plan) else None
+        teacher = open_teacher(run, plan) if self._teaches(plan) else None
         tuned, seen = self._tuned(run), run.journal[IMAGES]
         if plan.dtype != "float32":
             backbone = self._opened_for_decoding(run)

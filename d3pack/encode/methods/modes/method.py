@@ -203,7 +203,7 @@ class ModesJob:
         }
         if self._teaches and self.settings.teacher == "train":
             device = str(backbone.device)
-            stages["teacher"] = teacher_seconds(self.source, plan.typical, self.settings, device)
+            stages["teacher"] = teacher_seconds(self.source, plan, self.settings, device)
         return Estimate(self.expected_bytes(), stages)
 
     @property
@@ -213,7 +213,7 @@ class ModesJob:
     def run(self, run: EncodeRun) -> Draft:
         """Cluster the real images; the rest is done class by class, when it is coded."""
         plan = self.plan
-        teacher = open_teacher(run, plan.typical) if self._teaches else None
+        teacher = open_teacher(run, plan) if self._teaches else None
         mine = [c for c in range(len(plan.classes)) if run.owns(c)]
         with run.events.stage("cluster the images", len(mine), "classes"):
             for done, c in enumerate(mine, 1):
