@@ -295,7 +295,7 @@ def test_settings_of_another_method_are_refused(tmp_path: Path) -> None:
 
 def test_four_bits_are_for_a_model_in_the_pack() -> None:
     assert ClassCondSettings(embed=True, embed_bits=4).embed_bits == 4
-    with pytest.raises(UsageError, match="embed_bits 4 is for a carried backbone"):
+    with pytest.raises(UsageError, match="embed_bits=4 is for a carried backbone"):
         ClassCondSettings(embed_bits=4)
     with pytest.raises(SettingError, match="invalid embed_bits 5: expected 4 or 8"):
         ClassCondSettings(embed=True, embed_bits=5)  # type: ignore[arg-type]

@@ -133,7 +133,7 @@ def test_updates_by_number_or_by_name_of_a_protocol(tmp_path: Path) -> None:
 
 
 def test_codes_and_no_codes_exclude_each_other() -> None:
-    with pytest.raises(UsageError, match="codes and no_codes exclude each other"):
+    with pytest.raises(UsageError, match="codes= and no_codes= exclude each other"):
         EncodeSettings(codes=2, no_codes=True)
     assert EncodeSettings(budget=9_000).pilots == 375
     assert EncodeSettings(budget=9_000, no_codes=True).pilots == 0
