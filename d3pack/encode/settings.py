@@ -19,6 +19,7 @@ from d3pack.system import (
     option,
     options_of,
     parse_duration,
+    parse_integer,
     parse_size,
     plain,
     same_option,
@@ -48,11 +49,7 @@ def parse_labels(text: str) -> tuple[LabelKind, int]:
 def parse_updates(text: str) -> int:
     """Return the updates of a training: their number, or the name of a protocol that has one."""
     length = PROTOCOLS[text].length if text in PROTOCOLS else None
-    if isinstance(length, Updates):
-        return length.count
-    if not re.fullmatch(r"[0-9]+", text):
-        raise ValueError
-    return int(text)
+    return length.count if isinstance(length, Updates) else parse_integer(text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ def small_teacher(
         settings: what the user has set stays as it is.
         device: where it is trained.
         choosing: whether it only tells which photographs are typical of their class, which takes
-            much less than to pick or label images: prompts learned from these teach as much.
+            less than to pick or label images: prompts learned from these teach as much.
     """
     samples = SAMPLES if settings.teacher_samples is None else settings.teacher_samples
     config = teacher_config(plan.typical, samples, settings.seed, device)

@@ -175,12 +175,10 @@ def chosen_entry(
     if settings is None:
         return None
     identity = {"entry": choice.name, "budget": budget, "payload": str(settings)}
-    if choice.select is None and bench.teacher is not None:
-        identity["teacher"] = bench.teacher.identity
     return Entry(
         f"{choice.name}-{budget}",
         f"{choice.help}, {settings.format.title}",
-        {**identity, "real": real.fingerprint()},
+        {**identity, **bench.teacher_of(choice), "real": real.fingerprint()},
         lambda seed: _fill_chosen(choose, choice, real, settings, budget),
         {"pilot": scores, "payload": str(settings)},
     )

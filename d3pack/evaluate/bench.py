@@ -378,6 +378,12 @@ class Bench:
             return partial(choice.select, self.train)
         return partial(self.teacher.patches, choice) if self.teacher else None
 
+    def teacher_of(self, choice: Choice) -> dict[str, str]:
+        """Return what results of a choice are kept under, beside its name: its teacher, if any."""
+        if choice.select is not None or self.teacher is None:
+            return {}
+        return {"teacher": self.teacher.identity}
+
     def share_pilots(
         self, formats: Iterable[tuple[PayloadFormat, Choice | None]], budget: int
     ) -> None:
@@ -407,10 +413,8 @@ class Bench:
 
     def _pilot_place(self, format: PayloadFormat, budget: int, choice: Choice | None) -> Path:
         identity = {"real": self.train.fingerprint(), "format": repr(format)}
-        if choice is not None and choice.select is not None:
-            identity |= {"choice": repr(choice)}
-        elif choice is not None and self.teacher is not None:
-            identity |= {"choice": repr(choice), "teacher": self.teacher.identity}
+        if choice is not None and self.chooser(choice) is not None:
+            identity |= {"choice": repr(choice), **self.teacher_of(choice)}
         return self._place(f"pilot-{format.name}-{budget}", identity, 0)
 
     def _pilot(self, content: LabelledImages, test: LabelledImages, seed: int) -> float:

@@ -56,6 +56,7 @@ from d3pack.system.settings import json_schema as json_schema
 from d3pack.system.settings import nested as nested
 from d3pack.system.settings import option as option
 from d3pack.system.settings import options_of as options_of
+from d3pack.system.settings import parse_integer as parse_integer
 from d3pack.system.settings import plain as plain
 from d3pack.system.settings import same_option as same_option
 from d3pack.system.shard import BusyError as BusyError

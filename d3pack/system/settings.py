@@ -466,9 +466,14 @@ def _from_text(kind: Kind, choices: tuple[Any, ...], text: str | Sequence[str]) 
         if is_url(text):  # else a folder "s3:" would be made here
             raise ValueError
         return Path(text).expanduser()
-    if kind.base is int and not (text.isascii() and text.removeprefix("-").isdigit()):
-        raise ValueError  # int() reads " +1_0" as well
-    return kind.base(text)
+    return parse_integer(text) if kind.base is int else kind.base(text)
+
+
+def parse_integer(text: str) -> int:
+    """Return the integer of decimal digits; `int` reads " +1_0" as well."""
+    if not (text.isascii() and text.removeprefix("-").isdigit()):
+        raise ValueError
+    return int(text)
 
 
 def _to_json(value: Any) -> Any:
