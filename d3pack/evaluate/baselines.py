@@ -168,12 +168,22 @@ def chosen_entry(
     bench: Bench, choice: Choice, budget: int, sheets: tuple[PayloadFormat, ...] = SHEETS
 ) -> Entry | None:
     """Return the entry of what is chosen, in so many bytes and the better of the codecs."""
-    choose, real = bench.chooser(choice), bench.train
-    if choose is None:
+    if bench.chooser(choice) is None:
         return None
     settings, scores = bench.payload_settings(sheets, budget, choice)
-    if settings is None:
-        return None
+    return chosen_payload(bench, choice, settings, budget, scores) if settings else None
+
+
+def chosen_payload(
+    bench: Bench,
+    choice: Choice,
+    settings: PayloadSettings,
+    budget: int,
+    scores: dict[str, float],
+) -> Entry:
+    """Return the entry of what is chosen; `scores` are of the pilots that chose settings."""
+    choose, real = bench.chooser(choice), bench.train
+    assert choose is not None
     identity = {"entry": choice.name, "budget": budget, "payload": str(settings)}
     return Entry(
         f"{choice.name}-{budget}",

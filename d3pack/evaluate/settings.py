@@ -23,7 +23,7 @@ class EvalSettings:
         None, "Students of each entry: 3, or as many as the protocol has.", ge=1
     )
     student: str | None = option(
-        None, "Another student than the protocol's: convnet3, resnetap10, hf:vit, ..."
+        None, "Another student than the protocol's: convnet3, resnet18, vit6, hf:vit, ..."
     )
     size: int | None = option(
         None, "Pixels at which students work; else those of the test images.", ge=8, le=1024

@@ -202,6 +202,32 @@ def _transformers(name: str, classes: int, size: int) -> nn.Module:
         ) from error
 
 
+def _vit(depth: int) -> Callable[[int, int, Norm], nn.Module]:
+    """Return what builds a small ViT: 8 x 8 patches, 192 values wide as DeiT-Tiny, layer norm."""
+
+    def build(classes: int, size: int, norm: Norm) -> nn.Module:
+        from transformers.models.vit.configuration_vit import ViTConfig
+        from transformers.models.vit.modeling_vit import ViTForImageClassification
+
+        if size % 8:
+            raise UsageError(
+                f"vit{depth} cuts images into 8 x 8 patches: {size} px do not divide by 8",
+                hint="use images whose size is a multiple of 8, or a ConvNet",
+            )
+        config = ViTConfig(
+            hidden_size=192,
+            num_hidden_layers=depth,
+            num_attention_heads=3,
+            intermediate_size=768,
+            image_size=size,
+            patch_size=size // 8,
+            num_labels=classes,
+        )
+        return _Transformers(ViTForImageClassification(config))
+
+    return build
+
+
 def _convnet(depth: int) -> Callable[[int, int, Norm], nn.Module]:
     return lambda classes, size, norm: ConvNet(depth, classes, size, norm)
 
@@ -211,6 +237,7 @@ STUDENTS: dict[str, Callable[[int, int, Norm], nn.Module]] = {
     "resnetap10": _resnet_ap10,
     "resnet18": _resnet18_cifar,
     "resnet18-imagenet": _resnet18_imagenet,
+    "vit6": _vit(6),
 }
 TRANSFORMERS = "hf:"
 

@@ -57,7 +57,7 @@ def test_resnetap10_stem_follows_the_size(size: int, side: int) -> None:
     assert not any(m.stride != (1, 1) for m in model.modules() if isinstance(m, torch.nn.Conv2d))
 
 
-@pytest.mark.parametrize("name", ["convnet3", "convnet4", "resnetap10", "resnet18"])
+@pytest.mark.parametrize("name", ["convnet3", "convnet4", "resnetap10", "resnet18", "vit6"])
 def test_logits_and_gradients(name: str) -> None:
     model = build_student(name, 7, 32)
     logits = model(torch.randn(2, 3, 32, 32))
@@ -83,6 +83,15 @@ def test_relu_and_pool_are_fused_without_a_difference(
     assert fused.grad is not None
     assert plain.grad is not None
     assert torch.equal(fused.grad, plain.grad)
+
+
+def test_vit_has_64_patches_of_any_size() -> None:
+    model = build_student("vit6", 10, 32)
+    block = 4 * (192 * 192 + 192) + 2 * 192 * 768 + 768 + 192 + 4 * 192
+    patches = 3 * 4 * 4 * 192 + 192
+    assert parameters(model) == 6 * block + patches + 66 * 192 + 2 * 192 + 10 * 192 + 10
+    with pytest.raises(UsageError, match="28 px do not divide by 8"):
+        build_student("vit6", 10, 28)
 
 
 def test_instance_norm_does_not_couple_images() -> None:

@@ -1,0 +1,128 @@
+"""Whether a pack's lead holds for other students: packs and chosen photographs of equal bytes.
+
+    python -m benchmarks across cifar10 --real cifar10 --work work [--students convnet3,vit6]
+                                [--budgets 6000,30000] [--seeds 3]
+
+Packs are those of `table`, in `--packs`, and are made where they are missing. The photographs are
+those that a teacher chooses, compressed as pilots of ConvNet-3 chose for `results/table-NAME.json`:
+nobody who sends images knows the student. Students are trained by `--protocol` and tested once, at
+the end. Seed 0 of every cell comes first; finished students are kept in `--work`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from benchmarks import table as tables
+from benchmarks.results import RESULTS, code, command, load, save
+from d3pack.evaluate import Bench, Entry, baselines
+from d3pack.evaluate.entries import PayloadSettings
+from d3pack.evaluate.payload import candidates
+from d3pack.evaluate.teacher import open_teacher
+from d3pack.students import Intervals
+
+WHAT = (__doc__ or "").partition("\n")[0]
+STUDENTS = "convnet3,vit6,resnetap10,resnet18"
+CHOSEN = baselines.CHOICES[0]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Students of one architecture, one training set."""
+
+    student: str
+    arm: str
+    budget: int
+    entry: Entry
+
+    def __str__(self) -> str:
+        return f"{self.student}, {self.arm}, {self.budget:,} B"
+
+
+class Arguments(tables.Arguments):
+    """What the command line says."""
+
+    students: str
+    tuned: str
+
+
+def tuned(name: str, budget: int, size: int) -> PayloadSettings:
+    """Return the settings that pilots chose for photographs of a committed table."""
+    row = load(f"table-{name}")["rows"][f"{CHOSEN.name} {budget:,} B"]
+    known = {str(s): s for format in baselines.SHEETS for s in candidates(format, size)}
+    return known[row["detail"]["payload"]]
+
+
+def entries(table: tables.Table, name: str, budget: int) -> Iterator[tuple[str, Entry]]:
+    """Yield what students are trained on: the pack, and photographs of as many bytes."""
+    pack = table.pack_entry(budget)
+    if pack is not None:
+        yield "pack", pack
+    settings = tuned(name, budget, table.train.size)
+    yield "photographs", baselines.chosen_payload(table.bench, CHOSEN, settings, budget, {})
+
+
+def benches(table: tables.Table, students: Sequence[str]) -> dict[str, Bench]:
+    """Return a bench for every architecture; all share the images of the first."""
+    found = {}
+    for student in students:
+        protocol = replace(table.protocol, student=student, tests=Intervals())
+        images, work = len(table.train.classes) * tables.PER_CLASS, table.work / "students"
+        found[student] = Bench(table.train, table.test, images, protocol, work, events=table.events)
+    return found
+
+
+def margins(rows: dict[str, Any]) -> list[str]:
+    """Return one line for each architecture and size: pack, photographs, and the difference."""
+    lines = []
+    for row in rows.values():
+        if row["arm"] != "pack":
+            continue
+        other = rows.get(f"{row['student']}, photographs, {row['budget']:,} B")
+        if other is not None:
+            one, two = row["last"], other["last"]
+            lines.append(
+                f"{row['student']:12} {row['budget']:>7,} B: {100 * one['mean']:.1f} ±"
+                f" {100 * one['std']:.1f} against {100 * two['mean']:.1f} ±"
+                f" {100 * two['std']:.1f} %: {100 * (one['mean'] - two['mean']):+.1f}"
+            )
+    return lines
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the benchmark."""
+    parser = tables.parser(__doc__)
+    parser.add_argument("--students", default=STUDENTS, help="architectures [%(default)s]")
+    parser.add_argument("--tuned", help="name of the table that chose settings [NAME-standard]")
+    parser.set_defaults(budgets="6000,30000", protocol="quick")
+    args = parser.parse_args(arguments, namespace=Arguments())
+    table = tables.open_table(parser, args)
+    table.bench.teacher = open_teacher(
+        "train", table.train, table.bench.shared, torch.device("cpu"), table.events
+    )
+    of = benches(table, args.students.split(","))
+    cells = [
+        Cell(student, arm, budget, entry)
+        for budget in map(int, args.budgets.split(","))
+        for arm, entry in entries(table, args.tuned or f"{args.name}-standard", budget)
+        for student in of
+    ]
+    path = RESULTS / f"across-{args.name}.json"
+    facts = {"protocol": args.protocol, "code": code()}
+    figures = load(path)
+    if {key: figures.get(key) for key in facts} != facts:
+        figures = {**facts, "rows": {}}
+    for seed in range(args.seeds):
+        for cell in cells:
+            known = figures["rows"].get(str(cell))
+            if known and len(known["runs"]) > seed:
+                continue
+            result = of[cell.student].run(cell.entry, seed + 1)
+            about = {"student": cell.student, "arm": cell.arm, "budget": cell.budget}
+            figures["rows"][str(cell)] = {**about, **result.to_json()}
+            save(path, WHAT, command("across", arguments), figures)
+    print("\n".join(margins(figures["rows"])))

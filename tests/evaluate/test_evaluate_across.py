@@ -1,0 +1,74 @@
+"""The benchmark of other students: the same training sets, and nothing twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from encode_world import make_tree
+from evaluate_world import BLINK
+from tiny_backbones import tiny_pack, tiny_sd
+
+from benchmarks import across
+from d3pack.evaluate import Bench, teacher
+from d3pack.evaluate.baselines import AVIF_SHEET
+from d3pack.evaluate.entries import PayloadSettings
+from d3pack.format import write
+from d3pack.students import PROTOCOLS
+
+
+def row(mean: float, std: float, **about: Any) -> dict[str, Any]:
+    return {**about, "last": {"mean": mean, "std": std}, "runs": [{}] * 3}
+
+
+def test_margins_need_both_rows() -> None:
+    rows = {
+        "vit6, pack, 6,000 B": row(0.5, 0.01, student="vit6", arm="pack", budget=6000),
+        "vit6, photographs, 6,000 B": row(
+            0.4, 0.02, student="vit6", arm="photographs", budget=6000
+        ),
+        "resnet18, pack, 6,000 B": row(0.6, 0.01, student="resnet18", arm="pack", budget=6000),
+    }
+    assert across.margins(rows) == [
+        "vit6           6,000 B: 50.0 ± 1.0 against 40.0 ± 2.0 %: +10.0"
+    ]
+
+
+def test_photographs_have_the_settings_of_the_committed_table() -> None:
+    settings = across.tuned("cifar10-standard", 30_000, 32)
+    assert str(settings) == "AVIF sheet q25 24 px"
+
+
+@pytest.mark.heavy
+def test_every_student_learns_from_the_same_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(across, "RESULTS", tmp_path)
+    monkeypatch.setattr(teacher, "SAMPLES", 60)
+    monkeypatch.setitem(PROTOCOLS, "quick", BLINK)
+    pack = tiny_pack(tiny_sd(tmp_path / "sd"), images=4)
+    for part, count in (("train", 12), ("test", 5)):
+        make_tree(tmp_path / "real" / part, classes=pack.classes, count=count)
+    (tmp_path / "packs").mkdir()
+    write(pack, tmp_path / "packs" / "toy-2000.d3m")
+    settings = PayloadSettings(AVIF_SHEET, 25, 16)
+    monkeypatch.setattr(across, "tuned", lambda *_: settings)
+    words = f"toy --real {tmp_path}/real --work {tmp_path}/work --packs {tmp_path}/packs"
+    words += f" --backbone {tmp_path}/sd --budgets 2000 --students convnet3,vit6"
+    across.main([*words.split(), "--seeds", "1"])
+    across.main([*words.split(), "--seeds", "2"])
+    rows = json.loads((tmp_path / "across-toy.json").read_text(encoding="utf-8"))["figures"]["rows"]
+    assert set(rows) == {
+        f"{student}, {arm}, 2,000 B"
+        for student in ("convnet3", "vit6")
+        for arm in ("pack", "photographs")
+    }
+    for name, found in rows.items():
+        assert [run["student"] for run in found["runs"]] == [name.partition(",")[0]] * 2
+        assert all(len(run["curve"]) == 1 for run in found["runs"])
+        assert found["bytes"] <= 2000
+    monkeypatch.setattr(Bench, "run", lambda *_: pytest.fail("it is there"))
+    across.main([*words.split(), "--seeds", "2"])
