@@ -9,6 +9,7 @@ import io
 import json
 import pickle
 import random
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -58,6 +59,8 @@ def images(folder: Path) -> Run:
 
 def sources(folder: Path) -> Run:
     """Archives, shards, parquet files and tables of names."""
+    from datasets import config
+
     data = io.BytesIO()
     Image.new("RGB", (5, 5)).save(data, "PNG")
     members = {f"{c}/{i}.png": data.getvalue() for c in ("cat", "dog") for i in range(2)}
@@ -65,9 +68,10 @@ def sources(folder: Path) -> Run:
              (("png", data.getvalue()), ("cls", str(i).encode()))}  # fmt: skip
     seeds = {
         "a.tar": _tar(members), "b.tar": _tar(shard), "c.zip": _zip(members),
-        "d.tar.gz": _tar(members, "w:gz"), "e.parquet": _parquet(data.getvalue()),
+        "d.tar.gz": _tar(members, "w:gz"),
     }  # fmt: skip
-    whole = list(seeds.values())
+    parquet = {"e.parquet": _parquet(data.getvalue())}
+    whole = [*seeds.values(), *parquet.values()]
     table = dumped({"cat": "a cat", "dog": "a dog"})
     names = {"n.json": table, "n.csv": b"folder,name\ncat,a\ndog,b\n", "n.txt": b"n00000001 a\n"}
 
@@ -78,12 +82,19 @@ def sources(folder: Path) -> Run:
             (folder / "a.tar").write_bytes(seeds["a.tar"])
             open_source(folder / "a.tar", class_names=folder / name)
             return
-        name = rng.choice(list(seeds))
-        (folder / name).write_bytes(mutate_bytes(seeds[name], whole, rng))
-        source = open_source(folder / name)
-        for c in range(len(source.classes)):
-            list(source.iter_class(c))
-        source.fingerprint()
+        # seldom parquet, which takes `datasets` as long as a dozen archives, and a copy
+        some = parquet if rng.random() < 0.03 else seeds
+        name = rng.choice(list(some))
+        (folder / name).write_bytes(mutate_bytes(some[name], whole, rng))
+        kept, config.HF_DATASETS_CACHE = config.HF_DATASETS_CACHE, folder / "cache"
+        try:
+            source = open_source(folder / name)
+            for c in range(len(source.classes)):
+                list(source.iter_class(c))
+            source.fingerprint()
+        finally:
+            config.HF_DATASETS_CACHE = kept
+            shutil.rmtree(folder / "cache", ignore_errors=True)
 
     return run
 
