@@ -144,25 +144,31 @@ class DiT:
                 f"this backbone takes one vector a class, not {k}", code="E_BACKBONE_PROMPT"
             )
         table: Tensor = self.denoiser.transformer_blocks[0].norm1.emb.table[:-1].float()
-        rows = [row for row in self._rows(name) if row < len(table)]
-        if len(rows) > 1:
-            raise BackboneError(
-                f"this backbone has {len(rows)} classes called {name!r}: rows"
-                f" {', '.join(map(str, rows))}",
-                hint="call the class by the number of its row, with class_names",
-            )
-        return table[rows[0] : rows[0] + 1].clone() if rows else table.mean(0, keepdim=True)
+        row = self._row(name)
+        return table.mean(0, keepdim=True) if row is None else table[row : row + 1].clone()
 
     def outputs(self, text: str, k: int) -> Tensor:
         """Raise: this family has no text encoder."""
         raise no_outputs()
 
     def unknown_names(self, names: Sequence[str]) -> list[str]:
-        """Return the names that no class of the model bears: they start at the mean of its rows."""
-        return [name for name in names if not self._rows(name)]
+        """Return the names that no class of the model bears: they start at the mean of its rows.
 
-    def _rows(self, name: str) -> tuple[int, ...]:
-        return self._names.get(_normalized(name), ())
+        Raises:
+            BackboneError: if the model has several classes of one of the names.
+        """
+        return [name for name in names if self._row(name) is None]
+
+    def _row(self, name: str) -> int | None:
+        count = len(self.denoiser.transformer_blocks[0].norm1.emb.table) - 1
+        rows = [row for row in self._names.get(_normalized(name), ()) if row < count]
+        if len(rows) > 1:
+            raise BackboneError(
+                f"this backbone has {len(rows)} classes called {name!r}: rows"
+                f" {', '.join(map(str, rows))}",
+                hint="call the class by the number of its row, with class_names",
+            )
+        return rows[0] if rows else None
 
     def named_tensors(self) -> Mapping[str, torch.nn.Parameter]:
         """Return the transformer's parameters."""

@@ -73,7 +73,11 @@ def timesteps(total: int, sampler: str, steps: int, spacing: str = "trailing") -
 def schedule(
     alphas_cumprod: npt.ArrayLike, sampler: str, steps: int, spacing: str = "trailing"
 ) -> tuple[float, ...]:
-    """Return the sigmas of a recipe: entries of the training table, descending, and a final 0."""
+    """Return the sigmas of a recipe: entries of the training table, descending, and a final 0.
+
+    Timesteps are spaced as by the diffusers scheduler of that name; "leading" is that of
+    `steps_offset` 0, whatever a scheduler's config adds.
+    """
     table = np.asarray(alphas_cumprod, dtype=np.float64)
     chosen = table[list(timesteps(len(table), sampler, steps, spacing))]
     return (*np.sqrt((1 - chosen) / chosen).tolist(), 0.0)

@@ -250,7 +250,7 @@ class D3MSettings:
     crops: int | None = option(None, "Trial crops per image.", ge=1, group="collages")
     crop_scale: tuple[float, float] | None = option(
         None,
-        "Share of an image's area that a crop shows: least and most.",
+        "Share that a crop shows of the largest box of its aspect: least and most.",
         gt=0,
         le=1,
         group="collages",

@@ -214,15 +214,26 @@ def _fill_chosen(
 
 @baseline("names", "images of the same backbone, prompted by class names")
 def _names(bench: Bench, pack: Pack) -> Entry | None:
+    from d3pack.backbones import DiT
+
     if pack.coded_images == pack.images_per_class:
         bench.note("names: left out, all images of this pack are made of codes")
         return None
     backbone = bench.open_backbone(pack)
     try:
+        unknown = backbone.unknown_names(pack.classes) if isinstance(backbone, DiT) else []
         twin = named_twin(pack, backbone)
     except BackboneError as error:  # two classes of the backbone have the same name
         bench.note(f"names: left out, {error.args[0]}")
         return None
+    if unknown:
+        if len(unknown) == len(pack.classes):
+            bench.note("names: left out, the backbone knows no class of the pack by name")
+            return None
+        bench.note(
+            f"names: {len(unknown)} of {len(pack.classes)} classes are unknown to the backbone by"
+            " name, and made of the mean of its class rows"
+        )
     if prompted_by_names(pack, twin):
         bench.note("names: left out, the prompts of this pack are its backbone's own class table")
         return None
@@ -314,7 +325,11 @@ def prompt_bytes(pack: Pack) -> int:
     return sum(sections.get(name, 0) for name in ("prompts", "picks", "adapter"))
 
 
-@baseline("whole", "all real images, with as many updates as the pack", default=False)
+@baseline(
+    "whole",
+    "all real images, for as many updates as the pack, unless the protocol has a schedule for them",
+    default=False,
+)
 def _whole(bench: Bench, pack: Pack) -> Entry:
     return whole_entry(bench.train)
 

@@ -1,4 +1,6 @@
-"""Protocols: how students are trained and tested. `quick` is ours, the others are published.
+"""Protocols: how students are trained and tested. `quick` and `standard` are ours.
+
+The others are published; each names its source.
 
 A protocol is a value; `augment.py` and `training.py` do what it says. To add one, add it here: the
 settings, the command line and the documentation take their choices from `PROTOCOLS`.
@@ -345,7 +347,9 @@ _RDED_RULES = (
     Rule((("batch", _RDED_TWICE),), classes=(100, 199)),
     Rule((("batch", ((ANY, 100),)),), classes=(200, 999)),
     Rule((("batch", _RDED_TWICE),), classes=(1000, ANY)),
-    Rule((("optimizer", AdamW(lr=1e-4)),), students=_transformers("vit", "swin")),
+    Rule(
+        (("optimizer", AdamW(lr=1e-4)),), students=("vit*", *_transformers("vit", "deit", "swin"))
+    ),
     Rule((("optimizer", AdamW(lr=2e-3)),), students=_transformers("efficientnet")),
     Rule(
         (("optimizer", AdamW(lr=2.5e-3)),),

@@ -296,7 +296,9 @@ def test_name_of_two_classes_is_refused(tmp_path: Path) -> None:
     for name, row in (("7", 7), ("Tinca tinca", 0), ("1", 8), ("3", 3)):
         assert torch.equal(dit.name_vectors(name)[0], table[row])
     assert isinstance(dit, DiT)
-    assert dit.unknown_names(["tench", "crane", "n02012849", "9"]) == ["n02012849", "9"]
+    assert dit.unknown_names(["tench", "n02012849", "9"]) == ["n02012849", "9"]
+    with raises_code("E_BACKBONE", match="rows 3, 7"):
+        dit.unknown_names(["tench", "crane"])
 
 
 def test_prompts_of_wrong_shape_are_refused(opened: dict[str, Any]) -> None:

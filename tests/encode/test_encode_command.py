@@ -248,6 +248,17 @@ def test_dry_run_refuses_what_the_run_refuses(home: Path, output: str, said: str
         assert said in done.stderr
 
 
+@pytest.mark.parametrize("method", ["d3m", "modes"])
+def test_dry_run_refuses_a_name_that_the_backbone_has_twice(home: Path, method: str) -> None:
+    path = tiny_dit(home / f"twice-{method}")
+    last = sorted(place.name for place in (home / "source").iterdir())[-1]
+    labels = {"2": last, "5": last}
+    (path / "model_index.json").write_text(json.dumps({"id2label": labels}), encoding="utf-8")
+    done = call(home / "source", "--dry-run", "--backbone", path, "--method", method)
+    assert done.exit_code != 0
+    assert f"2 classes called '{last}': rows 2, 5" in done.stderr
+
+
 def test_dry_run_changes_nothing(home: Path) -> None:
     (home / "cache").mkdir(exist_ok=True)  # where it is remembered that a backbone's files are good
     before = sorted(home.iterdir())

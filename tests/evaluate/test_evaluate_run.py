@@ -23,6 +23,7 @@ from d3pack.cli import main
 from d3pack.errors import NotFoundError, UsageError
 from d3pack.evaluate import Bench, EvalSettings, baselines, evaluate, sweep, write_report
 from d3pack.evaluate.bench import Spread
+from d3pack.evaluate.entries import PayloadSettings
 from d3pack.evaluate.evaluation import label_robust_score
 from d3pack.format import Codes, Coding, encode_codes
 from d3pack.format.codecs import encode_labels
@@ -36,6 +37,7 @@ from d3pack.students.protocols import (
     Updates,
 )
 from d3pack.students.real import RealImages
+from d3pack.system import Events
 
 pytestmark = pytest.mark.heavy
 
@@ -421,6 +423,27 @@ def test_test_images_are_resized_once_to_the_side_that_is_cropped(
         evaluate(world / "plain.d3m", world / "real", settings, protocol=margin, work=tmp_path)
 
 
+@pytest.mark.parametrize("scores", [(0.4, 0.3), (0.3, 0.4)])
+def test_the_format_with_the_better_pilots_is_taken(
+    scores: tuple[float, float], world: Path, tmp_path: Path
+) -> None:
+    pack = d3pack.read(world / "plain.d3m")
+    source = open_source(world / "real")
+    train, test = (RealImages(source, pack.classes, 16, what) for what in ("training", "test"))
+    bench = Bench(train, test, len(pack), BLINK, tmp_path)
+    for format, score in zip(baselines.SHEETS, scores, strict=True):
+        known = {
+            "settings": {"quality": format.qualities[0], "side": 16},
+            "score": score,
+            "pilot": {format.name: score},
+        }
+        bench._pilot_place(format, 900, None).write_text(json.dumps(known), encoding="utf-8")
+    settings, tried = bench.payload_settings(baselines.SHEETS, 900)
+    better = baselines.SHEETS[scores.index(max(scores))]
+    assert settings == PayloadSettings(better, better.qualities[0], 16)
+    assert tried == dict(zip((f.name for f in baselines.SHEETS), scores, strict=True))
+
+
 def test_hard_labels_are_the_classes_whatever_the_teacher_says(world: Path, tmp_path: Path) -> None:
     pack = d3pack.read(world / "pack.d3m")
     source = open_source(world / "real")
@@ -484,6 +507,26 @@ def test_class_names_cost_nothing_a_class(world: Path, tmp_path: Path) -> None:
     prompts = twin.ledger().sections["prompts"]
     assert baselines.prompt_bytes(twin) == prompts
     assert entry.build(0).nbytes == twin.ledger().total - prompts
+
+
+@pytest.mark.parametrize(("known", "said"), [(1, "2 of 3 classes are unknown"), (0, "knows no")])
+def test_class_names_that_a_class_table_lacks_are_told(
+    known: int, said: str, world: Path, tmp_path: Path
+) -> None:
+    folder = tiny_dit(tmp_path / "dit")
+    labels = {"id2label": {"4": "goldfish"}}
+    (folder / "model_index.json").write_text(json.dumps(labels), encoding="utf-8")
+    pack = replace(tiny_pack(folder, images=2, steps=1), classes=("goldfish", "no such", "other"))
+    if not known:
+        pack = replace(pack, classes=("none", *pack.classes[1:]))
+    source = open_source(world / "real")
+    train, test = (RealImages(source, source.classes, 16, what) for what in ("training", "test"))
+    notes: list[str] = []
+    events = Events([lambda event: notes.append(event.get("text", ""))])
+    bench = Bench(train, test, 6, BLINK, tmp_path, backbone=folder, events=events)
+    entry = baselines.BASELINES["names"].make(bench, pack)
+    assert (entry is not None) == bool(known)
+    assert said in "".join(notes)
 
 
 def test_a_private_backbone_counts_and_its_class_table_is_no_baseline(

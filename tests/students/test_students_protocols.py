@@ -227,7 +227,7 @@ def test_rded_batch_by_images_and_classes(
         ("convnet3", 1e-3), ("convnet4", 1e-3), ("convnet6", 1e-3), ("resnet18", 1e-3),
         ("hf:resnet", 1e-3), ("hf:efficientnet", 2e-3), ("hf:google/efficientnet-b0", 2e-3),
         ("hf:mobilenet_v2", 2.5e-3), ("hf:vit", 1e-4), ("hf:google/vit-base-patch16-224", 1e-4),
-        ("hf:swinv2", 1e-4),
+        ("hf:swinv2", 1e-4), ("hf:deit", 1e-4), ("vit6", 1e-4),
     ],
 )  # fmt: skip
 def test_rded_rate_by_student(student: str, rate: float) -> None:

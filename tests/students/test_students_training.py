@@ -247,6 +247,27 @@ def test_statistics_move_as_in_two_forwards_of_a_batch() -> None:
         torch.testing.assert_close(once.state_dict()[name], value)
 
 
+def test_a_run_takes_margin_resampling_and_statistics_from_its_protocol() -> None:
+    """RDED tests on the centre of images resized to 8/7, and moves statistics twice a step."""
+    fixed: dict[str, Any] = {"normalise": IMAGENET, "student": "resnet18", "norm": "batch"}
+    changes = {**fixed, "size": 28, "test_margin": True, "norm_updates": 2, "resample": "bilinear"}
+    protocol = replace(SMALL, **changes)
+    images, others = coloured(2, 1, size=40), coloured(3, 2, size=40)
+    run = training._Run(images, others, protocol, 0, 3, None, None, torch.device("cpu"))
+
+    def resized(content: LabelledImages, side: int) -> Tensor:
+        made = torch.nn.functional.interpolate(
+            content.images.float(), (side, side), mode="bilinear", antialias=True
+        )
+        return made.round().clamp(0, 255).to(torch.uint8)
+
+    assert torch.equal(run.images, resized(images, 28))
+    assert torch.equal(run.test_images, resized(others, 32)[:, :, 2:30, 2:30])
+    norms = [m for m in run.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert len(norms) == 20
+    assert [norm.momentum for norm in norms] == pytest.approx([1 - 0.9**2] * 20)
+
+
 def test_epochs_cover_every_image_once() -> None:
     protocol = replace(SMALL, length=Epochs(((1 << 60, 4),)))
     length = lengths(protocol, 15, 3)
