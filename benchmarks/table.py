@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.results import RESULTS, command, save
+from benchmarks.results import RESULTS, code, command, machine, save
 from benchmarks.results import load as load_result
 from d3pack.backbones import open_backbone
 from d3pack.encode import D3MSettings, EncodeSettings, encode
@@ -198,7 +198,9 @@ class Table:
         value = load(self.args.name)
         if value.get("protocol") != identity:
             value = {"rows": {}, "packs": {}}
-        value["rows"][str(cell)] = {"arm": cell.arm, "budget": cell.budget, **result.to_json()}
+        made = {"command": command_line, "code": code(), "machine": machine()["processor"]}
+        row = {"arm": cell.arm, "budget": cell.budget, "made": made}
+        value["rows"][str(cell)] = row | result.to_json()
         pack = self._packs.get(cell.budget or 0)
         if cell.arm == "pack" and pack is not None:
             about = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -98,11 +98,11 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
         yield _row("", f"revision {backbone.revision}")
     yield _row("", f"{size(backbone.nbytes)}, licence {backbone.licence}")
     yield _row("lock", backbone.lock)
-    yield _row(
-        "recipe",
-        f"{recipe.sampler}, {len(recipe.sigmas) - 1} steps from sigma {recipe.sigmas[0]:.4g}, "
-        f"guidance {recipe.guidance:g}",
-    )
+    made = f"{recipe.sampler}, {len(recipe.sigmas) - 1} steps from sigma {recipe.sigmas[0]:.4g}, "
+    made += f"guidance {recipe.guidance:g}"
+    if pack.coded_images == pack.images_per_class:
+        made = "all images are made of codes"
+    yield _row("recipe", made)
     yield _row("", f"{recipe.dtype}, groups of {recipe.group}, {recipe.noise} noise")
     outputs = "no template: prompts are outputs of the text encoder"
     yield _row("", outputs if recipe.template is None else f"template {recipe.template!r}")
@@ -128,8 +128,16 @@ def _sections(pack: Pack) -> Iterator[str]:
         yield _row(
             "codes", f"{params['codes']:,} {what} a class, {codes / params['codes']:.1f} bytes each"
         )
-        if pack.holds_photographs:
-            yield _row("", "the likeness of these photographs can be rebuilt")
+        atoms, sigmas = params["atoms"], params["sigmas"]
+        yield _row(
+            "",
+            f"{len(atoms)} levels from sigma {sigmas[0]:.4g}, {_span(atoms)} of"
+            f" {2 ** params['bits']:,} entries each, eta {params['eta']:g}",
+        )
+        likeness = "the likeness of these photographs can be rebuilt"
+        if not pack.holds_photographs:
+            likeness = "made for clusters of photographs, of which they may resemble one"
+        yield _row("", likeness)
     how = "derived"
     if pack.picks is not None:
         each = "a class" if pack.picks.codec == "sets" else "an image"
@@ -152,6 +160,11 @@ def _sections(pack: Pack) -> Iterator[str]:
         )
         images, height, breadth = params["shape"]
         yield _row("probes", f"{count(images, 'image')} of {height} x {breadth} pixels")
+
+
+def _span(numbers: Sequence[int]) -> str:
+    least, most = min(numbers), max(numbers)
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def _ledger(ledger: Ledger) -> Iterator[str]:

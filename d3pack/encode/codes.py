@@ -8,7 +8,7 @@ estimate lacks. The code is the numbers and signs of those entries.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -75,21 +75,29 @@ def with_codes(
         raise UsageError("the backbone was not trained on the noise levels of codes")
     names = [f"{_name(coding)}/{c:06d}" for c in range(len(pack.classes))]
 
-    def is_done(c: int) -> bool:
-        stored = run.journal.load(names[c])
-        return stored is not None and len(stored[0]["atoms"]) >= count
+    def stored(c: int) -> tuple[Array, Array] | None:
+        found = run.journal.load(names[c])
+        return None if found is None else (found[0]["atoms"], found[0]["signs"])
 
-    done = count * sum(map(is_done, range(len(names))))
+    def coded(c: int) -> int:
+        before = stored(c)
+        return 0 if before is None else min(count, len(before[0]))
+
+    def is_done(c: int) -> bool:
+        return coded(c) == count
+
+    done = sum(map(coded, range(len(names))))
     with run.events.stage("code photographs", total, "images", part="codes", done=done):
         for c in run.units("code photographs", names, done=is_done, last=last):
             wanted = latents(c)
-            coder = Coder(backbone, coding, pack, c, run.settings.code_tried)
-            with tuned(backbone, pack.adapter):
-                atoms, signs = coder.code(wanted)
             run.remember_skipped()
-            run.journal.save(names[c], {"atoms": atoms, "signs": signs}, {})
+            coder = Coder(backbone, coding, pack, c, run.settings.code_tried)
+            done -= coded(c)
+            with tuned(backbone, pack.adapter):
+                for atoms, signs in coder.batches(wanted, stored(c)):
+                    run.journal.save(names[c], {"atoms": atoms, "signs": signs}, {})
+                    run.events.step(done + len(atoms), samples=done + len(atoms))
             done += count
-            run.events.step(done, samples=done)
     rows = [stored_arrays(run.journal, name) for name in names]
     atoms, signs = (np.stack([row[key][:count] for row in rows]) for key in ("atoms", "signs"))
     codes = encode_codes(Codes(coding, count, atoms.astype(np.int64), signs))
@@ -190,14 +198,28 @@ class Coder:
     c: int  # the class
     tried: int = 1  # choices of each level that are tried on the backbone
 
-    @torch.inference_mode()
     def code(self, latents: Tensor) -> tuple[Array, Array]:
         """Return atoms and signs (N, atoms of all levels) of latents (N, C, H, W)."""
-        starts = range(0, len(latents), BATCH)
-        parts = [self._code(latents[at : at + BATCH], at) for at in starts]
-        atoms, signs = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return atoms.astype(np.int32), signs.astype(np.int8)
+        *_, last = self.batches(latents)
+        return last
 
+    def batches(
+        self, latents: Tensor, before: tuple[Array, Array] | None = None
+    ) -> Iterator[tuple[Array, Array]]:
+        """Yield atoms and signs of all latents so far, after each batch.
+
+        Args:
+            latents: (N, C, H, W).
+            before: what an earlier run has coded of them, of which whole batches are taken.
+        """
+        begun = 0 if before is None else min(len(before[0]), len(latents)) // BATCH * BATCH
+        parts = [] if before is None else [(before[0][:begun], before[1][:begun])]
+        for at in range(begun, len(latents), BATCH):
+            parts.append(self._code(latents[at : at + BATCH], at))
+            atoms, signs = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+            yield atoms.astype(np.int32), signs.astype(np.int8)
+
+    @torch.inference_mode()
     def _code(self, latents: Tensor, first: int) -> tuple[Array, Array]:
         coding, tried = self.coding, self.tried
         begin = samplers.Step(0.0, (0.0,), math.sqrt(coding.sigmas[0] ** 2 + 1))

@@ -62,6 +62,11 @@ class Split:
         return f"{self.name} ({', '.join(parts)})"
 
 
+def can_choose(source: Source, settings: EncodeSettings, backbone: Backbone) -> bool:
+    """Return whether there is a choice: photographs to hold back, and a backbone for codes."""
+    return max(source.counts) > 1 and can_code(backbone, coding_for(settings))
+
+
 def first_splits(
     plan: EncodePlan, settings: EncodeSettings, photographs: int, size_of: SizeOf
 ) -> list[Split]:
@@ -128,8 +133,6 @@ def choose_split(
         size_of: bytes of the pack of a plan.
     """
     counts = run.source.counts
-    if max(counts) == 1 or not can_code(backbone, coding_for(run.settings)):
-        return plan
     splits = first_splits(plan, run.settings, max(n - held_back(n) for n in counts), size_of)
     if len(splits) == 1:
         return plan

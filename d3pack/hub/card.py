@@ -255,10 +255,13 @@ def _limits(facts: Facts) -> str:
         "- Every image is synthetic: made by a diffusion model from a learned prompt. They resemble"
         " the source data but do not reproduce it, and carry the biases of that model.\n"
     )
-    if codes is not None and facts.pack.holds_photographs:
+    if codes is not None:
+        what = "photographs of the source data"
+        if not facts.pack.holds_photographs:
+            what = "images that were made for clusters of photographs and may resemble one"
         kinds = (
-            f"- {facts.pack.coded_images:,} images of each class are likenesses of"
-            f" {codes.params['codes']:,} photographs of the source data, which anyone can rebuild"
+            f"- {facts.pack.coded_images:,} images of each class are likenesses of up to"
+            f" {codes.params['codes']:,} {what}: anyone can rebuild them"
             " from this file. All images carry the biases of a diffusion model.\n"
         )
     return (

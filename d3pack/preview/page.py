@@ -192,7 +192,7 @@ def _codes(pack: Pack) -> str:
         return "none"
     count = pack.codes.params["codes"]
     if not pack.holds_photographs:
-        return f"{count:,} made images a class"
+        return f"{count:,} images a class made for clusters of photographs, which may resemble one"
     return f"{count:,} photographs a class, whose likeness can be rebuilt"
 
 

@@ -172,6 +172,27 @@ def test_codebooks_in_parts_give_the_same_codes(
     assert all(np.array_equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 
+def test_coding_goes_on_behind_the_batches_that_are_kept(
+    mini: Backbone, lemon: Pack, wanted: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codes_module, "BATCH", 2)
+    coding = coding_for(EncodeSettings(codes=1, code_steps=3))
+    coder = Coder(mini, coding, lemon, 0)
+    latents = wanted[:5] if len(wanted) > 4 else torch.cat([wanted, wanted])[:5]
+    steps = list(coder.batches(latents))
+    assert [len(atoms) for atoms, _ in steps] == [2, 4, 5]
+    passes = []
+    code = Coder._code
+    monkeypatch.setattr(
+        Coder, "_code", lambda self, part, at: passes.append(at) or code(self, part, at)
+    )
+    for kept, begun in ((steps[0], [2, 4]), (tuple(a[:3] for a in steps[1]), [2, 4])):
+        passes.clear()
+        *_, last = coder.batches(latents, kept)
+        assert passes == begun
+        assert all(np.array_equal(a, b) for a, b in zip(last, steps[-1], strict=True))
+
+
 @pytest.mark.parametrize("nbytes", [3, 17, 24.4, 32, 67.5, 400])
 def test_settings_of_codes_stay_within_their_bytes(nbytes: float) -> None:
     steps, bits, atoms = coding_within(nbytes)
@@ -405,6 +426,17 @@ def test_images_are_taken_in_the_order_of_the_source(home: Path) -> None:
     images = images_of(source, 2, (16, 16), 3)
     with Image.open(home / "source" / "school bus" / "001.png") as image:
         assert np.array_equal(images[1].permute(1, 2, 0).numpy(), np.asarray(image))
+
+
+def test_the_middle_of_images_of_another_aspect_is_coded(tmp_path: Path) -> None:
+    wide = Image.new("RGB", (96, 32), (255, 0, 0))
+    wide.paste((0, 0, 255), (32, 0, 64, 32))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        wide.save(tmp_path / name / "a.png")
+    (image,) = images_of(open_source(tmp_path), 0, (32, 32), 1)
+    assert image[2].float().mean() > 240  # blue, but for the edges of resampling
+    assert image[0].float().mean() < 15
 
 
 def test_codes_alone_refuse_a_teachers_work(home: Path) -> None:

@@ -37,7 +37,7 @@ export function recipeFacts(pack: Pack): HTMLElement {
     ["Guidance", String(real(r.get("guidance")))],
     ["Template", template === null ? "none: vectors are outputs of the text encoder" : `“${template}”`],
     ["Prompts", vectors ?? "none"],
-    ["Codes", coding ? `${grouped(coding.get("codes") as number)} a class, for ${grouped(coding.get("images") as number)} of its images` : "none"],
+    ["Codes", coding ? `${grouped(coding.get("codes") as number)} a class, for ${grouped(coding.get("images") as number)} of its images: likenesses that can be rebuilt` : "none"],
     ["Seeds", `${picks ? `picked, ${picks.get("bits")} bits ${picks.has("stride") ? "a class" : "an image"}` : "in order"}, from ${pack.manifest.get("seed")}`],
     ["Weights", pack.sections.has("weights") ? "one for each image, for the loss of a training" : "none"],
     ["Arithmetic", `${r.get("dtype")}, groups of ${r.get("group")}`],

@@ -10,7 +10,7 @@ from functools import partial
 from itertools import islice
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from d3pack.backbones import TEMPLATE, Backbone
@@ -141,10 +141,14 @@ class CodesJob:
 
 
 def images_of(source: Source, c: int, size: tuple[int, int], count: int) -> Tensor:
-    """Return `count` images of a class in the order of the source, of which it may repeat some."""
+    """Return `count` images of a class in the order of the source, of which it may repeat some.
+
+    Of an image of another aspect the middle is taken, as everywhere.
+    """
     height, width = size
     images = islice(readable_images(source, c, range(source.counts[c])), count)
     pixels = [
-        pixels_of(image.resize((width, height), Image.Resampling.BICUBIC)) for image in images
+        pixels_of(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC))
+        for image in images
     ]
     return torch.stack([pixels[i % len(pixels)] for i in range(count)])

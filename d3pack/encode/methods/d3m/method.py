@@ -35,7 +35,7 @@ from d3pack.encode.methods.d3m.guidance import MOST_CLASSES, best_guidance, tria
 from d3pack.encode.methods.d3m.inversion import Fitted, Inversion, groups_of, solve_seconds
 from d3pack.encode.methods.d3m.one_pass import CALLS, STATES, in_one_pass
 from d3pack.encode.methods.dit import unknown_names_note
-from d3pack.encode.pilots import pilot_seconds
+from d3pack.encode.pilots import can_choose, pilot_seconds
 from d3pack.encode.plan import (
     SMALL,
     EncodePlan,
@@ -129,7 +129,7 @@ def prepare(
         dtype=dtype_for(backbone.device.type),
         allocation=SMALLEST,
         typical=typical,
-        pilots=settings.pilots,
+        pilots=settings.pilots if can_choose(source, settings, backbone) else 0,
     )
     job = D3MJob(source, settings, own, backbone, plan, details, adapter)
     plan = replace(plan, coding=_coding(job, least))
