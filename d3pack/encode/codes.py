@@ -76,8 +76,8 @@ def with_codes(
     names = [f"{_name(coding)}/{c:06d}" for c in range(len(pack.classes))]
 
     def stored(c: int) -> tuple[Array, Array] | None:
-        found = run.journal.load(names[c])
-        return None if found is None else (found[0]["atoms"], found[0]["signs"])
+        kept = run.journal.load(names[c])
+        return None if kept is None else (kept[0]["atoms"], kept[0]["signs"])
 
     def coded(c: int) -> int:
         before = stored(c)

@@ -260,7 +260,7 @@ def _limits(facts: Facts) -> str:
         if not facts.pack.holds_photographs:
             what = "images that were made for clusters of photographs and may resemble one"
         kinds = (
-            f"- {facts.pack.coded_images:,} images of each class are likenesses of up to"
+            f"- {facts.pack.coded_images:,} images of each class are likenesses of"
             f" {codes.params['codes']:,} {what}: anyone can rebuild them"
             " from this file. All images carry the biases of a diffusion model.\n"
         )
