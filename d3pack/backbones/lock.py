@@ -30,7 +30,7 @@ from d3pack.errors import (
     NotFoundError,
 )
 from d3pack.format import BackboneRef, FileLock, files_json, parse_files
-from d3pack.system import write_text
+from d3pack.system import expand_user, write_text
 
 FileProgress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
 
@@ -49,10 +49,10 @@ _TICK = 2_000_000_000  # nanoseconds; the coarsest clock of a file system in use
 def cache_home() -> Path:
     """Return the folder of all caches: $D3PACK_HOME, $XDG_CACHE_HOME/d3pack or ~/.cache/d3pack."""
     if home := os.environ.get("D3PACK_HOME"):
-        return Path(home).expanduser()
+        return expand_user(home)
     if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base).expanduser() / "d3pack"
-    return Path.home() / ".cache" / "d3pack"
+        return expand_user(base) / "d3pack"
+    return expand_user("~/.cache/d3pack")
 
 
 @dataclass(frozen=True, slots=True)

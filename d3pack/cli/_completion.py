@@ -55,17 +55,16 @@ def complete(root: click.Command, instruction: str) -> int:
 def _install(ctx: click.Context, param: click.Parameter, shell: str | None) -> None:
     if shell is None or ctx.resilient_parsing:
         return
-    from pathlib import Path
-
-    from d3pack.system import replace_file
+    from d3pack.system import expand_user, replace_file
 
     shell = _shell(shell)
-    path = Path.home() / _FILES[shell]
+    home = expand_user("~")
+    path = home / _FILES[shell]
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, _script(ctx.command, shell).encode())
     if shell in _START:
         name, line = _START[shell]
-        start = Path.home() / name
+        start = home / name
         before = start.read_text(encoding="utf-8") if start.exists() else ""
         if line not in before.splitlines():
             replace_file(start, f"{before.rstrip()}\n{line}\n".lstrip().encode())

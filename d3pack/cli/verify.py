@@ -85,7 +85,8 @@ class Verify:
 def _print(result: Result) -> None:
     name = printable(result["file"])
     if not result["valid"]:
-        _out.say(f"refused  {name}  {result['message']}")
+        message = result["message"].replace(f"{result['file']!r}: ", "", 1)  # the name is there
+        _out.say(f"refused  {name}  {message}")
         return
     print(f"valid    {name}  {result['root']}")
     decode = result.get("decode")

@@ -32,9 +32,9 @@ from d3pack.dataset.samples import (
 from d3pack.dataset.store import CACHE_SIZE, CACHES, Cache, CacheSettings
 from d3pack.decode import local_backbone
 from d3pack.errors import NotFoundError, UsageError
-from d3pack.format import Pack, decode_weights
+from d3pack.format import Pack, check_classes, decode_weights, to_index
 from d3pack.hub import is_remote, load, read_classes
-from d3pack.system import resolve_device
+from d3pack.system import expand_user, resolve_device
 
 if TYPE_CHECKING:
     import datasets
@@ -162,7 +162,7 @@ class D3MDataset(Dataset[Any]):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_() if fresh else None
         if backbone is None and not isinstance(pack, Pack):
             backbone = local_backbone(fspath(pack), self.pack)
-        directory = None if cache_dir is None else Path(cache_dir).expanduser().absolute()
+        directory = None if cache_dir is None else expand_user(cache_dir).absolute()
         self._images = Images(
             self.pack,
             device=self.device,
@@ -265,7 +265,7 @@ class D3MDataset(Dataset[Any]):
     def _class_numbers(self, classes: Iterable[str | int]) -> Ints:
         """Return the pack's numbers of classes, which are given by name or by label here."""
         labels = []
-        _check_list(classes)
+        check_classes(classes)
         for name in classes:
             if isinstance(name, str):
                 label = self.class_to_idx.get(name, -1)
@@ -287,6 +287,7 @@ class D3MDataset(Dataset[Any]):
         Raises:
             UsageError: k is less than 1 or more than there are.
         """
+        k = to_index(k, "a number of images")
         if not 1 <= k <= self._per_class:
             raise UsageError(f"invalid k {k}: expected 1 to {self._per_class} images per class")
         return self._part(self._numbers, k)
@@ -528,19 +529,13 @@ def _open_pack(
     pack: str | PathLike[str] | Pack, classes: Sequence[str | int] | None
 ) -> tuple[Pack, Sequence[str | int] | None]:
     """Return the pack, and the classes that are still to be selected from it."""
-    _check_list(classes)
+    if classes is not None:
+        check_classes(classes)
     if isinstance(pack, Pack):
         return pack, classes
     if classes is not None and is_remote(pack):
         return read_classes(pack, classes), None
     return load(pack), classes
-
-
-def _check_list(classes: object) -> None:
-    if isinstance(classes, str):  # else each of its letters would be a class
-        raise UsageError(
-            f"invalid classes {classes!r}: expected a list", hint=f"write [{classes!r}]"
-        )
 
 
 def _check_names(numerics: str, output: str, cache: Cache, backbone: object) -> None:

@@ -31,6 +31,8 @@ from d3pack.format.pack import Ledger as Ledger
 from d3pack.format.pack import Pack as Pack
 from d3pack.format.pack import Probes as Probes
 from d3pack.format.pack import carried_files as carried_files
+from d3pack.format.pack import check_classes as check_classes
+from d3pack.format.pack import to_index as to_index
 from d3pack.format.ranges import ByteRange as ByteRange
 from d3pack.format.ranges import class_ranges as class_ranges
 from d3pack.format.ranges import names_range as names_range

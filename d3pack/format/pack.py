@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -318,7 +318,7 @@ class Pack:
         Raises:
             UsageError: the pack has fewer images.
         """
-        k = _to_index(k, "a number of images")
+        k = to_index(k, "a number of images")
         if not 1 <= k <= self.images_per_class:
             raise UsageError(f"first({k}): the pack has {self.images_per_class} images per class")
         if k == self.images_per_class:
@@ -364,10 +364,11 @@ class Pack:
         )
 
     def _rows(self, classes: Sequence[int | str]) -> list[int]:
+        check_classes(classes)
         numbers = {name: row for row, name in enumerate(self.classes)}
         rows = []
         for item in classes:
-            row = numbers.get(item, -1) if isinstance(item, str) else _to_index(item, "a class")
+            row = numbers.get(item, -1) if isinstance(item, str) else to_index(item, "a class")
             if not 0 <= row < len(self.classes):
                 raise UsageError(f"the pack has no class {item!r}")
             rows.append(row)
@@ -485,7 +486,16 @@ def derived(provenance: Mapping[str, Any], root: str, cut: dict[str, int]) -> di
     return {**provenance, "derived": [*before, step] if isinstance(before, tuple) else [step]}
 
 
-def _to_index(value: Any, expected: str) -> int:
+def check_classes(classes: object) -> None:
+    """Raise if classes are no list: each letter of a text would be one."""
+    if isinstance(classes, str | bytes) or not isinstance(classes, Iterable):
+        raise UsageError(
+            f"invalid classes {classes!r:.80}: expected a list", hint=f"write [{classes!r:.80}]"
+        )
+
+
+def to_index(value: Any, expected: str) -> int:
+    """Return an integer of any kind; a truth value is none."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise UsageError(f"{value!r:.80} is not {expected}")
     return operator.index(value)

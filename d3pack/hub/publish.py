@@ -329,7 +329,10 @@ def _secrets() -> dict[str, str]:
     """Return what must not be in any published byte, by its name."""
     from huggingface_hub import get_token
 
-    home = Path.home()
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without one
+        home = Path("/")
     secrets = {
         "the home directory": str(home) if len(home.parts) > 1 else "",
         "the working directory": str(Path.cwd()) if len(Path.cwd().parts) > 2 else "",

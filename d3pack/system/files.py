@@ -24,6 +24,21 @@ PREFIX, SUFFIX = ".d3pack-", ".part"  # of temporary names
 _BLOCK = 1 << 22
 
 
+def expand_user(path: str | os.PathLike[str]) -> Path:
+    """Return a path in which a leading ~ is a home directory.
+
+    Raises:
+        UsageError: there is no such home, as for a user whom a container does not know.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UsageError(
+            f"no home directory is known for {os.fspath(path)!r}",
+            hint="set HOME, or D3PACK_HOME for caches",
+        ) from None
+
+
 @contextmanager
 def disk_full_as_error(where: str = "on the disk") -> Iterator[None]:
     """Raise `NoSpaceError` for a full disk or a used-up quota, however it was reported.

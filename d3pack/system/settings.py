@@ -25,6 +25,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from d3pack.errors import UsageError
+from d3pack.system.files import expand_user
 from d3pack.system.objects import is_url
 
 T = TypeVar("T")
@@ -465,7 +466,7 @@ def _from_text(kind: Kind, choices: tuple[Any, ...], text: str | Sequence[str]) 
     if kind.base is Path:
         if is_url(text):  # else a folder "s3:" would be made here
             raise ValueError
-        return Path(text).expanduser()
+        return expand_user(text)
     return parse_integer(text) if kind.base is int else kind.base(text)
 
 

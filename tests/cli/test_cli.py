@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from cli import invoke
 from places import ROOT, load
 
 from d3pack.cli._command import all_verbs, flags_of
+from d3pack.format import read, write
 
 PACK = ROOT / "examples" / "cifar10.d3m"
 MAKE = load(ROOT / "spec" / "make_cli.py")
@@ -106,6 +108,26 @@ def test_not_a_pack_is_exit_code_3(tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
+@pytest.mark.e2e
+@pytest.mark.parametrize("coding", ["ascii", "cp1252"])
+def test_letters_that_the_output_lacks_are_escaped(coding: str, tmp_path: Path) -> None:
+    pack = read(PACK)
+    write(replace(pack, classes=("日本", *pack.classes[1:])), tmp_path / "x.d3m")
+    done = d3pack("info", str(tmp_path / "x.d3m"), PYTHONIOENCODING=coding, PYTHONUTF8="0")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"\u65e5\u672c" in done.stdout
+
+
+@pytest.mark.posix
+@pytest.mark.e2e
+def test_user_without_a_home_is_told_what_to_set() -> None:
+    done = d3pack("cache", "ls", D3PACK_HOME="~nobody-of-this-name/x")
+    assert done.returncode == 2
+    assert done.stderr.startswith("d3pack: [E_USAGE] no home directory is known for")
+    assert "D3PACK_HOME" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_env_names_versions_and_no_place() -> None:
     done = d3pack("env", "--format", "json", HF_HOME="/a/private/place")
     facts = json.loads(done.stdout)

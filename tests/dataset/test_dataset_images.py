@@ -193,9 +193,16 @@ def test_select_classes_refuses_unknown_and_repeated_classes(make: Make, wanted:
         make().select_classes(wanted)
 
 
-def test_a_name_alone_is_no_list_of_classes(make: Make) -> None:
+@pytest.mark.parametrize("classes", ["goldfish", 3, None])
+def test_a_name_alone_is_no_list_of_classes(make: Make, classes: Any) -> None:
     with pytest.raises(UsageError, match="expected a list"):
-        make().select_classes("goldfish")
+        make().select_classes(classes)
+
+
+@pytest.mark.parametrize("k", ["1", 1.0, True])
+def test_first_takes_integers_alone(make: Make, k: Any) -> None:
+    with pytest.raises(UsageError, match="is not a number of images"):
+        make().first(k)
 
 
 @pytest.mark.parametrize("index", [slice(0, 3), "0", 1.0, None])

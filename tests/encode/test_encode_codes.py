@@ -183,12 +183,15 @@ def test_coding_goes_on_behind_the_batches_that_are_kept(
     assert [len(atoms) for atoms, _ in steps] == [2, 4, 5]
     passes = []
     code = Coder._code
-    monkeypatch.setattr(
-        Coder, "_code", lambda self, part, at: passes.append(at) or code(self, part, at)
-    )
-    for kept, begun in ((steps[0], [2, 4]), (tuple(a[:3] for a in steps[1]), [2, 4])):
+
+    def counted(self: Coder, part: torch.Tensor, at: int) -> Any:
+        passes.append(at)
+        return code(self, part, at)
+
+    monkeypatch.setattr(Coder, "_code", counted)
+    for rows, begun in ((2, [2, 4]), (3, [2, 4]), (4, [4])):
         passes.clear()
-        *_, last = coder.batches(latents, kept)
+        *_, last = coder.batches(latents, (steps[-1][0][:rows], steps[-1][1][:rows]))
         assert passes == begun
         assert all(np.array_equal(a, b) for a, b in zip(last, steps[-1], strict=True))
 

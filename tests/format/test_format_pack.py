@@ -193,6 +193,18 @@ def test_invalid_selections_are_refused() -> None:
             pack.first(k)
 
 
+@pytest.mark.parametrize("classes", ["class 0", 3, None, b"x"])
+def test_selection_that_is_no_list_is_refused(classes: Any) -> None:
+    with pytest.raises(UsageError, match="expected a list"):
+        make().select(classes)
+
+
+@pytest.mark.parametrize("k", ["1", 1.0, True, None])
+def test_number_of_images_that_is_no_integer_is_refused(k: Any) -> None:
+    with pytest.raises(UsageError, match="is not a number of images"):
+        make().first(k)
+
+
 def test_ledger_adds_up_to_the_file() -> None:
     for pack in (make(), full(provenance={"teacher": {"bytes": 1000}}), full().select([1])):
         ledger = pack.ledger()
