@@ -99,7 +99,11 @@ CONFIGS: dict[str, tuple[str, dict[str, Any], str]] = {
     "10^9 layers": ("text_encoder/config.json", {"num_hidden_layers": 10**9}, "num_hidden"),
     "10^9 words": ("text_encoder/config.json", {"vocab_size": 10**9}, "vocab_size"),
     "10^9 positions": ("text_encoder/config.json", {"max_position_embeddings": 10**9}, "max_pos"),
-    "10^3 positions": ("text_encoder/config.json", {"max_position_embeddings": 1000}, "1000 tokens"),
+    "10^3 positions": (
+        "text_encoder/config.json",
+        {"max_position_embeddings": 1000},
+        "1000 tokens",
+    ),
     "a megabyte": ("unet/config.json", {"_note": "a" * loading.MAX_CONFIG}, "1048576 bytes"),
     "10^4 blocks": ("unet/config.json", {"down_block_types": ["DownBlock2D"] * 10**4}, "too long"),
     "deep lists": ("unet/config.json", {"block_out_channels": [[[10**9]]]}, "block_out"),
