@@ -27,7 +27,7 @@ CODES: Mapping[str, tuple[str, str]] = {
     # code: (class, meaning)
     "E_D3M": ("D3MError", "failed for another reason, given in the message"),
     "E_USAGE": ("UsageError", "contradicting arguments, an index out of range"),
-    "E_LONG": ("UsageError", "the evaluation takes hours and was not confirmed"),
+    "E_LONG": ("UsageError", "work that takes hours, or very much memory, and was not confirmed"),
     "E_PACK": ("InvalidPackError", "not a valid pack"),
     # In the order in which a reader checks them: table of section 11 of spec/d3m-1.md, which
     # spec/make_errors.py writes.

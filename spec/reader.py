@@ -32,8 +32,7 @@ BAD_IN_NAME = "[\0-\t\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\uf
 class Refused(Exception): code = property(lambda self: self.args[0])
 
 def need(holds, code, why):
-    if not holds:
-        raise Refused(code, why)
+    if not holds: raise Refused(code, why)
 
 def read(data):
     """Check every rule in the order of the specification; give the manifest, names and tensors."""
@@ -43,6 +42,7 @@ def read(data):
     need(8 + size <= len(data), "E_TRUNCATED", "header")
     raw, body = data[8 : 8 + size], data[8 + size :]
     need(raw[:1] == b"{" and raw.isascii(), "E_HEADER", "first byte, or not ASCII")
+    need(sum(map(raw.count, (b",", b"[", b"{"))) <= 1_000_000, "E_LIMIT", "header values")
     meta = parse(raw.decode()).get("__metadata__")
     need(has(meta, "d3m") and isinstance(meta["d3m"], str), "E_HEADER", "__metadata__")
     need(meta["d3m"].isascii(), "E_JSON", "manifest is not ASCII")

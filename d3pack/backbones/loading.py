@@ -46,7 +46,11 @@ _INNER = {
     "Qwen3ForCausalLM": "Qwen3Model",
     "T5GemmaEncoderModel": "T5GemmaEncoder",
 }
-MAX_FILE = 1 << 26  # bytes of a config or a tokenizer; Gemma's tokenizer.json has 34 MB
+MAX_FILE = 1 << 26  # bytes of a tokenizer; Gemma's tokenizer.json has 34 MB
+MAX_CONFIG = 1 << 20  # bytes of every other JSON; model_index.json of DiT has 33 kB
+# commas and opening brackets, each of which may become an object; Gemma's tokenizer.json has two
+# million
+MAX_MARKS = 3_000_000
 _FLOATS = ("F32", "F16", "BF16")
 _MAX_WORDS = 1 << 20  # of a vocabulary
 _MAX_WIDTH = 1 << 15  # of anything else: channels, heads, hidden sizes
@@ -74,6 +78,7 @@ _MAX_NUMBER = 1e18  # of numbers that are read one by one
 # products; SDXL's UNet has 60 layers by this count, a DiT-XL/2 for 512 px 1.2 million values
 _MAX_LAYERS = 512
 _MAX_POSITIONS = 1 << 24
+_MAX_TOKENS = 512  # that CLIP reads, with a mask of their square; real ones read 77
 _REAL_MODEL_HINT = "this is not the config of a real model"
 _MISMATCH_HINT = "weights and config do not belong together"
 _LANGUAGE_FIELDS = (
@@ -140,9 +145,14 @@ class Files:
         return data
 
     def json(self, path: str) -> dict[str, Any]:
-        """Return a JSON object."""
+        """Return a JSON object, which is not many times as large as its text."""
+        data = self.read(path)
+        if not path.startswith("tokenizer") and len(data) > MAX_CONFIG:
+            raise config_error(f"{path} has more than {MAX_CONFIG} bytes")
+        if sum(map(data.count, (b",", b"[", b"{"))) > MAX_MARKS:
+            raise config_error(f"{path} has more than {MAX_MARKS} values")
         try:
-            value = json.loads(self.read(path))
+            value = json.loads(data)
         except (ValueError, RecursionError):
             raise config_error(f"{path} is not JSON") from None
         if not isinstance(value, dict):
@@ -277,9 +287,11 @@ def _check_products(path: str, cls: Any, config: Mapping[str, Any]) -> None:
     width = largest("num_attention_heads") * largest("attention_head_dim")
     # only a transformer's positions are allocated before the weights are read
     positions = side**2 * width if "patch_size" in values else 0
+    tokens = largest("max_position_embeddings") if cls.__name__.startswith("CLIP") else 0
     for what, number, limit in (
         ("layers", depth * layers * inner, _MAX_LAYERS),
         ("values of its positions", positions, _MAX_POSITIONS),
+        ("tokens of a text", tokens, _MAX_TOKENS),
     ):
         if number > limit:
             raise config_error(

@@ -8,12 +8,23 @@ from typing import TYPE_CHECKING, Any
 from d3pack.cli import _out
 from d3pack.cli._fields import Format, backbone_option, format_option
 from d3pack.errors import BackboneError, D3MError, InvalidPackError
-from d3pack.system import argument, count, device_option, option, printable
+from d3pack.system import (
+    argument,
+    count,
+    device_option,
+    duration,
+    option,
+    printable,
+    progress_bar,
+)
 
 if TYPE_CHECKING:
+    from d3pack.decode import Decoder, ProbeReport
     from d3pack.format import Pack
 
 Result = dict[str, Any]
+
+_SHOWN = 5.0  # seconds: of what takes longer, the time and the progress are shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +41,9 @@ class Verify:
     decode: bool = option(False, "Rebuild the probes as well and compare the images.")
     device: str | None = device_option()
     backbone: str | None = backbone_option()
+    allow_long: bool = option(
+        False, "Rebuild the probes even if it takes hours, or very much memory.", flag="--yes"
+    )
     format: Format = format_option()
 
     def run(self) -> int:
@@ -68,18 +82,31 @@ class Verify:
 
     def _decoded(self, file: str, pack: Pack) -> tuple[Result, int]:
         """The check of the images: a pack stays valid where it cannot be made."""
-        from d3pack.decode import Decoder, local_backbone, verify_probes
+        from d3pack.decode import Decoder, check_probe_memory, local_backbone
 
         if self.format == "human" and pack.probes is not None:
             _out.say(f"rebuilding {count(len(pack.probes.images), 'probe')} of {file}")
         try:
+            if pack.probes is not None and not self.allow_long:
+                check_probe_memory(pack)
             path = self.backbone or local_backbone(file, pack)
             with Decoder(pack, device=self.device, path=path) as decoder:
-                report = verify_probes(pack, decoder)
+                report = self._rebuilt(pack, decoder)
         except D3MError as error:
             return {"code": error.code, "message": str(error)}, error.exit_code
         wrong = report.verdict == "wrong backbone"
         return report.to_json(), BackboneError.exit_code if wrong else 0
+
+    def _rebuilt(self, pack: Pack, decoder: Decoder) -> ProbeReport:
+        """Say how long the probes take, where it is long, and rebuild them."""
+        from d3pack.decode import check_probe_time, verify_probes
+
+        seconds = check_probe_time(pack, decoder, allow_long=self.allow_long)
+        quiet = self.format != "human"
+        if seconds > _SHOWN and not quiet:
+            _out.say(f"about {duration(seconds)} on this machine")
+        with progress_bar("rebuilding", unit="steps", quiet=quiet or seconds <= _SHOWN) as bar:
+            return verify_probes(pack, decoder, bar)
 
 
 def _print(result: Result) -> None:

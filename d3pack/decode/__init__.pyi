@@ -20,6 +20,8 @@ from d3pack.decode.numerics import choose_numerics as choose_numerics
 from d3pack.decode.numerics import exact_numerics as exact_numerics
 from d3pack.decode.numerics import reproducible_cuda as reproducible_cuda
 from d3pack.decode.probes import ProbeReport as ProbeReport
+from d3pack.decode.probes import check_probe_memory as check_probe_memory
+from d3pack.decode.probes import check_probe_time as check_probe_time
 from d3pack.decode.probes import make_probes as make_probes
 from d3pack.decode.probes import verify_probes as verify_probes
 from d3pack.decode.samplers import schedule as schedule

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import threading
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # groups decoded in parallel, for backbones below and above this many parameters
 _MAX_SMALL, _MAX_LARGE, _SMALL = 32, 4, 100_000_000
+_FEW_PIXELS = 1 << 16  # of images that are timed together
 _MAX_CONDITIONS = 256 << 20  # bytes kept: of SD 1.5 in float32, 1100 classes
 
 
@@ -137,6 +139,7 @@ class Decoder:
         self._unconditional: dict[bool, Condition] = {}  # by whether it guides
         self._lock = lock_of(self.backbone)
         self._pool: tuple[tuple[int, int], ThreadPoolExecutor] | None = None
+        self._passed: Callable[[], None] | None = None
 
     def _open(
         self, backbone: Backbone | None, path: str | Path | None, progress: FileProgress | None
@@ -291,11 +294,10 @@ class Decoder:
         """
         height, width = self.pack.recipe.size
         what = f"a group of {self.group} images of {height}x{width}"
-        parallel = self.workers or self._parallel_groups()
+        parallel = self.workers or self.parallel_groups()
         items, start = iter(items), 0
         while pairs := self.pairs(islice(items, parallel * self.group)):
             groups = [pairs[at : at + self.group] for at in range(0, len(pairs), self.group)]
-            # codes have a sampler of their own: a group of both kinds is made in two parts
             parts = [part for group in groups for part in self._kinds(group)]
             padded = [part + part[-1:] * (self.group - len(part)) for part in parts]
             results = iter(self._allocate(what, partial(self._decode, padded, epoch, parallel)))
@@ -308,13 +310,52 @@ class Decoder:
                 yield range(start, start + len(group)), copy
                 start += len(group)
 
+    def plan(self, items: Iterable[int | Pair]) -> list[tuple[Pair, int]]:
+        """Return each forward group that some images take: its first image, and its steps."""
+        pairs, coding = self.pairs(items), self._coding
+        groups = (pairs[at : at + self.group] for at in range(0, len(pairs), self.group))
+        firsts = [part[0] for group in groups for part in self._kinds(group)]
+        coded = 0 if coding is None else len(coding.sigmas) - 1
+        seeded = len(self._steps)
+        return [(p, coded if p[1] < self.pack.coded_images else seeded) for p in firsts]
+
+    @contextmanager
+    def watched(self, passed: Callable[[], None]) -> Iterator[None]:
+        """Call a function after every step of a group; from several threads, where groups are."""
+        self._passed = passed
+        try:
+            yield
+        finally:
+            self._passed = None
+
+    @torch.inference_mode()
+    def time_one(self, pair: Pair) -> tuple[float, float]:
+        """Return the seconds that one image takes for a step, and for its pixels.
+
+        A few small ones are timed together, because each takes less in a group.
+        """
+        height, width = self.pack.recipe.size
+        few = min(self.group, max(1, min(4, _FEW_PIXELS // (height * width))))
+        with self._at_work():
+            pairs = [pair] * few
+            model, x = self._model(pairs), self._noise(pairs, 0, 0)
+            sigma = self.pack.recipe.sigmas[0]
+            step = self._allocate("one image", lambda: _seconds(lambda: model(x, sigma)))
+            pixels = self._allocate(
+                "one image", lambda: _seconds(lambda: self.backbone.decode_float(x))
+            )
+            return step / few, pixels / few
+
     def _kinds(self, group: list[Pair]) -> list[list[Pair]]:
-        """Return the images of a group that are made of codes, and those of seeds."""
+        """Return the images of a group that are made of codes, and those of seeds.
+
+        Codes have a sampler of their own: a group of both kinds is made in two parts.
+        """
         coded = [pair for pair in group if pair[1] < self.pack.coded_images]
         seeded = [pair for pair in group if pair[1] >= self.pack.coded_images]
         return [part for part in (coded, seeded) if part]
 
-    def _parallel_groups(self) -> int:
+    def parallel_groups(self) -> int:
         """Return how many groups to decode at once: an exact forward pass uses one core."""
         if self.device.type != "cpu" or self.numerics.fast:
             return 1
@@ -324,7 +365,7 @@ class Decoder:
     def _decode(self, groups: list[list[Pair]], epoch: int, parallel: int) -> list[Tensor]:
         """Return the images of full groups: another size would give other bits."""
         with self._at_work():
-            models = [self._model(pairs) for pairs in groups]
+            models = [_reporting(self._model(pairs), self._passed) for pairs in groups]
             if len(groups) == 1:
                 return [self._decode_group(groups[0], models[0], epoch)]
             run = self._threads(parallel).map
@@ -341,7 +382,7 @@ class Decoder:
         groups = [pairs[at : at + self.group] for at in range(0, len(pairs), self.group)]
         with self._at_work():
             models = [self._model(group) for group in groups]
-            run = self._threads(self._parallel_groups()).map
+            run = self._threads(self.parallel_groups()).map
 
             @torch.inference_mode()
             def call(model: samplers.Model, x: Tensor, sigma: float) -> Tensor:
@@ -479,6 +520,29 @@ class Decoder:
             hint="free memory, use a larger device, or encode the pack with a smaller group;"
             ' numerics="fast" also takes group= (other pixels)',
         )
+
+
+def _reporting(model: samplers.Model, passed: Callable[[], None] | None) -> samplers.Model:
+    """Return a model that calls a function after each pass."""
+    if passed is None:
+        return model
+
+    def report(x: Tensor, sigma: float) -> Tensor:
+        x0 = model(x, sigma)
+        passed()
+        return x0
+
+    return report
+
+
+def _seconds(work: Callable[[], Tensor]) -> float:
+    """Return how long work takes; short work is done twice, as the first time takes longer."""
+    for _ in range(2):
+        began = time.perf_counter()
+        work().sum().item()  # which waits for the device
+        if (seconds := time.perf_counter() - began) > 1.0:
+            break
+    return seconds
 
 
 def denoiser(

@@ -28,6 +28,7 @@ ALIGN = 8  # the header and its length end at a multiple
 LEAF = 16  # bytes kept of the SHA-256 of a class's row
 DIGEST = 32  # hex digits kept of the SHA-256 of a section's shared bytes
 MAX_HEADER = 25_000_000  # what the Hub's own header parsers accept
+MAX_MARKS = 1_000_000  # commas, [ and { of a header: each may take 40 times its byte in memory
 MAX_SECTIONS = 64
 
 KNOWN = tuple(SECTIONS)

@@ -254,6 +254,11 @@ def _parse_manifest(raw: bytes) -> tuple[dict[str, Any], str]:
             code="E_HEADER",
             hint="is this a .d3m file?",
         )
+    marks = sum(map(raw.count, (b",", b"[", b"{")))
+    if marks > container.MAX_MARKS:
+        raise InvalidPackError(
+            f"a header of {marks} commas, [ and {{, at most {container.MAX_MARKS}", code="E_LIMIT"
+        )
     outer = canonical.loads(raw.decode("ascii"), "header")
     meta = outer.get("__metadata__")
     if not isinstance(meta, dict) or list(meta) != ["d3m"] or not isinstance(meta["d3m"], str):

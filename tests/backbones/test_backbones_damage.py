@@ -99,7 +99,13 @@ CONFIGS: dict[str, tuple[str, dict[str, Any], str]] = {
     "10^9 layers": ("text_encoder/config.json", {"num_hidden_layers": 10**9}, "num_hidden"),
     "10^9 words": ("text_encoder/config.json", {"vocab_size": 10**9}, "vocab_size"),
     "10^9 positions": ("text_encoder/config.json", {"max_position_embeddings": 10**9}, "max_pos"),
-    "10^5 blocks": ("unet/config.json", {"down_block_types": ["DownBlock2D"] * 10**5}, "too long"),
+    "10^3 positions": (
+        "text_encoder/config.json",
+        {"max_position_embeddings": 1000},
+        "1000 tokens",
+    ),
+    "a megabyte": ("unet/config.json", {"_note": "a" * loading.MAX_CONFIG}, "1048576 bytes"),
+    "10^4 blocks": ("unet/config.json", {"down_block_types": ["DownBlock2D"] * 10**4}, "too long"),
     "deep lists": ("unet/config.json", {"block_out_channels": [[[10**9]]]}, "block_out"),
     "negative": ("unet/config.json", {"in_channels": -5}, "in_channels"),
     "more than the weights": ("unet/config.json", {"block_out_channels": [32, 128]}, "has shape"),
@@ -190,6 +196,12 @@ def test_configs_with_large_products_are_refused_before_building(
         open_backbone(str(sd))
 
 
+def test_language_models_may_have_many_positions() -> None:
+    """Theirs are computed, for the tokens of a text alone."""
+    cls = import_module(loading.CLASSES["Qwen3Model"]).Qwen3Model
+    loading._check_products("config.json", cls, {"max_position_embeddings": 40960})
+
+
 @pytest.mark.parametrize(
     ("name", "config"),
     [
@@ -197,6 +209,8 @@ def test_configs_with_large_products_are_refused_before_building(
         ("UNet2DConditionModel", SD | {"attention_head_dim": [5, 10, 20, 20]}),  # SD 2.1
         ("UNet2DConditionModel", SDXL),
         ("AutoencoderKL", VAE),
+        ("CLIPTextModel", {"max_position_embeddings": 77}),
+        ("CLIPTextModelWithProjection", {"max_position_embeddings": 77}),
         ("AutoencoderTiny", {}),
         ("DiTTransformer2DModel", DIT | {"sample_size": 64}),  # for 512 px
     ],
@@ -204,9 +218,9 @@ def test_configs_with_large_products_are_refused_before_building(
 def test_published_configs_are_far_below_the_limits(
     name: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for limit in ("_MAX_LAYERS", "_MAX_POSITIONS"):
+    for limit, times in (("_MAX_LAYERS", 8), ("_MAX_POSITIONS", 8), ("_MAX_TOKENS", 6)):
         value = getattr(loading, limit)
-        monkeypatch.setattr(loading, limit, value // 8)
+        monkeypatch.setattr(loading, limit, value // times)
     cls = getattr(import_module(loading.CLASSES[name]), name)
     loading.check_config("config.json", config)
     loading._check_products("config.json", cls, config)

@@ -167,6 +167,19 @@ def test_a_tokenizer_over_64_megabytes_is_refused(sd: Path, saved: dict[str, Pat
         open_backbone(str(sd))
 
 
+def test_a_tokenizer_of_many_values_is_refused_before_it_is_parsed(
+    sd: Path, saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve megabytes of lists would take 360 MB."""
+    text = saved["tiny"].read_text().rstrip().removesuffix("}")
+    lists = "[]," * (loading.MAX_MARKS // 2 + 1)
+    (sd / "tokenizer" / "tokenizer.json").write_text(f'{text}, "x": [{lists}[]]}}')
+    loads = json.loads
+    monkeypatch.setattr("json.loads", lambda data: loads(data) if len(data) < 10**6 else 1 / 0)
+    with raises_code("E_BACKBONE_CONFIG", match="more than 3000000 values"):
+        open_backbone(str(sd))
+
+
 def test_hostile_tokenizers_are_refused_when_a_backbone_is_opened(
     sd: Path, saved: dict[str, Path]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -15,7 +16,7 @@ from tiny_backbones import tiny_sd
 
 import d3pack
 from d3pack.cli._command import all_verbs, flags_of
-from d3pack.decode import Decoder, make_probes
+from d3pack.decode import Decoder, make_probes, probes, verify_probes
 
 SCHEMA = json.loads((ROOT / "spec" / "cli.schema.json").read_text(encoding="utf-8"))
 
@@ -60,6 +61,62 @@ def test_pack_stays_valid_where_it_cannot_be_decoded(
     assert ("not decoded" in shown.stderr) == (error is not None)
     if error:
         assert f"[{error}]" in shown.stderr
+
+
+def vast(world: Path, name: str, **changes: Any) -> Path:
+    """The pack with probes, with a recipe that asks for more."""
+    pack = d3pack.read(world / "probed.d3m")
+    d3pack.write(replace(pack, recipe=replace(pack.recipe, **changes)), world / name)
+    return world / name
+
+
+def test_groups_that_take_all_memory_are_refused_before_the_backbone_is_opened(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = vast(world, "big.d3m", group=1024, size=(2048, 2048))
+    monkeypatch.setattr("d3pack.decode.Decoder", None)
+    result = invoke("verify", pack, "--decode", "--backbone", world / "sd")
+    assert result.exit_code == 2
+    assert "[E_LONG]" in result.stderr
+    assert "4,294,967,296 pixels" in result.stderr
+    assert "--yes" in result.stderr
+
+
+def test_hours_are_refused_and_done_where_they_are_allowed(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["verify", world / "probed.d3m", "--decode", "--backbone", world / "sd"]
+    monkeypatch.setattr(probes, "LONG", 1e-6)
+    refused = invoke(*words)
+    assert refused.exit_code == 2
+    assert "[E_LONG] the probes take about 1 s on this machine" in refused.stderr
+    assert invoke(*words, "--yes").exit_code == 0
+
+
+def test_long_work_says_how_long_it_takes_and_how_far_it_is(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["verify", world / "probed.d3m", "--decode", "--backbone", world / "sd"]
+    quick = invoke(*words)
+    assert "on this machine" not in quick.stderr
+    monkeypatch.setattr("d3pack.cli.verify._SHOWN", 0.0)
+    monkeypatch.setattr("d3pack.system.progress.LOG_SECONDS", 0.0)
+    told = invoke(*words)
+    assert "about 1 s on this machine" in told.stderr
+    shown = []
+    pack = d3pack.read(world / "probed.d3m")
+    with Decoder(pack, path=world / "sd") as decoder:
+        steps = sum(n for _, n in decoder.plan([(0, 0), (1, 1)]))
+        verify_probes(pack, decoder, lambda done, total: shown.append((done, total)))
+    assert shown == [(done, steps) for done in range(1, steps + 1)]
+    assert told.stdout == quick.stdout
+
+
+@pytest.mark.parametrize(("side", "group"), [(64, 16), (512, 16), (1024, 16), (1024, 4)])
+def test_groups_of_ordinary_packs_are_not_refused(world: Path, side: int, group: int) -> None:
+    pack = d3pack.read(world / "probed.d3m")
+    recipe = replace(pack.recipe, size=(side, side), group=group)
+    probes.check_probe_memory(replace(pack, recipe=recipe))
 
 
 def test_invalid_pack_outweighs_one_that_does_not_decode(world: Path) -> None:

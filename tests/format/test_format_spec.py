@@ -135,6 +135,7 @@ def test_table_of_errors_lists_every_code() -> None:
 
 LIMITS = {
     "header bytes": container.MAX_HEADER,
+    "commas, `[` and `{` in the header": container.MAX_MARKS,
     "bytes of data": rules.MAX_DATA,
     "classes": ours.MAX_CLASSES,
     "images per class": ours.MAX_IMAGES,
@@ -180,6 +181,10 @@ def _params(section: str, **changes: Any) -> Callable[[Draft], Any]:
 
 BEYOND: dict[str, str | tuple[str, Callable[[Draft], Any]]] = {  # a corpus file, or one edited
     "header bytes": "length-over-cap",
+    "commas, `[` and `{` in the header": (
+        "prompts-f16",
+        lambda draft: draft.manifest.update(provenance={"a": [[]] * (container.MAX_MARKS // 2)}),
+    ),
     "bytes of data": "adapter-data",
     "classes": "classes-many",
     "images per class": "images-many",

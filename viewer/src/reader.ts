@@ -65,6 +65,8 @@ const SHARED = new Set(["classes", "leaves", "unconditional", "adapter", "probes
 const SIZES: Record<Dtype, number> = { U8: 1, I8: 1, U32: 4, F16: 2 };
 
 const MAX_HEADER = 25_000_000n;
+const MAX_MARKS = 1_000_000;
+const MARKS = new Set([..."[{,"].map((mark) => mark.charCodeAt(0)));
 const MAX_DATA = 2n ** 40n;
 const real = (value: number) => new Real(value);
 const DEFAULTS = object({ optional: object({}), provenance: object({}), requires: [], seed: "0".repeat(16) });
@@ -140,6 +142,9 @@ export async function read(data: Uint8Array): Promise<Pack> {
 function headerText(raw: Uint8Array): string {
   const isAscii = raw.every((byte) => byte < 128);
   need(raw[0] === 0x7b && isAscii, "E_HEADER", "the header does not begin with { or is not ASCII");
+  let marks = 0;
+  for (const byte of raw) marks += MARKS.has(byte) ? 1 : 0;
+  need(marks <= MAX_MARKS, "E_LIMIT", `the header has ${marks} commas, [ and {`);
   const header = parse(new TextDecoder().decode(raw)) as JsonObject;
   const meta = header.get("__metadata__");
   need(hasFields(meta, "d3m"), "E_HEADER", "__metadata__ is not an object with one string d3m");

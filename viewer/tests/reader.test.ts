@@ -36,6 +36,14 @@ for (const [name, { code }] of Object.entries<{ code: string }>(INDEX.invalid)) 
   });
 }
 
+test("refuses a header of very many values before it is parsed", async () => {
+  const header = new TextEncoder().encode(`{"a":[${"[],".repeat(500_000)}[]]}`);
+  const data = new Uint8Array(8 + header.length);
+  new DataView(data.buffer).setBigUint64(0, BigInt(header.length), true);
+  data.set(header, 8);
+  await assert.rejects(read(data), (error) => error instanceof Refused && error.code === "E_LIMIT");
+});
+
 test("refuses every truncation and every flipped bit of a file", async () => {
   const data = load("valid/smallest.d3m");
   for (let at = 0; at < data.length; at++) {
