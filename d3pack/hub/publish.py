@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from d3pack.errors import HubError, HubOfflineError, NotFoundError, UsageError
-from d3pack.format import Pack, read
+from d3pack.format import Pack, read, read_file
 from d3pack.hub import croissant, viewer
 from d3pack.hub.address import Address, parse_address
 from d3pack.hub.card import MARK, Facts, accuracy_rows, render
@@ -116,8 +116,7 @@ def prepare_push(
     path = Path(file)
     if not path.is_file():
         raise NotFoundError(f"there is no file {path}", hint="give the .d3m to publish")
-    data = path.read_bytes()
-    pack = read(data)
+    pack, data = read_file(path)
     name = settings.name or path.name
     target = parse_address(f"hf://datasets/{repo.removeprefix('hf://datasets/')}")
     if target.file or target.revision or target.root:
