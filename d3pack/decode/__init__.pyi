@@ -21,6 +21,7 @@ from d3pack.decode.numerics import exact_numerics as exact_numerics
 from d3pack.decode.numerics import reproducible_cuda as reproducible_cuda
 from d3pack.decode.probes import ProbeReport as ProbeReport
 from d3pack.decode.probes import make_probes as make_probes
+from d3pack.decode.probes import require_probes as require_probes
 from d3pack.decode.probes import verify_probes as verify_probes
 from d3pack.decode.samplers import schedule as schedule
 from d3pack.decode.settings import ExportSettings as ExportSettings
