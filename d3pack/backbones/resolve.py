@@ -36,6 +36,7 @@ from d3pack.system import first_line, is_disk_full, size
 
 if TYPE_CHECKING:
     from d3pack.backbones.levels import Levels
+    from d3pack.backbones.lock import Layout
     from d3pack.backbones.protocol import Backbone
 
 T = TypeVar("T")
@@ -240,8 +241,7 @@ def lock_backbone(
     kind = _detect_kind(repository.paths, name, find)
     layout = _family(kind)[0]
     needed = layout.needed(repository.paths, variant)
-    _announce(repository, needed, layout.without_text(needed))
-    root = _fetch(repository.name, repository.revision, needed)
+    root = _fetch(repository.name, repository.revision, needed, layout)
     ref = lock_directory(
         root,
         kind=kind,
@@ -296,7 +296,7 @@ def locate(
         )
     ref = _complete_from_hub(ref, progress)
     needed = _needed(ref, encoder=encoder)
-    return ref, _fetch(ref.repo, ref.revision, tuple(needed.files))
+    return ref, _fetch(ref.repo, ref.revision, tuple(needed.files), _family(ref.kind)[0])
 
 
 def _complete_from_hub(ref: BackboneRef, progress: FileProgress | None) -> BackboneRef:
@@ -327,7 +327,10 @@ def _published_list(ref: BackboneRef) -> BackboneRef:
 
     def list_tree() -> dict[str, Any]:
         tree = HfApi().list_repo_tree(ref.repo, recursive=True, revision=ref.revision)
-        return {entry.path: entry for entry in islice(tree, MAX_TREE) if hasattr(entry, "size")}
+        files = (
+            entry for entry in islice(tree, MAX_TREE) if type(getattr(entry, "size", None)) is int
+        )
+        return {str(entry.path): entry for entry in files}
 
     files = _ask_hub(ref.repo, ref.revision, list_tree)
     if LIST in files and (
@@ -339,7 +342,7 @@ def _published_list(ref: BackboneRef) -> BackboneRef:
         for path in chosen:
             check_path(path)
             if lfs := files[path].lfs:
-                locks[path] = FileLock(files[path].size, lfs.sha256)
+                locks[path] = FileLock(files[path].size, str(lfs.sha256))
             elif files[path].size <= MAX_FILE:
                 data = _fetch_small(ref, path, files[path].blob_id)
                 locks[path] = FileLock(len(data), hashlib.sha256(data).hexdigest())
@@ -457,8 +460,8 @@ def _announce(repository: _Repository, needed: Sequence[str], decoding: Sequence
             "%s (licence %s): %s to fetch; %s are decoded with",
             repository.name,
             repository.licence,
-            size(sum(repository.sizes[path] for path in missing)),
-            size(sum(repository.sizes[path] for path in decoding)),
+            size(sum(repository.sizes.get(path, 0) for path in missing)),
+            size(sum(repository.sizes.get(path, 0) for path in decoding)),
         )
 
 
@@ -469,7 +472,7 @@ def _describe(repo: str, revision: str | None) -> _Repository:
     ask = partial(HfApi().model_info, repo, revision=revision, files_metadata=True)
     info = _ask_hub(repo, revision, ask)
     licence = info.card_data.get("license") if info.card_data else None
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    sizes = {str(file.rfilename): _nbytes(file.size) for file in info.siblings or ()}
     if not info.sha:
         raise BackboneError(f"the Hub names no commit for {repo}")
     if info.id != repo:
@@ -477,14 +480,24 @@ def _describe(repo: str, revision: str | None) -> _Repository:
     return _Repository(info.id, info.sha, str(licence or "unknown"), sizes)
 
 
-def _fetch(repo: str, revision: str, paths: Sequence[str]) -> Path:
-    """Return a local snapshot that has these files; from the cache alone if it has them all."""
+def _nbytes(value: Any) -> int:
+    """Return a size that the Hub says; 0 for what is none."""
+    return value if type(value) is int and 0 <= value < 2**63 else 0
+
+
+def _fetch(repo: str, revision: str, paths: Sequence[str], layout: Layout) -> Path:
+    """Return a local snapshot that has these files; from the cache alone if it has them all.
+
+    Licence and bytes are said before anything is fetched.
+    """
     from huggingface_hub import snapshot_download
 
     cached = _cached(repo, revision, paths)
     if cached and cached[0] is not None and None not in cached:
         return cached[0].parents[len(Path(paths[0]).parts) - 1]
-    _describe(repo, revision)  # logs a new name; the cache uses the name in the lock
+    repository = _describe(repo, revision)  # logs a new name
+    # the cache uses the name in the lock
+    _announce(replace(repository, name=repo), paths, layout.without_text(paths))
     patterns = list(paths)
     download = lambda: snapshot_download(repo, revision=revision, allow_patterns=patterns)  # noqa: E731
     return Path(_ask_hub(repo, revision, download))

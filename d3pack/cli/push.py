@@ -43,7 +43,9 @@ class Push:
         if self.dry_run:
             self._show(parcel)
         else:
-            self._report(send_push(parcel, self.settings))
+            for note in parcel.notes:
+                _out.say(note)
+            self._report(send_push(parcel, self.settings), said=len(parcel.notes))
 
     def _show(self, parcel: Parcel) -> None:
         """Print what would be sent."""
@@ -73,9 +75,9 @@ class Push:
                 for line in ("", f"--- {path}", *text.rstrip().split("\n")):
                     _out.show(line)
 
-    def _report(self, pushed: Pushed) -> None:
-        """Print where the pack is now."""
-        for note in pushed.notes:
+    def _report(self, pushed: Pushed, said: int) -> None:
+        """Print where the pack is now, and the notes that were not said before."""
+        for note in pushed.notes[said:]:
             _out.say(note)
         if self.format == "json":
             _out.emit(

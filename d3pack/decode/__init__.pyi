@@ -23,6 +23,7 @@ from d3pack.decode.probes import ProbeReport as ProbeReport
 from d3pack.decode.probes import check_probe_memory as check_probe_memory
 from d3pack.decode.probes import check_probe_time as check_probe_time
 from d3pack.decode.probes import make_probes as make_probes
+from d3pack.decode.probes import require_probes as require_probes
 from d3pack.decode.probes import verify_probes as verify_probes
 from d3pack.decode.samplers import schedule as schedule
 from d3pack.decode.settings import ExportSettings as ExportSettings

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from d3pack.errors import UsageError
+from d3pack.errors import BackboneError, UsageError
 from d3pack.format import Probes
-from d3pack.system import duration
+from d3pack.system import count, duration
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -145,3 +145,14 @@ def verify_probes(pack: Pack, decoder: Decoder, progress: Counter | None = None)
     return ProbeReport(
         "exact" if peak == 0 else verdict, round(rms, 4), peak, len(pairs), int((gap > 0).sum())
     )
+
+
+def require_probes(pack: Pack, decoder: Decoder) -> None:
+    """Raise `BackboneError` if the pack has probes and they are images of another backbone."""
+    report = None if pack.probes is None else verify_probes(pack, decoder)
+    if report and report.verdict == "wrong backbone":
+        raise BackboneError(
+            f"wrong backbone: {count(report.probes, 'probe')}, rms {report.rms},"
+            f" peak {report.peak} of 255 levels",
+            hint="the probes are not images of the backbone that the pack names: encode it again",
+        )

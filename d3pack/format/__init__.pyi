@@ -42,6 +42,7 @@ from d3pack.format.ranges import read_names as read_names
 from d3pack.format.reader import Header as Header
 from d3pack.format.reader import header_length as header_length
 from d3pack.format.reader import read as read
+from d3pack.format.reader import read_file as read_file
 from d3pack.format.reader import read_header as read_header
 from d3pack.format.recipe import MAX_ORDER as MAX_ORDER
 from d3pack.format.recipe import SAMPLERS as SAMPLERS

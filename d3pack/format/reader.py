@@ -125,12 +125,22 @@ def read(source: Source) -> Pack:
         Traceback (most recent call last):
         d3pack.errors.InvalidPackError: [E_TRUNCATED] ...
     """
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        data = bytes(source)
-        header = read_header(data)
-        header.check_size(len(data))
-    else:
-        header, data = _load(source)
+    if not isinstance(source, (bytes, bytearray, memoryview)):
+        return read_file(source)[0]
+    data = bytes(source)
+    header = read_header(data)
+    header.check_size(len(data))
+    return _checked(header, data)
+
+
+def read_file(path: str | os.PathLike[str]) -> tuple[Pack, bytes]:
+    """Read a pack as `read` does; return the bytes that were checked, too."""
+    header, data = _load(path)
+    return _checked(header, data), data
+
+
+def _checked(header: Header, data: bytes) -> Pack:
+    """Return the pack of a whole file; every hash and every value is checked."""
     view, placement = memoryview(data), header.placement
     shared = view[header.data : header.rows]
     rows = np.frombuffer(view[header.rows :], np.uint8).reshape(placement.classes, placement.row)

@@ -61,7 +61,7 @@ def with_file(address: Address) -> Address:
     try:
         with hub_calls(address):
             info = HfApi().dataset_info(address.repo, revision=address.revision)
-        names = [entry.rfilename for entry in info.siblings or ()]
+        names = [str(entry.rfilename) for entry in info.siblings or ()]
         address = address.at(str(info.sha))
     except HubOfflineError:
         commit = _cached_commit(address)
@@ -147,7 +147,7 @@ def _is_of_the_commit(path: Path, address: Address) -> bool:
         raise
     for entry in entries:
         lfs = getattr(entry, "lfs", None)
-        expected = lfs.sha256 if lfs is not None else getattr(entry, "blob_id", "")
+        expected = str(lfs.sha256 if lfs is not None else getattr(entry, "blob_id", ""))
         return digest(path, len(expected)) == expected
     return False
 

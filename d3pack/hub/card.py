@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -12,6 +11,7 @@ from d3pack import __version__
 from d3pack.format import Pack
 from d3pack.hub import snippets
 from d3pack.hub.address import Address
+from d3pack.hub.record import Record
 from d3pack.system import count, flatten, markdown_code, markdown_table, markdown_text
 
 MARK = "<!-- written by d3pack push: a later push may replace this card -->"
@@ -38,7 +38,7 @@ class Facts:
     address: Address  # repository and file of the pack
     licence: str | None = None  # of the pack
     source: str | None = None  # what the real images were, and their licence
-    record: Mapping[str, Any] | None = None  # evaluation.json of `d3pack eval`
+    record: Record | None = None  # of `d3pack eval`
     preview: str | None = None  # path of the preview parquet in the repository
     picture: str | None = None  # path of a picture of its images in the repository
     shown: int = 0  # images in it
@@ -215,26 +215,23 @@ def _accuracy(facts: Facts) -> str:
             "## Accuracy\n\nNot measured by the publisher. `d3pack eval` trains students on the"
             " pack and tests them on real images."
         )
-    measured = record["facts"]
-    student = markdown_text(str(measured["student"]))
-    protocol = markdown_code(record["protocol"]["name"])
+    student, protocol = markdown_text(record.student), markdown_code(record.protocol)
     return (
         f"## Accuracy\n\nStudents ({student}) trained from scratch under"
-        f" the protocol {protocol}: {measured['updates']:,} updates,"
-        f" {count(measured['seeds'], 'seed')}, tested on {measured['test_images']:,} real"
+        f" the protocol {protocol}: {record.updates:,} updates,"
+        f" {count(record.seeds, 'seed')}, tested on {record.test_images:,} real"
         " images.\n\n"
-        + markdown_table(("trained on", "bytes", "accuracy, %"), accuracy_rows(record), numbers=2)
+        + markdown_table(("trained on", "bytes", "accuracy, %"), _accuracy_rows(record), numbers=2)
     )
 
 
-def accuracy_rows(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return what students reached, from a record of `d3pack eval`."""
+def _accuracy_rows(record: Record) -> list[tuple[str, str, str]]:
+    """Return what students reached."""
     rows = []
-    for entry in record["entries"]:
-        nbytes = "-" if entry["bytes"] is None else f"{entry['bytes']:,.0f}"
-        last = entry["last"]
-        spread = f" ± {100 * last['std']:.1f}" if len(entry["runs"]) > 1 else ""
-        rows.append((markdown_text(entry["title"]), nbytes, f"{100 * last['mean']:.1f}{spread}"))
+    for entry in record.entries:
+        nbytes = "-" if entry.nbytes is None else f"{entry.nbytes:,.0f}"
+        spread = f" ± {100 * entry.std:.1f}" if entry.runs > 1 else ""
+        rows.append((markdown_text(entry.title), nbytes, f"{100 * entry.mean:.1f}{spread}"))
     return rows
 
 

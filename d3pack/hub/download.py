@@ -27,6 +27,7 @@ from d3pack.format import (
     pack_bytes,
     read,
     read_class_ranges,
+    read_file,
     read_header,
     read_names,
 )
@@ -119,8 +120,7 @@ def _write(pulled: Pulled, path: Path, *, overwrite: bool) -> Path:
 def download(address: Address) -> Pulled:
     """Download a pack into the cache and verify it."""
     path, pinned = fetch(address)
-    data = path.read_bytes()
-    pack = read(data)
+    pack, data = read_file(path)  # a file longer than its header says is not read whole
     _check_root(pack.root, pinned)
     exact = pinned.at(str(pinned.revision), root=pack.root)
     _log.info("%s", exact)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -13,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from d3pack.errors import HubError, HubOfflineError, NotFoundError, UsageError
-from d3pack.format import Pack, read
+from d3pack.format import Pack, read, read_file
 from d3pack.hub import croissant, viewer
 from d3pack.hub.address import Address, parse_address
-from d3pack.hub.card import MARK, Facts, accuracy_rows, render
+from d3pack.hub.card import MARK, Facts, render
 from d3pack.hub.failures import LOGIN, hub_calls
+from d3pack.hub.record import Record, read_record
 from d3pack.hub.remote import RemoteFile
 from d3pack.hub.settings import PushSettings
 from d3pack.hub.signatures import SUFFIX, sign
@@ -25,6 +25,7 @@ from d3pack.system import Counter, flatten
 
 ATTRIBUTES = "*.d3m filter=lfs diff=lfs merge=lfs -text"
 _PIECE = 8 << 20  # bytes read back in one request
+_MAX_TEXT = 1 << 24  # bytes of README.md and .gitattributes of the repository
 # an absolute path with at least one folder, on any system, but not the path of a URL
 _LOCAL_PATH = re.compile(
     r"(?:(?<![\w/:.~-])|^)(?:(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"<>|]+[/\\])+|~[/\\])[\w.~-]+"
@@ -79,6 +80,7 @@ def push(
     Raises:
         NotFoundError: there is no such file.
         InvalidPackError: the file is not a valid pack.
+        BackboneError: the backbone cannot be used, or makes other images than the probes.
         UsageError: settings that contradict each other, or a pack that tells about this machine.
         HubError: the Hub cannot be reached, refuses, or has other bytes than were sent.
 
@@ -116,8 +118,7 @@ def prepare_push(
     path = Path(file)
     if not path.is_file():
         raise NotFoundError(f"there is no file {path}", hint="give the .d3m to publish")
-    data = path.read_bytes()
-    pack = read(data)
+    pack, data = read_file(path)
     name = settings.name or path.name
     target = parse_address(f"hf://datasets/{repo.removeprefix('hf://datasets/')}")
     if target.file or target.revision or target.root:
@@ -192,44 +193,48 @@ def _merged(
 ) -> dict[str, bytes]:
     """Return the files of the commit; attributes and a card of the repository's own are kept."""
     merged = dict(files)
-    lines = _text_at(head, ".gitattributes")
-    if any(line.split()[:1] == ["*.d3m"] for line in lines.splitlines()):
-        merged[".gitattributes"] = lines.encode()
+    lines = _bytes_at(head, ".gitattributes")
+    if any(line.split()[:1] == [b"*.d3m"] for line in lines.splitlines()):
+        merged[".gitattributes"] = lines
     elif lines:
-        merged[".gitattributes"] = f"{lines.rstrip()}\n{ATTRIBUTES}\n".encode()
-    own = _text_at(head, "README.md")
-    if own and MARK not in own and not replace_card:
+        merged[".gitattributes"] = lines.rstrip() + f"\n{ATTRIBUTES}\n".encode()
+    own = _bytes_at(head, "README.md")
+    if own and MARK.encode() not in own and not replace_card:
         del merged["README.md"]
         notes.append("the repository's own README.md was kept (replace_card replaces it)")
     return merged
 
 
-def _text_at(address: Address, path: str) -> str:
-    """Return a small text file of the repository, or "" if there is none."""
+def _bytes_at(address: Address, path: str) -> bytes:
+    """Return a small file of the repository, in any encoding, or b"" if there is none."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
         file = hf_hub_download(address.repo, path, repo_type="dataset", revision=address.revision)
     except EntryNotFoundError:
-        return ""
-    return Path(file).read_text(encoding="utf-8")
+        return b""
+    with open(file, "rb") as opened:
+        data = opened.read(_MAX_TEXT + 1)
+    if len(data) > _MAX_TEXT:
+        raise HubError(f"{path} of {address.repo} has more than {_MAX_TEXT:,} bytes")
+    return data
 
 
 def _read_back(address: Address, files: Mapping[str, bytes]) -> None:
     """Compare the commit with what was sent: the pack byte by byte, the rest by digests."""
     from huggingface_hub import HfApi
 
-    remote = RemoteFile(address)
+    remote, sent = RemoteFile(address), files[str(address.file)]
     data = bytearray(remote.read(0, _PIECE))
-    while len(data) < remote.size:
+    while len(data) < remote.size == len(sent):
         data += remote.read(len(data), _PIECE)
-    same_pack = data == files[str(address.file)] and read(bytes(data)).root == address.root
+    same_pack = data == sent and read(bytes(data)).root == address.root
     with hub_calls(address):
         entries = HfApi().get_paths_info(
             address.repo, list(files), revision=address.revision, repo_type="dataset"
         )
-    by_path = {entry.path: entry for entry in entries}
+    by_path = {str(entry.path): entry for entry in entries}
     wrong = [path for path, data in files.items() if not _same(by_path.get(path), data)]
     if wrong or not same_pack:
         what = ", ".join(wrong) or "the pack"
@@ -247,26 +252,25 @@ def _same(entry: Any, data: bytes) -> bool:
     if lfs is not None:
         return bool(lfs.sha256 == hashlib.sha256(data).hexdigest())
     oid = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-    return bool(entry.blob_id == oid)
+    return bool(getattr(entry, "blob_id", None) == oid)
 
 
 def _preview(
     path: Path, pack: Pack, settings: PushSettings, notes: list[str], progress: Counter | None
 ) -> tuple[int, bytes | None, bytes | None]:
     """Return the number of images of the preview, its parquet, and a picture of them."""
-    if settings.preview == "none":
-        return 0, None, None
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError:
-        notes.append("no preview: it needs pyarrow (pip install 'd3pack[encode]')")
-        return 0, None, None
-    if settings.preview == "decode":
-        from d3pack.decode import local_backbone
+    from d3pack.decode import local_backbone
 
+    backbone = settings.backbone or local_backbone(path, pack)
+    kind = settings.preview if settings.preview == "none" or _has_pyarrow(notes) else "none"
+    if kind != "decode" and not viewer.check_probes(pack, path=backbone, device=settings.device):
+        notes.append("the probes were not checked: the backbone is not here")
+    if kind == "none":
+        return 0, None, None
+    if kind == "decode":
         images, labels = viewer.decode_preview(
             pack,
-            path=settings.backbone or local_backbone(path, pack),
+            path=backbone,
             device=settings.device,
             most=settings.preview_images,
             progress=progress,
@@ -277,27 +281,30 @@ def _preview(
     return len(images), table, viewer.picture(images, labels)
 
 
-def _evaluation(
-    path: Path, pack: Pack, file: Path | None, notes: list[str]
-) -> Mapping[str, Any] | None:
+def _has_pyarrow(notes: list[str]) -> bool:
+    """Return whether a preview can be written; if not, note why."""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        notes.append("no preview: it needs pyarrow (pip install 'd3pack[encode]')")
+        return False
+    return True
+
+
+def _evaluation(path: Path, pack: Pack, file: Path | None, notes: list[str]) -> Record | None:
     """Return what `d3pack eval` has recorded about this very pack, in `file` or beside the pack."""
     folders = (path.parent, Path())
     beside = [folder / f"{path.stem}.eval" / "evaluation.json" for folder in folders]
     for place in [file] if file else beside:
         if place.is_file():
-            try:
-                record = json.loads(place.read_text(encoding="utf-8"))
-                root = record["pack"]["root"]
-                accuracy_rows(record)
-            except (ValueError, KeyError, TypeError):
-                raise UsageError(
-                    f"{place} is not a record of `d3pack eval`", hint="give its evaluation.json"
-                ) from None
-            if root == pack.root:
-                return dict(record)
+            record = read_record(place)
+            if record.root == pack.root:
+                notes.append(f"the accuracies on the card are those that {place} says")
+                return record
             if file:
                 raise UsageError(
-                    f"{place} is about the pack {root}, not {pack.root}", hint="evaluate this pack"
+                    f"{place} is about the pack {record.root}, not {pack.root}",
+                    hint="evaluate this pack",
                 )
             notes.append(f"{place.name} beside the pack is about another pack and was left out")
         elif file:

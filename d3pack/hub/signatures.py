@@ -18,6 +18,7 @@ from d3pack.hub.settings import Trust
 from d3pack.system import disk_full_as_error, first_line, require
 
 SUFFIX = ".sig"
+MAX_BYTES = 1_000_000  # of a signature; those of Sigstore have about ten thousand
 
 
 def sign(data: bytes, name: str, key: Path | None) -> bytes:
@@ -81,7 +82,20 @@ def check_remote(address: Address, data: bytes, trust: Trust) -> str:
         if trust.required or trust.names_signer:
             raise
         return "not looked for: offline"
-    return check_signature(data, name, path.read_bytes(), trust)
+    return check_signature(data, name, _read(path, name), trust)
+
+
+def _read(path: Path, name: str) -> bytes:
+    """Return a signature from the cache; one that is too long to be one is not read."""
+    with path.open("rb") as file:
+        signature = file.read(MAX_BYTES + 1)
+    if len(signature) > MAX_BYTES:
+        raise HubError(
+            f"the signature beside {name} has more than {MAX_BYTES:,} bytes",
+            code="E_HUB_SIGNATURE",
+            hint="the pack or its signature was replaced: ask the publisher",
+        )
+    return signature
 
 
 def signed_digest(signature: bytes) -> str:
@@ -93,7 +107,7 @@ def signed_digest(signature: bytes) -> str:
         if resource["algorithm"] != "sha256":
             raise ValueError(resource["algorithm"])
         return str(resource["digest"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise HubError(
             "the signature is not one of OpenSSF model-signing over a sha256",
             code="E_HUB_SIGNATURE",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from d3pack.errors import UsageError
-from d3pack.format import Pack
-from d3pack.system import Counter, resolve_device
+from d3pack.errors import BackboneError, UsageError
+from d3pack.format import EMBEDDED, Pack
+from d3pack.system import Counter, count, resolve_device
 
 MAX_IMAGES = 40
 MAX_LARGE_IMAGES = 12  # of more than _PNG_SIDE pixels: a minute each where there is no GPU
@@ -19,6 +20,8 @@ MAX_SIDE = 256  # pixels; larger images are scaled down and stored as JPEG
 _PNG_SIDE = 128
 _COLUMNS = 10  # of the picture
 _PICTURE = 1280  # pixels of its larger side
+
+_log = logging.getLogger(__name__)
 
 Images = npt.NDArray[np.uint8]  # (N, 3, h, w)
 
@@ -41,17 +44,39 @@ def decode_preview(
     most: int | None = None,
     progress: Counter | None = None,
 ) -> tuple[Images, list[int]]:
-    """Return images decoded by the pack's backbone, and their classes."""
-    from d3pack.decode import Decoder
+    """Return images decoded by the pack's backbone, which its probes fit, and their classes."""
+    from d3pack.decode import Decoder, require_probes
 
     pairs = preview_pairs(pack, most)
     groups: list[Images] = []
     with Decoder(pack, device=resolve_device(device), path=path) as decoder:
+        require_probes(pack, decoder)
         for _, images in decoder.stream(pairs):
             groups.append(images.cpu().numpy())
             if progress:
                 progress(sum(map(len, groups)), len(pairs))
     return np.concatenate(groups), [c for c, _ in pairs]
+
+
+def check_probes(pack: Pack, *, path: str | Path | None = None, device: str | None = None) -> bool:
+    """Return whether the probes are right; False where that cannot be told without a download."""
+    if pack.probes is None:
+        return True
+    is_mini = pack.recipe.backbone.repo == "mini"
+    if path is None and EMBEDDED not in pack.extensions and not is_mini:
+        return False
+    from d3pack.decode import Decoder, require_probes
+
+    _log.info("rebuilding %s", count(len(pack.probes.images), "probe"))
+    try:
+        decoder = Decoder(pack, device=resolve_device(device), path=path)
+    except BackboneError as error:
+        if is_mini and error.code in ("E_BACKBONE_MISSING", "E_BACKBONE_CHANGED"):
+            return False  # not installed, or of another version
+        raise
+    with decoder:
+        require_probes(pack, decoder)
+    return True
 
 
 def probe_preview(pack: Pack, most: int | None = None) -> tuple[Images, list[int]]:

@@ -134,6 +134,23 @@ def test_bytes_to_fetch_are_said_before_they_are_fetched(
     assert not caplog.messages
 
 
+@pytest.mark.parametrize("encoder", [True, False])
+def test_bytes_of_the_backbone_of_a_pack_are_said_before_they_are_fetched(
+    hub: LoopbackHub, known: BackboneRef, caplog: pytest.LogCaptureFixture, encoder: bool
+) -> None:
+    caplog.set_level("INFO", "d3pack")
+    fetch_backbone(known, encoder=encoder)
+    (line,) = caplog.messages
+    text = ("text_encoder/", "tokenizer/")
+    decoding = sum(f.size for path, f in known.files.items() if not path.startswith(text))
+    assert line.startswith(f"{REPO} (licence ")
+    assert f"{size(decoding)} are decoded with" in line
+    assert f"{size(known.nbytes if encoder else decoding)} to fetch" in line
+    caplog.clear()
+    fetch_backbone(known, encoder=encoder)
+    assert not caplog.messages
+
+
 def test_flow_family_of_the_hub_is_known_by_one_small_file(
     hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

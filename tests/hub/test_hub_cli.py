@@ -22,6 +22,7 @@ from d3pack.format import pack_bytes
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 PACK = make_pack()
 DATA = pack_bytes(PACK)
+UNCHECKED = "the probes were not checked: the backbone is not here"
 
 
 class Shell:
@@ -74,7 +75,7 @@ def test_push_then_pull(d3pack: Shell, hub: LoopbackHub, login: None) -> None:
             "README.md",
             ".gitattributes",
         ],
-        "notes": [],
+        "notes": [UNCHECKED],
         "root": PACK.root,
         "url": f"{hub.url}/datasets/org/set/commit/{commit}",
     }

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import socket
+import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from huggingface_hub import constants, file_download
 from d3pack import hub as d3hub
 from d3pack.errors import HubError, InvalidPackError, NoSpaceError, NotFoundError, UsageError
 from d3pack.format import EMBEDDED, Coded, FileLock, Pack, pack_bytes, read_header
-from d3pack.hub import parse_address
+from d3pack.hub import PushSettings, parse_address
 from d3pack.hub.download import download
 from d3pack.testing import raises_code
 
@@ -85,6 +86,28 @@ def test_remote_file_that_is_not_a_pack_is_refused(hub: LoopbackHub) -> None:
     for call in (d3hub.remote_info, lambda text: d3hub.read_classes(text, [0])):
         with pytest.raises(InvalidPackError):
             call(ADDRESS)
+
+
+def test_pack_longer_than_its_header_says_is_not_read_whole(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    data = DATA.ljust(32 << 20, b"\0")
+    hub.put("org/set", {"a.d3m": data})
+    long = tmp_path / "long.d3m"
+    long.write_bytes(data)
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: d3hub.load(ADDRESS),
+        lambda: d3hub.prepare_push(long, "org/set", PushSettings(preview="none")),
+    )
+    for call in calls:
+        with raises_code("E_TRAILING"):
+            call()
+        tracemalloc.start()  # what is in the cache now is not downloaded again
+        with raises_code("E_TRAILING"):
+            call()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < len(data) / 2
 
 
 @pytest.mark.parametrize(

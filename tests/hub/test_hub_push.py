@@ -8,6 +8,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -18,12 +19,14 @@ from hub_packs import make_pack
 from huggingface_hub import constants
 from markdown_it import MarkdownIt
 from PIL import Image
+from places import ROOT
 from tiny_backbones import tiny_pack, tiny_sd
 
-from d3pack import Decoder, write
+from d3pack import Decoder, read, write
 from d3pack import hub as d3hub
 from d3pack.backbones import lock_backbone
 from d3pack.dataset import D3MDataset
+from d3pack.decode import make_probes
 from d3pack.errors import HubError, HubOfflineError, InvalidPackError, NotFoundError, UsageError
 from d3pack.format import Pack
 from d3pack.hub import Parcel, Pushed, PushSettings, prepare_push, send_push
@@ -181,7 +184,9 @@ def test_card_has_the_evaluation_of_this_pack_only(hub: LoopbackHub, file: Path)
     place = file.with_suffix(".eval") / "evaluation.json"
     place.parent.mkdir()
     place.write_text(json.dumps(record))
-    readme = prepare_push(file, "org/set", PROBES).files["README.md"].decode()
+    parcel = prepare_push(file, "org/set", PROBES)
+    assert parcel.notes[0] == f"the accuracies on the card are those that {place} says"
+    readme = parcel.files["README.md"].decode()
     assert r"| pack \| 10 | 45,064 | 43.2 ± 1.0 |" in readme
     assert "| real | - | 43.2 |" in readme
     assert "protocol `quick`: 600 updates, 3 seeds, tested on 10,000 real images" in readme
@@ -196,6 +201,101 @@ def test_card_has_the_evaluation_of_this_pack_only(hub: LoopbackHub, file: Path)
         prepare_push(file, "org/set", PROBES)
     with pytest.raises(NotFoundError):
         prepare_push(file, "org/set", replace(PROBES, evaluation=file.with_suffix(".nothing")))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"facts": None},
+        {"facts": {"student": "s", "updates": "<b>", "seeds": 1, "test_images": 1}},
+        {"facts": {"student": "s", "updates": 10**400, "seeds": 1, "test_images": 1}},
+        {"protocol": {"name": ["quick"]}},
+        {"entries": {"title": "x"}},
+        {"entries": [{"title": "x", "bytes": 1, "last": {"mean": "1", "std": 0}, "runs": []}]},
+        {"entries": [{"title": "x", "bytes": 1, "last": {"mean": 1e999, "std": 0}, "runs": []}]},
+        {"entries": [{"title": "\ud800", "bytes": 1, "last": {"mean": 1, "std": 0}, "runs": []}]},
+        "[" * 100_000,
+        "1" * 10_000,
+    ],
+)
+def test_wrong_evaluation_is_refused_in_one_line(file: Path, changes: Any) -> None:
+    record = {
+        "pack": {"root": make_pack().root},
+        "facts": {"student": "convnet3", "updates": 600, "seeds": 3, "test_images": 10000},
+        "protocol": {"name": "quick"},
+        "entries": [],
+    }
+    text = changes if isinstance(changes, str) else json.dumps({**record, **changes})
+    place = file.with_suffix(".eval") / "evaluation.json"
+    place.parent.mkdir()
+    place.write_text(text)
+    with pytest.raises(UsageError, match=r"evaluation\.json is not a record of `d3pack eval`"):
+        prepare_push(file, "org/set", PushSettings(preview="none"))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pack]:
+    """A backbone, and a pack whose probes are of it."""
+    root = tiny_sd(tmp_path_factory.mktemp("tiny") / "sd")
+    pack = tiny_pack(root)
+    with Decoder(pack, path=root) as decoder:
+        return root, replace(pack, probes=make_probes(decoder, [(0, 0), (2, 1)], (64, 64)))
+
+
+def with_wrong_probes(pack: Pack) -> Pack:
+    assert pack.probes is not None
+    return replace(pack, probes=replace(pack.probes, images=255 - pack.probes.images))
+
+
+@pytest.mark.parametrize("preview", ["decode", "probes", "none"])
+@pytest.mark.parametrize("given", [True, False])
+def test_probes_of_another_backbone_are_not_published(
+    tiny: tuple[Path, Pack], tmp_path: Path, preview: Any, given: bool
+) -> None:
+    root, right = tiny
+    if given:
+        ref = replace(right.recipe.backbone, repo="org/none")
+        right = replace(right, recipe=replace(right.recipe, backbone=ref))
+    else:
+        copytree(root, tmp_path / "a.backbone")
+    settings = PushSettings(preview=preview, backbone=root if given else None, device="cpu")
+    write(right, tmp_path / "a.d3m")
+    assert prepare_push(tmp_path / "a.d3m", "org/set", settings).notes == ()
+    write(with_wrong_probes(right), tmp_path / "a.d3m")
+    with raises_code("E_BACKBONE", match="wrong backbone: 2 probes, rms") as caught:
+        prepare_push(tmp_path / "a.d3m", "org/set", settings)
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("example", ["mini", "carried"])
+def test_probes_are_checked_with_mini_and_with_a_carried_backbone(
+    tiny: tuple[Path, Pack], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example: str
+) -> None:
+    monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
+    if example == "mini":
+        right = read(ROOT / "examples" / "cifar10.d3m")
+    else:
+        right = read(ROOT / "spec" / "vectors" / "valid" / "backbone-carried.d3m")
+        with Decoder(right, device="cpu") as decoder:
+            right = replace(right, probes=make_probes(decoder, [(0, 0)], right.recipe.size))
+    settings = PushSettings(preview="probes", device="cpu")
+    write(right, tmp_path / "a.d3m")
+    assert prepare_push(tmp_path / "a.d3m", "org/set", settings).notes == ()
+    write(with_wrong_probes(right), tmp_path / "a.d3m")
+    with raises_code("E_BACKBONE", match="wrong backbone"):
+        prepare_push(tmp_path / "a.d3m", "org/set", settings)
+
+
+def test_probes_are_said_to_be_unchecked_where_the_backbone_is_not_here(
+    hub: LoopbackHub, file: Path
+) -> None:
+    for preview in ("probes", "none"):
+        (note,) = prepare_push(file, "org/set", replace(PROBES, preview=preview)).notes
+        assert note.startswith("the probes were not checked")
+    assert hub.seen == []
+    write(make_pack(full=False), file)
+    assert prepare_push(file, "org/set", PushSettings(preview="none")).notes == ()
 
 
 def test_card_shows_hostile_names_and_values_as_text(tmp_path: Path) -> None:
@@ -285,9 +385,15 @@ def test_push_keeps_a_readme_that_it_did_not_write(hub: LoopbackHub, file: Path)
     hub.put("org/set", {"README.md": b"# ours\n"})
     done = sent(file)
     assert files_at(hub)["README.md"] == b"# ours\n"
-    assert "was kept" in done.notes[0]
+    assert "was kept" in done.notes[-1]
     sent(file, replace(PROBES, replace_card=True))
     assert b"## Identity" in files_at(hub)["README.md"]
+
+
+def test_readme_that_is_not_utf8_is_kept(hub: LoopbackHub, file: Path) -> None:
+    hub.put("org/set", {"README.md": b"\xff\xfe"})
+    sent(file)
+    assert files_at(hub)["README.md"] == b"\xff\xfe"
 
 
 def test_push_to_private_branch_and_pull_request(hub: LoopbackHub, file: Path) -> None:

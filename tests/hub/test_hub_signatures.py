@@ -81,6 +81,15 @@ def test_check_remote_finds_the_signature_of_a_pulled_pack(hub: LoopbackHub) -> 
         signatures.check_remote(pulled.address, DATA, Trust())
 
 
+def test_long_or_deep_signature_is_refused_in_one_line(hub: LoopbackHub) -> None:
+    for signature, says in ((b" " * 1_000_001, "more than 1,000,000 bytes"),
+                            (b"[" * 100_000, "is not one of OpenSSF")):  # fmt: skip
+        hub.put("org/set", {"a.d3m": DATA, "a.d3m.sig": signature})
+        pulled = download(parse_address("org/set"))
+        with raises_code("E_HUB_SIGNATURE", match=says):
+            signatures.check_remote(pulled.address, DATA, Trust())
+
+
 def test_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "model_signing", None)
     with pytest.raises(UsageError, match=r"pip install 'd3pack\[sign\]'"):
