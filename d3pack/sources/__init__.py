@@ -44,8 +44,8 @@ def open_source(
             a parquet file or a directory of them, each a path or an address such as
             `s3://bucket/photos`; or `hf://datasets/org/name[@revision]`.
         class_names: names by class key (name of the folder, WordNet id, label), or a file of them.
-            None: `classes.json` in the directory, a table that lies beside folders of WordNet
-            ids, else the keys.
+            None: `.classes.json` or `classes.json` in the directory, a table that lies beside
+            folders of WordNet ids, else the keys.
         split: the part to use, where the source has several.
         on_error: "skip" to leave bad images out and record them, "fail" to raise.
         first: use only so many classes, for a trial.

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from d3pack.errors import NotFoundError, SourceError
 from d3pack.system import ObjectPath
 
+_log = logging.getLogger(__name__)
+
 MAX_TABLE = 16 * 1024 * 1024
 WORDNET = re.compile(r"n\d{8}")
+CLASSES = (".classes.json", "classes.json")  # in a tree; `decode` writes the first
 # tables that often lie beside folders of WordNet ids
-CLASSES = "classes.json"
 NEIGHBOURS = ("class_names.json", "class_names.csv", "LOC_synset_mapping.txt", "words.txt")
 
 
@@ -52,7 +54,7 @@ def _from_json(value: object) -> dict[str, str]:
     if isinstance(value, dict):
         # {"0": ["n01440764", "tench"]}, the class index of Keras
         if value and all(isinstance(v, list) and len(v) == 2 for v in value.values()):
-            return {str(key): str(name) for key, name in value.values()}
+            return _unique([(str(key), str(name)) for key, name in value.values()])
         if all(isinstance(v, str) for v in value.values()):
             return {str(key): name for key, name in value.items()}
     raise ValueError("neither a list of names nor an object of names")
@@ -92,12 +94,12 @@ def tidy(name: str) -> str:
 def neighbour_table(keys: Sequence[str], *folders: Path | ObjectPath) -> Mapping[str, str] | None:
     """Return the table that lies beside the folders, if there is one.
 
-    `classes.json`, which `decode` writes into the first of them, counts where it names all keys;
-    other tables count beside WordNet ids.
+    `.classes.json`, which `decode` writes into the first of them, or `classes.json` counts where it
+    names all keys; other tables count beside WordNet ids.
     """
-    with suppress(SourceError, NotFoundError):  # a file of that name may hold anything
-        table = read_table(folders[0] / CLASSES)
-        if table.keys() >= set(keys):
+    for name in CLASSES:
+        table = _table_or_none(folders[0] / name)
+        if table is not None and table.keys() >= set(keys):
             return table
     if not all(WORDNET.fullmatch(key) for key in keys):
         return None
@@ -106,6 +108,17 @@ def neighbour_table(keys: Sequence[str], *folders: Path | ObjectPath) -> Mapping
             if (folder / name).is_file():
                 return read_table(folder / name)
     return None
+
+
+def _table_or_none(path: Path | ObjectPath) -> Mapping[str, str] | None:
+    """Return the table of a file; None where there is none, for which a reason is logged."""
+    try:
+        return read_table(path)
+    except NotFoundError:
+        return None
+    except SourceError as error:  # a file of that name may hold anything
+        _log.warning("%s beside the images is not used: %s", path.name, error.args[0])
+        return None
 
 
 def name_classes(keys: Sequence[str], table: Mapping[str, str] | None) -> tuple[str, ...]:

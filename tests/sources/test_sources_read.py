@@ -221,8 +221,17 @@ def test_class_without_a_name_is_refused(tree: Path) -> None:
         open_source(tree, class_names={"lemon": "lemon"})
 
 
-def test_key_that_a_json_table_gives_two_names_is_refused(tree: Path, tmp_path: Path) -> None:
-    (tmp_path / "names.json").write_text('{"lemon": "a", "school_bus": "b", "lemon": "c"}')
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"lemon": "a", "school_bus": "b", "lemon": "c"}',
+        '{"0": ["lemon", "a"], "1": ["school_bus", "b"], "2": ["lemon", "c"]}',
+    ],
+)
+def test_key_that_a_json_table_gives_two_names_is_refused(
+    tree: Path, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "names.json").write_text(text)
     with pytest.raises(SourceError, match="gives 'lemon' two names"):
         open_source(tree, class_names=tmp_path / "names.json")
 
@@ -331,10 +340,11 @@ def test_folder_source_uses_constant_memory(tmp_path: Path) -> None:
     assert int(done.stdout) < 8_000  # kB
 
 
-def test_classes_json_in_the_folder_names_the_classes(tree: Path) -> None:
+@pytest.mark.parametrize("file", ["classes.json", ".classes.json"])
+def test_classes_json_in_the_folder_names_the_classes(file: str, tree: Path) -> None:
     keys = sorted(path.name for path in tree.iterdir())
     names = {key: f"name {i}" for i, key in enumerate(keys)}
-    (tree / "classes.json").write_text(json.dumps({**names, "not decoded": "more"}))
+    (tree / file).write_text(json.dumps({**names, "not decoded": "more"}))
     assert open_source(tree).classes == tuple(names.values())
     assert open_source(tree, class_names={key: key for key in keys}).classes == CLASSES
 
@@ -343,3 +353,15 @@ def test_classes_json_in_the_folder_names_the_classes(tree: Path) -> None:
 def test_a_classes_json_of_something_else_is_ignored(tree: Path, text: str) -> None:
     (tree / "classes.json").write_text(text)
     assert open_source(tree).classes == CLASSES
+
+
+def test_a_classes_json_with_a_key_twice_is_not_used_and_said_so(
+    tree: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = CLASSES[0]
+    (tree / "classes.json").write_text(f'{{"{key}": "one", "{key}": "two"}}')
+    assert open_source(tree).classes == CLASSES
+    assert caplog.messages == [
+        "classes.json beside the images is not used: the table of class names gives"
+        f" {key!r} two names"
+    ]
