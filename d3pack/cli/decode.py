@@ -29,6 +29,7 @@ from d3pack.system import (
     option,
     place,
     progress_bar,
+    size,
 )
 
 if TYPE_CHECKING:
@@ -84,6 +85,10 @@ class Decode:
                 f"there is no directory {self.tiny_vae}", hint="--tiny-vae names one"
             )
         without_shard(self.workers, self.shard)
+        if self.format != "quiet":
+            images, (height, width) = len(classes) * count, pack.recipe.size
+            raw = size(3 * height * width * images)
+            _out.say(f"{images:,} images of {height}x{width}, {raw} as raw pixels")
         export = self._export_by_workers if self.workers.wanted else self._export
         written, numerics = export(pack, classes, count)
         if self.format == "json":

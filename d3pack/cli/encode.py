@@ -74,7 +74,7 @@ class Encode:
 
     def run(self) -> None:
         """Encode, or print what encoding would take."""
-        from d3pack.encode import check_output
+        from d3pack.encode import check_output, check_unused
         from d3pack.sources import open_source
         from d3pack.system import resolve_device
 
@@ -85,6 +85,8 @@ class Encode:
         without_shard(self.workers, self.shard)
         if self.output is not None:
             check_output(self.output)
+            if self.shard is None:  # which writes a part
+                check_unused(self.output, overwrite=self.overwrite, restart=self.restart)
         if not self.workers.wanted:  # which may be on other machines
             resolve_device(self.settings.device)  # now: to open a large source takes long
         settings = replace(self.settings, method_settings=self.method_settings)

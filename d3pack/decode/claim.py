@@ -9,12 +9,14 @@ objects, so they only waste work.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from d3pack.errors import D3MError, UsageError
+from d3pack.errors import D3MError, NoSpaceError, UsageError
 from d3pack.system import (
     BusyError,
     ObjectPath,
@@ -25,10 +27,38 @@ from d3pack.system import (
     lock,
     remove_leftovers,
     replace_file,
+    size,
 )
 
 _OURS = ".d3pack-"
 MARK = f"{_OURS}export.json"
+CLASSES = ".classes.json"  # of a tree: hidden, or readers take it for a table
+_LEAST = 100  # bytes that an image of one colour takes at least
+
+
+def check_new(output: Path | ObjectPath, images: int) -> None:
+    """Refuse a new export that the disk cannot hold, before anything is written."""
+    if isinstance(output, Path) and not os.path.exists(output / MARK):
+        check_space(output, images)
+
+
+def check_space(output: Path | ObjectPath, images: int) -> None:
+    """Refuse so many images where the disk cannot hold even the smallest.
+
+    Raises:
+        NoSpaceError: it cannot.
+    """
+    if isinstance(output, ObjectPath):
+        return
+    # unlike Path.exists, no error where a name is too long
+    existing = next(filter(os.path.exists, (output, *output.absolute().parents)))
+    free = shutil.disk_usage(existing).free
+    if free < images * _LEAST:
+        raise NoSpaceError(
+            f"{images:,} images take {size(images * _LEAST)} at least, and the disk of {output} has"
+            f" {size(free)} free",
+            hint="take fewer classes or images of each, or another disk",
+        )
 
 
 @contextmanager

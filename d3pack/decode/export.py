@@ -1,8 +1,9 @@
 """Decoded images as files: a tree of folders, tar shards, parquet or npz parts.
 
 Every file is written completely or not at all, so an interrupted export goes on where it stopped. A
-hidden file, `.d3pack-export.json`, says what a folder holds and is locked during an export. Other
-tools ignore it: files of images lie in the folder alone, so that they load as a dataset.
+hidden file, `.d3pack-export.json`, says what a folder holds and is locked during an export, and in
+a tree `.classes.json` names the classes. Other tools ignore both: files of images lie in the folder
+alone, so that they load as a dataset.
 
 A shard of an export writes its share of the files: of a tree, each unit is a group that is decoded
 together; else it is a file. Both are the same for every number of shards.
@@ -21,7 +22,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,9 +30,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from d3pack.decode.claim import claimed, to_json
-from d3pack.decode.pairs import Pairs
+from d3pack.decode.claim import CLASSES, check_new, check_space, claimed, to_json
+from d3pack.decode.pairs import Pair, Pairs
 from d3pack.decode.settings import ExportSettings
+from d3pack.decode.tree import Tree
 from d3pack.errors import UsageError
 from d3pack.format.codecs import decode_labels
 from d3pack.system import ObjectPath, Shard, replace_file, require, writing
@@ -46,6 +48,7 @@ T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
 Progress = Callable[[int, int], None]  # images done, images in all
 _PARQUET_ROWS = 256  # of a row group
+_PART = re.compile(r"part-([0-9]{5,12})-of-")
 _MAX_SLUG = 48
 _PLAIN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 '(),_-]*[A-Za-z0-9()'])?")
 _TAKEN = {"con", "prn", "aux", "nul", "train", "training", "val", "valid", "validation", "test"}
@@ -111,9 +114,9 @@ def export_images(
         progress: called with (images done, images in all), of the share.
 
     Raises:
-        UsageError: the folder holds something else, more images than asked for, or is in use by
-            another call without a shard or of the same one.
-        NoSpaceError: the disk is full; what is complete is kept.
+        UsageError: the folder holds something else, images or folders that this export does not
+            write, or is in use by another call without a shard or of the same one.
+        NoSpaceError: the disk is full, or cannot hold so many images; what is complete is kept.
         StorageError: the object store cannot be reached, or refuses; what is complete is kept.
     """
     settings = settings or ExportSettings()
@@ -123,6 +126,7 @@ def export_images(
     shard = shard or Shard()
     export = _Export(decoder, output, settings, Pairs(classes, count), shard, progress)
     started = time.perf_counter()
+    check_new(output, export.images)
     with claimed(output, _mark(decoder, settings, classes, count), shard):
         decoded = export.write()
     return ExportReport(export.images, decoded, time.perf_counter() - started)
@@ -193,7 +197,12 @@ class _Export:
         self.pairs, self.shard = pairs, shard
         self.pack = decoder.pack
         self.suffix = settings.image
-        self.images = 0  # of the share, once it is planned
+        self._size = decoder.group if settings.layout == "folder" else settings.shard_size
+        units = -(-len(pairs) // self._size)
+        self._units = shard.share(units)
+        self.images = len(self._units) * self._size  # of the share
+        if units - 1 in self._units:
+            self.images -= -len(pairs) % self._size
         self._progress = progress
         self._done = 0
 
@@ -206,49 +215,37 @@ class _Export:
         if self._progress:
             self._progress(self._done, self.images)
 
+    def _begin(self, present: int) -> None:
+        """Take note of the images that are there; refuse others for which there is no space."""
+        check_space(self.output, self.images - present)
+        self._add(present)
+
     def _write_tree(self) -> int:
         names, output = self.pack.classes, self.output
         folders = class_folders(names)
-        missing = self._missing_images(folders)
-        replace_file(output / "classes.json", to_json(dict(zip(folders, names, strict=True))))
-        for c in {c for c, _ in missing}:
-            (output / folders[c]).mkdir(exist_ok=True)
-        self._add(self.images - len(missing))
+        tree = Tree(output, folders, self.suffix, self.pairs, self._units, self._size)
+        self._begin(tree.present())
+        replace_file(output / CLASSES, to_json(dict(zip(folders, names, strict=True))))
 
-        def save(position: int, pixels: Pixels) -> None:
-            c, i = missing[position]
-            file = output / folders[c] / f"{i:05d}.{self.suffix}"
+        def save(pair: Pair, pixels: Pixels) -> None:
+            file = output / folders[pair[0]] / tree.file_name(pair[1])
             replace_file(file, _encode(pixels, self.settings))
 
+        # of the pairs, only those are kept that are being decoded
+        missing, pairs = tee(tree.missing())
+        written = 0
         with _pool() as pool:
             groups = (
-                [pool.submit(save, p, x) for p, x in zip(at, _pixels(images), strict=True)]
+                [
+                    pool.submit(save, *job)
+                    for job in zip(islice(pairs, len(at)), _pixels(images), strict=True)
+                ]
                 for at, images in self.decoder.stream(missing)
             )
             for group in _one_behind(groups):
+                written += len(group)
                 self._add(len(group))
-        return len(missing)
-
-    def _missing_images(self, folders: Sequence[str]) -> Pairs:
-        """Return the images of the share that the tree lacks; it must hold no others."""
-        wanted = [f"{i:05d}.{self.suffix}" for i in range(self.pairs.per_class)]
-        present = np.zeros((len(folders), len(wanted)), dtype=bool)
-        extra = 0
-        for c, folder in enumerate(folders):
-            names = {n for n in _file_names(self.output / folder) if n.endswith(f".{self.suffix}")}
-            present[c] = [name in names for name in wanted]
-            extra += len(names.difference(wanted if c in self.pairs.classes else ()))
-        if extra:
-            raise UsageError(
-                f"{self.output} holds {extra} images of an earlier export that this one lacks",
-                hint="choose an empty folder",
-            )
-        total, group = len(self.pairs), self.decoder.group
-        units = [self.shard.owns(unit) for unit in range(-(-total // group))]
-        mine = np.repeat(np.array(units, dtype=bool), group)[:total]
-        self.images = int(mine.sum())
-        missing = mine & ~present[list(self.pairs.classes)].ravel()
-        return self.pairs.some(np.flatnonzero(missing))
+        return written
 
     def _write_files(self) -> int:
         write, suffix = {
@@ -256,24 +253,21 @@ class _Export:
             "parquet": (self._write_parquet, "parquet"),
             "npz": (self._write_npz, "npz"),
         }[self.settings.layout]
-        size = self.settings.shard_size
-        files = -(-len(self.pairs) // size)
-        existing = _file_names(self.output)
-        parts = {}
-        for n in filter(self.shard.owns, range(files)):
-            part, name = (
-                self.pairs[n * size : (n + 1) * size],
-                f"part-{n:05d}-of-{files:05d}.{suffix}",
-            )
-            self.images += len(part)
-            if name not in existing:
-                parts[name] = part
-        decoded = sum(map(len, parts.values()))
-        self._add(self.images - decoded)
-        for name, part in parts.items():
-            with writing(self.output / name) as temporary, temporary.open("wb") as file:
-                write(file, part)
-        return decoded
+        files, size = -(-len(self.pairs) // self._size), self._size
+
+        def name(n: int) -> str:
+            return f"part-{n:05d}-of-{files:05d}.{suffix}"
+
+        names = _file_names(self.output)
+        numbers = {int(match[1]) for match in map(_PART.match, names) if match}
+        existing = {n for n in numbers if n in self._units and name(n) in names}
+        present = sum(len(self.pairs[n * size : (n + 1) * size]) for n in existing)
+        self._begin(present)
+        for n in self._units:
+            if n not in existing:
+                with writing(self.output / name(n)) as temporary, temporary.open("wb") as file:
+                    write(file, self.pairs[n * size : (n + 1) * size])
+        return self.images - present
 
     def _samples(self, part: Pairs) -> Iterator[Sample]:
         """Decode images and yield them as they are stored."""

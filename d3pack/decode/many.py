@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from d3pack.decode.claim import check_new
 from d3pack.decode.decoder import Decoder
 from d3pack.decode.export import ExportReport, export_images
 from d3pack.decode.settings import ExportSettings
@@ -45,10 +46,12 @@ def export_by_workers(
 
     Raises:
         UsageError: as for `export_images`, or there is no such cluster or device.
+        NoSpaceError: as for `export_images`.
     """
     classes = range(len(pack.classes)) if classes is None else classes
     count = pack.images_per_class if images_per_class is None else images_per_class
     settings, options = settings or ExportSettings(), dict(decoder or {})
+    check_new(output, len(classes) * count)
     decoded = [0]
 
     def add(event: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from d3pack.encode.contract import available_methods as available_methods
 from d3pack.encode.contract import method_settings as method_settings
 from d3pack.encode.contract import open_method as open_method
 from d3pack.encode.driver import check_output as check_output
+from d3pack.encode.driver import check_unused as check_unused
 from d3pack.encode.driver import encode as encode
 from d3pack.encode.driver import encode_shard as encode_shard
 from d3pack.encode.driver import estimate_encode as estimate_encode

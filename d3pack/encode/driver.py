@@ -154,11 +154,10 @@ def encode(
         >>> pack = encode("photos/", "photos.d3m", settings)  # doctest: +SKIP
     """
     output = check_output(output)
+    check_unused(output, overwrite=overwrite, restart=restart)
     work = _beside(output, ".work")
     if workers is not None and workers.wanted:
         opened = _opened(source)
-        if output.exists() and not overwrite and not work.exists():
-            _refuse(output)  # now, and not after the work
         if restart:
             remove_parts(_beside(output, ".parts"))
         shared = _Shared(opened.address(), output, settings, method, teachers, restart, overwrite)
@@ -432,6 +431,32 @@ def check_output(output: str | Path | ObjectPath) -> Path | ObjectPath:
     if os.path.isdir(output):  # unlike Path.is_dir, no error where the name is too long
         raise UsageError(f"the output {output.name} is a directory", hint="name another")
     return output
+
+
+def check_unused(
+    output: str | Path | ObjectPath, *, overwrite: bool = False, restart: bool = False
+) -> None:
+    """Refuse an output that exists, before any work.
+
+    Args:
+        output: where a pack is to be written.
+        overwrite: it may be replaced.
+        restart: what an earlier run left is discarded; otherwise the output may be of that run.
+
+    Raises:
+        UsageError: it exists, or there is a backbone beside it.
+    """
+    output = place(output)
+    if overwrite or (_exists(_beside(output, ".work")) and not restart):
+        return
+    for path in (output, backbone_path(output)):
+        if _exists(path):
+            _refuse(path)
+
+
+def _exists(path: Path | ObjectPath) -> bool:
+    """Return whether there is something; unlike `Path.exists`, also for a name that is too long."""
+    return path.exists() if isinstance(path, ObjectPath) else os.path.exists(path)
 
 
 def _beside(output: Path | ObjectPath, suffix: str) -> Part:

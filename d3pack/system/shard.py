@@ -48,6 +48,10 @@ class Shard:
         """Return whether a unit of work, by its number, is done by this shard."""
         return unit % self.count == self.number - 1
 
+    def share(self, units: int) -> range:
+        """Return the numbers of those of so many units of work that this shard does."""
+        return range(self.number - 1, units, self.count)
+
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,8 @@ from torch.nn import functional
 
 from d3pack.errors import D3MError, UsageError
 from d3pack.sources import read_table, tidy
+
+_REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
 
 class TeacherError(D3MError):
@@ -94,15 +97,46 @@ def match_labels(
 
 
 def check_teacher(name: str) -> None:
-    """Refuse what is neither a directory nor a repository's name.
+    """Refuse what cannot be a teacher, as far as it shows without a request and without loading.
 
     Raises:
-        TeacherError: it is neither.
+        TeacherError: it is neither a directory nor a repository's name, or lacks files.
     """
-    if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/"))):
+    if Path(name).is_dir():
+        _weights(Path(name), name)
+    elif name.startswith(".") or not _REPO.fullmatch(name):
+        raise TeacherError(f"no teacher directory {name}", hint="give a directory or org/name")
+    else:
+        from huggingface_hub import constants
+
+        if constants.HF_HUB_OFFLINE:
+            _weights(_snapshot(name), name)
+
+
+def _weights(path: Path, name: str) -> list[Path]:
+    """Return the files of weights in a teacher's directory."""
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights:
         raise TeacherError(
-            f"no teacher directory {Path(name).name}", hint="give a directory or org/name"
+            f"{name} holds no safetensors weights",
+            hint="pickled weights are never loaded: convert them with save_pretrained",
         )
+    if not (path / "config.json").is_file():
+        raise TeacherError(
+            f"{name} holds no config.json", hint="give what save_pretrained has written"
+        )
+    return weights
+
+
+def _snapshot(name: str) -> Path:
+    """Return the directory of a repository in the Hub's cache, fetched unless offline."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
+    # the Hub client raises errors of its own and of the network
+    except Exception as error:
+        raise TeacherError(f"cannot fetch the teacher {name}: {_line(error)}") from error
 
 
 class TransformersTeacher:
@@ -111,23 +145,11 @@ class TransformersTeacher:
     def __init__(
         self, name: str, classes: Sequence[str], *, table: str | None = None, device: str = "cpu"
     ) -> None:
-        from huggingface_hub import snapshot_download
         from transformers import AutoModelForImageClassification
 
         check_teacher(name)
-        path = Path(name)
-        if not path.is_dir():
-            try:
-                path = Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
-            # the Hub client raises errors of its own and of the network
-            except Exception as error:
-                raise TeacherError(f"cannot fetch the teacher {name}: {_line(error)}") from error
-        weights = sorted(path.glob("*.safetensors"))
-        if not weights:
-            raise TeacherError(
-                f"{path.name} holds no safetensors weights",
-                hint="pickled weights are never loaded: convert them with save_pretrained",
-            )
+        path = Path(name) if Path(name).is_dir() else _snapshot(name)
+        weights = _weights(path, name)
         try:
             model = AutoModelForImageClassification.from_pretrained(
                 path, use_safetensors=True, local_files_only=True, trust_remote_code=False

@@ -82,7 +82,7 @@ def test_folder_layout_holds_the_decoders_pixels(
         assert [f.name for f in files] == [f"{i:05d}.{suffix}" for i in range(3)]
         for i, file in enumerate(files):
             assert np.array_equal(pixels(file), made["images"][c, i])
-    real = json.loads((tmp_path / "out/classes.json").read_text())
+    real = json.loads((tmp_path / "out/.classes.json").read_text())
     assert real == dict(zip(expected, names, strict=True))
 
 
@@ -374,6 +374,27 @@ def test_folder_with_more_images_than_asked_for_is_refused(
     assert export_images(made["decoder"], out, classes=[0, 1], images_per_class=2).decoded == 0
 
 
+@pytest.mark.parametrize(
+    "name", ["zzz/", "extra.png", "goldfish 0/sub/", "goldfish 0/x.png", "penguin 1/00000.jpg"]
+)
+def test_folder_with_images_of_others_is_refused(
+    name: str, made: dict[str, Any], tmp_path: Path
+) -> None:
+    """Else a reader of folders would find other classes or images than the report counts."""
+    out = tmp_path / "out"
+    export_images(made["decoder"], out, classes=[0, 1], images_per_class=2)
+    for hidden in (out / ".cache", out / "goldfish 0/.thumbs"):
+        hidden.mkdir()
+    (out / ".DS_Store").touch()
+    assert export_images(made["decoder"], out, classes=[0, 1], images_per_class=2).decoded == 0
+    if name.endswith("/"):
+        (out / name).mkdir()
+    else:
+        (out / name).touch()
+    with pytest.raises(UsageError, match=f"not of this export: '{name.rstrip('/')}'"):
+        export_images(made["decoder"], out, classes=[0, 1], images_per_class=2)
+
+
 @pytest.fixture(scope="module")
 def labelled(made: dict[str, Any]) -> Iterator[tuple[Decoder, Any]]:
     """A decoder of a pack with soft labels, and what these decode to."""
@@ -415,6 +436,14 @@ def test_exports_load_with_datasets(
             assert row["label"] == c
     if layout == "parquet":
         assert rows.features["label"].names == names
+
+
+def test_one_image_of_one_class_loads_as_an_image(made: dict[str, Any], tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    export_images(made["decoder"], tmp_path / "out", classes=[1], images_per_class=1)
+    loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    (row,) = loaded["train"]
+    assert np.array_equal(np.asarray(row["image"].convert("RGB")), made["images"][1, 0])
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # the library leaves its files open
@@ -525,7 +554,7 @@ def test_decoded_folders_give_the_names_of_the_pack_again(
     made: dict[str, Any], tmp_path: Path
 ) -> None:
     export_images(made["decoder"], tmp_path / "out", images_per_class=1)
-    assert (tmp_path / "out/classes.json").is_file()
+    assert (tmp_path / "out/.classes.json").is_file()
     assert open_source(tmp_path / "out").classes == made["pack"].classes
 
 

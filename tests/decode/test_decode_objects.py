@@ -61,7 +61,7 @@ def test_export_into_a_store_is_the_local_one_and_goes_on(
     faulty.calls.clear()
     again = export_images(decoder, ObjectPath(OUT), ExportSettings(layout=layout))
     assert again.decoded == 0
-    assert faulty.calls.count("write") == (layout == "folder")  # classes.json
+    assert faulty.calls.count("write") == (layout == "folder")  # .classes.json
 
 
 def test_other_exports_and_other_objects_are_refused(

@@ -248,6 +248,33 @@ def test_dry_run_refuses_what_the_run_refuses(home: Path, output: str, said: str
         assert said in done.stderr
 
 
+@pytest.mark.parametrize("teacher", ["source", "nowhere/", "/no/dir"])
+def test_dry_run_refuses_a_teacher_that_the_run_refuses(
+    home: Path, tmp_path: Path, teacher: str
+) -> None:
+    name = home / teacher if teacher == "source" else teacher
+    for more in ((), ("--dry-run",)):
+        out = ("-o", tmp_path / "t.d3m", "--backbone", home / "sd", *SHORT)
+        done = call(home / "source", *out, "--teacher", name, *more)
+        assert done.exit_code != 0
+        said = f"{name} holds no safetensors" if teacher == "source" else f"directory {name};"
+        assert said in done.stderr
+    assert list(tmp_path.iterdir()) == [], "no work directory is left"
+
+
+def test_dry_run_refuses_an_output_that_exists(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.d3m").write_bytes(b"mine")
+    (tmp_path / "y.backbone").mkdir()
+    for name, taken in (("x.d3m", "x.d3m"), ("y.d3m", "y.backbone")):
+        out = ("-o", tmp_path / name, "--backbone", home / "sd", *SHORT)
+        for more in ((), ("--restart",), ("--dry-run",)):
+            done = call(home / "source", *out, *more)
+            assert done.exit_code == 2
+            assert f"{taken} exists; name another output, or set overwrite" in done.stderr
+        assert call(home / "source", *out, "--dry-run", "--overwrite").exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.d3m", "y.backbone"]
+
+
 @pytest.mark.parametrize("method", ["d3m", "modes"])
 def test_dry_run_refuses_a_name_that_the_backbone_has_twice(home: Path, method: str) -> None:
     path = tiny_dit(home / f"twice-{method}")

@@ -28,7 +28,14 @@ from d3pack.teachers.resnet import (
     teacher_key,
     train_teacher,
 )
-from d3pack.teachers.teacher import TeacherError, TransformersTeacher, batched, fit, match_labels
+from d3pack.teachers.teacher import (
+    TeacherError,
+    TransformersTeacher,
+    batched,
+    check_teacher,
+    fit,
+    match_labels,
+)
 
 CONFIG = TeacherConfig(size=16, samples=1200, batch=32, widths=(8, 16), held=0.1)
 
@@ -306,6 +313,21 @@ def test_a_damaged_classifier(tmp_path: Path, damage: str) -> None:
         TransformersTeacher(str(path), CLASSES)
 
 
-def test_a_teacher_that_is_not_there() -> None:
-    with pytest.raises(TeacherError, match="no teacher directory nowhere"):
-        TransformersTeacher("./nowhere", CLASSES)
+@pytest.mark.parametrize("name", ["./nowhere", "/no/dir", "nowhere/", "nowhere", "org/na me"])
+def test_a_teacher_that_is_not_there(name: str) -> None:
+    with pytest.raises(TeacherError, match=f"no teacher directory {name};"):
+        TransformersTeacher(name, CLASSES)
+
+
+def test_a_teacher_is_checked_without_loading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_classifier(tmp_path / "resnet", CLASSES)
+    check_teacher(str(path))
+    (path / "config.json").unlink()
+    with pytest.raises(TeacherError, match=r"holds no config\.json"):
+        check_teacher(str(path))
+    check_teacher("org/none")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(TeacherError, match="cannot fetch the teacher org/none: "):
+        check_teacher("org/none")
