@@ -85,10 +85,6 @@ class Decode:
                 f"there is no directory {self.tiny_vae}", hint="--tiny-vae names one"
             )
         without_shard(self.workers, self.shard)
-        if self.format != "quiet":
-            images, (height, width) = len(classes) * count, pack.recipe.size
-            raw = size(3 * height * width * images)
-            _out.say(f"{images:,} images of {height}x{width}, {raw} as raw pixels")
         export = self._export_by_workers if self.workers.wanted else self._export
         written, numerics = export(pack, classes, count)
         if self.format == "json":
@@ -121,6 +117,9 @@ class Decode:
         numerics = decoder.describe()
         if self.format != "quiet":
             _out.say(_sentence(numerics))
+            images, (height, width) = len(classes) * count, pack.recipe.size
+            raw = size(3 * height * width * images)
+            _out.say(f"{images:,} images of {height}x{width}, {raw} as raw pixels")
         _out.if_interrupted(_AGAIN)
         with progress_bar("decoding", quiet=self.format == "quiet") as bar:
             written = export_images(

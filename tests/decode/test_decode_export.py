@@ -592,6 +592,7 @@ def test_decode_command_writes_and_reports_images(made: dict[str, Any], tmp_path
     assert (answer["images"], answer["made"], answer["root"]) == (2, 2, made["pack"].root)
     assert answer["decoder"]["numerics"] == "exact"
     assert "exact on cpu" in first.stderr
+    assert "2 images of 64x64, 24.6 kB as raw pixels" in first.stderr
     for i in range(2):
         assert np.array_equal(pixels(out / f"penguin 1/{i:05d}.png"), made["images"][1, i])
     again = call(*words, "--ipc", "2")
