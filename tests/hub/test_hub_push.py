@@ -268,17 +268,11 @@ def test_probes_of_another_backbone_are_not_published(
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("example", ["mini", "carried"])
-def test_probes_are_checked_with_mini_and_with_a_carried_backbone(
-    tiny: tuple[Path, Pack], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example: str
+def test_probes_are_checked_with_the_embedded_backbone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
-    if example == "mini":
-        right = read(ROOT / "examples" / "cifar10.d3m")
-    else:
-        right = read(ROOT / "spec" / "vectors" / "valid" / "backbone-carried.d3m")
-        with Decoder(right, device="cpu") as decoder:
-            right = replace(right, probes=make_probes(decoder, [(0, 0)], right.recipe.size))
+    right = read(ROOT / "examples" / "cifar10.d3m")
     settings = PushSettings(preview="probes", device="cpu")
     write(right, tmp_path / "a.d3m")
     assert prepare_push(tmp_path / "a.d3m", "org/set", settings).notes == ()
