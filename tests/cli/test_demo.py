@@ -65,7 +65,7 @@ def test_demo_leaves_a_pack_a_page_and_a_report(
     figures = check_output("demo", json.dumps(kept[0].to_json()))
     assert figures["root"] == pack.root
     kinds = {key.partition("-")[0] for key in figures["accuracy"]}
-    assert kinds == {"pack", "webp", "avif", "random"}
+    assert kinds == {"pack", "webp", "random"}
     assert all(0 <= value <= 1 for value in figures["accuracy"].values())
     assert done.stdout == kept[0].sentence() + "\n"
     told = f"{len(pack)} handwritten digits became a file of {pack.ledger().total:,} bytes"
