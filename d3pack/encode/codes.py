@@ -79,22 +79,22 @@ def with_codes(
         kept = run.journal.load(names[c])
         return None if kept is None else (kept[0]["atoms"], kept[0]["signs"])
 
-    def coded(c: int) -> int:
-        before = stored(c)
-        return 0 if before is None else min(count, len(before[0]))
+    def length(kept: tuple[Array, Array] | None) -> int:
+        return 0 if kept is None else min(count, len(kept[0]))
 
     def is_done(c: int) -> bool:
-        return coded(c) == count
+        return length(stored(c)) == count
 
-    done = sum(map(coded, range(len(names))))
+    done = sum(length(stored(c)) for c in range(len(names)))
     with run.events.stage("code photographs", total, "images", part="codes", done=done):
         for c in run.units("code photographs", names, done=is_done, last=last):
             wanted = latents(c)
             run.remember_skipped()
             coder = Coder(backbone, coding, pack, c, run.settings.code_tried)
-            done -= coded(c)
+            before = stored(c)
+            done -= length(before)
             with tuned(backbone, pack.adapter):
-                for atoms, signs in coder.batches(wanted, stored(c)):
+                for atoms, signs in coder.batches(wanted, before):
                     run.journal.save(names[c], {"atoms": atoms, "signs": signs}, {})
                     run.events.step(done + len(atoms), samples=done + len(atoms))
             done += count
