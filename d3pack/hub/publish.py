@@ -263,8 +263,9 @@ def _preview(
 
     backbone = settings.backbone or local_backbone(path, pack)
     kind = settings.preview if settings.preview == "none" or _has_pyarrow(notes) else "none"
-    if kind != "decode" and not viewer.check_probes(pack, path=backbone, device=settings.device):
-        notes.append("the probes were not checked: the backbone is not here")
+    if kind != "decode":
+        why = viewer.check_probes(pack, path=backbone, device=settings.device)
+        notes.extend([f"the probes were not checked: {why}"] * bool(why))
     if kind == "none":
         return 0, None, None
     if kind == "decode":

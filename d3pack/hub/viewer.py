@@ -58,25 +58,36 @@ def decode_preview(
     return np.concatenate(groups), [c for c, _ in pairs]
 
 
-def check_probes(pack: Pack, *, path: str | Path | None = None, device: str | None = None) -> bool:
-    """Return whether the probes are right; False where that cannot be told without a download."""
+def check_probes(pack: Pack, *, path: str | Path | None = None, device: str | None = None) -> str:
+    """Return why the probes could not be checked; nothing where they are right, or not there.
+
+    No backbone is fetched for it, and no work begun for which `verify --decode` asks.
+
+    Raises:
+        BackboneError: the probes are those of another backbone.
+    """
     if pack.probes is None:
-        return True
+        return ""
     is_mini = pack.recipe.backbone.repo == "mini"
     if path is None and EMBEDDED not in pack.extensions and not is_mini:
-        return False
-    from d3pack.decode import Decoder, require_probes
+        return "the backbone is not here"
+    from d3pack.decode import Decoder, check_probe_memory, check_probe_time, require_probes
 
     _log.info("rebuilding %s", count(len(pack.probes.images), "probe"))
     try:
-        decoder = Decoder(pack, device=resolve_device(device), path=path)
+        check_probe_memory(pack)
+        with Decoder(pack, device=resolve_device(device), path=path) as decoder:
+            check_probe_time(pack, decoder)
+            require_probes(pack, decoder)
+    except UsageError as error:
+        if error.code == "E_LONG":
+            return str(error.args[0])
+        raise
     except BackboneError as error:
         if is_mini and error.code in ("E_BACKBONE_MISSING", "E_BACKBONE_CHANGED"):
-            return False  # not installed, or of another version
+            return "the backbone is not here"  # not installed, or of another version
         raise
-    with decoder:
-        require_probes(pack, decoder)
-    return True
+    return ""
 
 
 def probe_preview(pack: Pack, most: int | None = None) -> tuple[Images, list[int]]:
