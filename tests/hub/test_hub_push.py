@@ -281,6 +281,15 @@ def test_probes_are_checked_with_the_embedded_backbone(
         prepare_push(tmp_path / "a.d3m", "org/set", settings)
 
 
+def test_probes_that_take_all_memory_are_not_rebuilt_for_a_push(tmp_path: Path) -> None:
+    pack = read(ROOT / "examples" / "cifar10.d3m")
+    huge = replace(pack, recipe=replace(pack.recipe, group=1024, size=(2048, 2048)))
+    write(huge, tmp_path / "a.d3m")
+    settings = PushSettings(preview="none", device="cpu")
+    (note,) = prepare_push(tmp_path / "a.d3m", "org/set", settings).notes
+    assert note.startswith("the probes were not checked: probes in groups of 1024 images")
+
+
 def test_probes_are_said_to_be_unchecked_where_the_backbone_is_not_here(
     hub: LoopbackHub, file: Path
 ) -> None:
