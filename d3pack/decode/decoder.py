@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import os
 import threading
-import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,7 +34,7 @@ from d3pack.decode.numerics import Numerics, choose_numerics, exact_numerics
 from d3pack.decode.pairs import Pair
 from d3pack.errors import BackboneChangedError, BackboneError, UsageError
 from d3pack.format.codecs import codes_at, coding_of, decode_adapter, decode_prompts
-from d3pack.system import resolve_device
+from d3pack.system import resolve_device, seconds_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -340,9 +339,11 @@ class Decoder:
             pairs = [pair] * few
             model, x = self._model(pairs), self._noise(pairs, 0, 0)
             sigma = self.pack.recipe.sigmas[0]
-            step = self._allocate("one image", lambda: _seconds(lambda: model(x, sigma)))
+            step = self._allocate(
+                "one image", lambda: seconds_of(lambda: model(x, sigma), enough=1.0)
+            )
             pixels = self._allocate(
-                "one image", lambda: _seconds(lambda: self.backbone.decode_float(x))
+                "one image", lambda: seconds_of(lambda: self.backbone.decode_float(x), enough=1.0)
             )
             return step / few, pixels / few
 
@@ -533,16 +534,6 @@ def _reporting(model: samplers.Model, passed: Callable[[], None] | None) -> samp
         return x0
 
     return report
-
-
-def _seconds(work: Callable[[], Tensor]) -> float:
-    """Return how long work takes; short work is done twice, as the first time takes longer."""
-    for _ in range(2):
-        began = time.perf_counter()
-        work().sum().item()  # which waits for the device
-        if (seconds := time.perf_counter() - began) > 1.0:
-            break
-    return seconds
 
 
 def denoiser(

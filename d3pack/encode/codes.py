@@ -22,7 +22,6 @@ from d3pack.backbones import Backbone, Condition
 from d3pack.decode import codebook, samplers, unconditional
 from d3pack.encode.candidates import stored_arrays
 from d3pack.encode.contract import EncodeRun
-from d3pack.encode.estimate import seconds_of
 from d3pack.encode.plan import EncodePlan
 from d3pack.encode.vectors import tuned
 from d3pack.errors import UsageError
@@ -37,6 +36,7 @@ from d3pack.format import (
 )
 from d3pack.sources import Source, random_order
 from d3pack.students import held_back
+from d3pack.system import seconds_of
 from d3pack.teachers import Cut, Teacher, batched, best_patches
 
 Array = npt.NDArray[Any]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -13,23 +10,8 @@ from d3pack.encode.plan import EncodePlan
 from d3pack.encode.settings import EncodeSettings
 from d3pack.encode.teaching import small_teacher
 from d3pack.sources import Source
+from d3pack.system import seconds_of
 from d3pack.teachers import Muon, SmallResNet, teacher_loss
-
-
-def seconds_of(work: Callable[[], Any]) -> float:
-    """Return the seconds of the second call: the first one pays for allocations."""
-    work()
-    wait_for_device()
-    began = time.perf_counter()
-    work()
-    wait_for_device()
-    return time.perf_counter() - began
-
-
-def wait_for_device() -> None:
-    """Wait for the work of CUDA: calls return before it is done."""
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
 
 
 def teacher_seconds(

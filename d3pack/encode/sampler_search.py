@@ -23,13 +23,13 @@ from torch import Tensor
 from d3pack.backbones import Backbone, Sampling
 from d3pack.decode import Decoder
 from d3pack.encode.contract import Draft, EncodeRun
-from d3pack.encode.estimate import wait_for_device
 from d3pack.encode.plan import EncodePlan, sigmas_of
 from d3pack.encode.sampler_fit import STEPS as FITTED_STEPS
 from d3pack.encode.sampler_fit import can_fit, fitted_recipe, unfitted
 from d3pack.encode.settings import EncodeSettings
 from d3pack.errors import UsageError
 from d3pack.format import Pack, Recipe, Sampler
+from d3pack.system import wait_for_device
 from d3pack.teachers import Teacher
 
 STEPS = (4, 6, 8, 12, 18)

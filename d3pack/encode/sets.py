@@ -23,11 +23,11 @@ from d3pack.decode import noise
 from d3pack.encode.allocation import Allocation
 from d3pack.encode.candidates import make_images, stored_arrays
 from d3pack.encode.contract import EncodeRun
-from d3pack.encode.estimate import seconds_of
 from d3pack.encode.plan import EncodePlan
 from d3pack.encode.real import fitted_images
 from d3pack.format import Pack, encode_sets
 from d3pack.sources import random_order
+from d3pack.system import seconds_of
 from d3pack.teachers import Teacher
 
 REAL = 200  # real images of a class that make its centroid, as in IMS3's code

@@ -4,6 +4,8 @@ from d3pack.system.devices import device_option as device_option
 from d3pack.system.devices import fast_bfloat16 as fast_bfloat16
 from d3pack.system.devices import mixed_precision as mixed_precision
 from d3pack.system.devices import resolve_device as resolve_device
+from d3pack.system.devices import seconds_of as seconds_of
+from d3pack.system.devices import wait_for_device as wait_for_device
 from d3pack.system.extras import EXTRAS as EXTRAS
 from d3pack.system.extras import load as load
 from d3pack.system.extras import require as require

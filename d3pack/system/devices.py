@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import platform
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from d3pack.errors import UsageError
@@ -50,6 +53,31 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError):
         raise missing from None
     return probe.device
+
+
+def seconds_of(work: Callable[[], Any], *, enough: float = math.inf) -> float:
+    """Return the seconds of the second call: the first one pays for allocations.
+
+    Args:
+        work: what is timed.
+        enough: seconds of a first call after which there is no second.
+    """
+    seconds = 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        work()
+        wait_for_device()
+        if (seconds := time.perf_counter() - began) > enough:
+            break
+    return seconds
+
+
+def wait_for_device() -> None:
+    """Wait for the work of CUDA: calls return before it is done."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def fast_bfloat16(device: str | torch.device) -> bool:

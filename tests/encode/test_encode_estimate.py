@@ -12,10 +12,10 @@ from encode_world import make_tree, quick
 
 from d3pack.encode import EncodeContext, EncodePlan, EncodeSettings, sampler_search
 from d3pack.encode.allocation import SMALLEST
-from d3pack.encode.estimate import seconds_of
 from d3pack.encode.methods.d3m.method import D3M
 from d3pack.encode.teaching import CHOOSING, small_teacher
 from d3pack.sources import open_source
+from d3pack.system import seconds_of
 from d3pack.teachers import SAMPLES
 
 

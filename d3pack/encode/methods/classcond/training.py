@@ -19,13 +19,12 @@ from torch import Tensor
 from d3pack.backbones import Autoencoder, Levels, lock_directory
 from d3pack.encode.candidates import stored
 from d3pack.encode.contract import EncodeRun
-from d3pack.encode.estimate import seconds_of
 from d3pack.encode.methods.dit import WORK, encode_images, of_pixels
 from d3pack.encode.sampler_search import STEPS
 from d3pack.encode.settings import ClassCondSettings
 from d3pack.format import Coded, coded_bytes, decode_files, encode_files
 from d3pack.sources import Source
-from d3pack.system import Events, Journal, mixed_precision, replace_folder
+from d3pack.system import Events, Journal, mixed_precision, replace_folder, seconds_of
 from d3pack.train import (
     SCHEDULE,
     VAE_FILES,

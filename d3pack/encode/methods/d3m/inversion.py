@@ -22,11 +22,10 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from d3pack.backbones import Backbone, Condition
-from d3pack.encode.estimate import seconds_of
 from d3pack.encode.methods.d3m.curvature import TRUST, Curvature
 from d3pack.encode.methods.d3m.samples import BINS, Density, Draws, Latents, Samples
 from d3pack.encode.settings import D3MSettings
-from d3pack.system import Events
+from d3pack.system import Events, seconds_of
 
 Array = npt.NDArray[Any]
 RoundTrip = Callable[[Array], Array]  # (rows, k, D) -> what the pack's codec makes of it

@@ -28,7 +28,7 @@ from d3pack.encode.allocation import (
 from d3pack.encode.candidates import stored, stored_arrays
 from d3pack.encode.codes import code_seconds, coding_alone
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate
-from d3pack.encode.estimate import seconds_of, teacher_seconds
+from d3pack.encode.estimate import teacher_seconds
 from d3pack.encode.finish import SHEET_IMAGES, sample_provenance
 from d3pack.encode.methods.d3m.collages import clusters, make_collages
 from d3pack.encode.methods.d3m.guidance import MOST_CLASSES, best_guidance, trial_images
@@ -64,7 +64,7 @@ from d3pack.format import (
     encode_prompts,
 )
 from d3pack.sources import Source
-from d3pack.system import Checkpoint, SettingError
+from d3pack.system import Checkpoint, SettingError, seconds_of
 from d3pack.teachers import Cut, Teacher
 
 Array = npt.NDArray[Any]

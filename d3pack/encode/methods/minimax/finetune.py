@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from d3pack.backbones import DiT
-from d3pack.encode.estimate import seconds_of
 from d3pack.encode.methods.minimax.criteria import Memories, criteria
 from d3pack.encode.methods.minimax.difffit import DiffFit, fitted
 from d3pack.encode.methods.minimax.variational import Posterior
 from d3pack.encode.settings import MinimaxSettings
-from d3pack.system import Arrays, Checkpoint, Events
+from d3pack.system import Arrays, Checkpoint, Events, seconds_of
 from d3pack.train import Latents
 
 SAVE_EVERY = 10  # steps; the keeper decides whether the disk is worth it

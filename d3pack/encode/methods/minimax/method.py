@@ -24,7 +24,7 @@ from d3pack.backbones import DiT, Sampling, open_backbone
 from d3pack.encode.allocation import MARGIN, SMALLEST, Allocation, expected_bytes
 from d3pack.encode.candidates import stored
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate
-from d3pack.encode.estimate import seconds_of, teacher_seconds
+from d3pack.encode.estimate import teacher_seconds
 from d3pack.encode.finish import sample_provenance
 from d3pack.encode.methods.dit import (
     IMAGES,
@@ -42,7 +42,7 @@ from d3pack.encode.teaching import open_teacher
 from d3pack.errors import UsageError
 from d3pack.format import Recipe, encode_adapter
 from d3pack.sources import Source
-from d3pack.system import Checkpoint
+from d3pack.system import Checkpoint, seconds_of
 
 # in the journal
 _TUNED, _PROMPTS = "tuning/tuned", "prompts"

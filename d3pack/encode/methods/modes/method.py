@@ -22,7 +22,7 @@ from d3pack.encode.allocation import MARGIN, Allocation, expected_bytes
 from d3pack.encode.candidates import stored
 from d3pack.encode.codes import can_code, code_seconds
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate
-from d3pack.encode.estimate import seconds_of, teacher_seconds
+from d3pack.encode.estimate import teacher_seconds
 from d3pack.encode.finish import sample_provenance
 from d3pack.encode.methods.codes.method import images_of, recipe_of_codes
 from d3pack.encode.methods.dit import unknown_names_note
@@ -42,6 +42,7 @@ from d3pack.encode.vectors import learns_outputs, start_vectors
 from d3pack.errors import UsageError
 from d3pack.format import Recipe, Sampler
 from d3pack.sources import Source, random_order
+from d3pack.system import seconds_of
 
 STEPS = 50  # of the sampler that makes the images, as in the paper
 _FEW = 8  # images that are tried for an estimate
