@@ -156,13 +156,13 @@ def test_pack_holds_the_images_as_codes(home: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def coded(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The latents that were coded, class after class."""
-    code, seen = Coder.code, []
+    batches, seen = Coder.batches, []
 
-    def watched(self: Coder, latents: Tensor) -> Any:
+    def watched(self: Coder, latents: Tensor, *before: Any) -> Any:
         seen.append(latents)
-        return code(self, latents)
+        return batches(self, latents, *before)
 
-    monkeypatch.setattr(Coder, "code", watched)
+    monkeypatch.setattr(Coder, "batches", watched)
     return seen
 
 
@@ -235,16 +235,16 @@ def test_run_that_was_stopped_goes_on_to_the_same_bytes(
 ) -> None:
     settings = modes(home / "sd")
     encode(home / "source", tmp_path / "whole.d3m", settings)
-    code = Coder.code
+    batches = Coder.batches
     classes: list[int] = []
 
-    def stops(self: Coder, latents: Tensor) -> Any:
+    def stops(self: Coder, latents: Tensor, *before: Any) -> Any:
         classes.append(self.c)
         if len(classes) == 2:
             raise KeyboardInterrupt
-        return code(self, latents)
+        return batches(self, latents, *before)
 
-    monkeypatch.setattr(Coder, "code", stops)
+    monkeypatch.setattr(Coder, "batches", stops)
     with pytest.raises(KeyboardInterrupt):
         encode(home / "source", tmp_path / "cut.d3m", settings)
     encode(home / "source", tmp_path / "cut.d3m", settings)
