@@ -354,10 +354,10 @@ class Bench:
         before = _read_json(place)
         done: dict[str, float] = before.get("done", {}) if isinstance(before, dict) else {}
 
-        def pilot(content: LabelledImages, test: LabelledImages, seed: int) -> float:
-            name = f"{content.note}, pilot {seed}"
+        def pilot(content: LabelledImages, test: LabelledImages, whole: bool) -> float:
+            name = f"{content.note}, {'whole' if whole else 'short'}"
             if name not in done:
-                done[name] = self._pilot(content, test, seed)
+                done[name] = self._pilot(content, test, whole)
                 write_json(place, {"done": done})  # a stopped run goes on here
             return done[name]
 
@@ -412,23 +412,26 @@ class Bench:
         return known if complete else None
 
     def _pilot_place(self, format: PayloadFormat, budget: int, choice: Choice | None) -> Path:
-        identity = {"real": self.train.fingerprint(), "format": repr(format)}
+        identity = {"real": self.train.fingerprint(), "format": repr(format), "pilots": "whole"}
         if choice is not None and self.chooser(choice) is not None:
             identity |= {"choice": repr(choice), **self.teacher_of(choice)}
         return self._place(f"pilot-{format.name}-{budget}", identity, 0)
 
-    def _pilot(self, content: LabelledImages, test: LabelledImages, seed: int) -> float:
-        """Accuracy of a student with a quarter of the updates, tested once on other images."""
+    def _pilot(self, content: LabelledImages, test: LabelledImages, whole: bool) -> float:
+        """Accuracy of a student on other images, on which it is tested once.
+
+        Unless `whole`, it has a quarter of the updates.
+        """
         classes = len(self.train.classes)
         length = lengths(self.protocol, len(content.images), classes, self.updates)
         protocol = replace(self.protocol, labels="hard", mix=None, tests=Intervals())
-        updates = max(1, length.updates // PILOT_SHARE)
+        updates = max(1, length.updates // (1 if whole else PILOT_SHARE))
         with self.events.stage("pilot", updates, "updates"):
             return train_student(
                 content,
                 test,
                 protocol,
-                seed,
+                int(whole),  # another seed: a lucky one does not count twice
                 classes=classes,
                 updates=updates,
                 device=self.device,

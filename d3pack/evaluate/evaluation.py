@@ -592,10 +592,13 @@ def _check_time(
     bench.expect(missing)
     if missing == 0:
         return
-    pilots = sum(pilots_of(len(candidates(format, bench.train.size))) for format in formats)
-    each = bench.seconds_each(images)
-    pilot = each / max(1, len(bench.protocol.rates)) / PILOT_SHARE  # it has one rate
-    total = each * missing + pilot * pilots
+    short, long = 0, 0
+    for format in formats:
+        few, whole = pilots_of(len(candidates(format, bench.train.size)))
+        short, long = short + few, long + whole
+    pilots, each = short + long, bench.seconds_each(images)
+    pilot = each / max(1, len(bench.protocol.rates))  # of full length; it has one rate
+    total = each * missing + pilot * (short / PILOT_SHARE + long)
     wholes = sum(entry.whole for entry in undone)
     if wholes and bench.protocol.whole is not None:
         total += (bench.seconds_each(sum(bench.train.counts), whole=True) - each) * wholes

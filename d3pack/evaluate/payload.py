@@ -11,7 +11,6 @@ import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 import numpy as np
 import torch
@@ -21,12 +20,11 @@ from torch import Tensor
 from d3pack.evaluate.entries import PayloadFormat, PayloadSettings
 from d3pack.students import HELD_BACK, LabelledImages, RealImages, fit, held_back
 
-# trains a student of a seed briefly on the first, and returns the accuracy on the second
-Pilot = Callable[[LabelledImages, LabelledImages, int], float]
+# trains a student on the first, briefly or to the end, and returns the accuracy on the second
+Pilot = Callable[[LabelledImages, LabelledImages, bool], float]
 # chooses so many images of each class, without so many of the first of each
 Choose = Callable[[int, Sequence[int]], list[Tensor]]
-PILOTS = 3  # students of the settings that are compared at last
-_LEFT = 3  # a third of the settings gets there, after one student each
+_LEFT = 3  # a third of the settings has pilots of full length, after a short one each
 _WIDEST = 8192  # pixels of a sheet's side: WebP and Pillow's guard against bombs both allow it
 _SMALLEST = {"files": 40, "sheet": 8}  # bytes that every image takes at least
 
@@ -36,8 +34,8 @@ class Tuned:
     """What pilots chose; no settings where not even one image fits into the budget."""
 
     settings: PayloadSettings | None
-    score: float  # mean accuracy of its pilots
-    scores: Mapping[str, float]  # of all settings
+    score: float  # accuracy of its pilot of full length
+    scores: Mapping[str, float]  # of all settings, of the longest pilot of each
 
 
 def candidates(format: PayloadFormat, size: int) -> list[PayloadSettings]:
@@ -50,9 +48,9 @@ def candidates(format: PayloadFormat, size: int) -> list[PayloadSettings]:
     ]
 
 
-def pilots_of(settings: int) -> int:
-    """Return how many pilots choose among so many settings."""
-    return settings + -(-settings // _LEFT) * (PILOTS - 1)
+def pilots_of(settings: int) -> tuple[int, int]:
+    """Return how many pilots choose among so many settings: short ones, and of full length."""
+    return settings, -(-settings // _LEFT)
 
 
 def _save(picture: Image.Image, settings: PayloadSettings) -> bytes:
@@ -176,8 +174,9 @@ def choose_settings(
 ) -> Tuned:
     """Return the settings whose images teach pilots best.
 
-    Every setting has one pilot, the best third has three. They are judged on real training images
-    that the payload does not contain.
+    Every setting has a short pilot, the best third one of full length: short ones favour images
+    from which little can be learned, but soon. They are judged on real training images that the
+    payload does not contain.
 
     Args:
         choose: chooses the images of the payload; None: they are drawn at random.
@@ -197,18 +196,16 @@ def choose_settings(
         classes = choose(limit, held)
     tried = [(s, largest(classes, s, budget)) for s in candidates(format, real.size)]
     payloads = {settings: payload for settings, payload in tried if payload is not None}
-    marks: dict[PayloadSettings, list[float]] = {settings: [] for settings in payloads}
+    marks: dict[PayloadSettings, float] = {}
     running = list(payloads)
-    for seed in range(PILOTS):
+    for whole, kind in ((False, "pilot"), (True, "pilot of full length")):
         for settings in running:
-            payload = payloads[settings]
-            accuracy = pilot(payload, test, seed)
-            marks[settings].append(accuracy)
-            note(f"pilot {seed + 1}: {payload.note}, {100 * accuracy:.1f} %")
-        if seed == 0:
-            running.sort(key=lambda settings: -marks[settings][0])
-            running = running[: -(-len(payloads) // _LEFT)]
-    means = {settings: round(fmean(values), 4) for settings, values in marks.items()}
-    best = max(running, key=lambda settings: means[settings], default=None)
-    scores = {payloads[settings].note: mean for settings, mean in means.items()}
-    return Tuned(best, means[best] if best else 0.0, scores)
+            accuracy = round(pilot(payloads[settings], test, whole), 4)
+            marks[settings] = accuracy
+            note(f"{kind}: {payloads[settings].note}, {100 * accuracy:.1f} %")
+        if not whole:
+            running.sort(key=lambda settings: -marks[settings])
+            running = running[: pilots_of(len(payloads))[1]]
+    best = max(running, key=lambda settings: marks[settings], default=None)
+    scores = {payloads[settings].note: mark for settings, mark in marks.items()}
+    return Tuned(best, marks[best] if best else 0.0, scores)

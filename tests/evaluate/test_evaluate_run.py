@@ -202,7 +202,7 @@ def test_hours_of_pilots_and_of_rows_to_come_are_not_overlooked(
     assert command(world, monkeypatch, *args, "--baseline", "webp") == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert "E_LONG" in last
-    assert "1 student and 10 pilots" in last  # a pilot is a quarter of a student: 7,000 s
+    assert "1 student and 8 pilots" in last  # six of them are quarters of students: 9,000 s
     assert "choose protocol quick" in last
     assert command(world, monkeypatch, *args, "--baseline", "webp", "--yes") == 0
     monkeypatch.setitem(PROTOCOLS, "quick", replace(BLINK, name="quick"))
@@ -214,12 +214,12 @@ def test_pilots_have_one_rate(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(PROTOCOLS, "quick", replace(BLINK, rates=(0.01, 0.05)))
-    monkeypatch.setattr("d3pack.evaluate.bench.seconds_needed", lambda *_, **__: 480.0)
+    monkeypatch.setattr("d3pack.evaluate.bench.seconds_needed", lambda *_, **__: 400.0)
     args = (
         *(str(world / "plain.d3m"), "--real", str(world / "real"), "--baseline", "webp"),
         *("--seeds", "1", "--work", str(tmp_path / "work")),
     )
-    # two students at two rates and ten pilots at one: 1,920 s and 1,200 s
+    # two students at two rates and eight pilots at one, six of them short: 1,600 s and 1,400 s
     assert command(world, monkeypatch, *args) == 0, capsys.readouterr().err
 
 

@@ -183,7 +183,7 @@ def test_what_another_process_makes_is_waited_for(
     assert figures(evaluate(**call)) == figures(first)
     alone = {path.name for path in (tmp_path / "work").glob("*-seed0.json")}
     assert len(alone) == 3 + 2  # students, and the pilots of two sheets
-    pilots = 2 * pilots_of(len(candidates(AVIF_SHEET, first.facts["size"])))
+    pilots = 2 * sum(pilots_of(len(candidates(AVIF_SHEET, first.facts["size"]))))
     assert len(trainings) == 3 + pilots
 
 
@@ -208,7 +208,7 @@ def test_a_stopped_evaluation_keeps_its_pilots(
         evaluate(**call)
     monkeypatch.setattr(bench, "train_student", counted)
     result = evaluate(**call)
-    pilots = pilots_of(len(candidates(AVIF_SHEET, result.facts["size"])))
+    pilots = sum(pilots_of(len(candidates(AVIF_SHEET, result.facts["size"]))))
     assert len(trainings) == 2 + pilots
     unbroken = arguments(world, tmp_path / "other", baselines=("avif",), seeds=1)
     assert figures(evaluate(**unbroken)) == figures(result)
