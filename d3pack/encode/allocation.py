@@ -35,7 +35,7 @@ PROBE = 8  # side of a stored probe, where the size of the images allows it
 PICKY = 8  # candidates for each image where making them is cheap ...
 SHARE = 8  # ... shared by so many images: of eight times eight, six bits say which
 SETS = {"s3": 5, "draws": 4096}  # sets of a class where nothing is said; five as in IMS3
-MARGIN = 200  # bytes: measured figures in the manifest have more or fewer digits
+MARGIN = 64  # bytes: measured figures in the manifest have more or fewer digits
 
 
 @dataclass(frozen=True, slots=True)
