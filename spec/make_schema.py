@@ -110,6 +110,7 @@ def schema() -> dict[str, Any]:
                 sigmas=array({**real, "minimum": 0, "maximum": 1e6}, 2, recipe.MAX_STEPS + 1),
                 guidance={**real, "minimum": -1000, "maximum": 1000},
                 guided_channels=integer(0, 1024),
+                grey={"type": "boolean"},
                 template={"anyOf": [{"type": "null"}, line]},
                 dtype={"enum": list(recipe.DTYPES)},
                 group=integer(1, recipe.MAX_GROUP),

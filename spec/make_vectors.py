@@ -275,6 +275,7 @@ def valid() -> Iterator[tuple[str, str, Pack]]:
     extra = {"table": [[0.5, [0.5]], [0.25, [1, -0.25]], [0, [1.0]]], "name": "am-ed"}
     table = replace(RECIPE, sampler="table", extra=extra, dtype="bfloat16", guided_channels=3)
     yield "recipe-table", "a sampler given as a table", base(recipe=table)
+    yield "recipe-grey", "images without colours", base(recipe=replace(RECIPE, grey=True))
     ancestral = replace(RECIPE, sampler="ancestral", extra={"eta": 1.0})
     yield "recipe-ancestral", "a sampler that adds noise", base(recipe=ancestral)
     bare = replace(RECIPE, template=None)

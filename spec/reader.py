@@ -15,14 +15,14 @@ CODECS = {"classes": "utf8", "leaves": "sha256-128", "ids": "u32", "prompts": "f
           "labels": "topk dense", "weights": "log", "adapter": "f16 i8", "probes": "u8"}
 ORDER, SHARED = list(CODECS), ("classes", "leaves", "unconditional", "adapter", "probes")
 DEFAULTS = {"optional": {}, "provenance": {}, "requires": [], "seed": "0" * 16}
-RECIPE_DEFAULTS = {"dtype": "float32", "extra": {}, "group": 16, "guidance": 1.0,
+RECIPE_DEFAULTS = {"dtype": "float32", "extra": {}, "grey": False, "group": 16, "guidance": 1.0,
                    "guided_channels": 0, "noise": "philox-normal16", "sampler": "dpmpp-2m",
                    "template": "a photo of a {}"}
 BACKBONE_DEFAULTS = {"kind": "stable-diffusion", "licence": "unknown", "repo": ""}
 FORMS = {"U8": "B", "I8": "b", "U32": "I", "F16": "e"}
 OWN_CODES = "atoms codes eta guidance prompts sigmas"
 FIELDS = "classes d3m images_per_class optional provenance recipe requires root sections seed"
-RECIPE = "backbone dtype extra group guidance guided_channels noise sampler sigmas size template"
+RECIPE = " ".join(sorted([*RECIPE_DEFAULTS, "backbone", "sigmas", "size"]))
 LINE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{0,1024}"
 REPO = r"|[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?"
 HEX32, HEX64, FEATURE = "[0-9a-f]{32}", "[0-9a-f]{64}", "[a-z][a-z0-9-]{0,31}"
@@ -146,7 +146,7 @@ def recipe_ok(r):
         and sigmas_ok(sigmas, 257 if name in ("ancestral", "lcm") else 1001)
         and (real(x.get("eta"), 0, 1e3) if name == "ancestral" else "eta" not in x)
         and (table_ok(x.get("table"), len(sigmas) - 1) if name == "table" else "table" not in x)
-        and real(r["guidance"], -1e3, 1e3)
+        and real(r["guidance"], -1e3, 1e3) and type(r["grey"]) is bool
         and whole(r["guided_channels"], 0, 1024) and whole(r["group"], 1, 1024)
         and (t is None or (like(LINE, t) and t.count("{}") <= 1)))
 

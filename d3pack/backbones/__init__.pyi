@@ -5,6 +5,7 @@ from d3pack.backbones.adapter import check_adapter as check_adapter
 from d3pack.backbones.autoencoder import Autoencoder as Autoencoder
 from d3pack.backbones.autoencoder import open_autoencoder as open_autoencoder
 from d3pack.backbones.autoencoder import replace_autoencoder as replace_autoencoder
+from d3pack.backbones.autoencoder import to_grey as to_grey
 from d3pack.backbones.autoencoder import to_uint8 as to_uint8
 from d3pack.backbones.dit import DiT as DiT
 from d3pack.backbones.kernels import enable_fast_kernels as enable_fast_kernels

@@ -111,6 +111,15 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.clamp(-1, 1).mul(127.5).add(127.5).round().to(torch.uint8)
 
 
+def to_grey(images: Tensor) -> Tensor:
+    """Return uint8 images (B, 3, H, W) with their luma (ITU-R BT.601) in each channel."""
+    import torch
+
+    red, green, blue = images.int().unbind(1)
+    luma = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
+    return luma.to(torch.uint8)[:, None].expand_as(images).contiguous()
+
+
 def open_autoencoder(path: Path, *, device: torch.device, dtype: torch.dtype) -> Autoencoder:
     """Open an autoencoder from a directory of its own, without a lock."""
     names = ("config.json", "diffusion_pytorch_model.safetensors")

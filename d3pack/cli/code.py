@@ -34,6 +34,7 @@ class Code:
         17.0, "Bytes of each image, at most; two levels take 3.", ge=3, le=100_000
     )
     tried: int = same_option(EncodeSettings, "code_tried", flag="--tried")
+    colours: bool = same_option(EncodeSettings, "colours")
     backbone: str | None = same_option(EncodeSettings, "backbone")
     device: str | None = same_option(EncodeSettings, "device")
     seed: int = same_option(EncodeSettings, "seed")
@@ -58,6 +59,7 @@ class Code:
                 backbone=self.backbone,
                 device=self.device,
                 seed=self.seed,
+                colours=self.colours,
                 code_steps=steps,
                 code_bits=bits,
                 code_atoms=atoms,

@@ -89,9 +89,8 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
     yield _row("root", pack.root)
     yield _row("classes", f"{len(pack.classes):,}: " + ", ".join(pack.classes[:20]))
     height, breadth = recipe.size
-    yield _row(
-        "images", f"{len(pack):,}, {pack.images_per_class:,} a class, {height} x {breadth} pixels"
-    )
+    each, grey = f"{pack.images_per_class:,} a class", ", grey" if recipe.grey else ""
+    yield _row("images", f"{len(pack):,}, {each}, {height} x {breadth} pixels{grey}")
     place = "carried in this file" if EMBEDDED in pack.extensions else backbone.repo
     yield _row("backbone", f"{backbone.kind}, {place or 'a directory'}")
     if backbone.revision != backbone.lock[:40]:

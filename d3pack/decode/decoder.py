@@ -25,6 +25,7 @@ from d3pack.backbones import (
     enable_fast_kernels,
     open_backbone,
     replace_autoencoder,
+    to_grey,
     to_uint8,
 )
 from d3pack.decode import noise, samplers
@@ -429,7 +430,8 @@ class Decoder:
                 code="E_BACKBONE_NOT_FINITE",
                 hint=f"{self.numerics.dtype} is too narrow for it, or the prompts have diverged",
             )
-        return to_uint8(images)
+        pixels = to_uint8(images)
+        return to_grey(pixels) if self.pack.recipe.grey else pixels
 
     def _noise(self, pairs: list[Pair], step: int, epoch: int) -> Tensor:
         words, candidates = self.pack.counters([c for c, _ in pairs], [i for _, i in pairs])

@@ -16,6 +16,7 @@ from d3pack.encode.settings import EncodeSettings
 from d3pack.format import BackboneRef, Coding, DType, Recipe, Sampler, level_bits
 from d3pack.sources import Source
 
+_TINT = 3  # by which channels of a grey image differ, at most: JPEG rounds
 _SAMPLING = {"eta", "table"}  # of the extra of a recipe
 SMALL = 64  # pixels; patches of collages of images up to this side would show nothing
 GROUP = 16  # images of one forward pass
@@ -42,6 +43,7 @@ class EncodePlan:
     details: Mapping[str, Any] = field(default_factory=dict)  # what the method adds, as JSON
     text: tuple[str, ...] = ()  # the same for a person
     made: bool = False  # whether what is coded are images that the method makes
+    grey: bool = False  # whether images get no colours
 
     @classmethod
     def of(
@@ -73,6 +75,7 @@ class EncodePlan:
             pilots=pilots,
             details=details or {},
             text=text,
+            grey=not settings.colours and is_grey(source),
         )
 
     @property
@@ -83,9 +86,11 @@ class EncodePlan:
     def recipe_of(self, recipe: Recipe) -> Recipe:
         """Return a recipe as the images need it.
 
-        Where all are made of codes, which have noise levels of their own, its sampler makes none:
-        one that takes few bytes stands in its place.
+        Where photographs have no colours, images get none. Where all are made of codes, which have
+        noise levels of their own, its sampler makes none: one that takes few bytes stands in its
+        place.
         """
+        recipe = replace(recipe, grey=self.grey)
         if self.seeded:
             return recipe
         extra = {name: value for name, value in recipe.extra.items() if name not in _SAMPLING}
@@ -116,6 +121,8 @@ class EncodePlan:
             f"{self.images_per_class} to make of each class"
         )
         lines = [first, *self.text]
+        if self.grey:
+            lines.append("grey images, as the photographs are; --colours keeps what is made")
         if self.coding is not None and self.made:
             lines.append(f"images as codes of {self.coding.nbytes:.1f} bytes")
         elif self.coding is not None:
@@ -141,6 +148,21 @@ def typical_side(source: Source) -> int:
                 sides.append(min(image.size))
                 break
     return int(np.median(sides)) if sides else SMALL
+
+
+def is_grey(source: Source) -> bool:
+    """Return whether the first readable images of up to 16 classes have no colours."""
+    seen = 0
+    for c in np.linspace(0, len(source.classes) - 1, min(16, len(source.classes))).astype(int):
+        for i in range(min(4, source.counts[c])):
+            image = source.get(int(c), i)
+            if image is None:
+                continue
+            channels = np.asarray(image.convert("RGB"), np.int16)
+            if np.ptp(channels, axis=2).max() > _TINT:
+                return False
+            seen += 1
+    return seen > 0
 
 
 def chosen_backbone(settings: EncodeSettings, device: str) -> Backbone:

@@ -165,6 +165,11 @@ class EncodeSettings:
         metavar="SIZE",
         group="images",
     )
+    colours: bool = option(
+        False,
+        "Keep the colours of images where photographs have none; otherwise such images are grey.",
+        group="images",
+    )
     sampler: Sampler | None = option(None, "How noise becomes an image.", group="images")
     sampler_steps: int | None = option(None, "Steps of the sampler.", ge=1, group="images")
     guidance: float | None = option(

@@ -32,6 +32,7 @@ BACKBONE_DEFAULTS: Mapping[str, Any] = {
 DEFAULTS: Mapping[str, Any] = {
     "dtype": "float32",
     "extra": {},
+    "grey": False,
     "group": 16,
     "guidance": 1.0,
     "guided_channels": 0,
@@ -155,6 +156,7 @@ class Recipe:
     template: str | None = "a photo of a {}"
     dtype: DType = "float32"
     group: int = 16  # the one batch size of every forward pass
+    grey: bool = False  # all channels of an image get its luma
     noise: str = NOISE
     extra: Mapping[str, Any] = field(default_factory=dict)  # sampler tables and plugin settings
 
@@ -220,6 +222,8 @@ class Recipe:
         if not -1000.0 <= self.guidance <= 1000.0:
             raise _invalid(f"{at}.guidance: {self.guidance!r}, must be within ±1000")
         _check_int(self.guided_channels, 0, 1024, f"{at}.guided_channels")
+        if type(self.grey) is not bool:
+            raise _invalid(f"{at}.grey: not true or false")
         if self.template is not None:
             _check_text(self.template, f"{at}.template")
             if self.template.count("{}") > 1:

@@ -147,7 +147,7 @@ def _identity(facts: Facts) -> str:
         ("root (identity)", f"`{pack.root}`"),
         ("file", markdown_code(str(facts.address.file))),
         ("classes", f"{len(pack.classes):,}"),
-        ("images per class", f"{pack.images_per_class:,}"),
+        ("images per class", f"{pack.images_per_class:,}" + (", grey" if recipe.grey else "")),
         ("sampler", f"{recipe.sampler}, {len(recipe.sigmas) - 1} steps, guidance"
                     f" {recipe.guidance:g}, {recipe.dtype}"),
         ("prompts", f"codec {pack.prompts.codec}" if pack.prompts else "none"),

@@ -171,7 +171,7 @@ def _recipe(pack: Pack) -> str:
         ("backbone", f"{recipe.backbone.repo or 'a directory'} ({recipe.backbone.kind})"),
         ("revision", recipe.backbone.revision),
         ("licence", recipe.backbone.licence),
-        ("size", f"{recipe.size[0]} x {recipe.size[1]} px"),
+        ("size", f"{recipe.size[0]} x {recipe.size[1]} px" + (", grey" if recipe.grey else "")),
         ("sampler", f"{recipe.sampler}, {len(recipe.sigmas) - 1} steps"),
         ("guidance", f"{recipe.guidance:g}"),
         ("template", "none: outputs" if recipe.template is None else recipe.template),

@@ -164,6 +164,7 @@ def cases() -> Iterator[Case]:
     rows = [[0.5, [0.5]]] * 3
     yield "recipe-table", code, "a table of another sampler", source, put(extra={"table": rows})
     yield "recipe-channels", code, "a negative number of channels", source, put(guided_channels=-1)
+    yield "recipe-grey", code, "1 for true", source, put(grey=1)
     yield "recipe-size", code, "three sides", source, put(size=[64, 64, 3])
     yield "recipe-size-zero", code, "no pixel", source, put(size=[0, 64])
     yield "recipe-group", code, "a group of none", source, put(group=0)

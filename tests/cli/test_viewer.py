@@ -176,7 +176,7 @@ def static_host(folder: Path) -> Iterator[str]:
 def coded_pack(*, prompts: bool) -> d3pack.Pack:
     """Return the example with guidance, and two codes of each class before the seeded images.
 
-    With prompts, the images are wider than high.
+    With prompts, the images are wider than high; without, they are grey.
     """
     coding = Coding(
         (14.6146, 6.0, 2.0, 0.5, 0.0), (3, 4, 0, 1), 8, 0.9, 2.0 if prompts else 1.0, prompts
@@ -195,7 +195,11 @@ def coded_pack(*, prompts: bool) -> d3pack.Pack:
         picks=None,
         probes=None,
         recipe=replace(
-            pack.recipe, guidance=3.0, guided_channels=7, size=(48, 80) if prompts else (64, 64)
+            pack.recipe,
+            guidance=3.0,
+            guided_channels=7,
+            size=(48, 80) if prompts else (64, 64),
+            grey=not prompts,
         ),
     )
 

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from cli import invoke
+from PIL import Image
 from tiny_backbones import tiny_dit, tiny_pack, tiny_sd
 
 import d3pack
-from d3pack.backbones import open_backbone
+from d3pack.backbones import open_backbone, to_grey
 from d3pack.decode import Decoder, exact_numerics, make_probes, verify_probes
 from d3pack.decode.probes import shrink
 from d3pack.errors import BackboneChangedError, UsageError
@@ -43,6 +44,23 @@ def pack(folders: dict[str, Path]) -> Any:
 
 def rms(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.float() - b.float()).square().mean().sqrt())
+
+
+def test_grey_is_the_luma_of_the_colours(pack: Any, folders: dict[str, Path]) -> None:
+    grey = replace(pack, recipe=replace(pack.recipe, grey=True))
+    coloured = Decoder(pack, path=folders["sd"]).images(range(6))
+    made = Decoder(grey, path=folders["sd"]).images(range(6))
+    assert (coloured[:, 0] != coloured[:, 1]).any()
+    for image, colours in zip(made, coloured, strict=True):
+        luma = np.asarray(Image.fromarray(colours.permute(1, 2, 0).numpy()).convert("L"))
+        assert all(np.array_equal(channel.numpy(), luma) for channel in image)
+
+
+def test_every_colour_has_the_luma_of_pillow() -> None:
+    step = torch.arange(0, 256, 5, dtype=torch.uint8)
+    colours = torch.cartesian_prod(step, step, step).T[None, :, :, None].contiguous()
+    image = Image.fromarray(colours[0].permute(1, 2, 0).numpy())
+    assert np.array_equal(to_grey(colours)[0, 0].numpy(), np.asarray(image.convert("L")))
 
 
 def test_describe_of_exact_numerics(pack: Any, folders: dict[str, Path]) -> None:

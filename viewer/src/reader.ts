@@ -73,6 +73,7 @@ const DEFAULTS = object({ optional: object({}), provenance: object({}), requires
 const RECIPE_DEFAULTS = object({
   dtype: "float32",
   extra: object({}),
+  grey: false,
   group: 16,
   guidance: real(1),
   guided_channels: 0,
@@ -83,7 +84,7 @@ const RECIPE_DEFAULTS = object({
 const BACKBONE_DEFAULTS = object({ kind: "stable-diffusion", licence: "unknown", repo: "" });
 const FIELDS = "classes d3m images_per_class optional provenance recipe requires root sections seed";
 const RECIPE =
-  "backbone dtype extra group guidance guided_channels noise sampler sigmas size template";
+  "backbone dtype extra grey group guidance guided_channels noise sampler sigmas size template";
 const CODE_FIELDS = ["atoms", "codes", "eta", "guidance", "prompts", "sigmas"];
 
 const FEATURE = full("[a-z][a-z0-9-]{0,31}");
@@ -223,7 +224,7 @@ function isRecipe(r: Json): boolean {
     (sampler === "ancestral" ? isReal(extra.get("eta"), 0, 1e3) : !extra.has("eta")) &&
     (sampler === "table" ? isTable(extra.get("table"), sigmas.length - 1) : !extra.has("table")) &&
     isReal(get("guidance"), -1e3, 1e3) &&
-    isWhole(get("guided_channels"), 0, 1024) && isWhole(get("group"), 1, 1024) &&
+    typeof get("grey") === "boolean" && isWhole(get("guided_channels"), 0, 1024) && isWhole(get("group"), 1, 1024) &&
     isTemplate(get("template"))
   );
 }

@@ -100,7 +100,8 @@ export class Rebuilder {
     const pixels = await this.parts.networks.decode(latents, [pairs.length, ...this.shape]);
     if (!pixels.every(Number.isFinite)) throw new Error("the backbone made pixels that are not finite");
     const size = pixels.length / pairs.length;
-    return pairs.map((_, i) => toBytes(pixels.subarray(i * size, (i + 1) * size)));
+    const made = pairs.map((_, i) => toBytes(pixels.subarray(i * size, (i + 1) * size)));
+    return this.recipe.get("grey") === true ? made.map(toGrey) : made;
   }
 
   private async latents(pairs: Pair[], sources: Source[], isCoded: boolean): Promise<Float32Array> {
@@ -215,6 +216,14 @@ export function toBytes(pixels: Float32Array): Uint8Array {
     const rest = x - whole;
     return whole + (rest > 0.5 || (rest === 0.5 && whole % 2) ? 1 : 0);
   });
+}
+
+/** Return an image (3, H, W) with its luma (ITU-R BT.601) in each channel. */
+export function toGrey(image: Uint8Array): Uint8Array {
+  const area = image.length / 3;
+  const luma = image.subarray(0, area).map((red, i) =>
+    (19595 * red + 38470 * image[area + i] + 7471 * image[2 * area + i] + 32768) >> 16);
+  return Uint8Array.from({ length: image.length }, (_, i) => luma[i % area]);
 }
 
 /** Return an image (3, H, W) reduced by integer means of equal tiles. */
