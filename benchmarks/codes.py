@@ -2,9 +2,10 @@
 
     python -m benchmarks codes photos/ --side 32 --images 6
 
-For several sizes, images of every class are coded for `mini` and decoded again, with class names as
-prompts. PSNR is measured at `--side`, where the photographs are of that size. Then the bytes are
-counted that differ over batch sizes, orders, threads and processes (0 where decoding is exact).
+For several sizes of codes, images of every class are coded for `mini` and decoded again, with class
+names as prompts; small codes once more without prompts, as images of half of `mini`'s size. PSNR is
+measured at `--side`, where the photographs are of that size. Then the bytes are counted that differ
+over batch sizes, orders, threads and processes (0 where decoding is exact).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ WHAT = "PSNR and speed of codes by their size"
 # levels, bits, atoms; and how many choices are tried at each level
 SIZES = ((15, 8, 1), (15, 12, 1), (30, 8, 1), (15, 8, 2), (15, 8, 4))
 TRIED = (1, 4)
+SMALL = SIZES[:2]  # of which images of half of the size are coded, too
 
 
 def psnr(made: Tensor, real: Tensor, side: int) -> float:
@@ -57,7 +59,8 @@ def measure(
 ) -> tuple[Tensor, dict[str, Any]]:
     """Return the decoded images of all classes, and images a second of both ways."""
     vectors = [backbone.name_vectors(name, 1).detach().float().numpy() for name in names]
-    recipe = Recipe(backbone.ref, backbone.image_size, "euler", (1.0, 0.0))
+    height, width = photos[0].shape[2:]
+    recipe = Recipe(backbone.ref, (height, width), "euler", (1.0, 0.0))
     pack = Pack(tuple(names), 1, recipe, encode_prompts(np.stack(vectors)[:, None]), seed=0)
     count = len(photos[0])
     began = time.perf_counter()
@@ -77,6 +80,7 @@ def measure(
     decoded = time.perf_counter() - began
     total = len(whole)
     return made, {
+        "size": [height, width],
         "bytes": section.nbytes / total,
         "encoded_per_second": round(total / encoded, 1),
         "decoded_per_second": round(total / decoded, 1),
@@ -110,10 +114,13 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     backbone = open_backbone("mini", device="cpu")
     source = open_source(options.source)
-    photos = [
-        images_of(source, c, backbone.image_size, options.images)
-        for c in range(len(source.classes))
-    ]
+
+    def photos_of(size: tuple[int, int]) -> list[Tensor]:
+        return [images_of(source, c, size, options.images) for c in range(len(source.classes))]
+
+    photos = photos_of(backbone.image_size)
+    height, width = backbone.image_size
+    halves = photos_of((height // 2, width // 2))
     with torch.no_grad():
         plain = torch.cat([backbone.decode(backbone.encode(part)) for part in photos])
     real = torch.cat(photos)
@@ -123,13 +130,14 @@ def main(arguments: list[str]) -> None:
         "load_average": os.getloadavg()[0],
         "codes": [],
     }
-    for steps, bits, atoms in SIZES:
+    runs = [(photos, size, True) for size in SIZES] + [(halves, size, False) for size in SMALL]
+    for images, (steps, bits, atoms), prompts in runs:
         settings = EncodeSettings(
             codes=1, code_steps=steps, code_bits=bits, code_atoms=atoms
         )  # fmt: skip
-        coding = coding_for(settings)
+        coding = replace(coding_for(settings), prompts=prompts)
         for tried in TRIED:
-            made, row = measure(backbone, source.classes, photos, coding, tried)
+            made, row = measure(backbone, source.classes, images, coding, tried)
             row = {"levels": steps, "bits": bits, "atoms": atoms, "tried": tried, **row}
             row["psnr"] = round(psnr(made, real, options.side), 2)
             figures["codes"].append(row)

@@ -33,6 +33,9 @@ class Code:
     bytes_per_image: float = option(
         17.0, "Bytes of each image, at most; two levels take 3.", ge=3, le=100_000
     )
+    size: tuple[int, int] | None = same_option(
+        EncodeSettings, "size", help="Size of the images in pixels; that of the backbone."
+    )
     tried: int = same_option(EncodeSettings, "code_tried", flag="--tried")
     colours: bool = same_option(EncodeSettings, "colours")
     backbone: str | None = same_option(EncodeSettings, "backbone")
@@ -59,6 +62,7 @@ class Code:
                 backbone=self.backbone,
                 device=self.device,
                 seed=self.seed,
+                size=self.size,
                 colours=self.colours,
                 code_steps=steps,
                 code_bits=bits,

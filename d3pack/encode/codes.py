@@ -73,7 +73,7 @@ def with_codes(
     assert coding is not None
     if not can_code(backbone, coding):
         raise UsageError("the backbone was not trained on the noise levels of codes")
-    names = [f"{_name(coding)}/{c:06d}" for c in range(len(pack.classes))]
+    names = [f"{_name(coding, plan.size)}/{c:06d}" for c in range(len(pack.classes))]
 
     def stored(c: int) -> tuple[Array, Array] | None:
         kept = run.journal.load(names[c])
@@ -118,10 +118,11 @@ def can_code(backbone: Backbone, coding: Coding) -> bool:
     return bool(table[0] <= coding.sigmas[-2] < coding.sigmas[0] <= table[-1])
 
 
-def _name(coding: Coding) -> str:
+def _name(coding: Coding, size: tuple[int, int]) -> str:
     """Where the journal keeps codes: those of a pilot are the first of those of another."""
     bare = "" if coding.prompts else "-bare"
-    return f"codes/{len(coding.atoms)}-{coding.bits}-{max(coding.atoms)}{bare}"
+    of = f"{size[0]}x{size[1]}-{len(coding.atoms)}-{coding.bits}-{max(coding.atoms)}"
+    return f"codes/{of}{bare}"
 
 
 def coding_alone(plan: EncodePlan, size_of: Callable[[EncodePlan], int]) -> Coding:

@@ -17,6 +17,7 @@ from d3pack.encode.codes import can_code, code_seconds, coding_alone, divided
 from d3pack.encode.contract import EncodeRun
 from d3pack.encode.plan import SMALL, EncodePlan, coding_for
 from d3pack.encode.settings import EncodeSettings
+from d3pack.errors import UsageError
 from d3pack.format import Coding, Pack, Recipe
 from d3pack.sources import Source
 from d3pack.students import (
@@ -39,7 +40,7 @@ TRAILING = 0.03  # accuracy: a split so far behind the best has no second studen
 PICKS_SHARE = 10  # picks beside codes may take a tenth of the budget
 MARGIN = 16  # bytes: a figure in the manifest may have a digit more
 FINER = (12, 14)  # bits of larger codebooks, tried in turn where codes pay
-PILOTS = 8  # about so many students, for estimates
+PILOTS = 9  # about so many students, for estimates
 _NAME = "pilot {}: {}"  # in the journal: the accuracy of a student of a split
 
 
@@ -56,7 +57,9 @@ class Split:
         parts = []
         if self.plan.coding is not None:
             under = "" if self.plan.coding.prompts else " without prompts"
-            parts.append(f"{self.plan.codes} codes of {self.plan.coding.nbytes:.1f} bytes{under}")
+            size = "" if self.plan.seeded else " at {}x{}".format(*self.plan.size)
+            each = f"{self.plan.coding.nbytes:.1f} bytes"
+            parts.append(f"{self.plan.codes} codes of {each}{size}{under}")
         if self.plan.seeded:
             parts.append(f"{self.plan.seeded} seeded")
         return f"{self.name} ({', '.join(parts)})"
@@ -68,11 +71,16 @@ def can_choose(source: Source, settings: EncodeSettings, backbone: Backbone) -> 
 
 
 def first_splits(
-    plan: EncodePlan, settings: EncodeSettings, photographs: int, size_of: SizeOf
+    plan: EncodePlan,
+    settings: EncodeSettings,
+    photographs: int,
+    size_of: SizeOf,
+    small: tuple[int, int] | None = None,
 ) -> list[Split]:
-    """Return what is compared first: codes alone, both, seeds alone.
+    """Return what is compared first: codes alone, small ones alone, both, seeds alone.
 
-    Without those whose codes do not fit. `photographs` can be coded of a class, at most.
+    Without those whose codes do not fit. `photographs` can be coded of a class, at most; `small` is
+    the size of small codes, if there are any.
     """
     wanted, limited = plan.images_per_class, settings.images_per_class is not None
     most = min(photographs, wanted) if limited else photographs
@@ -84,9 +92,30 @@ def first_splits(
     alone = filled(derived, coding, 0, most, settings, size_of)
     if alone is not None and not (bare := coding_alone(alone, size_of)).prompts:
         alone = filled(derived, bare, 0, most, settings, size_of)
+    little = None
+    if small is not None:  # prompts were learned at the whole size
+        bare = replace(coding, prompts=False)
+        little = filled(replace(derived, size=small), bare, 0, most, settings, size_of)
     both = filled(beside, coding, seeded, most - seeded if limited else most, settings, size_of)
-    splits = [Split("codes", alone) if alone else None, Split("both", both) if both else None]
-    return [*filter(None, splits), Split("seeds", plan)]
+    plans = {"codes": alone, "small codes": little, "both": both, "seeds": plan}
+    return [Split(name, plan) for name, plan in plans.items() if plan is not None]
+
+
+def small_size(
+    plan: EncodePlan, settings: EncodeSettings, backbone: Backbone
+) -> tuple[int, int] | None:
+    """Return half of the size of the images, where photographs are no larger and it can be made.
+
+    Latents of small images have fewer values, of which as many bytes choose more.
+    """
+    height, width = plan.size
+    if settings.size is not None or plan.typical > min(height, width) // 2:
+        return None
+    try:
+        backbone.latent_shape_for(half := (height // 2, width // 2))
+    except UsageError:
+        return None
+    return half
 
 
 def filled(
@@ -133,7 +162,9 @@ def choose_split(
         size_of: bytes of the pack of a plan.
     """
     counts = run.source.counts
-    splits = first_splits(plan, run.settings, max(n - held_back(n) for n in counts), size_of)
+    small = small_size(plan, run.settings, backbone)
+    most = max(n - held_back(n) for n in counts)
+    splits = first_splits(plan, run.settings, most, size_of, small)
     if len(splits) == 1:
         return plan
     race = _Race(run, plan, backbone, make)
@@ -249,12 +280,12 @@ def pilot_seconds(
     recipe: Recipe,
     image: float,
 ) -> dict[str, float]:
-    """Return the seconds by stage: codes of two kinds, images of all splits, students of them.
+    """Return the seconds by stage: codes of all kinds, images of all splits, students of them.
 
     `image` are the seconds that an image of the pack takes.
     """
     coding, classes = coding_for(settings), len(plan.classes)
-    codes = 2 * (settings.budget or 0) / coding.nbytes
+    each = (settings.budget or 0) / coding.nbytes  # codes of a split, about
     images = plan.images_per_class * classes
     student = seconds_needed(
         replace(pilot_protocol(plan), length=Updates(plan.pilots)),
@@ -264,9 +295,12 @@ def pilot_seconds(
         sum(map(held_back, source.counts)),
         device=backbone.device,
     )
-    each = code_seconds(backbone, coding, recipe, settings.code_tried)
-    made = (codes + 2 * images) * image
-    return {"codes": codes * each, "pilots": PILOTS * student + made}
+    seconds = 2 * code_seconds(backbone, coding, recipe, settings.code_tried)
+    if (small := small_size(plan, settings, backbone)) is not None:
+        bare, recipe = replace(coding, prompts=False), replace(recipe, size=small)
+        seconds += code_seconds(backbone, bare, recipe, settings.code_tried)
+    made = (2 * each + 2 * images) * image
+    return {"codes": seconds * each, "pilots": PILOTS * student + made}
 
 
 def student_size(plan: EncodePlan) -> int:

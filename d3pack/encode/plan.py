@@ -88,13 +88,20 @@ class EncodePlan:
 
         Where photographs have no colours, images get none. Where all are made of codes, which have
         noise levels of their own, its sampler makes none: one that takes few bytes stands in its
-        place.
+        place. They may be smaller than images of seeds.
         """
         recipe = replace(recipe, grey=self.grey)
         if self.seeded:
             return recipe
         extra = {name: value for name, value in recipe.extra.items() if name not in _SAMPLING}
-        return replace(recipe, sampler="euler", sigmas=(1.0, 0.0), guidance=1.0, extra=extra)
+        return replace(
+            recipe,
+            size=self.size,
+            sampler="euler",
+            sigmas=(1.0, 0.0),
+            guidance=1.0,
+            extra=extra,
+        )
 
     @property
     def needs_prompts(self) -> bool:

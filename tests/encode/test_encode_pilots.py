@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,14 @@ import torch
 from cli import invoke
 from encode_world import CLASSES, make_tree, quick
 from PIL import Image
+from tiny_backbones import tiny_dit
 
-from d3pack.encode import EncodeSettings, encode, estimate_encode
+from d3pack.backbones import open_backbone
+from d3pack.decode import Decoder, verify_probes
+from d3pack.encode import EncodeSettings, encode, estimate_encode, pilots
 from d3pack.encode.allocation import Allocation
 from d3pack.encode.codes import choose_photographs, divided
-from d3pack.encode.pilots import MARGIN, PICKS_SHARE, first_splits
+from d3pack.encode.pilots import MARGIN, PICKS_SHARE, first_splits, small_size
 from d3pack.encode.plan import EncodePlan, coding_for
 from d3pack.encode.settings import parse_updates
 from d3pack.errors import UsageError
@@ -50,9 +53,14 @@ def toy_size(plan: EncodePlan) -> int:
     return 1000 + picks + int(np.ceil(codes))
 
 
-def splits_of(budget: int, images: int | None = None, photographs: int = 5000) -> dict[str, Any]:
+def splits_of(
+    budget: int,
+    images: int | None = None,
+    photographs: int = 5000,
+    small: tuple[int, int] | None = None,
+) -> dict[str, Any]:
     settings = EncodeSettings(budget=budget, images_per_class=images)
-    splits = first_splits(plan_of(settings.images), settings, photographs, toy_size)
+    splits = first_splits(plan_of(settings.images), settings, photographs, toy_size, small)
     return {split.name: split.plan for split in splits}
 
 
@@ -66,6 +74,44 @@ def test_splits_fill_the_budget_and_do_not_exceed_it(budget: int) -> None:
     assert splits["codes"].seeded == 0
     assert splits["both"].seeded == splits["seeds"].images_per_class == 150
     assert splits["seeds"].codes == 0
+
+
+def test_small_codes_are_alone_and_have_no_prompts() -> None:
+    splits = splits_of(10_000, small=(32, 32))
+    assert list(splits) == ["codes", "small codes", "both", "seeds"]
+    assert {name: plan.size for name, plan in splits.items()} == {
+        "codes": (64, 64),
+        "small codes": (32, 32),
+        "both": (64, 64),
+        "seeds": (64, 64),
+    }
+    small = splits["small codes"]
+    assert small.coding is not None
+    assert not small.coding.prompts
+    assert small.seeded == 0
+
+
+@pytest.mark.parametrize(
+    ("typical", "settings", "expected"),
+    [
+        (32, {}, (32, 32)),
+        (8, {}, (32, 32)),
+        (33, {}, None),  # what is larger would lose pixels
+        (32, {"size": (64, 64)}, None),  # the user has said it
+    ],
+)
+def test_half_of_the_size_where_photographs_are_no_larger(
+    typical: int, settings: dict[str, Any], expected: tuple[int, int] | None
+) -> None:
+    plan = replace(plan_of(4), typical=typical)
+    assert small_size(plan, EncodeSettings(**settings), open_backbone("mini")) == expected
+
+
+def test_no_half_of_a_size_that_the_backbone_cannot_halve(tmp_path: Path) -> None:
+    tiny_dit(tmp_path / "dit")
+    dit = open_backbone(str(tmp_path / "dit"))
+    plan = replace(plan_of(4), typical=4, size=dit.image_size)
+    assert small_size(plan, EncodeSettings(), dit) is None
 
 
 def test_picks_stay_beside_codes_where_they_are_a_small_share() -> None:
@@ -122,10 +168,10 @@ def test_photographs_that_pilots_are_tested_on_are_never_coded(count: int, held:
 
 def test_updates_by_number_or_by_name_of_a_protocol(tmp_path: Path) -> None:
     make_tree(tmp_path / "source", 4)
-    for word, pilots in (("quick", 75), ("standard", 375), ("800", 200)):
+    for word, expected in (("quick", 75), ("standard", 375), ("800", 200)):
         out = invoke("encode", str(tmp_path / "source"), "--dry-run", "--budget", "9KB",
                      "--backbone", "mini", "--for-updates", word)  # fmt: skip
-        assert f"pilots of {pilots} updates choose" in out.stdout
+        assert f"pilots of {expected} updates choose" in out.stdout
     assert EncodeSettings().for_updates == parse_updates("standard")
     wrong = invoke("encode", str(tmp_path / "source"), "--dry-run", "--for-updates", "long")
     assert wrong.exit_code == 2
@@ -192,6 +238,24 @@ def test_pilots_choose_and_a_stopped_run_remembers_them(source: Source, tmp_path
     trained = [note for note in notes if note.startswith("pilot 1: ")]
     assert not any(note.startswith(("pilot 1: codes", "pilot 1: both")) for note in trained[:1])
     assert trained[0].startswith("pilot 1: seeds (4 seeded)")
+
+
+@pytest.mark.heavy
+def test_small_codes_make_images_of_half_of_the_size(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def best(self: pilots._Race, splits: Sequence[pilots.Split]) -> pilots.Split:
+        return next((split for split in splits if split.name == "small codes"), splits[0])
+
+    monkeypatch.setattr(pilots._Race, "best", best)
+    pack = encode(source, tmp_path / "small.d3m", quick("mini", **SHORT))
+    assert len(pack_bytes(pack)) <= SHORT["budget"]
+    assert pack.recipe.size == (32, 32)
+    assert pack.coded_images == pack.images_per_class > 0
+    assert pack.prompts is None
+    decoder = Decoder(pack)
+    assert decoder.images([(0, 0), (2, 0)]).shape == (2, 3, 32, 32)
+    assert verify_probes(pack, decoder).verdict == "exact"
 
 
 @pytest.mark.heavy
