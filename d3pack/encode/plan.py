@@ -90,7 +90,8 @@ class EncodePlan:
         noise levels of their own, its sampler makes none: one that takes few bytes stands in its
         place. They may be smaller than images of seeds.
         """
-        recipe = replace(recipe, grey=self.grey)
+        if self.grey:
+            recipe = replace(recipe, grey=True)
         if self.seeded:
             return recipe
         extra = {name: value for name, value in recipe.extra.items() if name not in _SAMPLING}
