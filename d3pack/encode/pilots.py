@@ -39,7 +39,7 @@ FINALISTS = 2
 TRAILING = 0.03  # accuracy: a split so far behind the best has no second student
 PICKS_SHARE = 10  # picks beside codes may take a tenth of the budget
 MARGIN = 16  # bytes: a figure in the manifest may have a digit more
-FINER = (12, 14)  # bits of larger codebooks, tried in turn where codes pay
+FINER = ((12, 1), (8, 2), (8, 4))  # bits and atoms of larger codes, tried in turn where codes pay
 PILOTS = 9  # about so many students, for estimates
 _NAME = "pilot {}: {}"  # in the journal: the accuracy of a student of a split
 
@@ -169,20 +169,23 @@ def choose_split(
         return plan
     race = _Race(run, plan, backbone, make)
     best = race.best(splits)
-    while best.plan.coding is not None:
-        coding = best.plan.coding
-        bits = next((bits for bits in FINER if bits > coding.bits), None)
-        usual = coding_for(replace(run.settings, code_bits=coding.bits))
-        if bits is None or coding != replace(usual, prompts=coding.prompts):
-            break
-        finest = replace(coding, bits=bits)
+    while best.plan.coding is not None and (coding := finer(best.plan.coding)) is not None:
         most, seeded = best.plan.codes, best.plan.seeded
-        larger = filled(best.plan, finest, seeded, most, run.settings, size_of)
-        if larger is None or race.best([best, finer := Split(best.name, larger)]) is best:
+        larger = filled(best.plan, coding, seeded, most, run.settings, size_of)
+        if larger is None or race.best([best, other := Split(best.name, larger)]) is best:
             break
-        best = finer
+        best = other
     run.events.note(f"chosen: {best.text}")
     return best.plan
+
+
+def finer(coding: Coding) -> Coding | None:
+    """Return the next larger codes of the same levels; None where there are none to try."""
+    for bits, atoms in FINER:
+        larger = replace(coding, bits=bits, atoms=tuple(atoms if n else 0 for n in coding.atoms))
+        if larger.nbytes > coding.nbytes:
+            return larger
+    return None
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from d3pack.decode import Decoder, verify_probes
 from d3pack.encode import EncodeSettings, encode, estimate_encode, pilots
 from d3pack.encode.allocation import Allocation
 from d3pack.encode.codes import choose_photographs, divided
-from d3pack.encode.pilots import MARGIN, PICKS_SHARE, first_splits, small_size
+from d3pack.encode.pilots import MARGIN, PICKS_SHARE, finer, first_splits, small_size
 from d3pack.encode.plan import EncodePlan, coding_for
 from d3pack.encode.settings import parse_updates
 from d3pack.errors import UsageError
@@ -112,6 +112,16 @@ def test_no_half_of_a_size_that_the_backbone_cannot_halve(tmp_path: Path) -> Non
     dit = open_backbone(str(tmp_path / "dit"))
     plan = replace(plan_of(4), typical=4, size=dit.image_size)
     assert small_size(plan, EncodeSettings(), dit) is None
+
+
+def test_codes_grow_step_by_step() -> None:
+    coding, sizes = coding_for(EncodeSettings()), []
+    while (larger := finer(coding)) is not None:
+        assert larger.sigmas == coding.sigmas
+        coding = larger
+        sizes.append((coding.bits, coding.atoms[0], round(coding.nbytes)))
+    assert sizes == [(12, 1, 24), (8, 2, 32), (8, 4, 60)]
+    assert finer(coding_for(EncodeSettings(code_bits=14, code_atoms=8))) is None
 
 
 def test_picks_stay_beside_codes_where_they_are_a_small_share() -> None:
