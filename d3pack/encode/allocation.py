@@ -35,7 +35,13 @@ PROBE = 8  # side of a stored probe, where the size of the images allows it
 PICKY = 8  # candidates for each image where making them is cheap ...
 SHARE = 8  # ... shared by so many images: of eight times eight, six bits say which
 SETS = {"s3": 5, "draws": 4096}  # sets of a class where nothing is said; five as in IMS3
-MARGIN = 64  # bytes: measured figures in the manifest have more or fewer digits
+MARGIN = 200  # bytes: measured figures in the manifest have more or fewer digits
+LEAN_MARGIN = 64  # where provenance has few of them
+
+
+def margin_of(settings: EncodeSettings) -> int:
+    """Return the bytes of a budget that are left free for what is only known at last."""
+    return LEAN_MARGIN if settings.provenance == "lean" else MARGIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +141,13 @@ def allocate(
     if not prompts:
         ladder = [rung for rung in ladder if rung[0] in ("probes", "labels")]
     allocation, size = spend(
-        settings.budget, fixed, most_vectors, size_of, ladder, least_vectors=least_vectors
+        settings.budget,
+        fixed,
+        most_vectors,
+        size_of,
+        ladder,
+        least_vectors=least_vectors,
+        margin=margin_of(settings),
     )
     seeds = allocation.seeds(settings.images - (settings.codes or 0))
     vectors = f"{allocation.prompts}, {seeds}" if prompts else "no prompts"
@@ -154,13 +166,14 @@ def spend(
     ladder: Sequence[tuple[str, Any]] = LADDER,
     *,
     least_vectors: int = 1,
+    margin: int = MARGIN,
 ) -> tuple[Allocation, int]:
     """Return the allocation that a budget buys, with its fixed parts, and its bytes."""
     allocation = replace(SMALLEST, **{"vectors": least_vectors, **fixed})
     size = size_of(allocation)
-    if size + MARGIN > budget:
+    if size + margin > budget:
         raise UsageError(
-            f"{budget} bytes are too few: the smallest pack of these classes has {size + MARGIN}",
+            f"{budget} bytes are too few: the smallest pack of these classes has {size + margin}",
             hint="raise the budget, or take fewer classes",
         )
     for name, value in ladder:
@@ -168,7 +181,7 @@ def spend(
             continue
         trial = replace(allocation, **{name: value})
         grown = size_of(trial)
-        if grown + MARGIN <= budget:
+        if grown + margin <= budget:
             allocation, size = trial, grown
     return allocation, size
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 
 from d3pack.backbones import Backbone, default_backbone, levels_of, open_backbone
 from d3pack.decode import schedule
@@ -16,6 +18,7 @@ from d3pack.encode.settings import EncodeSettings
 from d3pack.format import BackboneRef, Coding, DType, Recipe, Sampler, level_bits
 from d3pack.sources import Source
 
+_FIRST = 4  # images of a class that are looked at
 _TINT = 3  # by which channels of a grey image differ, at most: JPEG rounds
 _SAMPLING = {"eta", "table"}  # of the extra of a recipe
 SMALL = 64  # pixels; patches of collages of images up to this side would show nothing
@@ -148,29 +151,25 @@ class EncodePlan:
 
 def typical_side(source: Source) -> int:
     """Return the median shorter side of the first readable image of up to 16 classes."""
-    sides = []
-    for c in np.linspace(0, len(source.classes) - 1, min(16, len(source.classes))).astype(int):
-        for i in range(min(4, source.counts[c])):
-            image = source.get(int(c), i)
-            if image is not None:
-                sides.append(min(image.size))
-                break
+    sides = [min(image.size) for image in _looked(source, 1)]
     return int(np.median(sides)) if sides else SMALL
 
 
 def is_grey(source: Source) -> bool:
     """Return whether the first readable images of up to 16 classes have no colours."""
-    seen = 0
+    seen = False
+    for image in _looked(source, _FIRST):
+        if np.ptp(np.asarray(image.convert("RGB"), np.int16), axis=2).max() > _TINT:
+            return False
+        seen = True
+    return seen
+
+
+def _looked(source: Source, most: int) -> Iterator[Image]:
+    """Yield at most so many of the first images of up to 16 classes, those that can be read."""
     for c in np.linspace(0, len(source.classes) - 1, min(16, len(source.classes))).astype(int):
-        for i in range(min(4, source.counts[c])):
-            image = source.get(int(c), i)
-            if image is None:
-                continue
-            channels = np.asarray(image.convert("RGB"), np.int16)
-            if np.ptp(channels, axis=2).max() > _TINT:
-                return False
-            seen += 1
-    return seen > 0
+        images = (source.get(int(c), i) for i in range(min(_FIRST, source.counts[c])))
+        yield from islice((image for image in images if image is not None), most)
 
 
 def chosen_backbone(settings: EncodeSettings, device: str) -> Backbone:

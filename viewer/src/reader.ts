@@ -224,7 +224,8 @@ function isRecipe(r: Json): boolean {
     (sampler === "ancestral" ? isReal(extra.get("eta"), 0, 1e3) : !extra.has("eta")) &&
     (sampler === "table" ? isTable(extra.get("table"), sigmas.length - 1) : !extra.has("table")) &&
     isReal(get("guidance"), -1e3, 1e3) &&
-    typeof get("grey") === "boolean" && isWhole(get("guided_channels"), 0, 1024) && isWhole(get("group"), 1, 1024) &&
+    typeof get("grey") === "boolean" &&
+    isWhole(get("guided_channels"), 0, 1024) && isWhole(get("group"), 1, 1024) &&
     isTemplate(get("template"))
   );
 }

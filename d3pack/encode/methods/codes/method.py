@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from d3pack.backbones import TEMPLATE, Backbone
-from d3pack.encode.allocation import MARGIN, Allocation, expected_bytes
+from d3pack.encode.allocation import Allocation, expected_bytes, margin_of
 from d3pack.encode.codes import code_seconds
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate, NoSettings
 from d3pack.encode.finish import sample_provenance
@@ -64,7 +64,7 @@ class CodesOnly:
         )
         plan = replace(plan, coding=replace(coding_for(settings), prompts=False))
         job = CodesJob(source, settings, backbone, plan)
-        least, budget = job.expected_bytes() + MARGIN, settings.budget
+        least, budget = job.expected_bytes() + margin_of(settings), settings.budget
         if budget is not None and least > budget:
             raise UsageError(
                 f"{budget} bytes are too few: the codes of all images take {least}",

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from d3pack.backbones import DiT, Sampling, open_backbone
-from d3pack.encode.allocation import MARGIN, SMALLEST, Allocation, expected_bytes
+from d3pack.encode.allocation import SMALLEST, Allocation, expected_bytes, margin_of
 from d3pack.encode.candidates import stored
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate
 from d3pack.encode.estimate import teacher_seconds
@@ -89,7 +89,7 @@ class Minimax:
 
         job = job_with(own.adapter or "f16")
         budget = settings.budget if own.adapter is None else None
-        if budget is not None and job.expected_bytes(SMALLEST) + MARGIN > budget:
+        if budget is not None and job.expected_bytes(SMALLEST) + margin_of(settings) > budget:
             job = job_with("i8")
         allocation, notes = allocate_rows(settings, job.expected_bytes)
         details, text = job.details(), (*job.text(allocation), *notes)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from d3pack.backbones import TEMPLATE, Backbone, Condition, DiT, default_sampling
-from d3pack.encode.allocation import MARGIN, Allocation, expected_bytes
+from d3pack.encode.allocation import Allocation, expected_bytes, margin_of
 from d3pack.encode.candidates import stored
 from d3pack.encode.codes import can_code, code_seconds
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate
@@ -78,7 +78,7 @@ class Modes:
             raise UsageError("the backbone was not trained on the noise levels of codes")
         plan = replace(_plan(source, settings, backbone, context), coding=coding)
         job = ModesJob(source, settings, own, backbone, plan)
-        least, budget = job.expected_bytes() + MARGIN, settings.budget
+        least, budget = job.expected_bytes() + margin_of(settings), settings.budget
         if budget is not None and least > budget:
             raise UsageError(
                 f"{budget} bytes are too few: {settings.images} images of each class take {least}",
