@@ -222,34 +222,43 @@ class Coder:
 
     @torch.inference_mode()
     def _code(self, latents: Tensor, first: int) -> tuple[Array, Array]:
-        coding, tried = self.coding, self.tried
+        """Return the codes of one batch.
+
+        A beam: the images that come nearest stay, half as many as are tried, and each goes on with
+        its two best choices.
+        """
+        coding, count = self.coding, len(latents)
         begin = samplers.Step(0.0, (0.0,), math.sqrt(coding.sigmas[0] ** 2 + 1))
         steps = (begin, *samplers.plan("ancestral", coding.sigmas, {"eta": coding.eta}))
-        condition = self._condition(first, len(latents))
-        every = condition[torch.arange(len(latents)).repeat_interleave(tried)]
-        x = x0 = torch.zeros_like(latents)
-        parts: list[tuple[Tensor, Tensor]] = []
-        last = max(level for level, count in enumerate(coding.atoms) if count)
-        for level, count in enumerate(coding.atoms[: last + 1]):
-            step = steps[level]
+        condition = self._condition(first, count)
+        wanted = latents[:, None]
+        x = x0 = torch.zeros_like(wanted)  # (N, kept, C, H, W)
+        atoms = torch.zeros((count, 1, 0), dtype=torch.long, device=latents.device)
+        signs = atoms.clone()
+        last = max(level for level, m in enumerate(coding.atoms) if m)
+        for level, m in enumerate(coding.atoms[: last + 1]):
+            step, kept = steps[level], x.shape[1]
             x = x * step.a + x0 * step.b[0]
-            if not count:  # fresh noise, of which the encoder takes the mean
+            if not m:  # fresh noise, of which the encoder takes the mean
                 x0 = self._denoise(x, coding.sigmas[level], condition)
                 continue
-            atoms, signs, chosen = self._choose(level, latents - x0)
-            if tried == 1 and level == last:  # nothing is left to compare or to choose
-                parts.append((atoms[:, 0], signs[:, 0]))
+            more, turned, chosen = self._choose(level, wanted - x0, self.tried // kept)
+            choices = more.shape[2]
+            again = _repeated(more * turned + turned)
+            atoms = torch.cat([atoms.repeat_interleave(choices, 1), more.flatten(1, 2)], 2)
+            signs = torch.cat([signs.repeat_interleave(choices, 1), turned.flatten(1, 2)], 2)
+            if self.tried == 1 and level == last:  # nothing is left to compare or to choose
                 break
-            trials = x[:, None] + chosen * step.c
-            made = self._denoise(trials.flatten(0, 1), coding.sigmas[level], every)
-            made = made.reshape(trials.shape)
-            # the trial from which the backbone sees most of the photograph
-            best = (made - latents[:, None]).flatten(2).square().sum(2).argmin(1)
-            rows = torch.arange(len(latents))
-            x, x0 = trials[rows, best], made[rows, best]
-            parts.append((atoms[rows, best], signs[rows, best]))
-        atoms, signs = (torch.cat(tensors, 1) for tensors in zip(*parts, strict=True))
-        return atoms.cpu().numpy(), signs.cpu().numpy()
+            x = (x[:, :, None] + chosen * step.c).flatten(1, 2)
+            x0 = self._denoise(x, coding.sigmas[level], condition)
+            # those from which the backbone sees most of the photograph
+            costs = (x0 - wanted).flatten(2).square().sum(2)
+            costs = costs.masked_fill(again.flatten(1), math.inf)
+            keep = max(1, min(self.tried // 2, costs.shape[1]))
+            best = costs.topk(keep, 1, largest=False).indices
+            rows = torch.arange(count, device=best.device)[:, None]
+            x, x0, atoms, signs = (tensor[rows, best] for tensor in (x, x0, atoms, signs))
+        return atoms[:, 0].cpu().numpy(), signs[:, 0].cpu().numpy()
 
     def _condition(self, first: int, count: int) -> Condition:
         if not self.coding.prompts:
@@ -264,28 +273,33 @@ class Coder:
         return Condition.cat(modes[i % len(modes)] for i in range(first, first + count))
 
     def _denoise(self, x: Tensor, sigma: float, condition: Condition) -> Tensor:
-        """Return x0 in as many forward passes as memory asks for."""
-        step = max(1, _VALUES // math.prod(x.shape[1:]))
-        parts = [slice(at, at + step) for at in range(0, len(x), step)]
-        return torch.cat([self.backbone.denoise(x[p], sigma, condition[p]) for p in parts])
+        """Return x0 of (N, kept, C, H, W) in as many forward passes as memory asks for."""
+        flat = x.flatten(0, 1)
+        owner = torch.arange(len(x)).repeat_interleave(x.shape[1])
+        step = max(1, _VALUES // math.prod(flat.shape[1:]))
+        parts = [slice(at, at + step) for at in range(0, len(flat), step)]
+        made = [self.backbone.denoise(flat[p], sigma, condition[owner[p]]) for p in parts]
+        return torch.cat(made).reshape(x.shape)
 
-    def _choose(self, level: int, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return atoms, signs (N, tried, m) and their noise for what is wanted."""
-        rows, shape = wanted.flatten(1), tuple(wanted.shape[1:])
+    def _choose(self, level: int, wanted: Tensor, tried: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return atoms, signs (N, kept, tried, m) and their noise for what is wanted."""
+        rows, shape = wanted.flatten(0, 1).flatten(1), tuple(wanted.shape[2:])
         count = self.coding.atoms[level]
         if self.coding.entries * rows.shape[1] <= _PART:
-            atoms, signs, noise = _pursue(rows, self._codebook(level, shape), count, self.tried)
+            chosen = [_pursue(rows, self._codebook(level, shape), count, tried)]
         else:
-            nearest = self._nearest(level, rows, shape)
+            nearest = self._nearest(level, rows, shape, tried)
             chosen = []
             for row, entries in zip(rows[:, None], nearest, strict=True):
                 book = self._entries(level, entries.cpu().numpy(), shape)
-                own, *rest = _pursue(row, book, count, self.tried)
+                own, *rest = _pursue(row, book, count, tried)
                 chosen.append((entries[own], *rest))
-            atoms, signs, noise = (torch.cat(parts) for parts in zip(*chosen, strict=True))
-        return atoms, signs, noise.reshape(*noise.shape[:2], *shape)
+        atoms, signs, noise = (
+            torch.cat(parts).unflatten(0, wanted.shape[:2]) for parts in zip(*chosen, strict=True)
+        )
+        return atoms, signs, noise.unflatten(3, shape)
 
-    def _nearest(self, level: int, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def _nearest(self, level: int, rows: Tensor, shape: tuple[int, ...], tried: int) -> Tensor:
         """Return numbers of the entries, ascending, from which atoms are chosen for each row.
 
         In large latents entries are nearly orthogonal: what one atom explains hardly changes which
@@ -295,7 +309,7 @@ class Coder:
         numbers = np.arange(total)
         parts = (self._entries(level, numbers[at : at + step], shape) for at in numbers[::step])
         near = torch.cat([rows @ part.T for part in parts], 1).abs()
-        count = min(total, max(_NEAR * self.coding.atoms[level], self.tried))
+        count = min(total, max(_NEAR * self.coding.atoms[level], tried))
         return near.topk(count, 1).indices.sort(1).values
 
     def _entries(self, level: int, numbers: Array, shape: tuple[int, ...]) -> Tensor:
@@ -334,6 +348,14 @@ def _pursue(wanted: Tensor, book: Tensor, count: int, tried: int) -> tuple[Tenso
     noise = weights @ book / math.sqrt(count)
     trials = (len(wanted), tried, -1)
     return ascending.values.reshape(trials), sign.reshape(trials), noise.reshape(trials)
+
+
+def _repeated(choices: Tensor) -> Tensor:
+    """Return which choices (N, kept, tried, m) are those of an earlier trial of the same image."""
+    if choices.shape[3] == 1:  # pursuits begin with different entries
+        return torch.zeros(choices.shape[:3], dtype=torch.bool, device=choices.device)
+    same = [(c[:, :, None] == c[:, None]).all(3).tril(-1).any(2) for c in choices]
+    return torch.stack(same)
 
 
 @lru_cache(maxsize=64)

@@ -111,9 +111,25 @@ def test_more_trials_come_nearer(mini: Backbone, lemon: Pack, wanted: torch.Tens
         distance(
             decoded(lemon, mini, coding, Coder(mini, coding, lemon, 0, n).code(wanted)), wanted
         )
-        for n in (1, 4)
+        for n in (1, 4, 16)
     ]
-    assert distances[1] < distances[0]
+    assert distances == sorted(distances, reverse=True)
+
+
+def test_images_are_coded_as_if_alone(mini: Backbone, lemon: Pack, wanted: torch.Tensor) -> None:
+    coding = coding_for(EncodeSettings(codes=6, code_steps=4, code_bits=6, code_atoms=2))
+    coder = Coder(mini, coding, lemon, 0, 6)
+    together = coder.code(wanted)
+    alone = [coder.code(latents[None]) for latents in wanted]
+    for i, array in enumerate(together):
+        assert np.array_equal(array, np.concatenate([code[i] for code in alone]))
+
+
+def test_what_is_tried_twice_is_kept_once() -> None:
+    choices = torch.tensor([[[[1, 2], [1, 2], [2, 3]], [[1, 2], [-1, 2], [-1, 2]]]])
+    expected = [[[False, True, False], [False, False, True]]]
+    assert codes_module._repeated(choices).tolist() == expected
+    assert not codes_module._repeated(choices[..., :1]).any(), "pursuits begin differently"
 
 
 @pytest.mark.heavy
