@@ -1,6 +1,6 @@
 """Prompts of `encode` against textual inversion class by class: first hit against first hit.
 
-    OMP_NUM_THREADS=1 python -m benchmarks encode cifar10 --work work/encode
+    python -m benchmarks encode cifar10 --work work/encode
     python -m benchmarks encode cifar10 --work work/encode --second fashion-mnist
 
 A source has train/ and test/ with one folder a class. Ours is what `d3pack encode` does where
@@ -19,8 +19,8 @@ their latents, judging and inversion; the peer has no judging and encodes at eve
 does for all classes at once is shared by samples (inversion, judging) or evenly (teacher).
 
 `--second` is examined once, after the first is done, with the rate tuned there. All is kept in
-`--work`: a benchmark that was stopped goes on. Seconds are the processor's own; other work on the
-machine slows them a little, so each result has the load beside it.
+`--work`: a benchmark that was stopped goes on. Seconds are the processor's own, of one
+thread; other work on the machine slows them a little, so each result has the load beside it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.encode_peer import SCRIPT
 from benchmarks.encode_sides import OFTEN, SELDOM, UNTIL, Point, Sides, Terms, report, rounded
@@ -191,6 +192,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> None:
     """Examine both sides on one or two data sets."""
     args = parsed(arguments)
+    torch.set_num_threads(1)
     terms = Terms(
         backbone=args.backbone,
         classes=args.classes,
