@@ -95,9 +95,9 @@ samples a class and `encode` {our_samples}. The loss that textual inversion ends
 reached after {fewer} times fewer samples, first hit against first hit, and in {faster} times less
 processor time ([all curves](results/encode.json)), more than half of which is not the method:
 textual inversion passed its samples one by one, ours in batches. Not counted: judging, which ours
-does alone, choosing collages, and encoding them once (textual inversion does so at every step). The ten
-classes of CIFAR-10 are those that our optimiser was developed on, the rate of textual inversion is
-that of its example, and ours was stored in i8. Both were examined on collages by which ours, but
+does alone, choosing collages, and encoding them once (textual inversion does so at every step). The
+ten classes of CIFAR-10 are those that our optimiser was developed on, the rate of textual inversion
+is that of its example, and ours was stored in i8. Both were examined on collages by which ours, but
 not textual inversion, judged when to stop; ours every 80 samples, textual inversion every 400. Both
 were run before prompts were fitted in groups of their own."""
 LEARNING = """\

@@ -36,7 +36,7 @@ class Code:
     size: tuple[int, int] | None = same_option(
         EncodeSettings, "size", help="Size of the images in pixels; that of the backbone."
     )
-    tried: int = same_option(EncodeSettings, "code_tried", flag="--tried")
+    tried: int | None = same_option(EncodeSettings, "code_tried", flag="--tried")
     colours: bool = same_option(EncodeSettings, "colours")
     backbone: str | None = same_option(EncodeSettings, "backbone")
     device: str | None = same_option(EncodeSettings, "device")

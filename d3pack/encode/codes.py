@@ -22,7 +22,8 @@ from d3pack.backbones import Backbone, Condition
 from d3pack.decode import codebook, samplers, unconditional
 from d3pack.encode.candidates import stored_arrays
 from d3pack.encode.contract import EncodeRun
-from d3pack.encode.plan import EncodePlan
+from d3pack.encode.plan import EncodePlan, coding_for
+from d3pack.encode.settings import EncodeSettings
 from d3pack.encode.vectors import tuned
 from d3pack.errors import UsageError
 from d3pack.format import (
@@ -44,7 +45,10 @@ BATCH = 64  # images that are coded at the same time
 POOL = 1000  # photographs of a class that are looked at, at least
 _LOOKED = 4  # for each one that is coded
 _COVERED = 2000  # photographs from which those to be coded are chosen so that they cover them
-_TRIED = 16  # images that are coded for an estimate
+_SAMPLE = 16  # images that are coded for an estimate
+_TRIALS = 8192  # images times choices at each level, about, where nobody says how many
+_TRIED = 8  # and the most choices
+_SMALL_LATENTS = 4096  # values: where a pass of the backbone is cheap
 _PIXELS = 1 << 17  # that the autoencoder encodes at a time: 32 images of 64x64
 _VALUES = 1 << 18  # of latents that one forward pass takes: 16 of 4x64x64
 _KEPT = 1 << 22  # values of a codebook that is worth keeping
@@ -73,7 +77,8 @@ def with_codes(
     assert coding is not None
     if not can_code(backbone, coding):
         raise UsageError("the backbone was not trained on the noise levels of codes")
-    names = [f"{_name(coding, plan.size)}/{c:06d}" for c in range(len(pack.classes))]
+    tried = tried_of(run.settings, plan, backbone)
+    names = [f"{_name(coding, plan.size, tried)}/{c:06d}" for c in range(len(pack.classes))]
 
     def stored(c: int) -> tuple[Array, Array] | None:
         kept = run.journal.load(names[c])
@@ -90,7 +95,7 @@ def with_codes(
         for c in run.units("code photographs", names, done=is_done, last=last):
             wanted = latents(c)
             run.remember_skipped()
-            coder = Coder(backbone, coding, pack, c, run.settings.code_tried)
+            coder = Coder(backbone, coding, pack, c, tried)
             before = stored(c)
             done -= length(before)
             with tuned(backbone, pack.adapter):
@@ -118,10 +123,27 @@ def can_code(backbone: Backbone, coding: Coding) -> bool:
     return bool(table[0] <= coding.sigmas[-2] < coding.sigmas[0] <= table[-1])
 
 
-def _name(coding: Coding, size: tuple[int, int]) -> str:
+def tried_of(settings: EncodeSettings, plan: EncodePlan, backbone: Backbone) -> int:
+    """Return how many choices are tried at each level.
+
+    By default more where there are fewer images, and the same for all splits of a budget, whose
+    codes may be used again.
+    """
+    if settings.code_tried is not None:
+        return settings.code_tried
+    if math.prod(backbone.latent_shape_for(plan.size)) > _SMALL_LATENTS:
+        return 1
+    coding, codes = plan.coding or coding_for(settings), plan.codes * len(plan.classes)
+    if plan.pilots:
+        codes = int((settings.budget or 0) / coding_for(settings).nbytes)
+    tried = min(_TRIED, _TRIALS // max(codes, 1), coding.entries)
+    return 1 << max(0, tried.bit_length() - 1)
+
+
+def _name(coding: Coding, size: tuple[int, int], tried: int) -> str:
     """Where the journal keeps codes: those of a pilot are the first of those of another."""
     bare = "" if coding.prompts else "-bare"
-    of = f"{size[0]}x{size[1]}-{len(coding.atoms)}-{coding.bits}-{max(coding.atoms)}"
+    of = f"{size[0]}x{size[1]}-{len(coding.atoms)}-{coding.bits}-{max(coding.atoms)}-{tried}"
     return f"codes/{of}{bare}"
 
 
@@ -178,15 +200,19 @@ def covering(features: Tensor, count: int) -> Tensor:
     return torch.tensor(chosen)
 
 
-def code_seconds(backbone: Backbone, coding: Coding, recipe: Recipe, tried: int) -> float:
-    """Return the seconds that this machine takes to code one image."""
+def code_seconds(
+    backbone: Backbone, plan: EncodePlan, recipe: Recipe, settings: EncodeSettings
+) -> float:
+    """Return the seconds that this machine takes to code one image of a plan."""
+    coding, tried = plan.coding or coding_for(settings), tried_of(settings, plan, backbone)
     least, _, width = backbone.output_shape
-    shape = (1, backbone.prompt_shape[1]) if recipe.template is not None else (least, width)
-    names = torch.zeros(1, 1, *shape).numpy()
+    prompt = (1, backbone.prompt_shape[1]) if recipe.template is not None else (least, width)
+    names = torch.zeros(1, 1, *prompt).numpy()
     pack = Pack(("one",), 1, recipe, encode_prompts(names, "f16"), seed=0)
-    latents = torch.zeros((_TRIED, *backbone.latent_shape_for(recipe.size)), device=backbone.device)
+    shape = (_SAMPLE, *backbone.latent_shape_for(recipe.size))
+    latents = torch.zeros(shape, device=backbone.device)
     coder = Coder(backbone, coding, pack, 0, tried)
-    return seconds_of(lambda: coder.code(latents)) / _TRIED
+    return seconds_of(lambda: coder.code(latents)) / _SAMPLE
 
 
 @dataclass(frozen=True, slots=True)

@@ -298,10 +298,10 @@ def pilot_seconds(
         sum(map(held_back, source.counts)),
         device=backbone.device,
     )
-    seconds = 2 * code_seconds(backbone, coding, recipe, settings.code_tried)
+    seconds = 2 * code_seconds(backbone, plan, recipe, settings)
     if (small := small_size(plan, settings, backbone)) is not None:
-        bare, recipe = replace(coding, prompts=False), replace(recipe, size=small)
-        seconds += code_seconds(backbone, bare, recipe, settings.code_tried)
+        bare = replace(plan, size=small, coding=replace(coding, prompts=False))
+        seconds += code_seconds(backbone, bare, replace(recipe, size=small), settings)
     made = (2 * each + 2 * images) * image
     return {"codes": seconds * each, "pilots": PILOTS * student + made}
 

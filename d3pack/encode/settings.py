@@ -125,9 +125,10 @@ class EncodeSettings:
         le=16,
         group="photographs as codes",
     )
-    code_tried: int = option(
-        1,
-        "Choices tried at each level; more come nearer and take as many times longer.",
+    code_tried: int | None = option(
+        None,
+        "Choices tried at each level; more come nearer and take as many times longer. 8, fewer "
+        "for more than 1,000 images, 1 for large latents.",
         ge=1,
         le=256,
         group="photographs as codes",
@@ -215,7 +216,7 @@ class EncodeSettings:
         if (self.codes or 0) > self.images:
             raise SettingError("codes", self.codes, f"at most images_per_class, {self.images}")
         for name in ("code_tried", "code_atoms"):
-            if (value := getattr(self, name)) > (most := 2**self.code_bits):
+            if (value := getattr(self, name) or 1) > (most := 2**self.code_bits):
                 expected = f"at most {most}, the entries for code_bits={self.code_bits}"
                 raise SettingError(name, value, expected)
 

@@ -20,7 +20,7 @@ from d3pack.decode import Decoder, codebook, verify_probes
 from d3pack.encode import codes as codes_module
 from d3pack.encode import coding_within, encode, estimate_encode
 from d3pack.encode.allocation import SMALLEST
-from d3pack.encode.codes import Coder, choose_photographs, coding_alone, covering
+from d3pack.encode.codes import Coder, choose_photographs, coding_alone, covering, tried_of
 from d3pack.encode.methods.codes.method import CodesOnly, images_of
 from d3pack.encode.plan import EncodePlan, coding_for, sigmas_of
 from d3pack.encode.sampler_fit import with_table
@@ -294,6 +294,31 @@ def test_budget_of_codes_alone_has_no_room_for_prompts(home: Path) -> None:
     plan = estimate_encode(home / "source", budget)
     assert plan["bytes"] <= least + 20
     assert any("no prompts" in line for line in plan["lines"])
+
+
+@pytest.mark.parametrize(
+    ("codes", "settings", "tried"),
+    [
+        (10, {}, 8),
+        (1024, {}, 8),
+        (1025, {}, 4),
+        (5000, {}, 1),
+        (10, {"code_bits": 2}, 4),
+        (5000, {"code_tried": 3}, 3),
+        (10, {"size": (256, 256)}, 1),
+        (10, {"budget": 6000}, 8),
+        (10, {"budget": 30_000}, 4),
+    ],
+)
+def test_fewer_photographs_are_coded_with_more_care(
+    codes: int, settings: dict[str, Any], tried: int, mini: Backbone
+) -> None:
+    of = EncodeSettings(**settings)
+    pilots, size = of.pilots, of.size or (64, 64)
+    plan = EncodePlan(
+        ("a",), 9, codes, 32, size, "float32", SMALLEST, 4, 0, codes, coding_for(of), pilots
+    )
+    assert tried_of(of, plan, mini) == tried
 
 
 def test_prompts_stay_where_many_codes_gain_more_than_they_cost() -> None:

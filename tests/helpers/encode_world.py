@@ -65,6 +65,7 @@ def quick(backbone: Path | str, **changes: Any) -> EncodeSettings:
         "candidates": 2,
         "labels": "top2",
         "teacher_samples": 400,
+        "code_tried": 1,
     }
     if changes.get("method", "d3m") == "d3m":
         values |= {

@@ -121,7 +121,7 @@ class CodesJob:
         """Code a few images."""
         plan = self.plan
         assert plan.coding is not None
-        seconds = code_seconds(self.backbone, plan.coding, self.recipe(), self.settings.code_tried)
+        seconds = code_seconds(self.backbone, plan, self.recipe(), self.settings)
         return Estimate(self.expected_bytes(), {"codes": seconds * plan.codes * len(plan.classes)})
 
     def run(self, run: EncodeRun) -> Draft:

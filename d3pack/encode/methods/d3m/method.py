@@ -404,7 +404,7 @@ class D3MJob:
             pilots = pilot_seconds(self.source, plan, settings, self.backbone, self.recipe(), image)
             return Estimate(settings.budget, {**stages, **pilots})
         if plan.coding is not None:
-            code = code_seconds(self.backbone, plan.coding, self.recipe(), settings.code_tried)
+            code = code_seconds(self.backbone, plan, self.recipe(), settings)
             stages["codes"] = code * plan.codes * classes
         return Estimate(self.expected_bytes(allocation), stages)
 

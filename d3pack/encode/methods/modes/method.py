@@ -193,9 +193,7 @@ class ModesJob:
             lambda: self._guidance(short).sample(plan.seed, 0, condition, none, centres)
         )
         each = made / plan.group * (len(full.sigmas) - 1) / (len(short.sigmas) - 1)
-        code = code_seconds(
-            backbone, coding, recipe_of_codes(backbone, plan), self.settings.code_tried
-        )
+        code = code_seconds(backbone, plan, recipe_of_codes(backbone, plan), self.settings)
         images = plan.codes * classes
         stages = {
             "clusters": read / len(numbers) * self._looked,
