@@ -37,7 +37,24 @@ def test_margins_need_both_rows() -> None:
 
 
 def test_photographs_have_the_settings_of_the_committed_table() -> None:
-    settings = across.tuned("cifar10-standard", 30_000, 32)
+    chosen, settings = across.tuned("cifar10-standard", 30_000, 32)
+    assert chosen
+    assert str(settings) == "AVIF sheet q25 24 px"
+
+
+def test_the_best_photographs_of_the_table_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    def photographs(arm: str, mean: float, payload: str, budget: int = 6000) -> dict[str, Any]:
+        return row(mean, 0.0, arm=arm, budget=budget, detail={"payload": payload})
+
+    rows = {
+        "a": photographs("chosen", 0.4, "AVIF sheet q10 16 px"),
+        "b": photographs("avif", 0.5, "AVIF sheet q25 24 px"),
+        "c": photographs("avif", 0.9, "AVIF sheet q60 24 px", 30_000),
+        "d": photographs("pack", 0.9, ""),
+    }
+    monkeypatch.setattr(across, "load", lambda _: {"rows": rows})
+    chosen, settings = across.tuned("x", 6000, 32)
+    assert not chosen
     assert str(settings) == "AVIF sheet q25 24 px"
 
 
@@ -48,14 +65,14 @@ def test_every_student_learns_from_the_same_images(
     monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(across, "RESULTS", tmp_path)
     monkeypatch.setattr(teacher, "SAMPLES", 60)
-    monkeypatch.setitem(PROTOCOLS, "quick", BLINK)
+    monkeypatch.setitem(PROTOCOLS, "standard", BLINK)
     pack = tiny_pack(tiny_sd(tmp_path / "sd"), images=4)
     for part, count in (("train", 12), ("test", 5)):
         make_tree(tmp_path / "real" / part, classes=pack.classes, count=count)
     (tmp_path / "packs").mkdir()
     write(pack, tmp_path / "packs" / "toy-2000.d3m")
     settings = PayloadSettings(AVIF_SHEET, 25, 16)
-    monkeypatch.setattr(across, "tuned", lambda *_: settings)
+    monkeypatch.setattr(across, "tuned", lambda *_: (True, settings))
     words = f"toy --real {tmp_path}/real --work {tmp_path}/work --packs {tmp_path}/packs"
     words += f" --backbone {tmp_path}/sd --budgets 2000 --students convnet3,vit6"
     across.main([*words.split(), "--seeds", "1"])
