@@ -6,7 +6,7 @@ python -m benchmarks figure cifar10        # writes results/table-cifar10.svg an
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.readme import CHOSEN, RANDOM
@@ -22,8 +22,8 @@ TITLES = {
     "sheet": "real images, tiles of one WebP picture",
     "avif": "real images, tiles of one AVIF picture",
     "collages": "images chosen by a teacher, tiles of one WebP picture",
-    "chosen": "images chosen by a teacher, tiles of one AVIF or WebP picture",
-    "rded": "crops chosen by a teacher (RDED), tiles of one AVIF or WebP picture",
+    "chosen": "images chosen by a teacher, tiles of one {codecs} picture",
+    "rded": "crops chosen by a teacher (RDED), tiles of one {codecs} picture",
     "random": "random real images, lossless",
     "whole": "all real images, lossless",
 }
@@ -52,7 +52,7 @@ def best_of(table: dict[str, Any], arms: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def figure(table: dict[str, Any]) -> str:
-    """Accuracy against bytes: packs, the best photographs of both kinds, and the ceiling."""
+    """Accuracy against bytes: packs, the best photographs of both kinds, and all photographs."""
     series = []
     for title, arms in LINES.items():
         rows = best_of(table, arms)
@@ -89,6 +89,14 @@ def cell(row: dict[str, Any] | None) -> str:
     return f"{mean} ± {100 * last['std']:.1f}" if runs > 1 else f"{mean} (1 seed)"
 
 
+def title(arm: str, rows: Iterable[dict[str, Any]]) -> str:
+    """Return what rows of an arm are, with the codecs that were tried for them."""
+    details = [row.get("detail", {}) for row in rows]
+    tried = " ".join(text for d in details for text in (d.get("payload", ""), *d.get("pilot", ())))
+    codecs = [name for name in ("AVIF", "WebP") if name in tried]
+    return TITLES[arm].format(codecs=" or ".join(codecs))
+
+
 def markdown(table: dict[str, Any]) -> str:
     """Rows are kinds of payload, columns are budgets."""
     rows = table["rows"]
@@ -101,7 +109,7 @@ def markdown(table: dict[str, Any]) -> str:
         found = {row["budget"]: row for row in rows.values() if row["arm"] == arm}
         if found:
             cells = " | ".join(cell(found.get(budget)) for budget in budgets)
-            lines.append(f"| {TITLES[arm]} | {cells} |")
+            lines.append(f"| {title(arm, found.values())} | {cells} |")
     chance = 1 / len(table["classes"])
     packs = {row["budget"]: row for row in rows.values() if row["arm"] == "pack"}
     for name, against in (
