@@ -85,6 +85,8 @@ class Decode:
                 f"there is no directory {self.tiny_vae}", hint="--tiny-vae names one"
             )
         without_shard(self.workers, self.shard)
+        if self.settings.layout == "folder" and self.format != "quiet":
+            _say_left_out(pack)
         export = self._export_by_workers if self.workers.wanted else self._export
         written, numerics = export(pack, classes, count)
         if self.format == "json":
@@ -166,6 +168,14 @@ class Decode:
             "tiny_vae": self.tiny_vae,
             "path": self.backbone or local_backbone(self.pack, pack),
         }
+
+
+def _say_left_out(pack: Pack) -> None:
+    """Say what the pack has and a tree of folders has no place for."""
+    parts = {"soft labels": pack.labels, "weights": pack.weights}
+    names = [name for name, part in parts.items() if part is not None]
+    if names:
+        _out.say(f"folders hold no {' and no '.join(names)}: --to parquet keeps them")
 
 
 def _sentence(numerics: dict[str, Any]) -> str:

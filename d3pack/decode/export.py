@@ -35,14 +35,14 @@ from d3pack.decode.pairs import Pair, Pairs
 from d3pack.decode.settings import ExportSettings
 from d3pack.decode.tree import Tree
 from d3pack.errors import UsageError
-from d3pack.format.codecs import decode_labels
+from d3pack.format.codecs import decode_labels, decode_weights
 from d3pack.system import ObjectPath, Shard, replace_file, require, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from d3pack.decode.decoder import Decoder
-    from d3pack.format import Pack
+    from d3pack.format import Coded, Pack
 
 T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
@@ -77,6 +77,7 @@ class Sample:
     index: int
     image: bytes
     soft_label: npt.NDArray[np.float32] | None
+    weight: np.float32 | None
 
     @property
     def key(self) -> str:
@@ -97,7 +98,8 @@ def export_images(
     """Decode images into a folder.
 
     A folder that an earlier call has begun is completed: images that are there are kept. Tar,
-    parquet and npz files hold labels, class names and, where the pack has them, soft labels.
+    parquet and npz files hold labels, class names and, where the pack has them, soft labels and
+    weights; a tree of folders has no place for these two.
 
     Shards may write into one folder from many processes and machines. They need nothing of each
     other; the same call without a shard writes what is still missing, and removes what killed
@@ -272,7 +274,7 @@ class _Export:
     def _samples(self, part: Pairs) -> Iterator[Sample]:
         """Decode images and yield them as they are stored."""
         encode = _raw if self.settings.layout == "npz" else _encode
-        soft_labels = _SoftLabels(self.pack)
+        soft_labels, weights = _soft_labels(self.pack), _weights(self.pack)
         with _pool() as pool:
             groups = (
                 [pool.submit(encode, pixels, self.settings) for pixels in _pixels(images)]
@@ -282,20 +284,23 @@ class _Export:
             for images in _one_behind(groups):
                 stop = start + len(images)
                 for (c, i), image in zip(part[start:stop], images, strict=True):
-                    yield Sample(c, i, image, soft_labels.of(c, i))
+                    yield Sample(c, i, image, soft_labels.of(c, i), weights.of(c, i))
                 start = stop
                 self._add(len(images))
 
     def _write_tar(self, file: Any, part: Pairs) -> None:
         """Write a WebDataset shard; its bytes depend on no clock.
 
-        The members of an image have one key: `.json` with the class name, the image, `.cls` with
-        the label, and `.soft_label.npy`. The name comes before the label, because readers that know
-        both take the first.
+        The members of an image have one key: `.json` with the class name and the weight, the image,
+        `.cls` with the label, and `.soft_label.npy`. The name comes before the label, because
+        readers that know both take the first.
         """
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for sample in self._samples(part):
-                facts = {"class_name": self.pack.classes[sample.label], "index": sample.index}
+                facts: dict[str, Any] = {"class_name": self.pack.classes[sample.label]}
+                facts["index"] = sample.index
+                if sample.weight is not None:
+                    facts["weight"] = float(sample.weight)
                 members = {
                     "json": json.dumps(facts).encode(),
                     self.suffix: sample.image,
@@ -311,7 +316,7 @@ class _Export:
                     tar.addfile(member, io.BytesIO(data))
 
     def _write_parquet(self, file: Any, part: Pairs) -> None:
-        """Write rows as `datasets` reads them: image, label with names, index, soft label."""
+        """Write rows as `datasets` reads them: image, label with names, index and more."""
         pa = require("pyarrow", "parquet output")
         pq = require("pyarrow.parquet", "parquet output")
         features: dict[str, Any] = {
@@ -325,6 +330,9 @@ class _Export:
             value = {"dtype": "float32", "_type": "Value"}
             features["soft_label"] = {"feature": value, "length": -1, "_type": "Sequence"}
             fields.append(("soft_label", pa.list_(pa.float32())))
+        if self.pack.weights is not None:
+            features["weight"] = {"dtype": "float32", "_type": "Value"}
+            fields.append(("weight", pa.float32()))
         metadata = {"huggingface": json.dumps({"info": {"features": features}})}
         schema = pa.schema(fields, metadata=metadata)
         with pq.ParquetWriter(file, schema) as writer:
@@ -336,19 +344,26 @@ class _Export:
                         "label": sample.label,
                         "index": sample.index,
                         "soft_label": sample.soft_label,
+                        "weight": sample.weight,
                     }
                     for sample in group
                 ]
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
     def _write_npz(self, file: Any, part: Pairs) -> None:
-        """Write `labels`, `indices`, `class_names`, `soft_labels` and `images` (N, H, W, 3)."""
+        """Write `labels`, `indices`, `class_names` and `images` (N, H, W, 3).
+
+        `soft_labels` and `weights` come with them where the pack has these.
+        """
         labels, indices = np.array(list(part), dtype=np.int64).T
         names = np.array(self.pack.classes)
         arrays = {"labels": labels, "indices": indices, "class_names": names}
         if self.pack.labels is not None:
-            soft_labels = _SoftLabels(self.pack)
+            soft_labels = _soft_labels(self.pack)
             arrays["soft_labels"] = np.stack([soft_labels.of(c, i) for c, i in part])
+        if self.pack.weights is not None:
+            weights = _weights(self.pack)
+            arrays["weights"] = np.stack([weights.of(c, i) for c, i in part])
         date = (1980, 1, 1, 0, 0, 0)
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for name, array in arrays.items():
@@ -363,20 +378,30 @@ class _Export:
                     member.write(sample.image)
 
 
-class _SoftLabels:
-    """Soft labels image by image; those of one class are decoded at a time."""
+class _Stored:
+    """What a pack stores for images, image by image; that of one class is decoded at a time."""
 
-    def __init__(self, pack: Pack) -> None:
-        self._coded = pack.labels
+    def __init__(self, coded: Coded | None, decode: Callable[[Coded], Any]) -> None:
+        self._coded, self._decode = coded, decode
         self._decoded: tuple[int, Any] = (-1, None)
 
     def of(self, label: int, index: int) -> Any:
-        """Return float32 (C,), or None where the pack has no soft labels."""
+        """Return what is stored for an image, or None where the pack stores nothing."""
         if self._coded is None:
             return None
         if self._decoded[0] != label:
-            self._decoded = (label, decode_labels(self._coded, label))
+            self._decoded = (label, self._decode(self._coded.take(np.array([label])))[0])
         return self._decoded[1][index]
+
+
+def _soft_labels(pack: Pack) -> _Stored:
+    """Return float32 (C,) for each image."""
+    return _Stored(pack.labels, decode_labels)
+
+
+def _weights(pack: Pack) -> _Stored:
+    """Return a float32 for each image."""
+    return _Stored(pack.weights, decode_weights)
 
 
 def _pool() -> ThreadPoolExecutor:

@@ -17,7 +17,7 @@ class ExportSettings:
 
     layout: Layout = option(
         "folder",
-        "Folders of classes (ImageFolder, hard labels only), webdataset, parquet or npz.",
+        "Folders of classes (ImageFolder: no soft labels, no weights), webdataset, parquet or npz.",
         flag="--to",
     )
     image: Literal["png", "webp"] = option("png", "Image format; npz has none.")

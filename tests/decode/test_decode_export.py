@@ -32,7 +32,7 @@ from d3pack.decode import (
 from d3pack.decode.export import _encode
 from d3pack.decode.settings import Layout
 from d3pack.errors import NoSpaceError, UsageError
-from d3pack.format.codecs import decode_labels, encode_labels
+from d3pack.format.codecs import decode_labels, decode_weights, encode_labels, encode_weights
 from d3pack.sources import open_source
 
 COUNT = 8
@@ -397,12 +397,19 @@ def test_folder_with_images_of_others_is_refused(
 
 @pytest.fixture(scope="module")
 def labelled(made: dict[str, Any]) -> Iterator[tuple[Decoder, Any]]:
-    """A decoder of a pack with soft labels, and what these decode to."""
+    """A decoder of a pack with soft labels and weights, and what the labels decode to."""
     rng = np.random.default_rng(4)
     labels = encode_labels(rng.dirichlet(np.full(3, 0.5), (3, COUNT)), k=2)
-    pack = replace(made["pack"], labels=labels)
+    weights = encode_weights(rng.uniform(0.5, 2, (3, COUNT)))
+    pack = replace(made["pack"], labels=labels, weights=weights)
     with Decoder(pack, path=made["backbone"]) as decoder:
         yield decoder, decode_labels(labels)
+
+
+def weights_of(decoder: Decoder) -> Any:
+    weights = decoder.pack.weights
+    assert weights is not None
+    return decode_weights(weights)
 
 
 @pytest.mark.parametrize("shard", [1024, 10])
@@ -417,6 +424,7 @@ def test_exports_load_with_datasets(
 ) -> None:
     datasets = pytest.importorskip("datasets")
     decoder, soft = labelled
+    weights = weights_of(decoder)
     export_images(decoder, tmp_path / "out", ExportSettings(layout, shard_size=shard))
     loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
     rows = loaded["train"]
@@ -427,15 +435,17 @@ def test_exports_load_with_datasets(
         image = row["png" if layout == "webdataset" else "image"]
         assert np.array_equal(np.asarray(image.convert("RGB")), made["images"][c, i])
         if layout == "webdataset":
-            assert (row["cls"], row["json"]) == (c, {"class_name": names[c], "index": i})
+            facts = {"class_name": names[c], "index": i, "weight": weights[c, i]}
+            assert (row["cls"], row["json"]) == (c, facts)
             assert np.array_equal(np.float32(row["soft_label.npy"]), soft[c, i])
         elif layout == "parquet":
-            assert (row["label"], row["index"]) == (c, i)
+            assert (row["label"], row["index"], row["weight"]) == (c, i, weights[c, i])
             assert np.array_equal(np.float32(row["soft_label"]), soft[c, i])
         else:
             assert row["label"] == c
     if layout == "parquet":
         assert rows.features["label"].names == names
+        assert rows.features["weight"].dtype == "float32"
 
 
 def test_one_image_of_one_class_loads_as_an_image(made: dict[str, Any], tmp_path: Path) -> None:
@@ -453,6 +463,7 @@ def test_shards_load_with_webdataset(
 ) -> None:
     webdataset = pytest.importorskip("webdataset")
     decoder, soft = labelled
+    weights = weights_of(decoder)
     export_images(decoder, tmp_path, ExportSettings("webdataset", shard_size=10))
     urls = sorted(str(path) for path in tmp_path.glob("*.tar"))
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
@@ -461,11 +472,12 @@ def test_shards_load_with_webdataset(
         c, i = divmod(number, COUNT)
         assert np.array_equal(sample["png"], made["images"][c, i])
         assert sample["cls"] == c
-        assert sample["json"] == {"class_name": made["pack"].classes[c], "index": i}
+        name = made["pack"].classes[c]
+        assert sample["json"] == {"class_name": name, "index": i, "weight": weights[c, i]}
         assert np.array_equal(sample["soft_label.npy"], soft[c, i])
 
 
-def test_npz_parts_hold_class_names_and_soft_labels(
+def test_npz_parts_hold_class_names_soft_labels_and_weights(
     labelled: tuple[Decoder, Any], made: dict[str, Any], tmp_path: Path
 ) -> None:
     decoder, soft = labelled
@@ -475,6 +487,38 @@ def test_npz_parts_hold_class_names_and_soft_labels(
         assert part["class_names"].tolist() == list(made["pack"].classes)
     rows = np.concatenate([part["soft_labels"] for part in parts])
     assert np.array_equal(rows, soft.reshape(-1, 3))
+    weights = np.concatenate([part["weights"] for part in parts])
+    assert weights.dtype == np.float32
+    assert np.array_equal(weights, weights_of(decoder).reshape(-1))
+
+
+def test_weights_are_those_of_the_exported_images(
+    labelled: tuple[Decoder, Any], tmp_path: Path
+) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    decoder, _ = labelled
+    part: dict[str, Any] = {"classes": [2, 0], "images_per_class": 3}
+    expected = weights_of(decoder)[[2, 0], :3].reshape(-1)
+    export_images(decoder, tmp_path / "npz", ExportSettings("npz"), **part)
+    export_images(decoder, tmp_path / "parquet", ExportSettings("parquet"), **part)
+    (npz,) = (tmp_path / "npz").glob("*.npz")
+    (table,) = (tmp_path / "parquet").glob("*.parquet")
+    assert np.array_equal(np.load(npz)["weights"], expected)
+    assert np.array_equal(pq.read_table(table)["weight"].to_numpy(), expected)
+
+
+def test_files_of_a_pack_without_weights_have_none(made: dict[str, Any], tmp_path: Path) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    for layout in ("npz", "parquet", "webdataset"):
+        settings = ExportSettings(layout)
+        export_images(made["decoder"], tmp_path / layout, settings, images_per_class=1)
+    (npz,), (table,), (tar,) = (tmp_path.glob(f"*/*.{kind}") for kind in ("npz", "parquet", "tar"))
+    assert "weights" not in np.load(npz)
+    assert "weight" not in pq.read_schema(table).names
+    with tarfile.open(tar) as archive:
+        facts = archive.extractfile("00000_00000.json")
+        assert facts is not None
+        assert set(json.load(facts)) == {"class_name", "index"}
 
 
 def test_folder_layout_reads_as_an_image_folder(made: dict[str, Any], tmp_path: Path) -> None:
@@ -603,6 +647,33 @@ def test_decode_command_writes_and_reports_images(made: dict[str, Any], tmp_path
     assert "holds 3 images of an earlier export" in fewer.stderr
     quiet = call(*words, "--ipc", "2", "--format", "quiet")
     assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("parts", "names"),
+    [
+        (["labels", "weights"], "no soft labels and no weights"),
+        (["weights"], "no weights"),
+        ([], None),
+    ],
+)
+def test_decode_command_says_what_folders_have_no_place_for(
+    parts: list[str],
+    names: str | None,
+    labelled: tuple[Decoder, Any],
+    made: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    whole = labelled[0].pack
+    pack = replace(made["pack"], **{part: getattr(whole, part) for part in parts})
+    d3pack.write(pack, tmp_path / "given.d3m")
+    words = ["decode", str(tmp_path / "given.d3m"), "--backbone", made["backbone"], "--ipc", "1"]
+    for options, said in (("", True), ("--to npz", False), ("--format quiet", False)):
+        out = tmp_path / f"out{options}"
+        done = call(*words, "-o", str(out), *options.split())
+        assert done.exit_code == 0, done.output
+        expected = [f"folders hold {names}: --to parquet keeps them"] if said and names else []
+        assert [line for line in done.stderr.splitlines() if "folders" in line] == expected
 
 
 def test_decode_command_reports_fast_numerics(made: dict[str, Any], tmp_path: Path) -> None:
