@@ -30,6 +30,7 @@ dataset = D3MDataset(
     device=accelerator.device,
     backbone=args.backbone,
     quiet=not accelerator.is_main_process,
+    weights=True,
 )
 
 layers = [nn.Conv2d(3, 32, 3, stride=2, padding=1), nn.GroupNorm(8, 32), nn.ReLU()]
@@ -43,9 +44,9 @@ model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 
 for epoch in range(args.epochs):
     totals = torch.zeros(3, device=accelerator.device)  # loss, hits, images
-    for images, labels in loader:
+    for images, labels, weights in loader:
         logits = model(images)
-        loss = F.cross_entropy(logits, labels)
+        loss = (F.cross_entropy(logits, labels, reduction="none") * weights).mean()
         optimizer.zero_grad()
         accelerator.backward(loss)
         optimizer.step()

@@ -30,7 +30,7 @@ dist.init_process_group("nccl" if cuda else "gloo")
 first = dist.get_rank() == 0
 device = torch.device("cuda", dist.get_node_local_rank(0)) if cuda else torch.device("cpu")
 dataset = D3MDataset(
-    args.pack, output="float", device=device, backbone=args.backbone, quiet=not first
+    args.pack, output="float", device=device, backbone=args.backbone, quiet=not first, weights=True
 )
 loader = dataset.loader(args.batch_size, seed=0)  # knows rank and world
 
@@ -48,8 +48,8 @@ if args.checkpoint and args.checkpoint.exists():
 
 while loader.epoch < args.epochs:
     epoch, totals = loader.epoch, torch.zeros(2, device=device)  # loss, images
-    for images, labels in loader:
-        loss = F.cross_entropy(model(images), labels)
+    for images, labels, weights in loader:
+        loss = (F.cross_entropy(model(images), labels, reduction="none") * weights).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

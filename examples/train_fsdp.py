@@ -33,7 +33,7 @@ mesh = init_device_mesh(kind, (dist.get_world_size(),))
 first = dist.get_rank() == 0
 device = torch.device(kind, dist.get_node_local_rank(0)) if kind == "cuda" else torch.device("cpu")
 dataset = D3MDataset(
-    args.pack, output="float", device=device, backbone=args.backbone, quiet=not first
+    args.pack, output="float", device=device, backbone=args.backbone, quiet=not first, weights=True
 )
 loader = dataset.loader(args.batch_size, seed=0)  # knows rank and world
 
@@ -54,8 +54,8 @@ if args.checkpoint and args.checkpoint.exists():
 
 while loader.epoch < args.epochs:
     epoch, totals = loader.epoch, torch.zeros(2, device=device)  # loss, images
-    for images, labels in loader:
-        loss = F.cross_entropy(model(images), labels)
+    for images, labels, weight in loader:
+        loss = (F.cross_entropy(model(images), labels, reduction="none") * weight).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

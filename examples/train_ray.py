@@ -38,6 +38,7 @@ def train(config: dict[str, Any]) -> None:
         backbone=config["backbone"],
         cache_dir=config["cache_dir"],
         quiet=not first,
+        weights=True,
     )
     loader = dataset.loader(config["batch_size"], seed=0)  # knows rank and world
     layers = [nn.Conv2d(3, 32, 3, stride=2, padding=1), nn.GroupNorm(8, 32), nn.ReLU()]
@@ -46,8 +47,8 @@ def train(config: dict[str, Any]) -> None:
     model = prepare_model(nn.Sequential(*layers))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for epoch in range(config["epochs"]):
-        for images, labels in loader:
-            loss = F.cross_entropy(model(images), labels)
+        for images, labels, weights in loader:
+            loss = (F.cross_entropy(model(images), labels, reduction="none") * weights).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

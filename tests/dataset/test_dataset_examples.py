@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,18 +20,21 @@ from torch import Tensor
 
 import d3pack
 from d3pack.dataset import D3MDataset, list_stores
-from d3pack.format import Pack
+from d3pack.format import Pack, encode_weights
 
 pytestmark = pytest.mark.heavy
 
 EXAMPLES = ROOT / "examples"
+HEAVY = 16.0  # a weight that a loss shows
 TORCH_ABORTS = "terminate called without an active exception"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
 
 @pytest.fixture
 def file(pack: Pack, tmp_path: Path) -> Path:
-    d3pack.write(pack, tmp_path / "tiny.d3m")
+    """A pack in which every image counts `HEAVY` times."""
+    weights = encode_weights(np.full((3, 7), HEAVY))
+    d3pack.write(replace(pack, weights=weights), tmp_path / "tiny.d3m")
     return tmp_path / "tiny.d3m"
 
 
@@ -76,6 +81,7 @@ def test_plain_pytorch_example_trains_and_resumes(
     assert [line.split(":")[0] for line in first] == ["epoch 0", "epoch 1"]
     rest = run("train_plain.py", *args, "--epochs", 12, cwd=tmp_path).splitlines()
     assert rest[0].startswith("epoch 2:")
+    assert counts_weights(first[0])
     assert loss_of(rest[-1]) < loss_of(first[0])
 
 
@@ -83,9 +89,15 @@ def loss_of(line: str) -> float:
     return float(line.split("loss ")[1].split()[0].rstrip(","))
 
 
+def counts_weights(line: str) -> bool:
+    """Return whether the loss of a first epoch is that of three classes, `HEAVY` times."""
+    return loss_of(line) > HEAVY * math.log(3) / 2
+
+
 def test_accelerate_example_trains(file: Path, backbone: Path, tmp_path: Path) -> None:
     args = (file, "--backbone", backbone, "--batch-size", 8, "--epochs", 12)
     lines = run("train_accelerate.py", *args, cwd=tmp_path).splitlines()
+    assert counts_weights(lines[0])
     assert loss_of(lines[-1]) < loss_of(lines[0])
 
 
@@ -101,6 +113,7 @@ def test_example_of_ranks_trains_on_two_and_resumes_on_one(
     rest = run(script, *args, "--epochs", 12, cwd=tmp_path, launcher=one).splitlines()
     assert rest[0].startswith("epoch 2:")
     assert all(line.endswith(", 21 images") for line in first + rest)
+    assert counts_weights(first[0])
     assert loss_of(rest[-1]) < loss_of(first[0])
     assert complete_stores() == [True]
 
@@ -113,6 +126,7 @@ def test_accelerate_example_trains_on_two_ranks(
     args = (file, "--backbone", backbone, "--batch-size", 4, "--epochs", 12)
     lines = run("train_accelerate.py", *args, cwd=tmp_path, launcher=(*TORCHRUN, "2")).splitlines()
     assert [line.split(":")[0] for line in lines] == [f"epoch {number}" for number in range(12)]
+    assert counts_weights(lines[0])
     assert loss_of(lines[-1]) < loss_of(lines[0])
     assert complete_stores() == [True]
 
@@ -137,7 +151,9 @@ def test_ray_example_trains_with_two_workers(
     args = (file, "--backbone", backbone, "--batch-size", 4, "--epochs", 12, "--workers", 2)
     out = run("train_ray.py", *args, "--cache-dir", os.environ["D3PACK_HOME"], cwd=tmp_path)
     assert "epoch 0: loss " in out
-    assert loss_of(out.split("epoch 11: ")[1]) < loss_of(out.split("epoch 0: ")[1])
+    first, last = (out.split(f"epoch {number}: ")[1] for number in (0, 11))
+    assert counts_weights(first)
+    assert loss_of(last) < loss_of(first)
     assert complete_stores() == [True]
 
 
