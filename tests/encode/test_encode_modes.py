@@ -19,7 +19,7 @@ from d3pack.backbones import Backbone, open_backbone
 from d3pack.decode import Decoder, noise, samplers, verify_probes
 from d3pack.encode import EncodeSettings, encode, estimate_encode
 from d3pack.encode.codes import Coder
-from d3pack.encode.methods.modes.clusters import cluster, real_latents
+from d3pack.encode.methods.modes.clusters import cluster, first_centres, real_latents
 from d3pack.encode.methods.modes.guidance import ModeGuidance
 from d3pack.encode.plan import sigmas_of
 from d3pack.errors import UsageError
@@ -35,10 +35,10 @@ def modes(backbone: Path | str, **changes: Any) -> EncodeSettings:
     return settings_of(**{**values, **changes})
 
 
-def points(counts: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor]:
+def points(counts: tuple[int, ...], seed: int = 0, apart: float = 10.0) -> tuple[Tensor, Tensor]:
     """Return latents around centres that lie far apart, shuffled, and these centres."""
     rng = torch.Generator().manual_seed(seed)
-    centres = 10 * torch.randn(len(counts), 2, 3, 3, generator=rng)
+    centres = apart * torch.randn(len(counts), 2, 3, 3, generator=rng)
     rows = centres.repeat_interleave(torch.tensor(counts), 0)
     rows = rows + 0.1 * torch.randn(rows.shape, generator=rng)
     return rows[torch.randperm(len(rows), generator=rng)], centres
@@ -69,6 +69,21 @@ def test_there_are_no_more_clusters_than_different_latents() -> None:
     found = cluster(same, 3, seed=0)
     assert found.counts == (5,)
     assert torch.allclose(found.centres[0], same[0], atol=1e-5)
+
+
+def test_greedy_seeding_starts_nearer_than_one_trial_a_step() -> None:
+    rows = points((30, 30, 5, 5, 5, 3, 3, 2, 2, 2), seed=3, apart=0.4)[0].flatten(1)
+
+    def starts(trials: int) -> list[Tensor]:
+        drawn = (np.random.default_rng(seed) for seed in range(20))
+        return [first_centres(rows, 10, rng, trials=trials) for rng in drawn]
+
+    one, greedy = (
+        [float(torch.cdist(rows, first).square().amin(1).sum()) for first in starts(trials)]
+        for trials in (1, 4)
+    )
+    assert all(after <= before for before, after in zip(one, greedy, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(starts(4), starts(4), strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,7 +46,7 @@ def cluster(latents: Tensor, count: int, seed: int) -> Clusters:
     mean = latents.mean(0)
     rows = (latents - mean).flatten(1)  # products of small numbers lose less
     rng = np.random.Generator(np.random.Philox(key=[seed, 2**33 + 1]))
-    centres = _spread(rows, count, rng)
+    centres = first_centres(rows, count, rng, trials=2 + int(math.log(count)))
     groups = torch.full((len(rows),), -1)
     for _ in range(_ROUNDS):
         moved = _apart(rows, centres).argmin(1)
@@ -60,16 +61,28 @@ def cluster(latents: Tensor, count: int, seed: int) -> Clusters:
     return Clusters(shaped, tuple(counts[order].tolist()))
 
 
-def _spread(rows: Tensor, count: int, rng: np.random.Generator) -> Tensor:
-    """Return rows to begin with, each by chance and the squared distance to those before it."""
+def first_centres(rows: Tensor, count: int, rng: np.random.Generator, *, trials: int) -> Tensor:
+    """Return rows to begin with, by greedy k-means++, as scikit-learn has it.
+
+    After the first, each is the best of some rows that are drawn by their squared distance to those
+    before: the one that leaves all rows nearest.
+    """
     chosen = [int(rng.integers(len(rows)))]
-    nearest = (rows - rows[chosen[0]]).square().sum(1).double()
+    nearest = _distances(rows, chosen[0])
     while len(chosen) < min(count, len(rows)) and nearest.max() > 0:
         total = nearest.cumsum(0)
-        place = torch.searchsorted(total, float(rng.random()) * float(total[-1]), right=True)
-        chosen.append(min(int(place), len(rows) - 1))
-        nearest = torch.minimum(nearest, (rows - rows[chosen[-1]]).square().sum(1).double())
+        drawn = torch.from_numpy(rng.random(trials)) * total[-1]
+        places = torch.searchsorted(total, drawn, right=True).clamp(max=len(rows) - 1).tolist()
+        left = [torch.minimum(nearest, _distances(rows, place)) for place in places]
+        best = int(torch.stack([distances.sum() for distances in left]).argmin())
+        chosen.append(places[best])
+        nearest = left[best]
     return rows[chosen]
+
+
+def _distances(rows: Tensor, place: int) -> Tensor:
+    """Return squared distances to one of the rows."""
+    return (rows - rows[place]).square().sum(1).double()
 
 
 def _apart(rows: Tensor, centres: Tensor) -> Tensor:
