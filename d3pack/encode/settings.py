@@ -365,7 +365,7 @@ class ModesSettings:
     )
     pulled: float = option(0.5, "Share of the steps that pull, from the first on.", ge=0, le=1)
     pool: int = option(0, "Real images per class that are clustered; 0: all.", ge=0)
-    equal: bool = option(False, "Let all images count the same: store no weights of clusters.")
+    weigh: bool = option(False, "Store the share of its cluster as the weight of each image.")
 
     def __post_init__(self) -> None:
         check(self)

@@ -218,8 +218,10 @@ def test_clusters_take_turns_where_images_are_few(
 
 
 @pytest.mark.heavy
-def test_images_weigh_as_much_as_their_clusters(home: Path, tmp_path: Path) -> None:
-    pack = encode(home / "source", tmp_path / "a.d3m", modes(home / "sd"))
+def test_images_weigh_as_much_as_their_clusters_where_that_is_wanted(
+    home: Path, tmp_path: Path
+) -> None:
+    pack = encode(home / "source", tmp_path / "a.d3m", modes(home / "sd", weigh=True))
     assert pack.weights is not None
     weights = decode_weights(pack.weights)
     assert weights.mean(1) == pytest.approx([1, 1, 1], abs=0.05)
@@ -227,7 +229,7 @@ def test_images_weigh_as_much_as_their_clusters(home: Path, tmp_path: Path) -> N
     sd = open_backbone(str(home / "sd"))
     latents = real_latents(open_source(home / "source"), 1, random_order(20, 0, 1), (64, 64), sd)
     assert weights[1] == pytest.approx(np.array(cluster(latents, 3, 0).counts) / 20 * 3, rel=0.03)
-    equal = encode(home / "source", tmp_path / "b.d3m", modes(home / "sd", equal=True))
+    equal = encode(home / "source", tmp_path / "b.d3m", modes(home / "sd"))
     assert equal.weights is None
     assert equal.codes is not None
     assert pack.codes is not None
@@ -237,7 +239,8 @@ def test_images_weigh_as_much_as_their_clusters(home: Path, tmp_path: Path) -> N
 @pytest.mark.heavy
 def test_images_of_one_cluster_divide_its_weight(home: Path, tmp_path: Path) -> None:
     make_tree(tmp_path / "source", 2)
-    pack = encode(tmp_path / "source", tmp_path / "a.d3m", modes(home / "sd", images_per_class=5))
+    settings = modes(home / "sd", images_per_class=5, weigh=True)
+    pack = encode(tmp_path / "source", tmp_path / "a.d3m", settings)
     assert pack.weights is not None
     # clusters of an image each: three images share the first, two the second
     expected = np.array([1 / 3, 1 / 2, 1 / 3, 1 / 2, 1 / 3]) / 0.4
@@ -287,7 +290,7 @@ def test_labels_come_from_a_teacher(home: Path, tmp_path: Path) -> None:
 
 @pytest.mark.heavy
 def test_estimate_has_the_bytes_and_all_stages(home: Path, tmp_path: Path) -> None:
-    settings = modes(home / "sd")
+    settings = modes(home / "sd", weigh=True)
     estimate = estimate_encode(home / "source", settings)
     encode(home / "source", tmp_path / "a.d3m", settings)
     assert abs(estimate["bytes"] - (tmp_path / "a.d3m").stat().st_size) < 20

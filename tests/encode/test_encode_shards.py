@@ -81,7 +81,7 @@ def settings_by_name(world: Path, name: str) -> EncodeSettings:
     if name == "modes":
         return settings_of(
             method="modes", backbone=sd, images_per_class=3, sampler_steps=3, code_steps=3,
-            code_bits=4,
+            code_bits=4, weigh=True,
         )  # fmt: skip
     if name == "minimax":
         return quick(str(world / "dit"), method="minimax", epochs=1, search_images=0)

@@ -167,8 +167,7 @@ class ModesJob:
             Modes.name, self.source, self.settings, (), {}, self._looked, teaches=self._teaches
         )
         recipe = recipe_of_codes(self.backbone, plan)
-        weights = not self.own.equal
-        return expected_bytes(plan, recipe, 1, plan.allocation, record, weights=weights)
+        return expected_bytes(plan, recipe, 1, plan.allocation, record, weights=self.own.weigh)
 
     @property
     def _looked(self) -> int:
@@ -226,7 +225,7 @@ class ModesJob:
             backbone=self.backbone,
             teacher=teacher,
             latents=partial(self._images, run),
-            weights=None if self.own.equal else partial(self._weights, run),
+            weights=partial(self._weights, run) if self.own.weigh else None,
             real=lambda c, most: images_of(run.source, c, plan.size, most).numpy(),
             seen=sum(fact["seen"] for fact in facts),
             bad=sum(fact["bad"] for fact in facts),
