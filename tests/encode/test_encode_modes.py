@@ -17,10 +17,11 @@ from torch import Tensor
 
 from d3pack.backbones import Backbone, open_backbone
 from d3pack.decode import Decoder, noise, samplers, verify_probes
-from d3pack.encode import EncodeSettings, encode, estimate_encode
+from d3pack.encode import EncodeContext, EncodeSettings, ModesSettings, encode, estimate_encode
 from d3pack.encode.codes import Coder
 from d3pack.encode.methods.modes.clusters import cluster, first_centres, real_latents
 from d3pack.encode.methods.modes.guidance import ModeGuidance
+from d3pack.encode.methods.modes.method import Modes
 from d3pack.encode.plan import sigmas_of
 from d3pack.errors import UsageError
 from d3pack.format import Pack, Recipe, decode_weights, encode_prompts, read
@@ -295,13 +296,44 @@ def test_estimate_has_the_bytes_and_all_stages(home: Path, tmp_path: Path) -> No
     encode(home / "source", tmp_path / "a.d3m", settings)
     assert abs(estimate["bytes"] - (tmp_path / "a.d3m").stat().st_size) < 20
     assert {"clusters", "images", "codes"} <= set(estimate["seconds"])
-    assert any("pull 0.1 in 50 %" in line for line in estimate["lines"])
+    assert any("pull 0.1 in the first 2" in line for line in estimate["lines"])
+
+
+@pytest.mark.parametrize(
+    ("steps", "pulled", "pulls"),
+    [(50, 0.58, 29), (50, 0.5, 25), (4, 0.5, 2), (4, 1.0, 3), (2, 0.5, 1), (4, 0.0, 0)],
+)
+def test_share_of_the_steps_is_rounded_to_the_nearest(
+    home: Path, steps: int, pulled: float, pulls: int
+) -> None:
+    settings = modes(home / "sd", sampler_steps=steps, pulled=pulled)
+    source, context = open_source(home / "source"), EncodeContext("cpu", home)
+    job = Modes().prepare(source, settings, settings.method_settings, context)
+    assert job.pulls == pulls
+
+
+def test_pull_that_leads_past_the_centre_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"invalid pull 1\.5: expected a number from 0 to 1"):
+        ModesSettings(pull=1.5)
+
+
+@pytest.mark.heavy
+def test_run_says_how_many_clusters_are_single_photographs(home: Path, tmp_path: Path) -> None:
+    make_tree(tmp_path / "source", 3)
+    encode(tmp_path / "source", tmp_path / "a.d3m", modes(home / "sd"))
+    log = (tmp_path / "a.d3m.work" / "log.txt").read_text(encoding="utf-8")
+    assert "9 of 9 clusters are single photographs, which their images may resemble" in log
+    encode(tmp_path / "source", tmp_path / "b.d3m", modes(home / "sd", images_per_class=1))
+    assert "single" not in (tmp_path / "b.d3m.work" / "log.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"candidates": 2}, "no candidates"),
+        ({"sampler_steps": 1}, "no step pulls: pulled is 0.5 of 1 step, and the last never does"),
+        ({"sampler_steps": 1, "pulled": 1.0}, "no step pulls"),
+        ({"sampler_steps": 4, "pulled": 0.1}, "no step pulls: pulled is 0.1 of 4 steps"),
         ({"codes": 2}, "leave out codes"),
         ({"no_codes": True}, "leave out codes"),
         ({"sampler": "ddim"}, "invalid sampler 'ddim'"),

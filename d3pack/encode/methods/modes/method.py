@@ -42,7 +42,7 @@ from d3pack.encode.vectors import learns_outputs, start_vectors
 from d3pack.errors import UsageError
 from d3pack.format import Recipe, Sampler
 from d3pack.sources import Source, random_order
-from d3pack.system import seconds_of
+from d3pack.system import count, seconds_of
 
 STEPS = 50  # of the sampler that makes the images, as in the paper
 _FEW = 8  # images that are tried for an estimate
@@ -78,6 +78,12 @@ class Modes:
             raise UsageError("the backbone was not trained on the noise levels of codes")
         plan = replace(_plan(source, settings, backbone, context), coding=coding)
         job = ModesJob(source, settings, own, backbone, plan)
+        if own.pulled > 0 and not job.pulls:
+            raise UsageError(
+                f"no step pulls: pulled is {own.pulled:g} of"
+                f" {count(len(job.sampling().sigmas) - 1, 'step')}, and the last never does",
+                hint="raise sampler_steps or pulled, or set pulled to 0",
+            )
         least, budget = job.expected_bytes() + margin_of(settings), settings.budget
         if budget is not None and least > budget:
             raise UsageError(
@@ -134,6 +140,12 @@ class ModesJob:
             extra={"eta": 1.0} if sampler == "ancestral" else {},
         )
 
+    @property
+    def pulls(self) -> int:
+        """Steps that pull; the last draws no noise that could be shifted."""
+        steps = len(self.sampling().sigmas) - 1
+        return min(round(steps * self.own.pulled), steps - 1)
+
     def details(self) -> Mapping[str, Any]:
         """Return what the method adds to a plan."""
         recipe = self.sampling()
@@ -154,7 +166,7 @@ class ModesJob:
         return (
             f"backbone {name}, {plan.size[0]}x{plan.size[1]}, {plan.dtype}; made by"
             f" {recipe.sampler} in {len(recipe.sigmas) - 1} steps, guidance {recipe.guidance:g},"
-            f" pull {self.own.pull:g} in {100 * self.own.pulled:.0f} % of the steps",
+            f" pull {self.own.pull:g} in the first {self.pulls}",
             f"an image for each of {plan.images_per_class} clusters of a class, labels"
             f" {plan.allocation.labels}",
             *unknown,
@@ -174,8 +186,8 @@ class ModesJob:
         return sum(map(self._pool, range(len(self.source.classes))))
 
     def _pool(self, c: int) -> int:
-        count = self.source.counts[c]
-        return min(count, self.own.pool) if self.own.pool else count
+        there = self.source.counts[c]
+        return min(there, self.own.pool) if self.own.pool else there
 
     def estimate(self) -> Estimate:
         """Read, make and code a few images."""
@@ -219,6 +231,12 @@ class ModesJob:
                 run.events.step(done)
         known = [run.journal.load(_name(c)) for c in range(len(plan.classes))]
         facts = [entry[1] for entry in known if entry is not None]
+        counts = np.concatenate([entry[0]["counts"] for entry in known if entry is not None])
+        if alone := int((counts == 1).sum()):
+            run.events.note(
+                f"{alone:,} of {len(counts):,} clusters are single photographs, which their images"
+                " may resemble"
+            )
         return Draft(
             recipe=recipe_of_codes(self.backbone, plan),
             prompts=None,
@@ -266,8 +284,7 @@ class ModesJob:
         return weights
 
     def _guidance(self, recipe: Recipe) -> ModeGuidance:
-        steps = int((len(recipe.sigmas) - 1) * self.own.pulled)
-        return ModeGuidance(self.backbone, recipe, self.own.pull, steps)
+        return ModeGuidance(self.backbone, recipe, self.own.pull, self.pulls)
 
     @torch.no_grad()
     def _conditions(self, c: int) -> tuple[Condition, Condition | None]:
