@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +300,21 @@ def test_estimate_has_the_bytes_and_all_stages(home: Path, tmp_path: Path) -> No
     assert any("pull 0.1 in the first 2" in line for line in estimate["lines"])
 
 
+@pytest.mark.heavy
+def test_budget_buys_as_many_images_as_fit(home: Path, tmp_path: Path) -> None:
+    settings = modes(home / "sd", budget=1500, images_per_class=None)
+    lines = estimate_encode(home / "source", settings)["lines"]
+    pack = encode(home / "source", tmp_path / "a.d3m", settings)
+    count = pack.images_per_class
+    assert 1 < count < 150
+    assert any(f"budget 1,500 bytes: {count} images of each class: about" in line for line in lines)
+    assert (tmp_path / "a.d3m").stat().st_size <= 1500
+    with pytest.raises(UsageError, match=f"{count + 1} images of each class take"):
+        estimate_encode(home / "source", replace(settings, images_per_class=count + 1))
+    many = estimate_encode(home / "source", replace(settings, budget=100_000))
+    assert many["plan"]["images_per_class"] == 150
+
+
 @pytest.mark.parametrize(
     ("steps", "pulled", "pulls"),
     [(50, 0.58, 29), (50, 0.5, 25), (4, 0.5, 2), (4, 1.0, 3), (2, 0.5, 1), (4, 0.0, 0)],
@@ -331,13 +347,16 @@ def test_run_says_how_many_clusters_are_single_photographs(home: Path, tmp_path:
     ("changes", "said"),
     [
         ({"candidates": 2}, "no candidates"),
+        ({"codec": "i8"}, "stores no vectors: no codec"),
+        ({"for_updates": 400}, "no pilots: leave out for_updates"),
         ({"sampler_steps": 1}, "no step pulls: pulled is 0.5 of 1 step, and the last never does"),
         ({"sampler_steps": 1, "pulled": 1.0}, "no step pulls"),
         ({"sampler_steps": 4, "pulled": 0.1}, "no step pulls: pulled is 0.1 of 4 steps"),
         ({"codes": 2}, "leave out codes"),
         ({"no_codes": True}, "leave out codes"),
         ({"sampler": "ddim"}, "invalid sampler 'ddim'"),
-        ({"budget": 900}, "900 bytes are too few"),
+        ({"budget": 900}, "900 bytes are too few: 3 images of each class take"),
+        ({"budget": 900, "images_per_class": None}, "too few: 1 image of each class take"),
     ],
 )
 def test_what_made_images_cannot_have_is_refused(

@@ -7,6 +7,7 @@ decoder that makes codes makes these images.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -58,20 +59,7 @@ class Modes:
         self, source: Source, settings: EncodeSettings, own: ModesSettings, context: EncodeContext
     ) -> ModesJob:
         """Refuse what images that are made once cannot have."""
-        if settings.select != "teacher":
-            raise UsageError("the method modes has no seeds to select")
-        if (settings.candidates or 1) > 1:
-            raise UsageError("the method modes makes one image of each cluster: no candidates")
-        if settings.codes is not None or settings.no_codes:
-            raise UsageError(
-                "the method modes stores all images as codes, of images that it makes",
-                hint="leave out codes and no_codes",
-            )
-        if settings.sampler not in (None, "lcm"):
-            raise UsageError(
-                f"invalid sampler {settings.sampler!r}: mode guidance shifts the fresh noise of"
-                " ancestral, the default, or lcm"
-            )
+        _check(settings)
         backbone = chosen_backbone(settings, context.device)
         coding = replace(coding_for(settings), prompts=False)
         if not can_code(backbone, coding):
@@ -84,13 +72,31 @@ class Modes:
                 f" {count(len(job.sampling().sigmas) - 1, 'step')}, and the last never does",
                 hint="raise sampler_steps or pulled, or set pulled to 0",
             )
-        least, budget = job.expected_bytes() + margin_of(settings), settings.budget
-        if budget is not None and least > budget:
-            raise UsageError(
-                f"{budget} bytes are too few: {settings.images} images of each class take {least}",
-                hint="raise the budget, or make fewer images",
-            )
-        return replace(job, plan=replace(job.plan, details=job.details(), text=job.text()))
+        job, notes = _within_budget(job)
+        text = (*job.text(), *notes)
+        return replace(job, plan=replace(job.plan, details=job.details(), text=text))
+
+
+def _check(settings: EncodeSettings) -> None:
+    """Refuse shared settings that say nothing about images that are made once."""
+    if settings.select != "teacher":
+        raise UsageError("the method modes has no seeds to select")
+    if (settings.candidates or 1) > 1:
+        raise UsageError("the method modes makes one image of each cluster: no candidates")
+    if settings.codec is not None:
+        raise UsageError("the method modes stores no vectors: no codec")
+    if settings.for_updates != EncodeSettings().for_updates:
+        raise UsageError("the method modes has no pilots: leave out for_updates")
+    if settings.codes is not None or settings.no_codes:
+        raise UsageError(
+            "the method modes stores all images as codes, of images that it makes",
+            hint="leave out codes and no_codes",
+        )
+    if settings.sampler not in (None, "lcm"):
+        raise UsageError(
+            f"invalid sampler {settings.sampler!r}: mode guidance shifts the fresh noise of"
+            " ancestral, the default, or lcm"
+        )
 
 
 def _plan(
@@ -107,6 +113,37 @@ def _plan(
         dtype=dtype_for(context.device),
     )
     return replace(plan, codes=settings.images, made=True)
+
+
+def _within_budget(job: ModesJob) -> tuple[ModesJob, tuple[str, ...]]:
+    """Return the job with as many images as fit, where their number is not set, and a line on it.
+
+    Raises:
+        UsageError: if too few fit.
+    """
+    settings, plan, budget = job.settings, job.plan, job.settings.budget
+    if budget is None:
+        return job, ()
+
+    def of(images: int) -> ModesJob:
+        return replace(job, plan=replace(plan, images_per_class=images, codes=images))
+
+    def size_of(images: int) -> int:
+        return of(images).expected_bytes()
+
+    most = plan.images_per_class
+    numbers = range(1 if settings.images_per_class is None else most, most + 1)
+    fit = bisect_right(numbers, budget - margin_of(settings), key=size_of)
+    if not fit:
+        least = size_of(numbers[0]) + margin_of(settings)
+        raise UsageError(
+            f"{budget} bytes are too few: {count(numbers[0], 'image')} of each class take {least}",
+            hint="raise the budget, or make fewer images",
+        )
+    images = numbers[fit - 1]
+    size = size_of(images)
+    line = f"budget {budget:,} bytes: {count(images, 'image')} of each class: about {size:,} bytes"
+    return of(images), (line,)
 
 
 @dataclass(frozen=True, slots=True)
