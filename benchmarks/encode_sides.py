@@ -175,7 +175,7 @@ class Sides:
     def teacher(self) -> Teacher:
         """The teacher of the source; a training that was stopped begins anew, to be timed."""
         plan = self.job.plan
-        config = small_teacher(plan, self.settings, "cpu", choosing=not plan.makes_images)
+        config = small_teacher(plan, self.settings, "cpu", choosing=not plan.asks_teacher)
         key, folder = teacher_key(self.source, config), self.folder / "teacher"
         if "teacher" not in self.journal:
             shutil.rmtree(folder, ignore_errors=True)

@@ -114,10 +114,15 @@ class EncodePlan:
 
     @property
     def makes_images(self) -> bool:
-        """Whether images are made, or photographs coded, when the method has learned."""
-        allocation = self.allocation
-        picks = allocation.candidates > 1 and self.seeded > 0
-        return bool(picks or self.codes or self.pilots or allocation.labels != "none")
+        """Whether seeds are chosen, or photographs coded, when the method has learned."""
+        picks = self.allocation.candidates > 1 and self.seeded > 0
+        return picks or self.asks_teacher
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether a teacher picks or labels images, or chooses photographs."""
+        judges = self.allocation.judged > 0 and self.seeded > 0
+        return bool(judges or self.codes or self.pilots or self.allocation.labels != "none")
 
     def to_json(self) -> dict[str, Any]:
         """Return what a run must have in common with the one that it continues."""

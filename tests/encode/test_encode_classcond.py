@@ -312,6 +312,9 @@ def test_estimate_measures_classcond(tmp_path: Path) -> None:
     assert estimate["plan"]["size"] == (16, 16)
     assert 1000 < estimate["bytes"] < 3000
     assert estimate["seconds"]["train"] > 0
+    assert "draws" not in estimate["seconds"]
+    drawn = estimate_encode(source, settings_of(method="classcond", select="draws", **TINY))
+    assert drawn["seconds"]["draws"] > 0
     embedded = estimate_encode(source, settings_of(method="classcond", embed=True, **TINY))
     # the autoencoder of mini, halved
     assert embedded["bytes"] > estimate["bytes"] + 1_500_000

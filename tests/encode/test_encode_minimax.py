@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -426,11 +427,15 @@ def test_estimate_of_minimax_has_the_bytes(world: Path) -> None:
 
 
 @pytest.mark.heavy
-def test_no_teacher_is_trained_where_nothing_asks_it(world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("select", "count"), [("teacher", 1), ("draws", 16)])
+def test_no_teacher_is_trained_where_nothing_asks_it(
+    world: Path, tmp_path: Path, select: Any, count: int
+) -> None:
     source = open_source(str(world / "source"))
     settings = settings_of(
-        method="minimax", backbone=str(world / "dit"), train_steps=2, candidates=1, ema=0.5
-    )
+        method="minimax", backbone=str(world / "dit"), train_steps=2, ema=0.5,
+        candidates=count, select=select,
+    )  # fmt: skip
     estimate = estimate_encode(source, settings)
     assert "teacher" not in estimate["seconds"]
     output = tmp_path / "alone.d3m"
@@ -438,7 +443,9 @@ def test_no_teacher_is_trained_where_nothing_asks_it(world: Path, tmp_path: Path
     assert "teacher" not in pack.provenance
     assert not (tmp_path / "cache").exists()
     assert abs(output.stat().st_size - estimate["bytes"]) < MARGIN
-    for asks in ({"labels": "top1"}, {"candidates": 2}, {"search_images": 4}):
+    assert ("draws" in estimate["seconds"]) == (select == "draws")
+    s3 = {"candidates": 2, "select": "s3"}
+    for asks in ({"labels": "top1"}, {"candidates": 2}, s3, {"search_images": 4}):
         changed = settings_of(
             **{"method": "minimax", "backbone": str(world / "dit"), "candidates": 1, **asks}
         )

@@ -34,6 +34,7 @@ from d3pack.encode.plan import EncodePlan, dtype_for, sigmas_of, typical_side
 from d3pack.encode.sampler_fit import STEPS as FITTED_STEPS
 from d3pack.encode.sampler_fit import forwards_of, unfitted
 from d3pack.encode.sampler_search import best_sampling, grid
+from d3pack.encode.sets import draw_seconds
 from d3pack.encode.settings import ClassCondSettings, EncodeSettings
 from d3pack.encode.teaching import open_teacher
 from d3pack.errors import UsageError
@@ -165,7 +166,8 @@ class ClassCondJob:
         images = (plan.allocation.judged + 1) * plan.seeded
         steps = own.train_steps or config.loop.steps
         samplings = grid(self.settings, fit=True)
-        fit = forwards_of((vae.channels, *(s // vae.factor for s in plan.size)), FITTED_STEPS)
+        shape = (vae.channels, *(side // vae.factor for side in plan.size))
+        fit = forwards_of(shape, FITTED_STEPS)
         fits = sum(fit * s.forwards / s.steps for s in samplings if s.sampler == "table")
         stages = {}
         if self.settings.teacher == "train":
@@ -176,6 +178,7 @@ class ClassCondJob:
             "read and encode": sum(self.source.counts) * costs.read_and_encode,
             "train": own.train_seconds or steps * config.loop.batch * costs.train,
             "sampler": len(samplings) * own.search_images * costs.image + fits * costs.forward,
+            **draw_seconds(plan, shape),
             "images": images * len(plan.classes) * costs.image,
         }
         return Estimate(self.expected_bytes(plan.allocation), stages)

@@ -342,7 +342,7 @@ class D3MJob:
     @property
     def _only_chooses(self) -> bool:
         """Whether the teacher chooses patches, and neither picks nor labels images."""
-        return not self.plan.makes_images
+        return not self.plan.asks_teacher
 
     def _no_class(self, k: int) -> Array | None:
         """Return the outputs that guidance compares with, where the pack has to hold them."""

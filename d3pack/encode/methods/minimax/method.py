@@ -37,6 +37,7 @@ from d3pack.encode.methods.minimax.difffit import fitted
 from d3pack.encode.methods.minimax.finetune import FineTuning, Tuned, full_adapter, tuning_seconds
 from d3pack.encode.plan import EncodePlan, backbone_json, dtype_for, sigmas_of
 from d3pack.encode.sampler_search import best_sampling
+from d3pack.encode.sets import draw_seconds
 from d3pack.encode.settings import EncodeSettings, MinimaxSettings
 from d3pack.encode.teaching import open_teacher
 from d3pack.errors import UsageError
@@ -118,7 +119,7 @@ class MinimaxJob:
 
     def _teaches(self, plan: EncodePlan) -> bool:
         """Return whether images are judged or labelled, or photographs chosen for codes."""
-        return plan.makes_images or self.own.search_images > 0
+        return plan.asks_teacher or self.own.search_images > 0
 
     def describe(self) -> EncodePlan:
         """Return the resolved settings."""
@@ -193,6 +194,7 @@ class MinimaxJob:
         stages |= {
             "encode": 2 * plan.images * encode,
             "tune": self.steps * tuning_seconds(backbone, plan.classes, self.own.batch),
+            **draw_seconds(plan, backbone.latent_shape_for(plan.size)),
             "images": images * len(plan.classes) * (decode + forward * self.sampling.forwards),
         }
         return Estimate(self.expected_bytes(allocation), stages)
