@@ -117,15 +117,17 @@ def off_normal(sets: Tensor) -> Tensor:
     """Return how far sets (N, images, D) are from normal, by D3HR's score.
 
     It adds the lengths of the errors of mean and deviation of each value over the images, and a
-    tenth of that of the skewness of each image over its values.
+    tenth of that of the skewness of each image, of its values in units of these means and
+    deviations. Of one image, which has no deviation, the mean alone counts.
     """
-    mean = sets.mean(1).norm(dim=1)
-    alone = sets.shape[1] == 1  # has no deviation
-    deviation = 0.0 if alone else (sets.std(1) - 1).norm(dim=1)
-    values = sets.shape[2]
-    z = (sets - sets.mean(2, keepdim=True)) / sets.std(2, keepdim=True)
+    mean, values = sets.mean(1, keepdim=True), sets.shape[2]
+    off: Tensor = mean.norm(dim=(1, 2))
+    if sets.shape[1] == 1:
+        return off
+    deviation = sets.std(1, keepdim=True)
+    z = (sets - mean) / deviation
     skew = z.pow(3).sum(2) * (values / ((values - 1) * (values - 2)))
-    off: Tensor = mean + deviation + _SKEW * skew.norm(dim=1)
+    off += (deviation - 1).norm(dim=(1, 2)) + _SKEW * skew.norm(dim=1)
     return off
 
 

@@ -76,6 +76,20 @@ def test_sets_with_the_statistics_of_the_normal_are_nearer() -> None:
     assert off[0] < 1
 
 
+def test_score_is_that_of_the_published_code() -> None:
+    """Written out: values in the units of their place over the images, cubes summed by image."""
+    drawn = np.random.default_rng(0).standard_normal((3, 5, 40))
+    expected = []
+    for images in drawn:
+        mean, deviation = images.mean(0), images.std(0, ddof=1)
+        skew = [sum(((x - mean) / deviation) ** 3) * 40 / (39 * 38) for x in images]
+        errors = (np.linalg.norm(part) for part in (mean, deviation - 1, skew))
+        expected.append(np.dot([1, 1, 0.1], list(errors)))
+    assert off_normal(torch.from_numpy(drawn)).tolist() == pytest.approx(expected)
+    alone = torch.from_numpy(drawn[:, :1])
+    assert off_normal(alone).tolist() == pytest.approx(np.linalg.norm(drawn[:, 0], axis=1))
+
+
 def sets(backbone: Path, select: str, **changes: Any) -> EncodeSettings:
     values: dict[str, Any] = {"modes": 1, "labels": "none", "steps": 2, "cool": 1, "guidance": 1.5}
     return quick(backbone, select=select, **{**values, **changes})
