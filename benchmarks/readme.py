@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import stdev
 from typing import Any
@@ -49,6 +50,8 @@ METHODS = {
     "ten times the weights": "the same with ten times the weights of its two criteria",
     "fine-tuned without": "the same without them",
 }
+METHOD_IMAGES, METHOD_PROTOCOLS = (10, 50), ("quick", "standard")  # that all have to have
+NONE = "–"  # in a cell
 METHODS_MOVED = """\
 What each method of `encode` costs and teaches: [one table](../docs/guides/choosing-a-method.md)."""
 # Until all methods were measured by one version of the code
@@ -76,7 +79,8 @@ Only `d3m` picks its seeds here ([figures]({host}/methods.json)).
 {rows}"""
 COSTS = """\
 {target}: {train} training images, {test} test images, {seeds} students each, measured on {date} \
-by one version of the code ([figures]({host}/{file})).
+by `python -m benchmarks methods`,
+one version of the code ([figures]({host}/{file})). Random photographs are others for each student.
 {seen} Encoding is timed on {cores} (in parentheses: processor time), without the teacher, which
 is trained once for all that ask it: {teacher}.
 The first images of `codes`, `classcond` and `minimax` do not depend on their number: 10 of them
@@ -440,16 +444,17 @@ def numbers_of_settings() -> str:
 
 def likeness(row: Mapping[str, Any]) -> str:
     """Return precision, recall and coverage of the images of a row."""
-    names = ("precision", "recall", "coverage")
-    return " / ".join(f"{row['likeness'][name]:.2f}" for name in names)
+    names, figures = ("precision", "recall", "coverage"), row["likeness"]
+    return " / ".join(f"{figures[name]:.2f}" if name in figures else NONE for name in names)
 
 
 def all_measured() -> bool:
-    """Return whether one version of the code has been measured with every method of before."""
-    rows = load("methods-cifar10").get("rows", {})
-    return all(
-        rows.get(f"{name} 50", {}).get("students", {}).get("quick")
-        for name in ("d3m", "classcond", "minimax")
+    """Return whether one version of the code has been measured with every method, in full."""
+    figures = load("methods-cifar10")
+    rows, names = figures.get("rows", {}), figures.get("ways", ())
+    return bool(names) and all(
+        rows.get(f"{name} {count}", {}).get("students", {}).get(protocol)
+        for name, count, protocol in product(names, METHOD_IMAGES, METHOD_PROTOCOLS)
     )
 
 
@@ -506,19 +511,28 @@ def took(figures: Mapping[str, Any]) -> str:
 
 def cost_row(row: Mapping[str, Any]) -> str:
     """Return the line of a pack."""
-    own, students = row["own_backbone"], row["students"]
+    students = row["students"]
+    taught = (percent(students[name]) if name in students else NONE for name in METHOD_PROTOCOLS)
+    cells = [*pack_cells(row), *taught, likeness(row)]
+    return f"| {' | '.join(cells)} |"
+
+
+def pack_cells(row: Mapping[str, Any]) -> list[str]:
+    """Return the cells on a pack; photographs, which are none, have two."""
+    count = f"{row['images_per_class']}"
+    if "encode" not in row:
+        return [row["title"], count, *[NONE] * 4]
     extra = ["teacher"] * row["asks_teacher"] + [f"`{row['after']}`"] * bool(row["after"])
-    cells = [
+    whose = "its own" if row["own_backbone"] else "shared"
+    backbone = f"{row['backbone_bytes'] / 1e6:.1f} MB, {whose}"
+    return [
         f"`{row['title']}`",
-        f"{row['images_per_class']}",
+        count,
         " + ".join([took(row["encode"]), *extra]),
         f"{row['bytes']:,} B",
-        f"{row['backbone_bytes'] / 1e6:.1f} MB, {'its own' if own else 'shared'}",
+        backbone if row["backbone_bytes"] else "in the pack",
         f"{row['speed']['images_per_second']:.0f}",
-        *(percent(students[name]) if name in students else "–" for name in ("quick", "standard")),
-        likeness(row),
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def either(numbers: Iterable[int]) -> str:
@@ -544,7 +558,7 @@ def cost_table(file: str, record: Mapping[str, Any]) -> str:
         figures["rows"].values(),
         key=lambda row: (figures["ways"].index(row["way"]), row["images_per_class"]),
     )
-    threads = {row["encode"]["threads"] for row in rows}
+    threads = {row["encode"]["threads"] for row in rows if "encode" in row}
     seeds = {len(taught["runs"]) for row in rows for taught in row["students"].values()}
     return COSTS.format(
         target=SETS.get(figures["target"], figures["target"]),

@@ -92,7 +92,7 @@ def priced_record(*rows: dict[str, Any]) -> dict[str, Any]:
         "classes": {"cat": False, "dog": False},
         "images": {"train": 50_000, "test": 10_000},
         "teacher": {"seconds": 905.0, "cpu_seconds": 880.0},
-        "ways": ["codes", "d3m", "classcond", "minimax"],
+        "ways": ["photographs", "codes", "d3m", "classcond", "minimax"],
         "rows": {f"{row['way']} {row['images_per_class']}": row for row in rows},
     }
     return {"date": "2026-12-01", "machine": {"cores": 2}, "figures": figures}
@@ -133,6 +133,17 @@ def test_costs_are_shown_from_cheap_to_dear_and_only_what_was_measured() -> None
     assert "15 min 05 s (14 min 40 s)" in text
 
 
+def test_photographs_and_packs_that_carry_their_backbone_have_cells_of_their_own() -> None:
+    photographs = {
+        "way": "photographs", "title": "random photographs", "images_per_class": 1,
+        "likeness": {"right": 0.9}, "students": priced("d3m", 1)["students"],
+    }  # fmt: skip
+    carried = priced("classcond", 10, own_backbone=True, backbone_bytes=0)
+    text = readme.cost_table("methods-cifar10.json", priced_record(photographs, carried))
+    assert "| random photographs | 1 | – | – | – | – | 40.0 ± 0.4 % | – | – / – / – |" in text
+    assert "| 1,234 B | in the pack | 41 |" in text
+
+
 def test_classes_that_the_backbone_has_seen_are_told_apart() -> None:
     assert readme.seen({"cat": True, "dog": True}).endswith("photographs of all of its classes.")
     assert readme.seen({"cat": True, "dog": False}).endswith("photographs of cat; not of dog.")
@@ -148,16 +159,19 @@ def test_table_of_before_goes_when_one_version_has_its_rows(
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
     file = tmp_path / "methods-cifar10.json"
-    rows = [priced(name, 50) for name in ("d3m", "classcond", "minimax")]
-    for count in range(4):
-        if count:
-            file.write_text(json.dumps(priced_record(*rows[:count])), encoding="utf-8")
+    ways = priced_record()["figures"]["ways"]
+    both = {name: priced("d3m", 10)["students"]["quick"] for name in ("quick", "standard")}
+    rows = [priced(name, count, students=both) for name in ways for count in (10, 50)]
+    short = priced(ways[-1], 50)  # without the longer training
+    for some in ([], rows[:1], rows[1::2], rows[:-1], [*rows[:-1], short], rows):
+        if some:
+            file.write_text(json.dumps(priced_record(*some)), encoding="utf-8")
         made = readme.blocks()
         guide, page = made[readme.GUIDE], made[readme.ALL_RESULTS]
-        assert guide.count("| `d3m` |") == (count > 0) + (count < 3)
-        assert (before in guide) == (count < 3)
-        assert ("The three methods" in page) == (count < 3)
-        assert ("choosing-a-method.md" in page) == (count == 3)
+        assert (before in guide) == (some != rows)
+        assert ("The three methods" in page) == (some != rows)
+        assert ("choosing-a-method.md" in page) == (some == rows)
+        assert guide.count("| `codes` |") == sum(row["way"] == "codes" for row in some)
 
 
 def test_hours_of_the_guide_are_those_of_the_plan() -> None:
