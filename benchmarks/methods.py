@@ -10,6 +10,10 @@ and students are trained on them. Every figure goes into `results/methods-NAME.j
 is measured. Packs, students and the teacher are kept in `--work`: a run that was stopped goes on.
 The file is one version of the code: rows of another are dropped.
 
+Four ways to choose seeds have one guidance and one sampler, at all numbers of images: `d3m-seeds`,
+`d3m-draws`, `d3m-teacher` and `d3m-s3`. `photographs` are random real ones without loss, another
+draw for each student: what as many images could teach.
+
 A pack of 10 images a class is an encoding of its own where the number decides about the images
 (`modes` makes as many clusters, `d3m` picks from as many candidates or draws). Where it does not
 (`codes`, `classcond`, `minimax`) it is the first 10 of the pack of 50, whose encoding is timed.
@@ -18,7 +22,8 @@ A pack of 10 images a class is an encoding of its own where the number decides a
 ask one teacher, which is trained and timed once, before them. Seconds are those of all runs that it
 took; what a stopped run had to do again counts twice. Precision, recall, density and coverage
 (arXiv 2002.09797) are taken class by class in the features of that teacher, against as many real
-images of the class as the pack has, k = 5.
+images of the class as the pack has, k = 5 or as many neighbours as there are. A single image of a
+class has none, and no such figures.
 """
 
 from __future__ import annotations
@@ -40,15 +45,30 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.results import RESULTS, code, command, load, save
-from d3pack.decode import Decoder, local_backbone
-from d3pack.encode import D3MSettings, EncodeSettings, MinimaxSettings, encode
+from d3pack.decode import Decoder, local_backbone, unpack_backbone
+from d3pack.encode import (
+    ClassCondSettings,
+    D3MSettings,
+    EncodeSettings,
+    MinimaxSettings,
+    ModesSettings,
+    encode,
+)
 from d3pack.evaluate import PROTOCOLS, Bench
-from d3pack.evaluate.baselines import pack_entry
-from d3pack.format import Pack, read
+from d3pack.evaluate.baselines import pack_entry, random_entry
+from d3pack.format import EMBEDDED, Pack, read
 from d3pack.sources import open_source
 from d3pack.students import fit
 from d3pack.students.real import RealImages, common_size
-from d3pack.system import Events, Journal, plain, replace_folder, resolve_device, write_json
+from d3pack.system import (
+    Events,
+    Journal,
+    options_of,
+    plain,
+    replace_folder,
+    resolve_device,
+    write_json,
+)
 from d3pack.teachers import SAMPLES, Teacher, batched, teacher_config, train_teacher
 
 WHAT = (__doc__ or "").partition("\n")[0]
@@ -74,35 +94,61 @@ class Way:
     def title(self) -> str:
         """What stands behind `--method`."""
         words = [self.settings.method]
-        for name, value in described(replace(self.settings, method="d3m")).items():
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        settings, own = replace(self.settings, method="d3m"), self.settings.method_settings
+        kinds = (EncodeSettings, *([] if own is None else [type(own)]))
+        flags = {entry.name: entry.flag for kind in kinds for entry in options_of(kind)}
+        for name, value in described(settings).items():
+            flag = flags[name] or f"--{name.replace('_', '-')}"
+            words += [flag, *([] if value is True else [str(value)])]
         return " ".join(words)
 
 
-# From cheap to dear. The defaults of minimax are a day's work here, and a sampler for another DiT
+PHOTOGRAPHS = "photographs"  # real ones, which no pack holds
 MINI = EncodeSettings(backbone="mini")  # on a GPU, too
+GUIDED = replace(MINI, guidance=1.5)  # of a measured guidance of 1 one pass has nothing to fit
+SAMPLED = replace(GUIDED, sampler="dpmpp-2m", sampler_steps=12)
+# The defaults of minimax are a day's work here, and a sampler for another DiT
+TUNING = MinimaxSettings(train_steps=4000, ema=0.999, search_images=200)
+
+
+def tuned(own: MinimaxSettings) -> Way:
+    """Minimax with settings of its own, on the backbone of classcond."""
+    settings = EncodeSettings(method="minimax", method_settings=own)
+    return Way(settings, first=True, after="classcond")
+
+
+# From cheap to dear
 WAYS = {
     "codes": Way(replace(MINI, method="codes"), first=True),
     "modes": Way(replace(MINI, method="modes")),
-    "d3m-draws": Way(replace(MINI, select="draws")),
+    "modes-weighed": Way(replace(MINI, method="modes", method_settings=ModesSettings(weigh=True))),
+    "d3m-seeds": Way(replace(SAMPLED, candidates=1)),
+    "d3m-draws": Way(replace(SAMPLED, select="draws")),
+    "d3m-teacher": Way(replace(SAMPLED, candidates=8)),
+    "d3m-s3": Way(replace(SAMPLED, select="s3")),
     "d3m": Way(MINI),
-    "d3m-one-pass": Way(replace(MINI, method_settings=D3MSettings(one_pass=True))),
-    "d3m-s3": Way(replace(MINI, select="s3")),
+    "d3m-one-pass": Way(replace(GUIDED, method_settings=D3MSettings(one_pass=True))),
     "classcond": Way(EncodeSettings(method="classcond"), first=True),
-    "minimax": Way(
+    "classcond-embedded": Way(
         EncodeSettings(
-            method="minimax",
-            method_settings=MinimaxSettings(train_steps=4000, ema=0.999, search_images=200),
+            method="classcond", method_settings=ClassCondSettings(embed=True, embed_bits=4)
         ),
         first=True,
-        after="classcond",
     ),
+    "minimax": tuned(TUNING),
+    "minimax-without": tuned(replace(TUNING, representative=0.0, diverse=0.0)),
+    "minimax-average": tuned(replace(TUNING, ema=0.9999)),  # as in the paper
 }
 
 
 def manifold(real: Tensor, made: Tensor) -> dict[str, float]:
-    """Precision, recall, density and coverage of features, by balls around the k-th neighbour."""
+    """Precision, recall, density and coverage of features, by balls around the k-th neighbour.
+
+    There are none where an image has no neighbour.
+    """
     k = min(NEAREST, len(real) - 1, len(made) - 1)
+    if k < 1:
+        return {}
 
     def radii(x: Tensor) -> Tensor:
         return torch.cdist(x, x).kthvalue(k + 1, dim=1).values
@@ -266,8 +312,15 @@ class Run:
         # codes takes all images that it gets
         return settings if settings.method == "codes" else replace(settings, images_per_class=ipc)
 
+    def described(self, name: str, ipc: int) -> dict[str, Any]:
+        """All settings that decide about a pack, those of the one whose backbone it takes, too."""
+        if name == PHOTOGRAPHS:
+            return {}
+        value, after = described(self.settings(name, ipc)), self.ways[name].after
+        return value if after is None else value | {"after": self.described(after, self.most)}
+
     def path(self, name: str, ipc: int) -> Path:
-        settings = json.dumps(described(self.settings(name, ipc)), sort_keys=True)
+        settings = json.dumps(self.described(name, ipc), sort_keys=True)
         return self.work / f"{name}-{ipc}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}.d3m"
 
     def made(self, name: str, ipc: int) -> Made:
@@ -276,7 +329,7 @@ class Run:
         count = max(self.most, ipc) if way.first else ipc
         path, settings = self.path(name, count), self.settings(name, count)
         if way.after is not None:
-            settings = replace(settings, backbone=str(self.made(way.after, self.most).folder))
+            settings = replace(settings, backbone=str(self.backbone(way.after)))
         figures = path.with_suffix(".json")
         if not Clock(figures).finished:
             teachers = self.teacher and self.work / "teachers"  # timed apart; encode finds it there
@@ -294,32 +347,53 @@ class Run:
         took = {"images_per_class": count, **Clock(figures).finish()}
         return Made(pack.first(ipc), folder, took)
 
-    def bench(self, made: Made, protocol: str) -> Bench:
+    def backbone(self, name: str) -> Path:
+        """The directory of the backbone that a method has trained, beside its pack or inside."""
+        made = self.made(name, self.most)
+        folder = made.folder or unpack_backbone(made.pack)
+        if folder is None:
+            raise ValueError(f"{name} trains no backbone")
+        return folder
+
+    def bench(self, made: Made | None, ipc: int, protocol: str) -> Bench:
         return Bench(
             self.train,
             self.test,
-            len(made.pack),
+            ipc * len(self.train.classes),
             PROTOCOLS[protocol],
             self.work / "students",
-            backbone=made.folder,
+            backbone=made.folder if made else None,
             events=self.events,
         )
 
-    def row(self, name: str, ipc: int, made: Made, images: Tensor) -> dict[str, Any]:
+    def row_of_photographs(self, ipc: int) -> dict[str, Any]:
+        """What can be said of random photographs; the images are those of the first student."""
+        return {
+            "way": PHOTOGRAPHS,
+            "title": "random photographs, without loss",
+            "after": None,
+            "settings": self.described(PHOTOGRAPHS, ipc),
+            "images_per_class": ipc,
+            "likeness": likeness(self.teacher[0], self.train, self.train.draw(ipc, 0).images),
+            "students": {},
+        }
+
+    def row(self, name: str, made: Made) -> dict[str, Any]:
         """Everything about a pack but its students."""
         pack, recipe, way = made.pack, made.pack.recipe, self.ways[name]
-        ledger, teacher = pack.ledger(), self.teacher[0]
+        ipc, ledger, teacher = pack.images_per_class, pack.ledger(), self.teacher[0]
+        images = self.bench(made, ipc, next(iter(PROTOCOLS))).decode(pack).images
         return {
             "way": name,
             "title": way.title,
             "after": way.after,
-            "settings": described(self.settings(name, ipc)),
+            "settings": self.described(name, ipc),
             "images_per_class": ipc,
             "root": pack.root,
             "bytes": ledger.total,
             "adapter_bytes": ledger.sections.get("adapter", 0),
-            "backbone_bytes": recipe.backbone.nbytes,
-            "own_backbone": made.folder is not None,
+            "backbone_bytes": ledger.backbone,  # beside the pack
+            "own_backbone": made.folder is not None or EMBEDDED in pack.extensions,
             "sampler": [recipe.sampler, len(recipe.sigmas) - 1, recipe.guidance],
             "provenance": json.loads(json.dumps(pack.provenance, default=dict)),
             "asks_teacher": "teacher" in pack.provenance,
@@ -341,24 +415,27 @@ class Run:
     ) -> None:
         """Add what is missing to the figures, and hand them to `keep` after each."""
         rows = figures.setdefault("rows", {})
-        for name, count in ((name, count) for name in self.ways if name in only for count in ipc):
+        names = [name for name in (PHOTOGRAPHS, *self.ways) if name in only]
+        for name, count in ((name, count) for name in names for count in ipc):
             key = f"{name} {count}"
-            if key in rows and rows[key]["settings"] != described(self.settings(name, count)):
+            if key in rows and rows[key]["settings"] != self.described(name, count):
                 del rows[key]
             taught = rows[key]["students"] if key in rows else {}
             lacking = [p for p in protocols if len(taught.get(p, {"runs": ()})["runs"]) < seeds]
             if key in rows and not lacking:
                 continue
-            made = self.made(name, count)
-            benches = {protocol: self.bench(made, protocol) for protocol in lacking}
+            made = None if name == PHOTOGRAPHS else self.made(name, count)
+            benches = {protocol: self.bench(made, count, protocol) for protocol in lacking}
             if key not in rows:
-                images = self.bench(made, protocols[0]).decode(made.pack).images
-                rows[key] = self.row(name, count, made, images)
+                rows[key] = self.row_of_photographs(count) if made is None else self.row(name, made)
                 figures["teacher"] = self.teacher[1]
                 keep(figures)
             for protocol, bench in benches.items():
-                total, title = made.pack.ledger().total, f"{key}, {protocol}"
-                entry = pack_entry(bench, f"{name}-{count}", title, made.pack, total)
+                if made is None:
+                    entry = random_entry(self.train, count)
+                else:
+                    total, title = made.pack.ledger().total, f"{key}, {protocol}"
+                    entry = pack_entry(bench, f"{name}-{count}", title, made.pack, total)
                 for seed in range(seeds):
                     result = bench.run(entry, seed + 1)
                     rows[key]["students"][protocol] = result.to_json()
@@ -385,7 +462,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--work", type=Path)
     parser.add_argument("--name", help="of the target [that of the folder of --real]")
     parser.add_argument("--seen", help="all, none, or classes, as a,b: trained on by mini")
-    parser.add_argument("--only", default=",".join(WAYS), help="methods, as d3m,modes")
+    names = (PHOTOGRAPHS, *WAYS)
+    parser.add_argument("--only", default=",".join(names), help="methods, as d3m,modes")
     parser.add_argument("--ipc", default="10,50")
     parser.add_argument("--protocols", default="quick,standard")
     parser.add_argument("--seeds", type=int, default=3)
@@ -394,12 +472,12 @@ def main(arguments: Sequence[str]) -> None:
     args = parser.parse_args(arguments)
     if args.list:
         for name, way in WAYS.items():
-            say(f"{name:14} d3pack encode --method {way.title}")
+            say(f"{name:18} d3pack encode --method {way.title}")
         return
     if args.real is None or args.work is None or args.seen is None:
         parser.error("--real, --work and --seen are needed to measure")
     only, protocols = args.only.split(","), args.protocols.split(",")
-    if unknown := [*{*only} - {*WAYS}, *{*protocols} - {*PROTOCOLS}]:
+    if unknown := [*{*only} - {*names}, *{*protocols} - {*PROTOCOLS}]:
         parser.error(f"unknown: {', '.join(unknown)}")
     run = Run(args.real, args.work, teacher_samples=args.teacher_samples)
     name = args.name or args.real.resolve().name
@@ -410,7 +488,7 @@ def main(arguments: Sequence[str]) -> None:
     figures |= {
         "target": name,
         "code": run.code,
-        "ways": [*WAYS],
+        "ways": [*names],
         "classes": seen_classes(args.seen, run.train.classes),
         "images": {"train": sum(run.train.counts), "test": sum(run.test.counts)},
     }
