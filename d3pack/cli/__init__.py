@@ -34,6 +34,8 @@ def main() -> None:
     if sys.stdout is None:  # the next file that is opened would take its place
         _out.fail(D3MError("standard output is closed", hint="send it to /dev/null"))
         sys.exit(D3MError.exit_code)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end
     for stream in (sys.stdout, sys.stderr):  # of a locale that lacks a letter of a class name
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     _out.listen()

@@ -60,7 +60,9 @@ class Encode:
     method_settings: Any = chosen("method", method_settings)
     class_names: Path | None = option(None, "CSV or JSON: folder to name.", group="source")
     split: str = option("train", "Which split of the source.", group="source")
-    first_classes: int | None = option(None, "Only the first N classes: a trial.", group="source")
+    first_classes: int | None = option(
+        None, "Only the first N classes: a trial.", ge=1, group="source"
+    )
     on_error: Literal["skip", "fail"] = option(
         "skip", "Bad files: skip (and count) or fail.", group="source"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -95,9 +96,12 @@ def neighbour_table(keys: Sequence[str], *folders: Path | ObjectPath) -> Mapping
     """Return the table that lies beside the folders, if there is one.
 
     `.classes.json`, which `decode` writes into the first of them, or `classes.json` counts where it
-    names all keys; other tables count beside WordNet ids.
+    names all keys; other tables count beside WordNet ids. Links that lead out of their folder do
+    not count: a stranger's folder could name any file of this machine.
     """
     for name in CLASSES:
+        if not _is_inside(folders[0], name):
+            continue
         table = _table_or_none(folders[0] / name)
         if table is not None and table.keys() >= set(keys):
             return table
@@ -105,9 +109,20 @@ def neighbour_table(keys: Sequence[str], *folders: Path | ObjectPath) -> Mapping
         return None
     for folder in folders:
         for name in NEIGHBOURS:
-            if (folder / name).is_file():
+            if _is_inside(folder, name) and (folder / name).is_file():
                 return read_table(folder / name)
     return None
+
+
+def _is_inside(folder: Path | ObjectPath, name: str) -> bool:
+    """Return whether a file of a folder is no link that leads out of it."""
+    if not isinstance(folder, Path):
+        return True
+    real = Path(os.path.realpath(folder / name))
+    if real.is_relative_to(os.path.realpath(folder)):
+        return True
+    _log.warning("%s beside the images is not used: a link that leads out of its folder", name)
+    return False
 
 
 def _table_or_none(path: Path | ObjectPath) -> Mapping[str, str] | None:

@@ -168,3 +168,10 @@ def test_a_closed_or_full_output_ends_in_one_line(where: str, words: str, how: s
     (said,) = done.stderr.splitlines()
     assert said.startswith("d3pack: [E_D3M]")
     assert words in said
+
+
+def test_a_closed_error_output_keeps_no_one_from_the_result() -> None:
+    line = f"{sys.executable} -m d3pack info {PACK} 2>&-"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "d3m 1.0" in done.stdout

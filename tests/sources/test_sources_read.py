@@ -340,6 +340,19 @@ def test_folder_source_uses_constant_memory(tmp_path: Path) -> None:
     assert int(done.stdout) < 8_000  # kB
 
 
+@pytest.mark.posix
+@pytest.mark.parametrize("file", ["classes.json", ".classes.json"])
+def test_a_table_that_is_a_link_out_of_the_folder_is_not_read(
+    file: str, tree: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = open_source(tree).classes
+    secret = tmp_path / "secret.json"
+    secret.write_text(json.dumps({key: f"token {key}" for key in keys}))
+    (tree / file).symlink_to(secret)
+    assert open_source(tree).classes == keys
+    assert "leads out of its folder" in caplog.text
+
+
 @pytest.mark.parametrize("file", ["classes.json", ".classes.json"])
 def test_classes_json_in_the_folder_names_the_classes(file: str, tree: Path) -> None:
     keys = sorted(path.name for path in tree.iterdir())
