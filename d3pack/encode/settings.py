@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from d3pack.errors import UsageError
+from d3pack.format import MAX_SIDE
 from d3pack.format.codecs import PROMPT_CODECS
 from d3pack.students import PILOT_SHARE, PROTOCOLS, Updates
 from d3pack.system import (
@@ -215,6 +216,9 @@ class EncodeSettings:
             raise UsageError("codes= and no_codes= exclude each other")
         if (self.codes or 0) > self.images:
             raise SettingError("codes", self.codes, f"at most images_per_class, {self.images}")
+        if self.size is not None and not 1 <= min(self.size) <= max(self.size) <= MAX_SIDE:
+            shown = "{}x{}".format(*self.size)
+            raise SettingError("size", shown, f"sides of 1 to {MAX_SIDE:,} pixels")
         for name in ("code_tried", "code_atoms"):
             if (value := getattr(self, name) or 1) > (most := 2**self.code_bits):
                 expected = f"at most {most}, the entries for code_bits={self.code_bits}"

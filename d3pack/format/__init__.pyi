@@ -45,6 +45,7 @@ from d3pack.format.reader import read as read
 from d3pack.format.reader import read_file as read_file
 from d3pack.format.reader import read_header as read_header
 from d3pack.format.recipe import MAX_ORDER as MAX_ORDER
+from d3pack.format.recipe import MAX_SIDE as MAX_SIDE
 from d3pack.format.recipe import SAMPLERS as SAMPLERS
 from d3pack.format.recipe import BackboneRef as BackboneRef
 from d3pack.format.recipe import DType as DType

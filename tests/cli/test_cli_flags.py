@@ -45,6 +45,7 @@ def test_the_device_is_explained_once() -> None:
         ("--codes 3 --no-codes", "--codes and --no-codes exclude each other"),
         ("--method classcond --embed-bits 4", "set --embed-backbone as well"),
         ("--size 12x", "invalid --size '12x': expected an integer or HEIGHTxWIDTH"),
+        ("--size 100000", "invalid --size '100000x100000': expected sides of 1 to 8,192 pixels"),
         ("--size x12", "invalid --size 'x12': expected an integer or HEIGHTxWIDTH"),
         ("--size 1_2", "invalid --size '1_2': expected an integer or HEIGHTxWIDTH"),
         ("--ipc +3", "invalid --ipc '+3': expected an integer from 1 to 1048576"),
