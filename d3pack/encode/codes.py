@@ -377,7 +377,7 @@ def _pursue(wanted: Tensor, book: Tensor, count: int, tried: int) -> tuple[Tenso
 
 
 def _repeated(choices: Tensor) -> Tensor:
-    """Return which choices (N, kept, tried, m) are those of an earlier trial of the same image."""
+    """Return which choices (N, kept, tried, m) are those of an earlier trial of the same latent."""
     if choices.shape[3] == 1:  # pursuits begin with different entries
         return torch.zeros(choices.shape[:3], dtype=torch.bool, device=choices.device)
     same = [(c[:, :, None] == c[:, None]).all(3).tril(-1).any(2) for c in choices]
