@@ -364,9 +364,7 @@ class MinimaxSettings:
 class ModesSettings:
     """Settings of `modes` alone; the defaults are those of the paper."""
 
-    pull: float = option(
-        0.1, "Pull towards a centre, in deviations of a step's noise.", ge=0, le=1
-    )
+    pull: float = option(0.1, "Pull towards a centre, in deviations of a step's noise.", ge=0, le=1)
     pulled: float = option(0.5, "Share of the steps that pull, from the first on.", ge=0, le=1)
     pool: int = option(0, "Real images per class that are clustered; 0: all.", ge=0)
     weigh: bool = option(False, "Store the share of its cluster as the weight of each image.")
