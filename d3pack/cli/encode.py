@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from d3pack.cli import _out
-from d3pack.cli._command import chosen
+from d3pack.cli._command import chosen, flags_of
 from d3pack.cli._fields import (
     Format,
     format_option,
@@ -29,17 +29,19 @@ if TYPE_CHECKING:
 
 PART = "Do only one share, as 3/8, into a part; `d3pack merge` makes the pack of all parts."
 _LISTED = 20  # classes that --dry-run lists
-# the settings that decide how long a part of an estimate takes
+# the flags that decide how long a part of an estimate takes, where the method has them
 _DECIDE = {
-    "collages": "--pool and --crops",
-    "inversion": "--cool and --steps",
-    "teacher": "--teacher-samples",
-    "images": "--ipc and --candidates",
-    "codes": "--codes and --code-tried",
-    "pilots": "--for-updates; --no-codes makes none",
-    "train": "--train-steps or --time-budget",
-    "sampler": "--search-images",
-    "tune": "--train-steps",
+    "collages": ("--pool", "--crops"),
+    "inversion": ("--cool", "--steps"),
+    "guidance": ("--guidance",),
+    "one pass": ("--one-pass",),
+    "teacher": ("--teacher-samples",),
+    "images": ("--ipc", "--candidates"),
+    "codes": ("--codes", "--code-tried"),
+    "pilots": ("--for-updates", "--no-codes"),
+    "train": ("--train-steps", "--time-budget"),
+    "sampler": ("--fitted-steps", "--search-images"),
+    "tune": ("--train-steps",),
 }
 _LONG, _SHARE = 30.0, 0.2  # seconds and share of a part about which it is worth to speak
 
@@ -122,7 +124,7 @@ class Encode:
         for line in lines:
             _out.show(line)
         _out.show(costs(estimate["seconds"]))
-        for line in _shorter(estimate["seconds"]):
+        for line in shorter(estimate["seconds"], settings.method):
             _out.show(line)
         _out.show(f"about {estimate['bytes']:,} bytes")
 
@@ -170,9 +172,11 @@ class Encode:
                 _out.say(f"skipped {skipped}: {output.name}.work/skipped.txt names them")
 
 
-def _shorter(seconds: dict[str, float]) -> Iterator[str]:
-    """Yield what decides about the long parts of an encoding."""
+def shorter(seconds: dict[str, float], method: str) -> Iterator[str]:
+    """Yield what decides about the long parts of an encoding by a method."""
     least = max(_LONG, _SHARE * sum(seconds.values()))
+    there = {flag.label for flag in flags_of(Encode, ("--method", method))}
     for name, value in seconds.items():
-        if value >= least and name in _DECIDE:
-            yield f"{name} depends on {_DECIDE[name]}"
+        flags = [flag for flag in _DECIDE.get(name, ()) if flag in there]
+        if value >= least and flags:
+            yield f"{name} depends on {' and '.join(flags)}"

@@ -9,6 +9,7 @@ from cli import invoke
 from places import ROOT
 
 from d3pack.cli._command import all_verbs, flags_of
+from d3pack.cli.encode import _DECIDE, Encode, shorter
 
 PACK = ROOT / "examples" / "cifar10.d3m"
 
@@ -35,6 +36,26 @@ def test_the_device_is_explained_once() -> None:
     told = [flag.option.help for flag in flags if flag.label == "--device"]
     assert len(told) > 5
     assert len(set(told)) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "line"),
+    [
+        ("d3m", "sampler depends on --fitted-steps"),
+        ("classcond", "sampler depends on --search-images"),
+        ("minimax", "sampler depends on --search-images"),
+    ],
+)
+def test_a_plan_names_flags_that_the_method_has(method: str, line: str) -> None:
+    assert list(shorter({"sampler": 60.0, "read": 90.0}, method)) == [line]
+    assert not list(shorter({"sampler": 20.0}, method)), "short enough"
+
+
+def test_flags_that_shorten_an_encoding_exist() -> None:
+    named = {flag for flags in _DECIDE.values() for flag in flags}
+    methods = ("d3m", "classcond", "minimax", "modes", "codes")
+    flags = {f.label for name in methods for f in flags_of(Encode, ("--method", name))}
+    assert named <= flags
 
 
 @pytest.mark.parametrize(
