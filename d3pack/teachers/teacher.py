@@ -16,6 +16,7 @@ from torch.nn import functional
 from d3pack.errors import D3MError, UsageError
 from d3pack.sources import read_table, tidy
 
+_MOST_SIDE = 2048  # pixels that a classifier may ask for
 _REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
 
@@ -191,11 +192,40 @@ def _line(error: Exception) -> str:
 
 
 def _preprocessing(path: Path, config: Any) -> tuple[tuple[int, int], Tensor, Tensor]:
-    """Return size, mean and deviation from the files of the model, or ImageNet's."""
-    settings: dict[str, Any] = {}
-    if (path / "preprocessor_config.json").is_file():
-        settings = json.loads((path / "preprocessor_config.json").read_text(encoding="utf-8"))
-    size = settings.get("crop_size") or settings.get("size") or getattr(config, "image_size", 224)
+    """Return size, mean and deviation from the files of the model, or ImageNet's.
+
+    Raises:
+        TeacherError: they are none that a classifier has.
+    """
+    name = "preprocessor_config.json"
+    try:
+        file = path / name
+        settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        height, width = _size_of(settings, config)
+        mean = settings.get("image_mean", [0.485, 0.456, 0.406])
+        std = settings.get("image_std", [0.229, 0.224, 0.225])
+        if settings.get("do_normalize") is False:
+            mean, std = [0.0] * 3, [1.0] * 3
+        mean, std = (
+            torch.tensor(value, dtype=torch.float32).reshape(1, 3, 1, 1) for value in (mean, std)
+        )
+    # a stranger's file: any value may be of any type
+    except (ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise TeacherError(
+            f"{name} does not say how images are prepared: {_line(error)}"
+        ) from error
+    if not 1 <= min(height, width) <= max(height, width) <= _MOST_SIDE:
+        raise TeacherError(f"{name} asks for images of {height} x {width} pixels")
+    if not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+        raise TeacherError(f"{name} has a mean or deviation that no images have")
+    return (height, width), mean, std
+
+
+def _size_of(settings: dict[str, Any], config: Any) -> tuple[int, int]:
+    """Return height and width of the images that a classifier takes."""
+    size = settings.get("crop_size") or settings.get("size")
+    if size in (None, {}, []):
+        size = getattr(config, "image_size", 224)
     if isinstance(size, Mapping):
         edge = size.get("shortest_edge", 224)
         height, width = size.get("height", edge), size.get("width", edge)
@@ -203,15 +233,7 @@ def _preprocessing(path: Path, config: Any) -> tuple[tuple[int, int], Tensor, Te
         height = width = size
     else:
         height, width = list(size or (224, 224))
-    mean = settings.get("image_mean", [0.485, 0.456, 0.406])
-    std = settings.get("image_std", [0.229, 0.224, 0.225])
-    if settings.get("do_normalize") is False:
-        mean, std = [0.0] * 3, [1.0] * 3
-    return (
-        (int(height), int(width)),
-        torch.tensor(mean, dtype=torch.float32).reshape(1, 3, 1, 1),
-        torch.tensor(std, dtype=torch.float32).reshape(1, 3, 1, 1),
-    )
+    return int(height), int(width)
 
 
 def batched(teacher: Teacher, images: Tensor, batch: int = 128) -> tuple[Tensor, Tensor]:

@@ -293,6 +293,22 @@ def test_a_classifier_of_other_classes(tmp_path: Path) -> None:
     assert TransformersTeacher(str(path), CLASSES[:2], table=str(table)).classes == CLASSES[:2]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[", "[]", "3", "[" * 100_000, '{"size": "x"}', '{"size": 0}', '{"size": 4096}',
+        '{"size": {"height": null}}', '{"size": [1, 2, 3]}', '{"size": {"height": 1e999}}',
+        '{"image_mean": "abc"}', '{"image_mean": [0.5]}', '{"image_mean": [NaN, 0, 0]}',
+        '{"image_std": [0, 1, 1]}', '{"image_std": {"a": 1}}',
+    ],
+)  # fmt: skip
+def test_a_classifier_that_says_nonsense_about_images(tmp_path: Path, text: str) -> None:
+    path = save_classifier(tmp_path / "resnet", CLASSES)
+    (path / "preprocessor_config.json").write_text(text)
+    with pytest.raises(TeacherError, match=r"preprocessor_config\.json"):
+        TransformersTeacher(str(path), CLASSES)
+
+
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     path = save_classifier(tmp_path / "resnet", CLASSES)
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
