@@ -10,6 +10,7 @@ from pathlib import Path
 from d3pack.errors import NotFoundError, SourceError
 from d3pack.sources.base import Skip, edge_stamp
 from d3pack.sources.images import EXTENSIONS, MAX_BYTES, BadImageError
+from d3pack.sources.links import bounds, leads_out, refuse_links
 from d3pack.sources.splits import SPLITS, is_hidden, pick_folder
 
 DEPTH = 4  # of folders in a class: Tiny-ImageNet has <class>/images/
@@ -22,15 +23,10 @@ class FolderStore:
 
     def __init__(self, root: Path, split: str = "train") -> None:
         self._root = _class_root(root, split)
-        self._real = Path(os.path.realpath(self._root))
+        self._bounds = bounds(self._root)
         self.refused: list[Skip] = []
         folders = sorted(_folders(self._root))
-        for name in folders:
-            if not self._inside(self._root / name):
-                raise SourceError(
-                    f"class folder {name!r} is a link that leads out of the source",
-                    hint="copy the images, or give the folder that it points to",
-                )
+        refuse_links("class folder", (self._root / name for name in folders), self._root)
         if not folders:
             loose = any(Path(name).suffix.lower() in EXTENSIONS for name in os.listdir(self._root))
             raise SourceError(
@@ -42,7 +38,7 @@ class FolderStore:
         self._listing = lru_cache(maxsize=4)(self._list)
 
     def _inside(self, path: Path) -> bool:
-        return Path(os.path.realpath(path)).is_relative_to(self._real)
+        return Path(os.path.realpath(path)).is_relative_to(self._bounds)
 
     def _files(self, key: str, *, refuse: bool = False) -> Iterator[str]:
         """Yield the relative names of the image files of a class, unsorted."""
@@ -99,10 +95,11 @@ def holds_classes(root: Path) -> bool:
     """Return whether two folders hold images, whatever archives or tables lie beside them."""
     tops = _folders(root)
     if all(name.casefold() in SPLITS for name in tops):
-        return any(holds_classes(root / name) for name in tops)
+        return any(leads_out(root / name, root) or holds_classes(root / name) for name in tops)
     with_images = 0
     for name in tops:
-        with_images += _holds_image(root / name)
+        # what leads out is not walked: it is refused when the folder is opened
+        with_images += leads_out(root / name, root) or _holds_image(root / name)
         if with_images == 2:
             return True
     return False
@@ -121,7 +118,10 @@ def _class_root(root: Path, split: str) -> Path:
     if not root.is_dir():
         raise NotFoundError(f"there is no directory {root.name}")
     part = pick_folder(_folders(root), split)
-    return root if part is None else root / part
+    if part is None:
+        return root
+    refuse_links("folder", [root / part], root)
+    return root / part
 
 
 def _folders(root: Path) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import os
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from d3pack.errors import NotFoundError, SourceError
+from d3pack.sources.links import leads_out
 from d3pack.system import ObjectPath
 
 _log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def neighbour_table(keys: Sequence[str], *folders: Path | ObjectPath) -> Mapping
     not count: a stranger's folder could name any file of this machine.
     """
     for name in CLASSES:
-        if not _is_inside(folders[0], name):
+        if _is_outside(folders[0], name):
             continue
         table = _table_or_none(folders[0] / name)
         if table is not None and table.keys() >= set(keys):
@@ -109,20 +109,17 @@ def neighbour_table(keys: Sequence[str], *folders: Path | ObjectPath) -> Mapping
         return None
     for folder in folders:
         for name in NEIGHBOURS:
-            if _is_inside(folder, name) and (folder / name).is_file():
+            if not _is_outside(folder, name) and (folder / name).is_file():
                 return read_table(folder / name)
     return None
 
 
-def _is_inside(folder: Path | ObjectPath, name: str) -> bool:
-    """Return whether a file of a folder is no link that leads out of it."""
-    if not isinstance(folder, Path):
-        return True
-    real = Path(os.path.realpath(folder / name))
-    if real.is_relative_to(os.path.realpath(folder)):
-        return True
-    _log.warning("%s beside the images is not used: a link that leads out of its folder", name)
-    return False
+def _is_outside(folder: Path | ObjectPath, name: str) -> bool:
+    """Return whether a file of a folder is a link that leads out of it, for which it is logged."""
+    outside = leads_out(folder / name, folder)
+    if outside:
+        _log.warning("%s beside the images is not used: a link that leads out of its folder", name)
+    return outside
 
 
 def _table_or_none(path: Path | ObjectPath) -> Mapping[str, str] | None:

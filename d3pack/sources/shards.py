@@ -12,6 +12,7 @@ from d3pack.errors import NotFoundError, SourceError
 from d3pack.sources.archive import DAMAGE, TAR_SUFFIXES, TarBytes
 from d3pack.sources.base import Skip
 from d3pack.sources.images import EXTENSIONS, MAX_BYTES
+from d3pack.sources.links import leads_out, refuse_links
 from d3pack.sources.names import read_table
 from d3pack.system import ObjectPath, place
 
@@ -38,6 +39,8 @@ def expand(address: str) -> list[Path | ObjectPath]:
         raise NotFoundError(
             f"{len(absent)} shards are missing, first {absent[0]}" if absent else "no shards"
         )
+    if len(paths) > 1 or paths[0] != place(address):  # who names one file means that one
+        refuse_links("shard", paths, paths[0].parent)
     return paths
 
 
@@ -152,7 +155,7 @@ def _class_keys(labels: list[str], folder: Path | ObjectPath) -> tuple[str, ...]
     ordered = sorted(labels, key=_label_order)
     if all(label.isdecimal() for label in ordered):
         for name in NAME_TABLES:
-            if (folder / name).is_file():
+            if (folder / name).is_file() and not leads_out(folder / name, folder):
                 table = read_table(folder / name)
                 return tuple(table.get(label, label) for label in ordered)
     return tuple(ordered)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from d3pack.errors import HubError, NotFoundError, SourceError
 from d3pack.sources.base import Skip, edge_stamp
 from d3pack.sources.images import MAX_BYTES, BadImageError
+from d3pack.sources.links import bounds, refuse_links
 from d3pack.sources.objects import walk
 from d3pack.sources.splits import below, is_hidden, pick_files
 from d3pack.system import ObjectPath, first_line, require
@@ -43,6 +44,7 @@ def open_parquet(path: Path | ObjectPath, split: str = "train") -> TableStore:
         files = sorted((file for file in below_it if file.suffix == ".parquet"), key=str)
         files = [f for f in files if not any(map(is_hidden, below(f, path).parts))]
         files = pick_files(files, path, split)
+        refuse_links("file", files, path)
     try:
         table = datasets.Dataset.from_parquet([str(file) for file in files])
     # pyarrow and datasets raise many types for a damaged file
@@ -94,7 +96,7 @@ class TableStore:
     def __init__(self, table: Any, kind: str, folders: Sequence[Path | ObjectPath]) -> None:
         datasets = _library()
         self.kind = kind
-        self._folders = [Path(os.path.realpath(f)) for f in folders if isinstance(f, Path)]
+        self._folders = [bounds(f) for f in folders if isinstance(f, Path)]
         features = table.features
         images = [n for n, f in features.items() if isinstance(f, datasets.Image)]
         images += [n for n in IMAGES if n in features and n not in images]

@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from source_world import CLASSES, make_tar, pixels, png
+from source_world import CLASSES, make_parquet, make_shards, make_tar, pixels, png
 
 from d3pack.errors import NotFoundError, SourceError
 from d3pack.sources import open_source
@@ -130,6 +130,52 @@ def test_class_folder_that_leads_out_is_refused(tree: Path, tmp_path: Path) -> N
     (tree / "zebra").symlink_to(outside)
     with pytest.raises(SourceError, match="class folder 'zebra' is a link"):
         open_source(tree)
+
+
+@pytest.mark.parametrize("what", ["folder", "shard", "file"])
+def test_links_in_a_source_that_lead_out_are_refused(what: str, tree: Path, tmp_path: Path) -> None:
+    root = tmp_path / "given"
+    root.mkdir()
+    match what:
+        case "folder":
+            (root / "train").symlink_to(tree)
+        case "shard":
+            make_shards(tmp_path / "other")
+            (root / "0.tar").symlink_to(next((tmp_path / "other").glob("*.tar")))
+        case "file":
+            pytest.importorskip("datasets")
+            (root / "0.parquet").symlink_to(make_parquet(tmp_path / "other.parquet"))
+    with pytest.raises(SourceError, match=f"{what} '.*' is a link that leads out of the source"):
+        open_source(root)
+
+
+def test_a_link_to_everything_is_not_walked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name).symlink_to("/")
+    monkeypatch.setattr(os, "walk", lambda top: pytest.fail(f"walks {top}"))
+    with pytest.raises(SourceError, match="class folder 'cat' is a link"):
+        open_source(tmp_path)
+
+
+def test_a_cache_of_the_hub_is_read_through_its_links(tree: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "datasets--org--photos"
+    snapshot = repository / "snapshots" / "0123"
+    (repository / "blobs").mkdir(parents=True)
+    for number, file in enumerate(sorted(tree.rglob("*.png"))):
+        blob = repository / "blobs" / str(number)
+        file.rename(blob)
+        link = snapshot / "train" / file.relative_to(tree)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    source = open_source(snapshot)
+    assert source.classes == CLASSES
+    assert not source.skipped
+    (tmp_path / "secret.png").write_bytes(png(pixels(9, 9)))
+    (snapshot / "train" / "lemon" / "link.png").symlink_to(tmp_path / "secret.png")
+    assert [skip.key for skip in open_source(snapshot).skipped] == ["link.png"]
 
 
 def test_archive_paths_that_lead_out_are_skipped(tmp_path: Path) -> None:
