@@ -14,6 +14,9 @@ from d3pack.decode.export import class_folder as class_folder
 from d3pack.decode.export import class_folders as class_folders
 from d3pack.decode.export import export_images as export_images
 from d3pack.decode.export import select_classes as select_classes
+from d3pack.decode.limits import check_memory as check_memory
+from d3pack.decode.limits import check_time as check_time
+from d3pack.decode.limits import expected_seconds as expected_seconds
 from d3pack.decode.many import export_by_workers as export_by_workers
 from d3pack.decode.numerics import Numerics as Numerics
 from d3pack.decode.numerics import choose_numerics as choose_numerics

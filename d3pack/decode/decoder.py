@@ -8,11 +8,12 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice, repeat
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -42,10 +43,12 @@ if TYPE_CHECKING:
 
     from d3pack.backbones import Backbone, FileProgress
     from d3pack.format import Array, Pack
+    from d3pack.system import Counter
 
 T = TypeVar("T")
 # groups decoded in parallel, for backbones below and above this many parameters
 _MAX_SMALL, _MAX_LARGE, _SMALL = 32, 4, 100_000_000
+_TICK = 0.2  # seconds after which it is told how far groups are
 _FEW_PIXELS = 1 << 16  # of images that are timed together
 _MAX_CONDITIONS = 256 << 20  # bytes kept: of SD 1.5 in float32, 1100 classes
 
@@ -139,7 +142,7 @@ class Decoder:
         self._unconditional: dict[bool, Condition] = {}  # by whether it guides
         self._lock = lock_of(self.backbone)
         self._pool: tuple[tuple[int, int], ThreadPoolExecutor] | None = None
-        self._passed: Callable[[], None] | None = None
+        self._passed: Callable[[float], None] | None = None
 
     def _open(
         self, backbone: Backbone | None, path: str | Path | None, progress: FileProgress | None
@@ -312,21 +315,50 @@ class Decoder:
 
     def plan(self, items: Iterable[int | Pair]) -> list[tuple[Pair, int]]:
         """Return each forward group that some images take: its first image, and its steps."""
-        pairs, coding = self.pairs(items), self._coding
+        pairs = self.pairs(items)
         groups = (pairs[at : at + self.group] for at in range(0, len(pairs), self.group))
         firsts = [part[0] for group in groups for part in self._kinds(group)]
-        coded = 0 if coding is None else len(coding.sigmas) - 1
-        seeded = len(self._steps)
-        return [(p, coded if p[1] < self.pack.coded_images else seeded) for p in firsts]
+        return [(pair, self._steps_of(pair)) for pair in firsts]
+
+    def _steps_of(self, pair: Pair) -> int:
+        """Return the steps that an image takes."""
+        coded = pair[1] < self.pack.coded_images
+        return len(self._coding.sigmas) - 1 if coded and self._coding else len(self._steps)
 
     @contextmanager
-    def watched(self, passed: Callable[[], None]) -> Iterator[None]:
-        """Call a function after every step of a group; from several threads, where groups are."""
-        self._passed = passed
+    def watched(self, passed: Callable[[float], None] | None) -> Iterator[None]:
+        """Call a function after every step of a group, or soon after, in the caller's thread.
+
+        Args:
+            passed: function of how many images' whole work the step was; None tells nobody.
+        """
+        before, self._passed = self._passed, passed
         try:
             yield
         finally:
-            self._passed = None
+            self._passed = before
+
+    @contextmanager
+    def counted(self, progress: Counter | None, images: int) -> Iterator[None]:
+        """Count images while their steps pass: a group may take minutes.
+
+        Args:
+            progress: function of (images done, in all); None counts nothing.
+            images: how many are made meanwhile.
+        """
+        if progress is None:
+            yield
+            return
+        done = 0.0
+
+        def passed(share: float) -> None:
+            nonlocal done
+            done += share
+            progress(min(int(done + 1e-6), images), images)
+
+        with self.watched(passed):
+            yield
+        progress(images, images)
 
     @torch.inference_mode()
     def time_one(self, pair: Pair) -> tuple[float, float]:
@@ -367,11 +399,23 @@ class Decoder:
     def _decode(self, groups: list[list[Pair]], epoch: int, parallel: int) -> list[Tensor]:
         """Return the images of full groups: another size would give other bits."""
         with self._at_work():
-            models = [_reporting(self._model(pairs), self._passed) for pairs in groups]
             if len(groups) == 1:
-                return [self._decode_group(groups[0], models[0], epoch)]
-            run = self._threads(parallel).map
-            return list(run(self._decode_group, groups, models, [epoch] * len(groups)))
+                model = self._reporting(groups[0], self._passed)
+                return [self._decode_group(groups[0], model, epoch)]
+            shares = SimpleQueue[float]()
+            tell, pool = None if self._passed is None else shares.put, self._threads(parallel)
+            models = [self._reporting(pairs, tell) for pairs in groups]
+            jobs = [
+                pool.submit(self._decode_group, pairs, model, epoch)
+                for pairs, model in zip(groups, models, strict=True)
+            ]
+            try:
+                if self._passed is not None:
+                    _hand_on(shares, self._passed, jobs)
+                return [job.result() for job in jobs]
+            finally:
+                for job in jobs:
+                    job.cancel()
 
     def explore(self, items: Iterable[int | Pair], use: Callable[[samplers.Model, Tensor], T]) -> T:
         """Call a function with the model of seeded images and their first noise; return its result.
@@ -492,6 +536,23 @@ class Decoder:
         none = self._unconditional[True] if prompts and guidance != 1.0 else None
         return denoiser(backbone, conditions, none, guidance, recipe.guided_channels)
 
+    def _reporting(
+        self, pairs: list[Pair], passed: Callable[[float], None] | None
+    ) -> samplers.Model:
+        """Return the model of a group, which tells who watches of each step."""
+        model = self._model(pairs)
+        if passed is None:
+            return model
+        # the last image of a group may be repeated, to fill it
+        share = len(set(pairs)) / self._steps_of(pairs[0])
+
+        def report(x: Tensor, sigma: float) -> Tensor:
+            x0 = model(x, sigma)
+            passed(share)
+            return x0
+
+        return report
+
     def _condition(self, c: int, mode: int) -> Condition:
         """Return the condition of a prompt; it is computed alone, so no other can change its bits.
 
@@ -525,17 +586,16 @@ class Decoder:
         )
 
 
-def _reporting(model: samplers.Model, passed: Callable[[], None] | None) -> samplers.Model:
-    """Return a model that calls a function after each pass."""
-    if passed is None:
-        return model
-
-    def report(x: Tensor, sigma: float) -> Tensor:
-        x0 = model(x, sigma)
-        passed()
-        return x0
-
-    return report
+def _hand_on(
+    shares: SimpleQueue[float], passed: Callable[[float], None], jobs: Sequence[Future[Tensor]]
+) -> None:
+    """Call a function, in this thread, with what other threads report until their jobs end."""
+    waiting = True
+    while waiting:
+        waiting = bool(wait(jobs, _TICK, FIRST_EXCEPTION).not_done)
+        waiting = waiting and not any(job.done() and job.exception() for job in jobs)
+        while not shares.empty():
+            passed(shares.get())
 
 
 def denoiser(

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
 Progress = Callable[[int, int], None]  # images done, images in all
+_LONG_GROUP = 5.0  # seconds after which the images of a group count while they are made
 _PARQUET_ROWS = 256  # of a row group
 _PART = re.compile(r"part-([0-9]{5,12})-of-")
 _MAX_SLUG = 48
@@ -113,7 +114,8 @@ def export_images(
         classes: their numbers; by default all.
         images_per_class: the first, which are the best; by default all.
         shard: which share to write; by default all.
-        progress: called with (images done, images in all), of the share.
+        progress: called with (images done, images in all), of the share; while a group takes
+            long, also with those that its steps are worth.
 
     Raises:
         UsageError: the folder holds something else, images or folders that this export does not
@@ -206,16 +208,30 @@ class _Export:
         if units - 1 in self._units:
             self.images -= -len(pairs) % self._size
         self._progress = progress
-        self._done = 0
+        self._done, self._begun = 0, 0.0  # images written, and what steps are worth since then
+        self._said, self._told = 0, time.monotonic()
 
     def write(self) -> int:
         """Write what is missing; return the number of images decoded."""
-        return self._write_tree() if self.settings.layout == "folder" else self._write_files()
+        with self.decoder.watched(self._step if self._progress else None):
+            return self._write_tree() if self.settings.layout == "folder" else self._write_files()
 
     def _add(self, images: int) -> None:
         self._done += images
+        self._begun = max(0.0, self._begun - images)
+        self._tell(self._done)
+
+    def _step(self, share: float) -> None:
+        """Count a step of images that are being decoded, and tell of it where they take long."""
+        self._begun += share
+        if time.monotonic() - self._told > _LONG_GROUP:
+            self._tell(min(self._done + int(self._begun), self.images))
+
+    def _tell(self, images: int) -> None:
+        self._said = max(self._said, images)
         if self._progress:
-            self._progress(self._done, self.images)
+            self._progress(self._said, self.images)
+        self._told = time.monotonic()
 
     def _begin(self, present: int) -> None:
         """Take note of the images that are there; refuse others for which there is no space."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from d3pack.decode.limits import check_memory, check_time, expected_seconds
 from d3pack.errors import BackboneError, UsageError
 from d3pack.format import Probes
-from d3pack.system import count, duration
+from d3pack.system import count
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,9 +26,7 @@ Verdict = Literal["exact", "within tolerance", "wrong backbone"]
 # 8-bit levels. Another machine's arithmetic changes a 20-step image by much less than one level on
 # average; another model, prompt or seed changes it by tens.
 RMS, PEAK = 2.0, 48
-# What needs a word of the user: a group of 16 images of 1024 x 1024 pixels is the largest that an
-# ordinary recipe asks for, and takes about 12 GB with the small model `mini`.
-MAX_PIXELS, MAX_IMAGE, LONG = 1 << 24, 1 << 21, 3600.0
+_TRUST = "start it with --yes if you trust the pack"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +65,8 @@ def make_probes(decoder: Decoder, pairs: Sequence[Pair], size: tuple[int, int]) 
 
 
 def check_probe_memory(pack: Pack, decoder: Decoder | None = None) -> None:
-    """Refuse groups of very many pixels, or, by an open decoder, of very many latent values.
-
-    Nothing of their size is allocated before.
-
-    Raises:
-        UsageError: a group is too large (E_LONG).
-    """
-    height, width = pack.recipe.size
-    group = pack.recipe.group
-    image = height * width if decoder is None else int(np.prod(decoder.latent_shape))
-    if image > MAX_IMAGE or group * image > MAX_PIXELS:
-        what = "pixels" if decoder is None else "latent values"
-        raise _long(
-            f"probes in groups of {group} images of {height} x {width}, {group * image:,} {what}"
-        )
+    """Refuse probes in groups of very many pixels or latent values; see `check_memory`."""
+    check_memory("probes", pack, _TRUST, decoder)
 
 
 def check_probe_time(pack: Pack, decoder: Decoder, *, allow_long: bool = False) -> float:
@@ -90,30 +75,19 @@ def check_probe_time(pack: Pack, decoder: Decoder, *, allow_long: bool = False) 
     Raises:
         UsageError: it is over an hour, and the user has not allowed it (E_LONG).
     """
-    groups = decoder.plan(_pairs(pack))
     if not allow_long:
         check_probe_memory(pack, decoder)
-    kinds = {first[1] < pack.coded_images: first for first, _ in groups}
-    timed = {coded: decoder.time_one(first) for coded, first in kinds.items()}
-    seconds = []
-    for first, steps in groups:
-        step, pixels = timed[first[1] < pack.coded_images]
-        seconds.append(decoder.group * (step * steps + pixels))
-    expected = max(*seconds, sum(seconds) / decoder.parallel_groups())
-    if expected > LONG and not allow_long:
-        raise _long(f"the probes take about {duration(expected)} on this machine")
-    return expected
-
-
-def _long(message: str) -> UsageError:
-    return UsageError(message, code="E_LONG", hint="start it with --yes if you trust the pack")
+    seconds = expected_seconds(decoder, _pairs(pack))
+    if not allow_long:
+        check_time("the probes", seconds, _TRUST)
+    return seconds
 
 
 def _pairs(pack: Pack) -> list[Pair]:
     """Return class and index of the probes."""
     if pack.probes is None:
         raise UsageError("the pack has no probes", hint="only its hashes can be verified")
-    return list(zip(pack.probes.labels.tolist(), pack.probes.indices.tolist(), strict=True))
+    return pack.probes.pairs()
 
 
 def verify_probes(pack: Pack, decoder: Decoder, progress: Counter | None = None) -> ProbeReport:
@@ -127,14 +101,13 @@ def verify_probes(pack: Pack, decoder: Decoder, progress: Counter | None = None)
     pairs, probes = _pairs(pack), pack.probes
     assert probes is not None
     stored = torch.from_numpy(np.array(probes.images))
-    done, total, lock = 0, sum(steps for _, steps in decoder.plan(pairs)), threading.Lock()
+    done, total = 0, sum(steps for _, steps in decoder.plan(pairs))
 
-    def passed() -> None:
+    def passed(_: float) -> None:
         nonlocal done
-        with lock:
-            done += 1
-            if progress:
-                progress(done, total)
+        done += 1
+        if progress:
+            progress(done, total)
 
     with decoder.watched(passed):
         images = decoder.images(pairs)

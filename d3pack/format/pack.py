@@ -42,6 +42,10 @@ class Probes:
         object.__setattr__(self, "labels", _to_uint32(self.labels, "probe labels"))
         object.__setattr__(self, "indices", _to_uint32(self.indices, "probe indices"))
 
+    def pairs(self) -> list[tuple[int, int]]:
+        """Return the class of each, and its number within the class."""
+        return list(zip(self.labels.tolist(), self.indices.tolist(), strict=True))
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Probes, (self.images, self.labels, self.indices)
 

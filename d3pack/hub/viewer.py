@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from d3pack.errors import BackboneError, UsageError
 from d3pack.format import EMBEDDED, Pack
-from d3pack.system import Counter, count, resolve_device
+from d3pack.system import Counter, count, duration, resolve_device
 
 MAX_IMAGES = 40
 MAX_LARGE_IMAGES = 12  # of more than _PNG_SIDE pixels: a minute each where there is no GPU
@@ -20,6 +20,8 @@ MAX_SIDE = 256  # pixels; larger images are scaled down and stored as JPEG
 _PNG_SIDE = 128
 _COLUMNS = 10  # of the picture
 _PICTURE = 1280  # pixels of its larger side
+
+_SHORTER = "show the probes instead (--preview probes), or nothing (--preview none)"
 
 _log = logging.getLogger(__name__)
 
@@ -45,16 +47,20 @@ def decode_preview(
     progress: Counter | None = None,
 ) -> tuple[Images, list[int]]:
     """Return images decoded by the pack's backbone, which its probes fit, and their classes."""
-    from d3pack.decode import Decoder, require_probes
+    from d3pack.decode import Decoder, check_memory, check_time, expected_seconds, require_probes
 
     pairs = preview_pairs(pack, most)
-    groups: list[Images] = []
+    probes = [] if pack.probes is None else pack.probes.pairs()
+    what = "the images of the preview"
+    check_memory(what, pack, _SHORTER)
     with Decoder(pack, device=resolve_device(device), path=path) as decoder:
+        check_memory(what, pack, _SHORTER, decoder)
+        seconds = expected_seconds(decoder, [*probes, *pairs])
+        check_time(what, seconds, _SHORTER)
+        _log.info("%s for the preview, about %s", count(len(pairs), "image"), duration(seconds))
         require_probes(pack, decoder)
-        for _, images in decoder.stream(pairs):
-            groups.append(images.cpu().numpy())
-            if progress:
-                progress(sum(map(len, groups)), len(pairs))
+        with decoder.counted(progress, len(pairs)):
+            groups = [images.cpu().numpy() for _, images in decoder.stream(pairs)]
     return np.concatenate(groups), [c for c, _ in pairs]
 
 

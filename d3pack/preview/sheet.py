@@ -108,17 +108,14 @@ def sample(
         decoder: its decoder.
         classes: how many classes, or all if there are fewer.
         images: how many images of each.
-        progress: function of (done, total), called after each group.
+        progress: function of (done, total), called after each step of a group.
     """
     rows = min(classes, len(pack.classes))
     chosen = tuple(int(c) for c in np.linspace(0, len(pack.classes) - 1, rows).round())
     columns = min(images, pack.images_per_class)
     pairs = [(c, i) for c in chosen for i in range(columns)]
-    groups = []
-    for positions, group in decoder.stream(pairs):
-        groups.append(group.cpu().numpy())
-        if progress:
-            progress(positions.stop, len(pairs))
+    with decoder.counted(progress, len(pairs)):
+        groups = [group.cpu().numpy() for _, group in decoder.stream(pairs)]
     decoded = np.concatenate(groups)
     return Sample(chosen, decoded.reshape(rows, columns, *decoded.shape[1:]))
 

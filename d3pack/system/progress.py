@@ -26,6 +26,7 @@ Listener = Callable[[dict[str, Any]], None]
 Counter = Callable[[int, int], None]  # done, total
 
 LOG_SECONDS = 30.0  # between lines where stderr is a file
+_LONG_PIECE = 10.0  # seconds of a piece of work, after which its parts are told
 _SPARKS = "▁▂▃▄▅▆▇█"
 _CURVE = 40  # columns of the loss curve
 _NOTES = 8  # lines that stay in view
@@ -383,14 +384,9 @@ class StatusLine:
         self._total = self._total if total is None else total
         self._seconds += seconds
         self._worked += number
-        terminal = sys.stderr.isatty()
         complete = done is not None and done >= self._total
-        if self._quiet or self._seconds < 2.0:
+        if self._quiet or self._seconds < 2.0 or not (complete or self._is_time()):
             return
-        now = time.monotonic()
-        if not complete and now - self._shown < (0.5 if terminal else LOG_SECONDS):
-            return
-        self._shown = now
         speed = self._worked / self._seconds
         if done is None:
             text = f"{self._title} {self._worked:,} {self._unit}, {speed:.1f} {self._unit}/s"
@@ -398,5 +394,26 @@ class StatusLine:
             count = f"{done:,} of {self._total:,} {self._unit}"
             text = f"{self._title} {count}, {speed:.1f} {self._unit}/s"
             text += "" if complete else f", {clock((self._total - done) / speed)} left"
-        start, end = ("\r\x1b[K", "\n" if complete else "") if terminal else ("", "\n")
+        self._print(text, ends=complete)
+
+    def part(self, done: int, number: int, seconds: float) -> None:
+        """Show that `done` units of a piece of `number` are made, where it takes long."""
+        if self._quiet or seconds < _LONG_PIECE or not 0 < done < number or not self._is_time():
+            return
+        left = clock((number - done) * seconds / done)
+        self._print(
+            f"{self._title} {done:,} of the next {number:,} {self._unit}, {left} left",
+            ends=False,
+        )
+
+    def _is_time(self) -> bool:
+        """Return whether the line may be shown again; if so, take note of it."""
+        now = time.monotonic()
+        if now - self._shown < (0.5 if sys.stderr.isatty() else LOG_SECONDS):
+            return False
+        self._shown = now
+        return True
+
+    def _print(self, text: str, *, ends: bool) -> None:
+        start, end = ("\r\x1b[K", "\n" * ends) if sys.stderr.isatty() else ("", "\n")
         print(f"{start}{text}", end=end, file=sys.stderr, flush=True)

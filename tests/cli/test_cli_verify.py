@@ -16,7 +16,7 @@ from tiny_backbones import tiny_sd
 
 import d3pack
 from d3pack.cli._command import all_verbs, flags_of
-from d3pack.decode import Decoder, make_probes, probes, verify_probes
+from d3pack.decode import Decoder, limits, make_probes, probes, verify_probes
 
 SCHEMA = json.loads((ROOT / "spec" / "cli.schema.json").read_text(encoding="utf-8"))
 
@@ -86,7 +86,7 @@ def test_hours_are_refused_and_done_where_they_are_allowed(
     world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["verify", world / "probed.d3m", "--decode", "--backbone", world / "sd"]
-    monkeypatch.setattr(probes, "LONG", 1e-6)
+    monkeypatch.setattr(limits, "LONG", 1e-6)
     refused = invoke(*words)
     assert refused.exit_code == 2
     assert "[E_LONG] the probes take about 1 s on this machine" in refused.stderr

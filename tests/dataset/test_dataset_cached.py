@@ -182,6 +182,18 @@ def test_progress_is_printed_unless_quiet(
     assert capfd.readouterr().err == ""
 
 
+def test_a_long_group_says_how_far_it_is(
+    pack: Pack, backbone: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("d3pack.system.progress.LOG_SECONDS", 0.0)
+    monkeypatch.setattr("d3pack.system.progress._LONG_PIECE", 0.0)
+    use(pack, backbone, quiet=False, cache="cpu").__getitems__(list(range(10)))
+    lines = capfd.readouterr().err.splitlines()
+    assert any("of the next 12 images" in line for line in lines), lines
+    use(pack, backbone, quiet=True, cache="cpu").__getitems__(list(range(10)))
+    assert capfd.readouterr().err == ""
+
+
 def test_progress_of_a_selection_counts_its_images(
     pack: Pack, backbone: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -161,6 +161,20 @@ def test_interrupted_export_leaves_complete_files_only(
             assert again.read_bytes() == path.read_bytes()
 
 
+def test_images_of_a_long_group_count_while_they_are_made(
+    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("d3pack.decode.export._LONG_GROUP", 0.0)
+    seen: list[tuple[int, int]] = []
+    export_images(
+        made["decoder"], tmp_path / "out", progress=lambda done, total: seen.append((done, total))
+    )
+    steps = sum(steps for _, steps in made["decoder"].plan(range(len(made["pack"]))))
+    assert len(seen) > steps
+    assert seen == sorted(seen)
+    assert (seen[0][0], seen[-1]) == (0, (len(made["pack"]),) * 2)
+
+
 def test_second_export_into_a_folder_is_refused(made: dict[str, Any], tmp_path: Path) -> None:
     plan = ExportSettings("webdataset", shard_size=8)
     refused = []

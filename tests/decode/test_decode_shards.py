@@ -8,6 +8,7 @@ import signal
 import time
 import tracemalloc
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -221,7 +222,7 @@ def test_a_million_images_are_planned_in_little_memory(
     pack = SimpleNamespace(classes=[f"class {c}" for c in range(986)])
     pairs, handed = Pairs(range(986), 1300), list[int]()
     assert len(pairs) >= IMAGENET
-    decoder: Any = SimpleNamespace(pack=pack, group=16)
+    decoder: Any = SimpleNamespace(pack=pack, group=16, watched=lambda passed: nullcontext())
     export = _Export(decoder, tmp_path, ExportSettings(layout), pairs, Shard(2, 3), None)
 
     def hand_out(part: Iterable[Any]) -> None:

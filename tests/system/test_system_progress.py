@@ -215,6 +215,27 @@ def test_a_status_line_of_work_that_is_not_kept(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == "d3pack: decoded 16 images, 4.0 images/s\n"
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_status_line_tells_of_the_parts_of_a_long_piece(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    stream: Any = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    ticking(monkeypatch, 100.0, 110.0, 131.0)
+    line = StatusLine("d3pack: decoded", 5000)
+    line.part(51, 1024, 5.0)  # too early
+    line.part(0, 1024, 20.0)  # nothing is done yet
+    line.part(256, 1024, 30.0)
+    line.part(512, 1024, 40.0)
+    line.part(768, 1024, 61.0)
+    line.part(1024, 1024, 80.0)  # the piece tells of itself
+    text = stream.getvalue()
+    assert "d3pack: decoded 256 of the next 1,024 images, 0:01:30 left" in text
+    assert ("decoded 512" in text) == terminal
+    assert "decoded 768" in text
+    assert "decoded 1,024" not in text
+
+
 def test_the_share_of_all_parts_grows_from_stage_to_stage(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
