@@ -63,13 +63,15 @@ def _local_file(pack: str) -> Iterator[Path]:
     """Yield the file of a pack; one from elsewhere lies in a directory that is then removed."""
     import tempfile
 
-    from d3pack.errors import NotFoundError
+    from d3pack.errors import NotFoundError, UsageError
     from d3pack.format import write
     from d3pack.hub import is_remote, load_named
 
     if not is_remote(pack):
-        if not Path(pack).is_file():
+        if not Path(pack).exists():
             raise NotFoundError(f"there is no file {pack}")
+        if not Path(pack).is_file():
+            raise UsageError(f"{pack} is not a regular file", hint="give a .d3m file")
         yield Path(pack)
         return
     name, loaded = load_named(pack)

@@ -14,7 +14,7 @@ from typing import Any
 from d3pack.errors import HubError, HubOfflineError, NotFoundError, UsageError
 from d3pack.format import Pack, read, read_file
 from d3pack.hub import croissant, viewer
-from d3pack.hub.address import Address, parse_address
+from d3pack.hub.address import Address, check_file, parse_address
 from d3pack.hub.card import MARK, Facts, render
 from d3pack.hub.failures import LOGIN, hub_calls
 from d3pack.hub.record import Record, read_record
@@ -116,7 +116,7 @@ def prepare_push(
 ) -> Parcel:
     """Read the pack and make every file of the commit; see `push`."""
     path = Path(file)
-    if not path.is_file():
+    if not path.exists():
         raise NotFoundError(f"there is no file {path}", hint="give the .d3m to publish")
     pack, data = read_file(path)
     name = settings.name or path.name
@@ -125,7 +125,8 @@ def prepare_push(
         raise UsageError(
             f"invalid repository {repo!r}: expected org/name", hint="a branch is the revision"
         )
-    address = parse_address(f"{target}/{name}")
+    check_file(name, name)
+    address = replace(target, file=name)
     notes: list[str] = []
     facts = Facts(
         pack,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from cli import invoke
 from hub_loopback import LoopbackHub
 from hub_packs import make_pack
 from huggingface_hub import constants
@@ -29,7 +31,7 @@ from d3pack.dataset import D3MDataset
 from d3pack.decode import make_probes
 from d3pack.errors import HubError, HubOfflineError, InvalidPackError, NotFoundError, UsageError
 from d3pack.format import Pack
-from d3pack.hub import Parcel, Pushed, PushSettings, prepare_push, send_push
+from d3pack.hub import Parcel, Pushed, PushSettings, load, prepare_push, send_push
 from d3pack.hub.publish import ATTRIBUTES
 from d3pack.hub.viewer import preview_pairs
 from d3pack.testing import raises_code
@@ -203,6 +205,33 @@ def test_card_has_the_evaluation_of_this_pack_only(hub: LoopbackHub, file: Path)
         prepare_push(file, "org/set", replace(PROBES, evaluation=file.with_suffix(".nothing")))
 
 
+@pytest.mark.parametrize("name", ["my pack.d3m", "50%.d3m", "a#b.d3m", "a%20b.d3m", "日本.d3m"])
+def test_a_pack_of_any_name_is_pushed_and_opened_by_its_address(
+    hub: LoopbackHub, file: Path, name: str
+) -> None:
+    pushed = sent(file.rename(file.with_name(name)))
+    assert name in files_at(hub)
+    assert pushed.address.file == name
+    assert load(str(pushed.address)).root == make_pack().root
+
+
+@pytest.mark.parametrize("name", ["../a.d3m", "a.tar", "a\\b.d3m", "a\n.d3m", ""])
+def test_names_that_no_file_of_a_repository_has_are_refused(file: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"invalid (file name|path)"):
+        prepare_push(file, "org/set", replace(PROBES, name=name or "/a.d3m"))
+
+
+@pytest.mark.posix
+def test_a_pipe_and_a_folder_are_no_packs(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.d3m")
+    (tmp_path / "folder.d3m").mkdir()
+    for name in ("pipe.d3m", "folder.d3m"):
+        with pytest.raises(UsageError, match="is not a regular file"):
+            prepare_push(tmp_path / name, "org/set", PROBES)
+        done = invoke("view", tmp_path / name, "--no-open")
+        assert (done.exit_code, "is not a regular file" in done.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -288,6 +317,40 @@ def test_probes_that_take_all_memory_are_not_rebuilt_for_a_push(tmp_path: Path) 
     settings = PushSettings(preview="none", device="cpu")
     (note,) = prepare_push(tmp_path / "a.d3m", "org/set", settings).notes
     assert note.startswith("the probes were not checked: probes in groups of 1024 images")
+
+
+def test_a_preview_that_takes_all_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = read(ROOT / "examples" / "cifar10.d3m")
+    huge = replace(pack, recipe=replace(pack.recipe, group=1024, size=(2048, 2048)))
+    write(huge, tmp_path / "a.d3m")
+    monkeypatch.setattr("d3pack.decode.Decoder", None)
+    with raises_code("E_LONG", match="images of the preview in groups of 1024.*--preview probes"):
+        prepare_push(tmp_path / "a.d3m", "org/set", PushSettings(device="cpu"))
+
+
+@pytest.mark.heavy
+def test_a_preview_says_how_long_it_takes_and_hours_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
+    write(read(ROOT / "examples" / "cifar10.d3m"), tmp_path / "a.d3m")
+    settings = PushSettings(preview_images=20, device="cpu")
+    shown: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int) -> None:
+        shown.append((done, total))
+
+    with caplog.at_level("INFO", "d3pack"):
+        prepare_push(tmp_path / "a.d3m", "org/set", settings, progress=progress)
+    assert "20 images for the preview, about" in caplog.text
+    assert len(shown) > 20
+    assert shown == sorted(shown)
+    assert shown[-1] == (20, 20)
+    monkeypatch.setattr("d3pack.decode.limits.LONG", 1e-6)
+    with raises_code("E_LONG", match="images of the preview take about .* on this machine"):
+        prepare_push(tmp_path / "a.d3m", "org/set", settings)
 
 
 def test_probes_are_said_to_be_unchecked_where_the_backbone_is_not_here(
