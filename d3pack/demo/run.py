@@ -30,7 +30,7 @@ from d3pack.evaluate import PROTOCOLS, EvalSettings, Evaluation, Updates, evalua
 from d3pack.format import Pack
 from d3pack.preview import Row
 from d3pack.sources import open_source
-from d3pack.system import Listener, replace_file, require
+from d3pack.system import Listener, replace_file, replace_folder, require
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEST_SHARE = 5  # every fifth image is kept for the test
@@ -104,11 +104,12 @@ def _comparison(evaluation: Evaluation) -> str:
 def write_digits(folder: Path) -> None:
     """Write scikit-learn's digits as PNG files: train/ and test/, a folder for each class."""
     digits = require("sklearn.datasets", "the demo").load_digits()
-    for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-        split = "test" if number % TEST_SHARE == 0 else "train"
-        path = folder / split / NAMES[label] / f"{number:04d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.round(pixels * (255 / 16)).astype(np.uint8)).save(path)
+    with replace_folder(folder) as temporary:
+        for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+            split = "test" if number % TEST_SHARE == 0 else "train"
+            path = temporary / split / NAMES[label] / f"{number:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.round(pixels * (255 / 16)).astype(np.uint8)).save(path)
 
 
 def run_demo(

@@ -33,7 +33,7 @@ from d3pack.encode.parts import (
 from d3pack.encode.plan import EncodePlan
 from d3pack.encode.settings import EncodeSettings
 from d3pack.encode.teaching import check_named_teacher
-from d3pack.errors import InvalidPackError, NotFoundError, UsageError
+from d3pack.errors import D3MError, InvalidPackError, NotFoundError, UsageError
 from d3pack.format import Pack, read, write
 from d3pack.hub import load
 from d3pack.sources import Source, open_source
@@ -350,7 +350,7 @@ class _Encoding:
 
     @contextmanager
     def _journal(self, folder: Part, restart: bool, parts: Sequence[Part]) -> Iterator[Journal]:
-        start_over = "set restart"
+        start_over = "use --restart (restart=True)"
         journal = Journal(folder, self.key, restart=restart, start_over=start_over, parts=parts)
         with closing(journal):
             journal.look()
@@ -417,6 +417,7 @@ def check_output(output: str | Path | ObjectPath) -> Path | ObjectPath:
     Raises:
         UsageError: the name does not end in .d3m, or is that of a directory.
         NotFoundError: the directory of the output does not exist.
+        D3MError: nothing can be written there.
     """
     where = place(output)
     if where.suffix != ".d3m":
@@ -427,6 +428,10 @@ def check_output(output: str | Path | ObjectPath) -> Path | ObjectPath:
     if not output.parent.is_dir():
         raise NotFoundError(
             f"the directory {output.parent} of the output does not exist", hint="create it first"
+        )
+    if not os.access(output.parent, os.W_OK):
+        raise D3MError(
+            f"the directory {output.parent} of the output cannot be written", hint="name another"
         )
     if os.path.isdir(output):  # unlike Path.is_dir, no error where the name is too long
         raise UsageError(f"the output {output.name} is a directory", hint="name another")
@@ -471,7 +476,7 @@ def _opened(source: Source | str | Path) -> Source:
 def _prepare(
     method: Method, source: Source, settings: EncodeSettings, teachers: Path | None
 ) -> tuple[Job, EncodeContext]:
-    check_named_teacher(settings)
+    check_named_teacher(settings, source.classes)
     context = EncodeContext(_device(settings.device), teachers or teacher_cache())
     return method.prepare(source, settings, own_settings(method, settings), context), context
 
@@ -533,7 +538,9 @@ def _check_free(output: Path | ObjectPath, overwrite: bool, journal: Journal) ->
 
 
 def _refuse(path: Path | ObjectPath) -> NoReturn:
-    raise UsageError(f"{path.name} exists", hint="name another output, or set overwrite")
+    raise UsageError(
+        f"{path.name} exists", hint="name another output, or use --overwrite (overwrite=True)"
+    )
 
 
 def _lock_digest(directory: Path) -> str | None:

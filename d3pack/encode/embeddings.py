@@ -73,7 +73,9 @@ def export_embeddings(
     if pack.recipe.template.count("{}") != 1:
         raise UsageError(f"the template {pack.recipe.template!r:.80} must have one {{}}")
     if output.exists() and not overwrite:
-        raise UsageError(f"{output} exists", hint="name another folder, or set overwrite")
+        raise UsageError(
+            f"{output} exists", hint="name another folder, or use --overwrite (overwrite=True)"
+        )
     if pack.prompts is None:
         raise UsageError("the pack holds codes alone, and no prompts")
     prompts = decode_prompts(pack.prompts)

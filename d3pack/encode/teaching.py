@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 from d3pack.encode.contract import EncodeRun
 from d3pack.encode.plan import EncodePlan
 from d3pack.encode.settings import EncodeSettings
 from d3pack.errors import NotFoundError, UsageError
+from d3pack.sources import read_table
 from d3pack.system import replace_file
 from d3pack.teachers import (
     SAMPLES,
     Teacher,
     TeacherConfig,
     TransformersTeacher,
+    cache_or_work,
     check_teacher,
     teacher_config,
     teacher_key,
@@ -26,21 +29,23 @@ _KEY = "teacher key"  # in the journal: which teacher of the cache the run began
 _WEIGHTS = "teacher.safetensors"  # in the journal of the shard that has trained it for all
 
 
-def check_named_teacher(settings: EncodeSettings) -> None:
-    """Refuse a teacher that is not there, and a table without a teacher, before any work.
+def check_named_teacher(settings: EncodeSettings, classes: Sequence[str]) -> None:
+    """Refuse a teacher that is not there or has other labels, and a table of one to be trained.
 
     Raises:
-        TeacherError: the name is neither that of a directory nor of a repository.
+        TeacherError: the name is neither that of a directory nor of a repository, or, where it is
+            here, a class has no label.
+        SourceError: the table is none.
         UsageError: the table is that of a teacher to be trained.
         NotFoundError: there is no such table.
     """
     table = settings.teacher_map
-    if settings.teacher != "train":
-        check_teacher(settings.teacher)
-    elif table is not None:
-        raise UsageError("teacher_map needs a teacher", hint="name one with teacher")
     if table is not None and not table.is_file():
         raise NotFoundError(f"there is no table of labels {table}")
+    if settings.teacher != "train":
+        check_teacher(settings.teacher, classes, None if table is None else read_table(table))
+    elif table is not None:
+        raise UsageError("teacher_map needs a teacher", hint="name one with teacher")
 
 
 def small_teacher(
@@ -86,7 +91,7 @@ def _check_same(run: EncodeRun, name: str, digest: str) -> None:
     elif run.journal[name] != digest:
         raise UsageError(
             f"the {name} has changed since this work began",
-            hint="put it back to go on, or set restart to begin anew",
+            hint="put it back to go on, or use --restart (restart=True) to begin anew",
         )
 
 
@@ -104,8 +109,9 @@ def _open(run: EncodeRun, plan: EncodePlan, choosing: bool) -> Teacher:
         return context.opened[settings.teacher]
     config = small_teacher(plan, settings, context.device, choosing=choosing)
     key = teacher_key(run.source, config, context.device)
+    cache = cache_or_work(context.teachers, journal, run.events)
     if not run.once("train the teacher", _KEY):
-        cached, weights = context.teachers / f"{journal[_KEY]}.safetensors", journal.find(_WEIGHTS)
+        cached, weights = cache / f"{journal[_KEY]}.safetensors", journal.find(_WEIGHTS)
         if weights is not None and not cached.exists():
             cached.parent.mkdir(parents=True, exist_ok=True)
             replace_file(cached, weights.read_bytes())
@@ -116,14 +122,14 @@ def _open(run: EncodeRun, plan: EncodePlan, choosing: bool) -> Teacher:
         config,
         journal,
         run.events,
-        cache=context.teachers,
+        cache=cache,
         device=context.device,
         key=key,
     )
     run.remember_skipped()
     if _KEY not in journal:
         if run.is_shard:
-            trained = context.teachers / f"{key}.safetensors"
+            trained = cache / f"{key}.safetensors"
             replace_file(journal.path(_WEIGHTS), trained.read_bytes())
         journal.record(_KEY, key)
     return teacher

@@ -23,6 +23,7 @@ from d3pack.teachers import (
     Teacher,
     TransformersTeacher,
     best_patches,
+    cache_or_work,
     collage_order,
     teacher_cache,
     teacher_config,
@@ -111,10 +112,11 @@ def open_teacher(
             if kept.exists():
                 teacher = train(cache=work, key=kept.stem)
             else:
-                teacher = train(cache=teacher_cache())
+                cache = cache_or_work(teacher_cache(), journal, events)
+                teacher = train(cache=cache)
                 name = f"{teacher_key(source, config, str(device))}.safetensors"
                 with suppress(FileNotFoundError):  # the cache was emptied meanwhile
-                    replace_file(kept, (teacher_cache() / name).read_bytes())
+                    replace_file(kept, (cache / name).read_bytes())
         finally:
             journal.close()
     return OrderedTeacher(teacher, real)

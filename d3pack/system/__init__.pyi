@@ -18,6 +18,7 @@ from d3pack.system.files import remove_leftovers as remove_leftovers
 from d3pack.system.files import replace_file as replace_file
 from d3pack.system.files import replace_folder as replace_folder
 from d3pack.system.files import reserve as reserve
+from d3pack.system.files import writable_folder as writable_folder
 from d3pack.system.files import write_json as write_json
 from d3pack.system.files import write_text as write_text
 from d3pack.system.files import writing as writing

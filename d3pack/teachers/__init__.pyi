@@ -10,6 +10,7 @@ from d3pack.teachers.resnet import Muon as Muon
 from d3pack.teachers.resnet import SmallResNet as SmallResNet
 from d3pack.teachers.resnet import TeacherConfig as TeacherConfig
 from d3pack.teachers.resnet import TrainedTeacher as TrainedTeacher
+from d3pack.teachers.resnet import cache_or_work as cache_or_work
 from d3pack.teachers.resnet import newton_schulz as newton_schulz
 from d3pack.teachers.resnet import teacher_cache as teacher_cache
 from d3pack.teachers.resnet import teacher_config as teacher_config

@@ -22,7 +22,7 @@ from torch.nn import functional
 from d3pack.backbones import cache_home
 from d3pack.errors import SourceError
 from d3pack.sources import Source
-from d3pack.system import Events, Journal, fast_bfloat16, replace_file
+from d3pack.system import Events, Journal, fast_bfloat16, replace_file, writable_folder
 from d3pack.teachers.teacher import fit
 
 MAX_BYTES = 512 * 1024 * 1024  # of decoded images kept in memory
@@ -209,6 +209,14 @@ def gather(
 def teacher_cache() -> Path:
     """Return the directory of cached teachers."""
     return cache_home() / "teachers"
+
+
+def cache_or_work(cache: Path, journal: Journal, events: Events) -> Path:
+    """Return the directory of cached teachers, or one of the run where that cannot be written."""
+    folder = writable_folder(cache, journal.folder / "teachers")
+    if folder != cache:
+        events.note(f"{cache} cannot be written: the teacher is kept with this work")
+    return folder
 
 
 def teacher_key(source: Source, config: TeacherConfig, device: str = "cpu") -> str:

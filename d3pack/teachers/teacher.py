@@ -97,14 +97,22 @@ def match_labels(
     return indices
 
 
-def check_teacher(name: str) -> None:
+def check_teacher(
+    name: str, classes: Sequence[str] = (), table: Mapping[str, str] | None = None
+) -> None:
     """Refuse what cannot be a teacher, as far as it shows without a request and without loading.
 
+    Args:
+        name: of the teacher.
+        classes: those of the source.
+        table: see `match_labels`.
+
     Raises:
-        TeacherError: it is neither a directory nor a repository's name, or lacks files.
+        TeacherError: it is neither a directory nor a repository's name, or lacks files or labels.
     """
     if Path(name).is_dir():
         _weights(Path(name), name)
+        _match(Path(name), classes, table)
     elif name.startswith(".") or not _REPO.fullmatch(name):
         raise TeacherError(f"no teacher directory {name}", hint="give a directory or org/name")
     else:
@@ -112,6 +120,18 @@ def check_teacher(name: str) -> None:
 
         if constants.HF_HUB_OFFLINE:
             _weights(_snapshot(name), name)
+            _match(_snapshot(name), classes, table)
+
+
+def _match(path: Path, classes: Sequence[str], table: Mapping[str, str] | None) -> None:
+    """Refuse a teacher whose config names labels, but not those of the classes."""
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        labels = [str(label) for label in config["id2label"].values()]
+    # what is wrong with a model is said when it is loaded
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return
+    match_labels(classes, labels, table)
 
 
 def _weights(path: Path, name: str) -> list[Path]:

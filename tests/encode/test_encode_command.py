@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from encode_world import CLASSES, SHORT, call, picture, quick, settings_of
+from encode_world import CLASSES, SHORT, call, picture, quick, save_classifier, settings_of
 from PIL import Image
 from places import ROOT
 from tiny_backbones import tiny_dit
@@ -262,6 +262,37 @@ def test_dry_run_refuses_a_teacher_that_the_run_refuses(
     assert list(tmp_path.iterdir()) == [], "no work directory is left"
 
 
+@pytest.mark.parametrize(
+    ("labels", "table", "said"),
+    [
+        (["cat", "dog"], None, "no label for 3 of 3 classes"),
+        (CLASSES[:2], None, "no label for 1 of 3 classes"),
+        (CLASSES, '["a"', "is not a table of class names"),
+    ],
+)
+def test_dry_run_refuses_a_teacher_of_other_classes(
+    home: Path, tmp_path: Path, labels: list[str], table: str | None, said: str
+) -> None:
+    words = ["--teacher", save_classifier(tmp_path / "resnet", labels)]
+    if table is not None:
+        (tmp_path / "map.json").write_text(table)
+        words += ["--teacher-map", tmp_path / "map.json"]
+    for more in ((), ("--dry-run",)):
+        out = ("-o", tmp_path / "t.d3m", "--backbone", home / "sd", *SHORT)
+        done = call(home / "source", *out, *words, *more)
+        assert done.exit_code != 0
+        assert said in done.stderr
+    assert not list(tmp_path.glob("t.d3m*")), "no work directory is left"
+
+
+@pytest.mark.linux
+def test_dry_run_refuses_a_folder_in_which_nothing_can_be_written(home: Path) -> None:
+    for more in ((), ("--dry-run",)):
+        done = call(home / "source", "-o", "/proc/self/x.d3m", "--backbone", home / "sd", *more)
+        assert done.exit_code != 0
+        assert "the directory /proc/self of the output cannot be written" in done.stderr
+
+
 def test_dry_run_refuses_an_output_that_exists(home: Path, tmp_path: Path) -> None:
     (tmp_path / "x.d3m").write_bytes(b"mine")
     (tmp_path / "y.backbone").mkdir()
@@ -270,7 +301,7 @@ def test_dry_run_refuses_an_output_that_exists(home: Path, tmp_path: Path) -> No
         for more in ((), ("--restart",), ("--dry-run",)):
             done = call(home / "source", *out, *more)
             assert done.exit_code == 2
-            assert f"{taken} exists; name another output, or set overwrite" in done.stderr
+            assert f"{taken} exists; name another output, or use --overwrite" in done.stderr
         assert call(home / "source", *out, "--dry-run", "--overwrite").exit_code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.d3m", "y.backbone"]
 

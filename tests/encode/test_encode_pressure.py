@@ -154,6 +154,24 @@ print(dataset[0][0].shape, len(dataset))
         assert b"Traceback" not in done.stderr
 
 
+def test_a_teacher_is_kept_with_the_work_where_no_cache_can_be_written(
+    made: Path, tmp_path: Path
+) -> None:
+    environment = {**os.environ, "HOME": "/proc/self"}
+    for name in ("D3PACK_HOME", "XDG_CACHE_HOME", "HF_HOME"):
+        environment.pop(name, None)
+    words = [str(word) for word in words_of("encode", made, tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "d3pack", *words],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "cannot be written: the teacher is kept with this work" in done.stderr
+    (tmp_path / "plain").mkdir()
+    assert invoke(*words_of("encode", made, tmp_path / "plain")).exit_code == 0
+    assert d3pack.read(tmp_path / "x.d3m").root == d3pack.read(tmp_path / "plain/x.d3m").root
+
+
 def test_a_clock_that_jumps_changes_nothing(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
