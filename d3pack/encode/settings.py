@@ -173,12 +173,16 @@ class EncodeSettings:
         group="images",
     )
     sampler: Sampler | None = option(None, "How noise becomes an image.", group="images")
-    sampler_steps: int | None = option(None, "Steps of the sampler.", ge=1, group="images")
+    sampler_steps: int | None = option(None, "Steps of the sampler.", ge=1, le=1000, group="images")
     guidance: float | None = option(
         None, "Weight of the prompt; measured where a teacher picks.", ge=0, le=100, group="images"
     )
     group: int | None = option(
-        None, "Images that one forward pass makes; part of the recipe.", ge=1, group="images"
+        None,
+        "Images that one forward pass makes; part of the recipe.",
+        ge=1,
+        le=1024,
+        group="images",
     )
     teacher: str = option(
         "train",
@@ -234,8 +238,10 @@ class D3MSettings:
         "What is learned: tokens, the default, or outputs of the text encoder, which are decoded "
         "without it.",
     )
-    modes: int | None = option(None, "Prompts per class, each for a cluster of images.", ge=1)
-    vectors: int | None = option(None, "Learned vectors per prompt.", ge=1)
+    modes: int | None = option(
+        None, "Prompts per class, each for a cluster of images.", ge=1, le=4096
+    )
+    vectors: int | None = option(None, "Learned vectors per prompt.", ge=1, le=1024)
     template: str | None = option(
         None, "Sentence around the vectors, with one {}; outputs start at those of its words."
     )
@@ -256,8 +262,10 @@ class D3MSettings:
     factor: int | None = option(
         None, "Side of a collage in patches: 1, 2 or 4.", choices=(1, 2, 4), group="collages"
     )
-    pool: int = option(512, "Real images per class that are looked at.", ge=1, group="collages")
-    crops: int | None = option(None, "Trial crops per image.", ge=1, group="collages")
+    pool: int = option(
+        512, "Real images per class that are looked at.", ge=1, le=2**20, group="collages"
+    )
+    crops: int | None = option(None, "Trial crops per image.", ge=1, le=4096, group="collages")
     crop_scale: tuple[float, float] | None = option(
         None,
         "Share that a crop shows of the largest box of its aspect: least and most.",
@@ -265,7 +273,7 @@ class D3MSettings:
         le=1,
         group="collages",
     )
-    collages: int = option(256, "Collages per class, at most.", ge=1, group="collages")
+    collages: int = option(256, "Collages per class, at most.", ge=1, le=2**20, group="collages")
     lr: float = option(
         3.0, "Length of a step, in damped natural gradients.", gt=0, le=10, group="inversion"
     )
@@ -273,11 +281,13 @@ class D3MSettings:
     cool: int = option(
         250, "Steps of the last phase: falling rate, under the codec.", ge=0, group="inversion"
     )
-    batch: int = option(40, "Samples per step, of all prompts.", ge=1, group="inversion")
-    slots: int = option(10, "Prompts, at most, that are fitted together.", ge=1, group="inversion")
+    batch: int = option(40, "Samples per step, of all prompts.", ge=1, le=2**16, group="inversion")
+    slots: int = option(
+        10, "Prompts, at most, that are fitted together.", ge=1, le=2**20, group="inversion"
+    )
     validate_every: int = option(20, "Steps between validations.", ge=1, group="inversion")
     triples: int = option(
-        96, "Fixed (latent, time, noise) that validate a prompt.", ge=1, group="inversion"
+        96, "Fixed (latent, time, noise) that validate a prompt.", ge=1, le=2**16, group="inversion"
     )
     patience: int = option(
         2, "Validations without gain before the last phase.", ge=1, group="inversion"
@@ -319,7 +329,9 @@ class ClassCondSettings:
         8,
         "Bits of a weight of the carried model: 8, or 4, for which the training ends rounded.",
     )
-    search_images: int = option(200, "Images made to judge each setting of the sampler.", ge=0)
+    search_images: int = option(
+        200, "Images made to judge each setting of the sampler.", ge=0, le=2**20
+    )
     licence: str = option("unknown", "Licence of the trained weights.")
 
     def __post_init__(self) -> None:
@@ -333,11 +345,11 @@ class MinimaxSettings:
     """Settings of `minimax` alone; the defaults are those of the paper."""
 
     epochs: int = option(8, "Passes over the images.", ge=1)
-    batch: int = option(8, "Images per step.", ge=1)
+    batch: int = option(8, "Images per step.", ge=1, le=2**16)
     lr: float = option(1e-3, "Learning rate of AdamW, without decay.", gt=0, le=1)
     ema: float = option(0.9999, "Decay of the average that is stored.", ge=0, lt=1)
     drop: float = option(0.1, "Share of labels left out.", ge=0, le=1)
-    memory: int = option(64, "Latents of each class in each memory.", ge=1)
+    memory: int = option(64, "Latents of each class in each memory.", ge=1, le=2**16)
     representative: float = option(0.002, "Weight of nearness to real images.", ge=0, le=1000)
     diverse: float = option(0.008, "Weight of distance from earlier images.", ge=0, le=1000)
     train_steps: int = option(0, "Steps of the training; 0: all epochs.", ge=0)
@@ -345,7 +357,7 @@ class MinimaxSettings:
         None, "How the adapter is stored: f16, or i8 where a budget needs it."
     )
     search_images: int = option(
-        0, "Images made to judge each setting of the sampler; 0: no search.", ge=0
+        0, "Images made to judge each setting of the sampler; 0: no search.", ge=0, le=2**20
     )
     decode_seconds: float = option(
         0.0, "Seconds in which this machine must make all images; 0: no limit.", ge=0
@@ -366,7 +378,7 @@ class ModesSettings:
 
     pull: float = option(0.1, "Pull towards a centre, in deviations of a step's noise.", ge=0, le=1)
     pulled: float = option(0.5, "Share of the steps that pull, from the first on.", ge=0, le=1)
-    pool: int = option(0, "Real images per class that are clustered; 0: all.", ge=0)
+    pool: int = option(0, "Real images per class that are clustered; 0: all.", ge=0, le=2**24)
     weigh: bool = option(False, "Store the share of its cluster as the weight of each image.")
 
     def __post_init__(self) -> None:

@@ -31,6 +31,7 @@ from d3pack.system.objects import is_url
 T = TypeVar("T")
 REQUIRED: Any = MISSING  # the default of a setting that has none
 _KEY = "d3pack"
+_NO_INTEGER = 2**53  # settings are recorded as JSON, whose integers end here for many readers
 _NOUNS = {int: "an integer", float: "a number", bool: "true or false", str: "text", Path: "a path"}
 _JSON = {int: "integer", float: "number", bool: "boolean", str: "string", Path: "string"}
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -110,6 +111,10 @@ class Bounds(NamedTuple):
         return f"{'of ' * parts[0].startswith('at ')}{', '.join(parts)}"
 
 
+class _TooLargeError(ValueError):
+    """An integer cannot be recorded."""
+
+
 class Option(NamedTuple):
     """One setting: its type, default, bounds and help."""
 
@@ -151,8 +156,8 @@ class Option(NamedTuple):
         """
         try:
             return self._checked(self.kind, value)
-        except ValueError:
-            raise SettingError(name or self.name, value, self.expected) from None
+        except ValueError as error:
+            raise SettingError(name or self.name, value, self._expected_by(error)) from None
 
     def read(self, text: str | Sequence[str], name: str = "") -> Any:
         """Return the value that a person typed: one word, or several for a tuple.
@@ -166,9 +171,13 @@ class Option(NamedTuple):
             else:
                 value = _from_text(self.kind, self.choices, text)
             return self._checked(self.kind, value)
-        except ValueError:
+        except ValueError as error:
             shown = text if isinstance(text, str) else " ".join(text)
-            raise SettingError(name or self.name, shown, self.expected) from None
+            raise SettingError(name or self.name, shown, self._expected_by(error)) from None
+
+    def _expected_by(self, error: ValueError) -> str:
+        too_large = isinstance(error, _TooLargeError)
+        return f"an integer below {_NO_INTEGER}" if too_large else self.expected
 
     def _parsed(self, text: str | Sequence[str]) -> Any:
         assert self.parse is not None
@@ -197,6 +206,8 @@ class Option(NamedTuple):
             raise ValueError
         if isinstance(value, int | float) and not self.bounds.hold(value):
             raise ValueError
+        if type(value) is int and self.bounds.lt is None and abs(value) >= _NO_INTEGER:
+            raise _TooLargeError
         return value
 
 

@@ -285,6 +285,22 @@ def test_dry_run_refuses_a_teacher_of_other_classes(
     assert not list(tmp_path.glob("t.d3m*")), "no work directory is left"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--triples", 10**11), ("--batch", 10**9), ("--crops", 10**6), ("--pool", 10**9),
+        ("--slots", 10**9), ("--group", 1025), ("--sampler-steps", 1001), ("--vectors", 1025),
+        ("--steps", 2**53), ("--teacher-samples", 10**20),
+    ],
+)  # fmt: skip
+def test_numbers_that_no_machine_can_hold_are_refused_at_once(
+    home: Path, words: tuple[str, int]
+) -> None:
+    done = call(home / "source", "-o", home / "x.d3m", "--backbone", home / "sd", *words)
+    assert done.exit_code == 2
+    assert f"invalid {words[0]} '{words[1]}': expected an integer" in done.stderr, done.stderr
+
+
 @pytest.mark.linux
 def test_dry_run_refuses_a_folder_in_which_nothing_can_be_written(home: Path) -> None:
     for more in ((), ("--dry-run",)):

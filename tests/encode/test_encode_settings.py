@@ -16,7 +16,7 @@ from d3pack.errors import UsageError
     ],
 )  # fmt: skip
 def test_classcond_settings_refuse(name: str, value: float) -> None:
-    with pytest.raises(UsageError, match=f"invalid {name} .*: expected .* of at least 0"):
+    with pytest.raises(UsageError, match=f"invalid {name} .*: expected .* (of at least|from) 0"):
         ClassCondSettings(**{name: value})  # type: ignore[arg-type]
 
 
