@@ -65,7 +65,8 @@ def sampled(name: str, own: str = "", **properties: Any) -> dict[str, Any]:
 def schema() -> dict[str, Any]:
     """The schema as a value."""
     sha256 = text("[0-9a-f]{64}")
-    line = text(rf"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{{0,{recipe.MAX_TEXT}}}")
+    unseen = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff"
+    line = text(rf"[^{unseen}]{{0,{recipe.MAX_TEXT}}}")
     name = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
     real = {"type": "number", "$comment": "always with a point or an exponent"}
     backbone = closed(

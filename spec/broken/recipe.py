@@ -178,6 +178,13 @@ def cases() -> Iterator[Case]:
         source,
         put(template="\x1b[2J{}"),
     )
+    yield (
+        "recipe-template-reversed",
+        code,
+        "a mark in the template that reverses text",
+        source,
+        put(template="a photo of a {}\u202e"),
+    )
     yield "recipe-extra", code, "extra is an array", source, put(extra=[])
     yield "backbone-kind", code, "a kind with capitals", source, backbone(kind="Stable Diffusion")
     yield "backbone-repo", code, "a repository with dots", source, backbone(repo="../x/y")
@@ -191,6 +198,13 @@ def cases() -> Iterator[Case]:
     yield "backbone-size", code, "a negative size", source, backbone(bytes=-1)
     yield "backbone-size-large", code, "2**48 + 1 bytes", source, backbone(bytes=2**48 + 1)
     yield "backbone-size-real", code, "a real size", source, backbone(bytes=1e6)
+    yield (
+        "backbone-licence",
+        code,
+        "a mark in the licence that is not seen",
+        source,
+        backbone(licence="\ufeffmit"),
+    )
     files = {"unet/config.json": [5, "5a" * 32]}
     yield "backbone-files", code, "the list itself", source, backbone(files=files)
     yield "backbone-array", code, "not an object", source, put(backbone=[])
