@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d3pack.backbones.adapter import check_adapter
-from d3pack.errors import InvalidPackError, UsageError
+from d3pack.errors import InvalidPackError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,8 +38,11 @@ def read_lora(path: Path, backbone: Backbone) -> dict[str, Tensor]:
     in the `adapter_config.json` beside them.
 
     Raises:
+        NotFoundError: there is no file.
         UsageError: the file is not such a LoRA, or was made for another backbone.
     """
+    if not path.exists():
+        raise NotFoundError(f"there is no file {path}", hint="give a LoRA in safetensors")
     layers: dict[str, dict[str, Tensor]] = {}
     metadata: dict[str, Any] = {}
     own = False

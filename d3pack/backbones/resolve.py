@@ -32,7 +32,7 @@ from d3pack.backbones.lock import (
 from d3pack.backbones.protocol import Sampling
 from d3pack.errors import BackboneChangedError, BackboneError, NoSpaceError, NotFoundError
 from d3pack.format import BackboneRef, FileLock
-from d3pack.system import first_line, is_disk_full, size
+from d3pack.system import first_line, is_disk_full, is_unwritable, size
 
 if TYPE_CHECKING:
     from d3pack.backbones.levels import Levels
@@ -555,6 +555,10 @@ def _ask_hub(repo: str, revision: str | None, call: Callable[[], T]) -> T:
         if is_disk_full(error):
             raise NoSpaceError(
                 "no space left in the Hub cache", hint="free some, or set HF_HOME to another disk"
+            ) from error
+        if is_unwritable(error):
+            raise BackboneError(
+                "the Hub cache cannot be written", hint="set HF_HOME to a directory you may write"
             ) from error
         # the rest comes from the HTTP library, which huggingface_hub has changed twice
         raise offline from error

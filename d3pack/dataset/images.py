@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _POLL = 0.01  # seconds between looks at what another process is decoding
 _PATIENCE = 600  # seconds until it is thought dead: servers of NFS may keep the locks of a machine
 _MAKERS = ("torch", "diffusers", "transformers")  # a release may change a last bit
+_SAID = set[str]()  # what this process has printed of its stores
 
 
 class Images:
@@ -154,9 +155,10 @@ class Images:
         in every epoch.
         """
         words, self._words = self._words, ""
-        if not words or self._cache.cache != "auto" or not _reports():
+        if not words or words in _SAID or self._cache.cache != "auto" or not _reports():
             return
         if isinstance(self._store, RecentStore) or not self._quiet:
+            _SAID.add(words)
             print(f"d3pack: cache=auto: {words}", file=sys.stderr, flush=True)
 
     def missing(self, numbers: Ints, epoch: int) -> Ints:

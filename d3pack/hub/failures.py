@@ -14,7 +14,7 @@ from d3pack.errors import (
     UsageError,
 )
 from d3pack.hub.address import Address, endpoint
-from d3pack.system import is_disk_full
+from d3pack.system import is_disk_full, is_unwritable
 
 # huggingface_hub has changed its HTTP library twice: exceptions are known by their module
 _HTTP_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
@@ -94,7 +94,7 @@ def translate(error: Exception, address: Address) -> D3MError:
         return NoSpaceError(
             "no space left in the Hub cache", hint="free some, or set HF_HOME to another disk"
         )
-    if isinstance(error, PermissionError):
+    if is_unwritable(error):
         return HubError(
             "the Hub cache cannot be written", hint="set HF_HOME to a directory you may write"
         )

@@ -14,6 +14,7 @@ from d3pack.system.files import digest as digest
 from d3pack.system.files import disk_full_as_error as disk_full_as_error
 from d3pack.system.files import expand_user as expand_user
 from d3pack.system.files import is_disk_full as is_disk_full
+from d3pack.system.files import is_unwritable as is_unwritable
 from d3pack.system.files import remove_leftovers as remove_leftovers
 from d3pack.system.files import replace_file as replace_file
 from d3pack.system.files import replace_folder as replace_folder

@@ -66,6 +66,12 @@ def is_disk_full(error: Exception) -> bool:
     return getattr(error, "errno", None) in FULL or any(os.strerror(n) in text for n in FULL)
 
 
+def is_unwritable(error: Exception) -> bool:
+    """Whether an error says that nothing can be written at a place."""
+    kinds = (PermissionError, NotADirectoryError, FileExistsError)
+    return isinstance(error, kinds) or getattr(error, "errno", None) == errno.EROFS
+
+
 def temporary_path(path: Path) -> Path:
     """Return a name in the folder of `path` that no other process or thread uses."""
     return path.with_name(f"{PREFIX}{os.urandom(8).hex()}{SUFFIX}")

@@ -17,6 +17,7 @@ from d3pack.format import Pack
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("d3pack.dataset.images._SAID", set())  # as in a new process
 
 
 @pytest.fixture(scope="session")

@@ -140,6 +140,14 @@ def test_auto_cache_is_announced_once_where_images_are_decoded(
     assert capfd.readouterr().err == ""
 
 
+def test_a_store_is_announced_once_for_all_datasets_of_a_process(
+    pack: Pack, backbone: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for part in ([0], [1, 2]):
+        list(use(pack, backbone, quiet=False).select_classes(part))
+    assert capfd.readouterr().err.count("cache=auto: disk") == 1
+
+
 def test_free_memory_is_plausible() -> None:
     assert 1e8 < store.free_memory() < 1e15
 

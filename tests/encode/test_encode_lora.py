@@ -15,7 +15,7 @@ from tiny_backbones import tiny_sd
 from d3pack.backbones import open_backbone, read_lora
 from d3pack.decode import Decoder, verify_probes
 from d3pack.encode import encode, estimate_encode
-from d3pack.errors import UsageError
+from d3pack.errors import NotFoundError
 from d3pack.format import decode_adapter, read
 
 pytestmark = pytest.mark.heavy
@@ -83,7 +83,7 @@ def test_another_lora_is_another_run(world: Path, tmp_path: Path) -> None:
     two = encode(world / "source", tmp_path / "b.d3m", other, teachers=world / "teachers")
     assert two.adapter is None
     assert one.root != two.root
-    with pytest.raises(UsageError, match="not a safetensors file"):
+    with pytest.raises(NotFoundError, match="there is no file"):
         encode(
             world / "source",
             tmp_path / "c.d3m",

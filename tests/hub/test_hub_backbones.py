@@ -319,6 +319,17 @@ def test_full_disk_is_a_no_space_error(
     open_backbone(ref)
 
 
+def test_a_cache_that_cannot_be_written_is_named(
+    hub: LoopbackHub, ref: BackboneRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+
+    monkeypatch.setattr(file_download, "http_get", refused)
+    with pytest.raises(BackboneError, match="the Hub cache cannot be written; set HF_HOME"):
+        open_backbone(ref)
+
+
 @pytest.mark.parametrize("status", [429, 500])
 def test_busy_hub_is_one_line_of_error(hub: LoopbackHub, ref: BackboneRef, status: int) -> None:
     hub.fault("status", "", status=status, times=999)

@@ -132,6 +132,19 @@ def test_full_disk_is_a_no_space_error(
     assert d3hub.load(ADDRESS) == PACK
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOTDIR, errno.EEXIST, errno.EROFS])
+def test_a_cache_that_cannot_be_written_is_named(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    hub.put("org/set", {"a.d3m": DATA})
+    monkeypatch.setattr(file_download, "http_get", refused)
+    with pytest.raises(HubError, match="the Hub cache cannot be written; set HF_HOME"):
+        d3hub.load(ADDRESS)
+
+
 def test_local_paths_make_no_request(hub: LoopbackHub, tmp_path: Path) -> None:
     path = tmp_path / "a.d3m"
     path.write_bytes(DATA)
