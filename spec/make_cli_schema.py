@@ -248,7 +248,13 @@ VERBS: dict[str, Any] = {
             "device": ANY,
             "settings": {"type": "object", "additionalProperties": TEXT},
             "terminal": FLAG,
-        }
+        },
+        {
+            "images_per_second": {
+                "type": "object",
+                "additionalProperties": {"type": ["number", "string"]},
+            }
+        },
     ),
 }
 

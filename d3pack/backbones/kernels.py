@@ -29,6 +29,9 @@ def enable_fast_kernels(backbone: Any, switches: Collection[str]) -> None:
     if "compile" in switches:
         # the modules that are called: compiling the autoencoder around them has no effect
         for part in (backbone.denoiser, backbone.autoencoder.model.decoder):
+            for module in part.modules():  # the compiler chooses kernels for plain layers
+                if isinstance(module, _OneDnnLinear):
+                    module.__class__ = nn.Linear  # type: ignore[assignment]
             part.compile(dynamic=False)
 
 

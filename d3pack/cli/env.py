@@ -10,6 +10,7 @@ from typing import Any
 
 from d3pack.cli import _out
 from d3pack.cli._fields import Format, format_option
+from d3pack.system import option
 
 PACKAGES = (
     "d3pack-mini",
@@ -44,14 +45,21 @@ SETTINGS = (
 class Env:
     """Print versions and settings for a bug report. No path and no token is shown.
 
-    Example: d3pack env
+    Example: d3pack env --speed
     """
 
+    speed: bool = option(
+        False,
+        "Measure images a second of the embedded backbone, exactly and with each switch of"
+        " decode --fast: takes a few minutes.",
+    )
     format: Format = format_option()
 
     def run(self) -> None:
         """Collect the facts and print them."""
         facts = collect()
+        if self.speed:
+            facts["images_per_second"] = self._speeds()
         if self.format == "json":
             _out.emit(facts)
         elif self.format == "human":
@@ -62,6 +70,18 @@ class Env:
                 print(group)
                 for name, value in values.items():
                     _out.show(f"  {name:<22} {value}")
+
+    def _speeds(self) -> dict[str, float | str]:
+        """What this machine makes of the pack that comes with d3pack."""
+        from d3pack.decode import speeds
+        from d3pack.demo import example_pack
+
+        rates: dict[str, float | str] = {}
+        for name, rate in speeds(example_pack()):
+            if self.format == "human":
+                _out.say(f"measured: {name}")
+            rates[name] = rate if isinstance(rate, str) else round(rate, 1)
+        return rates
 
 
 def collect() -> dict[str, Any]:

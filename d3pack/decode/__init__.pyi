@@ -30,3 +30,4 @@ from d3pack.decode.probes import require_probes as require_probes
 from d3pack.decode.probes import verify_probes as verify_probes
 from d3pack.decode.samplers import schedule as schedule
 from d3pack.decode.settings import ExportSettings as ExportSettings
+from d3pack.decode.speed import speeds as speeds

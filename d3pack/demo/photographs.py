@@ -28,6 +28,11 @@ class Photographs:
     figures: dict[str, Any]
 
 
+def example_pack() -> Pack:
+    """Return the pack of CIFAR-10 that comes with d3pack."""
+    return d3pack.read(str(resources.files("d3pack.demo").joinpath("cifar10.d3m")))
+
+
 def example_figures() -> dict[str, Any]:
     """Return what was measured: the protocol, and a row for each thing to train on."""
     text = resources.files("d3pack.demo").joinpath("cifar10.json").read_text(encoding="utf-8")
@@ -37,7 +42,7 @@ def example_figures() -> dict[str, Any]:
 
 def rebuild_photographs(images: int = SHOWN) -> Photographs:
     """Read the pack and decode the first images of each class."""
-    pack = d3pack.read(str(resources.files("d3pack.demo").joinpath("cifar10.d3m")))
+    pack = example_pack()
     with Decoder(pack, device="cpu") as decoder:
         shown = sample(pack, decoder, classes=len(pack.classes), images=images)
     return Photographs(pack, shown, example_figures())

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from cli import invoke
+from cli_schema import check_output
 from places import ROOT, load
 
 from d3pack.cli._command import all_verbs, flags_of
@@ -146,6 +147,16 @@ def test_env_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (rows["HF_HOME"], rows["HF_ENDPOINT"]) == ("set", "unset")
     assert rows["torch"][0].isdigit()
     assert "/a/private/place" not in out
+
+
+@pytest.mark.slow
+def test_env_measures_what_each_switch_brings() -> None:
+    done = invoke("env", "--speed", "--format", "json")
+    assert done.exit_code == 0, done.stderr
+    check_output("env", done.stdout)
+    rates = json.loads(done.stdout)["images_per_second"]
+    assert rates.keys() == {"exact", "bf16", "channels_last", "fused_attention", "compile"}
+    assert min(rates.values()) > 0, "each can be computed where there is a compiler"
 
 
 @pytest.mark.heavy
