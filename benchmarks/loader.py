@@ -143,10 +143,10 @@ def second(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             peers.write_mds(folder / f"mds-{kind}", images, labels, kind)
     result: dict[str, Any] = {"images": len(order), "shape": list(images.shape[1:]), "batch": BATCH}
     memory = opened(path, folder, args.backbone, cache="cpu")
-    consume(memory.loader(BATCH))
+    consume(memory.loader(BATCH, shuffle=True))
     own = {
-        "d3m loader, disk": dataset.loader(BATCH),
-        "d3m loader, memory": memory.loader(BATCH),
+        "d3m loader, disk": dataset.loader(BATCH, shuffle=True),
+        "d3m loader, memory": memory.loader(BATCH, shuffle=True),
         "d3m DataLoader": DataLoader(dataset, BATCH, shuffle=True),
     }
     alone: dict[str, Callable[[], Any]] = {
@@ -248,7 +248,9 @@ def first(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             dataset.images._decoder = decoder  # opening the backbone is not what is measured
             batches: Any = DataLoader(dataset, BATCH // 4, shuffle=True)
             if name != "DataLoader":
-                batches = dataset.loader(BATCH // 4, background=name == "loader, background")
+                batches = dataset.loader(
+                    BATCH // 4, shuffle=True, background=name == "loader, background"
+                )
             rows.setdefault(f"first epoch, {name}", []).append(
                 timed(partial(train, batches, model, args.updates))
             )
@@ -317,7 +319,7 @@ def residents(args: argparse.Namespace) -> list[float]:
     if args.cache == "none":
         options = {"cache": None}
     dataset = opened(args.folder / args.pack, args.folder, args.backbone, **options)
-    loader = dataset.loader(BATCH)
+    loader = dataset.loader(BATCH, shuffle=True)
     found = []
     for _ in range(args.epochs):
         consume(loader)

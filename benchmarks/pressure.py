@@ -108,7 +108,7 @@ def _read(folder: Path, name: str, action: str, chosen: random.Random) -> None:
             return
         seen: Counter[int] = Counter()
         batches = (
-            dataset.loader(16, seed=chosen.randrange(99))
+            dataset.loader(16, shuffle=True, seed=chosen.randrange(99))
             if action == "loader"
             else DataLoader(dataset, 16, shuffle=True, num_workers=2, multiprocessing_context=FORK)
         )

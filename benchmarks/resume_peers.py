@@ -45,7 +45,7 @@ class Loader:
         self.folder = folder
 
     def open(self, rank: int, world: int, workers: int) -> Any:
-        return _images(self.folder).loader(BATCH)
+        return _images(self.folder).loader(BATCH, shuffle=True)
 
     def ids(self, batch: Any) -> list[int]:
         """Return the numbers of the images of a batch."""
@@ -60,7 +60,7 @@ class Counted:
     """A DataLoader over `batch_order`, whose batches the training loop counts."""
 
     def __init__(self, dataset: D3MDataset, workers: int) -> None:
-        self.order = dataset.batch_order(BATCH)
+        self.order = dataset.batch_order(BATCH, shuffle=True)
         self.loader = DataLoader(dataset, batch_sampler=self.order, num_workers=workers)
         self.load_state_dict = self.order.load_state_dict
 
@@ -85,7 +85,7 @@ class StatefulBatchOrder(Loader):
 
     def open(self, rank: int, world: int, workers: int) -> Any:
         dataset = _images(self.folder)
-        order = dataset.batch_order(BATCH)
+        order = dataset.batch_order(BATCH, shuffle=True)
         return StatefulDataLoader(dataset, batch_sampler=order, num_workers=workers)
 
 

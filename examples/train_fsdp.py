@@ -35,7 +35,7 @@ device = torch.device(kind, dist.get_node_local_rank(0)) if kind == "cuda" else 
 dataset = D3MDataset(
     args.pack, output="float", device=device, backbone=args.backbone, quiet=not first, weights=True
 )
-loader = dataset.loader(args.batch_size, seed=0)  # knows rank and world
+loader = dataset.loader(args.batch_size, shuffle=True, seed=0)  # knows rank and world
 
 torch.manual_seed(0)
 layers = [nn.Conv2d(3, 32, 3, stride=2, padding=1), nn.GroupNorm(8, 32), nn.ReLU()]

@@ -34,7 +34,7 @@ def augment(images: torch.Tensor) -> torch.Tensor:
 torch.manual_seed(0)
 options = {"output": "float", "batch_transform": augment, "backbone": args.backbone}
 dataset = D3MDataset(args.pack, weights=True, **options)
-loader = dataset.loader(args.batch_size, seed=0)
+loader = dataset.loader(args.batch_size, shuffle=True, seed=0)
 
 layers = [nn.Conv2d(3, 32, 3, padding=1), nn.GroupNorm(8, 32), nn.ReLU(), nn.AvgPool2d(2)]
 for _ in range(2):

@@ -40,7 +40,7 @@ def train(config: dict[str, Any]) -> None:
         quiet=not first,
         weights=True,
     )
-    loader = dataset.loader(config["batch_size"], seed=0)  # knows rank and world
+    loader = dataset.loader(config["batch_size"], shuffle=True, seed=0)  # knows rank and world
     layers = [nn.Conv2d(3, 32, 3, stride=2, padding=1), nn.GroupNorm(8, 32), nn.ReLU()]
     classes = len(dataset.class_to_idx)  # Ray pickles this function, and takes .classes for torch's
     layers += [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(32 * 16, classes)]

@@ -418,7 +418,7 @@ class D3MDataset(Dataset[Any]):
     def loader(
         self,
         batch_size: int,
-        shuffle: bool = True,
+        shuffle: bool = False,
         seed: int = 0,
         rank: int | None = None,
         world: int | None = None,
@@ -429,7 +429,7 @@ class D3MDataset(Dataset[Any]):
 
         Args:
             batch_size: images that a rank takes in a step.
-            shuffle: whether each epoch has an order of its own.
+            shuffle: whether each epoch has an order of its own, as trainings want it.
             seed: seed of the orders.
             rank: number of this process; the default is that of torch.distributed.
             world: number of processes; the default is that of torch.distributed.
@@ -451,7 +451,7 @@ class D3MDataset(Dataset[Any]):
     def batch_order(
         self,
         batch_size: int,
-        shuffle: bool = True,
+        shuffle: bool = False,
         seed: int = 0,
         rank: int | None = None,
         world: int | None = None,

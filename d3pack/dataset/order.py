@@ -99,7 +99,7 @@ class BatchOrder:
         size: int,
         batch_size: int,
         *,
-        shuffle: bool = True,
+        shuffle: bool = False,
         seed: int = 0,
         rank: int = 0,
         world: int = 1,

@@ -131,7 +131,7 @@ def test_auto_cache_is_announced_once_where_images_are_decoded(
 ) -> None:
     dataset = use(pack, backbone, quiet=False)
     list(dataset)
-    list(dataset.loader(4))
+    list(dataset.loader(4, shuffle=True))
     said = capfd.readouterr().err.splitlines()
     assert len([line for line in said if "cache=auto: disk" in line]) == 1
     list(use(pack, backbone, quiet=False))  # all images are there
@@ -177,7 +177,7 @@ def test_progress_is_printed_unless_quiet(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # one group at a time: as many lines as groups
     try:
-        list(use(pack, backbone, quiet=False, cache="cpu").loader(5))
+        list(use(pack, backbone, quiet=False, cache="cpu").loader(5, shuffle=True))
     finally:
         torch.set_num_threads(threads)
     lines = capfd.readouterr().err.splitlines()
@@ -186,7 +186,7 @@ def test_progress_is_printed_unless_quiet(
     assert "left" in lines[0]
     assert "decoded 21 of 21" in lines[-1]
     assert "left" not in lines[-1]
-    list(use(pack, backbone, quiet=True, cache="cpu").loader(5))
+    list(use(pack, backbone, quiet=True, cache="cpu").loader(5, shuffle=True))
     assert capfd.readouterr().err == ""
 
 
@@ -220,7 +220,7 @@ def test_progress_without_a_store_has_no_time_left(
 ) -> None:
     monkeypatch.setattr("d3pack.system.progress.LOG_SECONDS", 0.0)
     monkeypatch.setattr(images, "StatusLine", Impatient)
-    list(use(pack, backbone, quiet=False, cache=None).loader(5, background=False))
+    list(use(pack, backbone, quiet=False, cache=None).loader(5, shuffle=True, background=False))
     lines = capfd.readouterr().err.splitlines()
     assert lines
     pattern = r"d3pack: decoded \d+ images, \d+\.\d images/s"
@@ -230,7 +230,7 @@ def test_progress_without_a_store_has_no_time_left(
 @pytest.mark.heavy
 @pytest.mark.parametrize("cache", ["cpu", "disk", None])
 def test_memory_is_constant_over_epochs(pack: Pack, backbone: Path, cache: Any) -> None:
-    loader = use(pack, backbone, cache=cache).loader(5)
+    loader = use(pack, backbone, cache=cache).loader(5, shuffle=True)
     sizes = []
     for _ in range(10):
         assert sum(len(labels) for _, labels in loader) == 21
@@ -257,7 +257,7 @@ def test_as_many_images_as_imagenet_are_handed_out_quickly_in_little_memory(
     identity = StoreIdentity("r", "exact", "cpu", "t", len(dataset), (3, 1, 1))
     dataset.images._store = open_disk_store(tmp_path, identity, 1 << 30)
     dataset.images._decoder = Counting()  # type: ignore[assignment]
-    loader = dataset.loader(256)
+    loader = dataset.loader(256, shuffle=True)
     before, most = resident(), 0
     for epoch in range(2):
         seen = np.zeros(len(dataset), np.int64)

@@ -297,7 +297,7 @@ def test_weights_come_with_each_image(make: Make, pack: Pack, expected: Tensor) 
 
 
 def test_weights_of_a_pack_without_them_are_one(make: Make) -> None:
-    *_, weights = next(iter(make(weights=True).loader(5)))
+    *_, weights = next(iter(make(weights=True).loader(5, shuffle=True)))
     assert weights.tolist() == [1] * 5
     with pytest.raises(UsageError, match="no weights were asked for"):
         make().weights(np.array([0]))
@@ -356,7 +356,7 @@ def test_transform_error_names_the_image(make: Make) -> None:
     assert isinstance(caught.value, D3MError)
     assert isinstance(caught.value.__cause__, RuntimeError)
     with pytest.raises(TransformError, match=r"image \d+ \(class"):
-        next(iter(dataset.loader(4)))
+        next(iter(dataset.loader(4, shuffle=True)))
     batched = make(batch_transform=picky)
     with pytest.raises(TransformError, match=r"images 9\.\.10 \(2, class 'penguin' first\)"):
         batched.__getitems__([9, 10])

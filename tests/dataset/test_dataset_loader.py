@@ -53,7 +53,9 @@ def indices_of(batches: Any, expected: Tensor) -> list[int]:
 def test_every_epoch_has_every_image_once(
     pack: Pack, backbone: Path, expected: Tensor, cache: Any, batch: int, background: bool | None
 ) -> None:
-    loader = use(pack, backbone, cache=cache).loader(batch, seed=3, background=background)
+    loader = use(pack, backbone, cache=cache).loader(
+        batch, shuffle=True, seed=3, background=background
+    )
     orders = [indices_of(loader, expected) for _ in range(3)]
     assert [sorted(order) for order in orders] == [list(range(21))] * 3
     assert len({tuple(order) for order in orders}) == 3
@@ -68,7 +70,7 @@ def test_first_epoch_decodes_whole_groups(
 ) -> None:
     dataset = use(pack, backbone, cache=cache)
     asked = spied(dataset)
-    order = indices_of(dataset.loader(batch, background=background), expected)
+    order = indices_of(dataset.loader(batch, shuffle=True, background=background), expected)
     assert sum(-(-len(numbers) // 4) for numbers in asked) == 6, "whatever the batch size"
     start = 0
     for numbers in asked:
@@ -78,7 +80,7 @@ def test_first_epoch_decodes_whole_groups(
 
 def test_loader_decodes_ahead_of_the_training_loop(pack: Pack, backbone: Path) -> None:
     dataset = use(pack, backbone, cache="cpu")
-    batches = iter(dataset.loader(4, background=True))
+    batches = iter(dataset.loader(4, shuffle=True, background=True))
     next(batches)
     until = time.monotonic() + 20
     while dataset.images._store is None or dataset.images._store.count() < 12:
@@ -96,11 +98,11 @@ def test_exact_images_on_cuda_are_decoded_in_the_callers_thread(
     for numerics, expected in (("exact", False), ("fast", asked is not False)):
         dataset = use(pack, backbone, numerics=numerics)
         dataset.device = dataset.images.device = torch.device("cuda")
-        assert dataset.loader(4, background=asked).background is expected
+        assert dataset.loader(4, shuffle=True, background=asked).background is expected
 
 
 def test_loader_stops_its_thread_when_an_epoch_is_left(pack: Pack, backbone: Path) -> None:
-    loader = use(pack, backbone, cache=None).loader(2, background=True)
+    loader = use(pack, backbone, cache=None).loader(2, shuffle=True, background=True)
     for _ in loader:
         break
     assert not [t for t in threading.enumerate() if t.name == "d3pack-prefetch"]
@@ -112,7 +114,9 @@ def test_decoder_error_is_raised_in_the_training_loop(
 ) -> None:
     from d3pack.errors import BackboneError
 
-    loader = D3MDataset(pack, backbone=tmp_path, quiet=True).loader(4, background=background)
+    loader = D3MDataset(pack, backbone=tmp_path, quiet=True).loader(
+        4, shuffle=True, background=background
+    )
     with pytest.raises(BackboneError):
         next(iter(loader))
 
@@ -131,8 +135,8 @@ def test_background_stops_while_its_queue_is_full() -> None:
 def test_loader_resumes_in_the_middle_of_an_epoch(
     pack: Pack, backbone: Path, expected: Tensor
 ) -> None:
-    whole = indices_of(use(pack, backbone).loader(4, seed=8), expected)
-    first = use(pack, backbone).loader(4, seed=8)
+    whole = indices_of(use(pack, backbone).loader(4, shuffle=True, seed=8), expected)
+    first = use(pack, backbone).loader(4, shuffle=True, seed=8)
     head = []
     for batch in first:
         head.append(batch)
@@ -140,7 +144,7 @@ def test_loader_resumes_in_the_middle_of_an_epoch(
             state = json.dumps(first.state_dict())
             break
     for batch_size in (4, 3, 9):
-        later = use(pack, backbone).loader(batch_size, seed=0)
+        later = use(pack, backbone).loader(batch_size, shuffle=True, seed=0)
         later.load_state_dict(json.loads(state))
         assert indices_of(head, expected) + indices_of(later, expected) == whole
         assert later.epoch == 1
@@ -157,11 +161,11 @@ def test_fresh_epochs_resume_exactly(pack: Pack, backbone: Path) -> None:
                     break
         return got
 
-    loader = use(pack, backbone, fresh=True).loader(6, seed=1)
+    loader = use(pack, backbone, fresh=True).loader(6, shuffle=True, seed=1)
     whole = run(loader, 11)
-    first = use(pack, backbone, fresh=True).loader(6, seed=1)
+    first = use(pack, backbone, fresh=True).loader(6, shuffle=True, seed=1)
     head = run(first, 7)
-    second = use(pack, backbone, fresh=True).loader(6, seed=1)
+    second = use(pack, backbone, fresh=True).loader(6, shuffle=True, seed=1)
     second.load_state_dict(first.state_dict())
     for one, other in zip(whole, head + run(second, 4), strict=True):
         assert torch.equal(one, other)
@@ -171,7 +175,7 @@ def test_state_of_another_pack_is_refused(pack: Pack, backbone: Path) -> None:
     from dataset_packs import tiny_pack
 
     dataset = use(pack, backbone)
-    state = dataset.loader(4).state_dict()
+    state = dataset.loader(4, shuffle=True).state_dict()
     others = (
         use(tiny_pack(backbone, seed=12), backbone),
         dataset.first(3),
@@ -179,19 +183,19 @@ def test_state_of_another_pack_is_refused(pack: Pack, backbone: Path) -> None:
     )
     for other in others:
         with pytest.raises(UsageError, match="belongs to pack"):
-            other.loader(4).load_state_dict(state)
+            other.loader(4, shuffle=True).load_state_dict(state)
         with pytest.raises(UsageError, match="belongs to pack"):
             other.load_state_dict(dataset.state_dict())
-    use(pack, backbone).loader(4).load_state_dict(state)
+    use(pack, backbone).loader(4, shuffle=True).load_state_dict(state)
 
 
 def test_ranks_divide_an_epoch(pack: Pack, backbone: Path, expected: Tensor) -> None:
     dataset = use(pack, backbone)
-    got = [list(dataset.loader(4, seed=2, rank=rank, world=3)) for rank in range(3)]
+    got = [list(dataset.loader(4, shuffle=True, seed=2, rank=rank, world=3)) for rank in range(3)]
     assert len({len(batches) for batches in got}) == 1
     assert sorted(indices_of(itertools.chain(*got), expected)) == list(range(21))
     with pytest.raises(UsageError, match="go together"):
-        dataset.loader(4, rank=1)
+        dataset.loader(4, shuffle=True, rank=1)
 
 
 def test_drop_last_leaves_out_the_last_images(pack: Pack, backbone: Path, expected: Tensor) -> None:
@@ -202,7 +206,7 @@ def test_drop_last_leaves_out_the_last_images(pack: Pack, backbone: Path, expect
 
 @pytest.mark.heavy
 def test_loader_in_workers_is_refused(pack: Pack, backbone: Path) -> None:
-    loader = use(pack, backbone).loader(4)
+    loader = use(pack, backbone).loader(4, shuffle=True)
     with pytest.raises(UsageError, match="once a worker"):
         next(iter(DataLoader(loader, batch_size=None, num_workers=1)))
     assert len(list(DataLoader(loader, batch_size=None))) == 6
@@ -214,12 +218,12 @@ def test_loader_in_workers_is_refused(pack: Pack, backbone: Path) -> None:
 def stateful(pack: Pack, backbone: Path, how: str) -> Any:
     dataset = use(pack, backbone)
     if how == "loader":
-        return StatefulDataLoader(dataset.loader(4, seed=5), batch_size=None)
+        return StatefulDataLoader(dataset.loader(4, shuffle=True, seed=5), batch_size=None)
     workers = 2 if how == "workers" else 0
     context = "fork" if workers else None
     return StatefulDataLoader(
         dataset,
-        batch_sampler=dataset.batch_order(4, seed=5),
+        batch_sampler=dataset.batch_order(4, shuffle=True, seed=5),
         num_workers=workers,
         multiprocessing_context=context,
     )

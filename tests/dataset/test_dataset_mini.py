@@ -91,7 +91,7 @@ def test_images_are_equal_however_they_are_asked_for(
     for (image, _), index in zip(asked, order, strict=True):
         assert torch.equal(image, reference[index])
     disk = D3MDataset(file, device="cpu", quiet=True, cache_dir=tmp_path)
-    ranks = [disk.loader(3, seed=5, rank=rank, world=2) for rank in range(2)]
+    ranks = [disk.loader(3, shuffle=True, seed=5, rank=rank, world=2) for rank in range(2)]
     for _ in range(2):  # the first epoch decodes, the second reads
         rows = [batch for loader in ranks for batch in loader]
         assert digest(in_order(rows, reference)) == want

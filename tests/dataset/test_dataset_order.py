@@ -89,7 +89,7 @@ def test_ranks_together_take_every_image_once(
 ) -> None:
     if size < world:
         with pytest.raises(UsageError, match="cannot be divided"):
-            BatchOrder(size, batch, world=world)
+            BatchOrder(size, batch, world=world, shuffle=True)
         return
     ranks = [
         BatchOrder(size, batch, shuffle=shuffle, rank=r, world=world, drop_last=drop_last)
@@ -117,7 +117,9 @@ def test_resume_on_other_ranks_takes_the_rest_once(data: st.DataObject, size: in
     taken: list[int] = []
     for _ in range(20):
         world, batch = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 16))
-        ranks = [BatchOrder(size, batch, seed=5, rank=r, world=world) for r in range(world)]
+        ranks = [
+            BatchOrder(size, batch, seed=5, rank=r, world=world, shuffle=True) for r in range(world)
+        ]
         for order in ranks:
             if state:
                 order.load_state_dict(json.loads(state))
@@ -136,16 +138,16 @@ def test_resume_on_other_ranks_takes_the_rest_once(data: st.DataObject, size: in
 
 
 def test_state_keeps_its_order() -> None:
-    first = BatchOrder(100, 10, seed=1, identity="a")
+    first = BatchOrder(100, 10, seed=1, identity="a", shuffle=True)
     batches = iter(first)
     head = [next(batches) for _ in range(3)]
     other = BatchOrder(100, 10, seed=99, shuffle=False, identity="a")
     other.load_state_dict(first.state_dict())
-    assert head + list(other) == takes(BatchOrder(100, 10, seed=1))
+    assert head + list(other) == takes(BatchOrder(100, 10, seed=1, shuffle=True))
 
 
 def test_each_iteration_is_an_epoch() -> None:
-    order = BatchOrder(10, 4, seed=2)
+    order = BatchOrder(10, 4, seed=2, shuffle=True)
     assert list(order) == takes(order, 0)
     assert (order.epoch, order.consumed) == (1, 0)
     left = iter(order)
@@ -154,7 +156,7 @@ def test_each_iteration_is_an_epoch() -> None:
 
 
 def test_set_epoch_keeps_the_place_within_the_epoch() -> None:
-    order = BatchOrder(10, 4)
+    order = BatchOrder(10, 4, shuffle=True)
     order.load_state_dict(order.state_dict() | {"epoch": 3, "consumed": 4})
     order.set_epoch(3)
     assert list(order) == takes(order, 3, 4)
@@ -163,7 +165,7 @@ def test_set_epoch_keeps_the_place_within_the_epoch() -> None:
 
 
 def test_set_epoch_repeats_an_epoch_left_after_its_last_batch() -> None:
-    order = BatchOrder(10, 4)
+    order = BatchOrder(10, 4, shuffle=True)
     order.set_epoch(0)
     for _ in order:
         if order.consumed == 10:
@@ -175,7 +177,7 @@ def test_set_epoch_repeats_an_epoch_left_after_its_last_batch() -> None:
 
 
 def test_state_after_the_last_batch_is_the_next_epoch() -> None:
-    order = BatchOrder(8, 4)
+    order = BatchOrder(8, 4, shuffle=True)
     batches = iter(order)
     next(batches), next(batches)
     assert order.state_dict()["epoch"] == 1
@@ -183,7 +185,7 @@ def test_state_after_the_last_batch_is_the_next_epoch() -> None:
 
 
 def test_state_after_batches_does_not_count_those_taken_ahead() -> None:
-    order = BatchOrder(21, 4, seed=5, world=2)
+    order = BatchOrder(21, 4, seed=5, world=2, shuffle=True)
     order.load_state_dict(order.state_dict() | {"epoch": 2, "consumed": 3})
     for taken_ahead in (2, 3):
         batches = iter(order)
@@ -199,8 +201,8 @@ def test_state_after_batches_does_not_count_those_taken_ahead() -> None:
 
 
 def test_rest_that_new_ranks_drop_is_the_next_epoch() -> None:
-    order = BatchOrder(10, 4, drop_last=True)
-    order.load_state_dict(BatchOrder(10, 8).state_dict() | {"consumed": 8})
+    order = BatchOrder(10, 4, drop_last=True, shuffle=True)
+    order.load_state_dict(BatchOrder(10, 8, shuffle=True).state_dict() | {"consumed": 8})
     assert list(order) == takes(order, 1)
 
 
@@ -217,14 +219,14 @@ def test_rest_that_new_ranks_drop_is_the_next_epoch() -> None:
     ],
 )
 def test_foreign_or_invalid_state_is_refused(change: dict[str, object]) -> None:
-    order = BatchOrder(10, 4, identity="this")
+    order = BatchOrder(10, 4, identity="this", shuffle=True)
     with pytest.raises(UsageError):
         order.load_state_dict(order.state_dict() | change)
     assert (order.epoch, order.consumed) == (0, 0)
 
 
 def test_state_without_its_fields_is_refused() -> None:
-    order = BatchOrder(10, 4)
+    order = BatchOrder(10, 4, shuffle=True)
     state = order.state_dict()
     del state["consumed"]
     with pytest.raises(UsageError, match="invalid loader state"):
@@ -239,4 +241,4 @@ def test_state_without_its_fields_is_refused() -> None:
 )
 def test_invalid_batch_size_or_rank_is_refused(batch: Any, rank: int, world: int) -> None:
     with pytest.raises(UsageError):
-        BatchOrder(10, batch, rank=rank, world=world)
+        BatchOrder(10, batch, rank=rank, world=world, shuffle=True)

@@ -69,7 +69,7 @@ def test_fork_during_a_decode_in_a_thread_gives_the_same_images(
     pack: Pack, backbone: Path, expected: Tensor
 ) -> None:
     dataset = use(pack, backbone, cache=None)
-    ahead = iter(dataset.loader(2, background=True))
+    ahead = iter(dataset.loader(2, shuffle=True, background=True))
     next(ahead)  # its thread may hold the lock of the decoder now
     images = torch.cat([images for images, _ in loader(dataset)])
     assert torch.equal(images, expected)

@@ -58,7 +58,7 @@ def main() -> None:
         for index in range(len(dataset)):
             dataset[index]
     else:
-        for _ in dataset.loader(5, seed=3, rank=rank, world=world):
+        for _ in dataset.loader(5, shuffle=True, seed=3, rank=rank, world=world):
             pass
     if how == "gloo":
         dist.barrier()

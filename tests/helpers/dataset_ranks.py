@@ -23,7 +23,7 @@ def main() -> None:
     )
     dataset = D3MDataset(folder / "tiny.d3m", cache_dir=folder / "cache", quiet=True)
     number = {dataset[i][0].numpy().tobytes(): i for i in range(len(dataset))}
-    loader = dataset.loader(batch, seed=6)
+    loader = dataset.loader(batch, shuffle=True, seed=6)
     counts = torch.zeros(EPOCHS, len(dataset), dtype=torch.int64)
     checkpoint = folder / "checkpoint.json"
     if checkpoint.exists():
