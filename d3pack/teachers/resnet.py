@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ from d3pack.teachers.teacher import fit
 MAX_BYTES = 512 * 1024 * 1024  # of decoded images kept in memory
 SAMPLES = 250_000  # images that the training of a teacher sees
 CHECKPOINTS = 20  # a killed training loses at most this part of itself
+_BY_CHANCE = (
+    "warning: the teacher does no better than chance on images held out; what it chooses and"
+    " labels is random. Give more images, or name a teacher"
+)
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # of the Newton-Schulz iteration: steepest at 0
 Pixels = npt.NDArray[np.uint8]
 
@@ -254,6 +258,8 @@ def train_teacher(
         cached = _read(stored)
         assert cached is not None
     data, weights, figures = cached
+    if figures.get("held_accuracy", 1.0) <= 1 / len(source.classes):
+        events.note(_BY_CHANCE)
     net = SmallResNet(len(source.classes), config.widths)
     net.load_state_dict(weights)
     record = {
@@ -313,20 +319,11 @@ def _train(
         figures["held_accuracy"] = round(
             float((logits.argmax(1) == targets[held]).float().mean()), 4
         )
-        for line in _held_out(figures["held_accuracy"], len(held), len(source.classes)):
-            events.note(line)
+        accuracy = 100 * figures["held_accuracy"]
+        events.note(f"teacher: {accuracy:.1f} % on {len(held)} images held out")
     state = {name: value.cpu().contiguous() for name, value in net.state_dict().items()}
     data: bytes = save_tensors(state, metadata={"figures": json.dumps(figures)})
     return data
-
-
-def _held_out(accuracy: float, images: int, classes: int) -> Iterator[str]:
-    yield f"teacher: {100 * accuracy:.1f} % on {images} images held out"
-    if accuracy <= 1 / classes:
-        yield (
-            "warning: the teacher does no better than chance on these; what it chooses and labels"
-            " is random. Give more images, or name a teacher"
-        )
 
 
 def hold_back(
