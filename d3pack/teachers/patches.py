@@ -13,11 +13,10 @@ from torch.nn import functional
 
 from d3pack.errors import SourceError
 from d3pack.sources import Source, random_order
-from d3pack.teachers.teacher import Teacher
+from d3pack.teachers.teacher import Teacher, zero_of
 
 Box = tuple[float, float, float, float]
 BATCH = 256  # trial crops that the teacher sees at a time
-_MEAN = (124, 116, 104)  # of ImageNet's pixels: 0 after normalisation
 _TRIES = 10  # as torchvision draws a crop
 
 
@@ -35,7 +34,7 @@ class Cut:
     scale: tuple[float, float] = (1.0, 1.0)  # share of an image's area that a crop shows
     seed: int = 0
     as_rded: bool = False
-    padded: tuple[int, int] | None = None  # what the teacher sees: the patch in a mean grey
+    padded: tuple[int, int] | None = None  # what the teacher sees: the patch among zeros
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +113,7 @@ def best_patches(
 
     def choose() -> None:
         """Keep the best trial of each image."""
-        cost = _costs(teacher, _padded(np.stack(trials), cut.padded), c)
+        cost = _costs(teacher, _padded(np.stack(trials), cut.padded, zero_of(teacher)), c)
         for start in range(0, len(trials), cut.crops):
             best = start + int(cost[start : start + cut.crops].argmin())
             patches.append(trials[best])
@@ -150,13 +149,15 @@ def _crop(image: Image.Image, cut: Cut, rng: np.random.Generator) -> npt.NDArray
     return np.asarray(patch, dtype=np.uint8).transpose(2, 0, 1)
 
 
-def _padded(patches: npt.NDArray[np.uint8], size: tuple[int, int] | None) -> npt.NDArray[np.uint8]:
-    """Patches in the middle of a mean grey; as they are without a size."""
+def _padded(
+    patches: npt.NDArray[np.uint8], size: tuple[int, int] | None, zero: tuple[int, int, int]
+) -> npt.NDArray[np.uint8]:
+    """Patches in the middle of what a teacher sees as zeros; as they are without a size."""
     if size is None or size == patches.shape[2:]:
         return patches
     height, width = patches.shape[2:]
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    grey = np.asarray(_MEAN, np.uint8)[None, :, None, None]
+    grey = np.asarray(zero, np.uint8)[None, :, None, None]
     framed = np.broadcast_to(grey, (len(patches), 3, *size)).copy()
     framed[:, :, top : top + height, left : left + width] = patches
     return framed

@@ -32,6 +32,7 @@ _BY_CHANCE = (
     "warning: the teacher does no better than chance on images held out; what it chooses and"
     " labels is random. Give more images, or name a teacher"
 )
+_MEAN, _DEVIATION = 0.47, 0.25  # of the values of images, which the network sees normalised
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # of the Newton-Schulz iteration: steepest at 0
 Pixels = npt.NDArray[np.uint8]
 
@@ -161,6 +162,7 @@ class TrainedTeacher:
         self._net = net.eval().requires_grad_(False).to(device)
         self._device = torch.device(device)
         self._size = (config.size, config.size)
+        self.zero = (round(255 * _MEAN),) * 3
         self.classes = tuple(classes)
         self.record: Mapping[str, Any] = dict(record)
 
@@ -178,7 +180,7 @@ class TrainedTeacher:
 
 
 def _normal(values: Tensor) -> Tensor:
-    return (values - 0.47) / 0.25
+    return (values - _MEAN) / _DEVIATION
 
 
 def square(image: Image.Image, size: int) -> Pixels:

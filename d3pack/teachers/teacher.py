@@ -16,6 +16,7 @@ from torch.nn import functional
 from d3pack.errors import D3MError, UsageError
 from d3pack.sources import read_table, tidy
 
+_IMAGENET = (124, 116, 104)  # its mean colour
 _MOST_SIDE = 2048  # pixels that a classifier may ask for
 _REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
@@ -44,6 +45,12 @@ class Teacher(Protocol):
     def features(self, images: Tensor) -> Tensor:
         """(N, 3, h, w) uint8 -> (N, F) float32, for comparing images."""
         ...
+
+
+def zero_of(teacher: Teacher) -> tuple[int, int, int]:
+    """Return the colour that a teacher sees as zeros: its `zero`, or else ImageNet's mean."""
+    red, green, blue = getattr(teacher, "zero", _IMAGENET)
+    return red, green, blue
 
 
 def fit(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -184,6 +191,7 @@ class TransformersTeacher:
         mapping = None if table is None else read_table(Path(table))
         self._columns = torch.tensor(match_labels(classes, labels, mapping), device=device)
         self._size, self._mean, self._std = _preprocessing(path, model.config)
+        self.zero = tuple(int(v) for v in (255 * self._mean).round().clamp(0, 255).flatten())
         digest = hashlib.sha256()
         for file in weights:
             digest.update(file.read_bytes())

@@ -547,6 +547,19 @@ def test_folder_layout_reads_as_an_image_folder(made: dict[str, Any], tmp_path: 
         assert len(files) == COUNT
 
 
+def test_torchvision_reads_the_folders(made: dict[str, Any], tmp_path: Path) -> None:
+    """With torchvision itself, where one that fits this torch is installed."""
+    readers = pytest.importorskip("torchvision.datasets", exc_type=ImportError)
+    export_images(made["decoder"], tmp_path / "out")
+    folder = readers.ImageFolder(tmp_path / "out", transform=np.asarray)
+    names = json.loads((tmp_path / "out" / ".classes.json").read_text())
+    assert {names[name] for name in folder.classes} == set(made["pack"].classes)
+    assert len(folder) == 3 * COUNT
+    for number, (image, label) in enumerate(folder):
+        c = made["pack"].classes.index(names[folder.classes[label]])
+        assert np.array_equal(image, made["images"][c, number % COUNT])
+
+
 def test_shards_are_encoded_again_with_their_class_names(
     made: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -98,7 +98,10 @@ def test_rdeds_boxes_are_squares_of_a_share_of_the_area(width: int, height: int)
             assert (x0, y0) == ((width - side) // 2, (height - side) // 2)
 
 
-def test_teacher_sees_a_patch_in_a_mean_grey(tmp_path: Path) -> None:
+@pytest.mark.parametrize("zero", [None, (10, 20, 30)])
+def test_teacher_sees_a_patch_among_its_zeros(
+    tmp_path: Path, zero: tuple[int, int, int] | None
+) -> None:
     seen: list[Tensor] = []
 
     class Watching(Brightness):
@@ -108,11 +111,14 @@ def test_teacher_sees_a_patch_in_a_mean_grey(tmp_path: Path) -> None:
 
     source = open_source(make_tree(tmp_path / "s", 4))
     framed = cut(padded=(16, 16), as_rded=True)
-    patches = best_patches(source, 0, Watching(), framed)
+    teacher = Watching()
+    if zero is not None:
+        teacher.zero = zero  # type: ignore[attr-defined]
+    patches = best_patches(source, 0, teacher, framed)
     assert patches.pixels.shape == (4, 3, 8, 8)
     (looked,) = seen
     assert looked.shape == (12, 3, 16, 16)
-    grey = torch.tensor([124, 116, 104], dtype=torch.uint8)[:, None, None]
+    grey = torch.tensor(zero or [124, 116, 104], dtype=torch.uint8)[:, None, None]
     border = looked.clone()
     border[:, :, 4:12, 4:12] = grey
     assert torch.equal(border, grey.expand_as(border))

@@ -21,6 +21,7 @@ from d3pack.teachers.resnet import (
     SmallResNet,
     TeacherConfig,
     TrainedTeacher,
+    _normal,
     gather,
     hold_back,
     newton_schulz,
@@ -81,6 +82,8 @@ def test_a_trained_teacher_knows_the_source(tmp_path: Path, root: Path) -> None:
     stored = next((tmp_path / "teachers").iterdir())
     assert record["bytes"] == stored.stat().st_size
     assert 0.8 < record["held_accuracy"] <= 1.0
+    zeros = torch.tensor(teacher.zero).reshape(1, 3, 1, 1).expand(1, 3, 16, 16) / 255
+    assert _normal(zeros).abs().max() < 0.5 / 255 / 0.25 + 1e-6
     large = torch.nn.functional.interpolate(images.float(), scale_factor=4).to(torch.uint8)
     assert torch.equal(teacher.logits(large).argmax(1), logits.argmax(1))
 
