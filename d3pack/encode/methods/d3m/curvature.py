@@ -11,8 +11,8 @@ alone, since work grows with the third power of the width.
 
 Rows also share part of their way: what the captions of a backbone leave out of one class, they
 leave out of all. The mean gradient comes from the samples of every row, so it may be followed into
-directions where a row's own gradient is mostly noise; a row that would step uphill by its own
-gradient, or has converged, follows its own alone.
+directions where a row's own gradient is mostly noise. A row takes that part only where it leads
+downhill by the row's own gradient, and the whole step does; else it follows its own alone.
 """
 
 from __future__ import annotations
@@ -70,12 +70,13 @@ class Curvature:
         steps uphill by its own gradient.
         """
         rows, k, _ = gradients.shape
-        shared = gradients.mean(0, keepdims=True)
-        together = self._damped(gradients - shared, OWN / each)
-        together += self._damped(shared, SHARED / (each * rows))
-        uphill = np.einsum("rkd,rkd->r", gradients, together) >= 0
-        if uphill.any():
-            together[uphill] = self._damped(gradients[uphill], OWN / each)
+        mean = gradients.mean(0, keepdims=True)
+        shared = self._damped(mean, SHARED / (each * rows))
+        together = self._damped(gradients - mean, OWN / each) + shared
+        along = np.einsum("rkd,kd->r", gradients, shared[0])
+        apart = (along >= 0) | (np.einsum("rkd,rkd->r", gradients, together) >= 0)
+        if apart.any():
+            together[apart] = self._damped(gradients[apart], OWN / each)
         # each place steps as if it were alone; k of them may all have the same aim
         steps: Array = together / k
         return steps
