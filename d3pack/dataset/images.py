@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _POLL = 0.01  # seconds between looks at what another process is decoding
 _PATIENCE = 600  # seconds until it is thought dead: servers of NFS may keep the locks of a machine
 _MAKERS = ("torch", "diffusers", "transformers")  # a release may change a last bit
-_SAID = set[str]()  # what this process has printed of its stores
+_SAID = set[tuple[str, str]]()  # packs, and what this process has printed of their stores
 
 
 class Images:
@@ -155,10 +155,15 @@ class Images:
         in every epoch.
         """
         words, self._words = self._words, ""
-        if not words or words in _SAID or self._cache.cache != "auto" or not _reports():
+        if (
+            not words
+            or (self.pack.root, words) in _SAID
+            or self._cache.cache != "auto"
+            or not _reports()
+        ):
             return
         if isinstance(self._store, RecentStore) or not self._quiet:
-            _SAID.add(words)
+            _SAID.add((self.pack.root, words))
             print(f"d3pack: cache=auto: {words}", file=sys.stderr, flush=True)
 
     def missing(self, numbers: Ints, epoch: int) -> Ints:

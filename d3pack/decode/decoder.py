@@ -142,7 +142,7 @@ class Decoder:
         self._unconditional: dict[bool, Condition] = {}  # by whether it guides
         self._lock = lock_of(self.backbone)
         self._pool: tuple[tuple[int, int], ThreadPoolExecutor] | None = None
-        self._passed: Callable[[float], None] | None = None
+        self._watch = threading.local()  # whom each thread tells of its steps
 
     def _open(
         self, backbone: Backbone | None, path: str | Path | None, progress: FileProgress | None
@@ -329,14 +329,20 @@ class Decoder:
     def watched(self, passed: Callable[[float], None] | None) -> Iterator[None]:
         """Call a function after every step of a group, or soon after, in the caller's thread.
 
+        It must not use the decoder, which is at work.
+
         Args:
             passed: function of how many images' whole work the step was; None tells nobody.
         """
-        before, self._passed = self._passed, passed
+        before, self._watch.passed = self._watching(), passed
         try:
             yield
         finally:
-            self._passed = before
+            self._watch.passed = before
+
+    def _watching(self) -> Callable[[float], None] | None:
+        passed: Callable[[float], None] | None = getattr(self._watch, "passed", None)
+        return passed
 
     @contextmanager
     def counted(self, progress: Counter | None, images: int) -> Iterator[None]:
@@ -398,20 +404,21 @@ class Decoder:
 
     def _decode(self, groups: list[list[Pair]], epoch: int, parallel: int) -> list[Tensor]:
         """Return the images of full groups: another size would give other bits."""
+        passed = self._watching()
         with self._at_work():
             if len(groups) == 1:
-                model = self._reporting(groups[0], self._passed)
+                model = self._reporting(groups[0], passed)
                 return [self._decode_group(groups[0], model, epoch)]
             shares = SimpleQueue[float]()
-            tell, pool = None if self._passed is None else shares.put, self._threads(parallel)
+            tell, pool = None if passed is None else shares.put, self._threads(parallel)
             models = [self._reporting(pairs, tell) for pairs in groups]
             jobs = [
                 pool.submit(self._decode_group, pairs, model, epoch)
                 for pairs, model in zip(groups, models, strict=True)
             ]
             try:
-                if self._passed is not None:
-                    _hand_on(shares, self._passed, jobs)
+                if passed is not None:
+                    _hand_on(shares, passed, jobs)
                 return [job.result() for job in jobs]
             finally:
                 for job in jobs:

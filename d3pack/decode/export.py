@@ -115,7 +115,7 @@ def export_images(
         images_per_class: the first, which are the best; by default all.
         shard: which share to write; by default all.
         progress: called with (images done, images in all), of the share; while a group takes
-            long, also with those that its steps are worth.
+            long, also with those that its steps are worth. It must not use the decoder.
 
     Raises:
         UsageError: the folder holds something else, images or folders that this export does not

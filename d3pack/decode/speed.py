@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from d3pack.decode.decoder import Decoder
 from d3pack.decode.numerics import SWITCHES
-from d3pack.system import first_line, seconds_of
+from d3pack.errors import D3MError
+from d3pack.system import seconds_of
 
 if TYPE_CHECKING:
     from d3pack.format import Pack
@@ -22,16 +23,19 @@ def speeds(pack: Pack, device: str | None = None) -> Iterator[tuple[str, float |
         pack: on a backbone that is here; its images are made.
         device: where.
     """
-    yield "exact", _speed(Decoder(pack, device=device))
-    for switch in SWITCHES:
-        if switch == "tiny_vae":  # it needs an autoencoder of its own
+    for name in ("exact", *SWITCHES):
+        if name == "tiny_vae":  # it needs an autoencoder of its own
             continue
+        how: dict[str, Any] = {} if name == "exact" else {"numerics": "fast", "switches": [name]}
         try:
-            with Decoder(pack, device=device, numerics="fast", switches=[switch]) as decoder:
-                yield switch, _speed(decoder)
+            with Decoder(pack, device=device, **how) as decoder:
+                rate: float | str = _speed(decoder)
+        except D3MError as error:
+            rate = f"not here: {error.code}"
         # of a compiler that is missing, or of kernels that this machine does not have
         except Exception as error:
-            yield switch, f"not here: {first_line(error)}"
+            rate = f"not here: {type(error).__name__}"
+        yield name, rate
 
 
 def _speed(decoder: Decoder) -> float:

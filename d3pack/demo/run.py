@@ -12,6 +12,7 @@ Digits are grey, and so are their images.
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -102,14 +103,28 @@ def _comparison(evaluation: Evaluation) -> str:
 
 
 def write_digits(folder: Path) -> None:
-    """Write scikit-learn's digits as PNG files: train/ and test/, a folder for each class."""
+    """Write scikit-learn's digits as PNG files: train/ and test/, a folder for each class.
+
+    What else is in the folder stays.
+    """
     digits = require("sklearn.datasets", "the demo").load_digits()
+    files: dict[str, bytes] = {}
+    for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        split = "test" if number % TEST_SHARE == 0 else "train"
+        data = io.BytesIO()
+        Image.fromarray(np.round(pixels * (255 / 16)).astype(np.uint8)).save(data, "PNG")
+        files[f"{split}/{NAMES[label]}/{number:04d}.png"] = data.getvalue()
+    if folder.exists():
+        for name, content in files.items():
+            path = folder / name
+            if not path.is_file() or path.read_bytes() != content:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                replace_file(path, content)
+        return
     with replace_folder(folder) as temporary:
-        for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-            split = "test" if number % TEST_SHARE == 0 else "train"
-            path = temporary / split / NAMES[label] / f"{number:04d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.round(pixels * (255 / 16)).astype(np.uint8)).save(path)
+        for name, content in files.items():
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / name).write_bytes(content)
 
 
 def run_demo(

@@ -109,7 +109,8 @@ def _open(run: EncodeRun, plan: EncodePlan, choosing: bool) -> Teacher:
         return context.opened[settings.teacher]
     config = small_teacher(plan, settings, context.device, choosing=choosing)
     key = teacher_key(run.source, config, context.device)
-    cache = cache_or_work(context.teachers, journal, run.events)
+    known = [journal[_KEY]] if _KEY in journal else []
+    cache = cache_or_work(context.teachers, journal, run.events, [*known, key])
     if not run.once("train the teacher", _KEY):
         cached, weights = cache / f"{journal[_KEY]}.safetensors", journal.find(_WEIGHTS)
         if weights is not None and not cached.exists():

@@ -112,9 +112,10 @@ def open_teacher(
             if kept.exists():
                 teacher = train(cache=work, key=kept.stem)
             else:
-                cache = cache_or_work(teacher_cache(), journal, events)
+                trained = teacher_key(source, config, str(device))
+                cache = cache_or_work(teacher_cache(), journal, events, [trained])
                 teacher = train(cache=cache)
-                name = f"{teacher_key(source, config, str(device))}.safetensors"
+                name = f"{trained}.safetensors"
                 with suppress(FileNotFoundError):  # the cache was emptied meanwhile
                     replace_file(kept, (cache / name).read_bytes())
         finally:

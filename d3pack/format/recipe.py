@@ -61,7 +61,7 @@ _COMMIT = "40 hex digits, not a branch or a tag"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PART = rf"[A-Za-z0-9_][A-Za-z0-9._+-]{{0,{MAX_PART - 1}}}"
 _PATH = re.compile(f"{_PART}(/{_PART})*")
-# a line: no controls, no separators of lines, no marks that reverse text or are not seen
+# a line: no controls, no separators of lines, no marks that reverse text, no byte order mark
 _PRINTABLE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]*")
 
 

@@ -27,6 +27,7 @@ _SIZES = (
     (10**8, "10M<n<100M"),
     (10**9, "100M<n<1B"),
 )
+_GLOB = re.compile(r"([*?\[])")
 _LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
@@ -86,8 +87,9 @@ def metadata(facts: Facts) -> dict[str, Any]:
         "size_categories": [next((n for top, n in _SIZES if len(facts.pack) < top), "1B<n<10B")],
     }
     if facts.preview:
+        path = _GLOB.sub(r"[\1]", facts.preview)  # the Hub reads it as a pattern
         value["configs"] = [
-            {"config_name": "preview", "data_files": [{"split": "preview", "path": facts.preview}]}
+            {"config_name": "preview", "data_files": [{"split": "preview", "path": path}]}
         ]
     return value
 

@@ -72,7 +72,7 @@ def push(
         file: the `.d3m` file.
         repo: dataset repository `org/name`, created where it does not exist.
         settings: licence, preview, signature, branch and so on.
-        progress: function of (done, total), called for each group of the preview.
+        progress: function of (done, total), called for each step of the preview.
 
     Returns:
         The exact address of the pack, the page of the commit, and the files that it has.

@@ -95,11 +95,11 @@ def holds_classes(root: Path) -> bool:
     """Return whether two folders hold images, whatever archives or tables lie beside them."""
     tops = _folders(root)
     if all(name.casefold() in SPLITS for name in tops):
-        return any(leads_out(root / name, root) or holds_classes(root / name) for name in tops)
+        return any(not leads_out(root / name, root) and holds_classes(root / name) for name in tops)
     with_images = 0
     for name in tops:
-        # what leads out is not walked: it is refused when the folder is opened
-        with_images += leads_out(root / name, root) or _holds_image(root / name)
+        # what leads out is not walked, and refused where nothing else makes a source
+        with_images += not leads_out(root / name, root) and _holds_image(root / name)
         if with_images == 2:
             return True
     return False

@@ -40,7 +40,8 @@ def expand(address: str) -> list[Path | ObjectPath]:
             f"{len(absent)} shards are missing, first {absent[0]}" if absent else "no shards"
         )
     if len(paths) > 1 or paths[0] != place(address):  # who names one file means that one
-        refuse_links("shard", paths, paths[0].parent)
+        for path in paths:
+            refuse_links("shard", [path], path.parent)
     return paths
 
 

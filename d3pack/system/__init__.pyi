@@ -9,6 +9,7 @@ from d3pack.system.devices import wait_for_device as wait_for_device
 from d3pack.system.extras import EXTRAS as EXTRAS
 from d3pack.system.extras import load as load
 from d3pack.system.extras import require as require
+from d3pack.system.files import can_write as can_write
 from d3pack.system.files import create_file as create_file
 from d3pack.system.files import digest as digest
 from d3pack.system.files import disk_full_as_error as disk_full_as_error
@@ -19,7 +20,6 @@ from d3pack.system.files import remove_leftovers as remove_leftovers
 from d3pack.system.files import replace_file as replace_file
 from d3pack.system.files import replace_folder as replace_folder
 from d3pack.system.files import reserve as reserve
-from d3pack.system.files import writable_folder as writable_folder
 from d3pack.system.files import write_json as write_json
 from d3pack.system.files import write_text as write_text
 from d3pack.system.files import writing as writing

@@ -163,20 +163,16 @@ def replace_file(path: str | os.PathLike[str] | ObjectPath, data: bytes) -> None
         raise D3MError(f"cannot write {os.fspath(path)}: {error.strerror}") from error
 
 
-def writable_folder(folder: Path, instead: Path) -> Path:
-    """Return the first of two folders in which files can be made, which exists then.
-
-    A cache may lie in a home that is read-only, or full, or nobody's.
-    """
+def can_write(folder: Path) -> bool:
+    """Return whether files can be made in a folder, which exists then: a home may be read-only."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = temporary_path(folder / "probe")
         probe.touch()
         probe.unlink()
     except OSError:
-        instead.mkdir(parents=True, exist_ok=True)
-        return instead
-    return folder
+        return False
+    return True
 
 
 def create_file(path: Path, data: bytes) -> None:

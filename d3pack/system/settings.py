@@ -41,12 +41,20 @@ class SettingError(UsageError):
     """A setting has a value that it does not allow."""
 
     def __init__(self, name: str, value: Any, expected: str) -> None:
-        shown = repr(str(value)) if isinstance(value, str | Path) else repr(value)
+        shown = repr(str(value)) if isinstance(value, str | Path) else _shown(value)
         super().__init__(f"invalid {name} {shown}: expected {expected}")
         self.name, self.value, self.expected = name, value, expected
 
     def __reduce__(self) -> tuple[type[SettingError], tuple[str, Any, str]]:
         return type(self), (self.name, self.value, self.expected)
+
+
+def _shown(value: Any) -> str:
+    """Return the text of a value; Python refuses to write integers of thousands of digits."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "of thousands of digits"
 
 
 # NamedTuple and not dataclass below: every call of the command imports this module
@@ -177,7 +185,7 @@ class Option(NamedTuple):
 
     def _expected_by(self, error: ValueError) -> str:
         too_large = isinstance(error, _TooLargeError)
-        return f"an integer below {_NO_INTEGER}" if too_large else self.expected
+        return f"an integer within ±{_NO_INTEGER - 1}" if too_large else self.expected
 
     def _parsed(self, text: str | Sequence[str]) -> Any:
         assert self.parse is not None
@@ -448,9 +456,13 @@ def _of_type(kind: type, value: Any) -> Any:
     if kind is int and isinstance(value, Integral):
         return int(value)
     if kind is float and isinstance(value, Real):
-        if not math.isfinite(value):
+        try:
+            number = float(value)
+        except OverflowError:  # an integer beyond them
+            raise ValueError from None
+        if not math.isfinite(number):
             raise ValueError
-        return float(value)
+        return number
     if kind is Path and isinstance(value, str):
         return Path(value)
     if not isinstance(value, kind):

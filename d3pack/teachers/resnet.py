@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch.nn import functional
 from d3pack.backbones import cache_home
 from d3pack.errors import SourceError
 from d3pack.sources import Source
-from d3pack.system import Events, Journal, fast_bfloat16, replace_file, writable_folder
+from d3pack.system import Events, Journal, can_write, fast_bfloat16, replace_file
 from d3pack.teachers.teacher import fit
 
 MAX_BYTES = 512 * 1024 * 1024  # of decoded images kept in memory
@@ -217,12 +217,19 @@ def teacher_cache() -> Path:
     return cache_home() / "teachers"
 
 
-def cache_or_work(cache: Path, journal: Journal, events: Events) -> Path:
-    """Return the directory of cached teachers, or one of the run where that cannot be written."""
-    folder = writable_folder(cache, journal.folder / "teachers")
-    if folder != cache:
-        events.note(f"{cache} cannot be written: the teacher is kept with this work")
-    return folder
+def cache_or_work(cache: Path, journal: Journal, events: Events, keys: Iterable[str]) -> Path:
+    """Return the directory of cached teachers, or one of the run where that cannot be written.
+
+    Args:
+        cache: the directory.
+        journal: of the run.
+        events: told where the teacher is kept, if it is with the run.
+        keys: of the teachers that the run can use; one that is in the cache needs no writing.
+    """
+    if any((cache / f"{key}.safetensors").exists() for key in keys) or can_write(cache):
+        return cache
+    events.note(f"{cache} cannot be written: the teacher is kept with this work")
+    return journal.path("teachers/kept").parent
 
 
 def teacher_key(source: Source, config: TeacherConfig, device: str = "cpu") -> str:

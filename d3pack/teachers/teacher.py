@@ -136,7 +136,7 @@ def _match(path: Path, classes: Sequence[str], table: Mapping[str, str] | None) 
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         labels = [str(label) for label in config["id2label"].values()]
     # what is wrong with a model is said when it is loaded
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return
     match_labels(classes, labels, table)
 

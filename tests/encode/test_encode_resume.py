@@ -128,7 +128,7 @@ def test_changed_options_and_sources_are_said(server: Server, undisturbed: bytes
     answer = server.run("changed.d3m")
     picture.write_bytes(before)
     assert "the source has changed since this work began" in answer["error"]
-    assert "restart to begin anew" in answer["error"]
+    assert "use --restart (restart=True) to begin anew" in answer["error"]
     answer = server.run("changed.d3m")
     assert "error" not in answer, answer
     assert server.bytes_of("changed.d3m") == undisturbed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from d3pack.encode import ClassCondSettings, MinimaxSettings
+from d3pack.encode import ClassCondSettings, EncodeSettings, MinimaxSettings
 from d3pack.errors import UsageError
 
 
@@ -40,3 +40,11 @@ def test_time_limit_of_a_search_needs_the_search() -> None:
     ):
         MinimaxSettings(decode_seconds=5.0)
     assert MinimaxSettings(decode_seconds=5.0, search_images=12).decode_seconds == 5.0
+
+
+@pytest.mark.parametrize(
+    "values", [{"guidance": 10**400}, {"images_per_class": 10**5000}, {"seed": -(10**5000)}]
+)
+def test_numbers_beyond_all_types_are_refused(values: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="invalid"):
+        EncodeSettings(**values)  # type: ignore[arg-type]

@@ -159,9 +159,8 @@ def test_a_tree_may_call_its_test_part_val(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real = tmp_path / "real"
-    real.mkdir()
-    (real / "train").symlink_to(world / "real" / "train")
-    (real / "val").symlink_to(world / "real" / "test")
+    shutil.copytree(world / "real" / "train", real / "train")
+    shutil.copytree(world / "real" / "test", real / "val")
     args = (
         *(str(world / "plain.d3m"), "--real", str(real), "--seeds", "1"),
         *("--work", str(tmp_path / "work"), "--baseline", "none", "--format", "json"),

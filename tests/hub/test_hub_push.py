@@ -8,6 +8,7 @@ import json
 import os
 import re
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -205,7 +206,9 @@ def test_card_has_the_evaluation_of_this_pack_only(hub: LoopbackHub, file: Path)
         prepare_push(file, "org/set", replace(PROBES, evaluation=file.with_suffix(".nothing")))
 
 
-@pytest.mark.parametrize("name", ["my pack.d3m", "50%.d3m", "a#b.d3m", "a%20b.d3m", "日本.d3m"])
+@pytest.mark.parametrize(
+    "name", ["my pack.d3m", "a[1].d3m", "50%.d3m", "a#b.d3m", "a%20b.d3m", "日本.d3m"]
+)
 def test_a_pack_of_any_name_is_pushed_and_opened_by_its_address(
     hub: LoopbackHub, file: Path, name: str
 ) -> None:
@@ -213,6 +216,9 @@ def test_a_pack_of_any_name_is_pushed_and_opened_by_its_address(
     assert name in files_at(hub)
     assert pushed.address.file == name
     assert load(str(pushed.address)).root == make_pack().root
+    (config,) = yaml_of(files_at(hub)["README.md"].decode())["configs"]
+    pattern = config["data_files"][0]["path"]
+    assert fnmatchcase(f"preview/{name.removesuffix('.d3m')}.parquet", pattern)
 
 
 @pytest.mark.parametrize("name", ["../a.d3m", "a.tar", "a\\b.d3m", "a\n.d3m", ""])

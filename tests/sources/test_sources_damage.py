@@ -160,6 +160,23 @@ def test_a_link_to_everything_is_not_walked(
         open_source(tmp_path)
 
 
+def test_links_beside_shards_are_no_class_folders(tmp_path: Path) -> None:
+    root = make_shards(tmp_path / "shards")
+    for name in ("cache", "logs"):
+        (tmp_path / name).mkdir()
+        (root / name).symlink_to(tmp_path / name)
+    assert open_source(root).kind == "webdataset"
+
+
+def test_braces_may_stand_for_folders(tmp_path: Path) -> None:
+    made = sorted(make_shards(tmp_path / "shards").glob("*.tar"))
+    for number, file in enumerate(made):
+        (tmp_path / f"part-{number:02d}").mkdir()
+        file.rename(tmp_path / f"part-{number:02d}" / "train.tar")
+    source = open_source(f"{tmp_path}/part-{{00..{len(made) - 1:02d}}}/train.tar")
+    assert sum(source.counts) > 0
+
+
 def test_a_cache_of_the_hub_is_read_through_its_links(tree: Path, tmp_path: Path) -> None:
     repository = tmp_path / "datasets--org--photos"
     snapshot = repository / "snapshots" / "0123"

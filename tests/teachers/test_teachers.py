@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from d3pack.teachers.resnet import (
     TeacherConfig,
     TrainedTeacher,
     _normal,
+    cache_or_work,
     gather,
     hold_back,
     newton_schulz,
@@ -106,6 +108,20 @@ def test_a_cached_teacher_that_knows_nothing_is_announced(
     save_file(load_file(stored), stored, metadata={"figures": figures})
     train(tmp_path, root, listeners=[lambda e: notes.append(str(e.get("text", "")))])
     assert any("no better than chance" in note for note in notes) == warns
+
+
+def test_a_cache_is_used_where_it_has_the_teacher_or_can_be_written(tmp_path: Path) -> None:
+    notes: list[str] = []
+    events = Events([lambda event: notes.append(str(event.get("text", "")))])
+    full, none = tmp_path / "full", Path("/proc/self/teachers")
+    full.mkdir()
+    (full / "a.safetensors").touch()
+    with closing(Journal(tmp_path / "work", {})) as journal:
+        assert cache_or_work(tmp_path / "new", journal, events, ["a"]) == tmp_path / "new"
+        assert cache_or_work(full, journal, events, ["b", "a"]) == full
+        assert not notes
+        assert cache_or_work(none, journal, events, ["a"]) == journal.folder / "teachers"
+        assert "cannot be written" in notes[0]
 
 
 def test_it_is_trained_once(tmp_path: Path, root: Path) -> None:
