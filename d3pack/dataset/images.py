@@ -182,14 +182,11 @@ class Images:
         if self._decoder is None:
             self._decoder = self._open_decoder()
         started = time.perf_counter()
-        counted = self._decoder.counted(
-            lambda done, total: (
-                self._progress.part(done, total, time.perf_counter() - started)
-                if _reports()
-                else None
-            ),
-            len(numbers),
-        )
+
+        def part(done: int, total: int) -> None:
+            self._progress.part(done, total, time.perf_counter() - started)
+
+        counted = self._decoder.counted(part if _reports() else None, len(numbers))
         # the autocast of a training loop would change the bits
         with torch.autocast(self.device.type, enabled=False), counted:
             images = self._decoder.images(numbers, epoch=epoch if self._fresh else 0)
