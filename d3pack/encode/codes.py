@@ -46,6 +46,7 @@ POOL = 1000  # photographs of a class that are looked at, at least
 _LOOKED = 4  # for each one that is coded
 _COVERED = 2000  # photographs from which those to be coded are chosen so that they cover them
 _SAMPLE = 16  # images that are coded for an estimate
+_TIMED = 3  # levels of them: each of the others takes as long
 _TRIALS = 8192  # images times choices at each level, about, where nobody says how many
 _TRIED = 8  # and the most choices
 _SMALL_LATENTS = 4096  # values: where a pass of the backbone is cheap
@@ -211,8 +212,14 @@ def code_seconds(
     pack = Pack(("one",), 1, recipe, encode_prompts(names, "f16"), seed=0)
     shape = (_SAMPLE, *backbone.latent_shape_for(recipe.size))
     latents = torch.zeros(shape, device=backbone.device)
-    coder = Coder(backbone, coding, pack, 0, tried)
-    return seconds_of(lambda: coder.code(latents)) / _SAMPLE
+    levels, skipped = len(coding.atoms), int(tried == 1)  # a forward pass less, see `_code`
+    timed = min(_TIMED, levels)
+    sigmas = (*coding.sigmas[:timed], 0.0)
+    coder = Coder(
+        backbone, replace(coding, sigmas=sigmas, atoms=coding.atoms[:timed]), pack, 0, tried
+    )
+    seconds = seconds_of(lambda: coder.code(latents), enough=1.0)
+    return seconds / _SAMPLE * (levels - skipped) / (timed - skipped)
 
 
 @dataclass(frozen=True, slots=True)

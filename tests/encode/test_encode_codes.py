@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -165,6 +167,38 @@ def test_atoms_differ_where_none_comes_nearer(mini: Backbone, lemon: Pack) -> No
     atoms, signs = Coder(mini, coding, lemon, 0).code(torch.zeros(2, *mini.latent_shape))
     assert (np.diff(atoms[:, :3], axis=1) > 0).all()
     encode_codes(Codes(coding, 2, atoms[None].astype(np.int64), signs[None]))
+
+
+@pytest.mark.parametrize("steps", [2, 3, 7])
+@pytest.mark.parametrize("tried", [1, 4])
+def test_estimate_times_few_levels_and_counts_all_passes(
+    home: Path, steps: int, tried: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    denoise = Coder._denoise
+
+    def counted(self: Coder, x: torch.Tensor, sigma: float, condition: Any) -> torch.Tensor:
+        rows.append(math.prod(x.shape[:2]))
+        return denoise(self, x, sigma, condition)
+
+    def timed(work: Callable[[], Any], **_: Any) -> float:
+        before = len(rows)
+        work()
+        assert len(rows) - before <= 3
+        return float(sum(rows[before:]))
+
+    monkeypatch.setattr(Coder, "_denoise", counted)
+    monkeypatch.setattr(codes_module, "seconds_of", timed)
+    settings = quick(
+        home / "sd", codes=2, images_per_class=2, code_steps=steps, code_bits=4, code_tried=tried
+    )
+    said = estimate_encode(home / "source", settings)["seconds"]["codes"]
+    monkeypatch.undo()
+    with monkeypatch.context() as context:
+        context.setattr(Coder, "_denoise", counted)
+        rows.clear()
+        encode(home / "source", home / f"timed-{steps}-{tried}.d3m", settings)
+    assert said == pytest.approx(sum(rows))
 
 
 @pytest.mark.parametrize(("atoms", "tried"), [(16, 1), (20, 3)])
