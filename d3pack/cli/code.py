@@ -31,7 +31,7 @@ class Code:
     source: str = source_argument()
     output: str | None = pack_output(None)
     bytes_per_image: float = option(
-        17.0, "Bytes of each image, at most; two levels take 3.", ge=3, le=100_000
+        17.0, "Bytes of each image, at most; two levels take 3.", ge=3, le=5_124
     )
     size: tuple[int, int] | None = same_option(
         EncodeSettings, "size", help="Size of the images in pixels; that of the backbone."

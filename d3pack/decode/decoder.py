@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import islice, repeat
 from pathlib import Path
@@ -384,7 +385,18 @@ class Decoder:
             pixels = self._allocate(
                 "one image", lambda: seconds_of(lambda: self.backbone.decode_float(x), enough=1.0)
             )
-            return step / few, pixels / few
+            return (step + self._noise_seconds(pairs)) / few, pixels / few
+
+    def _noise_seconds(self, pairs: list[Pair]) -> float:
+        """Return the seconds of the noise of a step: a code may choose a thousand atoms in each."""
+        coding = self._coding
+        if coding is None or pairs[0][1] >= self.pack.coded_images:
+            return 0.0
+        atoms, signs = self._choices(pairs)
+        one, seed = replace(coding, atoms=(1,)), self.pack.seed
+        code, shape, device = (atoms[:, :1], signs[:, :1]), self.latent_shape, self.device
+        atom = seconds_of(lambda: chosen_noise(seed, one, 0, *code, shape, device), enough=1.0)
+        return atom * sum(coding.atoms) / len(coding.atoms)
 
     def _kinds(self, group: list[Pair]) -> list[list[Pair]]:
         """Return the images of a group that are made of codes, and those of seeds.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from d3pack.encode.allocation import Allocation
 from d3pack.encode.settings import EncodeSettings
 from d3pack.format import BackboneRef, Coding, DType, Recipe, Sampler, level_bits
 from d3pack.sources import Source
+from d3pack.system import SettingError
 
 _FIRST = 4  # images of a class that are looked at
 _TINT = 3  # by which channels of a grey image differ, at most: JPEG rounds
@@ -25,6 +28,7 @@ SMALL = 64  # pixels; patches of collages of images up to this side would show n
 GROUP = 16  # images of one forward pass
 CODE_STEPS = 15  # noise levels of a code
 CODE_LEVELS = (7.0, 0.5)  # first and last, for latents of about unit variance
+_BITS = (8, 10, 12)  # of codebooks
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,15 +208,47 @@ def coding_for(settings: EncodeSettings) -> Coding:
 def coding_within(nbytes: float) -> tuple[int, int, int]:
     """Return levels, bits and atoms of codes of at most so many bytes.
 
-    Fifteen levels come first, then larger codebooks, then more atoms in each level; for fewer bytes
-    than these take, there are fewer levels, down to the two that take 3 bytes.
+    Of codebooks and numbers of atoms that fit into fifteen levels, those are taken that come
+    nearest to random latents; for fewer bytes than the smallest takes, there are fewer levels, down
+    to the two that take 3 bytes. Codebooks of 14 bits take ten times as long, so they are taken
+    only for the bytes between those of 12 bits and those of two atoms.
+
+    Raises:
+        SettingError: no code takes so many bytes.
     """
-    budget = nbytes * 8
-    for atoms in range(min(1024, int(budget // (2 * CODE_STEPS))), 0, -1):
-        for bits in (14, 12, 10, 8):
-            if CODE_STEPS * level_bits(1 << bits, atoms) <= budget:
-                return CODE_STEPS, bits, atoms
-    return max(2, int(budget // level_bits(256, 1))), 8, 1
+    if nbytes > (most := _nbytes(_BITS[-1], _most_atoms(_BITS[-1]))):
+        raise SettingError("bytes_per_image", nbytes, f"a number from 3 to {int(most)}")
+    fits = [
+        (nearness(bits, atoms), bits, atoms)
+        for bits in _BITS
+        for atoms in range(1, _most_atoms(bits) + 1)
+        if _nbytes(bits, atoms) <= nbytes
+    ]
+    if fits and max(fits)[2] == 1 and _nbytes(14, 1) <= nbytes:
+        return CODE_STEPS, 14, 1
+    if fits:
+        _, bits, atoms = max(fits)
+        return CODE_STEPS, bits, atoms
+    return max(2, int(nbytes * 8 // level_bits(256, 1))), 8, 1
+
+
+def nearness(bits: int, atoms: int) -> float:
+    """Return how near the best atoms of a codebook come to noise: the share of its length, scaled.
+
+    An entry's product with noise is a normal number, so the best are the largest of 2**bits; atoms
+    of equal weight are divided by the root of their number.
+    """
+    normal, entries = NormalDist(), 1 << bits
+    best = sum(normal.inv_cdf(1 - (i + 0.5) / (2 * entries)) for i in range(atoms))
+    return best / math.sqrt(atoms)
+
+
+def _nbytes(bits: int, atoms: int) -> float:
+    return CODE_STEPS * level_bits(1 << bits, atoms) / 8
+
+
+def _most_atoms(bits: int) -> int:
+    return (1 << bits) // 8  # more come no nearer: a larger codebook does
 
 
 def sigmas_of(

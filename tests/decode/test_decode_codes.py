@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,6 +98,19 @@ def test_seeded_images_are_those_of_a_pack_without_codes(decoder: Decoder, backb
     plain = Decoder(replace(decoder.pack, images_per_class=3, codes=None), path=backbone)
     behind = decoder.images([(c, 5 + i) for c in range(3) for i in range(3)])
     assert torch.equal(behind, plain.images(range(9)))
+
+
+def test_time_of_an_image_counts_the_atoms_of_its_code(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def a_second(work: Callable[[], Any], **_: Any) -> float:
+        work()
+        return 1.0
+
+    monkeypatch.setattr("d3pack.decode.decoder.seconds_of", a_second)
+    seeded, pixels = decoder.time_one((0, 5))
+    atoms = sum(CODING.atoms) / len(CODING.atoms)
+    assert decoder.time_one((0, 0)) == (seeded * (1 + atoms), pixels)
 
 
 def test_images_of_one_code_differ_by_fresh_noise(decoder: Decoder) -> None:

@@ -24,7 +24,7 @@ from d3pack.encode import coding_within, encode, estimate_encode
 from d3pack.encode.allocation import SMALLEST
 from d3pack.encode.codes import Coder, choose_photographs, coding_alone, covering, tried_of
 from d3pack.encode.methods.codes.method import CodesOnly, images_of
-from d3pack.encode.plan import EncodePlan, coding_for, sigmas_of
+from d3pack.encode.plan import EncodePlan, coding_for, nearness, sigmas_of
 from d3pack.encode.sampler_fit import with_table
 from d3pack.encode.settings import EncodeSettings
 from d3pack.format import (
@@ -246,12 +246,24 @@ def test_coding_goes_on_behind_the_batches_that_are_kept(
         assert all(np.array_equal(a, b) for a, b in zip(last, steps[-1], strict=True))
 
 
-@pytest.mark.parametrize("nbytes", [3, 17, 24.4, 32, 67.5, 400])
-def test_settings_of_codes_stay_within_their_bytes(nbytes: float) -> None:
-    steps, bits, atoms = coding_within(nbytes)
-    settings = EncodeSettings(codes=1, code_steps=steps, code_bits=bits, code_atoms=atoms)
-    spent = coding_for(settings).nbytes
-    assert 0.7 * nbytes < spent <= nbytes
+def test_settings_of_codes_spend_their_bytes_and_more_bytes_come_nearer() -> None:
+    near = 0.0
+    for nbytes in (3, 17, 24.4, 32, 48, 67.5, 120, 250, 400, 700, 964, 1000, 2500, 5100):
+        steps, bits, atoms = coding_within(nbytes)
+        settings = EncodeSettings(codes=1, code_steps=steps, code_bits=bits, code_atoms=atoms)
+        assert 0.7 * nbytes < coding_for(settings).nbytes <= nbytes
+        assert near < steps * nearness(bits, atoms)
+        near = steps * nearness(bits, atoms)
+    # codebooks of 14 bits take long: for bytes that would be left alone
+    assert coding_within(28.5) == (15, 14, 1)
+
+
+def test_more_bytes_than_a_code_takes_are_refused(home: Path) -> None:
+    args = ("--backbone", str(home / "sd"), "--dry-run", "--bytes-per-image")
+    assert invoke("code", str(home / "source"), *args, "5000").exit_code == 0
+    refused = invoke("code", str(home / "source"), *args, "6000")
+    assert refused.exit_code == 2
+    assert "invalid --bytes-per-image '6000': expected a number from 3 to 5124" in refused.stderr
 
 
 @pytest.fixture(scope="module")
