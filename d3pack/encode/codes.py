@@ -76,8 +76,7 @@ def with_codes(
     count, total = plan.codes, len(pack.classes) * plan.codes
     coding = plan.coding
     assert coding is not None
-    if not can_code(backbone, coding):
-        raise UsageError("the backbone was not trained on the noise levels of codes")
+    check_can_code(backbone, coding)
     tried = tried_of(run.settings, plan, backbone)
     names = [f"{_name(coding, plan.size, tried)}/{c:06d}" for c in range(len(pack.classes))]
 
@@ -122,6 +121,16 @@ def can_code(backbone: Backbone, coding: Coding) -> bool:
     """Return whether the backbone was trained on the noise levels of codes."""
     table = backbone.levels.sigmas
     return bool(table[0] <= coding.sigmas[-2] < coding.sigmas[0] <= table[-1])
+
+
+def check_can_code(backbone: Backbone, coding: Coding) -> None:
+    """Refuse codes of noise levels on which the backbone was not trained.
+
+    Raises:
+        UsageError: it was not.
+    """
+    if not can_code(backbone, coding):
+        raise UsageError("the backbone was not trained on the noise levels of codes")
 
 
 def tried_of(settings: EncodeSettings, plan: EncodePlan, backbone: Backbone) -> int:

@@ -2,7 +2,8 @@
 
 What is generated and what is photographed teach different things, and which of them pays depends
 on the data and the size. Every split becomes a trial pack within the budget; students of its images
-are tested on real training images of which no pack of this run holds a code.
+are tested on real training images of which no pack of this run holds a code, and which teach no
+prompt. The teacher has seen them, as it has seen all of the source.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from d3pack.backbones import Backbone
 from d3pack.decode import Decoder
 from d3pack.encode.codes import can_code, code_seconds, coding_alone, divided
 from d3pack.encode.contract import EncodeRun
-from d3pack.encode.plan import SMALL, EncodePlan, coding_for
+from d3pack.encode.plan import SMALL, EncodePlan, coding_for, repeats
 from d3pack.encode.settings import EncodeSettings
 from d3pack.errors import UsageError
 from d3pack.format import Coding, Pack, Recipe
@@ -37,6 +38,8 @@ SizeOf = Callable[[EncodePlan], int]
 ROUNDS = 3  # students of the splits that are compared at last
 FINALISTS = 2
 TRAILING = 0.03  # accuracy: a split so far behind the best has no second student
+FEW_TESTS = 100  # photographs: one of them is a percent
+NEW = 0.9  # of the codes that a budget buys, that are of other photographs, at least
 PICKS_SHARE = 10  # picks beside codes may take a tenth of the budget
 MARGIN = 16  # bytes: a figure in the manifest may have a digit more
 FINER = ((12, 1), (8, 2), (8, 4))  # bits and atoms of larger codes, tried in turn where codes pay
@@ -50,6 +53,11 @@ class Split:
 
     name: str
     plan: EncodePlan
+
+    @property
+    def disclosure(self) -> int:
+        """How much of it is photographs: of splits that teach as much, the one with least wins."""
+        return (1 if self.plan.seeded else 2) if self.plan.codes else 0
 
     @property
     def text(self) -> str:
@@ -163,10 +171,12 @@ def choose_split(
     """
     counts = run.source.counts
     small = small_size(plan, run.settings, backbone)
-    most = max(n - held_back(n) for n in counts)
+    most = enough([n - held_back(n) for n in counts])
     splits = first_splits(plan, run.settings, most, size_of, small)
     if len(splits) == 1:
         return plan
+    if (tests := sum(map(held_back, counts))) < FEW_TESTS:
+        run.events.note(f"pilots are tested on {tests} photographs alone: they may well be wrong")
     race = _Race(run, plan, backbone, make)
     best = race.best(splits)
     while best.plan.coding is not None and (coding := finer(best.plan.coding)) is not None:
@@ -176,7 +186,25 @@ def choose_split(
             break
         best = other
     run.events.note(f"chosen: {best.text}")
+    for line in repeats(run.source, best.plan.codes):
+        run.events.note(line)
     return best.plan
+
+
+def enough(counts: Sequence[int]) -> int:
+    """Return how many photographs of each class to code, at most: one in ten may be repeated.
+
+    A pack has equally many codes of each class, so that those of small classes repeat.
+    """
+
+    def new(codes: int) -> float:
+        return sum(min(n, codes) for n in counts) / (codes * len(counts))
+
+    least, most = max(1, min(counts)), max(counts)  # the share of new ones falls between them
+    while least < most:
+        middle = (least + most + 1) // 2
+        least, most = (middle, most) if new(middle) >= NEW else (least, middle - 1)
+    return least
 
 
 def finer(coding: Coding) -> Coding | None:
@@ -204,11 +232,12 @@ class _Race:
         """Return the split that is ahead."""
         marks = self._accuracies(splits, [0])
         ahead = max(fmean(values) for values in marks.values())
-        left = sorted(splits, key=lambda split: -marks[split.text][0])[:FINALISTS]
+        ranked = sorted(splits, key=lambda split: (-marks[split.text][0], split.disclosure))
+        left = ranked[:FINALISTS]
         left = [split for split in left if marks[split.text][0] >= ahead - TRAILING]
         if len(left) > 1:
             marks = self._accuracies(left, range(ROUNDS))
-        return max(left, key=lambda split: fmean(marks[split.text]))
+        return max(left, key=lambda split: (fmean(marks[split.text]), -split.disclosure))
 
     def _accuracies(
         self, splits: Sequence[Split], seeds: Sequence[int]

@@ -81,7 +81,7 @@ class EncodePlan:
             coding=coding_for(settings) if settings.codes else None,
             pilots=pilots,
             details=details or {},
-            text=text,
+            text=(*text, *repeats(source, settings.codes or 0)),
             grey=not settings.colours and is_grey(source),
         )
 
@@ -156,6 +156,16 @@ class EncodePlan:
                 f" pilots of {self.pilots:,} updates choose"
             )
         return lines
+
+
+def repeats(source: Source, codes: int) -> tuple[str, ...]:
+    """Return a line on classes that must repeat photographs: codes are as many in each class."""
+    few = [name for name, n in zip(source.classes, source.counts, strict=True) if n < codes]
+    if not few:
+        return ()
+    have = "1 class has" if len(few) == 1 else f"{len(few)} classes have"
+    repeat = "repeats" if len(few) == 1 else "repeat"
+    return (f"{have} fewer than {codes} photographs and {repeat} them, first {few[0]}",)
 
 
 def typical_side(source: Source) -> int:

@@ -456,7 +456,7 @@ def test_classes_with_few_images_repeat_them(home: Path, tmp_path: Path) -> None
             Image.fromarray(noise).save(tmp_path / "real" / name / f"{i}.png")
     settings = EncodeSettings(method="codes", backbone=str(home / "sd"), code_steps=3, code_bits=12)
     lines = estimate_encode(tmp_path / "real", settings)["lines"]
-    assert any("1 classes have fewer than 3 images" in line for line in lines)
+    assert any("1 class has fewer than 3 photographs and repeats them" in line for line in lines)
     first, second, third = images_of(open_source(tmp_path / "real"), 1, (16, 16), 3)
     assert torch.equal(first, third)
     assert not torch.equal(first, second)

@@ -20,13 +20,14 @@ from d3pack.decode import Decoder, verify_probes
 from d3pack.encode import EncodeSettings, encode, estimate_encode, pilots
 from d3pack.encode.allocation import Allocation
 from d3pack.encode.codes import choose_photographs, divided
-from d3pack.encode.pilots import MARGIN, PICKS_SHARE, finer, first_splits, small_size
-from d3pack.encode.plan import EncodePlan, coding_for
+from d3pack.encode.methods.d3m import method
+from d3pack.encode.pilots import MARGIN, NEW, PICKS_SHARE, enough, finer, first_splits, small_size
+from d3pack.encode.plan import EncodePlan, coding_for, repeats
 from d3pack.encode.settings import parse_updates
 from d3pack.errors import UsageError
 from d3pack.format import pack_bytes
 from d3pack.sources import Source, open_source
-from d3pack.students import HELD_BACK
+from d3pack.students import HELD_BACK, held_back
 
 PICKS = 300  # bytes of the toy's picks
 
@@ -176,6 +177,75 @@ def test_photographs_that_pilots_are_tested_on_are_never_coded(count: int, held:
     assert divided(source, replace(plan, pilots=0), 0)[1] == []
 
 
+@pytest.mark.parametrize(
+    ("counts", "most"),
+    [
+        ([7, 7, 7], 7),
+        ([5000, 5000], 5000),
+        ([5000] + 9 * [20], 22),  # 202 of 220 are other photographs
+        ([1], 1),
+        ([0, 9], 1),
+        (9 * [100] + [50], 100),  # 950 of 1,000
+        (4 * [100] + [50], 100),
+        (3 * [100] + [50], 83),
+    ],
+)
+def test_few_codes_repeat_photographs(counts: list[int], most: int) -> None:
+    assert enough(counts) == most
+    assert sum(min(n, most) for n in counts) >= NEW * most * len(counts) or most == 1
+
+
+def test_photographs_that_repeat_are_announced() -> None:
+    source: Any = type("Counts", (), {"classes": ("a", "b", "c"), "counts": (9, 2, 3)})
+    assert repeats(source, 2) == ()
+    assert repeats(source, 3) == ("1 class has fewer than 3 photographs and repeats them, first b",)
+    assert repeats(source, 4) == (
+        "2 classes have fewer than 4 photographs and repeat them, first b",
+    )
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "chosen"),
+    [
+        ({"codes": 0.5, "both": 0.5, "seeds": 0.5}, "seeds"),
+        ({"codes": 0.5, "both": 0.5, "seeds": 0.4}, "both"),
+        ({"codes": 0.51, "both": 0.5, "seeds": 0.5}, "codes"),
+    ],
+)
+def test_of_splits_that_teach_as_much_the_one_with_fewest_photographs_wins(
+    accuracies: dict[str, float], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def marks(self: Any, splits: Sequence[pilots.Split], seeds: Sequence[int]) -> Any:
+        return {split.text: [accuracies[split.name]] * len(seeds) for split in splits}
+
+    monkeypatch.setattr(pilots._Race, "_accuracies", marks)
+    settings: Any = EncodeSettings(budget=10_000)
+    splits = first_splits(plan_of(settings.images), settings, 5000, toy_size)
+    race: Any = pilots._Race(*4 * [None])  # type: ignore[arg-type]
+    assert race.best(splits).name == chosen
+
+
+def test_prompts_learn_nothing_of_what_pilots_are_tested_on(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Any] = []
+
+    def collages(_source: Source, c: int, *rest: Any) -> None:
+        looked.append((c, rest[-1]))
+        raise _StopError
+
+    monkeypatch.setattr(method, "make_collages", collages)
+    with pytest.raises(_StopError):
+        encode(source, tmp_path / "x.d3m", quick("mini", **SHORT))
+    with pytest.raises(_StopError):
+        encode(source, tmp_path / "y.d3m", quick("mini", **{**SHORT, "budget": None}))
+    (c, allowed), (_, every) = looked
+    held = held_back(source.counts[c])
+    assert len(allowed) == source.counts[c] - held
+    assert held > 0
+    assert every is None
+
+
 def test_updates_by_number_or_by_name_of_a_protocol(tmp_path: Path) -> None:
     make_tree(tmp_path / "source", 4)
     for word, expected in (("quick", 75), ("standard", 375), ("800", 200)):
@@ -235,6 +305,7 @@ def test_pilots_choose_and_a_stopped_run_remembers_them(source: Source, tmp_path
     log = (tmp_path / "whole.d3m.work" / "log.txt").read_text()
     assert "pilots of 2 updates choose" in log
     assert "chosen: " in log
+    assert "pilots are tested on 6 photographs alone" in log
     with pytest.raises(_StopError):
         encode(source, tmp_path / "again.d3m", settings, listeners=[_stop_at("pilot 1: both")])
     notes: list[str] = []

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from d3pack.backbones import TEMPLATE, Backbone
 from d3pack.encode.allocation import Allocation, expected_bytes, margin_of
-from d3pack.encode.codes import code_seconds
+from d3pack.encode.codes import check_can_code, code_seconds
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate, NoSettings
 from d3pack.encode.finish import sample_provenance
 from d3pack.encode.plan import (
@@ -60,9 +60,10 @@ class CodesOnly:
             size=settings.size or backbone.image_size,
             allocation=Allocation(probes=1 if settings.probes is None else settings.probes),
             dtype=dtype_for(context.device),
-            text=_uneven(source, count),
         )
-        plan = replace(plan, coding=replace(coding_for(settings), prompts=False))
+        coding = replace(coding_for(settings), prompts=False)
+        check_can_code(backbone, coding)
+        plan = replace(plan, coding=coding)
         job = CodesJob(source, settings, backbone, plan)
         least, budget = job.expected_bytes() + margin_of(settings), settings.budget
         if budget is not None and least > budget:
@@ -84,14 +85,6 @@ def recipe_of_codes(backbone: Backbone, plan: EncodePlan) -> Recipe:
         dtype=plan.dtype,
         group=plan.group,
     )
-
-
-def _uneven(source: Source, count: int) -> tuple[str, ...]:
-    """A line on classes that must repeat images: a pack has equally many of each class."""
-    few = [name for name, n in zip(source.classes, source.counts, strict=True) if n < count]
-    if not few:
-        return ()
-    return (f"{len(few)} classes have fewer than {count} images and repeat them, first {few[0]}",)
 
 
 @dataclass(frozen=True, slots=True)

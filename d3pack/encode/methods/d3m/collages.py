@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,10 +29,19 @@ class Collages:
 
 
 def make_collages(
-    source: Source, c: int, teacher: Teacher, cut: Cut, factor: int, most: int
+    source: Source,
+    c: int,
+    teacher: Teacher,
+    cut: Cut,
+    factor: int,
+    most: int,
+    allowed: Sequence[int] | None = None,
 ) -> Collages:
-    """Return the collages of class c, of factor x factor patches each, at most `most`."""
-    patches = best_patches(source, c, teacher, cut)
+    """Return the collages of class c, of factor x factor patches each, at most `most`.
+
+    `allowed` are the images to look at, in order; None: all of the class, at random.
+    """
+    patches = best_patches(source, c, teacher, cut, allowed)
     area = factor**2
     order = np.argsort(patches.costs, kind="stable")
     if len(order) < area:  # too few for one collage: they repeat

@@ -26,7 +26,7 @@ from d3pack.encode.allocation import (
     expected_bytes,
 )
 from d3pack.encode.candidates import stored, stored_arrays
-from d3pack.encode.codes import code_seconds, coding_alone
+from d3pack.encode.codes import check_can_code, code_seconds, coding_alone, divided
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate
 from d3pack.encode.estimate import teacher_seconds
 from d3pack.encode.finish import SHEET_IMAGES, sample_provenance
@@ -133,6 +133,8 @@ def prepare(
     )
     job = D3MJob(source, settings, own, backbone, plan, details, adapter)
     plan = replace(plan, coding=_coding(job, least))
+    if plan.coding is not None:
+        check_can_code(backbone, plan.coding)
     job = replace(job, plan=plan)
     picks = small and plan.seeded >= WORTH_PICKING
     allocation, notes = allocate(
@@ -507,7 +509,10 @@ class D3MJob:
             scale=details.crop_scale,
             seed=plan.seed,
         )
-        collages = make_collages(self.source, c, teacher, cut, details.factor, self.own.collages)
+        # what pilots are tested on teaches no prompt
+        allowed = divided(self.source, plan, c)[0] if plan.pilots else None
+        most = self.own.collages
+        collages = make_collages(self.source, c, teacher, cut, details.factor, most, allowed)
         with torch.no_grad():
             latents = [self.backbone.encode(p).cpu() for p in torch.split(collages.images, 32)]
         arrays: dict[str, Array] = {

@@ -21,7 +21,7 @@ from torch import Tensor
 from d3pack.backbones import TEMPLATE, Backbone, Condition, DiT, default_sampling
 from d3pack.encode.allocation import Allocation, expected_bytes, margin_of
 from d3pack.encode.candidates import stored
-from d3pack.encode.codes import can_code, code_seconds
+from d3pack.encode.codes import check_can_code, code_seconds
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate
 from d3pack.encode.estimate import teacher_seconds
 from d3pack.encode.finish import sample_provenance
@@ -62,8 +62,7 @@ class Modes:
         _check(settings)
         backbone = chosen_backbone(settings, context.device)
         coding = replace(coding_for(settings), prompts=False)
-        if not can_code(backbone, coding):
-            raise UsageError("the backbone was not trained on the noise levels of codes")
+        check_can_code(backbone, coding)
         plan = replace(_plan(source, settings, backbone, context), coding=coding)
         job = ModesJob(source, settings, own, backbone, plan)
         if own.pulled > 0 and not job.pulls:
