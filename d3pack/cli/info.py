@@ -115,6 +115,8 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
 
 
 def _sections(pack: Pack) -> Iterator[str]:
+    from d3pack.format import coding_of
+
     if pack.prompts is not None:
         modes, vectors, width = pack.prompts.params["shape"]
         size = f"{count(modes, 'mode')} of {count(vectors, 'vector')} of {width} values"
@@ -122,11 +124,9 @@ def _sections(pack: Pack) -> Iterator[str]:
     if pack.unconditional is not None:
         yield _row("no class", f"{pack.unconditional.codec}, one prompt")
     if pack.codes is not None:
-        params, codes = pack.codes.params, pack.codes.nbytes / len(pack.classes)
+        params, each = pack.codes.params, coding_of(pack.codes).nbytes
         what = "photographs" if pack.holds_photographs else "made images"
-        yield _row(
-            "codes", f"{params['codes']:,} {what} a class, {codes / params['codes']:.1f} bytes each"
-        )
+        yield _row("codes", f"{params['codes']:,} {what} a class, {each:.1f} bytes each")
         atoms, sigmas = params["atoms"], params["sigmas"]
         yield _row(
             "",

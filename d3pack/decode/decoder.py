@@ -230,7 +230,10 @@ class Decoder:
 
     def describe(self) -> dict[str, Any]:
         """Return how the images are made, as plain values for a log."""
-        recipe = self.pack.recipe
+        recipe, coding = self.pack.recipe, self._coding
+        sampler, steps, guidance = recipe.sampler, len(self._steps), recipe.guidance
+        if coding is not None and self.pack.coded_images == self.pack.images_per_class:
+            sampler, steps, guidance = "codes", len(coding.atoms), coding.guidance
         return {
             "numerics": self.numerics.name,
             "switches": list(self.numerics.switches),
@@ -239,9 +242,9 @@ class Decoder:
             "group": self.group,
             "backbone": recipe.backbone.repo or recipe.backbone.revision,
             "revision": recipe.backbone.revision,
-            "sampler": recipe.sampler,
-            "steps": len(self._steps),
-            "guidance": recipe.guidance,
+            "sampler": sampler,
+            "steps": steps,
+            "guidance": guidance,
             "size": list(recipe.size),
             "adapter": self._adapter_size,
         }

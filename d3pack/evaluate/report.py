@@ -312,8 +312,7 @@ def _protocol(evaluation: Evaluation) -> str:
         ("backbone", f"{recipe.backbone.repo or 'a directory'} {recipe.backbone.revision}"),
         (
             "sampler",
-            f"{recipe.sampler}, {len(recipe.sigmas) - 1} steps, guidance {recipe.guidance:g},"
-            f" {recipe.size[0]}x{recipe.size[1]} px",
+            f"{evaluation.pack.sampling}, {recipe.size[0]}x{recipe.size[1]} px",
         ),
         ("versions", f"d3pack {__version__}, torch {facts['torch']}"),
     ]

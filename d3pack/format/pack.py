@@ -259,6 +259,17 @@ class Pack:
         """Whether codes are those of photographs; the method `modes` codes images that it makes."""
         return self.codes is not None and self.provenance.get("method") != "modes"
 
+    @property
+    def sampling(self) -> str:
+        """How its images are sampled, for a person."""
+        recipe = self.recipe
+        steps = len(recipe.sigmas) - 1
+        seeds = f"{recipe.sampler}, {steps} step{'s'[: steps != 1]}, guidance {recipe.guidance:g}"
+        if self.codes is None:
+            return seeds
+        levels = f"codes of {len(self.codes.params['atoms'])} levels"
+        return levels if self.coded_images == self.images_per_class else f"{seeds}; {levels}"
+
     def counters(self, classes: Any, images: Any) -> tuple[Array, Array]:
         """Return the class and image words of the noise counter for images of classes.
 

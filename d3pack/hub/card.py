@@ -82,7 +82,7 @@ def metadata(facts: Facts) -> dict[str, Any]:
     value: dict[str, Any] = {
         **_licence(facts.licence),
         "pretty_name": facts.name,
-        "tags": ["d3pack", "dataset-distillation", "image-classification", "synthetic"],
+        "tags": ["d3pack", "dataset-distillation", "image-classification", *kinds(facts.pack)],
         "task_categories": ["image-classification"],
         "size_categories": [next((n for top, n in _SIZES if len(facts.pack) < top), "1B<n<10B")],
     }
@@ -92,6 +92,11 @@ def metadata(facts: Facts) -> dict[str, Any]:
             {"config_name": "preview", "data_files": [{"split": "preview", "path": path}]}
         ]
     return value
+
+
+def kinds(pack: Pack) -> list[str]:
+    """Return the keyword of packs that hold no likeness of a photograph."""
+    return [] if pack.holds_photographs else ["synthetic"]
 
 
 def _licence(licence: str | None) -> dict[str, str]:
@@ -150,8 +155,7 @@ def _identity(facts: Facts) -> str:
         ("file", markdown_code(str(facts.address.file))),
         ("classes", f"{len(pack.classes):,}"),
         ("images per class", f"{pack.images_per_class:,}" + (", grey" if recipe.grey else "")),
-        ("sampler", f"{recipe.sampler}, {len(recipe.sigmas) - 1} steps, guidance"
-                    f" {recipe.guidance:g}, {recipe.dtype}"),
+        ("sampler", f"{pack.sampling}, {recipe.dtype}"),
         ("prompts", f"codec {pack.prompts.codec}" if pack.prompts else "none"),
         ("codes", f"{pack.codes.params['codes']:,} {coded} a class" if pack.codes else "none"),
         ("soft labels", f"codec {pack.labels.codec}" if pack.labels else "none"),

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from d3pack.hub.card import Facts
+from d3pack.hub.card import Facts, kinds
 
 # the context of the specification: names of Croissant itself, then of other vocabularies
 _TERMS = (
@@ -33,21 +33,28 @@ _CONTEXT = {
 def render(facts: Facts, data: bytes, preview: bytes | None) -> bytes:
     """Return the JSON-LD of a pack of these bytes; paths are relative to the repository."""
     pack = facts.pack
+    what, likeness = "synthetic images", ""
+    if pack.holds_photographs:
+        what = "images"
+        likeness = (
+            f" {pack.coded_images:,} images of each class are likenesses of photographs of the"
+            " source data, which anyone can rebuild from this file."
+        )
     value: dict[str, Any] = {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
         "name": facts.name,
         "description": (
-            f"{len(pack):,} synthetic images of {len(pack.classes):,} classes as a recipe for the"
+            f"{len(pack):,} {what} of {len(pack.classes):,} classes as a recipe for the"
             f" diffusion model {pack.recipe.backbone.repo or pack.recipe.backbone.kind}: a .d3m"
-            " pack of d3pack."
+            f" pack of d3pack.{likeness}"
         ),
         "license": facts.licence or "unknown",
         "url": f"https://huggingface.co/datasets/{facts.address.repo}",
         "identifier": f"sha256:{pack.root}",
         "version": "1.0.0",  # a pack never changes: another one has another identifier
-        "keywords": ["d3pack", "dataset distillation", "image classification", "synthetic"],
+        "keywords": ["d3pack", "dataset distillation", "image classification", *kinds(pack)],
         "distribution": [
             _file("pack", str(facts.address.file), "application/vnd.d3pack.d3m", data)
         ],

@@ -32,6 +32,7 @@ from d3pack.format import (
     Coding,
     Pack,
     Recipe,
+    coding_of,
     decode_codes,
     encode_codes,
     encode_prompts,
@@ -437,6 +438,9 @@ def test_command_codes_a_folder(home: Path, tmp_path: Path) -> None:
     assert verify_probes(pack, Decoder(pack, path=home / "sd")).verdict == "exact"
     described = invoke("info", tmp_path / "x.d3m").output
     assert "20 photographs a class" in described
+    how = Decoder(pack, path=home / "sd").describe()
+    levels = coding_of(pack.codes).atoms
+    assert (how["sampler"], how["steps"], how["guidance"]) == ("codes", len(levels), 1.0)
     assert "likeness of these photographs can be rebuilt" in described
 
 
@@ -444,7 +448,7 @@ def test_command_refuses_fewer_bytes_than_any_code_takes(home: Path, tmp_path: P
     place = ("code", home / "source", "-o", tmp_path / "x.d3m", "--backbone", home / "sd")
     found = invoke(*place, "--bytes-per-image", "2.9", "--dry-run")
     assert found.exit_code == 2
-    assert "from 3 to 100000" in found.stderr
+    assert "from 3 to 5124" in found.stderr
     assert invoke(*place, "--bytes-per-image", "3", "--dry-run").exit_code == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -87,24 +88,41 @@ def test_picture_of_many_classes_has_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("vector", "parts", "limit"),
+    ("vector", "parts", "limit", "sampler"),
     [
-        ("picks", "a learned prompt for every class, seeds, and an exact", None),
+        (
+            "picks",
+            "a learned prompt for every class, seeds, and an exact",
+            None,
+            "| ddim, 3 steps, guidance 2, float32 |",
+        ),
         (
             "codes-mixed",
             "a learned prompt for every class, seeds, codes of 2 photographs of every class, and",
             "3 images of each class are likenesses of 2 photographs",
+            "; codes of 3 levels, float32 |",
         ),
         (
             "codes-bare",
             "makes them - codes of 6 photographs of every class, and an exact",
             "6 images of each class are likenesses of 6 photographs",
+            "| codes of 5 levels, float32 |",
         ),
     ],
 )
-def test_card_says_what_the_recipe_consists_of(vector: str, parts: str, limit: str | None) -> None:
+def test_card_says_what_the_recipe_consists_of(
+    vector: str, parts: str, limit: str | None, sampler: str
+) -> None:
     file = ROOT / "spec" / "vectors" / "valid" / f"{vector}.d3m"
     parcel = prepare_push(file, "org/set", PushSettings(preview="none"))
     card = parcel.files["README.md"].decode()
     assert parts in card
     assert (limit or "Every image is synthetic") in card
+    assert sampler in card
+    front = card.split("---")[1]
+    assert ("synthetic" in front) is (limit is None)
+    croissant = json.loads(parcel.files["croissant.json"])
+    assert ("synthetic" in croissant["keywords"]) is (limit is None)
+    assert ("synthetic" in croissant["description"]) is (limit is None)
+    likeness = "likenesses of photographs of the source data, which anyone can rebuild"
+    assert (likeness in croissant["description"]) is (limit is not None)

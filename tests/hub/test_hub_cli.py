@@ -14,6 +14,7 @@ from cli_schema import check_output
 from hub_loopback import LoopbackHub
 from hub_packs import make_pack
 from huggingface_hub import constants
+from places import ROOT
 
 from d3pack import write
 from d3pack.cli import main
@@ -205,6 +206,19 @@ def test_info_of_a_large_remote_pack_reads_its_first_bytes(d3pack: Shell, hub: L
     assert (code, json.loads(out)) == (0, local)
     assert f"read 65536 of {len(data)} bytes" in err
     assert sum(seen.sent for seen in hub.seen) == 65_536
+
+
+def test_info_of_remote_codes_says_how_many_bytes_they_take(
+    d3pack: Shell, hub: LoopbackHub
+) -> None:
+    file = ROOT / "spec" / "vectors" / "valid" / "codes-mixed.d3m"
+    hub.put("org/set", {"b.d3m": file.read_bytes()})
+    _, local, _ = d3pack("info", str(file))
+    _, remote, _ = d3pack("info", "org/set")
+    assert "2 photographs a class, 2.8 bytes each" in local
+    assert [line for line in remote.splitlines() if "bytes each" in line] == [
+        line for line in local.splitlines() if "bytes each" in line
+    ]
 
 
 def test_environment_of_huggingface_hub_is_respected(hub: LoopbackHub, tmp_path: Path) -> None:
