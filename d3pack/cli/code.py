@@ -77,4 +77,4 @@ class Code:
             restart=self.restart,
             overwrite=self.overwrite,
             format=self.format,
-        ).run()
+        ).run({"codes": ("--tried", "--bytes-per-image")})

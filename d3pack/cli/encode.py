@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 PART = "Do only one share, as 3/8, into a part; `d3pack merge` makes the pack of all parts."
 _LISTED = 20  # classes that --dry-run lists
-# the flags that decide how long a part of an estimate takes, where the method has them
-_DECIDE = {
+Dials = Mapping[str, tuple[str, ...]]  # parts of an estimate, and the flags that decide on them
+# where the method has them
+_DECIDE: Dials = {
     "collages": ("--pool", "--crops"),
     "inversion": ("--cool", "--steps"),
     "guidance": ("--guidance",),
@@ -76,8 +77,12 @@ class Encode:
     overwrite: bool = overwrite_option()
     format: Format = format_option("How progress is printed; json: events as lines.")
 
-    def run(self) -> None:
-        """Encode, or print what encoding would take."""
+    def run(self, dials: Dials | None = None) -> None:
+        """Encode, or print what encoding would take.
+
+        Args:
+            dials: flags that decide how long parts take; None: those of this verb.
+        """
         from d3pack.encode import check_output, check_unused
         from d3pack.sources import open_source
         from d3pack.system import resolve_device
@@ -102,13 +107,13 @@ class Encode:
             first=self.first_classes,
         )
         if self.output is None or self.dry_run:
-            self._estimate(source, settings)
+            self._estimate(source, settings, dials or dials_of(settings.method))
         elif self.shard is not None:
             self._encode_shard(source, place(self.output), settings, self.shard)
         else:
             self._encode(source, place(self.output), settings)
 
-    def _estimate(self, source: Source, settings: EncodeSettings) -> None:
+    def _estimate(self, source: Source, settings: EncodeSettings, dials: Dials) -> None:
         from d3pack.encode import estimate_encode
 
         estimate = estimate_encode(source, settings)
@@ -124,7 +129,7 @@ class Encode:
         for line in lines:
             _out.show(line)
         _out.show(costs(estimate["seconds"]))
-        for line in shorter(estimate["seconds"], settings.method):
+        for line in shorter(estimate["seconds"], dials):
             _out.show(line)
         _out.show(f"about {estimate['bytes']:,} bytes")
 
@@ -172,11 +177,17 @@ class Encode:
                 _out.say(f"skipped {skipped}: {output.name}.work/skipped.txt names them")
 
 
-def shorter(seconds: dict[str, float], method: str) -> Iterator[str]:
-    """Yield what decides about the long parts of an encoding by a method."""
-    least = max(_LONG, _SHARE * sum(seconds.values()))
+def dials_of(method: str) -> Dials:
+    """Return the flags that decide how long the parts of an encoding by a method take."""
+    if method == "codes":  # of all images
+        return {"codes": ("--code-tried",)}
     there = {flag.label for flag in flags_of(Encode, ("--method", method))}
+    return {part: tuple(flag for flag in flags if flag in there) for part, flags in _DECIDE.items()}
+
+
+def shorter(seconds: dict[str, float], dials: Dials) -> Iterator[str]:
+    """Yield what decides about the long parts of an encoding."""
+    least = max(_LONG, _SHARE * sum(seconds.values()))
     for name, value in seconds.items():
-        flags = [flag for flag in _DECIDE.get(name, ()) if flag in there]
-        if value >= least and flags:
+        if value >= least and (flags := dials.get(name)):
             yield f"{name} depends on {' and '.join(flags)}"

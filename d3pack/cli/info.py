@@ -124,9 +124,9 @@ def _sections(pack: Pack) -> Iterator[str]:
     if pack.unconditional is not None:
         yield _row("no class", f"{pack.unconditional.codec}, one prompt")
     if pack.codes is not None:
-        params, each = pack.codes.params, coding_of(pack.codes).nbytes
+        params, nbytes = pack.codes.params, coding_of(pack.codes).nbytes
         what = "photographs" if pack.holds_photographs else "made images"
-        yield _row("codes", f"{params['codes']:,} {what} a class, {each:.1f} bytes each")
+        yield _row("codes", f"{params['codes']:,} {what} a class, {nbytes:.1f} bytes each")
         atoms, sigmas = params["atoms"], params["sigmas"]
         yield _row(
             "",

@@ -124,7 +124,7 @@ class D3MDataset(Dataset[Any]):
             cache: where decoded images are kept: "disk", shared by processes and later runs;
                 "cpu" or "gpu" memory; None, decoded each time; "auto", the fastest that fits.
             fresh: decode new images in every epoch, which `set_epoch` or a loader counts. Nothing
-                is kept then.
+                is kept then. Images made of codes stay the same; with nothing else it is refused.
             teacher: classifier that labels each image with probabilities when it is read.
             quiet: print no progress and no choice of store.
             numerics: "exact" gives the images of the pack, bit for bit where the machine allows;
@@ -150,7 +150,7 @@ class D3MDataset(Dataset[Any]):
         if output == "pil" and batch_transform is not None:
             raise UsageError("batch_transform takes tensors, not PIL images", hint="use transform=")
         if fresh:
-            _check_fresh(cache, soft_labels, weights)
+            _check_fresh(self.pack, cache, soft_labels, weights)
         if soft_labels and teacher is not None:
             raise UsageError("soft_labels=True and teacher= both give labels", hint="choose one")
         self.transform = transform
@@ -559,7 +559,13 @@ def _all_weights(pack: Pack) -> npt.NDArray[np.float32]:
     return decode_weights(pack.weights)
 
 
-def _check_fresh(cache: Cache, soft_labels: bool, weights: bool) -> None:
+def _check_fresh(pack: Pack, cache: Cache, soft_labels: bool, weights: bool) -> None:
+    all_coded = pack.codes is not None and pack.coded_images == pack.images_per_class
+    if all_coded and all(pack.codes.params["atoms"]):  # type: ignore[union-attr]
+        raise UsageError(
+            "fresh=True, but all images of the pack are made of codes: they are never others",
+            hint="use fresh=False",
+        )
     if cache not in ("auto", None):
         raise UsageError(
             f"fresh=True with cache={cache!r}: fresh images are used once", hint="use cache=None"

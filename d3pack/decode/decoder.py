@@ -231,7 +231,8 @@ class Decoder:
     def describe(self) -> dict[str, Any]:
         """Return how the images are made, as plain values for a log."""
         recipe, coding = self.pack.recipe, self._coding
-        sampler, steps, guidance = recipe.sampler, len(self._steps), recipe.guidance
+        sampler: str = recipe.sampler
+        steps, guidance = len(self._steps), recipe.guidance
         if coding is not None and self.pack.coded_images == self.pack.images_per_class:
             sampler, steps, guidance = "codes", len(coding.atoms), coding.guidance
         return {

@@ -31,7 +31,7 @@ from d3pack.encode.parts import (
     remove_parts,
 )
 from d3pack.encode.plan import EncodePlan
-from d3pack.encode.settings import EncodeSettings
+from d3pack.encode.settings import EncodeSettings, check_used
 from d3pack.encode.teaching import check_named_teacher
 from d3pack.errors import D3MError, InvalidPackError, NotFoundError, UsageError
 from d3pack.format import Pack, read, write
@@ -476,6 +476,7 @@ def _opened(source: Source | str | Path) -> Source:
 def _prepare(
     method: Method, source: Source, settings: EncodeSettings, teachers: Path | None
 ) -> tuple[Job, EncodeContext]:
+    check_used(settings)
     check_named_teacher(settings, source.classes)
     context = EncodeContext(_device(settings.device), teachers or teacher_cache())
     return method.prepare(source, settings, own_settings(method, settings), context), context

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,8 @@ from d3pack.system import (
 
 Sampler = Literal["ddim", "dpmpp-2m", "euler", "lcm"]
 LabelKind = Literal["none", "topk", "dense"]
+_OF_CODES = ("code_steps", "code_bits", "code_tried", "code_atoms")
+_OF_SEEDS = ("codec", "for_updates", "guidance", "label_temperature", "sampler", "sampler_steps")
 
 
 def parse_side(text: str) -> tuple[int, int]:
@@ -58,7 +60,11 @@ class EncodeSettings:
     """Settings that every method reads. None means: chosen by the method, for source and budget."""
 
     images_per_class: int | None = option(
-        None, "Images per class; 10, or 150 with a budget.", flag="--ipc", ge=1, le=2**20
+        None,
+        "Images per class; 10, or 150 with a budget, or as many as codes.",
+        flag="--ipc",
+        ge=1,
+        le=2**20,
     )
     budget: int | None = option(
         None,
@@ -106,7 +112,7 @@ class EncodeSettings:
     codes: int | None = option(
         None,
         "Images per class that are photographs, coded in a few bytes each; they come first. "
-        "With a budget, pilots choose.",
+        "With a budget, pilots of d3m choose.",
         ge=0,
         le=2**20,
         group="photographs as codes",
@@ -205,7 +211,7 @@ class EncodeSettings:
     @property
     def images(self) -> int:
         """Images of each class; with a budget more, as seeds cost little."""
-        return self.images_per_class or (150 if self.budget else 10)
+        return self.images_per_class or max(150 if self.budget else 10, self.codes or 0)
 
     @property
     def pilots(self) -> int:
@@ -227,6 +233,26 @@ class EncodeSettings:
             if (value := getattr(self, name) or 1) > (most := 2**self.code_bits):
                 expected = f"at most {most}, the entries for code_bits={self.code_bits}"
                 raise SettingError(name, value, expected)
+
+
+def check_used(settings: EncodeSettings) -> None:
+    """Refuse settings that say nothing beside the others; plugins know for themselves.
+
+    Raises:
+        SettingError: one is set.
+    """
+    coded, piloted = settings.codes, settings.method == "d3m" and settings.pilots
+    unused = dict[str, str]()
+    if settings.method in ("d3m", "classcond", "minimax"):
+        if not (coded or piloted):
+            unused |= dict.fromkeys(_OF_CODES, "no photograph is coded")
+        if not piloted:
+            unused["for_updates"] = "no pilots split a budget"
+    if settings.method == "codes":
+        unused |= dict.fromkeys(_OF_SEEDS, "the method codes makes no image of a seed")
+    for field in fields(settings):
+        if field.name in unused and (value := getattr(settings, field.name)) != field.default:
+            raise SettingError(field.name, value, f"no value, since {unused[field.name]}")
 
 
 @dataclass(frozen=True, slots=True)

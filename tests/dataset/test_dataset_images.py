@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from places import ROOT
 from torch import Tensor
 from torch.utils.data import (
     DataLoader,
@@ -419,6 +420,14 @@ def test_fresh_epochs_have_new_images(make: Make, expected: Tensor) -> None:
         assert same(torch.cat([batch for batch, _ in loader]), images)
     with pytest.raises(UsageError):
         dataset.set_epoch(-1)
+
+
+def test_fresh_images_are_refused_where_none_is_new() -> None:
+    vectors = ROOT / "spec" / "vectors" / "valid"
+    with pytest.raises(UsageError, match="all images of the pack are made of codes"):
+        D3MDataset(vectors / "codes-bare.d3m", fresh=True)
+    assert D3MDataset(vectors / "codes-bare.d3m").pack.coded_images == 6
+    D3MDataset(vectors / "codes-mixed.d3m", fresh=True)  # seeded images beside them are new
 
 
 def test_set_epoch_does_nothing_unless_fresh(make: Make, expected: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -418,6 +419,30 @@ def test_estimate_counts_the_bytes_of_codes(home: Path, mixed: Pack) -> None:
 def test_more_codes_than_images_are_refused() -> None:
     with raises_code("E_USAGE", match="codes"):
         EncodeSettings(images_per_class=3, codes=4)
+
+
+def test_images_are_as_many_as_codes_where_only_these_are_said() -> None:
+    assert EncodeSettings(codes=200).images == 200
+    assert EncodeSettings(codes=4).images == 10
+    assert EncodeSettings(codes=200, budget=9_000).images == 200
+
+
+def test_a_plan_names_flags_of_its_own_verb(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("d3pack.cli.encode._LONG", 0.0)
+    words = (home / "source", "--backbone", home / "sd", "--dry-run")
+    said = {
+        verb: [
+            line for line in invoke(verb, *words, *more).stdout.splitlines() if "depends" in line
+        ]
+        for verb, more in (("code", ()), ("encode", ("--method", "codes")))
+    }
+    assert said == {
+        "code": ["codes depends on --tried and --bytes-per-image"],
+        "encode": ["codes depends on --code-tried"],
+    }
+    refused = invoke("encode", *words, "--method", "codes", "--no-codes")
+    assert refused.exit_code == 2
+    assert "the method codes makes nothing but codes: leave out --no-codes" in refused.stderr
 
 
 def test_command_codes_a_folder(home: Path, tmp_path: Path) -> None:

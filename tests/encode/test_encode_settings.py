@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from d3pack.encode import ClassCondSettings, EncodeSettings, MinimaxSettings
+from d3pack.encode.settings import check_used
 from d3pack.errors import UsageError
 
 
@@ -32,6 +35,49 @@ def test_classcond_settings_refuse(name: str, value: float) -> None:
 def test_minimax_settings_refuse(name: str, value: float) -> None:
     with pytest.raises(UsageError, match=f"invalid {name} "):
         MinimaxSettings(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("method", "unused", "beside"),
+    [
+        ("d3m", {"code_bits": 10}, {"codes": 2}),
+        ("d3m", {"code_tried": 2}, {"budget": 9_000}),
+        ("classcond", {"code_atoms": 2}, {"codes": 2}),
+        ("minimax", {"code_steps": 4}, {"codes": 2}),
+        ("d3m", {"for_updates": 800}, {"budget": 9_000}),
+    ],
+)
+def test_settings_that_say_nothing_are_refused(
+    method: str, unused: dict[str, int], beside: dict[str, int]
+) -> None:
+    (name,) = unused
+    with pytest.raises(UsageError, match=f"invalid {name} .*: expected no value, since"):
+        check_used(EncodeSettings(method=method, **unused))  # type: ignore[arg-type]
+    check_used(EncodeSettings(method=method, **unused, **beside))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("method", "values"),
+    [
+        ("d3m", {"for_updates": 800, "budget": 9_000, "codes": 2}),
+        ("d3m", {"code_bits": 10, "budget": 9_000, "no_codes": True}),
+        ("minimax", {"for_updates": 800, "budget": 9_000}),
+        ("classcond", {"code_bits": 10, "budget": 9_000}),
+        ("codes", {"guidance": 2.0}),
+        ("codes", {"sampler": "ddim"}),
+        ("codes", {"sampler_steps": 4}),
+        ("codes", {"codec": "i4"}),
+        ("codes", {"label_temperature": 2.0}),
+    ],
+)
+def test_settings_of_what_is_not_made_are_refused(method: str, values: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"invalid \w+ .*: expected no value, since"):
+        check_used(EncodeSettings(method=method, **values))
+
+
+def test_plugins_know_what_they_use() -> None:
+    check_used(EncodeSettings(method="mine", code_bits=4, for_updates=800, guidance=2.0))
+    check_used(EncodeSettings())
 
 
 def test_time_limit_of_a_search_needs_the_search() -> None:

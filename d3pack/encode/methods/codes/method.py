@@ -43,6 +43,8 @@ class CodesOnly:
     ) -> CodesJob:
         """Refuse what only methods with a teacher can do."""
         backbone = chosen_backbone(settings, context.device)
+        if settings.no_codes:
+            raise UsageError("the method codes makes nothing but codes: leave out no_codes")
         if settings.select != "teacher":
             raise UsageError("the method codes has no seeds to select")
         if (settings.candidates or 1) > 1 or settings.labels not in (None, "none"):
