@@ -66,7 +66,15 @@ def test_one_coloured_image_makes_a_source_coloured(tmp_path: Path) -> None:
 def test_images_of_a_grey_source_are_grey(tmp_path: Path) -> None:
     source = tree(tmp_path / "grey", lambda image: image.convert("L"))
     settings = quick(
-        "mini", images_per_class=2, candidates=1, codes=1, code_steps=3, sampler_steps=2
+        "mini",
+        images_per_class=2,
+        candidates=1,
+        codes=1,
+        code_steps=3,
+        sampler_steps=2,
+        modes=1,
+        steps=0,
+        cool=0,
     )
     pack = encode(source, tmp_path / "grey.d3m", settings)
     assert pack.recipe.grey

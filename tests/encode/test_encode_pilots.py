@@ -238,7 +238,8 @@ def test_prompts_learn_nothing_of_what_pilots_are_tested_on(
     with pytest.raises(_StopError):
         encode(source, tmp_path / "x.d3m", quick("mini", **SHORT))
     with pytest.raises(_StopError):
-        encode(source, tmp_path / "y.d3m", quick("mini", **{**SHORT, "budget": None}))
+        settings = quick("mini", modes=1, images_per_class=4)
+        encode(source, tmp_path / "y.d3m", settings)
     (c, allowed), (_, every) = looked
     held = held_back(source.counts[c])
     assert len(allowed) == source.counts[c] - held
@@ -341,7 +342,8 @@ def test_small_codes_make_images_of_half_of_the_size(
 
 @pytest.mark.heavy
 def test_no_codes_spends_a_budget_on_seeds_alone(source: Source, tmp_path: Path) -> None:
-    settings = replace(quick("mini", **SHORT), no_codes=True)
+    defaults = {"for_updates": 1500, "code_steps": 15, "code_tried": None}
+    settings = replace(quick("mini", **{**SHORT, **defaults}), no_codes=True)
     pack = encode(source, tmp_path / "seeds.d3m", settings)
     assert pack.codes is None
     assert pack.classes == CLASSES

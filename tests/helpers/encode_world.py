@@ -65,8 +65,9 @@ def quick(backbone: Path | str, **changes: Any) -> EncodeSettings:
         "candidates": 2,
         "labels": "top2",
         "teacher_samples": 400,
-        "code_tried": 1,
     }
+    if changes.get("codes") or "budget" in changes or changes.get("method") in ("codes", "modes"):
+        values["code_tried"] = 1
     if changes.get("method", "d3m") == "d3m":
         values |= {
             "modes": 2,
