@@ -1,11 +1,13 @@
 """How near codes come to their photographs, and how fast they are made and decoded.
 
     python -m benchmarks codes photos/ --side 32 --images 6
+    python -m benchmarks codes photos/ --more
 
 For several sizes of codes, images of every class are coded for `mini` and decoded again, with class
-names as prompts; small codes once more without prompts, as images of half of `mini`'s size. PSNR is
-measured at `--side`, where the photographs are of that size. Then the bytes are counted that differ
-over batch sizes, orders, threads and processes (0 where decoding is exact).
+names as prompts. PSNR is measured at `--side`, where the photographs are of that size. Then the
+bytes are counted that differ over batch sizes, orders, threads and processes (0 where decoding is
+exact). `--more` measures others: the codes that `d3pack code` makes of a number of bytes, without
+prompts, as images of `mini`'s size and of half of it, and the eight choices of the default.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from benchmarks import decode
 from benchmarks.results import RESULTS, command, save
 from d3pack.backbones import Backbone, open_backbone
 from d3pack.decode import Decoder
-from d3pack.encode import EncodeSettings
+from d3pack.encode import EncodeSettings, coding_within
 from d3pack.encode.codes import Coder
 from d3pack.encode.methods.codes.method import images_of
 from d3pack.encode.plan import coding_for
@@ -40,7 +42,8 @@ WHAT = "PSNR and speed of codes by their size"
 # levels, bits, atoms; and how many choices are tried at each level
 SIZES = ((15, 8, 1), (15, 12, 1), (30, 8, 1), (15, 8, 2), (15, 8, 4))
 TRIED = (1, 4)
-SMALL = SIZES[:2]  # of which images of half of the size are coded, too
+SHORT = 60  # bytes up to which the eight choices of the default are tried
+BYTES = (17, 25, 32, 60, 120, 250, 500, 1000)  # of an image
 
 
 def psnr(made: Tensor, real: Tensor, side: int) -> float:
@@ -105,12 +108,39 @@ def equality() -> dict[str, Any]:
         return decode.compared("mini", Path(folder) / "codes.d3m")
 
 
+@dataclass(frozen=True)
+class Run:
+    """Codes to be measured."""
+
+    settings: EncodeSettings
+    tried: int
+    half: bool = False  # images of half of the size of the backbone's
+    prompts: bool = True
+
+
+def runs(more: bool) -> Iterator[Run]:
+    """Yield what is measured."""
+    for steps, bits, atoms in () if more else SIZES:
+        for tried in TRIED:
+            yield Run(settings_of(steps, bits, atoms), tried)
+    for nbytes in BYTES if more else ():
+        for half in (False, True):
+            for tried in (1, 8) if nbytes <= SHORT else (1,):
+                yield Run(settings_of(*coding_within(nbytes)), tried, half, prompts=False)
+
+
+def settings_of(steps: int, bits: int, atoms: int) -> EncodeSettings:
+    """Return settings of codes."""
+    return EncodeSettings(codes=1, code_steps=steps, code_bits=bits, code_atoms=atoms)
+
+
 def main(arguments: list[str]) -> None:
     """Measure all sizes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source")
     parser.add_argument("--side", type=int, default=32)
     parser.add_argument("--images", type=int, default=6, help="of each class")
+    parser.add_argument("--more", action="store_true", help="other codes, into codes_more.json")
     options = parser.parse_args(arguments)
     backbone = open_backbone("mini", device="cpu")
     source = open_source(options.source)
@@ -130,21 +160,21 @@ def main(arguments: list[str]) -> None:
         "load_average": os.getloadavg()[0],
         "codes": [],
     }
-    runs = [(photos, size, True) for size in SIZES] + [(halves, size, False) for size in SMALL]
-    for images, (steps, bits, atoms), prompts in runs:
-        settings = EncodeSettings(
-            codes=1, code_steps=steps, code_bits=bits, code_atoms=atoms
-        )  # fmt: skip
-        coding = replace(coding_for(settings), prompts=prompts)
-        for tried in TRIED:
-            made, row = measure(backbone, source.classes, images, coding, tried)
-            row = {"levels": steps, "bits": bits, "atoms": atoms, "tried": tried, **row}
-            row["psnr"] = round(psnr(made, real, options.side), 2)
-            figures["codes"].append(row)
-            print(row, flush=True)
-    figures["equality"] = equality()
-    print(figures["equality"]["differing_bytes"], "bytes differ", flush=True)
-    save(RESULTS / "codes.json", WHAT, command("codes", arguments), figures)
+    for run in runs(options.more):
+        coding = replace(coding_for(run.settings), prompts=run.prompts)
+        made, row = measure(
+            backbone, source.classes, halves if run.half else photos, coding, run.tried
+        )
+        size = {"levels": len(coding.atoms), "bits": coding.bits, "atoms": coding.atoms[0]}
+        row = {**size, "tried": run.tried, **row}
+        row["psnr"] = round(psnr(made, real, options.side), 2)
+        figures["codes"].append(row)
+        print(row, flush=True)
+    if not options.more:
+        figures["equality"] = equality()
+        print(figures["equality"]["differing_bytes"], "bytes differ", flush=True)
+    name = "codes_more.json" if options.more else "codes.json"
+    save(RESULTS / name, WHAT, command("codes", arguments), figures)
 
 
 if __name__ == "__main__":
