@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 PART = "Do only one share, as 3/8, into a part; `d3pack merge` makes the pack of all parts."
 _LISTED = 20  # classes that --dry-run lists
-Dials = Mapping[str, tuple[str, ...]]  # parts of an estimate, and the flags that decide on them
+Deciding = Mapping[str, tuple[str, ...]]  # parts of an estimate, and the flags that decide on them
 # where the method has them
-_DECIDE: Dials = {
+_DECIDE: Deciding = {
     "collages": ("--pool", "--crops"),
     "inversion": ("--cool", "--steps"),
     "guidance": ("--guidance",),
@@ -77,11 +77,11 @@ class Encode:
     overwrite: bool = overwrite_option()
     format: Format = format_option("How progress is printed; json: events as lines.")
 
-    def run(self, dials: Dials | None = None) -> None:
+    def run(self, deciding: Deciding | None = None) -> None:
         """Encode, or print what encoding would take.
 
         Args:
-            dials: flags that decide how long parts take; None: those of this verb.
+            deciding: flags that decide how long parts take; None: those of this verb.
         """
         from d3pack.encode import check_output, check_unused
         from d3pack.sources import open_source
@@ -107,13 +107,13 @@ class Encode:
             first=self.first_classes,
         )
         if self.output is None or self.dry_run:
-            self._estimate(source, settings, dials or dials_of(settings.method))
+            self._estimate(source, settings, deciding or deciding_flags(settings.method))
         elif self.shard is not None:
             self._encode_shard(source, place(self.output), settings, self.shard)
         else:
             self._encode(source, place(self.output), settings)
 
-    def _estimate(self, source: Source, settings: EncodeSettings, dials: Dials) -> None:
+    def _estimate(self, source: Source, settings: EncodeSettings, deciding: Deciding) -> None:
         from d3pack.encode import estimate_encode
 
         estimate = estimate_encode(source, settings)
@@ -129,7 +129,7 @@ class Encode:
         for line in lines:
             _out.show(line)
         _out.show(costs(estimate["seconds"]))
-        for line in shorter(estimate["seconds"], dials):
+        for line in shorter(estimate["seconds"], deciding):
             _out.show(line)
         _out.show(f"about {estimate['bytes']:,} bytes")
 
@@ -177,7 +177,7 @@ class Encode:
                 _out.say(f"skipped {skipped}: {output.name}.work/skipped.txt names them")
 
 
-def dials_of(method: str) -> Dials:
+def deciding_flags(method: str) -> Deciding:
     """Return the flags that decide how long the parts of an encoding by a method take."""
     if method == "codes":  # of all images
         return {"codes": ("--code-tried",)}
@@ -185,9 +185,9 @@ def dials_of(method: str) -> Dials:
     return {part: tuple(flag for flag in flags if flag in there) for part, flags in _DECIDE.items()}
 
 
-def shorter(seconds: dict[str, float], dials: Dials) -> Iterator[str]:
+def shorter(seconds: dict[str, float], deciding: Deciding) -> Iterator[str]:
     """Yield what decides about the long parts of an encoding."""
     least = max(_LONG, _SHARE * sum(seconds.values()))
     for name, value in seconds.items():
-        if value >= least and (flags := dials.get(name)):
+        if value >= least and (flags := deciding.get(name)):
             yield f"{name} depends on {' and '.join(flags)}"

@@ -9,7 +9,7 @@ from cli import invoke
 from places import ROOT
 
 from d3pack.cli._command import all_verbs, flags_of
-from d3pack.cli.encode import _DECIDE, Encode, dials_of, shorter
+from d3pack.cli.encode import _DECIDE, Encode, deciding_flags, shorter
 
 PACK = ROOT / "examples" / "cifar10.d3m"
 
@@ -47,8 +47,8 @@ def test_the_device_is_explained_once() -> None:
     ],
 )
 def test_a_plan_names_flags_that_the_method_has(method: str, line: str) -> None:
-    assert list(shorter({"sampler": 60.0, "read": 90.0}, dials_of(method))) == [line]
-    assert not list(shorter({"sampler": 20.0}, dials_of(method))), "short enough"
+    assert list(shorter({"sampler": 60.0, "read": 90.0}, deciding_flags(method))) == [line]
+    assert not list(shorter({"sampler": 20.0}, deciding_flags(method))), "short enough"
 
 
 def test_flags_that_shorten_an_encoding_exist() -> None:

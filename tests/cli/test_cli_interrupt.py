@@ -120,7 +120,8 @@ def test_an_interrupted_decode_to_shards_says_how_to_go_on(
 ) -> None:
     run = forks.start("decode", world / "large.d3m", "-o", "out", "--to", "webdataset",
                       "--backbone", world / "sd", cwd=tmp_path)  # fmt: skip
-    run.until(lambda: [p for p in tmp_path.rglob("*.part") if p.stat().st_size])
+    mark = tmp_path / "out" / ".d3pack-export.json"
+    run.until(lambda: mark.exists() and [p for p in tmp_path.rglob("*.part") if p.stat().st_size])
     ended(run, AGAIN)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".d3pack-export.json"]
 

@@ -62,7 +62,7 @@ def test_two_processes_decode_each_image_once(folder: Path, how: str) -> None:
     assert min(len(first), len(second)) > IMAGES // 4, "both of them decode"
 
 
-@pytest.mark.parametrize("how", ["items", "loader"])
+@pytest.mark.parametrize("how", ["items", pytest.param("loader", marks=pytest.mark.slow)])
 def test_images_of_a_killed_process_are_decoded_by_others(folder: Path, how: str) -> None:
     """Killed in its third call, with the images of the call claimed and not stored.
 

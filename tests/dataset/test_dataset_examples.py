@@ -102,7 +102,9 @@ def test_accelerate_example_trains(file: Path, backbone: Path, tmp_path: Path) -
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("script", ["train_ddp.py", "train_fsdp.py"])
+@pytest.mark.parametrize(
+    "script", ["train_ddp.py", pytest.param("train_fsdp.py", marks=pytest.mark.slow)]
+)
 def test_example_of_ranks_trains_on_two_and_resumes_on_one(
     file: Path, backbone: Path, tmp_path: Path, script: str
 ) -> None:
@@ -118,6 +120,7 @@ def test_example_of_ranks_trains_on_two_and_resumes_on_one(
     assert complete_stores() == [True]
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_accelerate_example_trains_on_two_ranks(
     file: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -66,7 +66,7 @@ def error(mini: Backbone, pack: Pack, recipe: Recipe) -> float:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize("guidance", [1.0, pytest.param(2.5, marks=pytest.mark.slow)])
 def test_a_fitted_sampler_is_nearer_than_twice_as_many_steps(
     mini: Backbone, guidance: float
 ) -> None:

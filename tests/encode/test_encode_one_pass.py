@@ -44,7 +44,7 @@ def facts(output: Path) -> dict[str, object]:
     return kept
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_images_are_nearer_to_guided_ones_than_without_guidance(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,8 +107,8 @@ def wholes(world: Path) -> Callable[[str], bytes]:
     [
         "d3m",
         "d3m without images",
-        "d3m with a fitted sampler",
-        "d3m in one pass",
+        pytest.param("d3m with a fitted sampler", marks=pytest.mark.slow),
+        pytest.param("d3m in one pass", marks=pytest.mark.slow),
         "codes",
         "minimax",
         "modes",

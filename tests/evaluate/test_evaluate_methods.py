@@ -49,8 +49,9 @@ def short(way: Way, backbone: Path) -> Way:
         group=3,
         backbone=None if way.settings.method in ("classcond", "minimax") else str(backbone),
         candidates=min(2, way.settings.candidates or 2) if way.settings.method == "d3m" else None,
-        code_steps=4,
     )
+    if settings.codes or settings.method in ("codes", "modes"):
+        settings = replace(settings, code_steps=4)
     return replace(way, settings=settings)
 
 

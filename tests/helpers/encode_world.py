@@ -66,13 +66,14 @@ def quick(backbone: Path | str, **changes: Any) -> EncodeSettings:
         "labels": "top2",
         "teacher_samples": 400,
     }
-    if changes.get("codes") or "budget" in changes or changes.get("method") in ("codes", "modes"):
+    piloted = "budget" in changes and not changes.get("no_codes")
+    if changes.get("codes") or piloted or changes.get("method") in ("codes", "modes"):
         values["code_tried"] = 1
     if changes.get("method", "d3m") == "d3m":
         values |= {
             "modes": 2,
-            "steps": 12,
-            "cool": 6,
+            "steps": 8,
+            "cool": 4,
             "validate_every": 4,
             "batch": 12,
             "slots": 3,

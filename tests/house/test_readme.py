@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli import invoke
-from encode_world import make_tree
+from encode_world import CLASSES, make_tree
 from PIL import Image
 from places import ROOT
 
@@ -22,7 +22,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # What the README leaves to the defaults takes minutes; the same verbs, with less to do.
 SHORTER = {
     "encode": "--steps 2 --cool 1 --batch 12 --sampler-steps 2 --probes 2 --teacher-samples 60"
-    " --candidates 2",
+    " --candidates 2 --guidance 2",
     "eval": "--seeds 1 --baseline random",
 }
 SETUP = {
@@ -53,8 +53,8 @@ def test_commands_in_order_then_the_python_lines(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("D3PACK_HOME", str(tmp_path / "home"))
     monkeypatch.setitem(PROTOCOLS, "quick", replace(QUICK, length=Updates(3)))
-    make_tree(tmp_path / "photos" / "train", count=12)
-    make_tree(tmp_path / "photos" / "test", count=4)
+    make_tree(tmp_path / "photos" / "train", count=12, classes=CLASSES[:2])
+    make_tree(tmp_path / "photos" / "test", count=4, classes=CLASSES[:2])
     for line in commands()[2:]:
         program, verb, *words = shlex.split(line)
         assert program == "d3pack", line
@@ -63,7 +63,7 @@ def test_commands_in_order_then_the_python_lines(
     assert (tmp_path / "worth.html").stat().st_size > 10_000
     assert "<img" in (tmp_path / "photos.html").read_text(encoding="utf-8")
     decoded = sorted((tmp_path / "images").rglob("*.png"))
-    assert len(decoded) == 150
+    assert len(decoded) == 2 * 50
     block = next(text for text in blocks("python") if "DataLoader" in text)
     names: dict[str, object] = {}
     exec(block, names)  # the README's own lines, as a reader would paste them

@@ -184,7 +184,9 @@ def test_diffusers_own_pipeline_loads_it(trained: Path) -> None:
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
+@pytest.mark.parametrize(
+    "stage", [pytest.param("autoencoder", marks=pytest.mark.slow), "diffusion"]
+)
 def test_a_killed_run_resumes_to_the_same_curve(
     photos: Path, trained: Path, tmp_path: Path, stage: str
 ) -> None:
