@@ -237,8 +237,8 @@ def test_prompts_learn_nothing_of_what_pilots_are_tested_on(
     monkeypatch.setattr(method, "make_collages", collages)
     with pytest.raises(_StopError):
         encode(source, tmp_path / "x.d3m", quick("mini", **SHORT))
+    settings = quick("mini", modes=1, images_per_class=4)
     with pytest.raises(_StopError):
-        settings = quick("mini", modes=1, images_per_class=4)
         encode(source, tmp_path / "y.d3m", settings)
     (c, allowed), (_, every) = looked
     held = held_back(source.counts[c])
