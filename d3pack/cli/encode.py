@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 PART = "Do only one share, as 3/8, into a part; `d3pack merge` makes the pack of all parts."
 _LISTED = 20  # classes that --dry-run lists
 Deciding = Mapping[str, tuple[str, ...]]  # parts of an estimate, and the flags that decide on them
-# where the method has them
 _DECIDE: Deciding = {
     "collages": ("--pool", "--crops"),
     "inversion": ("--cool", "--steps"),
@@ -83,7 +82,7 @@ class Encode:
         Args:
             deciding: flags that decide how long parts take; None: those of this verb.
         """
-        from d3pack.encode import check_output, check_unused
+        from d3pack.encode import check_output, check_unused, check_used
         from d3pack.sources import open_source
         from d3pack.system import resolve_device
 
@@ -99,6 +98,7 @@ class Encode:
         if not self.workers.wanted:  # which may be on other machines
             resolve_device(self.settings.device)  # now: to open a large source takes long
         settings = replace(self.settings, method_settings=self.method_settings)
+        check_used(settings, settings.method)
         source = open_source(
             self.source,
             class_names=self.class_names,

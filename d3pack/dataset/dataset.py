@@ -563,7 +563,7 @@ def _check_fresh(pack: Pack, cache: Cache, soft_labels: bool, weights: bool) -> 
     all_coded = pack.codes is not None and pack.coded_images == pack.images_per_class
     if all_coded and all(pack.codes.params["atoms"]):  # type: ignore[union-attr]
         raise UsageError(
-            "fresh=True, but all images of the pack are made of codes: they are never others",
+            "fresh=True, but all images of the pack are made of codes: these never change",
             hint="use fresh=False",
         )
     if cache not in ("auto", None):

@@ -29,6 +29,7 @@ from d3pack.encode.settings import EncodeSettings as EncodeSettings
 from d3pack.encode.settings import ImportSettings as ImportSettings
 from d3pack.encode.settings import MinimaxSettings as MinimaxSettings
 from d3pack.encode.settings import ModesSettings as ModesSettings
+from d3pack.encode.settings import check_used as check_used
 from d3pack.encode.settings import d3m_settings as d3m_settings
 from d3pack.encode.teaching import open_teacher as open_teacher
 from d3pack.encode.vectors import start_vectors as start_vectors

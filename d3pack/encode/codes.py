@@ -221,14 +221,17 @@ def code_seconds(
     pack = Pack(("one",), 1, recipe, encode_prompts(names, "f16"), seed=0)
     shape = (_SAMPLE, *backbone.latent_shape_for(recipe.size))
     latents = torch.zeros(shape, device=backbone.device)
-    levels, skipped = len(coding.atoms), int(tried == 1)  # a forward pass less, see `_code`
+    levels = len(coding.atoms)
     timed = min(_TIMED, levels)
-    sigmas = (*coding.sigmas[:timed], 0.0)
-    coder = Coder(
-        backbone, replace(coding, sigmas=sigmas, atoms=coding.atoms[:timed]), pack, 0, tried
-    )
-    seconds = seconds_of(lambda: coder.code(latents), enough=1.0)
-    return seconds / _SAMPLE * (levels - skipped) / (timed - skipped)
+    few = replace(coding, sigmas=(*coding.sigmas[:timed], 0.0), atoms=coding.atoms[:timed])
+    coder = Coder(backbone, few, pack, 0, tried)
+    seconds = seconds_of(lambda: coder.code(latents), enough=1.0) / _SAMPLE
+    if tried > 1:
+        return seconds * levels / timed
+    # the last level needs no pass of the backbone, see `Coder`
+    one = seconds_of(lambda: coder.look(latents), enough=1.0) / _SAMPLE
+    choice = max(0.0, seconds - (timed - 1) * one) / timed
+    return levels * choice + (levels - 1) * one
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +264,13 @@ class Coder:
             parts.append(self._code(latents[at : at + BATCH], at))
             atoms, signs = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
             yield atoms.astype(np.int32), signs.astype(np.int8)
+
+    @torch.inference_mode()
+    def look(self, latents: Tensor) -> Tensor:
+        """Return what the backbone sees in latents (N, C, H, W) of the first level: for timing."""
+        return self._denoise(
+            latents[:, None], self.coding.sigmas[0], self._condition(0, len(latents))
+        )
 
     @torch.inference_mode()
     def _code(self, latents: Tensor, first: int) -> tuple[Array, Array]:

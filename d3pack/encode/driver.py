@@ -155,6 +155,8 @@ def encode(
     """
     output = check_output(output)
     check_unused(output, overwrite=overwrite, restart=restart)
+    if settings is not None:
+        check_used(settings, settings.method if method is None else method.name)
     work = _beside(output, ".work")
     if workers is not None and workers.wanted:
         opened = _opened(source)
@@ -476,7 +478,7 @@ def _opened(source: Source | str | Path) -> Source:
 def _prepare(
     method: Method, source: Source, settings: EncodeSettings, teachers: Path | None
 ) -> tuple[Job, EncodeContext]:
-    check_used(settings)
+    check_used(settings, method.name)
     check_named_teacher(settings, source.classes)
     context = EncodeContext(_device(settings.device), teachers or teacher_cache())
     return method.prepare(source, settings, own_settings(method, settings), context), context

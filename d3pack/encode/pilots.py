@@ -33,6 +33,7 @@ from d3pack.students import (
     seconds_needed,
     train_student,
 )
+from d3pack.system import count
 
 SizeOf = Callable[[EncodePlan], int]
 ROUNDS = 3  # students of the splits that are compared at last
@@ -171,12 +172,14 @@ def choose_split(
     """
     counts = run.source.counts
     small = small_size(plan, run.settings, backbone)
-    most = enough([n - held_back(n) for n in counts])
+    free = [n - held_back(n) for n in counts]
+    most = enough(free)
     splits = first_splits(plan, run.settings, most, size_of, small)
     if len(splits) == 1:
         return plan
     if (tests := sum(map(held_back, counts))) < FEW_TESTS:
-        run.events.note(f"pilots are tested on {tests} photographs alone: they may well be wrong")
+        tested = count(tests, "photograph")
+        run.events.note(f"pilots are tested on only {tested}, so the choice may be wrong")
     race = _Race(run, plan, backbone, make)
     best = race.best(splits)
     while best.plan.coding is not None and (coding := finer(best.plan.coding)) is not None:
@@ -186,7 +189,7 @@ def choose_split(
             break
         best = other
     run.events.note(f"chosen: {best.text}")
-    for line in repeats(run.source, best.plan.codes):
+    for line in repeats(run.source.classes, free, best.plan.codes):
         run.events.note(line)
     return best.plan
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from statistics import NormalDist
@@ -28,6 +28,7 @@ SMALL = 64  # pixels; patches of collages of images up to this side would show n
 GROUP = 16  # images of one forward pass
 CODE_STEPS = 15  # noise levels of a code
 CODE_LEVELS = (7.0, 0.5)  # first and last, for latents of about unit variance
+LEAST = 3  # bytes of a code
 _BITS = (8, 10, 12)  # of codebooks
 
 
@@ -51,6 +52,7 @@ class EncodePlan:
     text: tuple[str, ...] = ()  # the same for a person
     made: bool = False  # whether what is coded are images that the method makes
     grey: bool = False  # whether images get no colours
+    repeated: tuple[str, ...] = ()  # a line on classes that repeat photographs
 
     @classmethod
     def of(
@@ -81,7 +83,8 @@ class EncodePlan:
             coding=coding_for(settings) if settings.codes else None,
             pilots=pilots,
             details=details or {},
-            text=(*text, *repeats(source, settings.codes or 0)),
+            text=text,
+            repeated=repeats(source.classes, source.counts, settings.codes or 0),
             grey=not settings.colours and is_grey(source),
         )
 
@@ -131,7 +134,7 @@ class EncodePlan:
     def to_json(self) -> dict[str, Any]:
         """Return what a run must have in common with the one that it continues."""
         value = asdict(self)
-        del value["text"], value["details"], value["made"]
+        del value["text"], value["details"], value["made"], value["repeated"]
         return {**value, "classes": len(self.classes), **self.details}
 
     def lines(self) -> list[str]:
@@ -150,6 +153,7 @@ class EncodePlan:
                 f"{self.codes} of each class are photographs as codes of {self.coding.nbytes:.1f}"
                 " bytes: their likeness can be rebuilt"
             )
+            lines += self.repeated
         if self.pilots:
             lines.append(
                 "seeds, photographs as codes (their likeness can be rebuilt), or both:"
@@ -158,14 +162,14 @@ class EncodePlan:
         return lines
 
 
-def repeats(source: Source, codes: int) -> tuple[str, ...]:
+def repeats(classes: Sequence[str], counts: Sequence[int], codes: int) -> tuple[str, ...]:
     """Return a line on classes that must repeat photographs: codes are as many in each class."""
-    few = [name for name, n in zip(source.classes, source.counts, strict=True) if n < codes]
+    few = [name for name, n in zip(classes, counts, strict=True) if n < codes]
     if not few:
         return ()
     have = "1 class has" if len(few) == 1 else f"{len(few)} classes have"
     repeat = "repeats" if len(few) == 1 else "repeat"
-    return (f"{have} fewer than {codes} photographs and {repeat} them, first {few[0]}",)
+    return (f"{have} fewer than {codes} photographs to code and {repeat} them, first {few[0]}",)
 
 
 def typical_side(source: Source) -> int:
@@ -226,8 +230,9 @@ def coding_within(nbytes: float) -> tuple[int, int, int]:
     Raises:
         SettingError: no code takes so many bytes.
     """
-    if nbytes > (most := _nbytes(_BITS[-1], _most_atoms(_BITS[-1]))):
-        raise SettingError("bytes_per_image", nbytes, f"a number from 3 to {int(most)}")
+    most = _nbytes(_BITS[-1], _most_atoms(_BITS[-1]))
+    if not LEAST <= nbytes <= most:
+        raise SettingError("bytes_per_image", nbytes, f"a number from {LEAST} to {int(most)}")
     fits = [
         (nearness(bits, atoms), bits, atoms)
         for bits in _BITS
@@ -258,7 +263,7 @@ def _nbytes(bits: int, atoms: int) -> float:
 
 
 def _most_atoms(bits: int) -> int:
-    return (1 << bits) // 8  # more come no nearer: a larger codebook does
+    return (1 << bits) // 8  # a larger codebook brings more than more of them
 
 
 def sigmas_of(

@@ -29,7 +29,11 @@ from d3pack.system import (
 Sampler = Literal["ddim", "dpmpp-2m", "euler", "lcm"]
 LabelKind = Literal["none", "topk", "dense"]
 _OF_CODES = ("code_steps", "code_bits", "code_tried", "code_atoms")
-_OF_SEEDS = ("codec", "for_updates", "guidance", "label_temperature", "sampler", "sampler_steps")
+_NOT_OF_CODES = {
+    **dict.fromkeys(("guidance", "sampler", "sampler_steps"), "no image is made of a seed"),
+    "codec": "no vectors are stored",
+    "label_temperature": "no image has soft labels",
+}
 
 
 def parse_side(text: str) -> tuple[int, int]:
@@ -61,7 +65,7 @@ class EncodeSettings:
 
     images_per_class: int | None = option(
         None,
-        "Images per class; 10, or 150 with a budget, or as many as codes.",
+        "Images per class; 10, or 150 with a budget; at least as many as --codes.",
         flag="--ipc",
         ge=1,
         le=2**20,
@@ -112,7 +116,7 @@ class EncodeSettings:
     codes: int | None = option(
         None,
         "Images per class that are photographs, coded in a few bytes each; they come first. "
-        "With a budget, pilots of d3m choose.",
+        "The pilots of d3m choose with a budget.",
         ge=0,
         le=2**20,
         group="photographs as codes",
@@ -235,21 +239,22 @@ class EncodeSettings:
                 raise SettingError(name, value, expected)
 
 
-def check_used(settings: EncodeSettings) -> None:
-    """Refuse settings that say nothing beside the others; plugins know for themselves.
+def check_used(settings: EncodeSettings, method: str) -> None:
+    """Refuse settings of codes, pilots and seeds where the method makes none of them.
+
+    Plugins know for themselves.
 
     Raises:
         SettingError: one is set.
     """
-    coded, piloted = settings.codes, settings.method == "d3m" and settings.pilots
+    coded, piloted = settings.codes, method == "d3m" and settings.pilots
     unused = dict[str, str]()
-    if settings.method in ("d3m", "classcond", "minimax"):
-        if not (coded or piloted):
-            unused |= dict.fromkeys(_OF_CODES, "no photograph is coded")
-        if not piloted:
-            unused["for_updates"] = "no pilots split a budget"
-    if settings.method == "codes":
-        unused |= dict.fromkeys(_OF_SEEDS, "the method codes makes no image of a seed")
+    if method in ("d3m", "classcond", "minimax") and not (coded or piloted):
+        unused |= dict.fromkeys(_OF_CODES, "no photograph is coded")
+    if method in ("d3m", "classcond", "minimax", "codes") and not piloted:
+        unused["for_updates"] = "no pilots split a budget"
+    if method == "codes":
+        unused |= _NOT_OF_CODES
     for field in fields(settings):
         if field.name in unused and (value := getattr(settings, field.name)) != field.default:
             raise SettingError(field.name, value, f"no value, since {unused[field.name]}")

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from d3pack.hub.card import Facts, kinds
+from d3pack.system import count
 
 # the context of the specification: names of Croissant itself, then of other vocabularies
 _TERMS = (
@@ -37,8 +38,8 @@ def render(facts: Facts, data: bytes, preview: bytes | None) -> bytes:
     if pack.holds_photographs:
         what = "images"
         likeness = (
-            f" {pack.coded_images:,} images of each class are likenesses of photographs of the"
-            " source data, which anyone can rebuild from this file."
+            f" Of each class {count(pack.coded_images, 'image')} can be rebuilt from this file by"
+            " anyone as a likeness of a photograph of the source data."
         )
     value: dict[str, Any] = {
         "@context": _CONTEXT,

@@ -257,6 +257,9 @@ def test_settings_of_codes_spend_their_bytes_and_more_bytes_come_nearer() -> Non
         near = steps * nearness(bits, atoms)
     # codebooks of 14 bits take long: for bytes that would be left alone
     assert coding_within(28.5) == (15, 14, 1)
+    for nbytes in (2.9, 5_125):
+        with raises_code("E_USAGE", match="expected a number from 3 to 5124"):
+            coding_within(nbytes)
 
 
 def test_more_bytes_than_a_code_takes_are_refused(home: Path) -> None:
@@ -483,7 +486,9 @@ def test_classes_with_few_images_repeat_them(home: Path, tmp_path: Path) -> None
             Image.fromarray(noise).save(tmp_path / "real" / name / f"{i}.png")
     settings = EncodeSettings(method="codes", backbone=str(home / "sd"), code_steps=3, code_bits=12)
     lines = estimate_encode(tmp_path / "real", settings)["lines"]
-    assert any("1 class has fewer than 3 photographs and repeats them" in line for line in lines)
+    assert any(
+        "1 class has fewer than 3 photographs to code and repeats them" in line for line in lines
+    )
     first, second, third = images_of(open_source(tmp_path / "real"), 1, (16, 16), 3)
     assert torch.equal(first, third)
     assert not torch.equal(first, second)

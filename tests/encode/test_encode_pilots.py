@@ -20,7 +20,7 @@ from d3pack.decode import Decoder, verify_probes
 from d3pack.encode import EncodeSettings, encode, estimate_encode, pilots
 from d3pack.encode.allocation import Allocation
 from d3pack.encode.codes import choose_photographs, divided
-from d3pack.encode.methods.d3m import method
+from d3pack.encode.methods.d3m import collages
 from d3pack.encode.pilots import MARGIN, NEW, PICKS_SHARE, enough, finer, first_splits, small_size
 from d3pack.encode.plan import EncodePlan, coding_for, repeats
 from d3pack.encode.settings import parse_updates
@@ -196,12 +196,11 @@ def test_few_codes_repeat_photographs(counts: list[int], most: int) -> None:
 
 
 def test_photographs_that_repeat_are_announced() -> None:
-    source: Any = type("Counts", (), {"classes": ("a", "b", "c"), "counts": (9, 2, 3)})
-    assert repeats(source, 2) == ()
-    assert repeats(source, 3) == ("1 class has fewer than 3 photographs and repeats them, first b",)
-    assert repeats(source, 4) == (
-        "2 classes have fewer than 4 photographs and repeat them, first b",
-    )
+    some = ("a", "b", "c"), (9, 2, 3)
+    assert repeats(*some, 2) == ()
+    (one,), (two,) = repeats(*some, 3), repeats(*some, 4)
+    assert one == "1 class has fewer than 3 photographs to code and repeats them, first b"
+    assert two == "2 classes have fewer than 4 photographs to code and repeat them, first b"
 
 
 @pytest.mark.parametrize(
@@ -230,20 +229,21 @@ def test_prompts_learn_nothing_of_what_pilots_are_tested_on(
 ) -> None:
     looked: list[Any] = []
 
-    def collages(_source: Source, c: int, *rest: Any) -> None:
-        looked.append((c, rest[-1]))
+    def patches(_source: Source, c: int, _teacher: Any, _cut: Any, order: Any) -> None:
+        looked.append((c, order))
         raise _StopError
 
-    monkeypatch.setattr(method, "make_collages", collages)
+    monkeypatch.setattr(collages, "best_patches", patches)
     with pytest.raises(_StopError):
         encode(source, tmp_path / "x.d3m", quick("mini", **SHORT))
     settings = quick("mini", modes=1, images_per_class=4)
     with pytest.raises(_StopError):
         encode(source, tmp_path / "y.d3m", settings)
     (c, allowed), (_, every) = looked
-    held = held_back(source.counts[c])
-    assert len(allowed) == source.counts[c] - held
-    assert held > 0
+    free, held = divided(source, replace(plan_of(4), pilots=2), c)
+    assert len(held) == held_back(source.counts[c]) > 0
+    assert sorted(allowed) == sorted(free)
+    assert not set(allowed) & set(held)
     assert every is None
 
 
@@ -306,7 +306,7 @@ def test_pilots_choose_and_a_stopped_run_remembers_them(source: Source, tmp_path
     log = (tmp_path / "whole.d3m.work" / "log.txt").read_text()
     assert "pilots of 2 updates choose" in log
     assert "chosen: " in log
-    assert "pilots are tested on 6 photographs alone" in log
+    assert "pilots are tested on only 6 photographs, so the choice may be wrong" in log
     with pytest.raises(_StopError):
         encode(source, tmp_path / "again.d3m", settings, listeners=[_stop_at("pilot 1: both")])
     notes: list[str] = []

@@ -52,8 +52,8 @@ def test_settings_that_say_nothing_are_refused(
 ) -> None:
     (name,) = unused
     with pytest.raises(UsageError, match=f"invalid {name} .*: expected no value, since"):
-        check_used(EncodeSettings(method=method, **unused))  # type: ignore[arg-type]
-    check_used(EncodeSettings(method=method, **unused, **beside))  # type: ignore[arg-type]
+        check_used(EncodeSettings(**unused), method)  # type: ignore[arg-type]
+    check_used(EncodeSettings(**unused, **beside), method)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -67,17 +67,18 @@ def test_settings_that_say_nothing_are_refused(
         ("codes", {"sampler": "ddim"}),
         ("codes", {"sampler_steps": 4}),
         ("codes", {"codec": "i4"}),
+        ("codes", {"for_updates": 800}),
         ("codes", {"label_temperature": 2.0}),
     ],
 )
 def test_settings_of_what_is_not_made_are_refused(method: str, values: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"invalid \w+ .*: expected no value, since"):
-        check_used(EncodeSettings(method=method, **values))
+        check_used(EncodeSettings(**values), method)
 
 
 def test_plugins_know_what_they_use() -> None:
-    check_used(EncodeSettings(method="mine", code_bits=4, for_updates=800, guidance=2.0))
-    check_used(EncodeSettings())
+    check_used(EncodeSettings(code_bits=4, for_updates=800, guidance=2.0), "mine")
+    check_used(EncodeSettings(), "d3m")
 
 
 def test_time_limit_of_a_search_needs_the_search() -> None:

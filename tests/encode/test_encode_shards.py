@@ -107,7 +107,7 @@ def wholes(world: Path) -> Callable[[str], bytes]:
     [
         "d3m",
         "d3m without images",
-        pytest.param("d3m with a fitted sampler", marks=pytest.mark.slow),
+        "d3m with a fitted sampler",
         pytest.param("d3m in one pass", marks=pytest.mark.slow),
         "codes",
         "minimax",

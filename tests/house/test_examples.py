@@ -91,7 +91,11 @@ def test_card_has_the_figures_that_were_measured_with_the_pack() -> None:
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("path", PACKS[:1], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [PACKS[0], pytest.param(PACKS[1], marks=pytest.mark.slow)],
+    ids=lambda path: path.stem,
+)
 def test_lines_of_a_card_run_as_they_are_shown(path: Path, tmp_path: Path) -> None:
     """With ten images of the pack, in a folder where the pack has the same name."""
     (tmp_path / "examples").mkdir()

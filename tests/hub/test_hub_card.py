@@ -124,5 +124,5 @@ def test_card_says_what_the_recipe_consists_of(
     croissant = json.loads(parcel.files["croissant.json"])
     assert ("synthetic" in croissant["keywords"]) is (limit is None)
     assert ("synthetic" in croissant["description"]) is (limit is None)
-    likeness = "likenesses of photographs of the source data, which anyone can rebuild"
+    likeness = "can be rebuilt from this file by anyone as a likeness of a photograph"
     assert (likeness in croissant["description"]) is (limit is not None)
