@@ -43,6 +43,7 @@ _DECIDE: Deciding = {
     "sampler": ("--fitted-steps", "--search-images"),
     "tune": ("--train-steps",),
 }
+_LEFT = 0.1  # share of a budget about which it is worth to speak, where a pack leaves it
 _LONG, _SHARE = 30.0, 0.2  # seconds and share of a part about which it is worth to speak
 
 
@@ -171,10 +172,19 @@ class Encode:
         if self.format == "human":
             nbytes, classes = output.stat().st_size, len(pack.classes)
             _out.show(f"{output}: {nbytes:,} bytes, {len(pack):,} images of {classes:,} classes")
+            if (text := left_over(settings.budget, nbytes)) is not None:
+                _out.say(text)
             _out.say(f"{output.name}.work holds sheets and the log, and may be deleted")
             if source.skipped:
                 skipped = count(len(source.skipped), "file")
                 _out.say(f"skipped {skipped}: {output.name}.work/skipped.txt names them")
+
+
+def left_over(budget: int | None, nbytes: int) -> str | None:
+    """Return a line on what a pack leaves of its budget; None where that is little."""
+    if budget is None or nbytes >= budget * (1 - _LEFT):
+        return None
+    return f"{budget - nbytes:,} bytes of the budget are left: what they could buy taught no more"
 
 
 def deciding_flags(method: str) -> Deciding:

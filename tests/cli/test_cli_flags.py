@@ -9,7 +9,7 @@ from cli import invoke
 from places import ROOT
 
 from d3pack.cli._command import all_verbs, flags_of
-from d3pack.cli.encode import _DECIDE, Encode, deciding_flags, shorter
+from d3pack.cli.encode import _DECIDE, Encode, deciding_flags, left_over, shorter
 
 PACK = ROOT / "examples" / "cifar10.d3m"
 
@@ -49,6 +49,21 @@ def test_the_device_is_explained_once() -> None:
 def test_a_plan_names_flags_that_the_method_has(method: str, line: str) -> None:
     assert list(shorter({"sampler": 60.0, "read": 90.0}, deciding_flags(method))) == [line]
     assert not list(shorter({"sampler": 20.0}, deciding_flags(method))), "short enough"
+
+
+@pytest.mark.parametrize(
+    ("budget", "nbytes", "said"),
+    [
+        (None, 100, None),
+        (10_000, 10_000, None),
+        (10_000, 9_000, None),
+        (10_000, 3_000, "7,000 bytes of the budget are left: what they could buy taught no more"),
+    ],
+)
+def test_what_a_pack_leaves_of_its_budget_is_said(
+    budget: int | None, nbytes: int, said: str | None
+) -> None:
+    assert left_over(budget, nbytes) == said
 
 
 def test_flags_that_shorten_an_encoding_exist() -> None:
