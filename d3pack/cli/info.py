@@ -99,7 +99,7 @@ def _describe(pack: Pack, file: str) -> Iterator[str]:
     yield _row("lock", backbone.lock)
     made = f"{recipe.sampler}, {len(recipe.sigmas) - 1} steps from sigma {recipe.sigmas[0]:.4g}, "
     made += f"guidance {recipe.guidance:g}"
-    if pack.coded_images == pack.images_per_class:
+    if pack.all_coded:
         made = "all images are made of codes"
     yield _row("recipe", made)
     yield _row("", f"{recipe.dtype}, groups of {recipe.group}, {recipe.noise} noise")

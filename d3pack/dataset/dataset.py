@@ -560,8 +560,7 @@ def _all_weights(pack: Pack) -> npt.NDArray[np.float32]:
 
 
 def _check_fresh(pack: Pack, cache: Cache, soft_labels: bool, weights: bool) -> None:
-    all_coded = pack.codes is not None and pack.coded_images == pack.images_per_class
-    if all_coded and all(pack.codes.params["atoms"]):  # type: ignore[union-attr]
+    if pack.codes is not None and pack.all_coded and all(pack.codes.params["atoms"]):
         raise UsageError(
             "fresh=True, but all images of the pack are made of codes: these never change",
             hint="use fresh=False",

@@ -233,7 +233,7 @@ class Decoder:
         recipe, coding = self.pack.recipe, self._coding
         sampler: str = recipe.sampler
         steps, guidance = len(self._steps), recipe.guidance
-        if coding is not None and self.pack.coded_images == self.pack.images_per_class:
+        if coding is not None and self.pack.all_coded:
             sampler, steps, guidance = "codes", len(coding.atoms), coding.guidance
         return {
             "numerics": self.numerics.name,

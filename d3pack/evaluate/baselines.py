@@ -216,7 +216,7 @@ def _fill_chosen(
 def _names(bench: Bench, pack: Pack) -> Entry | None:
     from d3pack.backbones import DiT
 
-    if pack.coded_images == pack.images_per_class:
+    if pack.all_coded:
         bench.note("names: left out, all images of this pack are made of codes")
         return None
     backbone = bench.open_backbone(pack)

@@ -22,6 +22,7 @@ from d3pack.format.codecs.weights import part_of_weights
 from d3pack.format.coded import EMPTY, Array, Coded, freeze_array
 from d3pack.format.recipe import DEFAULTS as RECIPE_DEFAULTS
 from d3pack.format.recipe import Recipe, backbone_defaults, lock_of, parse_files
+from d3pack.system import count
 
 MAJOR, MINOR = 1, 0
 # A field with its default is left out of the manifest.
@@ -223,8 +224,8 @@ class Pack:
                     f"the probes have shape {self.probes.images.shape}",
                     hint="expected (probes, 3, height, width)",
                 )
-            count, _, height, width = self.probes.images.shape
-            params = {"shape": [count, height, width]}
+            images, _, height, width = self.probes.images.shape
+            params = {"shape": [images, height, width]}
             sections["probes"] = Coded("u8", tensors, params, frozenset(names))
         sections |= {name: self.extensions[name] for name in sorted(self.extensions)}
         present = {name: coded for name, coded in sections.items() if coded is not None}
@@ -255,6 +256,11 @@ class Pack:
         return 0 if self.codes is None else int(self.codes.params["images"])
 
     @property
+    def all_coded(self) -> bool:
+        """Whether every image is made of a code, and none of a seed."""
+        return self.coded_images == self.images_per_class
+
+    @property
     def holds_photographs(self) -> bool:
         """Whether codes are those of photographs; the method `modes` codes images that it makes."""
         return self.codes is not None and self.provenance.get("method") != "modes"
@@ -263,12 +269,12 @@ class Pack:
     def sampling(self) -> str:
         """How its images are sampled, for a person."""
         recipe = self.recipe
-        steps = len(recipe.sigmas) - 1
-        seeds = f"{recipe.sampler}, {steps} step{'s'[: steps != 1]}, guidance {recipe.guidance:g}"
+        steps = count(len(recipe.sigmas) - 1, "step")
+        seeds = f"{recipe.sampler}, {steps}, guidance {recipe.guidance:g}"
         if self.codes is None:
             return seeds
         levels = f"codes of {len(self.codes.params['atoms'])} levels"
-        return levels if self.coded_images == self.images_per_class else f"{seeds}; {levels}"
+        return levels if self.all_coded else f"{seeds}; {levels}"
 
     def counters(self, classes: Any, images: Any) -> tuple[Array, Array]:
         """Return the class and image words of the noise counter for images of classes.
@@ -289,10 +295,10 @@ class Pack:
     def modes(self, images: Any) -> Array:
         """Return which of the prompts of its class each image uses."""
         columns = np.asarray(images, dtype=np.int64)
-        count = 1 if self.prompts is None else self.prompts.params["shape"][0]
+        prompts = 1 if self.prompts is None else self.prompts.params["shape"][0]
         seeded = columns - self.coded_images
         own = columns if self.codes is None else columns % self.codes.params["codes"]
-        modes: Array = np.where(seeded < 0, own, seeded) % count
+        modes: Array = np.where(seeded < 0, own, seeded) % prompts
         return modes
 
     def select(self, classes: Sequence[int | str]) -> Pack:

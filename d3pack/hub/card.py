@@ -121,7 +121,7 @@ def _summary(facts: Facts) -> str:
 def _parts(pack: Pack) -> str:
     """Return what the recipe consists of, each with a comma behind it."""
     parts = ["a learned prompt for every class,"] if pack.prompts else []
-    if pack.coded_images < pack.images_per_class:
+    if not pack.all_coded:
         parts.append("seeds,")
     if pack.codes:
         coded = "photographs" if pack.holds_photographs else "made images"
