@@ -184,7 +184,7 @@ def left_over(budget: int | None, nbytes: int) -> str | None:
     """Return a line on what a pack leaves of its budget; None where that is little."""
     if budget is None or nbytes >= budget * (1 - _LEFT):
         return None
-    return f"{budget - nbytes:,} bytes of the budget are left: what they could buy taught no more"
+    return f"{budget - nbytes:,} bytes of the budget are left: nothing more was worth them"
 
 
 def deciding_flags(method: str) -> Deciding:

@@ -57,7 +57,7 @@ def test_a_plan_names_flags_that_the_method_has(method: str, line: str) -> None:
         (None, 100, None),
         (10_000, 10_000, None),
         (10_000, 9_000, None),
-        (10_000, 3_000, "7,000 bytes of the budget are left: what they could buy taught no more"),
+        (10_000, 3_000, "7,000 bytes of the budget are left: nothing more was worth them"),
     ],
 )
 def test_what_a_pack_leaves_of_its_budget_is_said(
