@@ -30,6 +30,18 @@ def start_vectors(backbone: Backbone, name: str, k: int, template: str, outputs:
     return backbone.outputs(template.replace("{}", words_of(name)), k)
 
 
+def name_outputs(backbone: Backbone, name: str, template: str) -> Tensor:
+    """Return all outputs of the text encoder for the name of a class within the template.
+
+    Of a backbone that takes outputs alone, and any number of them: as many as the text has, as in
+    its pipeline. Repeated ones would count more than the image.
+    """
+    text = template.replace("{}", words_of(name))
+    vectors = backbone.name_vectors(text)
+    least = backbone.output_shape[0]
+    return vectors if len(vectors) >= least else backbone.outputs(text, least)
+
+
 def no_class(backbone: Backbone, k: int) -> npt.NDArray[np.float32] | None:
     """Return k outputs (k, D) for the empty text; None where they are zeros, as without any."""
     vectors = backbone.outputs("", k)

@@ -16,11 +16,11 @@ from tiny_backbones import tiny_dit
 from tiny_flow import tiny_flow
 from torch import Tensor
 
-from d3pack.backbones import Backbone, open_backbone
+from d3pack.backbones import Backbone, Condition, open_backbone
 from d3pack.decode import Decoder, noise, samplers, verify_probes
 from d3pack.encode import EncodeContext, EncodeSettings, ModesSettings, encode, estimate_encode
 from d3pack.encode.codes import Coder
-from d3pack.encode.methods.modes.clusters import cluster, first_centres, real_latents
+from d3pack.encode.methods.modes.clusters import _relocate, cluster, first_centres, real_latents
 from d3pack.encode.methods.modes.guidance import ModeGuidance
 from d3pack.encode.methods.modes.method import Modes
 from d3pack.encode.plan import sigmas_of
@@ -71,6 +71,16 @@ def test_there_are_no_more_clusters_than_different_latents() -> None:
     found = cluster(same, 3, seed=0)
     assert found.counts == (5,)
     assert torch.allclose(found.centres[0], same[0], atol=1e-5)
+
+
+def test_empty_cluster_takes_the_row_farthest_from_its_centre() -> None:
+    rows = torch.tensor([[0.0], [1.0], [10.0], [4.0]])
+    groups, centres = torch.tensor([0, 0, 1, 1]), torch.tensor([[0.5], [7.0], [99.0]])
+    _relocate(rows, groups, centres)
+    assert centres.tolist() == [[0.5], [7.0], [10.0]]
+    full = torch.tensor([[0.5], [7.0]])
+    _relocate(rows, groups, full)
+    assert full.tolist() == [[0.5], [7.0]]
 
 
 def test_greedy_seeding_starts_nearer_than_one_trial_a_step() -> None:
@@ -196,15 +206,57 @@ def test_options_of_the_guidance_change_the_images(
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("kind", ["prx", "flux2"])
+@torch.no_grad()
+def test_names_are_read_as_by_the_pipeline(kind: str, tmp_path: Path) -> None:
+    make_tree(tmp_path / "source", 5)
+    tiny_flow(kind, tmp_path / kind)
+    settings = modes(tmp_path / kind, size=(64, 64), sampler_steps=None, guidance=3.0)
+    source, context = open_source(tmp_path / "source"), EncodeContext("cpu", tmp_path)
+    job = Modes().prepare(source, settings, settings.method_settings, context)
+    backbone: Any = job.backbone
+    condition, none = job._conditions(0)
+    words = backbone.name_vectors(f"a photo of a {source.classes[0]}")
+    assert 1 < len(words) < backbone.output_shape[1]
+    expected = backbone.condition(words[None], None)
+    assert torch.equal(condition.tensors["hidden"], expected.tensors["hidden"])
+    assert none is not None
+    assert none.tensors["hidden"].shape == condition.tensors["hidden"].shape
+    empty = backbone.outputs("", len(words))
+    assert torch.equal(
+        none.tensors["hidden"], backbone.condition(empty[None], None).tensors["hidden"]
+    )
+    Condition.cat([condition, none])
+
+
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["dit", "flux2", "sana-sprint"])
 def test_backbones_of_every_kind_make_images(kind: str, tmp_path: Path) -> None:
     make_tree(tmp_path / "source", 5)
     tiny_dit(tmp_path / kind) if kind == "dit" else tiny_flow(kind, tmp_path / kind)
     changes = {"sampler_steps": None, "size": (64, 64)} if kind != "dit" else {}
-    settings = modes(tmp_path / kind, images_per_class=2, **changes)
+    settings = modes(tmp_path / kind, images_per_class=2, code_bits=8, **changes)
     pack = encode(tmp_path / "source", tmp_path / "a.d3m", settings)
     images = Decoder(pack, path=tmp_path / kind).images([(0, 0), (1, 0), (2, 1)])
     assert (images[0] != images[1]).any()
+
+
+@pytest.mark.heavy
+def test_guidance_makes_images_of_outputs(tmp_path: Path) -> None:
+    make_tree(tmp_path / "source", 5)
+    tiny_flow("prx", tmp_path / "prx")
+    packs = [
+        encode(
+            tmp_path / "source",
+            tmp_path / f"{guidance}.d3m",
+            modes(tmp_path / "prx", images_per_class=1, size=(64, 64), guidance=guidance),
+        )
+        for guidance in (1.0, 4.0)
+    ]
+    first, second = (pack.codes for pack in packs)
+    assert first is not None
+    assert second is not None
+    assert any((first.tensors[name] != second.tensors[name]).any() for name in first.tensors)
 
 
 @pytest.mark.heavy
@@ -312,7 +364,11 @@ def test_budget_buys_as_many_images_as_fit(home: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"{count + 1} images of each class take"):
         estimate_encode(home / "source", replace(settings, images_per_class=count + 1))
     many = estimate_encode(home / "source", replace(settings, budget=100_000))
-    assert many["plan"]["images_per_class"] == 150
+    largest = max(open_source(home / "source").counts)
+    assert many["plan"]["images_per_class"] == largest, "more would show photographs again"
+    few = f"{len(CLASSES)} classes have no more than {largest} photographs to cluster"
+    assert any(line.startswith(few) for line in many["lines"])
+    assert not any("to cluster" in line for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from cli import invoke
 from cli_schema import check_output
-from encode_world import SHORT, make_tree, quick, settings_of
+from encode_world import CLASSES, SHORT, make_tree, quick, settings_of
 from tiny_backbones import tiny_dit
 
 from d3pack.encode import EncodeSettings, encode, encode_shard, merge
@@ -28,9 +28,13 @@ def parts_folder(output: Path) -> Path:
     return output.with_name(f"{output.name}.parts")
 
 
-def in_turn(home: Path, output: Path, settings: EncodeSettings, count: int) -> int:
+def in_turn(
+    home: Path, output: Path, settings: EncodeSettings, count: int, *, backwards: bool = False
+) -> int:
     """Run all shards one after another, each as far as it comes; return how often it took."""
     left = [Shard(number, count) for number in range(1, count + 1)]
+    if backwards:
+        left.reverse()
     rounds = 0
     while left:
         rounds += 1
@@ -124,6 +128,16 @@ def test_shards_merge_to_the_bytes_of_a_whole_run(
 ) -> None:
     output = tmp_path / "x.d3m"
     in_turn(world, output, settings_by_name(world, name), count)
+    assert merged(output, count) == wholes(name)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", ["d3m", "codes", "minimax", "modes", "s3"])
+def test_shard_without_a_class_may_come_first(
+    world: Path, tmp_path: Path, wholes: Callable[[str], bytes], name: str
+) -> None:
+    output, count = tmp_path / "x.d3m", len(CLASSES) + 2
+    in_turn(world, output, settings_by_name(world, name), count, backwards=True)
     assert merged(output, count) == wholes(name)
 
 

@@ -54,6 +54,7 @@ def cluster(latents: Tensor, count: int, seed: int) -> Clusters:
             break
         groups = moved
         centres = _means(rows, groups, centres)
+        _relocate(rows, groups, centres)
     counts = torch.bincount(groups, minlength=len(centres))
     order = counts.argsort(descending=True, stable=True)
     order = order[counts[order] > 0]
@@ -88,6 +89,16 @@ def _distances(rows: Tensor, place: int) -> Tensor:
 def _apart(rows: Tensor, centres: Tensor) -> Tensor:
     """Return squared distances, less a term that all centres share."""
     return centres.square().sum(1) - 2 * (rows @ centres.T)
+
+
+def _relocate(rows: Tensor, groups: Tensor, centres: Tensor) -> None:
+    """Move the centres of empty groups to the rows that lie farthest from their own, in place."""
+    empty = torch.nonzero(torch.bincount(groups, minlength=len(centres)) == 0)[:, 0]
+    if not len(empty):
+        return
+    apart = (rows - centres[groups]).square().sum(1)
+    farthest = apart.argsort(descending=True, stable=True)[: len(empty)]
+    centres[empty] = rows[farthest]
 
 
 def _means(rows: Tensor, groups: Tensor, centres: Tensor) -> Tensor:

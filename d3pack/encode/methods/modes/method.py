@@ -39,7 +39,7 @@ from d3pack.encode.plan import (
 )
 from d3pack.encode.settings import EncodeSettings, ModesSettings
 from d3pack.encode.teaching import open_teacher
-from d3pack.encode.vectors import learns_outputs, start_vectors
+from d3pack.encode.vectors import learns_outputs, name_outputs
 from d3pack.errors import UsageError
 from d3pack.format import Recipe, Sampler
 from d3pack.sources import Source, random_order
@@ -131,7 +131,9 @@ def _within_budget(job: ModesJob) -> tuple[ModesJob, tuple[str, ...]]:
         return of(images).expected_bytes()
 
     most = plan.images_per_class
-    numbers = range(1 if settings.images_per_class is None else most, most + 1)
+    numbers = range(most, most + 1)
+    if settings.images_per_class is None:  # more than there are photographs would show them again
+        numbers = range(1, min(most, job.largest) + 1)
     fit = bisect_right(numbers, budget - margin_of(settings), key=size_of)
     if not fit:
         least = size_of(numbers[0]) + margin_of(settings)
@@ -205,7 +207,20 @@ class ModesJob:
             f" pull {self.own.pull:g} in the first {self.pulls}",
             f"an image for each of {plan.images_per_class} clusters of a class, labels"
             f" {plan.allocation.labels}",
+            *self._few(),
             *unknown,
+        )
+
+    def _few(self) -> tuple[str, ...]:
+        """Return a line on classes whose clusters must be single photographs."""
+        classes, images = self.plan.classes, self.plan.images_per_class
+        few = [name for c, name in enumerate(classes) if self._pool(c) <= images]
+        if not few or images == 1:
+            return ()
+        have = "1 class has" if len(few) == 1 else f"{len(few)} classes have"
+        return (
+            f"{have} no more than {images} photographs to cluster, first {few[0]}: each image may"
+            " resemble one of them, and clusters take turns where they are fewer",
         )
 
     def expected_bytes(self) -> int:
@@ -216,6 +231,11 @@ class ModesJob:
         )
         recipe = recipe_of_codes(self.backbone, plan)
         return expected_bytes(plan, recipe, 1, plan.allocation, record, weights=self.own.weigh)
+
+    @property
+    def largest(self) -> int:
+        """Photographs of the largest class that are clustered."""
+        return max(map(self._pool, range(len(self.source.classes))))
 
     @property
     def _looked(self) -> int:
@@ -265,10 +285,12 @@ class ModesJob:
             for done, c in enumerate(mine, 1):
                 self._cluster(run, c)
                 run.events.step(done)
-        known = [run.journal.load(_name(c)) for c in range(len(plan.classes))]
-        facts = [entry[1] for entry in known if entry is not None]
-        counts = np.concatenate([entry[0]["counts"] for entry in known if entry is not None])
-        if alone := int((counts == 1).sum()):
+        entries = [run.journal.load(_name(c)) for c in range(len(plan.classes))]
+        known = [entry for entry in entries if entry is not None]
+        facts = [figures for _, figures in known]
+        counts = [n for arrays, _ in known for n in arrays["counts"].tolist()]
+        # a shard knows its own share
+        if len(known) == len(entries) and (alone := counts.count(1)):
             run.events.note(
                 f"{alone:,} of {len(counts):,} clusters are single photographs, which their images"
                 " may resemble"
@@ -328,10 +350,11 @@ class ModesJob:
         backbone, name = self.backbone, self.plan.classes[c]
         guided = self.sampling().guidance != 1.0
         if learns_outputs(backbone, None):
-            most = backbone.output_shape[1]
-            vectors = start_vectors(backbone, name, most, TEMPLATE, outputs=True)
-            none = backbone.condition(backbone.outputs("", most)[None], None) if guided else None
-            return backbone.condition(vectors[None], None), none
+            vectors = name_outputs(backbone, name, TEMPLATE)
+            if not guided:
+                return backbone.condition(vectors[None], None), None
+            without = backbone.outputs("", len(vectors))
+            return backbone.condition(vectors[None], None), backbone.condition(without[None], None)
         vectors = backbone.name_vectors(name)
         none = backbone.unconditional() if guided else None
         return backbone.condition(vectors[None], TEMPLATE), none
