@@ -77,7 +77,7 @@ def with_codes(
     coding = plan.coding
     assert coding is not None
     check_can_code(backbone, coding)
-    tried = tried_of(run.settings, plan, backbone)
+    tried = tried_of(run.settings, plan, backbone.latent_shape_for(plan.size))
     names = [f"{_name(coding, plan.size, tried)}/{c:06d}" for c in range(len(pack.classes))]
 
     def stored(c: int) -> tuple[Array, Array] | None:
@@ -133,15 +133,15 @@ def check_can_code(backbone: Backbone, coding: Coding) -> None:
         raise UsageError("the backbone was not trained on the noise levels of codes")
 
 
-def tried_of(settings: EncodeSettings, plan: EncodePlan, backbone: Backbone) -> int:
-    """Return how many choices are tried at each level.
+def tried_of(settings: EncodeSettings, plan: EncodePlan, shape: tuple[int, ...]) -> int:
+    """Return how many choices are tried at each level, for latents of a shape.
 
     By default more where there are fewer images, and the same for all splits of a budget, whose
     codes may be used again.
     """
     if settings.code_tried is not None:
         return settings.code_tried
-    if math.prod(backbone.latent_shape_for(plan.size)) > _SMALL_LATENTS:
+    if math.prod(shape) > _SMALL_LATENTS:
         return 1
     coding, codes = plan.coding or coding_for(settings), plan.codes * len(plan.classes)
     if plan.pilots:
@@ -214,7 +214,8 @@ def code_seconds(
     backbone: Backbone, plan: EncodePlan, recipe: Recipe, settings: EncodeSettings
 ) -> float:
     """Return the seconds that this machine takes to code one image of a plan."""
-    coding, tried = plan.coding or coding_for(settings), tried_of(settings, plan, backbone)
+    coding = plan.coding or coding_for(settings)
+    tried = tried_of(settings, plan, backbone.latent_shape_for(plan.size))
     least, _, width = backbone.output_shape
     prompt = (1, backbone.prompt_shape[1]) if recipe.template is not None else (least, width)
     names = torch.zeros(1, 1, *prompt).numpy()

@@ -253,6 +253,11 @@ def check_used(settings: EncodeSettings, method: str) -> None:
         unused |= dict.fromkeys(_OF_CODES, "no photograph is coded")
     if method in ("d3m", "classcond", "minimax", "codes") and not piloted:
         unused["for_updates"] = "no pilots split a budget"
+    if method in ("d3m", "classcond", "minimax"):
+        if settings.candidates == 1:
+            unused["select"] = "one candidate leaves no choice"
+        elif (coded or 0) >= settings.images:
+            unused["select"] = "no image has a seed"
     if method == "codes":
         unused |= _NOT_OF_CODES
     for field in fields(settings):

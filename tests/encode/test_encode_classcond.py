@@ -315,6 +315,10 @@ def test_estimate_measures_classcond(tmp_path: Path) -> None:
     assert "draws" not in estimate["seconds"]
     drawn = estimate_encode(source, settings_of(method="classcond", select="draws", **TINY))
     assert drawn["seconds"]["draws"] > 0
+    assert drawn["seconds"]["images"] == 0, "draws are chosen without images"
+    assert "codes" not in drawn["seconds"]
+    coded = estimate_encode(source, settings_of(method="classcond", codes=2, **TINY))
+    assert coded["seconds"]["codes"] > 0
     embedded = estimate_encode(source, settings_of(method="classcond", embed=True, **TINY))
     # the autoencoder of mini, halved
     assert embedded["bytes"] > estimate["bytes"] + 1_500_000

@@ -367,7 +367,7 @@ def test_fewer_photographs_are_coded_with_more_care(
     plan = EncodePlan(
         ("a",), 9, codes, 32, size, "float32", SMALLEST, 4, 0, codes, coding_for(of), pilots
     )
-    assert tried_of(of, plan, mini) == tried
+    assert tried_of(of, plan, mini.latent_shape_for(plan.size)) == tried
 
 
 def test_prompts_stay_where_many_codes_gain_more_than_they_cost() -> None:

@@ -424,6 +424,11 @@ def test_estimate_of_minimax_has_the_bytes(world: Path) -> None:
     assert estimate["plan"]["settings"]["epochs"] == 2
     assert 6_000 < estimate["bytes"] < 9_000
     assert estimate["seconds_total"] > 0
+    coded = settings_of(
+        method="minimax", backbone=str(world / "dit"), epochs=2, batch=8, codes=2, code_steps=3
+    )
+    assert estimate_encode(source, coded)["seconds"]["codes"] > 0
+    assert "codes" not in estimate["seconds"]
 
 
 @pytest.mark.heavy

@@ -69,6 +69,8 @@ def test_settings_that_say_nothing_are_refused(
         ("codes", {"codec": "i4"}),
         ("codes", {"for_updates": 800}),
         ("codes", {"label_temperature": 2.0}),
+        ("d3m", {"select": "s3", "candidates": 1}),
+        ("classcond", {"select": "draws", "codes": 3, "images_per_class": 3}),
     ],
 )
 def test_settings_of_what_is_not_made_are_refused(method: str, values: dict[str, Any]) -> None:

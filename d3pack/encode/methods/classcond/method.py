@@ -25,6 +25,7 @@ from d3pack.backbones import (
     open_backbone,
 )
 from d3pack.encode.allocation import SMALLEST, Allocation, expected_bytes
+from d3pack.encode.codes import tried_of
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate
 from d3pack.encode.estimate import teacher_seconds
 from d3pack.encode.finish import sample_provenance
@@ -163,7 +164,8 @@ class ClassCondJob:
         plan, own, config = self.plan, self.own, DIT_MODELS[self.model]
         vae = _open(self.vae, self.context.device)
         costs = measure_costs(self.source, config, vae, plan.size[0], len(plan.classes))
-        images = (plan.allocation.judged + 1) * plan.seeded
+        allocation = plan.allocation
+        images = (allocation.judged + (allocation.labels != "none")) * plan.seeded
         steps = own.train_steps or config.loop.steps
         samplings = grid(self.settings, fit=True)
         shape = (vae.channels, *(side // vae.factor for side in plan.size))
@@ -181,6 +183,9 @@ class ClassCondJob:
             **draw_seconds(plan, shape),
             "images": images * len(plan.classes) * costs.image,
         }
+        if plan.coding is not None:  # a pass for each choice at each level
+            passes = len(plan.coding.atoms) * tried_of(self.settings, plan, shape)
+            stages["codes"] = passes * costs.forward * plan.codes * len(plan.classes)
         return Estimate(self.expected_bytes(plan.allocation), stages)
 
     def run(self, run: EncodeRun) -> Draft:

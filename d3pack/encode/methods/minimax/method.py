@@ -23,6 +23,7 @@ import torch
 from d3pack.backbones import DiT, Sampling, open_backbone
 from d3pack.encode.allocation import SMALLEST, Allocation, expected_bytes, margin_of
 from d3pack.encode.candidates import stored
+from d3pack.encode.codes import code_seconds
 from d3pack.encode.contract import Draft, EncodeContext, EncodeRun, Estimate
 from d3pack.encode.estimate import teacher_seconds
 from d3pack.encode.finish import sample_provenance
@@ -197,6 +198,9 @@ class MinimaxJob:
             **draw_seconds(plan, backbone.latent_shape_for(plan.size)),
             "images": images * len(plan.classes) * (decode + forward * self.sampling.forwards),
         }
+        if plan.coding is not None:
+            code = code_seconds(backbone, plan, self.recipe(backbone), self.settings)
+            stages["codes"] = code * plan.codes * len(plan.classes)
         return Estimate(self.expected_bytes(allocation), stages)
 
     def run(self, run: EncodeRun) -> Draft:
