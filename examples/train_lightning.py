@@ -32,9 +32,9 @@ class Classifier(LightningModule):  # type: ignore[misc]  # mypy does not follow
             *layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(32 * 16, classes)
         )
 
-    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        images, labels = batch
-        loss = F.cross_entropy(self.network(images), labels)
+    def training_step(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        images, labels, weights = batch
+        loss = (F.cross_entropy(self.network(images), labels, reduction="none") * weights).mean()
         self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True)
         return loss
 
@@ -61,6 +61,7 @@ if __name__ == "__main__":
         device=trainer.strategy.root_device,
         backbone=args.backbone,
         quiet=not trainer.is_global_zero,
+        weights=True,
     )
     loader = DataLoader(dataset, batch_size=args.batch_size, shuffle=True)
     trainer.fit(Classifier(len(dataset.classes)), loader)

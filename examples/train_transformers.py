@@ -2,12 +2,15 @@
 
     python examples/train_transformers.py cifar10.d3m --epochs 20
 
-A pack is a dataset of (image, label); the collator gives the columns the names that models expect.
+A pack is a dataset of (image, label, weight); the collator gives the columns the names that models
+expect, and the loss counts each image by its weight.
 """
 
 import argparse
+from typing import Any
 
 import torch
+from torch.nn import functional as F
 from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
 
 from d3pack import D3MDataset
@@ -20,13 +23,25 @@ parser.add_argument("--output", default="runs/transformers")
 parser.add_argument("--backbone", help="directory of the backbone, if the pack's is not public")
 args = parser.parse_args()
 
-dataset = D3MDataset(args.pack, output="float", backbone=args.backbone)
+dataset = D3MDataset(args.pack, output="float", backbone=args.backbone, weights=True)
 
 
-def collate(samples: list[tuple[torch.Tensor, int]]) -> dict[str, torch.Tensor]:
-    """(image, label) pairs as the keyword arguments of the model."""
-    images, labels = zip(*samples, strict=True)
-    return {"pixel_values": torch.stack(images) * 2 - 1, "labels": torch.tensor(labels)}
+def collate(samples: list[tuple[torch.Tensor, int, float]]) -> dict[str, torch.Tensor]:
+    """Images, labels and weights under the names that the model and the loss expect."""
+    images, labels, weights = zip(*samples, strict=True)
+    return {
+        "pixel_values": torch.stack(images) * 2 - 1,
+        "labels": torch.tensor(labels),
+        "weights": torch.tensor(weights),
+    }
+
+
+class WeightedTrainer(Trainer):  # type: ignore[misc]  # mypy does not follow transformers
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        answers = model(pixel_values=inputs["pixel_values"])
+        loss = F.cross_entropy(answers.logits, inputs["labels"], reduction="none")
+        loss = (loss * inputs["weights"]).mean()
+        return (loss, answers) if return_outputs else loss
 
 
 config = ResNetConfig(
@@ -38,7 +53,7 @@ config = ResNetConfig(
     id2label=dict(enumerate(dataset.classes)),
     label2id=dataset.class_to_idx,
 )
-trainer = Trainer(
+trainer = WeightedTrainer(
     model=ResNetForImageClassification(config),
     args=TrainingArguments(
         args.output,
