@@ -4,7 +4,8 @@
     python -m benchmarks methods --real cifar10 --work work/methods --only d3m,modes --ipc 10
     python -m benchmarks methods --list                        # the methods, from cheap to dear
 
-`--real` has train/ and test/ with one folder a class; `--seen` says on which classes' photographs
+`--real` has train/ and test/ with one folder a class, as CIFAR-10, or ten classes of photographs of
+64 pixels, of which `mini` was trained on some; `--seen` says on which classes' photographs
 `mini` was trained. Packs are made by `d3pack.encode.encode`, one after another from cheap to dear,
 and students are trained on them. Every figure goes into `results/methods-NAME.json` as soon as it
 is measured. Packs, students and the teacher are kept in `--work`: a run that was stopped goes on.

@@ -366,7 +366,10 @@ class ClassCondSettings:
         "Bits of a weight of the carried model: 8, or 4, for which the training ends rounded.",
     )
     search_images: int = option(
-        200, "Images made to judge each setting of the sampler.", ge=0, le=2**20
+        200,
+        "Images made to judge each setting of the sampler, four of each class at least.",
+        ge=0,
+        le=2**20,
     )
     licence: str = option("unknown", "Licence of the trained weights.")
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from d3pack.decode import Decoder, noise
 from d3pack.encode import EncodeSettings, encode, estimate_encode
+from d3pack.encode import sets as sets_module
 from d3pack.encode.sets import APART, NEAR, centroids, off_normal, separate_sets
 from d3pack.errors import UsageError
 from d3pack.format import decode_picks, read
@@ -138,6 +139,40 @@ def test_every_image_keeps_its_mode(home: Path, tmp_path: Path, select: str) -> 
     assert pack.picks.params["stride"] == 4
     assert (decode_picks(pack.picks) % 2 == [0, 1, 0]).all()
     assert read(tmp_path / "a.d3m").first(2).picks is not None
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("select", "work", "calls"), [("s3", "_unit_features", 5), ("draws", "_off", 2)]
+)
+def test_choice_that_was_stopped_goes_on_to_the_same_bytes(
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    select: str,
+    work: str,
+    calls: int,
+) -> None:
+    settings = sets(home / "sd", select, candidates=4)
+    encode(home / "source", tmp_path / "whole.d3m", settings)
+    usual, made = getattr(sets_module, work), 0
+
+    def stops(*arguments: Any) -> Tensor:
+        nonlocal made
+        made += 1
+        if made == calls:
+            raise KeyboardInterrupt
+        found: Tensor = usual(*arguments)
+        return found
+
+    monkeypatch.setattr(sets_module, work, stops)
+    with pytest.raises(KeyboardInterrupt):
+        encode(home / "source", tmp_path / "cut.d3m", settings)
+    before, made = made, calls
+    encode(home / "source", tmp_path / "cut.d3m", settings)
+    assert made - calls < 6, "what was done is not done again"
+    assert before == calls
+    assert (tmp_path / "cut.d3m").read_bytes() == (tmp_path / "whole.d3m").read_bytes()
 
 
 @pytest.mark.heavy
