@@ -20,6 +20,7 @@ from benchmarks.encode_peer import SCRIPT, Peer, peer_trace, start_vector
 from d3pack.backbones import Backbone, Condition, open_backbone
 from d3pack.encode import D3MSettings, EncodeSettings
 from d3pack.encode.methods.d3m.collages import Collages, make_collages
+from d3pack.encode.methods.d3m.curvature import Curvature
 from d3pack.encode.methods.d3m.inversion import DONE, Inversion
 from d3pack.encode.methods.d3m.method import D3MJob, prepare, round_trip
 from d3pack.encode.teaching import small_teacher
@@ -122,6 +123,10 @@ class Timed(Inversion):
     """Inversion whose judgements are timed apart."""
 
     watch: Watch
+
+    def follow(self, rule: type[Curvature]) -> None:
+        """Move along gradients by this rule."""
+        self._curvature = rule(self._state["curvature"], self._state["seen"])
 
     def _losses(self, rows: Array, vectors: Array) -> Array:
         began = time.process_time()
@@ -228,7 +233,7 @@ class Sides:
         count = len(self.source.classes)
         if "ours" not in self.journal:
             kept = [self.collages(c) for c in range(count)]
-            watch = self._inverted([arrays["latents"] for arrays, _ in kept])
+            watch = self.inverted([arrays["latents"] for arrays, _ in kept])
             for c in range(count):
                 self.journal.save(f"ours/{c:06d}", watch.trace(c), {})
             last = watch.rows[-1]
@@ -249,7 +254,8 @@ class Sides:
         found: dict[str, Any] = self.journal["ours"]
         return found
 
-    def _inverted(self, latents: Sequence[Array]) -> Watch:
+    def inverted(self, latents: Sequence[Array], rule: type[Curvature] = Curvature) -> Watch:
+        """Learn the prompts of all classes; the rule says how far to move along gradients."""
         start = np.stack([start_vector(self.backbone, name) for name in self.source.classes])
         watch = Watch(self.codec)
         inversion = Timed(
@@ -264,6 +270,7 @@ class Sides:
             events=Events(),
         )
         inversion.watch = watch
+        inversion.follow(rule)
         inversion.run()
         return watch
 

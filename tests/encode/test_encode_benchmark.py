@@ -13,7 +13,7 @@ import torch
 from encode_world import make_tree
 from tiny_backbones import tiny_sd
 
-from benchmarks import encode, encode_peer, many, readme
+from benchmarks import encode, encode_peer, encode_shared, many, readme
 from benchmarks.encode import first_hit, late, race, times
 from benchmarks.encode_peer import SCRIPT, Peer, peer_trace
 from benchmarks.encode_sides import Point, Sides, Terms, moments
@@ -211,6 +211,28 @@ def test_ours_is_examined_as_the_pack_holds_it(world: tuple[Path, Terms], tmp_pa
         assert seen is not None
         assert held is not None
         assert len(seen[0]["images"]) == len(held[0]["images"]) == 16
+
+
+def test_rules_of_the_shared_part_differ_after_the_same_start(
+    world: tuple[Path, Terms], tmp_path: Path
+) -> None:
+    folder, terms = world
+    figures = encode_shared.compared(folder / "photos", terms, tmp_path)
+    assert encode_shared.compared(folder / "photos", terms, tmp_path) == figures
+    rules = figures["rules"]
+    assert set(rules) == {"agreed", "always", "never"}
+    assert len({rule["start_loss"] for rule in rules.values()}) == 1
+    assert len({rule["loss"] for rule in rules.values()}) == 3
+    for rule in rules.values():
+        curves = rule["curves"].values()
+        assert all(curve[0][0] == 0 for curve in curves)
+        assert sum(curve[-1][0] for curve in curves) <= rule["samples"]
+        ends = [curve[-1][1] for curve in curves]
+        assert rule["loss"] == pytest.approx(sum(ends) / len(ends), abs=1e-6)
+        assert rule["least_gain"] <= rule["start_loss"] - rule["loss"]
+    with closing((sides := opened(folder, terms, tmp_path)).journal):
+        ours = {c: sides.our_curve(c)[-1]["loss"] for c in range(3)}
+    assert ours == {c: curve[-1][1] for c, curve in enumerate(rules["agreed"]["curves"].values())}
 
 
 def test_work_of_other_terms_is_refused(world: tuple[Path, Terms], tmp_path: Path) -> None:
