@@ -132,7 +132,13 @@ def test_shards_merge_to_the_bytes_of_a_whole_run(
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("name", ["d3m", "codes", "minimax", "modes", "s3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "modes",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("d3m", "codes", "minimax", "s3")),
+    ],
+)
 def test_shard_without_a_class_may_come_first(
     world: Path, tmp_path: Path, wholes: Callable[[str], bytes], name: str
 ) -> None:
