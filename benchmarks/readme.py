@@ -12,11 +12,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from statistics import stdev
+from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.results import RESULTS, load, machine_of, record_of
-from d3pack.system import duration
+from d3pack.system import duration, size
 
 README = Path(__file__).parents[1] / "README.md"
 ALL_RESULTS = Path(__file__).with_name("README.md")
@@ -121,6 +121,24 @@ processor time: learning | with judging and latents | with collages and teacher,
 {rows}
 
 {note}"""
+SENT_NOT_YET = """\
+A trained student in place of data: `python -m benchmarks sent_student`, not run to its end yet."""
+SENT = """\
+A trained student in place of data ([figures](results/sent_student.json)): a ConvNet-3 of {bits}
+bits a weight that fits into the {bytes} B of the pack of {budget}, trained for {updates} updates on
+all training images of {target}, recognises {own} of its test images. A receiver who wants another
+architecture, here {other}, has no images: taught by the answers of the sent student to images of
+the class names, which cost no bytes, it reaches {passed}; taught by the pack, {pack} (protocol
+`{protocol}`)."""
+ACROSS_NOT_YET = """\
+Packs taught to other students: `python -m benchmarks across`, not run to its end yet."""
+ACROSS = """\
+Other students than the one that pilots chose by, on the same packs and photographs of CIFAR-10
+(protocol `{protocol}`: {updates} updates; [figures](results/across-cifar10.json)):
+
+| student | size | a pack | the best photographs | points |
+|---|---:|---:|---:|---:|
+{rows}"""
 SHARED = """\
 What the gradients of the classes of a group agree on is followed where it leads downhill by a
 class's own gradient. Of {classes} classes of {target} the loss on test images falls from {start} to
@@ -256,9 +274,11 @@ A pack of 1,000 classes with one vector of 768 values each has {bytes_f16} bytes
 
 Two other ways to send a data set are asked for. Labels alone: PLADA (arXiv 2602.23358) reports
 under 1 MB for labels of a public set of photographs that every receiver has loaded before; a pack
-whose images are somebody's photographs is not ours to ship, so no row of it stands here. A trained
-student in place of data: `python -m benchmarks sent_student`, not run to its end yet, as
-`python -m benchmarks across`, which teaches packs to other students.
+whose images are somebody's photographs is not ours to ship, so no row of it stands here.
+
+{sent}
+
+{across}
 
 Figures in the documentation that no file of results holds were measured once, as the text says."""
 
@@ -437,6 +457,55 @@ def standard_figures() -> dict[str, str]:
     assert len(whole["runs"]) == 1
     figures["whole"] = f"{100 * whole['last']['mean']:.1f} %"
     return figures
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return mean and deviation of accuracies, or what one run has."""
+    if len(values) == 1:
+        return f"{100 * values[0]:.1f} % (one run)"
+    return f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f} %"
+
+
+def sent(figures: Mapping[str, Any]) -> str:
+    """Return what a student does that is sent in the bytes of a pack."""
+    texts = []
+    for name, budgets in figures.items():
+        for budget, found in sorted(budgets.items(), key=lambda pair: int(pair[0])):
+            runs = list(found["runs"].values())
+            text = SENT.format(
+                bits=found["bits"],
+                bytes=f"{found['pack']['bytes']:,}",
+                budget=size(int(budget)),
+                updates=f"{found['updates']:,}",
+                target=SETS.get(name, name),
+                other=found["other"],
+                protocol=found["protocol"],
+                own=spread([run["own"] for run in runs]),
+                passed=spread([run["sent student labels images of class names"] for run in runs]),
+                pack=spread([run["pack"] for run in runs]),
+            )
+            texts.append(text)
+    return "\n\n".join(texts) or SENT_NOT_YET
+
+
+def across(figures: Mapping[str, Any]) -> str:
+    """Return what students of other architectures learn from packs and from photographs."""
+    rows = figures.get("rows", {})
+    pairs = [
+        (row, other)
+        for row in rows.values()
+        if row["arm"] == "pack"
+        and (other := rows.get(f"{row['student']}, photographs, {row['budget']:,} B"))
+    ]
+    if not pairs:
+        return ACROSS_NOT_YET
+    lines = [
+        f"| {row['student']} | {size(row['budget'])} | {percent(row)} | {percent(other)}"
+        f" | {100 * (row['last']['mean'] - other['last']['mean']):+.1f} |"
+        for row, other in pairs
+    ]
+    (updates,) = {run["updates"] for row, other in pairs for run in (*row["runs"], *other["runs"])}
+    return ACROSS.format(protocol=figures["protocol"], updates=updates, rows="\n".join(lines))
 
 
 def shared(figures: Mapping[str, Any]) -> str:
@@ -630,6 +699,8 @@ def other_figures() -> dict[str, str]:
     return {
         "recognised": " and ".join(recognised),
         "psnr": f"{backbone['autoencoder_psnr']:.1f}",
+        "sent": sent(load("sent_student")),
+        "across": across(load("across-cifar10")),
         "learning": f"{learning(load('encode'))}\n\n{shared(load('encode_shared'))}",
         "decode_threads": str(decode["threads"]),
         "decode_rate": f"{ours['rates']['exact']['images_per_second']:.0f}",

@@ -11,7 +11,7 @@ from encode_world import make_tree
 from evaluate_world import BLINK
 from tiny_backbones import tiny_pack, tiny_sd
 
-from benchmarks import across
+from benchmarks import across, readme
 from d3pack.evaluate import Bench, teacher
 from d3pack.evaluate.baselines import AVIF_SHEET
 from d3pack.evaluate.entries import PayloadSettings
@@ -34,6 +34,23 @@ def test_margins_need_both_rows() -> None:
     assert across.margins(rows) == [
         "vit6           6,000 B: 50.0 ± 1.0 against 40.0 ± 2.0 %: +10.0"
     ]
+
+
+def test_readme_has_the_students_of_both_rows() -> None:
+    rows = {
+        "a": row(0.5, 0.01, student="vit6", arm="pack", budget=6000),
+        "vit6, photographs, 6,000 B": row(
+            0.4, 0.02, student="vit6", arm="photographs", budget=6000
+        ),
+        "b": row(0.6, 0.01, student="resnet18", arm="pack", budget=6000),
+    }
+    for found in rows.values():
+        found["runs"] = [{"updates": 300}] * 3
+    text = readme.across({"protocol": "quick", "rows": rows})
+    assert "| vit6 | 6 kB | 50.0 ± 1.0 % | 40.0 ± 2.0 % | +10.0 |" in text
+    assert "resnet18" not in text
+    assert "300 updates" in text
+    assert readme.across({}) == readme.ACROSS_NOT_YET
 
 
 def test_photographs_have_the_settings_of_the_committed_table() -> None:

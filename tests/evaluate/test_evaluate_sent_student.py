@@ -12,7 +12,7 @@ from encode_world import make_tree
 from evaluate_world import BLINK
 from tiny_backbones import tiny_pack, tiny_sd
 
-from benchmarks import sent_student, table
+from benchmarks import readme, sent_student, table
 from benchmarks.sent_student import Sent, SentConvNet, count_bytes, pack_weights, widest
 from d3pack.format import write
 from d3pack.students import PROTOCOLS
@@ -73,3 +73,19 @@ def test_a_table_of_sent_students(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sent_student, "UPDATES", 3)
     sent_student.main([*words.split(), "--seeds", "1"])
     assert set(read()["toy"]["9000"]["runs"]) == {"0"}, "others are of another training"  # type: ignore[index]
+
+
+def test_readme_says_what_the_sent_student_knows_and_passes_on() -> None:
+    facts = {
+        "bits": 3, "other": "vit6", "protocol": "standard", "updates": 30_000,
+        "pack": {"bytes": 3757},
+    }  # fmt: skip
+    run = {"own": 0.5, "sent student labels images of class names": 0.25, "pack": 0.4}
+    one = {"cifar10": {"6000": {**facts, "runs": {"0": run}}}}
+    text = " ".join(readme.sent(one).split())
+    assert "of 3 bits a weight that fits into the 3,757 B of the pack of 6 kB" in text
+    assert "recognises 50.0 % (one run) of its test images" in text
+    assert "it reaches 25.0 % (one run); taught by the pack, 40.0 % (one run)" in text
+    more = {"cifar10": {"6000": {**facts, "runs": {"0": run, "1": {**run, "own": 0.6}}}}}
+    assert "recognises 55.0 ± 7.1 %" in readme.sent(more)
+    assert readme.sent({}) == readme.SENT_NOT_YET
