@@ -113,7 +113,7 @@ curves](results/encode.json)). A hit is the first judgement at or below a loss, 
 Textual inversion takes {peer_samples} samples a class, {rates}.
 `encode` takes {our_samples} samples a class of {tuned_on}; its prompts are examined as the pack
 holds them. The last four columns: what textual inversion needs, in units of
-ours, over the classes where both hit; -: of no class.
+ours, over the classes where both hit; -: no such class.
 
 | data set | to the loss at the end of | `encode` hits | textual inversion hits | samples | \
 processor time: learning | with judging and latents | with collages and teacher, for ours alone |
@@ -234,8 +234,8 @@ do better, so these stand here (all figures of
 | Fashion-MNIST, 6 kB | {bytes_fashion_6000} B | {images_fashion_6000} | {codes_fashion_6000} \
 | {pack_fashion_6000} | {payload_fashion_6000} | {chosen_fashion_6000} |
 
-The rows come from {versions} of the code. All training images of CIFAR-10 give {whole} by this
-protocol (one run).
+{versions} All training images of CIFAR-10
+give {whole} by this protocol (one run).
 
 Without codes, packs lose on Fashion-MNIST, small grey images that `mini` has not seen
 ([all rows](results/table-fashion-mnist.md)): a pack of {fashion_pack_bytes} B gives
@@ -445,9 +445,12 @@ def standard_figures() -> dict[str, str]:
             f"codes_{key}": f"{made['ledger']['sections'].get('codes', 0):,}",
             f"payload_{key}": chosen["detail"]["payload"],
         }
-    # of rows that do not say what made them, nothing is known
-    one = len(codes) == 1 and None not in codes
-    figures["versions"] = "one version" if one else "several versions"
+    if None in codes:
+        figures["versions"] = "Not all rows say by which version of the code they were made."
+    elif len(codes) > 1:
+        figures["versions"] = f"The rows come from {len(codes)} versions of the code."
+    else:
+        figures["versions"] = "The rows come from one version of the code."
     (figures["long_seeds"],) = map(str, seeds)  # all rows have the same
     (figures["long_updates"],) = (f"{number:,}" for number in updates)
     misled = load("table-fashion-mnist-standard")["rows"]["chosen 6,000 B"]
@@ -505,7 +508,9 @@ def across(figures: Mapping[str, Any]) -> str:
         for row, other in pairs
     ]
     (updates,) = {run["updates"] for row, other in pairs for run in (*row["runs"], *other["runs"])}
-    return ACROSS.format(protocol=figures["protocol"], updates=updates, rows="\n".join(lines))
+    return ACROSS.format(
+        protocol=figures["protocol"], updates=f"{updates:,}", rows="\n".join(lines)
+    )
 
 
 def shared(figures: Mapping[str, Any]) -> str:

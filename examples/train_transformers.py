@@ -26,17 +26,21 @@ args = parser.parse_args()
 dataset = D3MDataset(args.pack, output="float", backbone=args.backbone, weights=True)
 
 
-def collate(samples: list[tuple[torch.Tensor, int, float]]) -> dict[str, torch.Tensor]:
+def collate(samples: list[tuple[torch.Tensor, int, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Images, labels and weights under the names that the model and the loss expect."""
     images, labels, weights = zip(*samples, strict=True)
     return {
         "pixel_values": torch.stack(images) * 2 - 1,
         "labels": torch.tensor(labels),
-        "weights": torch.tensor(weights),
+        "weights": torch.stack(weights),
     }
 
 
 class WeightedTrainer(Trainer):  # type: ignore[misc]  # mypy does not follow transformers
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False  # it divides the loss by accumulated batches
+
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
         answers = model(pixel_values=inputs["pixel_values"])
         loss = F.cross_entropy(answers.logits, inputs["labels"], reduction="none")

@@ -32,5 +32,4 @@ from d3pack.encode.settings import ModesSettings as ModesSettings
 from d3pack.encode.settings import check_used as check_used
 from d3pack.encode.settings import d3m_settings as d3m_settings
 from d3pack.encode.teaching import open_teacher as open_teacher
-from d3pack.encode.vectors import name_outputs as name_outputs
 from d3pack.encode.vectors import start_vectors as start_vectors

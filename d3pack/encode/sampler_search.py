@@ -25,7 +25,7 @@ from d3pack.decode import Decoder
 from d3pack.encode.contract import Draft, EncodeRun
 from d3pack.encode.plan import EncodePlan, sigmas_of
 from d3pack.encode.sampler_fit import STEPS as FITTED_STEPS
-from d3pack.encode.sampler_fit import can_fit, fitted_recipe, unfitted
+from d3pack.encode.sampler_fit import can_fit, fitted_recipe, forwards_of, unfitted
 from d3pack.encode.settings import EncodeSettings
 from d3pack.errors import UsageError
 from d3pack.format import Pack, Recipe, Sampler
@@ -76,6 +76,17 @@ def grid(settings: EncodeSettings, *, fit: bool) -> list[Sampling]:
     if fit and settings.sampler is None and settings.sampler_steps is None:
         kinds.append(("table", FITTED_STEPS))
     return [Sampling(sampler, n, g) for sampler, n in kinds for g in guidances]
+
+
+def searched(images: int, classes: int) -> int:
+    """Return how many images judge a setting, of so many that are wanted: four a class at least."""
+    return max(4, images // classes) * classes
+
+
+def fitting(samplings: Sequence[Sampling], shape: tuple[int, ...]) -> float:
+    """Return the passes of the model that fitting samplers takes, for latents of a shape."""
+    fit = forwards_of(shape, FITTED_STEPS)
+    return sum(fit * s.forwards / s.steps for s in samplings if s.sampler == "table")
 
 
 def with_sampling(recipe: Recipe, backbone: Backbone, sampling: Sampling) -> Recipe:
@@ -144,7 +155,7 @@ def best_sampling(
     assert draft.real is not None
     journal, samplings = run.journal, grid(run.settings, fit=can_fit(backbone))
     classes = range(len(pack.classes))
-    each = max(4, images // len(classes))
+    each = searched(images, len(classes)) // len(classes)
     # noise of its own: the images of the pack are not those that chose the sampler
     trial = replace(pack, images_per_class=each, seed=pack.seed + 2**63)
     names, stage = [_NAME.format(sampling) for sampling in samplings], "choose the sampler"

@@ -396,7 +396,11 @@ class MinimaxSettings:
         None, "How the adapter is stored: f16, or i8 where a budget needs it."
     )
     search_images: int = option(
-        0, "Images made to judge each setting of the sampler; 0: no search.", ge=0, le=2**20
+        0,
+        "Images made to judge each setting of the sampler, four of each class at least; "
+        "0: no search.",
+        ge=0,
+        le=2**20,
     )
     decode_seconds: float = option(
         0.0, "Seconds in which this machine must make all images; 0: no limit.", ge=0

@@ -33,8 +33,8 @@ def start_vectors(backbone: Backbone, name: str, k: int, template: str, outputs:
 def name_outputs(backbone: Backbone, name: str, template: str) -> Tensor:
     """Return all outputs of the text encoder for the name of a class within the template.
 
-    Of a backbone that takes outputs alone, and any number of them: as many as the text has, as in
-    its pipeline. Repeated ones would count more than the image.
+    Of a backbone that takes outputs alone, and any number of them: as many as the text has, without
+    padding. Repeated ones would count many times.
     """
     text = template.replace("{}", words_of(name))
     vectors = backbone.name_vectors(text)

@@ -243,7 +243,7 @@ def _names(bench: Bench, pack: Pack) -> Entry | None:
 def named_twin(pack: Pack, backbone: Backbone) -> Pack:
     """Return the pack prompted by class names: as tokens, or as the outputs for them."""
     from d3pack.backbones import TEMPLATE, default_sampling
-    from d3pack.encode import name_outputs, sigmas_of, start_vectors
+    from d3pack.encode import sigmas_of, start_vectors
     from d3pack.format.codecs import encode_unconditional
 
     if pack.recipe.sampler == "table":  # fitted to the prompts of the pack, and to their guidance
@@ -254,12 +254,8 @@ def named_twin(pack: Pack, backbone: Backbone) -> Pack:
     if pack.recipe.template is not None:
         tokens = replace(pack, unconditional=None)
         return names_pack(tokens, backbone.name_vectors, backbone.prompt_shape[0])
-    if pack.prompts:
-        most = int(pack.prompts.params["shape"][1])
-    elif backbone.prompt_shape[0]:
-        most = backbone.output_shape[1]
-    else:
-        most = max(len(name_outputs(backbone, name, TEMPLATE)) for name in pack.classes)
+    shape = pack.prompts.params["shape"] if pack.prompts else backbone.output_shape
+    most = int(shape[1])
 
     def outputs(name: str, k: int | None) -> Tensor:
         return start_vectors(backbone, name, k or most, TEMPLATE, outputs=True)

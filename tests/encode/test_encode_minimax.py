@@ -428,7 +428,12 @@ def test_estimate_of_minimax_has_the_bytes(world: Path) -> None:
         method="minimax", backbone=str(world / "dit"), epochs=2, batch=8, codes=2, code_steps=3
     )
     assert estimate_encode(source, coded)["seconds"]["codes"] > 0
-    assert "codes" not in estimate["seconds"]
+    assert not {"codes", "sampler"} & set(estimate["seconds"])
+    sought = settings_of(
+        method="minimax", backbone=str(world / "dit"), epochs=2, batch=8, search_images=12,
+        sampler="ddim", sampler_steps=2,
+    )  # fmt: skip
+    assert estimate_encode(source, sought)["seconds"]["sampler"] > 0
 
 
 @pytest.mark.heavy

@@ -20,6 +20,7 @@ from d3pack.backbones import Backbone, Condition, open_backbone
 from d3pack.decode import Decoder, noise, samplers, verify_probes
 from d3pack.encode import EncodeContext, EncodeSettings, ModesSettings, encode, estimate_encode
 from d3pack.encode.codes import Coder
+from d3pack.encode.methods.modes import clusters
 from d3pack.encode.methods.modes.clusters import _relocate, cluster, first_centres, real_latents
 from d3pack.encode.methods.modes.guidance import ModeGuidance
 from d3pack.encode.methods.modes.method import Modes
@@ -81,6 +82,17 @@ def test_empty_cluster_takes_the_row_farthest_from_its_centre() -> None:
     full = torch.tensor([[0.5], [7.0]])
     _relocate(rows, groups, full)
     assert full.tolist() == [[0.5], [7.0]]
+
+
+def test_all_clusters_have_rows_wherever_they_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, _ = points((20, 20, 20))
+    far = torch.full((1, rows[0].numel()), 1e3)
+
+    def begins(rows: Tensor, count: int, rng: Any, *, trials: int) -> Tensor:
+        return torch.cat([rows[:2], far])
+
+    monkeypatch.setattr(clusters, "first_centres", begins)
+    assert cluster(rows, 3, seed=0).counts == (20, 20, 20)
 
 
 def test_greedy_seeding_starts_nearer_than_one_trial_a_step() -> None:
@@ -206,9 +218,9 @@ def test_options_of_the_guidance_change_the_images(
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("kind", ["prx", "flux2"])
+@pytest.mark.parametrize("kind", ["prx", "flux2", "z-image"])
 @torch.no_grad()
-def test_names_are_read_as_by_the_pipeline(kind: str, tmp_path: Path) -> None:
+def test_names_are_read_once(kind: str, tmp_path: Path) -> None:
     make_tree(tmp_path / "source", 5)
     tiny_flow(kind, tmp_path / kind)
     settings = modes(tmp_path / kind, size=(64, 64), sampler_steps=None, guidance=3.0)

@@ -33,8 +33,8 @@ from d3pack.encode.methods.classcond.training import dit_bytes, embed, measure_c
 from d3pack.encode.methods.dit import IMAGES, allocate_rows, spread_images
 from d3pack.encode.plan import EncodePlan, dtype_for, sigmas_of, typical_side
 from d3pack.encode.sampler_fit import STEPS as FITTED_STEPS
-from d3pack.encode.sampler_fit import forwards_of, unfitted
-from d3pack.encode.sampler_search import best_sampling, grid
+from d3pack.encode.sampler_fit import unfitted
+from d3pack.encode.sampler_search import best_sampling, fitting, grid, searched
 from d3pack.encode.sets import draw_seconds
 from d3pack.encode.settings import ClassCondSettings, EncodeSettings
 from d3pack.encode.teaching import open_teacher
@@ -162,15 +162,13 @@ class ClassCondJob:
     def estimate(self) -> Estimate:
         """Measure a few steps of the training and a few images."""
         plan, own, config = self.plan, self.own, DIT_MODELS[self.model]
-        vae = _open(self.vae, self.context.device)
-        costs = measure_costs(self.source, config, vae, plan.size[0], len(plan.classes))
+        classes, vae = len(plan.classes), _open(self.vae, self.context.device)
+        costs = measure_costs(self.source, config, vae, plan.size[0], classes)
         allocation = plan.allocation
         images = (allocation.judged + (allocation.labels != "none")) * plan.seeded
         steps = own.train_steps or config.loop.steps
         samplings = grid(self.settings, fit=True)
         shape = (vae.channels, *(side // vae.factor for side in plan.size))
-        fit = forwards_of(shape, FITTED_STEPS)
-        fits = sum(fit * s.forwards / s.steps for s in samplings if s.sampler == "table")
         stages = {}
         if self.settings.teacher == "train":
             stages["teacher"] = teacher_seconds(
@@ -179,13 +177,14 @@ class ClassCondJob:
         stages |= {
             "read and encode": sum(self.source.counts) * costs.read_and_encode,
             "train": own.train_seconds or steps * config.loop.batch * costs.train,
-            "sampler": len(samplings) * own.search_images * costs.image + fits * costs.forward,
+            "sampler": len(samplings) * searched(own.search_images, classes) * costs.image
+            + fitting(samplings, shape) * costs.forward,
             **draw_seconds(plan, shape),
-            "images": images * len(plan.classes) * costs.image,
+            "images": images * classes * costs.image,
         }
         if plan.coding is not None:  # a pass for each choice at each level
             passes = len(plan.coding.atoms) * tried_of(self.settings, plan, shape)
-            stages["codes"] = passes * costs.forward * plan.codes * len(plan.classes)
+            stages["codes"] = passes * costs.forward * plan.codes * classes
         return Estimate(self.expected_bytes(plan.allocation), stages)
 
     def run(self, run: EncodeRun) -> Draft:

@@ -37,7 +37,8 @@ from d3pack.encode.methods.dit import (
 from d3pack.encode.methods.minimax.difffit import fitted
 from d3pack.encode.methods.minimax.finetune import FineTuning, Tuned, full_adapter, tuning_seconds
 from d3pack.encode.plan import EncodePlan, backbone_json, dtype_for, sigmas_of
-from d3pack.encode.sampler_search import best_sampling
+from d3pack.encode.sampler_fit import can_fit
+from d3pack.encode.sampler_search import best_sampling, fitting, grid, searched
 from d3pack.encode.sets import draw_seconds
 from d3pack.encode.settings import EncodeSettings, MinimaxSettings
 from d3pack.encode.teaching import open_teacher
@@ -198,6 +199,12 @@ class MinimaxJob:
             **draw_seconds(plan, backbone.latent_shape_for(plan.size)),
             "images": images * len(plan.classes) * (decode + forward * self.sampling.forwards),
         }
+        if images := self.own.search_images:
+            tried = grid(self.settings, fit=can_fit(backbone))
+            few = searched(images, len(plan.classes))
+            passes = fitting(tried, backbone.latent_shape_for(plan.size))
+            passes += few * sum(sampling.forwards for sampling in tried)
+            stages["sampler"] = few * len(tried) * decode + passes * forward
         if plan.coding is not None:
             code = code_seconds(backbone, plan, self.recipe(backbone), self.settings)
             stages["codes"] = code * plan.codes * len(plan.classes)

@@ -215,12 +215,12 @@ class ModesJob:
         """Return a line on classes whose clusters must be single photographs."""
         classes, images = self.plan.classes, self.plan.images_per_class
         few = [name for c, name in enumerate(classes) if self._pool(c) <= images]
-        if not few or images == 1:
+        if not few:
             return ()
-        have = "1 class has" if len(few) == 1 else f"{len(few)} classes have"
+        have = "1 class has" if len(few) == 1 else f"{len(few):,} classes have"
         return (
-            f"{have} no more than {images} photographs to cluster, first {few[0]}: each image may"
-            " resemble one of them, and clusters take turns where they are fewer",
+            f"{have} no more than {count(images, 'photograph')} to cluster, first {few[0]}: each"
+            " image may resemble one of them, and clusters take turns where they are fewer",
         )
 
     def expected_bytes(self) -> int:
