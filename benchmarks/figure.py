@@ -106,7 +106,7 @@ def markdown(table: dict[str, Any]) -> str:
         "|---|" + "---:|" * len(budgets),
     ]
     for arm in ("pack", "webp", "jpeg", "sheet", "avif", "collages", "chosen", "rded"):
-        found = {row["budget"]: row for row in rows.values() if row["arm"] == arm}
+        found = {row["budget"]: row for row in best_of(table, [arm])}
         if found:
             cells = " | ".join(cell(found.get(budget)) for budget in budgets)
             lines.append(f"| {title(arm, found.values())} | {cells} |")

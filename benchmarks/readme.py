@@ -299,7 +299,7 @@ def digits(figure: float) -> str:
 
 def best(rows: Mapping[str, Any], budget: int, *entries: str) -> dict[str, Any]:
     """Return the best row of a budget among some entries."""
-    of_budget = [rows[f"{name} {budget:,} B"] for name in entries if f"{name} {budget:,} B" in rows]
+    of_budget = [row for row in rows.values() if row["arm"] in entries and row["budget"] == budget]
     return max(of_budget, key=lambda row: row["last"]["mean"])
 
 

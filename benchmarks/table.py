@@ -3,6 +3,8 @@
     python -m benchmarks table cifar10 --real cifar10 --work work/cifar10 --arms random,sheet,webp
     python -m benchmarks table cifar10 --real cifar10 --work work/cifar10          # all the rest
     python -m benchmarks table cifar10 --list                                      # what is missing
+    python -m benchmarks table cifar10 --real cifar10 --work work/cifar10 --arms avif --payload \
+        "AVIF sheet q10 28 px"                  # random photographs with settings that you choose
 
 `--real` has train/ and test/ with one folder a class. Every student is kept in `--work` and its row
 in `results/table-NAME.json`, so the table can be made bit by bit and in any order. Seed 0 of every
@@ -31,6 +33,7 @@ from d3pack.errors import D3MError
 from d3pack.evaluate import Bench, Entry, EntryResult, baselines
 from d3pack.evaluate.entries import Choice
 from d3pack.evaluate.evaluation import LedgerView, jpeg_bytes
+from d3pack.evaluate.payload import candidates
 from d3pack.evaluate.teacher import open_teacher
 from d3pack.format import Pack, read
 from d3pack.format.codecs import encode_prompts
@@ -57,9 +60,11 @@ class Cell:
     arm: str
     budget: int | None
     make: Callable[[], Entry | None]
+    payload: str | None = None  # settings that were chosen by hand
 
     def __str__(self) -> str:
-        return self.arm if self.budget is None else f"{self.arm} {self.budget:,} B"
+        text = self.arm if self.budget is None else f"{self.arm} {self.budget:,} B"
+        return text if self.payload is None else f"{text}, {self.payload}"
 
 
 class Arguments(argparse.Namespace):
@@ -75,6 +80,7 @@ class Arguments(argparse.Namespace):
     sheets: str
     seeds: int
     protocol: str
+    payload: str | None
     images: int | None
     guidance: float | None
     teacher_samples: int
@@ -123,14 +129,21 @@ class Table:
             elif arm == "whole":
                 yield Cell(arm, None, lambda: baselines.whole_entry(self.train))
             else:
+                payload = self.args.payload if arm in FORMATS else None
                 for budget in map(int, self.args.budgets.split(",")):
-                    yield Cell(arm, budget, self.maker(arm, budget))
+                    yield Cell(arm, budget, self.maker(arm, budget), payload)
 
     def maker(self, arm: str, budget: int) -> Callable[[], Entry | None]:
         if arm == "pack":
             return lambda: self.pack_entry(budget)
         if arm in CHOICES:
             return lambda: self.chosen(budget, CHOICES[arm])
+        if self.args.payload is not None:
+            known = {str(s): s for s in candidates(FORMATS[arm], self.train.size)}
+            if self.args.payload not in known:
+                raise SystemExit(f"no such payload: expected one of {', '.join(known)}")
+            settings = known[self.args.payload]
+            return lambda: baselines.equal_bytes(self.train, settings, budget, {})
         return lambda: baselines.payload_entry(self.bench, FORMATS[arm], budget)
 
     def entry(self, cell: Cell) -> Entry | None:
@@ -241,7 +254,8 @@ def show(name: str, seeds: int) -> None:
     """The table so far, and what it lacks."""
     rows = load(name)["rows"]
     missing = 0
-    for cell in names_of_cells():
+    names = names_of_cells()
+    for cell in [*names, *(name for name in rows if name not in names)]:
         row = rows.get(cell)
         runs = len(row["runs"]) if row else 0
         missing += max(seeds - runs, 0)
@@ -271,6 +285,7 @@ def parser(description: str | None = __doc__) -> argparse.ArgumentParser:
     parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)))
     sheets = ",".join(format.name for format in baselines.SHEETS)
     parser.add_argument("--sheets", default=sheets, help="of chosen photographs [%(default)s]")
+    parser.add_argument("--payload", help="settings of random photographs [by pilots]")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--protocol", default="standard", choices=("quick", "standard"))
     parser.add_argument("--images", type=int, help="of a class that packs make [by pilots]")

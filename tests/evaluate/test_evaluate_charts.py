@@ -155,6 +155,23 @@ def test_markdown_and_figure_say_what_the_results_say() -> None:
     assert "prefers-color-scheme: dark" in svg
 
 
+def test_better_of_two_payloads_of_a_kind_stands_in_the_table() -> None:
+    from benchmarks import figure, readme
+    from benchmarks.table import Cell
+
+    by_hand = str(Cell("avif", 3000, lambda: None, "AVIF sheet q10 28 px"))
+    assert by_hand == "avif 3,000 B, AVIF sheet q10 28 px"
+    rows = {
+        "pack 3,000 B": result("pack", 3000, 2990, 0.30, 0.32),
+        "avif 3,000 B": result("avif", 3000, 2950, 0.18, 0.18),
+        by_hand: result("avif", 3000, 2950, 0.22, 0.22),
+    }
+    for ordered in (rows, dict(reversed(rows.items()))):
+        table = {"rows": ordered, "classes": ["c"] * 10, "per_class": 50, "target": "cifar10"}
+        assert "tiles of one AVIF picture | 22.0 ± 1.0 |" in figure.markdown(table)
+        assert readme.best(ordered, 3000, "avif") is rows[by_hand]
+
+
 def test_the_table_names_every_cell_and_counts_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
