@@ -20,6 +20,7 @@ import torch
 
 from benchmarks import table as tables
 from benchmarks.figure import best_of
+from benchmarks.readme import pairs_of
 from benchmarks.results import RESULTS, code, command, load, save
 from d3pack.evaluate import Bench, Entry, baselines
 from d3pack.evaluate.entries import PayloadSettings
@@ -89,17 +90,13 @@ def benches(table: tables.Table, students: Sequence[str]) -> dict[str, Bench]:
 def margins(rows: dict[str, Any]) -> list[str]:
     """Return one line for each architecture and size: pack, photographs, and the difference."""
     lines = []
-    for row in rows.values():
-        if row["arm"] != "pack":
-            continue
-        other = rows.get(f"{row['student']}, photographs, {row['budget']:,} B")
-        if other is not None:
-            one, two = row["last"], other["last"]
-            lines.append(
-                f"{row['student']:12} {row['budget']:>7,} B: {100 * one['mean']:.1f} ±"
-                f" {100 * one['std']:.1f} against {100 * two['mean']:.1f} ±"
-                f" {100 * two['std']:.1f} %: {100 * (one['mean'] - two['mean']):+.1f}"
-            )
+    for row, other in pairs_of(rows):
+        one, two = row["last"], other["last"]
+        lines.append(
+            f"{row['student']:12} {row['budget']:>7,} B: {100 * one['mean']:.1f} ±"
+            f" {100 * one['std']:.1f} against {100 * two['mean']:.1f} ±"
+            f" {100 * two['std']:.1f} %: {100 * (one['mean'] - two['mean']):+.1f}"
+        )
     return lines
 
 

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from benchmarks.readme import CHOSEN, RANDOM
+from benchmarks.readme import CHOSEN, RANDOM, best
 from benchmarks.results import RESULTS, load
 from d3pack.evaluate.charts import Series, accuracy_per_byte
 from d3pack.system import size
@@ -42,13 +42,9 @@ STYLE = (
 
 def best_of(table: dict[str, Any], arms: Sequence[str]) -> list[dict[str, Any]]:
     """Return the best row of each budget among some arms: by test accuracy, in their favour."""
-    best: dict[int, dict[str, Any]] = {}
-    for row in table["rows"].values():
-        if row["arm"] in arms:
-            known = best.get(row["budget"])
-            if known is None or row["last"]["mean"] > known["last"]["mean"]:
-                best[row["budget"]] = row
-    return [best[budget] for budget in sorted(best)]
+    rows = table["rows"]
+    budgets = {row["budget"] for row in rows.values() if row["arm"] in arms}
+    return [best(rows, budget, *arms) for budget in sorted(budgets)]
 
 
 def figure(table: dict[str, Any]) -> str:

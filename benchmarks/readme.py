@@ -494,15 +494,19 @@ def sent(figures: Mapping[str, Any]) -> str:
     return "\n\n".join(texts) or SENT_NOT_YET
 
 
-def across(figures: Mapping[str, Any]) -> str:
-    """Return what students of other architectures learn from packs and from photographs."""
-    rows = figures.get("rows", {})
-    pairs = [
+def pairs_of(rows: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return the rows of packs of `across`, each with that of photographs for the same student."""
+    return [
         (row, other)
         for row in rows.values()
         if row["arm"] == "pack"
         and (other := rows.get(f"{row['student']}, photographs, {row['budget']:,} B"))
     ]
+
+
+def across(figures: Mapping[str, Any]) -> str:
+    """Return what students of other architectures learn from packs and from photographs."""
+    pairs = pairs_of(figures.get("rows", {}))
     if not pairs:
         return ACROSS_NOT_YET
     lines = [
