@@ -37,7 +37,6 @@ import torch
 from benchmarks.encode_peer import SCRIPT
 from benchmarks.encode_sides import OFTEN, SELDOM, UNTIL, Point, Sides, Terms, report, rounded
 from benchmarks.results import RESULTS, command, save
-from d3pack.sources import open_source
 from d3pack.system import all_plain
 
 WHAT = (__doc__ or "").partition("\n")[0]
@@ -156,10 +155,7 @@ def examine(
     for name, place in (("first", first), ("second", second)):
         if place is None:
             continue
-        source, tests = (
-            open_source(place, split=split, first=terms.classes) for split in ("train", "test")
-        )
-        sides = Sides(source, tests, terms, work / name)
+        sides = Sides.opened(place, terms, work / name)
         with closing(sides.journal):
             if not rates:
                 figures["tuning"] = tuned(sides)

@@ -25,7 +25,6 @@ from benchmarks.encode_sides import Array, Sides, Terms, moments, report, with_s
 from benchmarks.results import RESULTS, command, save
 from d3pack.encode.methods.d3m.curvature import OWN, SHARED, Curvature
 from d3pack.encode.methods.d3m.method import round_trip
-from d3pack.sources import open_source
 
 WHAT = (__doc__ or "").partition("\n")[0]
 EVERY = 2  # of the moments of `encode`, to examine all classes in as much time
@@ -116,13 +115,10 @@ def main(arguments: Sequence[str]) -> None:
 
 def compared(place: Path, terms: Terms, work: Path) -> dict[str, Any]:
     """Return the figures of all rules on a source."""
-    source, tests = (
-        open_source(place, split=split, first=terms.classes) for split in ("train", "test")
-    )
-    sides = Sides(source, tests, terms, work)
+    sides = Sides.opened(place, terms, work)
     with closing(sides.journal):
         return {
-            "source": {"name": place.name, "sha256": source.fingerprint()},
+            "source": {"name": place.name, "sha256": sides.source.fingerprint()},
             "backbone": {"repo": terms.backbone, "revision": sides.backbone.ref.revision},
             "codec": sides.codec,
             "rules": {rule: measured(sides, rule) for rule in RULES},

@@ -24,7 +24,7 @@ from d3pack.encode.methods.d3m.curvature import Curvature
 from d3pack.encode.methods.d3m.inversion import DONE, Inversion
 from d3pack.encode.methods.d3m.method import D3MJob, prepare, round_trip
 from d3pack.encode.teaching import small_teacher
-from d3pack.sources import Source
+from d3pack.sources import Source, open_source
 from d3pack.system import Arrays, Events, Journal, all_plain
 from d3pack.teachers import Cut, Teacher, teacher_key, train_teacher
 
@@ -168,6 +168,14 @@ class Sides:
             "codec": self.codec,
         }
         self.journal = Journal(folder, key)
+
+    @classmethod
+    def opened(cls, place: Path | str, terms: Terms, folder: Path) -> Sides:
+        """Return the sides of a place with train/ and test/."""
+        source, tests = (
+            open_source(place, split=split, first=terms.classes) for split in ("train", "test")
+        )
+        return cls(source, tests, terms, folder)
 
     @property
     def template(self) -> str:
