@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from torch.utils.data import default_collate
 from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
 
 from d3pack import D3MDataset
@@ -27,13 +28,8 @@ dataset = D3MDataset(args.pack, output="float", backbone=args.backbone, weights=
 
 
 def collate(samples: list[tuple[torch.Tensor, int, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Images, labels and weights under the names that the model and the loss expect."""
-    images, labels, weights = zip(*samples, strict=True)
-    return {
-        "pixel_values": torch.stack(images) * 2 - 1,
-        "labels": torch.tensor(labels),
-        "weights": torch.stack(weights),
-    }
+    images, labels, weights = default_collate(samples)
+    return {"pixel_values": images * 2 - 1, "labels": labels, "weights": weights}
 
 
 class WeightedTrainer(Trainer):  # type: ignore[misc]  # mypy does not follow transformers
