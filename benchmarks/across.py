@@ -112,11 +112,13 @@ def main(arguments: Sequence[str]) -> None:
         "train", table.train, table.bench.shared, torch.device("cpu"), table.events
     )
     of = benches(table, args.students.split(","))
+    name = args.tuned or f"{args.name}-standard"
+    by_budget = {b: [*entries(table, name, b)] for b in map(int, args.budgets.split(","))}
     cells = [
         Cell(student, arm, budget, entry)
-        for budget in map(int, args.budgets.split(","))
-        for arm, entry in entries(table, args.tuned or f"{args.name}-standard", budget)
+        for budget, pair in by_budget.items()
         for student in of
+        for arm, entry in pair
     ]
     path = RESULTS / f"across-{args.name}.json"
     facts = {"protocol": args.protocol, "code": code()}

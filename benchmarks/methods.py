@@ -17,7 +17,8 @@ draw for each student: what as many images could teach.
 
 A pack of 10 images a class is an encoding of its own where the number decides about the images
 (`modes` makes as many clusters, `d3m` picks from as many candidates or draws). Where it does not
-(`codes`, `classcond`, `minimax`) it is the first 10 of the pack of 50, whose encoding is timed.
+(`codes`, `classcond`, `minimax`) it is the first 10 of the pack of 50, or of 300 where that was
+made (`classcond-long`), whose encoding is timed.
 
 `codes` gets random photographs of each class, `minimax` the backbone of `classcond`. All methods
 ask one teacher, which is trained and timed once, before them. Seconds are those of all runs that it
@@ -89,6 +90,7 @@ class Way:
 
     settings: EncodeSettings
     first: bool = False  # whether fewer images are the first of more
+    most: int = MOST  # images of a class in the pack of which fewer are the first
     after: str | None = None  # whose backbone it takes
 
     @property
@@ -100,7 +102,8 @@ class Way:
         flags = {entry.name: entry.flag for kind in kinds for entry in options_of(kind)}
         for name, value in described(settings).items():
             flag = flags[name] or f"--{name.replace('_', '-')}"
-            words += [flag, *([] if value is True else [str(value)])]
+            unit = "s" if name == "train_seconds" else ""
+            words += [flag, *([] if value is True else [f"{value}{unit}"])]
         return " ".join(words)
 
 
@@ -135,6 +138,15 @@ WAYS = {
             method="classcond", method_settings=ClassCondSettings(embed=True, embed_bits=4)
         ),
         first=True,
+    ),
+    "classcond-long": Way(
+        EncodeSettings(
+            method="classcond",
+            candidates=8,
+            method_settings=ClassCondSettings(embed=True, embed_bits=4, train_seconds=6000),
+        ),
+        first=True,
+        most=300,
     ),
     "minimax": tuned(TUNING),
     "minimax-without": tuned(replace(TUNING, representative=0.0, diverse=0.0)),
@@ -255,7 +267,6 @@ class Run:
 
     Args:
         ways: by name, from cheap to dear.
-        most: images of a class in the packs of which others are the first images.
     """
 
     def __init__(
@@ -264,14 +275,13 @@ class Run:
         work: Path,
         *,
         ways: Mapping[str, Way] = WAYS,
-        most: int = MOST,
         teacher_samples: int = SAMPLES,
     ) -> None:
         train, test = (open_source(real, split=split) for split in ("train", "test"))
         self.size = common_size(test)
         self.train = RealImages(train, train.classes, self.size, "training")
         self.test = RealImages(test, train.classes, self.size, "test")
-        self.ways, self.most, self.samples = ways, most, teacher_samples
+        self.ways, self.samples = ways, teacher_samples
         self.code = code()
         self.work = work / self.code  # another version makes other packs, and trains other students
         self.work.mkdir(parents=True, exist_ok=True)
@@ -318,7 +328,11 @@ class Run:
         if name == PHOTOGRAPHS:
             return {}
         value, after = described(self.settings(name, ipc)), self.ways[name].after
-        return value if after is None else value | {"after": self.described(after, self.most)}
+        return (
+            value
+            if after is None
+            else value | {"after": self.described(after, self.ways[after].most)}
+        )
 
     def path(self, name: str, ipc: int) -> Path:
         settings = json.dumps(self.described(name, ipc), sort_keys=True)
@@ -327,7 +341,7 @@ class Run:
     def made(self, name: str, ipc: int) -> Made:
         """The pack of a method, encoded when it is not there."""
         way = self.ways[name]
-        count = max(self.most, ipc) if way.first else ipc
+        count = max(way.most, ipc) if way.first else ipc
         path, settings = self.path(name, count), self.settings(name, count)
         if way.after is not None:
             settings = replace(settings, backbone=str(self.backbone(way.after)))
@@ -350,7 +364,7 @@ class Run:
 
     def backbone(self, name: str) -> Path:
         """The directory of the backbone that a method has trained, beside its pack or inside."""
-        made = self.made(name, self.most)
+        made = self.made(name, self.ways[name].most)
         folder = made.folder or unpack_backbone(made.pack)
         if folder is None:
             raise ValueError(f"{name} trains no backbone")

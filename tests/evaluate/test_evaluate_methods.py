@@ -21,6 +21,7 @@ from d3pack.decode import Decoder
 from d3pack.encode import (
     ClassCondSettings,
     D3MSettings,
+    EncodeSettings,
     MinimaxSettings,
     available_methods,
 )
@@ -33,7 +34,12 @@ SHORT: dict[str, Any] = {
     "classcond": ClassCondSettings(model="tiny", search_images=0),
     "minimax": MinimaxSettings(train_steps=3, search_images=12),
 }
-LONG = {"train_steps", "search_images"}  # settings of a way that stay short
+LONG = {"train_steps", "train_seconds", "search_images"}  # settings of a way that stay short
+
+
+def candidates_of(settings: EncodeSettings) -> int | None:
+    """Return the candidates of an image, which `d3m` has without being asked."""
+    return settings.candidates or (2 if settings.method == "d3m" else None)
 
 
 def short(way: Way, backbone: Path) -> Way:
@@ -48,7 +54,7 @@ def short(way: Way, backbone: Path) -> Way:
         sampler_steps=None if way.settings.method == "codes" else 2,
         group=3,
         backbone=None if way.settings.method in ("classcond", "minimax") else str(backbone),
-        candidates=min(2, way.settings.candidates or 2) if way.settings.method == "d3m" else None,
+        candidates=min(2, tried) if (tried := candidates_of(way.settings)) else None,
     )
     if settings.codes or settings.method in ("codes", "modes"):
         settings = replace(settings, code_steps=4)
@@ -67,9 +73,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return opened(tmp_path)
 
 
-def opened(folder: Path) -> Run:
-    ways = {name: short(way, folder / "sd") for name, way in WAYS.items()}
-    return Run(folder / "real", folder / "work", ways=ways, most=4, teacher_samples=60)
+def opened(folder: Path, most: int = 4) -> Run:
+    ways = {
+        name: replace(short(way, folder / "sd"), most=min(way.most, most))
+        for name, way in WAYS.items()
+    }
+    return Run(folder / "real", folder / "work", ways=ways, teacher_samples=60)
 
 
 def measured(run: Run, figures: dict[str, Any], **changes: Any) -> list[dict[str, Any]]:
@@ -200,8 +209,7 @@ def test_first_images_are_those_of_an_encoding_of_fewer(
     name: str, run: Run, tmp_path: Path
 ) -> None:
     first = run.made(name, 2)
-    fewer = opened(tmp_path)
-    fewer.most = 2
+    fewer = opened(tmp_path, most=2)
     own = fewer.made(name, 2)
     images = []
     for made in (first, own):
@@ -234,6 +242,8 @@ def test_every_method_of_encode_is_measured_and_named_by_its_options() -> None:
     assert titles["minimax"] == "minimax --ema 0.999 --train-steps 4000 --search-images 200"
     assert titles["minimax-average"] == "minimax --train-steps 4000 --search-images 200"
     assert titles["classcond-embedded"] == "classcond --embed-backbone --embed-bits 4"
+    long = "classcond --candidates 8 --time-budget 6000.0s --embed-backbone --embed-bits 4"
+    assert titles["classcond-long"] == long
     assert titles["d3m-one-pass"] == "d3m --guidance 1.5 --one-pass"
     assert titles["modes-weighed"] == "modes --weigh"
 
