@@ -126,18 +126,18 @@ A trained student in place of data: `python -m benchmarks sent_student`, not run
 SENT = """\
 A trained student in place of data ([figures](results/sent_student.json)): a ConvNet-3 of {bits}
 bits a weight that fits into the {bytes} B of the pack of {budget}, trained for {updates} updates on
-all training images of {target}, recognises {own} of its test images. A receiver who wants another
-architecture, here {other}, has no images: taught by the answers of the sent student to images of
-the class names, which cost no bytes, it reaches {passed}; taught by the pack, {pack} (protocol
-`{protocol}`)."""
+all training images of {target}, recognises {own} of its test images{runs}; the next table has what
+a ConvNet-3 learns from the pack. A receiver who wants another architecture, here {other}, has no
+images: taught by the answers of the sent student to images of the class names, which cost no bytes,
+it reaches {passed}; taught by the pack, {pack} (protocol `{protocol}`)."""
 ACROSS_NOT_YET = """\
 Packs taught to other students: `python -m benchmarks across`, not run to its end yet."""
 ACROSS = """\
 Other students than the one that pilots chose by, on the same packs and photographs of CIFAR-10
 (protocol `{protocol}`: {updates} updates; [figures](results/across-cifar10.json)):
 
-| student | size | a pack | the best photographs | points |
-|---|---:|---:|---:|---:|
+| student | a pack | accuracy | the best photographs | accuracy | points |
+|---|---:|---:|---:|---:|---:|
 {rows}"""
 SHARED = """\
 What the gradients of the classes of a group agree on is followed where it leads downhill by a
@@ -145,6 +145,12 @@ class's own gradient. Of {classes} classes of {target} the loss on test images f
 {agreed} by this rule, to {always} where every class follows it always, as before, and to {never}
 where none does; the class that gains least gains {least_agreed}, {least_always} and
 {least_never} ([curves](results/encode_shared.json), one run each)."""
+NAMES = {
+    "convnet3": "ConvNet-3",
+    "vit6": "ViT of 6 blocks",
+    "resnetap10": "ResNetAP-10",
+    "resnet18": "ResNet-18, stem of CIFAR",
+}
 SETS = {"cifar10": "CIFAR-10", "fashion-mnist": "Fashion-MNIST"}
 SHORT = """\
 Accuracy of a small network, {student}, on {test_images} test images, after {long_updates} updates \
@@ -468,7 +474,7 @@ def standard_figures() -> dict[str, str]:
 def spread(values: Sequence[float]) -> str:
     """Return mean and deviation of accuracies, or what one run has."""
     if len(values) == 1:
-        return f"{100 * values[0]:.1f} % (one run)"
+        return f"{100 * values[0]:.1f} %"
     return f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f} %"
 
 
@@ -484,7 +490,8 @@ def sent(figures: Mapping[str, Any]) -> str:
                 budget=size(int(budget)),
                 updates=f"{found['updates']:,}",
                 target=SETS.get(name, name),
-                other=found["other"],
+                other=NAMES.get(found["other"], found["other"]),
+                runs=" (one run, as those that follow)" if len(runs) == 1 else "",
                 protocol=found["protocol"],
                 own=spread([run["own"] for run in runs]),
                 passed=spread([run["sent student labels images of class names"] for run in runs]),
@@ -509,11 +516,12 @@ def across(figures: Mapping[str, Any]) -> str:
     pairs = pairs_of(figures.get("rows", {}))
     if not pairs:
         return ACROSS_NOT_YET
-    lines = [
-        f"| {row['student']} | {size(row['budget'])} | {percent(row)} | {percent(other)}"
-        f" | {100 * (row['last']['mean'] - other['last']['mean']):+.1f} |"
-        for row, other in pairs
-    ]
+    lines = []
+    for row, other in pairs:
+        points = 100 * (row["last"]["mean"] - other["last"]["mean"])
+        cells = [NAMES.get(row["student"], row["student"])]
+        cells += [cell for one in (row, other) for cell in (f"{one['bytes']:,.0f} B", percent(one))]
+        lines.append(f"| {' | '.join(cells)} | {points:+.1f} |")
     (updates,) = {run["updates"] for row, other in pairs for run in (*row["runs"], *other["runs"])}
     return ACROSS.format(
         protocol=figures["protocol"], updates=f"{updates:,}", rows="\n".join(lines)

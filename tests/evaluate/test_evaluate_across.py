@@ -45,10 +45,10 @@ def test_readme_has_the_students_of_both_rows() -> None:
         "b": row(0.6, 0.01, student="resnet18", arm="pack", budget=6000),
     }
     for found in rows.values():
-        found["runs"] = [{"updates": 300}] * 3
+        found |= {"runs": [{"updates": 300}] * 3, "bytes": 5000.0}
     text = readme.across({"protocol": "quick", "rows": rows})
-    assert "| vit6 | 6 kB | 50.0 ± 1.0 % | 40.0 ± 2.0 % | +10.0 |" in text
-    assert "resnet18" not in text
+    assert "| ViT of 6 blocks | 5,000 B | 50.0 ± 1.0 % | 5,000 B | 40.0 ± 2.0 % | +10.0 |" in text
+    assert "ResNet-18" not in text
     assert "300 updates" in text
     assert readme.across({}) == readme.ACROSS_NOT_YET
 

@@ -84,8 +84,8 @@ def test_readme_says_what_the_sent_student_knows_and_passes_on() -> None:
     one = {"cifar10": {"6000": {**facts, "runs": {"0": run}}}}
     text = " ".join(readme.sent(one).split())
     assert "of 3 bits a weight that fits into the 3,757 B of the pack of 6 kB" in text
-    assert "recognises 50.0 % (one run) of its test images" in text
-    assert "it reaches 25.0 % (one run); taught by the pack, 40.0 % (one run)" in text
+    assert "recognises 50.0 % of its test images (one run, as those that follow)" in text
+    assert "it reaches 25.0 %; taught by the pack, 40.0 % (protocol" in text
     more = {"cifar10": {"6000": {**facts, "runs": {"0": run, "1": {**run, "own": 0.6}}}}}
     assert "recognises 55.0 ± 7.1 %" in readme.sent(more)
     assert readme.sent({}) == readme.SENT_NOT_YET
