@@ -133,12 +133,15 @@ it reaches {passed}; taught by the pack, {pack} (protocol `{protocol}`)."""
 ACROSS_NOT_YET = """\
 Packs taught to other students: `python -m benchmarks across`, not run to its end yet."""
 ACROSS = """\
-Other students than the one that pilots chose by, on the same packs and photographs of CIFAR-10
-(protocol `{protocol}`: {updates} updates; [figures](results/across-cifar10.json)):
+The same packs and photographs of CIFAR-10 teach other students than ConvNet-3, by which pilots
+chose (protocol `{protocol}`: {updates} updates; [figures](results/across-cifar10.json)):
 
 | student | a pack | accuracy | the best photographs | accuracy | points |
 |---|---:|---:|---:|---:|---:|
 {rows}"""
+OTHER_STUDENTS = """\
+The lead of a pack of {bytes} B over photographs in {other_bytes} B depends on the network
+(CIFAR-10, {updates} updates): {leads}."""
 SHARED = """\
 What the gradients of the classes of a group agree on is followed where it leads downhill by a
 class's own gradient. Of {classes} classes of {target} the loss on test images falls from {start} to
@@ -172,6 +175,8 @@ best on test images.
 | {chosen_fashion_6000} |
 
 ![Accuracy of students against bytes, CIFAR-10](benchmarks/results/table-cifar10-standard.svg)
+
+{other_students}
 
 `encode --budget` chose what the packs hold, by short trainings: seeds alone in the first two, \
 which need {bytes_cifar_3000} and {bytes_cifar_6000} B;
@@ -528,6 +533,28 @@ def across(figures: Mapping[str, Any]) -> str:
     )
 
 
+def other_students(figures: Mapping[str, Any]) -> str:
+    """Return by how much packs are ahead with each architecture, in a sentence for every size."""
+    pairs = pairs_of(figures.get("rows", {}))
+    texts = []
+    for budget in sorted({row["budget"] for row, _ in pairs}):
+        found = [(row, other) for row, other in pairs if row["budget"] == budget]
+        first, photographs = found[0]
+        leads = ", ".join(
+            f"{NAMES.get(row['student'], row['student'])}"
+            f" {100 * (row['last']['mean'] - other['last']['mean']):.1f} points"
+            for row, other in found
+        )
+        text = OTHER_STUDENTS.format(
+            bytes=f"{first['bytes']:,.0f}",
+            other_bytes=f"{photographs['bytes']:,.0f}",
+            updates=f"{first['runs'][0]['updates']:,}",
+            leads=leads,
+        )
+        texts.append(text)
+    return "\n".join(texts)
+
+
 def shared(figures: Mapping[str, Any]) -> str:
     """Return what three rules for the shared part of a step come to."""
     rules, name = figures["rules"], figures["source"]["name"]
@@ -721,6 +748,7 @@ def other_figures() -> dict[str, str]:
         "psnr": f"{backbone['autoencoder_psnr']:.1f}",
         "sent": sent(load("sent_student")),
         "across": across(load("across-cifar10")),
+        "other_students": other_students(load("across-cifar10")),
         "learning": f"{learning(load('encode'))}\n\n{shared(load('encode_shared'))}",
         "decode_threads": str(decode["threads"]),
         "decode_rate": f"{ours['rates']['exact']['images_per_second']:.0f}",

@@ -51,6 +51,11 @@ def test_readme_has_the_students_of_both_rows() -> None:
     assert "ResNet-18" not in text
     assert "300 updates" in text
     assert readme.across({}) == readme.ACROSS_NOT_YET
+    lead = "The lead of a pack of 5,000 B over photographs in 5,000 B depends"
+    assert lead in readme.other_students({"rows": rows})
+    assert readme.other_students({"rows": rows}).endswith(
+        "300 updates): ViT of 6 blocks 10.0 points."
+    )
 
 
 def test_photographs_have_the_settings_of_the_committed_table() -> None:
