@@ -19,6 +19,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 import torch
 
+from d3pack.encode.methods.d3m import inversion
+
+PILOT = inversion.PILOT
 _VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
 # asking starts CUDA in this process: hiding the device from the environment comes too late to
 # take it from the tests that want it
@@ -58,3 +61,22 @@ def seen_gpu(
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", _VISIBLE)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_pilot() -> Iterator[None]:
+    """Fewer gradients than `encode` takes to begin, in all tests of this process alike.
+
+    A process that a test starts takes as many as users' do.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inversion, "PILOT", 40)
+        yield
+
+
+@pytest.fixture(scope="module")
+def long_pilot(short_pilot: None) -> Iterator[None]:
+    """As many gradients as `encode` takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inversion, "PILOT", PILOT)
+        yield

@@ -17,6 +17,8 @@ from d3pack.encode.methods.d3m import one_pass
 from d3pack.errors import UsageError
 from d3pack.format import Pack, decode_prompts
 
+pytestmark = pytest.mark.usefixtures("long_pilot")  # whether a prompt gains here is close
+
 ALONE = {"candidates": 1, "labels": "none", "guidance": 1.5}
 STAGE = "fit prompts to one pass"
 
