@@ -141,7 +141,7 @@ chose (protocol `{protocol}`: {updates} updates; [figures](results/across-cifar1
 {rows}"""
 OTHER_STUDENTS = """\
 The lead of a pack of {bytes} B over photographs in {other_bytes} B depends on the network
-(CIFAR-10, {updates} updates): {leads}."""
+(CIFAR-10, {updates} updates{alone}): {leads}."""
 SHARED = """\
 What the gradients of the classes of a group agree on is followed where it leads downhill by a
 class's own gradient. Of {classes} classes of {target} the loss on test images falls from {start} to
@@ -152,7 +152,7 @@ NAMES = {
     "convnet3": "ConvNet-3",
     "vit6": "ViT of 6 blocks",
     "resnetap10": "ResNetAP-10",
-    "resnet18": "ResNet-18, stem of CIFAR",
+    "resnet18": "ResNet-18 (stem of CIFAR)",
 }
 SETS = {"cifar10": "CIFAR-10", "fashion-mnist": "Fashion-MNIST"}
 SHORT = """\
@@ -549,6 +549,7 @@ def other_students(figures: Mapping[str, Any]) -> str:
             bytes=f"{first['bytes']:,.0f}",
             other_bytes=f"{photographs['bytes']:,.0f}",
             updates=f"{first['runs'][0]['updates']:,}",
+            alone=", one network each" if all(len(row["runs"]) == 1 for row, _ in found) else "",
             leads=leads,
         )
         texts.append(text)
