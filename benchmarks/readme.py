@@ -141,7 +141,7 @@ chose (protocol `{protocol}`: {updates} updates; [figures](results/across-cifar1
 {rows}"""
 OTHER_STUDENTS = """\
 The lead of a pack of {bytes} B over photographs in {other_bytes} B depends on the network
-(CIFAR-10, {updates} updates{alone}): {leads}."""
+(CIFAR-10, {updates} updates, {seeds} networks of each): {leads}."""
 SHARED = """\
 What the gradients of the classes of a group agree on is followed where it leads downhill by a
 class's own gradient. Of {classes} classes of {target} the loss on test images falls from {start} to
@@ -549,7 +549,7 @@ def other_students(figures: Mapping[str, Any]) -> str:
             bytes=f"{first['bytes']:,.0f}",
             other_bytes=f"{photographs['bytes']:,.0f}",
             updates=f"{first['runs'][0]['updates']:,}",
-            alone=", one network each" if all(len(row["runs"]) == 1 for row, _ in found) else "",
+            seeds=either({len(one["runs"]) for pair in found for one in pair}),
             leads=leads,
         )
         texts.append(text)
