@@ -54,7 +54,7 @@ def test_readme_has_the_students_of_both_rows() -> None:
     lead = "The lead of a pack of 5,000 B over photographs in 5,000 B depends"
     assert lead in readme.other_students({"rows": rows})
     assert readme.other_students({"rows": rows}).endswith(
-        "300 updates): ViT of 6 blocks 10.0 points."
+        "300 updates, 3 networks of each): ViT of 6 blocks 10.0 points."
     )
 
 
