@@ -53,8 +53,8 @@ CODES: Mapping[str, tuple[str, str]] = {
     "E_FEATURE": ("InvalidPackError", "`requires` has a name that the reader does not know"),
     "E_CANON": (
         "InvalidPackError",
-        "the manifest is not in canonical form, or a field has its default; later: the header is"
-        " not the one that the manifest determines",
+        "the manifest is not in canonical form, or a field has its default; later: a"
+        " parameter of codes has, or the header is not the one that the manifest determines",
     ),
     "E_MANIFEST": ("InvalidPackError", "a field is missing, unknown or of a wrong type"),
     "E_ROOT": ("InvalidPackError", "`root` is not the hash of the manifest"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from d3pack.format import container, pack, reader, recipe
+from d3pack.format.codecs import codes
 
 FEATURE = "^[a-z][a-z0-9-]{0,31}$"
 
@@ -89,7 +90,22 @@ def schema() -> dict[str, Any]:
         ),
         "minItems": 3,
     }
-    bare = {"properties": {"prompts": {"const": False}}}
+    bare = {"properties": {"prompts": {"const": False}}, "required": ["prompts"]}
+    coded = closed(
+        {**codes.DEFAULTS, "atoms": None, "images": None},
+        atoms=array(integer(0, codes.MAX_ATOMS), 1, recipe.MAX_FRESH),
+        bits=integer(1, codes.MAX_BITS),
+        codes=integer(1, reader.MAX_IMAGES),
+        eta={**real, "minimum": 0, "maximum": recipe.MAX_ETA},
+        guidance={**real, "minimum": -1000, "maximum": 1000},
+        images=integer(1, reader.MAX_IMAGES),
+        prompts={"type": "boolean"},
+        sigmas=array({**real, "minimum": 0, "maximum": 1e6}, 2, recipe.MAX_FRESH + 1),
+    )
+    section |= {
+        "if": {"prefixItems": [{"const": "codes"}]},
+        "then": {"prefixItems": [{}, {"const": codes.CODEC}, coded]},
+    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "d3m-1/manifest.schema.json",

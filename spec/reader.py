@@ -20,7 +20,6 @@ RECIPE_DEFAULTS = {"dtype": "float32", "extra": {}, "grey": False, "group": 16, 
                    "template": "a photo of a {}"}
 BACKBONE_DEFAULTS = {"kind": "stable-diffusion", "licence": "unknown", "repo": ""}
 FORMS = {"U8": "B", "I8": "b", "U32": "I", "F16": "e"}
-OWN_CODES = "atoms codes eta guidance prompts sigmas"
 FIELDS = "classes d3m images_per_class optional provenance recipe requires root sections seed"
 RECIPE = " ".join(sorted([*RECIPE_DEFAULTS, "backbone", "sigmas", "size"]))
 LINE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]{0,1024}"
@@ -100,6 +99,8 @@ table_ok = lambda rows, n: array(rows, n, n) and all(array(x, 2, 2) and array(x[
 sigmas_ok = lambda s, most: (array(s, 2, most) and all(type(x) is float for x in s)
     and all(high >= low * (1 + 1e-6) for high, low in zip(s, s[1:]))
     and canonical(s[-1]) == "0.0" and s[0] <= 1e6 and s[-2] >= 1e-6)
+code_defaults = lambda p: {"bits": 8, "eta": 1.0, "guidance": 1.0, "prompts": True, "images":
+    p.get("codes"), "atoms": [1] * (len(p["sigmas"]) - 1 if type(p.get("sigmas")) is list else 0)}
 rows_of = lambda v, n: [v[at : at + len(v) // n] for at in range(0, len(v), len(v) // n or 1)]
 has = lambda value, names: isinstance(value, dict) and sorted(value) == names.split()
 
@@ -166,6 +167,7 @@ def place(sections, C, n):
     at, seeded, vectors = {True: 0, False: 0}, n, []  # bytes shared, of a class; uncoded images
     for name, s in sections.items():
         start, s["tensors"] = at[True], []
+        s["params"] = filled(s["params"], code_defaults(s["params"]) if name == "codes" else {})
         need(name not in CODECS or s["codec"] in CODECS[name].split(), "E_CODEC", s["codec"])
         rule = {"prompts": prompts, "unconditional": prompts, "codes": coded, "labels": labels,
                 "adapter": adapter}
@@ -216,13 +218,13 @@ def prompts(name, codec, p, C, n):
             "pq": {"codebook": book, "codes": ["U8", [*front, parts]], "scales": scales}}[codec]
 
 def coded(name, codec, p, C, n):
-    params(p, bits=(1, 16), images=(1, n), **dict.fromkeys(OWN_CODES.split()))
+    params(p, **dict.fromkeys([*code_defaults(p), "codes", "sigmas"]) | {"bits": (1, 16)})
     atoms, sigmas, most = p["atoms"], p["sigmas"], min(1024, 2 ** p["bits"])
-    fine = (whole(p["codes"], 1, p["images"]) and sigmas_ok(sigmas, 257)
+    ok = (whole(p["images"], 1, n) and whole(p["codes"], 1, p["images"]) and sigmas_ok(sigmas, 257)
         and real(p["eta"], 0, 1e3) and real(p["guidance"], -1e3, 1e3) and type(p["prompts"]) is bool
         and (p["prompts"] or p["guidance"] == 1) and array(atoms, len(sigmas) - 1, len(sigmas) - 1)
         and all(whole(m, 0, most * (not i or p["eta"] > 0)) for i, m in enumerate(atoms)))
-    need(fine and any(atoms), "E_CODEC", "codes")
+    need(ok and any(atoms), "E_CODEC", "codes")
     return {"bits": ["U8", [C, (p["codes"] * sum(widths(p)) + 7) // 8]]}
 
 def labels(name, codec, p, C, n):
@@ -312,8 +314,6 @@ def topk_row(blob, C, n, k, bits, octaves):
         need(tail == 2**bits - 1 if k == C else tail > 0, "E_LABEL", "tail")
 
 if __name__ == "__main__":
-    try:
-        got = read(open(sys.argv[1], "rb").read())
-    except Refused as error:
-        sys.exit(": ".join(error.args))
+    try: got = read(open(sys.argv[1], "rb").read())
+    except Refused as error: sys.exit(": ".join(error.args))
     print(json.dumps({"names": got["names"], "manifest": got["manifest"]}, indent=1))

@@ -44,6 +44,15 @@ def loads(text: str, name: str) -> Any:
         raise InvalidPackError(f"{name}: {error}", code="E_JSON") from None
 
 
+def drop_defaults(value: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the items that are not spelled as their default: 0 is not False, 1 is not 1.0."""
+    return {
+        name: item
+        for name, item in value.items()
+        if name not in defaults or dumps_plain(item) != dumps_plain(defaults[name])
+    }
+
+
 def to_plain(value: Any, depth: int = 0) -> Any:
     """Return a copy made of dict, list, str, int, float, bool and None.
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from d3pack.errors import InvalidPackError, UsageError
+from d3pack.format.canonical import drop_defaults
 from d3pack.format.codecs._checks import Layout, SectionSpec, Tensor
 from d3pack.format.coded import DTYPES, Array, Coded
 from d3pack.format.rules import MAX_DATA, SECTIONS, layout_opaque
@@ -136,7 +137,10 @@ class _Counts:
 
 
 def _stored_params(name: str, coded: Coded, counts: Mapping[str, int]) -> dict[str, Any]:
-    """Return parameters without those that follow from the pack; a newer section's with sizes."""
+    """Return what is written of parameters; those of a newer section with sizes.
+
+    What follows from the pack, or is a default, is not written.
+    """
     params = dict(coded.params)
     if name not in SECTIONS:
         if not set(coded.tensors) <= {"rows", "shared"}:
@@ -153,7 +157,7 @@ def _stored_params(name: str, coded: Coded, counts: Mapping[str, int]) -> dict[s
             raise InvalidPackError(
                 f"{name}: of {coded.params[key]} {key}, the pack has {counts[key]}", code="E_CODEC"
             )
-    return params
+    return drop_defaults(params, SECTIONS[name].defaults(params))
 
 
 def _check_tensors(part: Part, tensors: Mapping[str, Tensor]) -> None:
@@ -287,12 +291,14 @@ def _place(
     digest: str = "",
 ) -> Part:
     """Return the part that begins at these bytes of `shared` and of a row."""
-    spec = SectionSpec(codec, params)
     if name in SECTIONS:
-        layout = SECTIONS[name].layout(spec, counts["classes"], counts["images"])
-        params = {**params, **{key: counts[key] for key in SECTIONS[name].implied}}
+        section = SECTIONS[name]
+        params = _with_defaults(params, section.defaults(params), f"{name}.params")
+        spec = SectionSpec(codec, params)
+        layout = section.layout(spec, counts["classes"], counts["images"])
+        params = {**params, **{key: counts[key] for key in section.implied}}
     else:
-        layout = layout_opaque(spec, counts["classes"], name)
+        layout = layout_opaque(SectionSpec(codec, params), counts["classes"], name)
         params = {key: value for key, value in params.items() if key not in ("row", "shared")}
     sizes = dict.fromkeys((True, False), 0)
     for tensor in layout.values():
@@ -306,6 +312,15 @@ def _place(
         slice(row, row + sizes[False]),
         digest,
     )
+
+
+def _with_defaults(
+    params: Mapping[str, Any], defaults: Mapping[str, Any], at: str
+) -> Mapping[str, Any]:
+    """Return parameters with those that were left out."""
+    for name in sorted(set(params) - set(drop_defaults(params, defaults))):
+        raise InvalidPackError(f"{at}.{name} has its default and must be left out", code="E_CANON")
+    return dict(sorted({**defaults, **params}.items()))
 
 
 def build_header(manifest: str, placement: Placement) -> bytes:

@@ -13,7 +13,7 @@ import numpy as np
 
 from d3pack.errors import BackboneChangedError, InvalidPackError, UsageError
 from d3pack.format import container
-from d3pack.format.canonical import FrozenDict, dumps, dumps_plain, freeze, to_plain
+from d3pack.format.canonical import FrozenDict, drop_defaults, dumps, dumps_plain, freeze, to_plain
 from d3pack.format.codecs.codes import first_codes
 from d3pack.format.codecs.files import decode_files
 from d3pack.format.codecs.labels import first_labels, restrict_labels
@@ -453,9 +453,9 @@ def carried_files(pack: Pack) -> dict[str, bytes] | None:
 def without_defaults(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return a manifest without the fields that have their default."""
     recipe = manifest["recipe"]
-    backbone = _changed(recipe["backbone"], backbone_defaults(recipe["backbone"]))
-    return _changed(
-        {**manifest, "recipe": _changed({**recipe, "backbone": backbone}, RECIPE_DEFAULTS)},
+    backbone = drop_defaults(recipe["backbone"], backbone_defaults(recipe["backbone"]))
+    return drop_defaults(
+        {**manifest, "recipe": drop_defaults({**recipe, "backbone": backbone}, RECIPE_DEFAULTS)},
         DEFAULTS,
     )
 
@@ -477,17 +477,8 @@ def spelled_defaults(manifest: Mapping[str, Any]) -> list[str]:
         at + name
         for at, value, defaults in levels
         if isinstance(value, dict)
-        for name in sorted(set(value) - set(_changed(value, defaults)))
+        for name in sorted(set(value) - set(drop_defaults(value, defaults)))
     ]
-
-
-def _changed(value: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    # compared by their spelling, because 0 == False and 1 == 1.0
-    return {
-        name: item
-        for name, item in value.items()
-        if name not in defaults or dumps_plain(item) != dumps_plain(defaults[name])
-    }
 
 
 def _length(span: slice) -> int:

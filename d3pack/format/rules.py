@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from d3pack.format.codecs._checks import (
     check_shape,
 )
 from d3pack.format.codecs.adapter import check_adapter_values, layout_adapter
-from d3pack.format.codecs.codes import check_code_values, layout_codes
+from d3pack.format.codecs.codes import check_code_values, code_defaults, layout_codes
 from d3pack.format.codecs.labels import check_label_values, layout_labels
 from d3pack.format.codecs.picks import check_pick_values, layout_picks
 from d3pack.format.codecs.prompts import check_prompt_values, layout_prompts
@@ -36,11 +36,17 @@ MAX_PROBES = 4096
 _CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]")
 
 
+def _no_defaults(params: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {}
+
+
 class Section(NamedTuple):
     """How a section is stored: its tensors follow from codec, parameters, classes and images."""
 
     layout: Callable[[SectionSpec, int, int], Layout]  # checks codec and parameters
     implied: tuple[str, ...] = ()  # parameters that follow from the pack and are not stored
+    # parameters that are left out where they have these values
+    defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _no_defaults
 
 
 def check_total(classes: int, images: int) -> None:
@@ -171,7 +177,7 @@ SECTIONS: dict[str, Section] = {  # in the order of the file
     "ids": Section(_layout_ids),
     "prompts": Section(layout_prompts),
     "unconditional": Section(_layout_unconditional),
-    "codes": Section(layout_codes),
+    "codes": Section(layout_codes, defaults=code_defaults),
     "picks": Section(layout_picks, implied=("images",)),
     "labels": Section(layout_labels, implied=("classes", "images")),
     "weights": Section(layout_weights),

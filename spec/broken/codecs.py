@@ -108,10 +108,22 @@ def cases() -> Iterator[Case]:
         ("guidance-minus", "guidance of minus zero", "codes", {"guidance": -0.0}),
     ):
         yield f"codes-{name}", code, breaks, source, params("codes", **value)
-    needed, unused = params("codes", prompts=True), params("codes", prompts=False)
+    needed, unused = drop("codes", "prompts"), params("codes", prompts=False)
     yield "codes-prompts-needed", "E_SECTION", "codes under no prompts", "codes-bare", needed
     yield "codes-prompts-unused", "E_SECTION", "prompts of no image", "codes", unused
-    yield "codes-missing", code, "no atoms", "codes", drop("codes", "atoms")
+    for name in ("codes", "sigmas"):
+        yield f"codes-missing-{name}", code, f"no {name}", "codes", drop("codes", name)
+    usual = {"atoms": [1] * 5, "bits": 8, "eta": 1.0, "guidance": 1.0, "images": 6}
+    for name, value in {**usual, "prompts": True}.items():
+        edit = params("codes", **{name: value})
+        yield f"codes-default-{name}", "E_CANON", f"{name} has its default", "codes", edit
+
+    def defaults_of_none(draft: Draft) -> None:
+        del draft.params("codes")["sigmas"], draft.params("codes")["codes"]
+        draft.params("codes")["images"] = None
+        draft.reroot()
+
+    yield "codes-default-null", "E_CANON", "a default of nothing", "codes", defaults_of_none
 
     def picked(draft: Draft) -> None:
         draft.params("codes")["images"] = 6

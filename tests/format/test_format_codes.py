@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from format_packs import make
+from format_packs import make, stored
 
 from d3pack.format import Codes, Coding, Pack, decode_codes, encode_codes, pack_bytes, read
 from d3pack.format.codecs import codes_at, encode_picks
@@ -211,6 +212,34 @@ def test_parameters_without_effect_are_refused() -> None:
         pack_bytes(make(images=6, codes=guided))
     first = coding_of(atoms=(2, 0), eta=0.0)
     pack_bytes(make(images=6, codes=encode_codes(Codes(first, 4, *choices(first)))))
+
+
+@pytest.mark.parametrize(
+    ("changes", "coded", "count", "written"),
+    [
+        ({"atoms": (1, 1)}, 4, 4, {}),
+        ({"atoms": (1, 1)}, 4, 3, {"images": 4}),
+        ({"atoms": (1, 2)}, 4, 4, {"atoms": [1, 2]}),
+        ({"atoms": (1, 1), "bits": 9}, 4, 4, {"bits": 9}),
+        ({"atoms": (1, 1), "eta": 0.5}, 4, 4, {"eta": 0.5}),
+        ({"atoms": (1, 1), "guidance": 2.0}, 4, 4, {"guidance": 2.0}),
+        ({"atoms": (1, 1), "prompts": False}, 4, 4, {"prompts": False}),
+    ],
+)
+def test_defaults_are_left_out(
+    changes: dict[str, Any], coded: int, count: int, written: dict[str, Any]
+) -> None:
+    coding = coding_of(**changes)
+    codes = Codes(coding, coded, *choices(coding, count=count))
+    pack = make(images=6, codes=encode_codes(codes))
+    data = pack_bytes(pack)
+    text = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["d3m"]
+    (params,) = (params for name, _, params, *_ in json.loads(text)["sections"] if name == "codes")
+    assert params == {"codes": count, "sigmas": [2.0, 1.0, 0.0], **written}
+    found = read(data)
+    assert found == pack
+    assert stored(found.codes).params == stored(pack.codes).params
+    assert decode_codes(stored(found.codes)).coding == coding
 
 
 def test_rank_of_no_set_is_refused() -> None:

@@ -199,7 +199,7 @@ BEYOND: dict[str, str | tuple[str, Callable[[Draft], Any]]] = {  # a corpus file
     "bits of a picked set": "picks-sets-bits",
     "levels of a code": (
         "codes",
-        _params("codes", sigmas=[*map(float, range(257, -1, -1))], atoms=[1] * 257),
+        _params("codes", sigmas=[*map(float, range(257, -1, -1))]),
     ),
     "bits of the number of a codebook's entries": "codes-bits",
     "atoms of a level": ("codes", _params("codes", bits=11, atoms=[1025, 1, 1, 1, 1])),

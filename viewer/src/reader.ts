@@ -86,6 +86,7 @@ const FIELDS = "classes d3m images_per_class optional provenance recipe requires
 const RECIPE =
   "backbone dtype extra grey group guidance guided_channels noise sampler sigmas size template";
 const CODE_FIELDS = ["atoms", "codes", "eta", "guidance", "prompts", "sigmas"];
+const CODE_DEFAULTS = object({ bits: 8, eta: real(1), guidance: real(1), prompts: true });
 
 const FEATURE = full("[a-z][a-z0-9-]{0,31}");
 const HEX16 = full("[0-9a-f]{16}");
@@ -282,6 +283,7 @@ function place(sections: Map<string, Section>, classes: number, images: number):
   let seeded = images; // images without a code
   let vectors: Json[] | undefined;
   for (const [name, section] of sections) {
+    if (name === "codes") section.params = filled(section.params, codeDefaults(section.params));
     const { codec, params } = section;
     need(!(name in CODECS) || CODECS[name].includes(codec), "E_CODEC", `unknown codec ${quote(codec)} of ${name}`);
     section.images = name === "picks" ? seeded : images;
@@ -360,6 +362,13 @@ function promptShapes({ codec, params }: Section, count: number): Shapes {
   }
   const codes: [Dtype, number[]] = ["U8", [...front, Math.ceil(width / dim)]];
   return { codebook: ["F16", [entries, dim]], codes, scales: ["F16", front] };
+}
+
+/** Return the parameters of codes that are left out where they have these values. */
+function codeDefaults(params: JsonObject): JsonObject {
+  const sigmas = params.get("sigmas");
+  const atoms = Array.isArray(sigmas) ? sigmas.slice(1).fill(1) : [];
+  return new Map<string, Json>([...CODE_DEFAULTS, ["atoms", atoms], ["images", params.get("codes") ?? null]]);
 }
 
 function codeShapes({ params, images }: Section, classes: number): Shapes {

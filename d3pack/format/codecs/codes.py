@@ -26,6 +26,7 @@ CODEC = "noise"
 MAX_BITS = 16
 MAX_ATOMS = 1024  # of a level
 _KEYS = {"atoms", "bits", "codes", "eta", "guidance", "images", "prompts", "sigmas"}
+DEFAULTS = {"bits": 8, "eta": 1.0, "guidance": 1.0, "prompts": True}  # those of a `Coding`
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +166,16 @@ def first_codes(coded: Coded, images: int) -> Coded:
     bits = np.unpackbits(coded.tensors["bits"], axis=1, count=count * total, bitorder="little")
     params = {**coded.params, "codes": count, "images": min(images, coded.params["images"])}
     return Coded(CODEC, {"bits": np.packbits(bits, axis=1, bitorder="little")}, params)
+
+
+def code_defaults(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters that are left out where they have these values.
+
+    Those of a malformed section are of no use, but do not fail.
+    """
+    sigmas = params.get("sigmas")
+    steps = len(sigmas) - 1 if isinstance(sigmas, (list, tuple)) else 0
+    return {**DEFAULTS, "atoms": [1] * steps, "images": params.get("codes")}
 
 
 def layout_codes(spec: SectionSpec, classes: int, images: int, at: str = "codes") -> Layout:
