@@ -74,9 +74,7 @@ def short_pilot() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def long_pilot(short_pilot: None) -> Iterator[None]:
-    """As many gradients as `encode` takes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inversion, "PILOT", PILOT)
-        yield
+@pytest.fixture
+def long_pilot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as `encode` takes, for what is compared with another process."""
+    monkeypatch.setattr(inversion, "PILOT", PILOT)

@@ -255,6 +255,7 @@ def test_bad_files_that_one_shard_meets_are_listed_by_the_merge(home: Path, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("long_pilot")
 def test_shards_at_the_same_time_wait_for_each_other(world: Path, tmp_path: Path) -> None:
     """Two processes, and a third that is killed and run again."""
     encode(world / "source", tmp_path / "whole.d3m", quick(str(world / "sd")))

@@ -34,7 +34,7 @@ from d3pack.system import ObjectPath, Workers
 
 __all__ = ["bucket", "store_servers"]
 ray: Any = pytest.importorskip("ray", reason="needs Ray: pip install '.[ray]'")
-pytestmark = [pytest.mark.slow, pytest.mark.e2e]
+pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.usefixtures("long_pilot")]
 
 
 BLINK = replace(
