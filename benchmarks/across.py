@@ -4,9 +4,9 @@
                                 [--budgets 6000,30000] [--seeds 3]
 
 Packs are those of `table`, in `--packs`, and are made where they are missing. The photographs are
-those that did best in `results/table-NAME.json`, random ones or those that a teacher chooses, as
-pilots of ConvNet-3 compressed them: nobody who sends images knows the student. Students are trained
-by `--protocol`, that of the table, and tested once, at the end. Seed 0 of every cell comes first;
+those that did best in the committed table of `--protocol`, random ones or those that a teacher
+chooses, as pilots of ConvNet-3 compressed them: nobody who sends images knows the student. Students
+are trained by that protocol, and tested once, at the end. Seed 0 of every cell comes first;
 finished students are kept in `--work`.
 """
 
@@ -20,7 +20,7 @@ import torch
 
 from benchmarks import table as tables
 from benchmarks.figure import best_of
-from benchmarks.readme import pairs_of
+from benchmarks.readme import lead, pairs_of
 from benchmarks.results import RESULTS, code, command, load, save
 from d3pack.evaluate import Bench, Entry, baselines
 from d3pack.evaluate.entries import PayloadSettings
@@ -91,12 +91,12 @@ def margins(rows: dict[str, Any]) -> list[str]:
     """Return one line for each architecture and size: pack, photographs, and the difference."""
     lines = []
     for row, other in pairs_of(rows):
-        one, two = row["last"], other["last"]
-        lines.append(
-            f"{row['student']:12} {row['budget']:>7,} B: {100 * one['mean']:.1f} ±"
-            f" {100 * one['std']:.1f} against {100 * two['mean']:.1f} ±"
-            f" {100 * two['std']:.1f} %: {100 * (one['mean'] - two['mean']):+.1f}"
+        one, two = (
+            f"{100 * each['last']['mean']:.1f} ± {100 * each['last']['std']:.1f}"
+            for each in (row, other)
         )
+        what = f"{row['student']:12} {row['budget']:>7,} B"
+        lines.append(f"{what}: {one} against {two} %: {lead(row, other):+.1f}")
     return lines
 
 
@@ -104,7 +104,9 @@ def main(arguments: Sequence[str]) -> None:
     """Run the benchmark."""
     parser = tables.parser(__doc__)
     parser.add_argument("--students", default=STUDENTS, help="architectures [%(default)s]")
-    parser.add_argument("--tuned", help="name of the table that chose settings [NAME-standard]")
+    parser.add_argument(
+        "--tuned", help="name of the table that chose settings [that of the protocol]"
+    )
     parser.set_defaults(budgets="6000,30000", protocol="standard")
     args = parser.parse_args(arguments, namespace=Arguments())
     table = tables.open_table(parser, args)
@@ -112,7 +114,7 @@ def main(arguments: Sequence[str]) -> None:
         "train", table.train, table.bench.shared, torch.device("cpu"), table.events
     )
     of = benches(table, args.students.split(","))
-    name = args.tuned or f"{args.name}-standard"
+    name = args.tuned or (args.name if args.protocol == "quick" else f"{args.name}-standard")
     by_budget = {b: [*entries(table, name, b)] for b in map(int, args.budgets.split(","))}
     cells = [
         Cell(student, arm, budget, entry)
@@ -128,6 +130,9 @@ def main(arguments: Sequence[str]) -> None:
     for seed in range(args.seeds):
         for cell in cells:
             known = figures["rows"].get(str(cell))
+            settings = cell.entry.detail.get("payload")
+            if known and known["detail"].get("payload") != settings:
+                known = None  # of photographs that were compressed otherwise
             if known and len(known["runs"]) > seed:
                 continue
             result = of[cell.student].run(cell.entry, seed + 1)

@@ -66,6 +66,7 @@ from d3pack.system import (
     Events,
     Journal,
     options_of,
+    parse_duration,
     plain,
     replace_folder,
     resolve_device,
@@ -99,10 +100,10 @@ class Way:
         words = [self.settings.method]
         settings, own = replace(self.settings, method="d3m"), self.settings.method_settings
         kinds = (EncodeSettings, *([] if own is None else [type(own)]))
-        flags = {entry.name: entry.flag for kind in kinds for entry in options_of(kind)}
+        options = {entry.name: entry for kind in kinds for entry in options_of(kind)}
         for name, value in described(settings).items():
-            flag = flags[name] or f"--{name.replace('_', '-')}"
-            unit = "s" if name == "train_seconds" else ""
+            flag = options[name].flag or f"--{name.replace('_', '-')}"
+            unit = "s" if options[name].parse is parse_duration else ""
             words += [flag, *([] if value is True else [f"{value}{unit}"])]
         return " ".join(words)
 
@@ -328,11 +329,9 @@ class Run:
         if name == PHOTOGRAPHS:
             return {}
         value, after = described(self.settings(name, ipc)), self.ways[name].after
-        return (
-            value
-            if after is None
-            else value | {"after": self.described(after, self.ways[after].most)}
-        )
+        if after is not None:
+            value["after"] = self.described(after, self.ways[after].most)
+        return value
 
     def path(self, name: str, ipc: int) -> Path:
         settings = json.dumps(self.described(name, ipc), sort_keys=True)

@@ -12,6 +12,7 @@ from evaluate_world import BLINK
 from tiny_backbones import tiny_pack, tiny_sd
 
 from benchmarks import across, readme
+from benchmarks.results import load
 from d3pack.evaluate import Bench, teacher
 from d3pack.evaluate.baselines import AVIF_SHEET
 from d3pack.evaluate.entries import PayloadSettings
@@ -99,7 +100,7 @@ def test_every_student_learns_from_the_same_images(
     words += f" --backbone {tmp_path}/sd --budgets 2000 --students convnet3,vit6"
     across.main([*words.split(), "--seeds", "1"])
     across.main([*words.split(), "--seeds", "2"])
-    rows = json.loads((tmp_path / "across-toy.json").read_text(encoding="utf-8"))["figures"]["rows"]
+    rows = load(tmp_path / "across-toy.json")["rows"]
     assert set(rows) == {
         f"{student}, {arm}, 2,000 B"
         for student in ("convnet3", "vit6")
@@ -109,5 +110,14 @@ def test_every_student_learns_from_the_same_images(
         assert [run["student"] for run in found["runs"]] == [name.partition(",")[0]] * 2
         assert all(len(run["curve"]) == 1 for run in found["runs"])
         assert found["bytes"] <= 2000
+    others = PayloadSettings(AVIF_SHEET, 50, 16)
+    monkeypatch.setattr(across, "tuned", lambda *_: (True, others))
+    across.main([*words.split(), "--seeds", "2"])
+    found = json.loads((tmp_path / "across-toy.json").read_text(encoding="utf-8"))["figures"][
+        "rows"
+    ]
+    for name, each in found.items():
+        assert (each == rows[name]) == (each["arm"] == "pack"), "photographs are compressed anew"
+        assert len(each["runs"]) == 2
     monkeypatch.setattr(Bench, "run", lambda *_: pytest.fail("it is there"))
     across.main([*words.split(), "--seeds", "2"])
