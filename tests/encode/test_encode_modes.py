@@ -366,13 +366,13 @@ def test_estimate_has_the_bytes_and_all_stages(home: Path, tmp_path: Path) -> No
 
 @pytest.mark.heavy
 def test_budget_buys_as_many_images_as_fit(home: Path, tmp_path: Path) -> None:
-    settings = modes(home / "sd", budget=1500, images_per_class=None)
+    settings = modes(home / "sd", budget=1400, images_per_class=None)
     lines = estimate_encode(home / "source", settings)["lines"]
     pack = encode(home / "source", tmp_path / "a.d3m", settings)
     count = pack.images_per_class
     assert 1 < count < 150
-    assert any(f"budget 1,500 bytes: {count} images of each class: about" in line for line in lines)
-    assert (tmp_path / "a.d3m").stat().st_size <= 1500
+    assert any(f"budget 1,400 bytes: {count} images of each class: about" in line for line in lines)
+    assert (tmp_path / "a.d3m").stat().st_size <= 1400
     with pytest.raises(UsageError, match=f"{count + 1} images of each class take"):
         estimate_encode(home / "source", replace(settings, images_per_class=count + 1))
     many = estimate_encode(home / "source", replace(settings, budget=100_000))
