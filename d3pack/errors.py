@@ -54,7 +54,8 @@ CODES: Mapping[str, tuple[str, str]] = {
     "E_CANON": (
         "InvalidPackError",
         "the manifest is not in canonical form, or a field has its default; later: a"
-        " parameter of codes has, or the header is not the one that the manifest determines",
+        " parameter of the section `codes` has its default, or the header is not the one that the"
+        " manifest determines",
     ),
     "E_MANIFEST": ("InvalidPackError", "a field is missing, unknown or of a wrong type"),
     "E_ROOT": ("InvalidPackError", "`root` is not the hash of the manifest"),

@@ -66,8 +66,16 @@ VALUES: list[Any] = [
     0.0,
     -0.0,
     0.5,
+    1.0,
     1e308,
+    8,
+    [1] * 5,
 ]
+# of fields that are left out where they have their default, or that are no field
+NAMES = (
+    *("x", "row", "", "shared", "requires", "seed", "licence"),
+    *("atoms", "bits", "eta", "guidance", "images", "prompts"),
+)
 
 
 def raw(data: bytes, rng: random.Random) -> bytes:
@@ -177,7 +185,7 @@ def poke_json(value: Any, rng: random.Random) -> None:
         if kind == 0:
             del value[key]
         elif kind == 1 and isinstance(value, dict):
-            value[rng.choice(("x", "row", "", "shared", "requires", "seed", "licence"))] = old
+            value[rng.choice(NAMES)] = old if rng.random() < 0.5 else rng.choice(VALUES)
         elif kind == 1:
             value.insert(key, old)
         elif kind == 2 and isinstance(old, (int, float)) and not isinstance(old, bool):

@@ -93,7 +93,10 @@ def schema() -> dict[str, Any]:
     bare = {"properties": {"prompts": {"const": False}}, "required": ["prompts"]}
     coded = closed(
         {**codes.DEFAULTS, "atoms": None, "images": None},
-        atoms=array(integer(0, codes.MAX_ATOMS), 1, recipe.MAX_FRESH),
+        atoms={
+            **array(integer(0, codes.MAX_ATOMS), 1, recipe.MAX_FRESH),
+            "contains": {"minimum": 1},
+        },
         bits=integer(1, codes.MAX_BITS),
         codes=integer(1, reader.MAX_IMAGES),
         eta={**real, "minimum": 0, "maximum": recipe.MAX_ETA},
@@ -102,9 +105,10 @@ def schema() -> dict[str, Any]:
         prompts={"type": "boolean"},
         sigmas=array({**real, "minimum": 0, "maximum": 1e6}, 2, recipe.MAX_FRESH + 1),
     )
+    unguided = {"if": bare, "then": {"properties": {"guidance": False}}}
     section |= {
         "if": {"prefixItems": [{"const": "codes"}]},
-        "then": {"prefixItems": [{}, {"const": codes.CODEC}, coded]},
+        "then": {"prefixItems": [{}, {"const": codes.CODEC}, coded | unguided]},
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -57,6 +57,8 @@ def _summary(pack: Pack) -> dict[str, Any]:
     manifest: dict[str, Any] = to_plain(pack.manifest)
     sections = {}
     for name, codec, params, *digest in manifest.pop("sections"):
+        if name == "codes" and pack.codes is not None:
+            params = to_plain(pack.codes.params)  # with their defaults, as the recipe
         sections[name] = {
             "codec": codec,
             "params": params,

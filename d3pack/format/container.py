@@ -137,9 +137,9 @@ class _Counts:
 
 
 def _stored_params(name: str, coded: Coded, counts: Mapping[str, int]) -> dict[str, Any]:
-    """Return what is written of parameters; those of a newer section with sizes.
+    """Return the parameters as the manifest holds them.
 
-    What follows from the pack, or is a default, is not written.
+    It leaves out what the pack implies, and defaults; it has the sizes of a newer section.
     """
     params = dict(coded.params)
     if name not in SECTIONS:
@@ -157,7 +157,10 @@ def _stored_params(name: str, coded: Coded, counts: Mapping[str, int]) -> dict[s
             raise InvalidPackError(
                 f"{name}: of {coded.params[key]} {key}, the pack has {counts[key]}", code="E_CODEC"
             )
-    return drop_defaults(params, SECTIONS[name].defaults(params))
+    defaults = SECTIONS[name].defaults(params)
+    for key in sorted(set(defaults) - set(params)):  # only files leave them out
+        raise InvalidPackError(f"{name}.params.{key}: missing", code="E_CODEC")
+    return drop_defaults(params, defaults)
 
 
 def _check_tensors(part: Part, tensors: Mapping[str, Tensor]) -> None:
@@ -317,7 +320,7 @@ def _place(
 def _with_defaults(
     params: Mapping[str, Any], defaults: Mapping[str, Any], at: str
 ) -> Mapping[str, Any]:
-    """Return parameters with those that were left out."""
+    """Return parameters with those that were left out; a default that is written is refused."""
     for name in sorted(set(params) - set(drop_defaults(params, defaults))):
         raise InvalidPackError(f"{at}.{name} has its default and must be left out", code="E_CANON")
     return dict(sorted({**defaults, **params}.items()))

@@ -124,6 +124,15 @@ def cases() -> Iterator[Case]:
         draft.reroot()
 
     yield "codes-default-null", "E_CANON", "a default of nothing", "codes", defaults_of_none
+    for name, sigmas in (("empty", []), ("object", {})):
+        edit = params("codes", sigmas=sigmas, atoms=[])
+        yield f"codes-default-{name}", "E_CANON", "a default of no steps", "codes", edit
+
+    def default_of_another(draft: Draft) -> None:
+        draft.params("codes")["bits"] = 8
+        codec("codes", "dct")(draft)
+
+    yield "codes-default-codec", "E_CANON", "a default, and a codec", "codes", default_of_another
 
     def picked(draft: Draft) -> None:
         draft.params("codes")["images"] = 6

@@ -17,6 +17,7 @@ import d3pack
 from d3pack.cli import main
 
 EVERYTHING = VECTORS / "valid" / "everything.d3m"
+CODES = VECTORS / "valid" / "codes.d3m"
 
 
 def process(*args: object) -> subprocess.CompletedProcess[str]:
@@ -71,6 +72,9 @@ def test_info_as_json_and_quiet(command: Any) -> None:
     assert value["ledger"]["total"] == EVERYTHING.stat().st_size
     assert sum(value["ledger"]["sections"].values()) == value["ledger"]["total"]
     assert value["sections"]["prompts"]["codec"] == "pq"
+    params = json.loads(command("info", CODES, "--format", "json").stdout)["sections"]["codes"]
+    assert params["params"]["atoms"] == [1] * 5, "what the file leaves out is told"
+    assert params["params"]["eta"] == 1.0
     assert command("info", EVERYTHING, "--format", "quiet").stdout == pack.root + "\n"
 
 

@@ -14,7 +14,7 @@ from format_packs import make, stored
 
 from d3pack.format import Codes, Coding, Pack, decode_codes, encode_codes, pack_bytes, read
 from d3pack.format.codecs import codes_at, encode_picks
-from d3pack.format.codecs.codes import _ranks, _sets, level_bits
+from d3pack.format.codecs.codes import KEYS, _ranks, _sets, level_bits
 from d3pack.format.coded import Coded
 from d3pack.testing import raises_code
 
@@ -201,6 +201,14 @@ def test_other_parameters_are_refused(name: str, value: Any) -> None:
     wrong = Coded(codes.codec, codes.tensors, {**codes.params, name: value})
     with raises_code("E_CODEC"):
         pack_bytes(make(images=6, codes=wrong))
+
+
+@pytest.mark.parametrize("name", sorted(KEYS))
+def test_parameters_are_complete_in_memory(name: str) -> None:
+    codes = stored(with_codes().codes)
+    rest = {key: value for key, value in codes.params.items() if key != name}
+    with raises_code("E_CODEC", match=name):
+        pack_bytes(make(images=6, codes=Coded(codes.codec, codes.tensors, rest)))
 
 
 def test_parameters_without_effect_are_refused() -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import jsonschema
@@ -41,11 +42,11 @@ INDEX = json.loads((VECTORS / "index.json").read_text())
 CHECKER = jsonschema.Draft202012Validator(SCHEMA)
 
 
-def section(number: int) -> str:
+def section(number: int | str) -> str:
     return SPEC.split(f"\n## {number}. ")[1].split("\n## ")[0]
 
 
-def table(number: int) -> list[list[str]]:
+def table(number: int | str) -> list[list[str]]:
     rows = [line for line in section(number).splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
 
@@ -111,6 +112,19 @@ def test_tables_of_defaults_match_the_code() -> None:
     assert reader.DEFAULTS == pack.DEFAULTS
     assert reader.RECIPE_DEFAULTS == recipe.DEFAULTS
     assert reader.BACKBONE_DEFAULTS == recipe.BACKBONE_DEFAULTS
+
+
+def test_defaults_of_codes_match_the_code() -> None:
+    told = {row[0].strip("`"): row[1].strip("`") for row in table("6a")}
+    assert set(told) == codes.KEYS
+    assert (told.pop("atoms"), told.pop("images")) == ("T times 1", "the value of `codes")
+    want = {name: canonical.dumps(value) for name, value in codes.DEFAULTS.items()}
+    assert {name: value for name, value in told.items() if value} == want
+    usual = asdict(codes.Coding((1.0, 0.0), (1,)))
+    assert {name: usual[name] for name in codes.DEFAULTS} == codes.DEFAULTS
+    assert codes.code_defaults({"sigmas": [2.0, 1.0, 0.0], "codes": 3}) == reader.code_defaults(
+        {"sigmas": [2.0, 1.0, 0.0], "codes": 3}
+    )
 
 
 def test_recipe_without_its_defaults_is_the_same() -> None:

@@ -25,7 +25,7 @@ from d3pack.format.recipe import MAX_ETA, MAX_FRESH, check_sigmas, is_real
 CODEC = "noise"
 MAX_BITS = 16
 MAX_ATOMS = 1024  # of a level
-_KEYS = {"atoms", "bits", "codes", "eta", "guidance", "images", "prompts", "sigmas"}
+KEYS = {"atoms", "bits", "codes", "eta", "guidance", "images", "prompts", "sigmas"}
 DEFAULTS = {"bits": 8, "eta": 1.0, "guidance": 1.0, "prompts": True}  # those of a `Coding`
 
 
@@ -169,9 +169,9 @@ def first_codes(coded: Coded, images: int) -> Coded:
 
 
 def code_defaults(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters that are left out where they have these values.
+    """Return the default of each parameter that may be left out.
 
-    Those of a malformed section are of no use, but do not fail.
+    For a malformed section the values mean nothing, but nothing is raised.
     """
     sigmas = params.get("sigmas")
     steps = len(sigmas) - 1 if isinstance(sigmas, (list, tuple)) else 0
@@ -181,10 +181,10 @@ def code_defaults(params: Mapping[str, Any]) -> dict[str, Any]:
 def layout_codes(spec: SectionSpec, classes: int, images: int, at: str = "codes") -> Layout:
     """Return the tensor of codes; codec and parameters are checked."""
     _checks.check_codec(spec, CODEC, at)
-    _checks.check_keys(spec.params, at, _KEYS)
+    _checks.check_keys(spec.params, at, KEYS)
     bits = _checks.check_integer(spec.params, "bits", at, 1, MAX_BITS)
-    coded = _checks.check_integer(spec.params, "images", at, 1, images)
-    count = _checks.check_integer(spec.params, "codes", at, 1, coded)
+    count = _checks.check_integer(spec.params, "codes", at, 1, images)
+    _checks.check_integer(spec.params, "images", at, count, images)
     _check_sampling(spec.params, at)
     _check_atoms(spec.params, at, 1 << bits)
     width = sum(level_bits(1 << bits, atoms) for atoms in spec.params["atoms"])
