@@ -8,6 +8,7 @@ The project's own has one table and one figure, `benchmarks/README.md` has all r
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
@@ -142,8 +143,12 @@ ConvNet-3 more, {before} (first table):
 |---|---:|---:|---:|---:|---:|
 {rows}"""
 OTHER_STUDENTS = """\
-The lead of a pack of {bytes} B over photographs in {other_bytes} B depends on the network
-(CIFAR-10, {updates} updates, {seeds} networks of each): {leads}."""
+How far packs are ahead of photographs, in points, depends on the network (CIFAR-10, {updates}
+updates, {seeds} networks of each; ±: standard deviation of the difference):
+
+| network | {sizes} |
+|---|{rules}
+{rows}"""
 SHARED = """\
 What the gradients of the classes of a group agree on is followed where it leads downhill by a
 class's own gradient. Of {classes} classes of {target} the loss on test images falls from {start} to
@@ -543,25 +548,30 @@ def across(figures: Mapping[str, Any]) -> str:
 
 
 def other_students(figures: Mapping[str, Any]) -> str:
-    """Return by how much packs are ahead with each architecture, in a sentence for every size."""
+    """Return by how much packs are ahead with each architecture, a column for every size."""
     pairs = pairs_of(figures.get("rows", {}))
-    texts = []
-    for budget in sorted({row["budget"] for row, _ in pairs}):
-        found = [(row, other) for row, other in pairs if row["budget"] == budget]
-        first, photographs = found[0]
-        leads = ", ".join(
-            f"{NAMES.get(row['student'], row['student'])} {lead(row, other):.1f} points"
-            for row, other in found
-        )
-        text = OTHER_STUDENTS.format(
-            bytes=f"{first['bytes']:,.0f}",
-            other_bytes=f"{photographs['bytes']:,.0f}",
-            updates=f"{first['runs'][0]['updates']:,}",
-            seeds=either({len(one["runs"]) for pair in found for one in pair}),
-            leads=leads,
-        )
-        texts.append(text)
-    return "\n".join(texts)
+    budgets = sorted({row["budget"] for row, _ in pairs})
+    if not budgets:
+        return ""
+    cells: dict[str, dict[int, str]] = {}
+    sizes: dict[int, str] = {}
+    for row, other in pairs:
+        spread = 100 * math.hypot(row["last"]["std"], other["last"]["std"])
+        name = NAMES.get(row["student"], row["student"])
+        cells.setdefault(name, {})[row["budget"]] = f"{lead(row, other):+.1f} ± {spread:.1f}"
+        sizes[row["budget"]] = f"pack {row['bytes']:,.0f} B, photographs {other['bytes']:,.0f} B"
+    (updates,) = {run["updates"] for pair in pairs for one in pair for run in one["runs"]}
+    rows = [
+        f"| {name} | {' | '.join(found.get(budget, '-') for budget in budgets)} |"
+        for name, found in cells.items()
+    ]
+    return OTHER_STUDENTS.format(
+        updates=f"{updates:,}",
+        seeds=either({len(one["runs"]) for pair in pairs for one in pair}),
+        sizes=" | ".join(sizes[budget] for budget in budgets),
+        rules="---:|" * len(budgets),
+        rows="\n".join(rows),
+    )
 
 
 def shared(figures: Mapping[str, Any]) -> str:

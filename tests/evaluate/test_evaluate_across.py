@@ -52,11 +52,22 @@ def test_readme_has_the_students_of_both_rows() -> None:
     assert "ResNet-18" not in text
     assert "300 updates" in text
     assert readme.across({}) == readme.ACROSS_NOT_YET
-    lead = "The lead of a pack of 5,000 B over photographs in 5,000 B depends"
-    assert lead in readme.other_students({"rows": rows})
-    assert readme.other_students({"rows": rows}).endswith(
-        "300 updates, 3 networks of each): ViT of 6 blocks 10.0 points."
+    larger = {"student": "resnet18", "budget": 30_000, "runs": [{"updates": 300}] * 3}
+    both = {
+        **rows,
+        "c": row(0.6, 0.01, arm="pack", bytes=29_000.0) | larger,
+        "resnet18, photographs, 30,000 B": row(0.7, 0.01, arm="photographs", bytes=28_000.0)
+        | larger,
+    }
+    text = readme.other_students({"rows": both})
+    assert "300\nupdates, 3 networks of each" in text
+    assert text.endswith(
+        "\n| network | pack 5,000 B, photographs 5,000 B | pack 29,000 B, photographs 28,000 B |"
+        "\n|---|---:|---:|"
+        "\n| ViT of 6 blocks | +10.0 ± 2.2 | - |"
+        "\n| ResNet-18 (stem of CIFAR) | - | -10.0 ± 1.4 |"
     )
+    assert readme.other_students({}) == ""
 
 
 def test_photographs_have_the_settings_of_the_committed_table() -> None:
