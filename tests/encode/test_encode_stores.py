@@ -24,6 +24,7 @@ from object_stores import any_bucket, bucket, store_servers
 from tiny_backbones import tiny_dit
 
 from d3pack.encode import EncodeSettings, encode, encode_shard, merge
+from d3pack.encode.methods.d3m import inversion
 from d3pack.errors import UsageError
 from d3pack.system import ObjectPath, Shard, WaitingError, mirror
 
@@ -223,8 +224,10 @@ import sys
 from pathlib import Path
 from encode_world import quick
 from d3pack.encode import encode_shard
+from d3pack.encode.methods.d3m import inversion
 from d3pack.system import Shard
-home, output = sys.argv[1:]
+home, output, pilot = sys.argv[1:]
+inversion.PILOT = int(pilot)
 settings = quick(home + "/sd", codes=2, code_steps=3, code_bits=4)
 encode_shard(home + "/source", output, Shard(1, 2), settings, teachers=Path("teachers"),
              listeners=[lambda event: print(event, flush=True)])
@@ -237,7 +240,7 @@ def test_a_killed_shard_goes_on_from_an_empty_disk(
     output, settings = f"{bucket}/x.d3m", settings_by_name(home, "d3m")
     machine()
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": os.getcwd()}
-    words = [sys.executable, "-c", PROGRAM, str(home), output]
+    words = [sys.executable, "-c", PROGRAM, str(home), output, str(inversion.PILOT)]
     with subprocess.Popen(words, env=environ, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
