@@ -148,7 +148,7 @@ updates, {seeds} networks of each; ±: standard deviation of the difference):
 
 | network | {sizes} |
 |---|{rules}
-{rows}"""
+{rows}{level}"""
 SHARED = """\
 What the gradients of the classes of a group agree on is followed where it leads downhill by a
 class's own gradient. Of {classes} classes of {target} the loss on test images falls from {start} to
@@ -555,10 +555,13 @@ def other_students(figures: Mapping[str, Any]) -> str:
         return ""
     cells: dict[str, dict[int, str]] = {}
     sizes: dict[int, str] = {}
+    level: dict[int, list[str]] = {}  # networks that learn no more from packs
     for row, other in pairs:
         spread = 100 * math.hypot(row["last"]["std"], other["last"]["std"])
         name = NAMES.get(row["student"], row["student"])
         cells.setdefault(name, {})[row["budget"]] = f"{lead(row, other):+.1f} ± {spread:.1f}"
+        if lead(row, other) <= spread:
+            level.setdefault(row["budget"], []).append(name)
         sizes[row["budget"]] = f"pack {row['bytes']:,.0f} B, photographs {other['bytes']:,.0f} B"
     (updates,) = {run["updates"] for pair in pairs for one in pair for run in one["runs"]}
     rows = [
@@ -571,6 +574,11 @@ def other_students(figures: Mapping[str, Any]) -> str:
         sizes=" | ".join(sizes[budget] for budget in budgets),
         rules="---:|" * len(budgets),
         rows="\n".join(rows),
+        level="".join(
+            f"\n\nFor {' and '.join(names)}, packs of {budget / 1000:,.0f} kB are not ahead by more"
+            " than that deviation."
+            for budget, names in sorted(level.items())
+        ),
     )
 
 
