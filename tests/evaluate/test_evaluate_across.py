@@ -66,7 +66,8 @@ def test_readme_has_the_students_of_both_rows() -> None:
         "\n|---|---:|---:|"
         "\n| ViT of 6 blocks | +10.0 ± 2.2 | - |"
         "\n| ResNet-18 (stem of CIFAR) | - | -10.0 ± 1.4 |"
-        "\n\nFor ResNet-18 (stem of CIFAR), packs of 30 kB are not ahead by more than that deviation."
+        "\n\nFor ResNet-18 (stem of CIFAR), packs of 30 kB are not ahead by more than that"
+        " deviation."
     )
     assert readme.other_students({}) == ""
 
