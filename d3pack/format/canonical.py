@@ -44,13 +44,16 @@ def loads(text: str, name: str) -> Any:
         raise InvalidPackError(f"{name}: {error}", code="E_JSON") from None
 
 
+def spelled_defaults(value: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """Return which items are spelled as their default: 0 is not False, 1 is not 1.0."""
+    common = sorted(set(value) & set(defaults))
+    return [name for name in common if dumps_plain(value[name]) == dumps_plain(defaults[name])]
+
+
 def drop_defaults(value: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the items that are not spelled as their default: 0 is not False, 1 is not 1.0."""
-    return {
-        name: item
-        for name, item in value.items()
-        if name not in defaults or dumps_plain(item) != dumps_plain(defaults[name])
-    }
+    """Return the items that are not spelled as their default."""
+    spelled = set(spelled_defaults(value, defaults))
+    return {name: item for name, item in value.items() if name not in spelled}
 
 
 def to_plain(value: Any, depth: int = 0) -> Any:

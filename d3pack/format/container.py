@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from d3pack.errors import InvalidPackError, UsageError
-from d3pack.format.canonical import drop_defaults
+from d3pack.format.canonical import drop_defaults, spelled_defaults
 from d3pack.format.codecs._checks import Layout, SectionSpec, Tensor
 from d3pack.format.coded import DTYPES, Array, Coded
 from d3pack.format.rules import MAX_DATA, SECTIONS, layout_opaque
@@ -321,7 +321,7 @@ def _with_defaults(
     params: Mapping[str, Any], defaults: Mapping[str, Any], at: str
 ) -> Mapping[str, Any]:
     """Return parameters with those that were left out; a default that is written is refused."""
-    for name in sorted(set(params) - set(drop_defaults(params, defaults))):
+    for name in spelled_defaults(params, defaults):
         raise InvalidPackError(f"{at}.{name} has its default and must be left out", code="E_CANON")
     return dict(sorted({**defaults, **params}.items()))
 

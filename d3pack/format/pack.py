@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from d3pack.errors import BackboneChangedError, InvalidPackError, UsageError
-from d3pack.format import container
+from d3pack.format import canonical, container
 from d3pack.format.canonical import FrozenDict, drop_defaults, dumps, dumps_plain, freeze, to_plain
 from d3pack.format.codecs.codes import first_codes
 from d3pack.format.codecs.files import decode_files
@@ -477,7 +477,7 @@ def spelled_defaults(manifest: Mapping[str, Any]) -> list[str]:
         at + name
         for at, value, defaults in levels
         if isinstance(value, dict)
-        for name in sorted(set(value) - set(drop_defaults(value, defaults)))
+        for name in canonical.spelled_defaults(value, defaults)
     ]
 
 

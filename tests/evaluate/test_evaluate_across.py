@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +125,7 @@ def test_every_student_learns_from_the_same_images(
     others = PayloadSettings(AVIF_SHEET, 50, 16)
     monkeypatch.setattr(across, "tuned", lambda *_: (True, others))
     across.main([*words.split(), "--seeds", "2"])
-    found = json.loads((tmp_path / "across-toy.json").read_text(encoding="utf-8"))["figures"][
-        "rows"
-    ]
-    for name, each in found.items():
+    for name, each in load(tmp_path / "across-toy.json")["rows"].items():
         assert (each == rows[name]) == (each["arm"] == "pack"), "photographs are compressed anew"
         assert len(each["runs"]) == 2
     monkeypatch.setattr(Bench, "run", lambda *_: pytest.fail("it is there"))

@@ -211,10 +211,7 @@ BEYOND: dict[str, str | tuple[str, Callable[[Draft], Any]]] = {  # a corpus file
     "codebook entries": "prompts-entries-many",
     "bits of a pick": "picks-bits",
     "bits of a picked set": "picks-sets-bits",
-    "levels of a code": (
-        "codes",
-        _params("codes", sigmas=[*map(float, range(257, -1, -1))]),
-    ),
+    "levels of a code": ("codes", _params("codes", sigmas=[*map(float, range(257, -1, -1))])),
     "bits of the number of a codebook's entries": "codes-bits",
     "atoms of a level": ("codes", _params("codes", bits=11, atoms=[1025, 1, 1, 1, 1])),
     "bits of a label code": ("labels-topk", _params("labels", bits=13)),
